@@ -1,0 +1,51 @@
+/* util.h - errors, memory, files and time: the few things every host file needs. */
+#ifndef UTIL_H
+#define UTIL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#if defined(__GNUC__)
+#define PRINTF_LIKE(f, a) __attribute__((format(printf, f, a)))
+#else
+#define PRINTF_LIKE(f, a)
+#endif
+
+#define COUNT(a) ((int)(sizeof(a) / sizeof((a)[0])))
+
+/* Print "error: <message>" and "hint: <hint>" to stderr, then exit: 1 for a failure, 2 for wrong
+ * usage. `hint` may be NULL. The message names the file and the value at fault; the hint says what
+ * to do next. */
+_Noreturn void die(const char *hint, const char *fmt, ...) PRINTF_LIKE(2, 3);
+_Noreturn void die_usage(const char *hint, const char *fmt, ...) PRINTF_LIKE(2, 3);
+
+/* Called once by die() before it exits (e.g. to say where the last checkpoint is). */
+extern void (*die_hook)(void);
+
+void warn(const char *fmt, ...) PRINTF_LIKE(1, 2); /* "warning: ..." on stderr */
+
+/* An error that the caller may handle: functions that take one return false (or NULL) and fill it. */
+typedef struct {
+    char what[512], hint[256];
+} Error;
+bool fail(Error *e, const char *hint, const char *fmt, ...) PRINTF_LIKE(3, 4); /* fills, returns false */
+
+/* Allocation that cannot fail quietly: dies with the size. xcalloc zeroes. */
+void *xmalloc(size_t bytes);
+void *xcalloc(size_t n, size_t size);
+void *xrealloc(void *p, size_t bytes);
+char *xstrdup(const char *s);
+char *xasprintf(const char *fmt, ...) PRINTF_LIKE(1, 2);
+
+double now(void);                            /* seconds, monotonic */
+bool make_dirs(const char *path, Error *e);  /* mkdir -p */
+bool path_exists(const char *path);
+bool is_dir(const char *path);
+char *read_text(const char *path, size_t max_bytes, Error *e); /* whole file, zero-terminated; free() */
+
+/* The word in `list` (NULL-terminated) nearest to `word` by edit distance, or NULL if none is near. */
+const char *nearest(const char *word, const char *const *list);
+
+#endif
