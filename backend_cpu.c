@@ -197,7 +197,7 @@ static inline float expf_fast(float x)
     p = p * r + 0.166665207f;
     p = p * r + 0.499999935f;
     p = p * r * r + r + 1.0f;
-    int32_t bits;
+    uint32_t bits;
     memcpy(&bits, &shifted, 4);
     bits = (bits + 127) << 23;
     float scale;
@@ -224,6 +224,23 @@ static inline float erff_fast(float x)
     return x * p / q;
 }
 
+/* tanh, relative error 4e-7: u times a rational function of u^2, constant beyond 8.6 */
+static inline float tanhf_fast(float u)
+{
+    u = u < -8.6f ? -8.6f : u > 8.6f ? 8.6f : u;
+    float t = u * u;
+    float p = 1.40824579e-08f, q = 8.07063025e-07f;
+    p = p * t + 2.11223681e-05f;
+    q = q * t + 0.000333626877f;
+    p = p * t + 0.00352640061f;
+    q = q * t + 0.0259938961f;
+    p = p * t + 0.134068744f;
+    q = q * t + 0.46740196f;
+    p = p * t + 0.999999987f;
+    q = q * t + 1.0f;
+    return u * p / q;
+}
+
 static inline real exp_(real x)
 {
     return DOUBLE ? (real)exp((double)x) : (real)expf_fast((float)x);
@@ -234,10 +251,9 @@ static inline real erf_(real x)
     return DOUBLE ? (real)erf((double)x) : (real)erff_fast((float)x);
 }
 
-/* tanh(u) = 1 - 2 / (e^2u + 1); saturates like tanh where e^2u does */
 static inline real tanh_(real u)
 {
-    return DOUBLE ? (real)tanh((double)u) : 1 - 2 / (exp_(2 * u) + 1);
+    return DOUBLE ? (real)tanh((double)u) : (real)tanhf_fast((float)u);
 }
 
 /* GELU (Hendrycks & Gimpel 2016): x * Phi(x), with Phi by erf or by its tanh approximation. */
@@ -996,12 +1012,15 @@ static int openblas_level(void)
 void backend_cpu_reexec(char **argv)
 {
     static const char *const types[] = {NULL, NULL, "HASWELL", "SKYLAKEX"};
+    static const char mark[] = "VIT_OPENBLAS_CHECKED"; /* once: the library may lack the better kernels */
     int can = cpu_level();
-    if (can <= openblas_level() || getenv("OPENBLAS_CORETYPE")) return;
-    fprintf(stderr, "note: OpenBLAS chose its %s kernels; starting again with OPENBLAS_CORETYPE=%s\n",
-            openblas_get_corename(), types[can]);
+    if (can <= openblas_level() || getenv(mark)) return;
+    const char *now = getenv("OPENBLAS_CORETYPE");
+    fprintf(stderr, "note: OpenBLAS %s %s kernels on a faster CPU; starting again with OPENBLAS_CORETYPE=%s\n",
+            now ? "was told to use" : "chose", openblas_get_corename(), types[can]);
     fflush(NULL);
     setenv("OPENBLAS_CORETYPE", types[can], 1);
+    setenv(mark, "1", 1);
     execv("/proc/self/exe", argv); /* only returns if it failed: then the slow kernels still work */
 }
 

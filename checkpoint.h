@@ -60,6 +60,7 @@ bool st_sync_dir(const char *path, Error *e); /* makes renames inside a director
 
 /* The configuration of a weights file: ours from its metadata; a foreign one (timm names) from the
  * shapes, heads from the matching preset (else width/64), eps 1e-6, erf GELU, ImageNet mean and std.
+ * classes is 0 where the file has no head.
  * `assumed` receives one line of text that says what was not in the file ("" for ours). */
 bool ckpt_config(const char *path, Config *c, char *assumed, size_t size, Error *e);
 
@@ -77,9 +78,10 @@ typedef struct {
 } RunState;
 
 /* Save to DIR/step_%08d/{model,train_state}.safetensors, published atomically: written to a temporary
- * directory, synced, renamed. Then keeps the newest `keep` and the directory `best_step`, and points
- * DIR/latest and DIR/best (text files with a directory name) at them. A failure (full disk, ...)
- * leaves every earlier checkpoint intact and removes the unfinished one. */
+ * directory, synced, renamed. Then points DIR/latest and DIR/best (text files with a directory name)
+ * at it and at best_step, and of the checkpoints up to this step removes all but the newest `keep`
+ * (0: keeps all) and the best. A failure (full disk, ...) leaves every earlier checkpoint intact and
+ * removes the unfinished one. */
 bool ckpt_save(Model *m, const char *dir, const RunState *run, int keep, Error *e);
 /* Find the checkpoint a run directory (or a checkpoint directory itself) would resume from. */
 bool ckpt_find(const char *dir, char *out, size_t size, Error *e);

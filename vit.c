@@ -425,7 +425,9 @@ static bool init_one(void *ctx, int unit, const ParamInfo *p, const char *name, 
 bool vit_init(Model *m, const char *scheme, uint64_t seed, double head_bias, double layer_scale, Error *e)
 {
     InitArgs a = {m, scheme, seed, head_bias, layer_scale};
-    if (vit_each_param(m, init_one, &a)) return true;
+    bool ok = vit_each_param(m, init_one, &a);
+    if (ok && m->ema) m->be->copy(m->ema, m->weights, (size_t)m->n_padded * sizeof(real));
+    if (ok) return true;
     const char *near = nearest(scheme, vit_init_names);
     return fail(e, "choose jax, timm, torch, megatron or xavier", "no initialiser is called '%s'%s%s",
                 scheme, near ? "; did you mean " : "", near ? near : "");

@@ -1,0 +1,717 @@
+/* safetensors.c - reading and writing safetensors files.
+ *
+ * A file is 8 bytes of header length (little-endian), a JSON object that names every tensor with
+ * its type, shape and byte range, and the data. The reader trusts none of it: st_open() returns
+ * either a file in which every tensor lies inside the mapping and every byte belongs to one tensor,
+ * or an Error that names file, tensor and value. It cannot guard against a program that truncates
+ * the file while it is mapped. The JSON is cJSON's work, its nesting limit included.
+ *
+ * This file knows nothing of models; checkpoint.c gives the tensors their meaning.
+ *
+ * Read in this order: types, numbers in the header, one entry, the whole header, opening, access,
+ * writer. */
+#include "checkpoint.h"
+
+#include <cjson/cJSON.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "safetensors data is little-endian; this machine is not"
+#endif
+
+#define LENGTH_BYTES 8
+#define MAX_HEADER   100000000          /* the limit that the format's own library has */
+#define MAX_EXACT    9007199254740991.0 /* 2^53 - 1: larger JSON numbers may have been rounded */
+
+/* ---- types ---- */
+
+static const struct {
+    const char *name;
+    StType type;
+    int bytes;
+} dtypes[] = {
+    {"F64", ST_F64, 8},   {"F32", ST_F32, 4},       {"F16", ST_F16, 2},       {"BF16", ST_BF16, 2},
+    {"I64", ST_I64, 8},   {"I32", ST_I32, 4},       {"I16", ST_I16, 2},       {"I8", ST_I8, 1},
+    {"U8", ST_U8, 1},     {"BOOL", ST_BOOL, 1},     {"U64", ST_OTHER, 8},     {"U32", ST_OTHER, 4},
+    {"U16", ST_OTHER, 2}, {"F8_E4M3", ST_OTHER, 1}, {"F8_E5M2", ST_OTHER, 1},
+};
+
+static int dtype_index(StType type)
+{
+    int i = 0;
+    while (dtypes[i].type != type)
+        i++;
+    return i;
+}
+
+typedef struct {
+    char *key, *value;
+} Meta;
+
+struct SafeTensors {
+    char *path;
+    const uint8_t *map;
+    uint64_t size, data; /* bytes of the file; where the data starts in it */
+    int count, metas;
+    StTensor *tensor;         /* [count], in file order */
+    const StTensor **by_name; /* [count], sorted by name */
+    Meta *meta;               /* [metas], sorted by key */
+};
+
+/* ---- numbers in the header ---- */
+
+PRINTF_LIKE(4, 5)
+static bool bad_tensor(const SafeTensors *f, const char *name, Error *e, const char *fmt, ...)
+{
+    char what[256];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(what, sizeof what, fmt, args);
+    va_end(args);
+    return fail(e, "the file is damaged, incomplete, or was not written by a careful program",
+                "%s: tensor %.150s: %s", f->path, name, what);
+}
+
+/* A JSON number as a count: whole, not negative, exact. `what` says in an Error where it stands. */
+static bool read_count(const SafeTensors *f, const char *name, const char *what, const cJSON *item,
+                       uint64_t *out, Error *e)
+{
+    if (!cJSON_IsNumber(item))
+        return bad_tensor(f, name, e, "%s is not a number", what);
+    double d = item->valuedouble;
+    if (!(d >= 0 && d <= MAX_EXACT) || d != floor(d))
+        return bad_tensor(f, name, e, "%s is %.17g, not a whole number from 0 to 2^53", what, d);
+    *out = (uint64_t)d;
+    return true;
+}
+
+/* The one member called `key`; missing or repeated is an Error. */
+static const cJSON *member(const SafeTensors *f, const char *name, const cJSON *object,
+                           const char *key, Error *e)
+{
+    const cJSON *found = NULL, *item;
+    cJSON_ArrayForEach(item, object)
+    {
+        if (strcmp(item->string, key) != 0)
+            continue;
+        if (found) {
+            bad_tensor(f, name, e, "%s is there twice", key);
+            return NULL;
+        }
+        found = item;
+    }
+    if (!found)
+        bad_tensor(f, name, e, "%s is missing", key);
+    return found;
+}
+
+/* ---- one entry ---- */
+
+static bool read_dtype(const SafeTensors *f, const cJSON *entry, StTensor *t, int *bytes, Error *e)
+{
+    const cJSON *item = member(f, t->name, entry, "dtype", e);
+    if (!item)
+        return false;
+    if (!cJSON_IsString(item))
+        return bad_tensor(f, t->name, e, "dtype is not a string");
+    for (int i = 0; i < COUNT(dtypes); i++)
+        if (strcmp(dtypes[i].name, item->valuestring) == 0) {
+            t->type = dtypes[i].type;
+            t->dtype = dtypes[i].name;
+            *bytes = dtypes[i].bytes;
+            return true;
+        }
+    return bad_tensor(f, t->name, e, "unknown dtype \"%.50s\"", item->valuestring);
+}
+
+/* shape -> ndim, shape, n. A zero is a legal dimension: the tensor is then empty. */
+static bool read_shape(const SafeTensors *f, const cJSON *entry, StTensor *t, Error *e)
+{
+    const cJSON *item = member(f, t->name, entry, "shape", e), *dim;
+    if (!item)
+        return false;
+    if (!cJSON_IsArray(item))
+        return bad_tensor(f, t->name, e, "shape is not an array");
+    t->n = 1;
+    cJSON_ArrayForEach(dim, item)
+    {
+        uint64_t d = 0;
+        if (t->ndim == ST_MAX_DIMS)
+            return bad_tensor(f, t->name, e, "%d dimensions, more than %d",
+                              cJSON_GetArraySize(item), ST_MAX_DIMS);
+        if (!read_count(f, t->name, "a dimension", dim, &d, e))
+            return false;
+        t->shape[t->ndim++] = (long)d;
+        if (__builtin_mul_overflow(t->n, (long)d, &t->n))
+            return bad_tensor(f, t->name, e, "dimension %" PRIu64 " makes it too large", d);
+    }
+    return true;
+}
+
+/* data_offsets -> begin and bytes; they must agree with dtype and shape and lie in the file. */
+static bool read_offsets(const SafeTensors *f, const cJSON *entry, StTensor *t, int size, Error *e)
+{
+    const cJSON *item = member(f, t->name, entry, "data_offsets", e);
+    uint64_t begin = 0, end = 0, want, have = f->size - f->data;
+    if (!item)
+        return false;
+    if (!cJSON_IsArray(item) || cJSON_GetArraySize(item) != 2)
+        return bad_tensor(f, t->name, e, "data_offsets is not a pair");
+    if (!read_count(f, t->name, "data_offsets[0]", item->child, &begin, e) ||
+        !read_count(f, t->name, "data_offsets[1]", item->child->next, &end, e))
+        return false;
+    if (begin > end)
+        return bad_tensor(f, t->name, e, "data_offsets begin at %" PRIu64 " and end at %" PRIu64,
+                          begin, end);
+    if (end > have)
+        return bad_tensor(f, t->name, e, "data_offsets end at %" PRIu64 ", the data at %" PRIu64,
+                          end, have);
+    if (__builtin_mul_overflow((uint64_t)t->n, (uint64_t)size, &want))
+        return bad_tensor(f, t->name, e, "%ld elements are too many", t->n);
+    if (end - begin != want)
+        return bad_tensor(f, t->name, e,
+                          "data_offsets span %" PRIu64 " bytes, dtype %s and shape need %" PRIu64,
+                          end - begin, t->dtype, want);
+    t->begin = f->data + begin;
+    t->bytes = want;
+    return true;
+}
+
+/* Names end up on terminals and in paths of messages: control characters have no business there. */
+static bool is_clean(const char *name)
+{
+    for (; *name; name++)
+        if ((unsigned char)*name < 0x20 || *name == 0x7f)
+            return false;
+    return true;
+}
+
+static bool read_entry(const SafeTensors *f, const cJSON *entry, StTensor *t, Error *e)
+{
+    int bytes = 0;
+    if (!is_clean(entry->string))
+        return fail(e, NULL, "%s: a tensor's name has control characters", f->path);
+    t->name = xstrdup(entry->string);
+    if (!cJSON_IsObject(entry))
+        return bad_tensor(f, t->name, e, "not described by an object");
+    return read_dtype(f, entry, t, &bytes, e) && read_shape(f, entry, t, e) &&
+           read_offsets(f, entry, t, bytes, e);
+}
+
+/* ---- the whole header ---- */
+
+static int compare_meta(const void *a, const void *b)
+{
+    return strcmp(((const Meta *)a)->key, ((const Meta *)b)->key);
+}
+
+static bool read_meta(SafeTensors *f, const cJSON *object, Error *e)
+{
+    if (f->meta)
+        return fail(e, NULL, "%s: __metadata__ is there twice", f->path);
+    if (!cJSON_IsObject(object))
+        return fail(e, NULL, "%s: __metadata__ is not an object", f->path);
+    const cJSON *item;
+    f->meta = xcalloc((size_t)cJSON_GetArraySize(object), sizeof *f->meta);
+    cJSON_ArrayForEach(item, object)
+    {
+        if (!cJSON_IsString(item))
+            return fail(e, NULL, "%s: __metadata__: the value of \"%.100s\" is not a string",
+                        f->path, is_clean(item->string) ? item->string : "?");
+        f->meta[f->metas].key = xstrdup(item->string);
+        f->meta[f->metas++].value = xstrdup(item->valuestring);
+    }
+    qsort(f->meta, (size_t)f->metas, sizeof *f->meta, compare_meta);
+    for (int i = 1; i < f->metas; i++)
+        if (strcmp(f->meta[i].key, f->meta[i - 1].key) == 0)
+            return fail(e, NULL, "%s: __metadata__: \"%.100s\" is there twice", f->path,
+                        is_clean(f->meta[i].key) ? f->meta[i].key : "?");
+    return true;
+}
+
+static int compare_place(const void *a, const void *b)
+{
+    const StTensor *s = a, *t = b;
+    if (s->begin != t->begin)
+        return s->begin < t->begin ? -1 : 1;
+    if (s->bytes != t->bytes) /* an empty tensor stands before the one that starts at its place */
+        return s->bytes < t->bytes ? -1 : 1;
+    return strcmp(s->name, t->name);
+}
+
+static int compare_name(const void *a, const void *b)
+{
+    return strcmp((*(const StTensor *const *)a)->name, (*(const StTensor *const *)b)->name);
+}
+
+/* Orders the tensors by name, for look-ups; a name may stand there once. */
+static bool index_names(SafeTensors *f, Error *e)
+{
+    f->by_name = xcalloc((size_t)f->count, sizeof *f->by_name);
+    for (int i = 0; i < f->count; i++)
+        f->by_name[i] = &f->tensor[i];
+    qsort(f->by_name, (size_t)f->count, sizeof *f->by_name, compare_name);
+    for (int i = 1; i < f->count; i++)
+        if (strcmp(f->by_name[i]->name, f->by_name[i - 1]->name) == 0)
+            return bad_tensor(f, f->by_name[i]->name, e, "is there twice");
+    return true;
+}
+
+/* Every byte of the data belongs to exactly one tensor. */
+static bool check_places(const SafeTensors *f, Error *e)
+{
+    uint64_t at = f->data;
+    for (int i = 0; i < f->count; i++) {
+        const StTensor *t = &f->tensor[i];
+        if (t->begin < at)
+            return bad_tensor(f, t->name, e, "overlaps tensor %.150s", f->tensor[i - 1].name);
+        if (t->begin > at)
+            return fail(e, NULL, "%s: %" PRIu64 " bytes before tensor %.150s belong to no tensor",
+                        f->path, t->begin - at, t->name);
+        at += t->bytes;
+    }
+    if (at != f->size)
+        return fail(e, NULL, "%s: %" PRIu64 " bytes after the last tensor belong to none", f->path,
+                    f->size - at);
+    return true;
+}
+
+static bool read_header(SafeTensors *f, const cJSON *root, Error *e)
+{
+    const cJSON *entry;
+    if (!cJSON_IsObject(root))
+        return fail(e, NULL, "%s: the header is not a JSON object", f->path);
+    f->tensor = xcalloc((size_t)cJSON_GetArraySize(root), sizeof *f->tensor);
+    cJSON_ArrayForEach(entry, root)
+    {
+        if (strcmp(entry->string, "__metadata__") == 0) {
+            if (!read_meta(f, entry, e))
+                return false;
+            continue;
+        }
+        if (!read_entry(f, entry, &f->tensor[f->count++], e))
+            return false;
+    }
+    qsort(f->tensor, (size_t)f->count, sizeof *f->tensor, compare_place);
+    return index_names(f, e) && check_places(f, e);
+}
+
+/* The text of the header, [LENGTH_BYTES, f->data), as JSON with nothing but blanks behind it. */
+static cJSON *parse_header(const SafeTensors *f, Error *e)
+{
+    const char *text = (const char *)f->map + LENGTH_BYTES, *end = text + (f->data - LENGTH_BYTES);
+    const char *stop = NULL;
+    if (memchr(text, 0, (size_t)(end - text))) {
+        fail(e, NULL, "%s: the header has zero bytes", f->path);
+        return NULL;
+    }
+    cJSON *root = cJSON_ParseWithLengthOpts(text, (size_t)(end - text), &stop, false);
+    while (root && stop < end && strchr(" \t\r\n", *stop))
+        stop++;
+    if (root && stop == end)
+        return root;
+    fail(e, NULL, "%s: the header is not valid JSON near its byte %ld", f->path,
+         stop ? (long)(stop - text) : 0L);
+    cJSON_Delete(root);
+    return NULL;
+}
+
+/* ---- opening ---- */
+
+/* Opens and maps `f->path`. O_NONBLOCK, so that a pipe without a writer is an error, not a wait. */
+static bool map_file(SafeTensors *f, Error *e)
+{
+    struct stat st;
+    int fd = open(f->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return fail(e, NULL, "%s: cannot open: %s", f->path, strerror(errno));
+    bool ok = true;
+    if (fstat(fd, &st) != 0)
+        ok = fail(e, NULL, "%s: cannot read: %s", f->path, strerror(errno));
+    else if (S_ISDIR(st.st_mode))
+        ok = fail(e, "give the .safetensors file in it", "%s: is a directory", f->path);
+    else if (!S_ISREG(st.st_mode))
+        ok = fail(e, NULL, "%s: not a regular file", f->path);
+    else if (st.st_size < LENGTH_BYTES)
+        ok = fail(e, "the file is empty or was not copied completely",
+                  "%s: %lld bytes are too few for a safetensors file", f->path,
+                  (long long)st.st_size);
+    if (ok) {
+        f->size = (uint64_t)st.st_size;
+        void *map = mmap(NULL, f->size, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (map == MAP_FAILED)
+            ok = fail(e, NULL, "%s: cannot map: %s", f->path, strerror(errno));
+        else
+            f->map = map;
+    }
+    close(fd);
+    return ok;
+}
+
+/* The header's length; it must leave room for what it says, and a brace must follow it. */
+static bool read_length(SafeTensors *f, Error *e)
+{
+    static const char advice[] = "is this a safetensors file, and was it copied completely?";
+    uint64_t length, rest = f->size - LENGTH_BYTES;
+    memcpy(&length, f->map, sizeof length);
+    if (length > MAX_HEADER)
+        return fail(e, advice, "%s: header length %" PRIu64 " is over the limit of %d bytes",
+                    f->path, length, MAX_HEADER);
+    if (length > rest)
+        return fail(e, advice,
+                    "%s: header length %" PRIu64 " is more than the %" PRIu64 " bytes that follow",
+                    f->path, length, rest);
+    if (length < 2 || f->map[LENGTH_BYTES] != '{')
+        return fail(e, advice, "%s: header of %" PRIu64 " bytes does not start with {", f->path,
+                    length);
+    f->data = LENGTH_BYTES + length;
+    return true;
+}
+
+SafeTensors *st_open(const char *path, Error *e)
+{
+    SafeTensors *f = xcalloc(1, sizeof *f);
+    cJSON *root = NULL;
+    f->path = xstrdup(path);
+    bool ok = map_file(f, e) && read_length(f, e) && (root = parse_header(f, e)) &&
+              read_header(f, root, e);
+    cJSON_Delete(root);
+    if (ok)
+        return f;
+    st_close(f);
+    return NULL;
+}
+
+void st_close(SafeTensors *f)
+{
+    if (!f)
+        return;
+    if (f->map)
+        munmap((void *)f->map, f->size);
+    for (int i = 0; i < f->count; i++)
+        free(f->tensor[i].name);
+    for (int i = 0; i < f->metas; i++) {
+        free(f->meta[i].key);
+        free(f->meta[i].value);
+    }
+    free(f->tensor);
+    free(f->by_name);
+    free(f->meta);
+    free(f->path);
+    free(f);
+}
+
+/* ---- access ---- */
+
+const char *st_path(const SafeTensors *f)
+{
+    return f->path;
+}
+
+int st_count(const SafeTensors *f)
+{
+    return f->count;
+}
+
+const StTensor *st_at(const SafeTensors *f, int i)
+{
+    return &f->tensor[i];
+}
+
+const StTensor *st_find(const SafeTensors *f, const char *name)
+{
+    int low = 0, high = f->count;
+    while (low < high) {
+        int middle = low + (high - low) / 2, order = strcmp(f->by_name[middle]->name, name);
+        if (order == 0)
+            return f->by_name[middle];
+        if (order < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return NULL;
+}
+
+const char *st_meta(const SafeTensors *f, const char *key)
+{
+    for (int i = 0; i < f->metas; i++)
+        if (strcmp(f->meta[i].key, key) == 0)
+            return f->meta[i].value;
+    return NULL;
+}
+
+int st_meta_count(const SafeTensors *f)
+{
+    return f->metas;
+}
+
+void st_meta_at(const SafeTensors *f, int i, const char **key, const char **value)
+{
+    *key = f->meta[i].key;
+    *value = f->meta[i].value;
+}
+
+const void *st_data(const SafeTensors *f, const StTensor *t)
+{
+    return f->map + t->begin;
+}
+
+/* IEEE half: 1 sign, 5 exponent (bias 15), 10 fraction; every value is exact in float. */
+static float from_half(uint16_t h)
+{
+    int exponent = h >> 10 & 31, fraction = h & 1023;
+    float x = exponent == 31 ? (fraction ? NAN : INFINITY)
+              : exponent     ? ldexpf((float)(fraction + 1024), exponent - 25)
+                             : ldexpf((float)fraction, -24);
+    return h >> 15 ? -x : x;
+}
+
+/* bfloat16 is the upper half of a float. */
+static float from_bfloat(uint16_t h)
+{
+    uint32_t bits = (uint32_t)h << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* One element, at any address, as a number: exact for every type listed. */
+static double float_at(const uint8_t *p, StType type)
+{
+    double d;
+    float x;
+    uint16_t h;
+    switch (type) {
+    case ST_F64:
+        memcpy(&d, p, 8);
+        return d;
+    case ST_F32:
+        memcpy(&x, p, 4);
+        return x;
+    case ST_F16:
+        memcpy(&h, p, 2);
+        return from_half(h);
+    default:
+        memcpy(&h, p, 2);
+        return from_bfloat(h);
+    }
+}
+
+static int64_t integer_at(const uint8_t *p, StType type)
+{
+    int64_t i64;
+    int32_t i32;
+    int16_t i16;
+    switch (type) {
+    case ST_I64:
+        memcpy(&i64, p, 8);
+        return i64;
+    case ST_I32:
+        memcpy(&i32, p, 4);
+        return i32;
+    case ST_I16:
+        memcpy(&i16, p, 2);
+        return i16;
+    case ST_I8:
+        return (int8_t)*p;
+    default:
+        return *p;
+    }
+}
+
+bool st_read_real(const SafeTensors *f, const StTensor *t, real *out, Error *e)
+{
+    const uint8_t *data = st_data(f, t);
+    size_t size = (size_t)dtypes[dtype_index(t->type)].bytes;
+    if (t->type > ST_BF16)
+        return bad_tensor(f, t->name, e, "%s where a floating-point type is expected", t->dtype);
+    if (t->type == ST_REAL) {
+        memcpy(out, data, t->bytes);
+        return true;
+    }
+    for (long i = 0; i < t->n; i++)
+        out[i] = (real)float_at(data + (size_t)i * size, t->type);
+    return true;
+}
+
+bool st_read_i64(const SafeTensors *f, const StTensor *t, int64_t *out, Error *e)
+{
+    const uint8_t *data = st_data(f, t);
+    size_t size = (size_t)dtypes[dtype_index(t->type)].bytes;
+    if (t->type < ST_I64 || t->type > ST_BOOL)
+        return bad_tensor(f, t->name, e, "%s where a signed integer type is expected", t->dtype);
+    for (long i = 0; i < t->n; i++)
+        out[i] = integer_at(data + (size_t)i * size, t->type);
+    return true;
+}
+
+/* ---- writer ---- */
+
+struct StWriter {
+    char *path, *temporary;
+    int fd;
+    cJSON *header, *meta;
+    uint64_t declared, written; /* bytes of data */
+    bool sound;                 /* no declaration has failed */
+};
+
+StWriter *st_create(const char *path, Error *e)
+{
+    StWriter *w = xcalloc(1, sizeof *w);
+    w->path = xstrdup(path);
+    w->temporary = xasprintf("%s.tmp", path);
+    w->fd = open(w->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (w->fd < 0) {
+        fail(e, NULL, "%s: cannot create: %s", w->temporary, strerror(errno));
+        free(w->path);
+        free(w->temporary);
+        free(w);
+        return NULL;
+    }
+    w->header = cJSON_CreateObject();
+    w->meta = cJSON_AddObjectToObject(w->header, "__metadata__");
+    w->sound = w->meta != NULL;
+    return w;
+}
+
+void st_add_meta(StWriter *w, const char *key, const char *value)
+{
+    w->sound = w->sound && cJSON_AddStringToObject(w->meta, key, value);
+}
+
+void st_add_tensor(StWriter *w, const char *name, StType type, int ndim, const int *shape)
+{
+    int d = dtype_index(type);
+    uint64_t bytes = (uint64_t)dtypes[d].bytes, end;
+    for (int i = 0; i < ndim; i++)
+        w->sound =
+            w->sound && shape[i] >= 0 && !__builtin_mul_overflow(bytes, (uint64_t)shape[i], &bytes);
+    w->sound = w->sound && !__builtin_add_overflow(w->declared, bytes, &end) && end < MAX_EXACT;
+    cJSON *entry = w->sound ? cJSON_AddObjectToObject(w->header, name) : NULL;
+    w->sound =
+        entry && cJSON_AddStringToObject(entry, "dtype", dtypes[d].name) &&
+        cJSON_AddItemToObject(entry, "shape", cJSON_CreateIntArray(ndim ? shape : &ndim, ndim)) &&
+        cJSON_AddItemToObject(
+            entry, "data_offsets",
+            cJSON_CreateDoubleArray((double[]){(double)w->declared, (double)end}, 2));
+    if (w->sound)
+        w->declared = end;
+}
+
+static bool put(StWriter *w, const void *data, size_t bytes, Error *e)
+{
+    const char *p = data;
+    while (bytes > 0) {
+        ssize_t n = write(w->fd, p, bytes < (1u << 30) ? bytes : 1u << 30);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return fail(e, "free some space, or write to another disk", "%s: cannot write: %s",
+                        w->path, strerror(errno));
+        p += n;
+        bytes -= (size_t)n;
+    }
+    return true;
+}
+
+/* Length and header, padded with blanks so that the data starts at a multiple of 8. */
+bool st_begin(StWriter *w, Error *e)
+{
+    if (w->meta && !w->meta->child)
+        cJSON_Delete(cJSON_DetachItemViaPointer(w->header, w->meta));
+    char *text = w->sound ? cJSON_PrintUnformatted(w->header) : NULL;
+    if (!text)
+        return fail(e, NULL, "%s: no header: out of memory, or impossible shapes", w->path);
+    size_t n = strlen(text), padding = (8 - n % 8) % 8;
+    uint64_t length = n + padding;
+    bool ok = true;
+    if (length > MAX_HEADER)
+        ok = fail(e, NULL, "%s: a header of %" PRIu64 " bytes is over the limit of %d", w->path,
+                  length, MAX_HEADER);
+    ok = ok && put(w, &length, sizeof length, e) && put(w, text, n, e) &&
+         put(w, "       ", padding, e);
+    cJSON_free(text);
+    return ok;
+}
+
+bool st_write(StWriter *w, const void *data, size_t bytes, Error *e)
+{
+    if (bytes > w->declared - w->written)
+        return fail(e, NULL, "%s: more data than the %" PRIu64 " bytes that were declared", w->path,
+                    w->declared);
+    w->written += bytes;
+    return put(w, data, bytes, e);
+}
+
+static void free_writer(StWriter *w)
+{
+    if (w->fd >= 0)
+        close(w->fd);
+    cJSON_Delete(w->header);
+    free(w->path);
+    free(w->temporary);
+    free(w);
+}
+
+void st_abandon(StWriter *w)
+{
+    if (!w)
+        return;
+    unlink(w->temporary);
+    free_writer(w);
+}
+
+/* Some file systems cannot sync a directory and say so with EINVAL; they have nothing to sync. */
+bool st_sync_dir(const char *path, Error *e)
+{
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    bool ok = fd >= 0 && (fsync(fd) == 0 || errno == EINVAL);
+    int error = errno;
+    if (fd >= 0)
+        close(fd);
+    return ok || fail(e, NULL, "%s: cannot sync directory: %s", path, strerror(error));
+}
+
+static bool sync_parent(const char *path, Error *e)
+{
+    const char *slash = strrchr(path, '/');
+    char *parent = !slash          ? xstrdup(".")
+                   : slash == path ? xstrdup("/")
+                                   : xasprintf("%.*s", (int)(slash - path), path);
+    bool ok = st_sync_dir(parent, e);
+    free(parent);
+    return ok;
+}
+
+/* fsync before rename: the name must never point at data that a power cut can still lose. */
+bool st_finish(StWriter *w, Error *e)
+{
+    bool ok = true;
+    if (w->written != w->declared)
+        ok = fail(e, NULL, "%s: %" PRIu64 " of %" PRIu64 " declared bytes were written", w->path,
+                  w->written, w->declared);
+    else if (fsync(w->fd) != 0)
+        ok = fail(e, NULL, "%s: cannot sync: %s", w->path, strerror(errno));
+    if (close(w->fd) != 0 && ok)
+        ok = fail(e, NULL, "%s: cannot write: %s", w->path, strerror(errno));
+    w->fd = -1;
+    if (ok && rename(w->temporary, w->path) != 0)
+        ok = fail(e, NULL, "%s: cannot rename the finished file: %s", w->path, strerror(errno));
+    if (!ok) {
+        st_abandon(w);
+        return false;
+    }
+    ok = sync_parent(w->path, e);
+    free_writer(w);
+    return ok;
+}
