@@ -1,12 +1,12 @@
 /* backend_cpu.c - the oracle: every op of vit.h in plain C, OpenMP and OpenBLAS.
  *
  * Matrix products are cblas_?gemm, everything else is written out so that it can be compared with
- * the formula above its entry in vit.h. Built once with float and once with double. Never built with
- * -ffast-math: NaN checks must work, and a sum must be summed in the order that is written here.
- * Results do not depend on the number of threads, except inside OpenBLAS.
+ * the formula above its entry in vit.h. Built once with float and once with double. Never built
+ * with -ffast-math: NaN checks must work, and a sum must be summed in the order that is written
+ * here. Results do not depend on the number of threads, except inside OpenBLAS.
  *
- * Order: memory, random masks, elementary functions, linear, embedding, residual and norm, attention,
- * pooling and loss, optimisers, the table.
+ * Order: memory, random masks, elementary functions, linear, embedding, residual and norm,
+ * attention, pooling and loss, optimisers, the table.
  */
 #include "vit.h"
 
@@ -20,7 +20,7 @@
 extern char *openblas_get_corename(void);
 extern char *openblas_get_config(void);
 
-#define DOUBLE (sizeof(real) == 8)
+#define DOUBLE    (sizeof(real) == 8)
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 
 static const StepState *state; /* bound by bind_state */
@@ -41,10 +41,13 @@ static real *row(Tensor t, long i)
 
 static dev *cpu_alloc(size_t bytes)
 {
-    /* calloc, because pages that nobody touches then cost nothing; the block's start is kept below p */
-    if (bytes > SIZE_MAX - 512) return NULL;
+    /* calloc, because pages that nobody touches then cost nothing; the block's start is kept below
+     * p */
+    if (bytes > SIZE_MAX - 512)
+        return NULL;
     char *block = calloc(1, bytes + 512);
-    if (!block) return NULL;
+    if (!block)
+        return NULL;
     void **p = (void **)(((uintptr_t)block + 511) & ~(uintptr_t)255);
     p[-1] = block;
     return (dev *)p;
@@ -52,7 +55,8 @@ static dev *cpu_alloc(size_t bytes)
 
 static void cpu_release(dev *p)
 {
-    if (p) free(((void **)p)[-1]);
+    if (p)
+        free(((void **)p)[-1]);
 }
 
 static void *cpu_host_alloc(size_t bytes)
@@ -120,8 +124,8 @@ static real *scratch(int which, size_t n)
     return p[which];
 }
 
-/* Sums over rows are made in GROUPS partial sums, each over a fixed range of rows and added in order
- * at the end, so that they do not depend on the number of threads. */
+/* Sums over rows are made in GROUPS partial sums, each over a fixed range of rows and added in
+ * order at the end, so that they do not depend on the number of threads. */
 enum { GROUPS = 32 };
 
 static long group_begin(long rows, int g)
@@ -153,8 +157,8 @@ static void drop_scales(real *scale, long n, long first, long sample, const Drop
     long i = 0;
     while (i < n) {
         long element = first + i;
-        Philox r = rng_block(state->seed, (uint32_t)(element / 4), state->sample0 + (uint32_t)sample,
-                             state->step, d->purpose, d->layer);
+        Philox r = rng_block(state->seed, (uint32_t)(element / 4),
+                             state->sample0 + (uint32_t)sample, state->step, d->purpose, d->layer);
         for (long k = element % 4; k < 4 && i < n; k++, i++)
             scale[i] = r.v[k] >= keep ? kept : 0;
     }
@@ -175,7 +179,8 @@ static void drop_row(real *x, long n, long first, long sample, const Drop *d)
 static real path_scale(long sample, const Drop *d)
 {
     real scale = 1;
-    if (d->p > 0) drop_scales(&scale, 1, 0, sample, d);
+    if (d->p > 0)
+        drop_scales(&scale, 1, 0, sample, d);
     return scale;
 }
 
@@ -257,10 +262,10 @@ static inline real tanh_(real u)
 }
 
 /* GELU (Hendrycks & Gimpel 2016): x * Phi(x), with Phi by erf or by its tanh approximation. */
-#define SQRT_HALF ((real)0.70710678118654752440)
+#define SQRT_HALF    ((real)0.70710678118654752440)
 #define INV_SQRT_2PI ((real)0.39894228040143267794)
-#define SQRT_2_PI ((real)0.79788456080286535588)
-#define GELU_CUBIC ((real)0.044715)
+#define SQRT_2_PI    ((real)0.79788456080286535588)
+#define GELU_CUBIC   ((real)0.044715)
 
 static void act_forward(real *y, const real *x, int n, int act)
 {
@@ -308,25 +313,26 @@ static void act_backward(real *d, const real *x, int n, int act)
 /* ------------------------------------------------------------------------------------------------
  * Linear */
 
-static void gemm(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, long M, long N, long K, real alpha, const real *A,
-                 long lda, const real *B, long ldb, real beta, real *C, long ldc)
+static void gemm(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, long M, long N, long K, real alpha,
+                 const real *A, long lda, const real *B, long ldb, real beta, real *C, long ldc)
 {
     int m = (int)M, n = (int)N, k = (int)K, a = (int)lda, b = (int)ldb, c = (int)ldc;
     if (DOUBLE)
-        cblas_dgemm(CblasRowMajor, ta, tb, m, n, k, (double)alpha, (const void *)A, a, (const void *)B, b,
-                    (double)beta, (void *)C, c);
+        cblas_dgemm(CblasRowMajor, ta, tb, m, n, k, (double)alpha, (const void *)A, a,
+                    (const void *)B, b, (double)beta, (void *)C, c);
     else
-        cblas_sgemm(CblasRowMajor, ta, tb, m, n, k, (float)alpha, (const void *)A, a, (const void *)B, b,
-                    (float)beta, (void *)C, c);
+        cblas_sgemm(CblasRowMajor, ta, tb, m, n, k, (float)alpha, (const void *)A, a,
+                    (const void *)B, b, (float)beta, (void *)C, c);
 }
 
 static void cpu_linear_forward(const LinearForward *a)
 {
     const real *bias = host(a->bias);
     Tensor sum = a->act && a->pre.p ? a->pre : a->y;
-    gemm(CblasNoTrans, CblasTrans, a->rows, a->out, a->in, 1, row(a->x, 0), a->x.ld, row(a->w, 0), a->w.ld, 0,
-         row(sum, 0), sum.ld);
-    if (!bias && !a->act && !a->residual.p && a->drop.p <= 0) return;
+    gemm(CblasNoTrans, CblasTrans, a->rows, a->out, a->in, 1, row(a->x, 0), a->x.ld, row(a->w, 0),
+         a->w.ld, 0, row(sum, 0), sum.ld);
+    if (!bias && !a->act && !a->residual.p && a->drop.p <= 0)
+        return;
 
 #pragma omp parallel for schedule(static)
     for (int r = 0; r < a->rows; r++) {
@@ -334,7 +340,8 @@ static void cpu_linear_forward(const LinearForward *a)
         if (bias)
             for (int j = 0; j < a->out; j++)
                 s[j] += bias[j];
-        if (a->act) act_forward(y, s, a->out, a->act);
+        if (a->act)
+            act_forward(y, s, a->out, a->act);
         if (a->drop.p > 0)
             drop_row(y, a->out, (long)(r % a->tokens) * a->out, r / a->tokens, &a->drop);
         if (a->residual.p) {
@@ -347,31 +354,36 @@ static void cpu_linear_forward(const LinearForward *a)
 
 static void cpu_linear_backward_input(const LinearBackwardInput *a)
 {
-    gemm(CblasNoTrans, CblasNoTrans, a->rows, a->in, a->out, 1, row(a->dy, 0), a->dy.ld, row(a->w, 0), a->w.ld,
-         a->accumulate ? 1 : 0, row(a->dx, 0), a->dx.ld);
-    if (!a->act && !a->dbias && a->drop.p <= 0) return;
+    gemm(CblasNoTrans, CblasNoTrans, a->rows, a->in, a->out, 1, row(a->dy, 0), a->dy.ld,
+         row(a->w, 0), a->w.ld, a->accumulate ? 1 : 0, row(a->dx, 0), a->dx.ld);
+    if (!a->act && !a->dbias && a->drop.p <= 0)
+        return;
 
     int n = a->in;
     real *partial = a->dbias ? scratch(0, (size_t)GROUPS * (size_t)n) : NULL;
 #pragma omp parallel for schedule(static)
     for (int g = 0; g < GROUPS; g++) {
         real *sum = partial ? partial + (long)g * n : NULL;
-        if (sum) memset(sum, 0, (size_t)n * sizeof(real));
+        if (sum)
+            memset(sum, 0, (size_t)n * sizeof(real));
         for (long r = group_begin(a->rows, g); r < group_begin(a->rows, g + 1); r++) {
             real *dx = row(a->dx, r);
-            if (a->drop.p > 0) drop_row(dx, n, (r % a->tokens) * n, r / a->tokens, &a->drop);
-            if (a->act) act_backward(dx, row(a->pre, r), n, a->act);
+            if (a->drop.p > 0)
+                drop_row(dx, n, (r % a->tokens) * n, r / a->tokens, &a->drop);
+            if (a->act)
+                act_backward(dx, row(a->pre, r), n, a->act);
             for (int j = 0; sum && j < n; j++)
                 sum[j] += dx[j];
         }
     }
-    if (partial) sum_groups(a->dbias, partial, n);
+    if (partial)
+        sum_groups(a->dbias, partial, n);
 }
 
 static void cpu_linear_backward_weight(const LinearBackwardWeight *a)
 {
-    gemm(CblasTrans, CblasNoTrans, a->out, a->in, a->rows, 1, row(a->dy, 0), a->dy.ld, row(a->x, 0), a->x.ld, 0,
-         host(a->dw), a->in);
+    gemm(CblasTrans, CblasNoTrans, a->out, a->in, a->rows, 1, row(a->dy, 0), a->dy.ld, row(a->x, 0),
+         a->x.ld, 0, host(a->dw), a->in);
 }
 
 /* Column sums of x [rows, n] */
@@ -393,7 +405,8 @@ static void column_sums(dev *out, Tensor x, long rows, long n)
  * Embedding */
 
 /* One patch of one image, added to out [3*P*P] with weight `scale`. */
-static void patch_add(real *out, const Patchify *a, int b, int py, int px, real scale, real lut[3][256])
+static void patch_add(real *out, const Patchify *a, int b, int py, int px, real scale,
+                      real lut[3][256])
 {
     const int P = a->P, H = a->H, W = a->W;
     for (int c = 0; c < VIT_CHANNELS; c++)
@@ -401,7 +414,8 @@ static void patch_add(real *out, const Patchify *a, int b, int py, int px, real 
             real *o = out + (c * P + i) * P;
             long y = (long)py * P + i, x = (long)px * P;
             if (a->u8) {
-                const uint8_t *in = (const uint8_t *)a->images + (((long)b * H + y) * W + x) * VIT_CHANNELS + c;
+                const uint8_t *in =
+                    (const uint8_t *)a->images + (((long)b * H + y) * W + x) * VIT_CHANNELS + c;
                 for (int j = 0; j < P; j++)
                     o[j] += scale * lut[c][in[j * VIT_CHANNELS]];
             } else {
@@ -444,7 +458,8 @@ static void cpu_embed_forward(const Embed *a)
         real *x = row(a->x, r);
         for (int j = 0; j < C; j++)
             x[j] = in[j] + pos[j];
-        if (a->drop.p > 0) drop_row(x, C, (long)t * C, b, &a->drop);
+        if (a->drop.p > 0)
+            drop_row(x, C, (long)t * C, b, &a->drop);
     }
 }
 
@@ -457,16 +472,19 @@ static void cpu_embed_backward(const Embed *a)
         memset(dpos, 0, (size_t)C * sizeof(real));
         for (int b = 0; b < a->B; b++) {
             real *dx = row(a->x, (long)b * T + t);
-            if (a->drop.p > 0) drop_row(dx, C, (long)t * C, b, &a->drop);
+            if (a->drop.p > 0)
+                drop_row(dx, C, (long)t * C, b, &a->drop);
             for (int j = 0; j < C; j++)
                 dpos[j] += dx[j];
             if (t >= a->cls_tokens)
-                memcpy(row(a->patches, (long)b * Np + t - a->cls_tokens), dx, (size_t)C * sizeof(real));
+                memcpy(row(a->patches, (long)b * Np + t - a->cls_tokens), dx,
+                       (size_t)C * sizeof(real));
         }
         if (t < a->cls_tokens) /* the same sum: both are added to every image's row t */
             memcpy(host(a->cls) + (long)t * C, dpos, (size_t)C * sizeof(real));
     }
-    if (a->dbias) column_sums(a->dbias, a->patches, (long)a->B * Np, C);
+    if (a->dbias)
+        column_sums(a->dbias, a->patches, (long)a->B * Np, C);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -498,7 +516,8 @@ static void branch_row(real *out, const real *in, const ResidualNorm *a, long r)
     if (ls)
         for (int j = 0; j < a->C; j++)
             out[j] *= ls[j];
-    if (a->drop.p > 0) drop_row(out, a->C, t * a->C, sample, &a->drop);
+    if (a->drop.p > 0)
+        drop_row(out, a->C, t * a->C, sample, &a->drop);
 }
 
 static void cpu_residual_norm_forward(const ResidualNorm *a)
@@ -521,7 +540,8 @@ static void cpu_residual_norm_forward(const ResidualNorm *a)
             }
             x = out;
         }
-        if (!gamma) continue;
+        if (!gamma)
+            continue;
         real mean, rstd, *y = row(a->y, r);
         moments(x, C, a->eps, &mean, &rstd);
         host(a->mean)[r] = mean;
@@ -569,7 +589,8 @@ static void cpu_residual_norm_backward(const ResidualNorm *a)
             memset(sum[k], 0, (size_t)C * sizeof(real));
         }
         for (long r = group_begin(a->rows, g); r < group_begin(a->rows, g + 1); r++) {
-            if (norm) norm_backward_row(a, r, sum[DGAMMA], sum[DBETA]);
+            if (norm)
+                norm_backward_row(a, r, sum[DGAMMA], sum[DBETA]);
             const real *d = row(a->dx, r); /* dbranch, where nothing changes it on the way */
             if (a->dbranch.p) {
                 real *out = row(a->dbranch, r);
@@ -593,8 +614,10 @@ static void cpu_residual_norm_backward(const ResidualNorm *a)
         sum_groups(a->dgamma, partial[DGAMMA], C);
         sum_groups(a->dbeta, partial[DBETA], C);
     }
-    if (a->dbias) sum_groups(a->dbias, partial[DBIAS], C);
-    if (a->dls) sum_groups(a->dls, partial[DLS], C);
+    if (a->dbias)
+        sum_groups(a->dbias, partial[DBIAS], C);
+    if (a->dls)
+        sum_groups(a->dls, partial[DLS], C);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -612,7 +635,13 @@ typedef struct {
 
 static Head head_of(const Attention *a, long i)
 {
-    Head h = {a, (int)(i / a->heads), (int)(i % a->heads), NULL, NULL, NULL, (real)(1 / sqrt((double)a->hs))};
+    Head h = {a,
+              (int)(i / a->heads),
+              (int)(i % a->heads),
+              NULL,
+              NULL,
+              NULL,
+              (real)(1 / sqrt((double)a->hs))};
     int C = a->heads * a->hs;
     h.q = row(a->qkv, (long)h.b * a->T) + h.h * a->hs;
     h.k = h.q + C;
@@ -631,7 +660,8 @@ static int query_rows(const Attention *a)
 static void drop_attention(real *p, const Head *h, int i)
 {
     const Attention *a = h->a;
-    if (a->drop.p > 0) drop_row(p, a->T, ((long)h->h * a->T + i) * a->T, h->b, &a->drop);
+    if (a->drop.p > 0)
+        drop_row(p, a->T, ((long)h->h * a->T + i) * a->T, h->b, &a->drop);
 }
 
 static void head_forward(const Head *h, real *S)
@@ -655,7 +685,8 @@ static void head_forward(const Head *h, real *S)
             real inv = 1 / sum;
             for (int j = 0; j < T; j++)
                 s[j] *= inv;
-            host(a->lse)[((long)h->b * a->heads + h->h) * a->Tq + i0 + i] = top + (real)log((double)sum);
+            host(a->lse)[((long)h->b * a->heads + h->h) * a->Tq + i0 + i] =
+                top + (real)log((double)sum);
             drop_attention(s, h, i0 + i);
         }
         gemm(CblasNoTrans, CblasNoTrans, n, hs, T, 1, S, T, h->v, ld, 0,
@@ -696,7 +727,8 @@ static void head_backward(const Head *h, real *P, real *dP, real *mask)
         gemm(CblasNoTrans, CblasTrans, n, T, hs, 1, dout, a->dout.ld, h->v, ld, 0, dP, T);
         for (int i = 0; i < n; i++) {
             real *p = P + (long)i * T, *d = dP + (long)i * T, D = 0;
-            const real *o = row(a->out, (long)h->b * a->Tq + i0 + i) + h->h * hs, *go = dout + i * a->dout.ld;
+            const real *o = row(a->out, (long)h->b * a->Tq + i0 + i) + h->h * hs,
+                       *go = dout + i * a->dout.ld;
             real lse = host(a->lse)[((long)h->b * a->heads + h->h) * a->Tq + i0 + i];
 #pragma omp simd reduction(+ : D)
             for (int j = 0; j < hs; j++)
@@ -792,7 +824,8 @@ static double softmax_row(const real *z, const real *y, real *dz, int K, double 
         sum += exp((double)z[k] - top);
     double lse = top + log(sum);
     for (int k = 0; k < K; k++) {
-        if (y[k] != 0) loss += (double)y[k] * (lse - (double)z[k]);
+        if (y[k] != 0)
+            loss += (double)y[k] * (lse - (double)z[k]);
         mass += (double)y[k];
     }
     for (int k = 0; dz && k < K; k++)
@@ -800,14 +833,16 @@ static double softmax_row(const real *z, const real *y, real *dz, int K, double 
     return loss;
 }
 
-/* sum_k max(z,0) - z y + log(1 + e^-|z|), binary cross-entropy from logits; gradient sigmoid(z) - y */
+/* sum_k max(z,0) - z y + log(1 + e^-|z|), binary cross-entropy from logits; gradient sigmoid(z) - y
+ */
 static double sigmoid_row(const real *z, const real *y, real *dz, int K, double scale)
 {
     double loss = 0;
     for (int k = 0; k < K; k++) {
         double v = (double)z[k], e = exp(-fabs(v));
         loss += (v > 0 ? v : 0) - v * (double)y[k] + log1p(e);
-        if (dz) dz[k] = (real)(scale * ((v >= 0 ? 1 : e) / (1 + e) - (double)y[k]));
+        if (dz)
+            dz[k] = (real)(scale * ((v >= 0 ? 1 : e) / (1 + e) - (double)y[k]));
     }
     return loss;
 }
@@ -820,7 +855,8 @@ static void cpu_loss(const Loss *a)
     for (int b = 0; b < a->B; b++) {
         const real *z = row(a->logits, b), *y = host(a->targets) + (long)b * K;
         real *dz = a->dlogits.p ? row(a->dlogits, b) : NULL, *stats = host(a->stats) + 3L * b;
-        double loss = a->kind == LOSS_SOFTMAX ? softmax_row(z, y, dz, K, scale) : sigmoid_row(z, y, dz, K, scale);
+        double loss = a->kind == LOSS_SOFTMAX ? softmax_row(z, y, dz, K, scale)
+                                              : sigmoid_row(z, y, dz, K, scale);
         int label = 0, above = 0;
         for (int k = 1; k < K; k++)
             label = y[k] > y[label] ? k : label;
@@ -831,7 +867,8 @@ static void cpu_loss(const Loss *a)
         stats[1] = finite && above < 1;
         stats[2] = finite && above < 5;
     }
-    if (a->dbias && a->dlogits.p) column_sums(a->dbias, a->dlogits, a->B, K);
+    if (a->dbias && a->dlogits.p)
+        column_sums(a->dbias, a->dlogits, a->B, K);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -864,7 +901,8 @@ static void cpu_finish_norm(const dev *partial, int n, double max_norm)
     s->skip = !isfinite(s->grad_norm);
     s->clip = 1;
     if (max_norm > 0 && !s->skip) {
-        double c = max_norm / (s->grad_norm + 1e-6); /* 1e-6 as torch.nn.utils.clip_grad_norm_ has it */
+        double c =
+            max_norm / (s->grad_norm + 1e-6); /* 1e-6 as torch.nn.utils.clip_grad_norm_ has it */
         s->clip = c < 1 ? c : 1;
     }
     s->t += !s->skip;
@@ -875,7 +913,8 @@ static void cpu_finish_norm(const dev *partial, int n, double max_norm)
 /* ema = decay ema + (1 - decay) w; a chunk at a time, while w is in cache */
 static void update_ema(const OptStep *a, const Chunk *c)
 {
-    if (!a->ema) return;
+    if (!a->ema)
+        return;
     real decay = (real)a->opt->ema_decay, *e = host(a->ema) + c->offset;
     const real *w = host(a->w) + c->offset;
     for (int i = 0; i < c->n; i++)
@@ -886,15 +925,18 @@ static void cpu_adam(const OptStep *a)
 {
     const OptConfig *o = a->opt;
     const Chunk *chunks = (const Chunk *)a->chunks;
-    if (state->skip) return;
+    if (state->skip)
+        return;
     double lr = state->lr, c1 = 1 - pow(o->beta1, state->t), c2 = 1 - pow(o->beta2, state->t);
     real b1 = (real)o->beta1, b2 = (real)o->beta2, eps = (real)o->eps;
-    real step = (real)(lr / c1), root2 = (real)(1 / sqrt(c2)), gscale = (real)(state->clip / state->loss_scale);
+    real step = (real)(lr / c1), root2 = (real)(1 / sqrt(c2)),
+         gscale = (real)(state->clip / state->loss_scale);
 #pragma omp parallel for schedule(static)
     for (int k = 0; k < a->n; k++) {
         const Chunk *c = &chunks[k];
         double wd = c->flags & CHUNK_DECAY ? o->weight_decay : 0;
-        real keep = o->kind == OPT_ADAMW ? (real)(1 - lr * wd) : 1, l2 = o->kind == OPT_ADAM ? (real)wd : 0;
+        real keep = o->kind == OPT_ADAMW ? (real)(1 - lr * wd) : 1,
+             l2 = o->kind == OPT_ADAM ? (real)wd : 0;
         real *w = host(a->w) + c->offset, *m = host(a->m) + c->offset, *v = host(a->v) + c->offset;
         const real *grad = host(a->grad) + c->offset;
 #pragma omp simd
@@ -913,9 +955,11 @@ static void cpu_sgd(const OptStep *a)
 {
     const OptConfig *o = a->opt;
     const Chunk *chunks = (const Chunk *)a->chunks;
-    if (state->skip) return;
+    if (state->skip)
+        return;
     real lr = (real)state->lr, gscale = (real)(state->clip / state->loss_scale);
-    real momentum = state->t > 1 ? (real)o->momentum : 0; /* the buffer starts as the first gradient */
+    real momentum =
+        state->t > 1 ? (real)o->momentum : 0; /* the buffer starts as the first gradient */
 #pragma omp parallel for schedule(static)
     for (int k = 0; k < a->n; k++) {
         const Chunk *c = &chunks[k];
@@ -935,8 +979,10 @@ static void cpu_lamb_direction(const OptStep *a)
 {
     const OptConfig *o = a->opt;
     const Chunk *chunks = (const Chunk *)a->chunks;
-    if (state->skip) return;
-    real c1 = (real)(1 / (1 - pow(o->beta1, state->t))), c2 = (real)(1 / (1 - pow(o->beta2, state->t)));
+    if (state->skip)
+        return;
+    real c1 = (real)(1 / (1 - pow(o->beta1, state->t))),
+         c2 = (real)(1 / (1 - pow(o->beta2, state->t)));
     real b1 = (real)o->beta1, b2 = (real)o->beta2, gscale = (real)(state->clip / state->loss_scale);
 #pragma omp parallel for schedule(static)
     for (int k = 0; k < a->n; k++) {
@@ -959,7 +1005,8 @@ static void cpu_lamb_apply(const OptStep *a)
 {
     const Chunk *chunks = (const Chunk *)a->chunks;
     const real *norms = host(a->norms);
-    if (state->skip) return;
+    if (state->skip)
+        return;
     for (int k = 0; k < a->n;) {
         int end = k;
         double ww = 0, uu = 0;
@@ -993,7 +1040,8 @@ static int cpu_level(void)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
         return 3;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return 2;
 #endif
     return 1;
 }
@@ -1005,19 +1053,24 @@ static int openblas_level(void)
     const char *core = openblas_get_corename();
     for (int level = 0; level < COUNT(names); level++)
         for (int i = 0; names[level][i]; i++)
-            if (strcasecmp(core, names[level][i]) == 0) return 3 - level;
+            if (strcasecmp(core, names[level][i]) == 0)
+                return 3 - level;
     return 1;
 }
 
 void backend_cpu_reexec(char **argv)
 {
     static const char *const types[] = {NULL, NULL, "HASWELL", "SKYLAKEX"};
-    static const char mark[] = "VIT_OPENBLAS_CHECKED"; /* once: the library may lack the better kernels */
+    static const char mark[] =
+        "VIT_OPENBLAS_CHECKED"; /* once: the library may lack the better kernels */
     int can = cpu_level();
-    if (can <= openblas_level() || getenv(mark)) return;
+    if (can <= openblas_level() || getenv(mark))
+        return;
     const char *now = getenv("OPENBLAS_CORETYPE");
-    fprintf(stderr, "note: OpenBLAS %s %s kernels on a faster CPU; starting again with OPENBLAS_CORETYPE=%s\n",
-            now ? "was told to use" : "chose", openblas_get_corename(), types[can]);
+    fprintf(
+        stderr,
+        "note: OpenBLAS %s %s kernels on a faster CPU; starting again with OPENBLAS_CORETYPE=%s\n",
+        now ? "was told to use" : "chose", openblas_get_corename(), types[can]);
     fflush(NULL);
     setenv("OPENBLAS_CORETYPE", types[can], 1);
     setenv(mark, "1", 1);
@@ -1026,7 +1079,8 @@ void backend_cpu_reexec(char **argv)
 
 static void cpu_init(int threads)
 {
-    if (threads > 0) omp_set_num_threads(threads);
+    if (threads > 0)
+        omp_set_num_threads(threads);
     openblas_set_num_threads(omp_get_max_threads());
 }
 
@@ -1035,12 +1089,14 @@ static void cpu_describe(char *out, size_t size)
     char model[128] = "CPU", line[256];
     FILE *f = fopen("/proc/cpuinfo", "r");
     while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "model name : %127[^\n]", model) == 1) break;
-    if (f) fclose(f);
+        if (sscanf(line, "model name : %127[^\n]", model) == 1)
+            break;
+    if (f)
+        fclose(f);
     char version[32] = "";
     sscanf(openblas_get_config(), "OpenBLAS %31s", version);
-    snprintf(out, size, "%s, %d threads, OpenBLAS %s (%s kernels)", model, omp_get_max_threads(), version,
-             openblas_get_corename());
+    snprintf(out, size, "%s, %d threads, OpenBLAS %s (%s kernels)", model, omp_get_max_threads(),
+             version, openblas_get_corename());
 }
 
 const Backend *backend_cpu(void)

@@ -3,220 +3,14 @@
  * A reader who wants the model starts at "Forward" and reads down; embed_forward, block_forward and
  * head_forward are the paper's equations, and each backward function undoes its forward one line by
  * line. All arithmetic is behind the Backend table of vit.h; what is here is order and shape.
- * There is no device code, no file format and no training loop in this file.
+ * There is no device code, no file format and no training loop in this file; settings are in
+ * config.c.
  */
 #include "vit.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* ------------------------------------------------------------------------------------------------
- * Config */
-
-#define FIELD_TYPE_int T_INT
-#define FIELD_TYPE_double T_DOUBLE
-#define FIELD_TYPE_bool T_BOOL
-#define FIELD_TYPE_word T_WORD
-const ConfigField vit_config_fields[] = {
-#define X(type, field, flag, value, help) {#field, flag, help, FIELD_TYPE_##type, offsetof(Config, field)},
-    VIT_CONFIG(X)
-#undef X
-};
-const int vit_config_count = COUNT(vit_config_fields);
-
-/* Names of the enums, in the order of their values; ACT_NONE has no name that a user can give. */
-static const struct {
-    const char *field;
-    int first;
-    const char *names;
-} vit_word_table[] = {
-    {"pool", POOL_CLS, "cls|gap"},
-    {"act", ACT_GELU, "gelu|gelu_tanh"},
-    {"loss", LOSS_SOFTMAX, "softmax|sigmoid"},
-};
-
-static int word_row(const char *field)
-{
-    for (int i = 0; i < COUNT(vit_word_table); i++)
-        if (strcmp(vit_word_table[i].field, field) == 0) return i;
-    return -1;
-}
-
-const char *vit_words(const char *field)
-{
-    int i = word_row(field);
-    return i < 0 ? NULL : vit_word_table[i].names;
-}
-
-static const struct {
-    const char *name;
-    int width, layers, heads, mlp, patch;
-} presets[] = {
-    {"Ti/16", 192, 12, 3, 768, 16},     {"S/16", 384, 12, 6, 1536, 16},
-    {"B/16", 768, 12, 12, 3072, 16},    {"B/32", 768, 12, 12, 3072, 32},
-    {"L/16", 1024, 24, 16, 4096, 16},   {"H/16", 1280, 32, 16, 5120, 16},
-    {"H/14", 1280, 32, 16, 5120, 14},   {"g/14", 1408, 40, 16, 6144, 14},
-    {"G/14", 1664, 48, 16, 8192, 14},   {"10B/14", 5120, 32, 32, 20480, 14},
-};
-const char *const vit_preset_names[] = {"Ti/16", "S/16", "B/16", "B/32", "L/16",  "H/16",
-                                        "H/14",  "g/14", "G/14", "10B/14", NULL};
-
-Config vit_config_default(void)
-{
-    Config c;
-#define X(type, field, flag, value, help) c.field = value;
-    VIT_CONFIG(X)
-#undef X
-    return c;
-}
-
-bool vit_preset(const char *name, Config *c)
-{
-    for (int i = 0; i < COUNT(presets); i++) {
-        if (strcmp(presets[i].name, name) != 0) continue;
-        c->width = presets[i].width;
-        c->layers = presets[i].layers;
-        c->heads = presets[i].heads;
-        c->mlp = presets[i].mlp;
-        c->patch = presets[i].patch;
-        if (strncmp(name, "10B", 3) == 0) { /* the FSDP model: mean pooling, looser norms in blocks */
-            c->pool = POOL_GAP;
-            c->cls_tokens = 0;
-            c->eps = 1e-5;
-        }
-        return true;
-    }
-    return false;
-}
-
-/* Position of `value` in "a|b|c", or -1. */
-static int find_word(const char *names, const char *value)
-{
-    size_t n = strlen(value);
-    for (int i = 0; n; i++) {
-        size_t len = strcspn(names, "|");
-        if (len == n && strncmp(names, value, n) == 0) return i;
-        if (!names[len]) break;
-        names += len + 1;
-    }
-    return -1;
-}
-
-bool vit_config_set(Config *c, const char *name, const char *value, Error *e)
-{
-    for (int i = 0; i < vit_config_count; i++) {
-        const ConfigField *f = &vit_config_fields[i];
-        if (strcmp(f->name, name) != 0) continue;
-        void *p = (char *)c + f->offset;
-        char *end;
-        if (f->type == T_INT) {
-            long v = strtol(value, &end, 10);
-            if (!*value || *end || v < -1000000000 || v > 1000000000)
-                return fail(e, "give a whole number", "%s: '%s' is not a whole number", name, value);
-            *(int *)p = (int)v;
-        } else if (f->type == T_DOUBLE) {
-            double v = strtod(value, &end);
-            if (!*value || *end || !isfinite(v))
-                return fail(e, "give a number such as 0.1", "%s: '%s' is not a number", name, value);
-            *(double *)p = v;
-        } else if (f->type == T_BOOL) {
-            static const char *const yes[] = {"true", "True", "1", "yes"};
-            static const char *const no[] = {"false", "False", "0", "no"};
-            int found = -1;
-            for (int k = 0; k < COUNT(yes); k++)
-                found = strcmp(value, yes[k]) == 0 ? 1 : strcmp(value, no[k]) == 0 ? 0 : found;
-            if (found < 0) return fail(e, "give true or false", "%s: '%s' is neither", name, value);
-            *(bool *)p = found;
-        } else {
-            int row = word_row(name), k = find_word(vit_word_table[row].names, value);
-            if (k < 0)
-                return fail(e, "choose one of the words above", "%s: '%s' is none of %s", name, value,
-                            vit_word_table[row].names);
-            *(word *)p = vit_word_table[row].first + k;
-        }
-        return true;
-    }
-    return fail(e, NULL, "no setting is called '%s'", name);
-}
-
-void vit_config_get(const Config *c, const ConfigField *f, char *out, size_t size)
-{
-    const void *p = (const char *)c + f->offset;
-    if (f->type == T_INT) {
-        snprintf(out, size, "%d", *(const int *)p);
-    } else if (f->type == T_DOUBLE) {
-        for (int digits = 6; digits <= 17; digits++) { /* the shortest text that reads back the same */
-            snprintf(out, size, "%.*g", digits, *(const double *)p);
-            if (strtod(out, NULL) == *(const double *)p) break;
-        }
-    } else if (f->type == T_BOOL) {
-        snprintf(out, size, "%s", *(const bool *)p ? "true" : "false");
-    } else {
-        int row = word_row(f->name), skip = *(const word *)p - vit_word_table[row].first;
-        const char *names = vit_word_table[row].names;
-        while (skip-- > 0)
-            names += strcspn(names, "|") + 1;
-        snprintf(out, size, "%.*s", (int)strcspn(names, "|"), names);
-    }
-}
-
-static bool check_range(Error *e, const char *name, long v, long lo, long hi)
-{
-    if (v >= lo && v <= hi) return true;
-    return fail(e, "see --help for what it means", "%s = %ld is outside %ld..%ld", name, v, lo, hi);
-}
-
-bool vit_config_check(const Config *c, Error *e)
-{
-    if (!check_range(e, "patch-size", c->patch, 1, 1024) ||
-        !check_range(e, "image-height", c->image_h, 1, 65536) ||
-        !check_range(e, "image-width", c->image_w, 1, 65536) ||
-        !check_range(e, "width", c->width, 1, 65536) || !check_range(e, "layers", c->layers, 1, 1000) ||
-        !check_range(e, "heads", c->heads, 1, c->width) || !check_range(e, "mlp", c->mlp, 1, 1 << 20) ||
-        !check_range(e, "num-classes", c->classes, 1, 1 << 24) ||
-        !check_range(e, "cls-tokens", c->cls_tokens, 0, 4096) ||
-        !check_range(e, "representation", c->representation, 0, 1 << 20))
-        return false;
-    if (c->image_h % c->patch || c->image_w % c->patch)
-        return fail(e, "choose an --image-size that is a multiple of --patch-size",
-                    "an image of %dx%d pixels does not divide into patches of %dx%d", c->image_h,
-                    c->image_w, c->patch, c->patch);
-    if (c->width % c->heads)
-        return fail(e, "choose --heads so that it divides --width",
-                    "%d heads do not divide a width of %d", c->heads, c->width);
-    if (c->pool == POOL_CLS && c->cls_tokens == 0)
-        return fail(e, "use --pool gap, or --cls-tokens 1",
-                    "pool = cls needs a class token, but cls-tokens = 0");
-    long tokens = vit_tokens(c);
-    if (!check_range(e, "tokens per image", tokens, 1, 1 << 20)) return false;
-    const struct {
-        const char *name;
-        double v, lo, hi;
-    } reals[] = {{"eps", c->eps, 0, 1},
-                 {"eps-final", c->eps_final, 0, 1},
-                 {"dropout", c->dropout, 0, 0.999},
-                 {"attention-dropout", c->attention_dropout, 0, 0.999},
-                 {"drop-path", c->drop_path, 0, 0.999},
-                 {"std-r", c->std_r, 1e-6, 1e6},
-                 {"std-g", c->std_g, 1e-6, 1e6},
-                 {"std-b", c->std_b, 1e-6, 1e6}};
-    for (int i = 0; i < COUNT(reals); i++)
-        if (!(reals[i].v >= reals[i].lo && reals[i].v <= reals[i].hi))
-            return fail(e, "see --help for what it means", "%s = %g is outside %g..%g", reals[i].name,
-                        reals[i].v, reals[i].lo, reals[i].hi);
-    return true;
-}
-
-double vit_forward_flops(const Config *c)
-{
-    double T = vit_tokens(c), C = c->width, F = c->mlp, L = c->layers;
-    double linear = 2 * T * L * (4 * C * C + 2 * C * F);
-    double patch = 2.0 * vit_patches(c) * VIT_CHANNELS * c->patch * c->patch * C;
-    double head = 2 * C * c->classes;
-    if (c->representation) head = 2.0 * c->representation * (C + c->classes);
-    return linear + patch + head + 4 * T * T * C * L;
-}
 
 /* ------------------------------------------------------------------------------------------------
  * Parameters: the tables of vit.h become a layout */
@@ -231,9 +25,10 @@ static long round_up(long n, long to)
 /* The tensors of one kind of unit with shapes and offsets; returns the unit's padded size. */
 static long param_table(const Config *c, int kind, ParamInfo *p, int *count)
 {
-    int C = c->width, F = c->mlp, K = c->classes, P = c->patch, R = c->representation, T = vit_tokens(c);
+    int C = c->width, F = c->mlp, K = c->classes, P = c->patch, R = c->representation,
+        T = vit_tokens(c);
 #define SHAPE(a, b, d, e) {a, b, d, e}
-#define X(field, name, shape, init, split, present)                                                \
+#define X(field, name, shape, init, split, present) \
     *p++ = (ParamInfo){name, 0, SHAPE shape, init, split, present, 0};
     ParamInfo *first = p;
     if (kind == UNIT_EMBED) {
@@ -287,12 +82,14 @@ bool vit_each_param(const Model *m, ParamVisitor visit, void *ctx)
         for (int i = 0; i < unit->count; i++) {
             const ParamInfo *p = &unit->params[i];
             char name[96];
-            if (!p->n) continue;
+            if (!p->n)
+                continue;
             if (unit->kind == UNIT_BLOCK)
                 snprintf(name, sizeof name, "blocks.%d.%s", u - 1, p->name);
             else
                 snprintf(name, sizeof name, "%s", p->name);
-            if (!visit(ctx, u, p, name, unit->offset + p->offset)) return false;
+            if (!visit(ctx, u, p, name, unit->offset + p->offset))
+                return false;
         }
     }
     return true;
@@ -314,8 +111,10 @@ static bool add_chunks(void *ctx, int unit, const ParamInfo *p, const char *name
     (void)unit;
     for (long at = 0; at < p->n; at += VIT_CHUNK, l->n++) {
         long left = p->n - at;
-        if (!l->list) continue;
-        l->list[l->n] = (Chunk){offset + at, (int)(left < VIT_CHUNK ? left : VIT_CHUNK), l->tensor, flags};
+        if (!l->list)
+            continue;
+        l->list[l->n] =
+            (Chunk){offset + at, (int)(left < VIT_CHUNK ? left : VIT_CHUNK), l->tensor, flags};
     }
     l->tensor++;
     return true;
@@ -325,18 +124,18 @@ static bool add_chunks(void *ctx, int unit, const ParamInfo *p, const char *name
  * Initialisers: one row per scheme, one column per role of a tensor */
 
 enum {
-    Z,    /* zero */
-    N02,  /* normal(0.02) */
-    N_6,  /* normal(1e-6) */
-    XU,   /* Xavier uniform: U(+-sqrt(6 / (fan_in + fan_out))), Glorot & Bengio 2010 */
-    XN,   /* Xavier normal: std sqrt(2 / (fan_in + fan_out)) */
-    LN_,  /* LeCun normal as Flax: std sqrt(1 / fan_in), cut at two deviations, variance restored */
-    TU,   /* PyTorch's default: U(+-1 / sqrt(fan_in)) */
-    OUT,  /* Megatron's output layers: normal(0.02 / sqrt(2 L)) */
-    KF,   /* Kaiming normal, fan out: std sqrt(2 / fan_out) */
-    ONE,  /* one */
-    HB,   /* the head bias given */
-    LS_   /* the layer scale given */
+    Z,   /* zero */
+    N02, /* normal(0.02) */
+    N_6, /* normal(1e-6) */
+    XU,  /* Xavier uniform: U(+-sqrt(6 / (fan_in + fan_out))), Glorot & Bengio 2010 */
+    XN,  /* Xavier normal: std sqrt(2 / (fan_in + fan_out)) */
+    LN_, /* LeCun normal as Flax: std sqrt(1 / fan_in), cut at two deviations, variance restored */
+    TU,  /* PyTorch's default: U(+-1 / sqrt(fan_in)) */
+    OUT, /* Megatron's output layers: normal(0.02 / sqrt(2 L)) */
+    KF,  /* Kaiming normal, fan out: std sqrt(2 / fan_out) */
+    ONE, /* one */
+    HB,  /* the head bias given */
+    LS_  /* the layer scale given */
 };
 
 const char *const vit_init_names[] = {"jax", "timm", "torch", "megatron", "xavier", NULL};
@@ -364,38 +163,71 @@ bool vit_init_param(const Model *m, int unit, const ParamInfo *p, const char *sc
     int row = 0;
     while (vit_init_names[row] && strcmp(vit_init_names[row], scheme) != 0)
         row++;
-    if (!vit_init_names[row]) return false;
+    if (!vit_init_names[row])
+        return false;
     const ParamInfo *unit_params = m->unit[unit].params;
     int rule = init_rows[row][p->init], number = (int)(p - unit_params);
 
-    /* fans: of q, k and v each for the fused qkv; a bias takes its weight's, which stands before it */
+    /* fans: of q, k and v each for the fused qkv; a bias takes its weight's, which stands before it
+     */
     const ParamInfo *of = p->ndim <= 1 && number > 0 ? p - 1 : p;
     double fan_in = of->ndim > 1 ? (double)of->n / of->shape[0] : 1, fan_out = of->shape[0];
-    if (p->init == INIT_QKV) fan_out /= 3;
-    if (p->init == INIT_PATCH && rule == KF) fan_out *= (double)m->config.patch * m->config.patch;
+    if (p->init == INIT_QKV)
+        fan_out /= 3;
+    if (p->init == INIT_PATCH && rule == KF)
+        fan_out *= (double)m->config.patch * m->config.patch;
     double std = 0, bound = 0, value = 0, cut = 1e30;
     switch (rule) {
-    case N02: std = 0.02; break;
-    case N_6: std = 1e-6; break;
-    case XN: std = sqrt(2 / (fan_in + fan_out)); break;
-    case LN_: std = sqrt(1 / fan_in) / 0.87962566103423978; cut = 2; break;
-    case OUT: std = 0.02 / sqrt(2.0 * m->config.layers); break;
-    case KF: std = sqrt(2 / fan_out); break;
-    case XU: bound = sqrt(6 / (fan_in + fan_out)); break;
-    case TU: bound = 1 / sqrt(fan_in); break;
-    case ONE: value = 1; break;
-    case HB: value = head_bias; break;
-    case LS_: value = layer_scale; break;
-    default: break;
+    case N02:
+        std = 0.02;
+        break;
+    case N_6:
+        std = 1e-6;
+        break;
+    case XN:
+        std = sqrt(2 / (fan_in + fan_out));
+        break;
+    case LN_:
+        std = sqrt(1 / fan_in) / 0.87962566103423978;
+        cut = 2;
+        break;
+    case OUT:
+        std = 0.02 / sqrt(2.0 * m->config.layers);
+        break;
+    case KF:
+        std = sqrt(2 / fan_out);
+        break;
+    case XU:
+        bound = sqrt(6 / (fan_in + fan_out));
+        break;
+    case TU:
+        bound = 1 / sqrt(fan_in);
+        break;
+    case ONE:
+        value = 1;
+        break;
+    case HB:
+        value = head_bias;
+        break;
+    case LS_:
+        value = layer_scale;
+        break;
+    default:
+        break;
     }
 #pragma omp parallel for schedule(static)
     for (long i = 0; i < p->n; i++) {
         double v = value;
         if (bound > 0)
-            v = bound * (2 * rng_unit(rng_block(seed, (uint32_t)i, (uint32_t)number, 0, RNG_INIT, unit).v[0]) - 1);
+            v = bound *
+                (2 * rng_unit(
+                         rng_block(seed, (uint32_t)i, (uint32_t)number, 0, RNG_INIT, unit).v[0]) -
+                 1);
         for (uint32_t attempt = 0; std > 0; attempt++) {
-            v = init_normal(rng_block(seed, (uint32_t)i, (uint32_t)number, attempt, RNG_INIT, unit));
-            if (fabs(v) > cut) continue;
+            v = init_normal(
+                rng_block(seed, (uint32_t)i, (uint32_t)number, attempt, RNG_INIT, unit));
+            if (fabs(v) > cut)
+                continue;
             v *= std;
             break;
         }
@@ -416,21 +248,26 @@ static bool init_one(void *ctx, int unit, const ParamInfo *p, const char *name, 
     InitArgs *a = ctx;
     real *host = xmalloc((size_t)p->n * sizeof *host);
     bool ok = vit_init_param(a->m, unit, p, a->scheme, a->seed, a->head_bias, a->layer_scale, host);
-    if (ok) vit_write(a->m, a->m->weights, offset, p->n, host);
+    if (ok)
+        vit_write(a->m, a->m->weights, offset, p->n, host);
     free(host);
     (void)name;
     return ok;
 }
 
-bool vit_init(Model *m, const char *scheme, uint64_t seed, double head_bias, double layer_scale, Error *e)
+bool vit_init(Model *m, const char *scheme, uint64_t seed, double head_bias, double layer_scale,
+              Error *e)
 {
     InitArgs a = {m, scheme, seed, head_bias, layer_scale};
     bool ok = vit_each_param(m, init_one, &a);
-    if (ok && m->ema) m->be->copy(m->ema, m->weights, (size_t)m->n_padded * sizeof(real));
-    if (ok) return true;
+    if (ok && m->ema)
+        m->be->copy(m->ema, m->weights, (size_t)m->n_padded * sizeof(real));
+    if (ok)
+        return true;
     const char *near = nearest(scheme, vit_init_names);
-    return fail(e, "choose jax, timm, torch, megatron or xavier", "no initialiser is called '%s'%s%s",
-                scheme, near ? "; did you mean " : "", near ? near : "");
+    return fail(e, "choose jax, timm, torch, megatron or xavier",
+                "no initialiser is called '%s'%s%s", scheme, near ? "; did you mean " : "",
+                near ? near : "");
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -448,7 +285,8 @@ static Tensor mat(dev *p, long ld)
 
 static const Tensor NONE = {NULL, 0, F32, NULL};
 
-/* A plan runs twice over the same list of take()s: first without memory, to add up, then with it. */
+/* A plan runs twice over the same list of take()s: first without memory, to add up, then with it.
+ */
 typedef struct {
     dev *base;
     size_t bytes;
@@ -457,8 +295,10 @@ typedef struct {
 static dev *take(Arena *a, double elements)
 {
     dev *p = NULL;
-    if (elements <= 0) return NULL;
-    if (a->base) p = (dev *)((char *)a->base + a->bytes);
+    if (elements <= 0)
+        return NULL;
+    if (a->base)
+        p = (dev *)((char *)a->base + a->bytes);
     a->bytes += (size_t)round_up((long)elements * (long)sizeof(real), 256);
     return p;
 }
@@ -504,7 +344,8 @@ static void plan_activations(Model *m, Arena *a)
     m->rep = take(a, B * R);
     m->rep_pre = take(a, B * R);
     m->logits = take(a, B * K);
-    if (!train) return;
+    if (!train)
+        return;
     m->dlogits = take(a, B * K);
     m->drep = take(a, B * R);
     m->dpooled = take(a, B * C);
@@ -534,17 +375,21 @@ static void plan_parameters(Model *m, Arena *a)
         largest = m->unit[u].n > largest ? m->unit[u].n : largest;
     m->weights = take(a, (double)m->n_padded);
     m->bytes_params = a->bytes;
-    if (m->plan.ema) m->ema = take(a, (double)m->n_padded);
-    if (!m->plan.training) return;
+    if (m->plan.ema)
+        m->ema = take(a, (double)m->n_padded);
+    if (!m->plan.training)
+        return;
     size_t before = a->bytes;
     m->grads = take(a, (double)m->n_padded);
     m->unit_grad = take(a, (double)largest);
     m->bytes_grads = a->bytes - before;
     m->m = take(a, (double)m->n_padded);
-    if (m->plan.opt.kind != OPT_SGD) m->v = take(a, (double)m->n_padded);
+    if (m->plan.opt.kind != OPT_SGD)
+        m->v = take(a, (double)m->n_padded);
     m->chunks = take_bytes(a, (size_t)m->n_chunks * sizeof(Chunk));
     m->partial = take(a, m->n_chunks);
-    if (m->plan.opt.kind == OPT_LAMB) m->norms = take(a, 2.0 * m->n_chunks);
+    if (m->plan.opt.kind == OPT_LAMB)
+        m->norms = take(a, 2.0 * m->n_chunks);
     m->bytes_opt = a->bytes - m->bytes_params - m->bytes_grads;
 }
 
@@ -556,7 +401,8 @@ static dev *place(Model *m, void (*plan)(Model *, Arena *), size_t *bytes, const
     a.base = m->be->alloc(a.bytes);
     if (!a.base)
         die("use a smaller --micro-batch, a smaller model, or a machine with more memory",
-            "no memory for %.2f GiB of %s (batch %d)", (double)a.bytes / (1 << 30), what, m->plan.max_batch);
+            "no memory for %.2f GiB of %s (batch %d)", (double)a.bytes / (1 << 30), what,
+            m->plan.max_batch);
     dev *base = a.base;
     a.bytes = 0;
     plan(m, &a);
@@ -566,8 +412,10 @@ static dev *place(Model *m, void (*plan)(Model *, Arena *), size_t *bytes, const
 Model *vit_create(const Config *c, const Plan *plan, const Backend *be)
 {
     Error e;
-    if (!vit_config_check(c, &e)) die(e.hint, "%s", e.what);
-    if (plan->max_batch < 1) die("give a --batch-size of at least 1", "a batch of %d images", plan->max_batch);
+    if (!vit_config_check(c, &e))
+        die(e.hint, "%s", e.what);
+    if (plan->max_batch < 1)
+        die("give a --batch-size of at least 1", "a batch of %d images", plan->max_batch);
     Model *m = xcalloc(1, sizeof *m);
     m->config = *c;
     m->plan = *plan;
@@ -598,7 +446,8 @@ Model *vit_create(const Config *c, const Plan *plan, const Backend *be)
 
 void vit_free(Model *m)
 {
-    if (!m) return;
+    if (!m)
+        return;
     for (int i = 0; i < COUNT(m->memory); i++)
         m->be->release(m->memory[i]);
     free(m->unit[0].params);
@@ -622,7 +471,8 @@ void vit_write(Model *m, dev *buffer, long offset, long n, const real *in)
 
 /* ------------------------------------------------------------------------------------------------
  * Units: where weights come from and where gradients go. With one process these hand out places in
- * the model's buffers; gathering, sharding and recomputing a unit happen behind the same four calls. */
+ * the model's buffers; gathering, sharding and recomputing a unit happen behind the same four
+ * calls. */
 
 static dev *unit_acquire(Model *m, int u)
 {
@@ -643,7 +493,8 @@ static dev *unit_gradient(Model *m, int u)
 
 static void unit_reduce(Model *m, int u)
 {
-    if (m->micro > 0) m->be->add(at(m->grads, m->unit[u].offset), m->unit_grad, m->unit[u].n);
+    if (m->micro > 0)
+        m->be->add(at(m->grads, m->unit[u].offset), m->unit_grad, m->unit[u].n);
 }
 
 #define X(field, ...) p.field = i->n ? at(base, i->offset) : NULL, i++;
@@ -673,7 +524,8 @@ static HeadParams head_params(const Model *m, dev *base)
 #undef X
 
 /* ------------------------------------------------------------------------------------------------
- * Forward */
+ * Forward. Laid out by hand: one operation, one sentence. */
+/* clang-format off */
 
 static Drop drop(const Model *m, double p, int purpose, int layer)
 {
@@ -701,6 +553,25 @@ static bool plain_branch(const Model *m, int l)
     return !c->layer_scale && !(m->train_mode && (c->dropout > 0 || path(m, 0, l).p > 0));
 }
 
+/* y = x w^T + bias: the layers with nothing else to them. x [rows, in], y [rows, out] */
+static void linear(const Model *m, Tensor y, Tensor x, dev *w, dev *bias, int rows, int in, int out)
+{
+    m->be->linear_forward(&(LinearForward){.y = y, .x = x, .w = mat(w, in), .bias = bias,
+                                           .rows = rows, .in = in, .out = out, .tokens = 1});
+}
+
+/* dw = dy^T x and dx = dy w */
+static void linear_backward(const Model *m, dev *dw, Tensor dx, Tensor dy, Tensor x, dev *w, int rows,
+                            int in, int out)
+{
+    m->be->linear_backward_weight(&(LinearBackwardWeight){.dw = dw, .dy = dy, .x = x,
+                                                          .rows = rows, .in = in, .out = out});
+    m->be->linear_backward_input(&(LinearBackwardInput){.dx = dx, .dy = dy, .w = mat(w, in),
+                                                        .rows = rows, .in = in, .out = out,
+                                                        .tokens = 1});
+}
+
+/* x = drop(concat(cls, patches w^T + b) + pos) */
 static void embed_forward(Model *m)
 {
     const Config *c = &m->config;
@@ -708,23 +579,20 @@ static void embed_forward(Model *m)
     int PP = VIT_CHANNELS * c->patch * c->patch;
     EmbedParams w = embed_params(m, unit_acquire(m, 0));
 
-    m->be->patchify(&(Patchify){.out = mat(m->patches, PP), .images = m->images, .u8 = m->images_u8,
-                                .mix = m->use_mix ? m->mix : NULL, .B = B, .H = c->image_h,
-                                .W = c->image_w, .P = c->patch,
-                                .mean = {c->mean_r, c->mean_g, c->mean_b},
-                                .std = {c->std_r, c->std_g, c->std_b}});
-    m->be->linear_forward(&(LinearForward){.y = mat(m->patch_out, C), .x = mat(m->patches, PP),
-                                           .w = mat(w.patch_w, PP), .bias = w.patch_b,
-                                           .rows = B * Np, .in = PP, .out = C, .tokens = Np});
-    m->be->embed_forward(&(Embed){.x = mat(c->norm_pre ? m->embed_x : m->stream[0], C),
-                                  .patches = mat(m->patch_out, C), .cls = w.cls_token,
-                                  .pos = w.pos_embed, .B = B, .T = T, .cls_tokens = c->cls_tokens,
-                                  .C = C, .drop = drop(m, c->dropout, RNG_EMBED_DROPOUT, 0)});
+    m->be->patchify(&(Patchify){
+        .out = mat(m->patches, PP), .images = m->images, .u8 = m->images_u8,
+        .mix = m->use_mix ? m->mix : NULL, .B = B, .H = c->image_h, .W = c->image_w, .P = c->patch,
+        .mean = {c->mean_r, c->mean_g, c->mean_b}, .std = {c->std_r, c->std_g, c->std_b}});
+    linear(m, mat(m->patch_out, C), mat(m->patches, PP), w.patch_w, w.patch_b, B * Np, PP, C);
+    m->be->embed_forward(&(Embed){
+        .x = mat(c->norm_pre ? m->embed_x : m->stream[0], C), .patches = mat(m->patch_out, C),
+        .cls = w.cls_token, .pos = w.pos_embed, .B = B, .T = T, .cls_tokens = c->cls_tokens, .C = C,
+        .drop = drop(m, c->dropout, RNG_EMBED_DROPOUT, 0)});
     if (c->norm_pre)
-        m->be->residual_norm_forward(&(ResidualNorm){.x = mat(m->embed_x, C), .y = mat(m->stream[0], C),
-                                                     .gamma = w.norm_w, .beta = w.norm_b,
-                                                     .mean = m->embed_mean, .rstd = m->embed_rstd,
-                                                     .eps = c->eps, .rows = B * T, .C = C, .tokens = T});
+        m->be->residual_norm_forward(&(ResidualNorm){
+            .x = mat(m->embed_x, C), .y = mat(m->stream[0], C), .gamma = w.norm_w, .beta = w.norm_b,
+            .mean = m->embed_mean, .rstd = m->embed_rstd, .eps = c->eps, .rows = B * T, .C = C,
+            .tokens = T});
     unit_release(m, 0);
 }
 
@@ -743,44 +611,41 @@ static void block_forward(Model *m, int l)
     Tensor branch1 = plain ? NONE : mat(c->layer_scale ? a->branch1 : m->branch, C);
     Tensor branch2 = plain ? NONE : mat(c->layer_scale ? a->branch2 : m->branch, C);
 
-    be->residual_norm_forward(&(ResidualNorm){.x = mat(m->stream[l], C), .y = mat(a->norm1_y, C),
-                                              .gamma = w.norm1_w, .beta = w.norm1_b,
-                                              .mean = a->norm1_mean, .rstd = a->norm1_rstd,
-                                              .eps = c->eps, .rows = B * T, .C = C, .tokens = T});
-    /* q, k, v of all rows at once; with few rows, q of those and then k, v of all */
-    if (few)
-        be->linear_forward(&(LinearForward){.y = mat(a->qkv, 3L * C * T), .x = mat(a->norm1_y, ld),
-                                            .w = mat(w.qkv_w, C), .bias = w.qkv_b,
-                                            .rows = R, .in = C, .out = C, .tokens = Tq});
-    int skip = few ? C : 0; /* columns of qkv that are done */
-    be->linear_forward(&(LinearForward){.y = mat(at(a->qkv, skip), 3L * C), .x = mat(a->norm1_y, C),
-                                        .w = mat(at(w.qkv_w, (long)skip * C), C), .bias = at(w.qkv_b, skip),
-                                        .rows = B * T, .in = C, .out = 3 * C - skip, .tokens = T});
-    be->attention_forward(&(Attention){.qkv = mat(a->qkv, 3L * C), .out = mat(a->att, C), .lse = a->lse,
-                                       .B = B, .T = T, .Tq = Tq, .heads = H, .hs = C / H,
-                                       .drop = drop(m, c->attention_dropout, RNG_ATTN_DROPOUT, l)});
-    be->linear_forward(&(LinearForward){.y = plain ? mid : branch1, .x = mat(a->att, C),
-                                        .w = mat(w.proj_w, C), .bias = w.proj_b, .rows = R, .in = C,
-                                        .out = C, .residual = plain ? x : NONE, .tokens = Tq});
-    be->residual_norm_forward(&(ResidualNorm){.x = plain ? mid : x, .x_out = mid, .branch = branch1,
-                                              .y = mat(a->norm2_y, C), .gamma = w.norm2_w,
-                                              .beta = w.norm2_b, .mean = a->norm2_mean,
-                                              .rstd = a->norm2_rstd, .ls = w.ls1,
-                                              .drop = drop(m, c->dropout, RNG_PROJ_DROPOUT, l),
-                                              .path = path(m, RNG_ATTN_PATH, l), .eps = c->eps,
-                                              .rows = R, .C = C, .tokens = Tq});
-    be->linear_forward(&(LinearForward){.y = mat(a->gelu, F), .x = mat(a->norm2_y, C),
-                                        .w = mat(w.fc1_w, C), .bias = w.fc1_b, .rows = R, .in = C,
-                                        .out = F, .act = c->act, .pre = mat(a->fc1, F), .tokens = Tq,
-                                        .drop = drop(m, c->dropout, RNG_MLP_DROPOUT, l)});
-    be->linear_forward(&(LinearForward){.y = plain ? out : branch2, .x = mat(a->gelu, F),
-                                        .w = mat(w.fc2_w, F), .bias = w.fc2_b, .rows = R, .in = F,
-                                        .out = C, .residual = plain ? mid : NONE, .tokens = Tq});
+    be->residual_norm_forward(&(ResidualNorm){
+        .x = mat(m->stream[l], C), .y = mat(a->norm1_y, C), .gamma = w.norm1_w, .beta = w.norm1_b,
+        .mean = a->norm1_mean, .rstd = a->norm1_rstd, .eps = c->eps, .rows = B * T, .C = C,
+        .tokens = T});
+    if (few) { /* q of the class rows; k and v of all rows */
+        linear(m, mat(a->qkv, 3L * C * T), mat(a->norm1_y, ld), w.qkv_w, w.qkv_b, R, C, C);
+        linear(m, mat(at(a->qkv, C), 3L * C), mat(a->norm1_y, C), at(w.qkv_w, (long)C * C),
+               at(w.qkv_b, C), B * T, C, 2 * C);
+    } else {
+        linear(m, mat(a->qkv, 3L * C), mat(a->norm1_y, C), w.qkv_w, w.qkv_b, R, C, 3 * C);
+    }
+    be->attention_forward(&(Attention){
+        .qkv = mat(a->qkv, 3L * C), .out = mat(a->att, C), .lse = a->lse, .B = B, .T = T, .Tq = Tq,
+        .heads = H, .hs = C / H, .drop = drop(m, c->attention_dropout, RNG_ATTN_DROPOUT, l)});
+    be->linear_forward(&(LinearForward){
+        .y = plain ? mid : branch1, .x = mat(a->att, C), .w = mat(w.proj_w, C), .bias = w.proj_b,
+        .rows = R, .in = C, .out = C, .residual = plain ? x : NONE, .tokens = Tq});
+    be->residual_norm_forward(&(ResidualNorm){
+        .x = plain ? mid : x, .x_out = mid, .branch = branch1, .y = mat(a->norm2_y, C),
+        .gamma = w.norm2_w, .beta = w.norm2_b, .mean = a->norm2_mean, .rstd = a->norm2_rstd,
+        .ls = w.ls1, .drop = drop(m, c->dropout, RNG_PROJ_DROPOUT, l),
+        .path = path(m, RNG_ATTN_PATH, l), .eps = c->eps, .rows = R, .C = C, .tokens = Tq});
+
+    be->linear_forward(&(LinearForward){
+        .y = mat(a->gelu, F), .x = mat(a->norm2_y, C), .w = mat(w.fc1_w, C), .bias = w.fc1_b,
+        .rows = R, .in = C, .out = F, .act = c->act, .pre = mat(a->fc1, F), .tokens = Tq,
+        .drop = drop(m, c->dropout, RNG_MLP_DROPOUT, l)});
+    be->linear_forward(&(LinearForward){
+        .y = plain ? out : branch2, .x = mat(a->gelu, F), .w = mat(w.fc2_w, F), .bias = w.fc2_b,
+        .rows = R, .in = F, .out = C, .residual = plain ? mid : NONE, .tokens = Tq});
     if (!plain)
-        be->residual_norm_forward(&(ResidualNorm){.x = mid, .x_out = out, .branch = branch2, .ls = w.ls2,
-                                                  .drop = drop(m, c->dropout, RNG_FC2_DROPOUT, l),
-                                                  .path = path(m, RNG_MLP_PATH, l), .rows = R, .C = C,
-                                                  .tokens = Tq});
+        be->residual_norm_forward(&(ResidualNorm){
+            .x = mid, .x_out = out, .branch = branch2, .ls = w.ls2,
+            .drop = drop(m, c->dropout, RNG_FC2_DROPOUT, l), .path = path(m, RNG_MLP_PATH, l),
+            .rows = R, .C = C, .tokens = Tq});
     unit_release(m, l + 1);
 }
 
@@ -800,24 +665,21 @@ static void head_forward(Model *m)
     int B = m->B, T = vit_tokens(c), C = c->width, K = c->classes, R = c->representation, rows;
     long ld;
     HeadParams w = head_params(m, unit_acquire(m, m->units - 1));
+    Tensor features = R ? mat(m->rep, R) : mat(m->pooled, C);
 
     final_rows(m, &rows, &ld);
-    m->be->residual_norm_forward(&(ResidualNorm){.x = mat(m->stream[c->layers], ld),
-                                                 .y = mat(m->final_y, C), .gamma = w.norm_w,
-                                                 .beta = w.norm_b, .mean = m->final_mean,
-                                                 .rstd = m->final_rstd, .eps = c->eps_final,
-                                                 .rows = rows, .C = C, .tokens = rows / B});
+    m->be->residual_norm_forward(&(ResidualNorm){
+        .x = mat(m->stream[c->layers], ld), .y = mat(m->final_y, C), .gamma = w.norm_w,
+        .beta = w.norm_b, .mean = m->final_mean, .rstd = m->final_rstd, .eps = c->eps_final,
+        .rows = rows, .C = C, .tokens = rows / B});
     if (c->pool == POOL_GAP)
         m->be->pool_forward(&(Pool){.y = mat(m->pooled, C), .x = mat(m->final_y, C), .B = B, .T = T,
                                     .C = C, .first = c->cls_tokens});
     if (R)
-        m->be->linear_forward(&(LinearForward){.y = mat(m->rep, R), .x = mat(m->pooled, C),
-                                               .w = mat(w.rep_w, C), .bias = w.rep_b, .rows = B,
-                                               .in = C, .out = R, .act = ACT_TANH,
-                                               .pre = mat(m->rep_pre, R), .tokens = 1});
-    m->be->linear_forward(&(LinearForward){.y = mat(m->logits, K), .x = mat(R ? m->rep : m->pooled, R ? R : C),
-                                           .w = mat(w.head_w, R ? R : C), .bias = w.head_b, .rows = B,
-                                           .in = R ? R : C, .out = K, .tokens = 1});
+        m->be->linear_forward(&(LinearForward){
+            .y = mat(m->rep, R), .x = mat(m->pooled, C), .w = mat(w.rep_w, C), .bias = w.rep_b,
+            .rows = B, .in = C, .out = R, .act = ACT_TANH, .pre = mat(m->rep_pre, R), .tokens = 1});
+    linear(m, mat(m->logits, K), features, w.head_w, w.head_b, B, R ? R : C, K);
     unit_release(m, m->units - 1);
 }
 
@@ -834,9 +696,10 @@ void vit_forward(Model *m, bool train_mode)
 void vit_loss(Model *m, double scale)
 {
     const Config *c = &m->config;
-    dev *dbias = NULL;
-    if (m->plan.training && m->train_mode) dbias = head_params(m, unit_gradient(m, m->units - 1)).head_b;
-    m->be->loss(&(Loss){.logits = mat(m->logits, c->classes), .dlogits = mat(m->dlogits, c->classes),
+    bool learn = m->plan.training && m->train_mode;
+    dev *dbias = learn ? head_params(m, unit_gradient(m, m->units - 1)).head_b : NULL;
+    m->be->loss(&(Loss){.logits = mat(m->logits, c->classes),
+                        .dlogits = learn ? mat(m->dlogits, c->classes) : NONE,
                         .targets = m->targets, .stats = m->stats, .dbias = dbias, .B = m->B,
                         .K = c->classes, .kind = c->loss, .scale = scale});
 }
@@ -848,37 +711,33 @@ static void head_backward(Model *m)
 {
     const Config *c = &m->config;
     const Backend *be = m->be;
-    int B = m->B, T = vit_tokens(c), C = c->width, K = c->classes, R = c->representation, u = m->units - 1, rows;
+    int B = m->B, T = vit_tokens(c), C = c->width, K = c->classes, R = c->representation;
+    int u = m->units - 1, rows;
     long ld;
     HeadParams w = head_params(m, unit_acquire(m, u)), g = head_params(m, unit_gradient(m, u));
-    Tensor dlogits = mat(m->dlogits, K), dpooled = mat(m->dpooled, C), drep = mat(m->drep, R);
+    Tensor dlogits = mat(m->dlogits, K), pooled = mat(m->pooled, C), dpooled = mat(m->dpooled, C);
+    Tensor rep = mat(m->rep, R), drep = mat(m->drep, R);
 
-    be->linear_backward_weight(&(LinearBackwardWeight){.dw = g.head_w, .dy = dlogits,
-                                                       .x = mat(R ? m->rep : m->pooled, R ? R : C),
-                                                       .rows = B, .in = R ? R : C, .out = K});
-    be->linear_backward_input(&(LinearBackwardInput){.dx = R ? drep : dpooled, .dy = dlogits,
-                                                     .w = mat(w.head_w, R ? R : C), .rows = B,
-                                                     .in = R ? R : C, .out = K,
-                                                     .act = R ? ACT_TANH : ACT_NONE,
-                                                     .pre = mat(m->rep_pre, R), .dbias = g.rep_b,
-                                                     .tokens = 1});
     if (R) {
-        be->linear_backward_weight(&(LinearBackwardWeight){.dw = g.rep_w, .dy = drep, .x = mat(m->pooled, C),
-                                                           .rows = B, .in = C, .out = R});
-        be->linear_backward_input(&(LinearBackwardInput){.dx = dpooled, .dy = drep, .w = mat(w.rep_w, C),
-                                                         .rows = B, .in = C, .out = R, .tokens = 1});
+        be->linear_backward_weight(&(LinearBackwardWeight){
+            .dw = g.head_w, .dy = dlogits, .x = rep, .rows = B, .in = R, .out = K});
+        be->linear_backward_input(&(LinearBackwardInput){
+            .dx = drep, .dy = dlogits, .w = mat(w.head_w, R), .rows = B, .in = R, .out = K,
+            .act = ACT_TANH, .pre = mat(m->rep_pre, R), .dbias = g.rep_b, .tokens = 1});
+        linear_backward(m, g.rep_w, dpooled, drep, pooled, w.rep_w, B, C, R);
+    } else {
+        linear_backward(m, g.head_w, dpooled, dlogits, pooled, w.head_w, B, C, K);
     }
     if (c->pool == POOL_GAP)
         be->pool_backward(&(Pool){.y = dpooled, .x = mat(m->dy, C), .B = B, .T = T, .C = C,
                                   .first = c->cls_tokens});
     final_rows(m, &rows, &ld);
-    be->zero(m->dstream, (size_t)B * T * C * sizeof(real));
-    be->residual_norm_backward(&(ResidualNorm){.x = mat(m->stream[c->layers], ld), .gamma = w.norm_w,
-                                               .mean = m->final_mean, .rstd = m->final_rstd,
-                                               .rows = rows, .C = C, .tokens = rows / B,
-                                               .dy = c->pool == POOL_GAP ? mat(m->dy, C) : dpooled,
-                                               .dx = mat(m->dstream, ld), .dgamma = g.norm_w,
-                                               .dbeta = g.norm_b});
+    be->zero(m->dstream, (size_t)B * T * C * sizeof(real)); /* the stream's gradient starts here */
+    be->residual_norm_backward(&(ResidualNorm){
+        .x = mat(m->stream[c->layers], ld), .gamma = w.norm_w, .mean = m->final_mean,
+        .rstd = m->final_rstd, .rows = rows, .C = C, .tokens = rows / B,
+        .dy = c->pool == POOL_GAP ? mat(m->dy, C) : dpooled, .dx = mat(m->dstream, ld),
+        .dgamma = g.norm_w, .dbeta = g.norm_b});
     unit_release(m, u);
     unit_reduce(m, u);
 }
@@ -892,64 +751,53 @@ static void block_backward(Model *m, int l)
     BlockParams g = block_params(m, unit_gradient(m, l + 1));
     BlockActs *a = &m->blocks[l];
     bool few = class_rows_only(m, l), plain = plain_branch(m, l);
-    int Tq = few ? 1 : T, R = B * Tq, skip = few ? C : 0;
+    int Tq = few ? 1 : T, R = B * Tq;
     long ld = few ? (long)T * C : C;
-    Tensor dx = mat(m->dstream, ld), dbranch = plain ? dx : mat(m->dbranch, C);
+    Tensor dx = mat(m->dstream, ld); /* the gradient of the residual stream, at every point of it */
+    Tensor dbranch = plain ? dx : mat(m->dbranch, C), dbranch_out = plain ? NONE : dbranch;
     Tensor dwide = mat(m->dwide, F), dy = mat(m->dy, C), dqkv = mat(m->dqkv, 3L * C);
 
     /* MLP */
-    be->residual_norm_backward(&(ResidualNorm){.branch = mat(a->branch2, C), .ls = w.ls2,
-                                               .drop = drop(m, c->dropout, RNG_FC2_DROPOUT, l),
-                                               .path = path(m, RNG_MLP_PATH, l), .rows = R, .C = C,
-                                               .tokens = Tq, .dx = dx, .dbranch = plain ? NONE : dbranch,
-                                               .dls = g.ls2, .dbias = g.fc2_b});
-    be->linear_backward_weight(&(LinearBackwardWeight){.dw = g.fc2_w, .dy = dbranch, .x = mat(a->gelu, F),
-                                                       .rows = R, .in = F, .out = C});
-    be->linear_backward_input(&(LinearBackwardInput){.dx = dwide, .dy = dbranch, .w = mat(w.fc2_w, F),
-                                                     .rows = R, .in = F, .out = C, .act = c->act,
-                                                     .pre = mat(a->fc1, F), .dbias = g.fc1_b, .tokens = Tq,
-                                                     .drop = drop(m, c->dropout, RNG_MLP_DROPOUT, l)});
-    be->linear_backward_weight(&(LinearBackwardWeight){.dw = g.fc1_w, .dy = dwide, .x = mat(a->norm2_y, C),
-                                                       .rows = R, .in = C, .out = F});
-    be->linear_backward_input(&(LinearBackwardInput){.dx = dy, .dy = dwide, .w = mat(w.fc1_w, C),
-                                                     .rows = R, .in = C, .out = F, .tokens = Tq});
-    be->residual_norm_backward(&(ResidualNorm){.x = mat(a->mid, ld), .branch = mat(a->branch1, C),
-                                               .gamma = w.norm2_w, .mean = a->norm2_mean,
-                                               .rstd = a->norm2_rstd, .ls = w.ls1,
-                                               .drop = drop(m, c->dropout, RNG_PROJ_DROPOUT, l),
-                                               .path = path(m, RNG_ATTN_PATH, l), .rows = R, .C = C,
-                                               .tokens = Tq, .dy = dy, .dx = dx,
-                                               .dbranch = plain ? NONE : dbranch, .dgamma = g.norm2_w,
-                                               .dbeta = g.norm2_b, .dls = g.ls1, .dbias = g.proj_b});
+    be->residual_norm_backward(&(ResidualNorm){
+        .branch = mat(a->branch2, C), .ls = w.ls2, .drop = drop(m, c->dropout, RNG_FC2_DROPOUT, l),
+        .path = path(m, RNG_MLP_PATH, l), .rows = R, .C = C, .tokens = Tq, .dx = dx,
+        .dbranch = dbranch_out, .dls = g.ls2, .dbias = g.fc2_b});
+    be->linear_backward_weight(&(LinearBackwardWeight){
+        .dw = g.fc2_w, .dy = dbranch, .x = mat(a->gelu, F), .rows = R, .in = F, .out = C});
+    be->linear_backward_input(&(LinearBackwardInput){
+        .dx = dwide, .dy = dbranch, .w = mat(w.fc2_w, F), .rows = R, .in = F, .out = C,
+        .act = c->act, .pre = mat(a->fc1, F), .dbias = g.fc1_b, .tokens = Tq,
+        .drop = drop(m, c->dropout, RNG_MLP_DROPOUT, l)});
+    linear_backward(m, g.fc1_w, dy, dwide, mat(a->norm2_y, C), w.fc1_w, R, C, F);
+    be->residual_norm_backward(&(ResidualNorm){
+        .x = mat(a->mid, ld), .branch = mat(a->branch1, C), .gamma = w.norm2_w,
+        .mean = a->norm2_mean, .rstd = a->norm2_rstd, .ls = w.ls1,
+        .drop = drop(m, c->dropout, RNG_PROJ_DROPOUT, l), .path = path(m, RNG_ATTN_PATH, l),
+        .rows = R, .C = C, .tokens = Tq, .dy = dy, .dx = dx, .dbranch = dbranch_out,
+        .dgamma = g.norm2_w, .dbeta = g.norm2_b, .dls = g.ls1, .dbias = g.proj_b});
+
     /* attention */
-    be->linear_backward_weight(&(LinearBackwardWeight){.dw = g.proj_w, .dy = dbranch, .x = mat(a->att, C),
-                                                       .rows = R, .in = C, .out = C});
-    be->linear_backward_input(&(LinearBackwardInput){.dx = dy, .dy = dbranch, .w = mat(w.proj_w, C),
-                                                     .rows = R, .in = C, .out = C, .tokens = Tq});
-    be->attention_backward(&(Attention){.qkv = mat(a->qkv, 3L * C), .out = mat(a->att, C), .lse = a->lse,
-                                        .B = B, .T = T, .Tq = Tq, .heads = H, .hs = C / H,
-                                        .drop = drop(m, c->attention_dropout, RNG_ATTN_DROPOUT, l),
-                                        .dqkv = dqkv, .dout = dy, .dbias = g.qkv_b});
-    be->linear_backward_weight(&(LinearBackwardWeight){.dw = at(g.qkv_w, (long)skip * C),
-                                                       .dy = mat(at(m->dqkv, skip), 3L * C),
-                                                       .x = mat(a->norm1_y, C), .rows = B * T, .in = C,
-                                                       .out = 3 * C - skip});
-    be->linear_backward_input(&(LinearBackwardInput){.dx = dy, .dy = mat(at(m->dqkv, skip), 3L * C),
-                                                     .w = mat(at(w.qkv_w, (long)skip * C), C),
-                                                     .rows = B * T, .in = C, .out = 3 * C - skip, .tokens = T});
-    if (few) {
-        Tensor dq = mat(m->dqkv, 3L * C * T);
-        be->linear_backward_weight(&(LinearBackwardWeight){.dw = g.qkv_w, .dy = dq, .x = mat(a->norm1_y, ld),
-                                                           .rows = R, .in = C, .out = C});
-        be->linear_backward_input(&(LinearBackwardInput){.dx = mat(m->dy, ld), .dy = dq, .w = mat(w.qkv_w, C),
-                                                         .rows = R, .in = C, .out = C, .tokens = Tq,
-                                                         .accumulate = true});
+    linear_backward(m, g.proj_w, dy, dbranch, mat(a->att, C), w.proj_w, R, C, C);
+    be->attention_backward(&(Attention){
+        .qkv = mat(a->qkv, 3L * C), .out = mat(a->att, C), .lse = a->lse, .B = B, .T = T, .Tq = Tq,
+        .heads = H, .hs = C / H, .drop = drop(m, c->attention_dropout, RNG_ATTN_DROPOUT, l),
+        .dqkv = dqkv, .dout = dy, .dbias = g.qkv_b});
+    if (few) { /* k and v gave to all rows, q to the class rows */
+        linear_backward(m, at(g.qkv_w, (long)C * C), dy, mat(at(m->dqkv, C), 3L * C),
+                        mat(a->norm1_y, C), at(w.qkv_w, (long)C * C), B * T, C, 2 * C);
+        be->linear_backward_weight(&(LinearBackwardWeight){
+            .dw = g.qkv_w, .dy = mat(m->dqkv, 3L * C * T), .x = mat(a->norm1_y, ld), .rows = R,
+            .in = C, .out = C});
+        be->linear_backward_input(&(LinearBackwardInput){
+            .dx = mat(m->dy, ld), .dy = mat(m->dqkv, 3L * C * T), .w = mat(w.qkv_w, C), .rows = R,
+            .in = C, .out = C, .tokens = Tq, .accumulate = true});
+    } else {
+        linear_backward(m, g.qkv_w, dy, dqkv, mat(a->norm1_y, C), w.qkv_w, R, C, 3 * C);
     }
-    be->residual_norm_backward(&(ResidualNorm){.x = mat(m->stream[l], C), .gamma = w.norm1_w,
-                                               .mean = a->norm1_mean, .rstd = a->norm1_rstd,
-                                               .rows = B * T, .C = C, .tokens = T, .dy = dy,
-                                               .dx = mat(m->dstream, C), .dgamma = g.norm1_w,
-                                               .dbeta = g.norm1_b});
+    be->residual_norm_backward(&(ResidualNorm){
+        .x = mat(m->stream[l], C), .gamma = w.norm1_w, .mean = a->norm1_mean,
+        .rstd = a->norm1_rstd, .rows = B * T, .C = C, .tokens = T, .dy = dy,
+        .dx = mat(m->dstream, C), .dgamma = g.norm1_w, .dbeta = g.norm1_b});
     unit_release(m, l + 1);
     unit_reduce(m, l + 1);
 }
@@ -965,19 +813,18 @@ static void embed_backward(Model *m)
     if (c->norm_pre) { /* the one norm that is not beside the stream but in it */
         dx = mat(m->dbranch, C);
         m->be->zero(m->dbranch, (size_t)B * T * C * sizeof(real));
-        m->be->residual_norm_backward(&(ResidualNorm){.x = mat(m->embed_x, C), .gamma = w.norm_w,
-                                                      .mean = m->embed_mean, .rstd = m->embed_rstd,
-                                                      .rows = B * T, .C = C, .tokens = T,
-                                                      .dy = mat(m->dstream, C), .dx = dx,
-                                                      .dgamma = g.norm_w, .dbeta = g.norm_b});
+        m->be->residual_norm_backward(&(ResidualNorm){
+            .x = mat(m->embed_x, C), .gamma = w.norm_w, .mean = m->embed_mean,
+            .rstd = m->embed_rstd, .rows = B * T, .C = C, .tokens = T, .dy = mat(m->dstream, C),
+            .dx = dx, .dgamma = g.norm_w, .dbeta = g.norm_b});
     }
-    m->be->embed_backward(&(Embed){.x = dx, .patches = mat(m->patch_out, C), .cls = g.cls_token,
-                                   .pos = g.pos_embed, .dbias = g.patch_b, .B = B, .T = T,
-                                   .cls_tokens = c->cls_tokens, .C = C,
-                                   .drop = drop(m, c->dropout, RNG_EMBED_DROPOUT, 0)});
-    m->be->linear_backward_weight(&(LinearBackwardWeight){.dw = g.patch_w, .dy = mat(m->patch_out, C),
-                                                          .x = mat(m->patches, PP), .rows = B * Np,
-                                                          .in = PP, .out = C});
+    m->be->embed_backward(&(Embed){
+        .x = dx, .patches = mat(m->patch_out, C), .cls = g.cls_token, .pos = g.pos_embed,
+        .dbias = g.patch_b, .B = B, .T = T, .cls_tokens = c->cls_tokens, .C = C,
+        .drop = drop(m, c->dropout, RNG_EMBED_DROPOUT, 0)});
+    m->be->linear_backward_weight(&(LinearBackwardWeight){
+        .dw = g.patch_w, .dy = mat(m->patch_out, C), .x = mat(m->patches, PP), .rows = B * Np,
+        .in = PP, .out = C});
     unit_release(m, 0);
     unit_reduce(m, 0);
 }
@@ -989,6 +836,7 @@ void vit_backward(Model *m)
         block_backward(m, l);
     embed_backward(m);
 }
+/* clang-format on */
 
 /* ------------------------------------------------------------------------------------------------
  * A step */
@@ -998,18 +846,22 @@ size_t vit_image_bytes(const Config *c, bool u8)
     return (size_t)c->image_h * (size_t)c->image_w * VIT_CHANNELS * (u8 ? 1 : sizeof(real));
 }
 
-void vit_set_batch(Model *m, int B, const void *images, bool u8, const real *targets, const Mix *mix)
+void vit_set_batch(Model *m, int B, const void *images, bool u8, const real *targets,
+                   const Mix *mix)
 {
     const Backend *be = m->be;
     if (B < 1 || B > m->plan.max_batch)
-        die("plan the model for the largest micro-batch", "a micro-batch of %d images, planned for %d", B,
-            m->plan.max_batch);
+        die("plan the model for the largest micro-batch",
+            "a micro-batch of %d images, planned for %d", B, m->plan.max_batch);
     m->B = B;
     m->images_u8 = u8;
     m->use_mix = mix != NULL;
     be->wait(be->upload(m->images, images, (size_t)B * vit_image_bytes(&m->config, u8)));
-    if (targets) be->wait(be->upload(m->targets, targets, (size_t)B * (size_t)m->config.classes * sizeof(real)));
-    if (mix) be->wait(be->upload(m->mix, mix, (size_t)B * sizeof(Mix)));
+    if (targets)
+        be->wait(
+            be->upload(m->targets, targets, (size_t)B * (size_t)m->config.classes * sizeof(real)));
+    if (mix)
+        be->wait(be->upload(m->mix, mix, (size_t)B * sizeof(Mix)));
 }
 
 /* The host's part of the state alone: the device's part is the device's. */
@@ -1041,19 +893,30 @@ void vit_micro_step(Model *m, int first_sample, int global_batch)
 void vit_update(Model *m)
 {
     const Backend *be = m->be;
-    OptStep s = {.opt = &m->plan.opt, .chunks = m->chunks, .n = m->n_chunks, .w = m->weights,
-                 .work = m->weights, .work_type = F32, .grad = m->grads, .m = m->m, .v = m->v,
-                 .ema = m->ema, .norms = m->norms};
+    OptStep s = {.opt = &m->plan.opt,
+                 .chunks = m->chunks,
+                 .n = m->n_chunks,
+                 .w = m->weights,
+                 .work = m->weights,
+                 .work_type = F32,
+                 .grad = m->grads,
+                 .m = m->m,
+                 .v = m->v,
+                 .ema = m->ema,
+                 .norms = m->norms};
     be->bind_state(m->state_dev);
     be->sum_squares(m->partial, m->grads, m->chunks, m->n_chunks);
     be->finish_norm(m->partial, m->n_chunks, m->plan.clip);
     switch (m->plan.opt.kind) {
-    case OPT_SGD: be->sgd(&s); break;
+    case OPT_SGD:
+        be->sgd(&s);
+        break;
     case OPT_LAMB:
         be->lamb_direction(&s);
         be->lamb_apply(&s);
         break;
-    default: be->adam(&s);
+    default:
+        be->adam(&s);
     }
 }
 

@@ -6,7 +6,7 @@
  *   3. Backend      the operations a device must offer: formula, shapes, what is overwritten
  *   4. Model        memory plan and the calls that train.c makes
  *
- * vit.c implements 2 and 4 over 3; backend_cpu.c implements 3 in plain C.
+ * config.c implements 1, vit.c 2 and 4 over 3, and backend_cpu.c 3 in plain C.
  *
  * Names of the field:  B images  T tokens per image  C width  H heads  hs head size (C = H*hs)
  * F width of the MLP  L blocks  K classes  P side of a patch  Np patches (T = class tokens + Np).

@@ -55,7 +55,7 @@ backend_cpu.c | s/s->clip = c < 1 ? c : 1;/s->clip = 1;/
 vit.c | s/m->be->zero(m->dstream,/m->be->zero(m->dy,/
 vit.c | s/unit_reduce(m, l + 1);/(void)0;/
 vit.c | s/unit_reduce(m, u);/(void)0;/
-vit.c | s/\.dx = mat(m->dstream, ld), \.dgamma = g.norm_w/.dx = mat(m->dy, ld), .dgamma = g.norm_w/
+vit.c | s/\.gamma = w.norm1_w, \.mean/.gamma = w.norm2_w, .mean/
 TABLE
 }
 

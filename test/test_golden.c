@@ -2,13 +2,14 @@
  *
  * A file is one small model: its parameters, a batch, and what must come out of it - the residual
  * stream after every block, logits, loss, every gradient, their norm, the losses of a few optimiser
- * steps and the parameters after them. (A file with `model` in its metadata instead holds images and
- * the logits of published weights, which lie in ../data/weights beside the file's folder.)
+ * steps and the parameters after them. (A file with `model` in its metadata instead holds images
+ * and the logits of published weights, which lie in ../data/weights beside the file's folder.)
  *
- * Measure: relative L2 per tensor, |a - b| / |b|. Gate: 1e-5 for the float build (PyTorch in float32
- * stays below 5e-6), 3e-7 for the double build (the files are stored as float32). One exception:
- * softmax cancels a key bias, so its true gradient is zero, and an Adam-type step divides rounding
- * noise by rounding noise; the key third of attn.qkv.bias after such steps is held to steps * lr.
+ * Measure: relative L2 per tensor, |a - b| / |b|. Gate: 1e-5 for the float build (PyTorch in
+ * float32 stays below 5e-6), 3e-7 for the double build (the files are stored as float32). One
+ * exception: softmax cancels a key bias, so its true gradient is zero, and an Adam-type step
+ * divides rounding noise by rounding noise; the key third of attn.qkv.bias after such steps is held
+ * to steps * lr.
  */
 #include "../checkpoint.h"
 #include "check.h"
@@ -46,8 +47,11 @@ static bool expected(Case *c, const char *name, long n)
 {
     Error e;
     const StTensor *t = st_find(c->file, name);
-    if (!CHECK(t != NULL, "%s: tensor %s is missing", st_path(c->file), name)) return false;
-    if (!CHECK(t->n == n, "%s: %s has %ld elements, the model %ld", st_path(c->file), name, t->n, n)) return false;
+    if (!CHECK(t != NULL, "%s: tensor %s is missing", st_path(c->file), name))
+        return false;
+    if (!CHECK(t->n == n, "%s: %s has %ld elements, the model %ld", st_path(c->file), name, t->n,
+               n))
+        return false;
     return CHECK(st_read_real(c->file, t, c->want, &e), "%s", e.what);
 }
 
@@ -58,17 +62,20 @@ static void judge(Case *c, const char *name, double error)
         c->worst = error;
         snprintf(c->worst_name, sizeof c->worst_name, "%s", name);
     }
-    CHECK(error <= gate, "%s: %s: relative L2 %.2e is above %.0e", st_path(c->file), name, error, gate);
+    CHECK(error <= gate, "%s: %s: relative L2 %.2e is above %.0e", st_path(c->file), name, error,
+          gate);
 }
 
 static void compare(Case *c, const char *name, const real *got, long n)
 {
-    if (expected(c, name, n)) judge(c, name, relative(got, c->want, n));
+    if (expected(c, name, n))
+        judge(c, name, relative(got, c->want, n));
 }
 
 static void compare_dev(Case *c, const char *name, const dev *buffer, long offset, long n)
 {
-    if (!expected(c, name, n)) return; /* first: the host buffer is as large as the file's tensors */
+    if (!expected(c, name, n))
+        return; /* first: the host buffer is as large as the file's tensors */
     vit_read(c->m, buffer, offset, n, c->host);
     judge(c, name, relative(c->host, c->want, n));
 }
@@ -80,7 +87,8 @@ static void compare_step(Case *c, const char *name, long offset, long n)
         compare_dev(c, name, c->m->weights, offset, n);
         return;
     }
-    if (!expected(c, name, n)) return;
+    if (!expected(c, name, n))
+        return;
     vit_read(c->m, c->m->weights, offset, n, c->host);
     long third = n / 3;
     double worst = 0;
@@ -88,7 +96,8 @@ static void compare_step(Case *c, const char *name, long offset, long n)
         double d = fabs((double)(c->host[i] - c->want[i]));
         worst = d <= worst ? worst : d;
     }
-    CHECK(worst <= c->steps * c->lr, "%s: %s, key third: %.2e is above steps*lr", st_path(c->file), name, worst);
+    CHECK(worst <= c->steps * c->lr, "%s: %s, key third: %.2e is above steps*lr", st_path(c->file),
+          name, worst);
     memmove(c->host + third, c->host + 2 * third, (size_t)third * sizeof(real));
     memmove(c->want + third, c->want + 2 * third, (size_t)third * sizeof(real));
     judge(c, name, relative(c->host, c->want, 2 * third));
@@ -101,7 +110,8 @@ static double number(Case *c, const char *key)
     const char *s = st_meta(c->file, key);
     char *end = NULL;
     double v = s ? strtod(s, &end) : NAN;
-    CHECK(s && end != s && isfinite(v), "%s: metadata %s is '%s'", st_path(c->file), key, s ? s : "(absent)");
+    CHECK(s && end != s && isfinite(v), "%s: metadata %s is '%s'", st_path(c->file), key,
+          s ? s : "(absent)");
     return v;
 }
 
@@ -109,16 +119,18 @@ static int choose(Case *c, const char *key, const char *const *words)
 {
     const char *s = st_meta(c->file, key);
     for (int i = 0; s && words[i]; i++)
-        if (strcmp(s, words[i]) == 0) return i;
+        if (strcmp(s, words[i]) == 0)
+            return i;
     CHECK(false, "%s: metadata %s is '%s'", st_path(c->file), key, s ? s : "(absent)");
     return -1;
 }
 
 static bool read_case(Case *c, Config *config, Plan *plan)
 {
-    static const char *const must[] = {"image_h", "image_w", "patch", "width", "layers", "heads", "mlp",
-                                       "classes", "pool", "cls_tokens", "patch_bias", "representation", "act",
-                                       "eps", "eps_final", "layer_scale", "norm_pre", "loss"};
+    static const char *const must[] = {
+        "image_h", "image_w", "patch",     "width",       "layers",     "heads",
+        "mlp",     "classes", "pool",      "cls_tokens",  "patch_bias", "representation",
+        "act",     "eps",     "eps_final", "layer_scale", "norm_pre",   "loss"};
     static const char *const opts[] = {"adamw", "adam", "sgd", "lamb", NULL};
     static const char *const decays[] = {"all", "no_1d", "matrices", NULL};
     int failed = check_failed;
@@ -130,9 +142,15 @@ static bool read_case(Case *c, Config *config, Plan *plan)
             CHECK(vit_config_set(config, must[i], v, &e), "%s: %s", st_path(c->file), e.what);
     }
     CHECK(vit_config_check(config, &e), "%s: %s", st_path(c->file), e.what);
-    *plan = (Plan){.max_batch = (int)number(c, "batch"), .training = true, .clip = number(c, "clip")};
-    plan->opt = (OptConfig){choose(c, "optimizer", opts), number(c, "beta1"), number(c, "beta2"),
-                            number(c, "adam_eps"), number(c, "momentum"), number(c, "weight_decay"), 0};
+    *plan =
+        (Plan){.max_batch = (int)number(c, "batch"), .training = true, .clip = number(c, "clip")};
+    plan->opt = (OptConfig){choose(c, "optimizer", opts),
+                            number(c, "beta1"),
+                            number(c, "beta2"),
+                            number(c, "adam_eps"),
+                            number(c, "momentum"),
+                            number(c, "weight_decay"),
+                            0};
     plan->decay = choose(c, "decay", decays);
     c->lr = number(c, "lr");
     c->steps = (int)number(c, "steps");
@@ -147,12 +165,14 @@ static bool load_param(void *ctx, int unit, const ParamInfo *p, const char *name
     char key[128];
     (void)unit;
     snprintf(key, sizeof key, "param.%s", name);
-    if (!expected(c, key, p->n)) return false;
+    if (!expected(c, key, p->n))
+        return false;
     const StTensor *t = st_find(c->file, key);
     bool same = t->ndim == p->ndim;
     for (int i = 0; same && i < p->ndim; i++)
         same = t->shape[i] == p->shape[i];
-    if (!CHECK(same, "%s: %s has another shape than the model's", st_path(c->file), key)) return false;
+    if (!CHECK(same, "%s: %s has another shape than the model's", st_path(c->file), key))
+        return false;
     vit_write(c->m, c->m->weights, offset, p->n, c->want);
     return true;
 }
@@ -190,12 +210,15 @@ static bool start(Case *c, const Config *config, const Plan *plan)
 {
     long B = plan->max_batch, pixels = (long)(vit_image_bytes(config, false) / sizeof(real));
     c->m = vit_create(config, plan, backend_cpu());
-    if (!vit_each_param(c->m, load_param, c)) return false;
-    if (!expected(c, "input.targets", B * config->classes)) return false;
+    if (!vit_each_param(c->m, load_param, c))
+        return false;
+    if (!expected(c, "input.targets", B * config->classes))
+        return false;
     real *targets = xmalloc((size_t)(B * config->classes) * sizeof(real));
     memcpy(targets, c->want, (size_t)(B * config->classes) * sizeof(real));
     bool ok = expected(c, "input.images", B * pixels);
-    if (ok) vit_set_batch(c->m, (int)B, c->want, false, targets, NULL);
+    if (ok)
+        vit_set_batch(c->m, (int)B, c->want, false, targets, NULL);
     free(targets);
     return ok;
 }
@@ -240,12 +263,14 @@ static void model_case(Case *c)
 {
     Config config;
     Plan plan;
-    if (!read_case(c, &config, &plan)) return;
+    if (!read_case(c, &config, &plan))
+        return;
     for (int streams = 1; streams >= 0; streams--) { /* the second time as training runs it */
         plan.keep_streams = streams;
         if (start(c, &config, &plan)) {
             check_passes(c, streams);
-            if (!streams) check_steps(c);
+            if (!streams)
+                check_steps(c);
         }
         vit_free(c->m);
         c->m = NULL;
@@ -258,17 +283,19 @@ static void weights_case(Case *c)
 {
     char path[1024], note[512];
     const char *file = st_path(c->file), *slash = strrchr(file, '/');
-    snprintf(path, sizeof path, "%.*s../data/weights/%s.safetensors", slash ? (int)(slash - file) + 1 : 0, file,
-             st_meta(c->file, "model"));
+    snprintf(path, sizeof path, "%.*s../data/weights/%s.safetensors",
+             slash ? (int)(slash - file) + 1 : 0, file, st_meta(c->file, "model"));
     if (!path_exists(path)) {
         SKIP("%s: no weights at %s", file, path);
         return;
     }
     const StTensor *images = st_find(c->file, "input.images");
-    if (!CHECK(images && images->ndim == 4, "%s: input.images", file)) return;
+    if (!CHECK(images && images->ndim == 4, "%s: input.images", file))
+        return;
     Config config;
     Error e;
-    if (!CHECK(ckpt_config(path, &config, note, sizeof note, &e), "%s", e.what)) return;
+    if (!CHECK(ckpt_config(path, &config, note, sizeof note, &e), "%s", e.what))
+        return;
     int B = (int)images->shape[0];
     c->m = vit_create(&config, &(Plan){.max_batch = B}, backend_cpu());
     if (CHECK(ckpt_load_weights(c->m, path, false, note, sizeof note, &e), "%s", e.what) &&
@@ -288,7 +315,8 @@ int main(int argc, char **argv)
         Error e;
         Case c = {0};
         c.file = st_open(argv[i], &e);
-        if (!CHECK(c.file != NULL, "%s", e.what)) continue;
+        if (!CHECK(c.file != NULL, "%s", e.what))
+            continue;
         long largest = 1;
         for (int k = 0; k < st_count(c.file); k++)
             largest = st_at(c.file, k)->n > largest ? st_at(c.file, k)->n : largest;
@@ -301,8 +329,8 @@ int main(int argc, char **argv)
             model_case(&c);
         const char *slash = strrchr(argv[i], '/');
         if (c.compared || check_failed > failed)
-            printf("%-32s %4d tensors, worst %.1e %-40s %s\n", slash ? slash + 1 : argv[i], c.compared, c.worst,
-                   c.worst_name, check_failed > failed ? "FAILED" : "ok");
+            printf("%-32s %4d tensors, worst %.1e %-40s %s\n", slash ? slash + 1 : argv[i],
+                   c.compared, c.worst, c.worst_name, check_failed > failed ? "FAILED" : "ok");
         free(c.host);
         free(c.want);
         st_close(c.file);

@@ -17,7 +17,7 @@ static const char *filter; /* check variations whose name contains this (mutatio
 
 typedef struct {
     const char *name;
-    const char *set;    /* settings that differ from the base case: "key=value ..." */
+    const char *set;           /* settings that differ from the base case: "key=value ..." */
     bool streams, mix, sparse; /* sparse: a tensor's every 7th element, where all would take long */
 } Variation;
 
@@ -25,16 +25,23 @@ static const Variation variations[] = {
     {"base", "", 0, 0, 0},
     {"every row of the last block", "", 1, 0, 0},
     {"tanh GELU, mean pooling, no class token", "act=gelu_tanh pool=gap cls_tokens=0", 0, 0, 0},
-    {"8 class tokens, no patch bias, pre-logits", "cls_tokens=8 patch_bias=false representation=5", 0, 0, 0},
+    {"8 class tokens, no patch bias, pre-logits", "cls_tokens=8 patch_bias=false representation=5",
+     0, 0, 0},
     {"mean pooling beside a class token, sigmoid", "pool=gap loss=sigmoid", 0, 0, 0},
     {"layer scale and pre-norm", "layer_scale=true norm_pre=true eps=1e-5", 0, 0, 0},
     {"layer scale, every row", "layer_scale=true", 1, 0, 0},
-    {"rectangular image, one head, odd sizes", "image_h=6 image_w=9 patch=3 width=7 heads=1 mlp=11 classes=3", 0, 0, 0},
-    {"dropout, attention dropout, drop path", "dropout=0.2 attention_dropout=0.3 drop_path=0.3", 0, 0, 0},
-    {"all dropouts with layer scale, mean pooling", "dropout=0.1 attention_dropout=0.1 drop_path=0.2 layer_scale=true pool=gap", 0, 0, 0},
-    {"sigmoid, pre-logits, tanh GELU, dropout", "loss=sigmoid representation=6 act=gelu_tanh dropout=0.1", 1, 0, 0},
+    {"rectangular image, one head, odd sizes",
+     "image_h=6 image_w=9 patch=3 width=7 heads=1 mlp=11 classes=3", 0, 0, 0},
+    {"dropout, attention dropout, drop path", "dropout=0.2 attention_dropout=0.3 drop_path=0.3", 0,
+     0, 0},
+    {"all dropouts with layer scale, mean pooling",
+     "dropout=0.1 attention_dropout=0.1 drop_path=0.2 layer_scale=true pool=gap", 0, 0, 0},
+    {"sigmoid, pre-logits, tanh GELU, dropout",
+     "loss=sigmoid representation=6 act=gelu_tanh dropout=0.1", 1, 0, 0},
     {"mixed images from bytes", "", 0, 1, 0},
-    {"several blocks of queries", "image_h=36 image_w=34 patch=2 width=4 heads=2 mlp=4 layers=1 pool=gap attention_dropout=0.1", 0, 0, 1},
+    {"several blocks of queries",
+     "image_h=36 image_w=34 patch=2 width=4 heads=2 mlp=4 layers=1 pool=gap attention_dropout=0.1",
+     0, 0, 1},
 };
 
 enum { BATCH = 3, MICRO = 2 };
@@ -63,9 +70,11 @@ static void set_micro(Case *c, int first, int n)
     for (int b = 0; b < n; b++)
         c->mix[b] = (Mix){0.3f + 0.2f * (float)b, n - 1 - b};
     if (c->v->mix)
-        vit_set_batch(m, n, c->bytes + (size_t)first * pixels, true, c->targets + first * m->config.classes, c->mix);
+        vit_set_batch(m, n, c->bytes + (size_t)first * pixels, true,
+                      c->targets + first * m->config.classes, c->mix);
     else
-        vit_set_batch(m, n, c->images + (size_t)first * pixels, false, c->targets + first * m->config.classes, NULL);
+        vit_set_batch(m, n, c->images + (size_t)first * pixels, false,
+                      c->targets + first * m->config.classes, NULL);
 }
 
 static double batch_loss(Case *c)
@@ -136,7 +145,8 @@ static bool draw(void *ctx, int unit, const ParamInfo *p, const char *name, long
 
 static void configure(const Variation *v, Config *c)
 {
-    static const char base[] = "image_h=4 image_w=4 patch=2 width=6 layers=2 heads=2 mlp=8 classes=4";
+    static const char base[] =
+        "image_h=4 image_w=4 patch=2 width=6 layers=2 heads=2 mlp=8 classes=4";
     char text[512], *save = NULL;
     Error e;
     *c = vit_config_default();
@@ -163,7 +173,8 @@ static void make_inputs(Case *c, const Config *config)
         for (long k = 0; k < K; k++)
             sum += rng_unit(philox(8, (uint32_t)(b * K + k), 0, 0, 0).v[0]);
         for (long k = 0; k < K; k++)
-            c->targets[b * K + k] = (real)(rng_unit(philox(8, (uint32_t)(b * K + k), 0, 0, 0).v[0]) / sum);
+            c->targets[b * K + k] =
+                (real)(rng_unit(philox(8, (uint32_t)(b * K + k), 0, 0, 0).v[0]) / sum);
     }
 }
 
@@ -183,12 +194,13 @@ static void check_variation(const Variation *v)
         vit_micro_step(c.m, first, BATCH);
     }
     c.m->micro = 0;
-    c.grads = xmalloc((size_t)c.m->n_padded * sizeof(real)); /* evaluating the loss overwrites the head's */
+    c.grads = xmalloc((size_t)c.m->n_padded *
+                      sizeof(real)); /* evaluating the loss overwrites the head's */
     vit_read(c.m, c.m->grads, 0, c.m->n_padded, c.grads);
     int before = check_failed;
     vit_each_param(c.m, check_tensor, &c);
-    printf("%-48s %7ld parameters, worst %.1e %-26s %s\n", v->name, c.m->n_params, c.worst, c.worst_name,
-           check_failed > before ? "FAILED" : "ok");
+    printf("%-48s %7ld parameters, worst %.1e %-26s %s\n", v->name, c.m->n_params, c.worst,
+           c.worst_name, check_failed > before ? "FAILED" : "ok");
     vit_free(c.m);
     free(c.grads);
     free(c.images);
@@ -202,6 +214,7 @@ int main(int argc, char **argv)
     backend_cpu()->init(1); /* the models are too small to share */
     filter = argc > 1 ? argv[1] : "";
     for (int i = 0; i < COUNT(variations); i++)
-        if (strstr(variations[i].name, filter)) check_variation(&variations[i]);
+        if (strstr(variations[i].name, filter))
+            check_variation(&variations[i]);
     return check_report();
 }
