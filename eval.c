@@ -1,0 +1,254 @@
+/* eval.c - accuracy over a data set, classes of single images, and the speed of both passes.
+ *
+ * evaluate() serves the eval command and the training loop. The bench command times steps without
+ * data; how far that is from what the machine's matrix product allows is measured by bench/bench.c.
+ */
+#include "session.h"
+
+#include "report.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- evaluate ---- */
+
+typedef struct {
+    double loss, top1, top5;
+    long images;
+} Sums;
+
+/* One batch, in pieces that fit the model's plan. */
+static void evaluate_batch(Session *s, const Batch *b, real *targets, real *stats, Sums *sum)
+{
+    int K = s->config.classes;
+    for (int at = 0, n; at < b->n; at += n) {
+        n = b->n - at < s->micro ? b->n - at : s->micro;
+        soft_targets(targets, b->labels + at, n, K, 0, false, 1, NULL);
+        vit_set_batch(s->m, n, b->images + (size_t)at * vit_image_bytes(&s->config, true), true,
+                      targets, NULL);
+        vit_forward(s->m, false);
+        vit_loss(s->m, 1.0 / n);
+        vit_stats(s->m, stats);
+        for (int i = 0; i < n; i++) {
+            sum->loss += (double)stats[3 * i];
+            sum->top1 += (double)stats[3 * i + 1];
+            sum->top5 += (double)stats[3 * i + 2];
+        }
+        sum->images += n;
+    }
+}
+
+bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
+{
+    size_t n = (size_t)s->micro;
+    real *targets = xcalloc(n * (size_t)s->config.classes, sizeof *targets);
+    real *stats = xcalloc(n * 3, sizeof *stats);
+    Loader *loader = loader_open(d, s->micro, false, 0, data_count(d), (int)s->o.workers);
+    Sums sum = {0, 0, 0, 0};
+    double from = now();
+    const Batch *b;
+    while (!(stop && *stop) && (b = loader_next(loader))) {
+        evaluate_batch(s, b, targets, stats, &sum);
+        report_progress("evaluating", sum.images, data_count(d),
+                        (double)sum.images / (now() - from));
+    }
+    bool complete = sum.images == data_count(d);
+    double count = sum.images ? (double)sum.images : 1;
+    *out = (Evaluation){.top1 = 100 * sum.top1 / count,
+                        .top5 = 100 * sum.top5 / count,
+                        .loss = sum.loss / count,
+                        .seconds = now() - from,
+                        .images = sum.images};
+    loader_close(loader);
+    free(targets);
+    free(stats);
+    return complete;
+}
+
+int command_eval(Session *s)
+{
+    Evaluation v;
+    setup_data(s, false);
+    setup_model(s, false);
+    fflush(stdout);
+    evaluate(s, s->val, NULL, &v);
+    report_clear();
+    if (data_damaged(s->val))
+        printf("note: %ld damaged images were replaced by others\n", data_damaged(s->val));
+    printf("%ld images in %.1f s, %.1f images/s\n", v.images, v.seconds,
+           (double)v.images / v.seconds);
+    printf("top1 %.2f top5 %.2f loss %.4f images %ld\n", v.top1, v.top5, v.loss, v.images);
+    return 0;
+}
+
+/* ---- predict ---- */
+
+/* Names of classes: --classes, else the classes.txt of the run the weights come from, else none.
+ * A line is `id` or `id name`: the name is shown where there is one. */
+static char **class_names(const Session *s, int K)
+{
+    Error e = {"", ""};
+    char *path = *s->o.classes ? xstrdup(s->o.classes)
+                 : s->run_dir  ? xasprintf("%s/classes.txt", s->run_dir)
+                               : NULL;
+    char **names = xcalloc((size_t)K, sizeof *names);
+    if (!path || (!*s->o.classes && !path_exists(path))) {
+        free(path);
+        return names;
+    }
+    char *lines = read_text(path, 16 << 20, &e), *rest = lines, *line;
+    setup_check(lines != NULL, &e);
+    int n = 0;
+    while ((line = strsep(&rest, "\n"))) {
+        line[strcspn(line, "\r")] = 0;
+        if (!*line)
+            continue;
+        if (n < K) {
+            char *space = strchr(line, ' ');
+            names[n] = xstrdup(*s->o.classes && space && space[1] ? space + 1 : line);
+        }
+        n++;
+    }
+    if (n != K)
+        die("give --classes the file with the model's classes, in order",
+            "%s names %d classes, the model has %d", path, n, K);
+    free(lines);
+    free(path);
+    return names;
+}
+
+/* Probabilities in place: softmax, or one sigmoid per class. */
+static void probabilities(const Config *c, double *p)
+{
+    double max = p[0], sum = 0;
+    for (int k = 1; k < c->classes; k++)
+        max = p[k] > max ? p[k] : max;
+    for (int k = 0; k < c->classes; k++) {
+        p[k] = c->loss == LOSS_SIGMOID ? 1 / (1 + exp(-p[k])) : exp(p[k] - max);
+        sum += p[k];
+    }
+    for (int k = 0; k < c->classes && c->loss == LOSS_SOFTMAX; k++)
+        p[k] /= sum;
+}
+
+static void predict_one(Session *s, const Image *im, uint8_t *pixels, real *logits, double *p,
+                        char **names)
+{
+    const Config *c = &s->config;
+    image_eval(im, s->o.crop, (int)s->o.resize, s->o.interpolation, c->image_w, c->image_h, pixels);
+    vit_set_batch(s->m, 1, pixels, true, NULL, NULL);
+    vit_forward(s->m, false);
+    vit_logits(s->m, logits);
+    for (int k = 0; k < c->classes; k++)
+        p[k] = (double)logits[k];
+    probabilities(c, p);
+    for (int rank = 0; rank < 5 && rank < c->classes; rank++) {
+        int best = -1;
+        for (int k = 0; k < c->classes; k++)
+            if (p[k] >= 0 && (best < 0 || p[k] > p[best]))
+                best = k;
+        if (best < 0)
+            break; /* the logits are not finite */
+        printf("  %6.2f%%  %s%s%d\n", 100 * p[best], names[best] ? names[best] : "class",
+               names[best] ? "  class " : " ", best);
+        p[best] = -1;
+    }
+}
+
+int command_predict(Session *s)
+{
+    const Config *c = &s->config;
+    s->o.batch_size = 1;
+    setup_model(s, false);
+    size_t K = (size_t)c->classes;
+    char **names = class_names(s, c->classes);
+    uint8_t *pixels = xmalloc(vit_image_bytes(c, true));
+    real *logits = xcalloc(K, sizeof *logits);
+    double *p = xcalloc(K, sizeof *p);
+    int failed = 0;
+    if (!s->o.resize) /* the same rule as for data sets */
+        s->o.resize = ((c->image_h < c->image_w ? c->image_h : c->image_w) * 256 + 112) / 224;
+    for (int i = 0; i < s->o.n_files; i++) {
+        Image im;
+        Error e = {"", ""};
+        if (!image_load(s->o.files[i], &im, &e)) {
+            fflush(stdout);
+            fprintf(stderr, "error: %s\nhint: %s\n", e.what,
+                    *e.hint ? e.hint : "name JPEG, PNG, GIF, BMP or PPM files");
+            failed++;
+            continue;
+        }
+        printf("%s\n", s->o.files[i]);
+        predict_one(s, &im, pixels, logits, p, names);
+        image_free(&im);
+    }
+    for (size_t k = 0; k < K; k++)
+        free(names[k]);
+    free(names);
+    free(pixels);
+    free(logits);
+    free(p);
+    return failed ? 1 : 0;
+}
+
+/* ---- bench ---- */
+
+/* Seconds of a step, the fastest of `repeat`. */
+static double time_steps(Session *s, int repeat, bool training)
+{
+    int B = s->micro;
+    size_t bytes = vit_image_bytes(&s->config, true), K = (size_t)s->config.classes;
+    uint8_t *images = xmalloc(bytes * (size_t)B);
+    int *labels = xcalloc((size_t)B, sizeof *labels);
+    real *targets = xcalloc(K * (size_t)B, sizeof *targets);
+    real *stats = xcalloc(3 * (size_t)B, sizeof *stats);
+    double best = 1e9;
+    for (size_t i = 0; i < bytes * (size_t)B; i++)
+        images[i] = (uint8_t)(i * 2654435761u >> 24);
+    soft_targets(targets, labels, B, s->config.classes, 0.1, false, 1, NULL);
+    for (int i = 0; i <= repeat; i++) { /* the first one warms up */
+        double from = now();
+        vit_begin_step(s->m, (uint32_t)i, 1e-4, 1);
+        vit_set_batch(s->m, B, images, true, targets, NULL);
+        if (training) {
+            vit_micro_step(s->m, 0, B);
+            vit_update(s->m);
+            vit_state(s->m);
+        } else {
+            vit_forward(s->m, false);
+            vit_loss(s->m, 1);
+        }
+        vit_stats(s->m, stats);
+        double took = now() - from;
+        report_progress(training ? "training" : "inference", i, repeat, B / took);
+        best = i && took < best ? took : best;
+    }
+    report_clear();
+    free(images);
+    free(labels);
+    free(targets);
+    free(stats);
+    return best;
+}
+
+static void print_rate(const char *what, double seconds, int B, double flop)
+{
+    printf("%-10s %8.2f images/s  %8.1f ms per step of %d  %7.1f GFLOP/s\n", what, B / seconds,
+           1000 * seconds, B, B * flop / seconds / 1e9);
+    fflush(stdout);
+}
+
+int command_bench(Session *s)
+{
+    if (!s->o.has_batch_size)
+        s->o.batch_size = 8;
+    int repeat = s->o.steps ? (int)s->o.steps : 5;
+    double forward = vit_forward_flops(&s->config);
+    setup_model(s, true);
+    print_rate("training", time_steps(s, repeat, true), s->micro, 3 * forward);
+    vit_free(s->m);
+    setup_model(s, false);
+    print_rate("inference", time_steps(s, repeat, false), s->micro, forward);
+    return 0;
+}

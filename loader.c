@@ -1,0 +1,221 @@
+/* loader.c - batches, made ahead of time by a pool of threads.
+ *
+ * A ring of batches: workers take one image at a time, in order, and fill the ring ahead of the
+ * reader; the reader takes whole batches, in order. What a batch holds depends on its position
+ * alone, so any number of workers makes the same bytes, and a run resumes from its position.
+ *
+ * Order: data_shuffle; which batches there are; workers; the reader's side.
+ */
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "data.h"
+
+/* ---- order ---- */
+
+/* A Feistel network of six rounds over 2*bits bits, where 4^bits >= n: a bijection there. Walking
+ * its cycle until a value below n comes up makes it one on [0, n); that takes less than four steps
+ * on average. (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002.) */
+long data_shuffle(uint64_t seed, long epoch, long n, long position)
+{
+    int bits = 1;
+    while (bits < 31 && 1L << (2 * bits) < n)
+        bits++;
+    uint32_t mask = (1u << bits) - 1;
+    uint64_t x = (uint64_t)position;
+    do {
+        uint32_t left = (uint32_t)(x >> bits), right = (uint32_t)x & mask;
+        for (uint32_t round = 0; round < 6; round++) {
+            uint32_t f = rng_block(seed, right, round, (uint32_t)epoch, RNG_SHUFFLE, 0).v[0];
+            uint32_t next = (left ^ f) & mask;
+            left = right;
+            right = next;
+        }
+        x = (uint64_t)left << bits | right;
+    } while (x >= (uint64_t)n);
+    return (long)x;
+}
+
+/* ---- batches ---- */
+
+typedef struct {
+    Batch batch;
+    long index; /* of the batch in it, -1 before the first */
+    int left;   /* images still to come */
+} Slot;
+
+struct Loader {
+    Dataset *data;
+    int size;
+    bool shuffle;
+    long start, stride, end;
+    size_t image_bytes;
+
+    Slot *slot;
+    int slots;
+    pthread_mutex_t lock; /* guards all below, and the slots' index and left */
+    pthread_cond_t room, ready;
+    long filling; /* batch that workers take images from, */
+    int taken;    /* and how many of it are taken */
+    long reading; /* batch that loader_next returned last, -1 before the first */
+    bool stop;
+    double waited;
+
+    int workers;
+    pthread_t *thread;
+};
+
+static long batch_position(const Loader *l, long index)
+{
+    return l->start + index * l->stride;
+}
+
+/* Images in a batch; 0 past the end. */
+static int batch_size(const Loader *l, long index)
+{
+    long left = l->end - batch_position(l, index);
+    return l->end == 0 || left >= l->size ? l->size : left > 0 ? (int)left : 0;
+}
+
+/* ---- workers ---- */
+
+static void load_image(Loader *l, Batch *b, int at)
+{
+    long n = data_count(l->data), epoch = (b->position + at) / n, i = (b->position + at) % n;
+    if (l->shuffle)
+        i = data_shuffle(data_options(l->data)->seed, epoch, n, i);
+    b->labels[at] = data_sample(l->data, i, epoch, b->images + l->image_bytes * at);
+}
+
+/* A batch may be filled when its slot is neither being read nor waiting to be read. */
+static bool may_fill(const Loader *l)
+{
+    return l->filling < (l->reading < 0 ? 0 : l->reading) + l->slots;
+}
+
+static void *work(void *arg)
+{
+    Loader *l = arg;
+    pthread_mutex_lock(&l->lock);
+    for (;;) {
+        while (!l->stop && !may_fill(l))
+            pthread_cond_wait(&l->room, &l->lock);
+        int n = batch_size(l, l->filling);
+        if (l->stop || n == 0)
+            break;
+        Slot *s = &l->slot[l->filling % l->slots];
+        if (l->taken == 0) {
+            s->index = l->filling;
+            s->left = s->batch.n = n;
+            s->batch.position = batch_position(l, l->filling);
+        }
+        int at = l->taken++;
+        if (l->taken == n) {
+            l->taken = 0;
+            l->filling++;
+        }
+        pthread_mutex_unlock(&l->lock);
+        load_image(l, &s->batch, at);
+        pthread_mutex_lock(&l->lock);
+        if (--s->left == 0)
+            pthread_cond_signal(&l->ready);
+    }
+    pthread_mutex_unlock(&l->lock);
+    return NULL;
+}
+
+/* Signals are the main thread's: workers start with all of them blocked. */
+static void start_workers(Loader *l)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    for (int i = 0; i < l->workers; i++)
+        if (pthread_create(&l->thread[i], NULL, work, l) != 0)
+            die("use fewer --workers", "cannot start data worker %d of %d", i + 1, l->workers);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+/* ---- the reader's side ---- */
+
+Loader *loader_open_strided(Dataset *d, int batch, bool shuffle, long start, long stride, long end,
+                            int workers)
+{
+    const DataOptions *o = data_options(d);
+    Loader *l = xcalloc(1, sizeof *l);
+    *l = (Loader){.data = d, .size = batch, .shuffle = shuffle, .start = start, .stride = stride,
+                  .end = end, .image_bytes = (size_t)3 * o->image_h * o->image_w, .reading = -1,
+                  .workers = workers < 1 ? 1 : workers};
+    /* One batch being read and three ahead, or enough of them for two images per worker. */
+    l->slots = 4 + 2 * l->workers / batch;
+    l->slot = xcalloc(l->slots, sizeof(Slot));
+    for (int i = 0; i < l->slots; i++) {
+        l->slot[i].index = -1;
+        l->slot[i].batch.images = xmalloc(l->image_bytes * batch);
+        l->slot[i].batch.labels = xmalloc(sizeof(int) * batch);
+    }
+    pthread_mutex_init(&l->lock, NULL);
+    pthread_cond_init(&l->room, NULL);
+    pthread_cond_init(&l->ready, NULL);
+    l->thread = xmalloc(sizeof(pthread_t) * l->workers);
+    start_workers(l);
+    return l;
+}
+
+Loader *loader_open(Dataset *d, int batch, bool shuffle, long start, long end, int workers)
+{
+    return loader_open_strided(d, batch, shuffle, start, batch, end, workers);
+}
+
+const Batch *loader_next(Loader *l)
+{
+    pthread_mutex_lock(&l->lock);
+    long index = ++l->reading; /* which frees the slot of the batch before it */
+    pthread_cond_broadcast(&l->room);
+    Slot *s = &l->slot[index % l->slots];
+    const Batch *b = NULL;
+    if (batch_size(l, index) > 0) {
+        double from = now();
+        bool waited = false;
+        while (s->index != index || s->left > 0) {
+            waited = true;
+            pthread_cond_wait(&l->ready, &l->lock);
+        }
+        if (waited)
+            l->waited += now() - from;
+        b = &s->batch;
+    } else {
+        l->reading--;
+    }
+    pthread_mutex_unlock(&l->lock);
+    return b;
+}
+
+double loader_waited(const Loader *l)
+{
+    return l->waited;
+}
+
+void loader_close(Loader *l)
+{
+    if (!l)
+        return;
+    pthread_mutex_lock(&l->lock);
+    l->stop = true;
+    pthread_cond_broadcast(&l->room);
+    pthread_mutex_unlock(&l->lock);
+    for (int i = 0; i < l->workers; i++)
+        pthread_join(l->thread[i], NULL);
+    for (int i = 0; i < l->slots; i++) {
+        free(l->slot[i].batch.images);
+        free(l->slot[i].batch.labels);
+    }
+    pthread_mutex_destroy(&l->lock);
+    pthread_cond_destroy(&l->room);
+    pthread_cond_destroy(&l->ready);
+    free(l->slot);
+    free(l->thread);
+    free(l);
+}

@@ -1,0 +1,588 @@
+/* setup.c - from flags to a session: config, data, model, run directory.
+ *
+ * What wins, from weakest to strongest: defaults; the built-in recipe (training without model,
+ * weights or recipe), or the config.ini of the run that is continued or evaluated; recipes and
+ * flags in the order they were given. The model's settings start from the weights file or the
+ * preset. The training loop is in train.c; what flags are called is in options.h.
+ *
+ * Read in this order: the built-in recipe, options, config, data, model, run directory.
+ */
+#include "session.h"
+
+#include "report.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* What trains when nothing says what to: a model that two cores train in two minutes. Crops stay
+ * large, because a shape that is cut away cannot be named. */
+static const char built_in[] = "image-size = 64\n"
+                               "patch-size = 8\n"
+                               "width = 128\n"
+                               "layers = 4\n"
+                               "heads = 4\n"
+                               "mlp = 256\n"
+                               "batch-size = 64\n"
+                               "epochs = 16\n"
+                               "lr = 0.001\n"
+                               "label-smoothing = 0.1\n"
+                               "area-min = 0.7\n";
+/* The same for pictures of 32 and 28 pixels. */
+static const char built_in_tiny[] = "image-size = 32\n"
+                                    "patch-size = 4\n"
+                                    "area-min = 0.5\n";
+enum { SHAPES_TRAIN = 500, SHAPES_VAL = 100 }; /* images per class */
+
+void setup_check(bool ok, const Error *e)
+{
+    if (!ok)
+        die(e->hint, "%s", e->what);
+}
+
+static void check_usage(bool ok, const Error *e)
+{
+    if (!ok)
+        die_usage(*e->hint ? e->hint : "--help lists all flags with what they take", "%s", e->what);
+}
+
+/* ---- options ---- */
+
+static char *parent_of(const char *path)
+{
+    char *copy = xstrdup(path);
+    for (size_t n = strlen(copy); n > 1 && copy[n - 1] == '/';)
+        copy[--n] = 0;
+    char *slash = strrchr(copy, '/');
+    if (!slash) {
+        free(copy);
+        return xstrdup(".");
+    }
+    slash[slash == copy] = 0;
+    return copy;
+}
+
+/* The run that a run directory, one of its checkpoints or a file in one belongs to, or NULL. */
+static char *run_of(const char *path)
+{
+    char *dir = xstrdup(path);
+    for (int up = 0; up < 3; up++) {
+        char *ini = xasprintf("%s/config.ini", dir);
+        bool found = path_exists(ini);
+        free(ini);
+        if (found)
+            return dir;
+        char *parent = parent_of(dir);
+        free(dir);
+        dir = parent;
+    }
+    free(dir);
+    return NULL;
+}
+
+/* Whether nothing says what to train, so that the built-in recipe does. */
+static bool wants_built_in(const Options *o)
+{
+    return strcmp(o->command, "train") == 0 && !*o->recipe && !*o->model && !*o->weights &&
+           !*o->resume;
+}
+
+static bool is_tiny_data(const char *spec)
+{
+    return strncmp(spec, "cifar", 5) == 0 || strncmp(spec, "mnist:", 6) == 0;
+}
+
+static void check_options(const Options *o)
+{
+    if (o->precision != 0)
+        die_usage("leave --precision out, or build for a GPU",
+                  "the CPU computes in fp32 alone; it has no other --precision");
+    if (o->area_min > o->area_max || o->area_max <= 0)
+        die_usage("--area-min must not exceed --area-max", "no crop has an area in %g..%g",
+                  o->area_min, o->area_max);
+    if (o->ratio_min > o->ratio_max)
+        die_usage("--ratio-min must not exceed --ratio-max", "no crop has a ratio in %g..%g",
+                  o->ratio_min, o->ratio_max);
+    if (*o->resume && *o->weights && o->has_weights && o->has_resume && strcmp(o->command, "train"))
+        die_usage("give one of the two", "--weights and --resume both name weights");
+}
+
+/* The command line is read twice: first to learn which run or recipe lies under it. */
+void setup_options(Session *s, int argc, char **argv)
+{
+    memset(s, 0, sizeof *s);
+    Options *o = &s->o;
+    Error e = {"", ""};
+    bool help = false;
+    options_init(o);
+    check_usage(options_args(o, argc, argv, &help, &e), &e);
+    if (help) {
+        options_help(stdout);
+        exit(0);
+    }
+    bool train = strcmp(o->command, "train") == 0, built = wants_built_in(o);
+    bool tiny = is_tiny_data(o->data);
+    const char *base = *o->resume ? o->resume : !train && *o->weights ? o->weights : NULL;
+    s->run_dir = base ? run_of(base) : NULL;
+    char *resume = xstrdup(o->resume);
+
+    options_free(o);
+    options_init(o);
+    if (built) {
+        setup_check(options_lines(o, built_in, "built-in recipe", &e), &e);
+        if (tiny)
+            setup_check(options_lines(o, built_in_tiny, "built-in recipe", &e), &e);
+        printf(
+            "recipe    built-in, a small model (--model, --weights or --recipe choose another)\n");
+    } else if (s->run_dir) {
+        char *ini = xasprintf("%s/config.ini", s->run_dir);
+        setup_check(options_file(o, ini, &e), &e);
+        if (*resume) /* the checkpoint holds the weights now */
+            setup_check(options_set(o, "weights", "", "", &e), &e);
+        free(ini);
+    }
+    free(resume);
+    check_usage(options_args(o, argc, argv, &help, &e), &e);
+    check_options(o);
+}
+
+/* ---- config ---- */
+
+/* A weights file, or the best or newest checkpoint of a run. */
+static char *find_weights(const char *path)
+{
+    if (!path_exists(path))
+        die("name a safetensors file or a run directory", "there is no %s", path);
+    if (!is_dir(path))
+        return xstrdup(path);
+    char *file = xasprintf("%s/model.safetensors", path);
+    if (path_exists(file))
+        return file;
+    free(file);
+    char dir[4096];
+    Error e = {"", ""};
+    char *best = xasprintf("%s/best", path),
+         *name = path_exists(best) ? read_text(best, 256, &e) : NULL;
+    free(best);
+    if (name) {
+        name[strcspn(name, "\r\n")] = 0;
+        file = xasprintf("%s/%s/model.safetensors", path, name);
+        free(name);
+        if (path_exists(file))
+            return file;
+        free(file);
+    }
+    setup_check(ckpt_find(path, dir, sizeof dir, &e), &e);
+    return xasprintf("%s/model.safetensors", dir);
+}
+
+static void find_start(Session *s)
+{
+    const Options *o = &s->o;
+    Error e = {"", ""};
+    if (*o->resume) {
+        char dir[4096];
+        setup_check(ckpt_find(o->resume, dir, sizeof dir, &e), &e);
+        s->checkpoint = xstrdup(dir);
+        s->weights = xasprintf("%s/model.safetensors", dir);
+    } else if (*o->weights) {
+        s->weights = find_weights(o->weights);
+    }
+}
+
+static void use_preset(const char *name, Config *c)
+{
+    if (!*name || vit_preset(name, c))
+        return;
+    const char *near = nearest(name, vit_preset_names);
+    char hint[160];
+    snprintf(hint, sizeof hint,
+             "%s%s%sthere are Ti/16 S/16 B/16 B/32 L/16 H/16 H/14 g/14 G/14 10B/14",
+             near ? "did you mean " : "", near ? near : "", near ? "? " : "");
+    die_usage(hint, "no model is called '%s'", name);
+}
+
+void setup_config(Session *s)
+{
+    Options *o = &s->o;
+    Error e = {"", ""};
+    char assumed[1024] = "";
+    s->be = backend_cpu();
+    s->be->init((int)o->threads);
+    s->be->describe(assumed, sizeof assumed);
+    printf("device    %s\n", assumed);
+    find_start(s);
+    s->config = vit_config_default();
+    if (s->weights) {
+        printf("weights   %s\n", s->weights);
+        setup_check(ckpt_config(s->weights, &s->config, assumed, sizeof assumed, &e), &e);
+        if (*assumed)
+            printf("          %s\n", assumed);
+    }
+    use_preset(o->model, &s->config);
+    options_apply_config(o, &s->config);
+    check_usage(vit_config_check(&s->config, &e), &e);
+    bool known = false;
+    for (int i = 0; vit_init_names[i]; i++)
+        known |= strcmp(vit_init_names[i], o->init) == 0;
+    if (!known)
+        die_usage("choose jax, timm, torch, megatron or xavier", "no initialiser is called '%s'",
+                  o->init);
+}
+
+/* ---- data ---- */
+
+static int workers_of(const Options *o)
+{
+    if (o->workers > 0)
+        return (int)o->workers;
+    long half = sysconf(_SC_NPROCESSORS_ONLN) / 2;
+    return half < 1 ? 1 : half > 16 ? 16 : (int)half;
+}
+
+/* `shapes` is a folder that is drawn the first time. */
+static char *data_spec(Session *s, const char *spec)
+{
+    if (strcmp(spec, "shapes") != 0)
+        return xstrdup(spec);
+    int size = s->config.image_h > s->config.image_w ? s->config.image_h : s->config.image_w;
+    char *dir = xasprintf("data/shapes-%d", size);
+    if (!path_exists(dir))
+        printf("data      drawing %d images into %s\n", 10 * (SHAPES_TRAIN + SHAPES_VAL), dir);
+    fflush(stdout);
+    Error e = {"", ""};
+    setup_check(shapes_write(dir, SHAPES_TRAIN, SHAPES_VAL, size, 0, &e), &e);
+    return dir;
+}
+
+static Dataset *open_split(Session *s, const char *spec, bool train)
+{
+    const Options *o = &s->o;
+    const Config *c = &s->config;
+    Error e = {"", ""};
+    char *where = data_spec(s, spec);
+    DataOptions d = {.spec = where,
+                     .classes = *o->classes ? o->classes : NULL,
+                     .train = train,
+                     .image_h = c->image_h,
+                     .image_w = c->image_w,
+                     .fake_classes = c->classes,
+                     .fake_count = train ? 1280 : 256,
+                     .augment = train && o->augment,
+                     .crop = o->crop,
+                     .resize = (int)o->resize,
+                     .filter = o->interpolation,
+                     .area_min = o->area_min,
+                     .area_max = o->area_max,
+                     .ratio_min = o->ratio_min,
+                     .ratio_max = o->ratio_max,
+                     .flip = o->flip,
+                     .seed = (uint64_t)o->seed};
+    Dataset *data = data_open(&d, &e);
+    setup_check(data != NULL, &e);
+    free(where);
+    return data;
+}
+
+/* Both splits must number their classes alike: labels come from sorted folder names. */
+static void check_splits(const Session *s)
+{
+    const Dataset *a = s->train, *b = s->val;
+    const char *hint = "give --classes a file with all classes, one a line";
+    if (data_classes(a) != data_classes(b))
+        die(hint, "the training images have %d classes, the validation images %d", data_classes(a),
+            data_classes(b));
+    for (int k = 0; k < data_classes(a); k++)
+        if (strcmp(data_class_name(a, k), data_class_name(b, k)) != 0)
+            die(hint, "class %d is '%s' in the training images and '%s' in the validation images",
+                k, data_class_name(a, k), data_class_name(b, k));
+    if (data_count(a) == data_count(b) &&
+        strcmp(data_sample_path(a, 0), data_sample_path(b, 0)) == 0)
+        warn("evaluating on the training images: the data has no split of its own, see --val-data");
+}
+
+void setup_data(Session *s, bool train)
+{
+    const Options *o = &s->o;
+    const char *val = *o->val_data ? o->val_data : o->data;
+    s->o.workers = workers_of(o);
+    if (train)
+        s->train = open_split(s, o->data, true);
+    if (!train || strcmp(val, "none") != 0)
+        s->val = open_split(s, val, false);
+    if (s->train && s->val)
+        check_splits(s);
+    Dataset *any = s->train ? s->train : s->val;
+    int K = data_classes(any);
+    if (train && !options_config_given(o, "classes"))
+        s->config.classes = K;
+    if (K > s->config.classes)
+        die(s->weights && !options_config_given(o, "classes")
+                ? "give --classes the file with the model's classes, in order"
+                : "raise --num-classes, or leave it out",
+            "the data has %d classes, the model %d", K, s->config.classes);
+    if (!train && K < s->config.classes && !*o->classes)
+        die("labels would be wrong: give --classes the file with the model's classes, in order",
+            "the data has %d classes, the model %d", K, s->config.classes);
+    printf("data      %s: ", train ? o->data : val);
+    if (s->train)
+        printf("%ld training images, ", data_count(s->train));
+    if (s->val)
+        printf("%ld validation images, ", data_count(s->val));
+    printf("%d classes, %dx%d pixels\n", K, s->config.image_h, s->config.image_w);
+}
+
+/* ---- model ---- */
+
+/* Bytes that a model with micro-batches of B images takes, from the same table of activations that
+ * vit.c plans with; the few small buffers are left out. */
+static double bytes_needed(const Config *c, const Options *o, double B, bool training)
+{
+    double T = vit_tokens(c), C = c->width, F = c->mlp, H = c->heads, L = c->layers, block = 0;
+#define X(field, n) block += n;
+    BLOCK_ACTS(X)
+#undef X
+    double pixels = VIT_CHANNELS * (double)c->image_h * c->image_w;
+    double n =
+        c->layers * (4 * C * C + 2 * C * F) + T * C + C * pixels / vit_patches(c) + C * c->classes;
+    double copies = training ? 4 + (o->ema > 0) : 1;
+    double acts = training ? L * block + (L + 1) * B * T * C : block + 2 * B * T * C;
+    double scratch = B * (pixels * 2 + T * C * 4 + (training ? T * (4 * C + F) : 0));
+    return sizeof(real) * (n * copies + acts + scratch);
+}
+
+static double read_number(const char *path, const char *key)
+{
+    FILE *f = fopen(path, "r");
+    char line[256];
+    double value = -1;
+    size_t skip = strlen(key);
+    while (f && value < 0 && fgets(line, sizeof line, f))
+        if (strncmp(line, key, skip) == 0 && sscanf(line + skip, "%lf", &value) != 1)
+            value = -1;
+    if (f)
+        fclose(f);
+    return value;
+}
+
+/* What the machine, and the container it may be, can still give; -1: unknown. */
+static double memory_free(void)
+{
+    double kib = read_number("/proc/meminfo", "MemAvailable:");
+    double machine = kib < 0 ? -1 : kib * 1024;
+    double limit = read_number("/sys/fs/cgroup/memory.max", "");
+    double used = read_number("/sys/fs/cgroup/memory.current", "");
+    if (limit < 0 || used < 0)
+        return machine;
+    double cache = read_number("/sys/fs/cgroup/memory.stat", "inactive_file ");
+    used -= cache > 0 ? cache : 0; /* the kernel gives this back when asked */
+    return machine < 0 || limit - used < machine ? limit - used : machine;
+}
+
+/* Runs with --ema are judged by the average of their weights, which is in the checkpoint's
+ * train_state: put it in the weights' place. */
+typedef struct {
+    Model *m;
+    const SafeTensors *file;
+    int found;
+} EmaLoad;
+
+static bool load_average(void *ctx, int unit, const ParamInfo *p, const char *name, long offset)
+{
+    EmaLoad *a = ctx;
+    Error e = {"", ""};
+    (void)unit;
+    char *key = xasprintf("ema.%s", name);
+    const StTensor *t = st_find(a->file, key);
+    free(key);
+    if (!t || t->n != p->n)
+        return false;
+    real *values = xmalloc((size_t)p->n * sizeof *values);
+    setup_check(st_read_real(a->file, t, values, &e), &e);
+    vit_write(a->m, a->m->weights, offset, p->n, values);
+    free(values);
+    a->found++;
+    return true;
+}
+
+static void use_average(Session *s)
+{
+    Error e = {"", ""};
+    char *dir = parent_of(s->weights), *path = xasprintf("%s/train_state.safetensors", dir);
+    SafeTensors *file = path_exists(path) ? st_open(path, &e) : NULL;
+    EmaLoad a = {s->m, file, 0};
+    if (file && vit_each_param(s->m, load_average, &a))
+        printf("          averaged weights (--no-ema: those of the last step)\n");
+    else if (a.found || s->o.has_ema)
+        die("leave --ema out", "%s has no averaged weights", path);
+    if (file)
+        st_close(file);
+    free(path);
+    free(dir);
+}
+
+static void choose_micro(Session *s, bool training)
+{
+    const Options *o = &s->o;
+    long batch = o->batch_size;
+    if (o->micro_batch) {
+        s->micro = (int)(o->micro_batch < batch ? o->micro_batch : batch);
+        return;
+    }
+    double have = memory_free();
+    while (have > 0 && batch > 1 &&
+           bytes_needed(&s->config, o, (double)batch, training) > 0.8 * have)
+        batch = (batch + 1) / 2;
+    s->micro = (int)batch;
+}
+
+static void describe_model(const Session *s, bool training)
+{
+    const Config *c = &s->config;
+    const Model *m = s->m;
+    char params[32], flops[32], memory[32];
+    format_count((double)m->n_params, params, sizeof params);
+    format_count(vit_forward_flops(c) * (training ? 3 : 1), flops, sizeof flops);
+    format_count(
+        (double)(m->bytes_params + m->bytes_grads + m->bytes_opt + m->bytes_acts + m->bytes_inputs),
+        memory, sizeof memory);
+    printf("model     width %d, %d layers, %d heads, mlp %d, patch %d, %d classes: %s parameters, "
+           "%sFLOP per image, %sB\n",
+           c->width, c->layers, c->heads, c->mlp, c->patch, c->classes, params, flops, memory);
+}
+
+void setup_model(Session *s, bool training)
+{
+    const Options *o = &s->o;
+    Error e = {"", ""};
+    check_usage(vit_config_check(&s->config, &e), &e); /* again: classes may come from the data */
+    choose_micro(s, training);
+    Plan plan = {.max_batch = s->micro,
+                 .training = training,
+                 .ema = training && o->ema > 0,
+                 .decay = o->decay,
+                 .clip = o->clip,
+                 .opt = {.kind = o->opt,
+                         .beta1 = o->beta1,
+                         .beta2 = o->beta2,
+                         .eps = o->adam_eps,
+                         .momentum = o->momentum,
+                         .weight_decay = o->weight_decay,
+                         .ema_decay = o->ema}};
+    s->m = vit_create(&s->config, &plan, s->be);
+    describe_model(s, training);
+    if (s->checkpoint && training) {
+        setup_check(ckpt_resume(s->m, s->checkpoint, &s->state, &e), &e);
+        if (s->state.seed != (uint64_t)o->seed) /* order and augmentation would not continue */
+            die("leave --seed out, or start a new run from --weights",
+                "the run in %s has seed %lu, not %ld", s->checkpoint, (unsigned long)s->state.seed,
+                o->seed);
+        return;
+    }
+    /* a new head on trained weights starts at zero: random logits would only disturb them */
+    const char *scheme = s->weights && !o->has_init ? "jax" : o->init;
+    bool init = vit_init(s->m, scheme, (uint64_t)o->seed, o->head_bias, o->layer_scale_init, &e);
+    setup_check(init, &e);
+    if (s->weights) {
+        char report[1024] = "";
+        setup_check(ckpt_load_weights(s->m, s->weights, training, report, sizeof report, &e), &e);
+        if (*report)
+            printf("          %s\n", report);
+        if (!training && o->ema > 0)
+            use_average(s);
+    }
+    s->state = (RunState){.seed = (uint64_t)o->seed, .best_metric = -1};
+}
+
+/* ---- run directory ---- */
+
+/* runs/<data>-<model>-NNN with the first free number; mkdir decides between two that start at once.
+ */
+static char *new_run_dir(const Options *o)
+{
+    Error e = {"", ""};
+    char data[64], model[64];
+    const char *colon = strchr(o->data, ':'), *path = colon ? colon + 1 : o->data;
+    char *copy = xstrdup(colon ? "" : path);
+    for (size_t n = strlen(copy); n && copy[n - 1] == '/';)
+        copy[--n] = 0;
+    char *slash = strrchr(copy, '/');
+    snprintf(data, sizeof data, "%.*s", colon ? (int)(colon - o->data) : 48,
+             colon   ? o->data
+             : slash ? slash + 1
+                     : copy);
+    free(copy);
+    snprintf(model, sizeof model, "%s", *o->model ? o->model : "vit");
+    for (char *p = model; *p; p++)
+        if (*p == '/')
+            *p = '-';
+    setup_check(make_dirs("runs", &e), &e);
+    for (int i = 1; i < 100000; i++) {
+        char *dir = xasprintf("runs/%s-%s-%03d", *data ? data : "data", model, i);
+        if (mkdir(dir, 0777) == 0)
+            return dir;
+        int failed = errno;
+        if (failed != EEXIST)
+            die("choose another place with --out", "cannot make %s: %s", dir, strerror(failed));
+        free(dir);
+    }
+    die("clear out runs/, or name a place with --out", "runs/ is full");
+}
+
+/* Names of the classes beside the weights, for predict. */
+static void write_classes(const Session *s)
+{
+    char *path = xasprintf("%s/classes.txt", s->out);
+    FILE *f = fopen(path, "w");
+    for (int k = 0; f && k < data_classes(s->train); k++)
+        fprintf(f, "%s\n", data_class_name(s->train, k));
+    if (!f || fclose(f) != 0)
+        warn("cannot write %s", path);
+    free(path);
+}
+
+void setup_out(Session *s)
+{
+    const Options *o = &s->o;
+    Error e = {"", ""};
+    bool same_run = s->checkpoint && s->run_dir && !*o->out;
+    if (same_run) {
+        s->out = xstrdup(s->run_dir);
+    } else if (*o->out) {
+        s->out = xstrdup(o->out);
+        setup_check(make_dirs(s->out, &e), &e);
+        char *latest = xasprintf("%s/latest", s->out);
+        same_run = s->checkpoint && s->run_dir && strcmp(s->run_dir, s->out) == 0;
+        if (path_exists(latest) && !same_run)
+            die("continue it with --resume, or choose another --out", "%s already holds a run",
+                s->out);
+        free(latest);
+    } else {
+        s->out = new_run_dir(o);
+    }
+    char *ini = xasprintf("%s/config.ini", s->out), *log = xasprintf("%s/log.jsonl", s->out);
+    setup_check(options_write(o, &s->config, ini, &e), &e);
+    setup_check(log_open(log, same_run, &e), &e);
+    free(ini);
+    free(log);
+    write_classes(s);
+    printf("run       %s\n", s->out);
+}
+
+void session_free(Session *s)
+{
+    log_close();
+    if (s->train)
+        data_close(s->train);
+    if (s->val)
+        data_close(s->val);
+    if (s->m)
+        vit_free(s->m);
+    free(s->weights);
+    free(s->checkpoint);
+    free(s->run_dir);
+    free(s->out);
+    options_free(&s->o);
+}

@@ -1,0 +1,260 @@
+/* test_options.c - flags, recipes, learning rates, mixup and soft targets: the host's pure parts.
+ */
+#include "check.h"
+
+#include "options.h"
+#include "report.h"
+#include "schedule.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- flags ---- */
+
+static bool parse(Options *o, Error *e, int n, const char **args)
+{
+    char *argv[32] = {(char *)"train_cpu"};
+    bool help = false;
+    for (int i = 0; i < n; i++)
+        argv[i + 1] = (char *)args[i];
+    options_init(o);
+    return options_args(o, n + 1, argv, &help, e);
+}
+#define PARSE(...) \
+    parse(&o, &e, COUNT(((const char *[]){__VA_ARGS__})), (const char *[]){__VA_ARGS__})
+
+static void test_values(void)
+{
+    Options o;
+    Error e = {"", ""};
+    CHECK(PARSE("train", "--batch-size", "32", "--lr=0.5", "--label_smoothing", "0.2"));
+    CHECK(o.batch_size == 32 && o.lr == 0.5 && o.label_smoothing == 0.2);
+    CHECK(o.has_lr && !o.has_clip && strcmp(o.command, "train") == 0);
+    options_free(&o);
+    CHECK(PARSE("eval", "--opt", "lamb", "--schedule", "step", "--decay", "no_1d"));
+    CHECK(o.opt == OPT_LAMB && o.schedule == SCHEDULE_STEP && o.decay == DECAY_NO_1D);
+    CHECK(strcmp(o.command, "eval") == 0);
+    options_free(&o);
+    CHECK(PARSE("--no-augment", "--layer-scale", "--no-patch-bias", "--no-ema", "--head-bias",
+                "-10"));
+    CHECK(!o.augment && o.config.layer_scale && !o.config.patch_bias && o.ema == 0);
+    CHECK(o.head_bias == -10);
+    options_free(&o);
+    CHECK(PARSE("--image-size", "160x96", "--mean", "0.5", "--std", "imagenet", "--pool", "gap"));
+    CHECK(o.config.image_h == 160 && o.config.image_w == 96 && o.config.mean_g == 0.5);
+    CHECK(o.config.std_b == 0.225 && o.config.pool == POOL_GAP);
+    CHECK(options_config_given(&o, "image_h") && !options_config_given(&o, "heads"));
+    Config c = vit_config_default();
+    c.heads = 7;
+    options_apply_config(&o, &c);
+    CHECK(c.heads == 7 && c.image_w == 96 && c.std_r == 0.229);
+    options_free(&o);
+    CHECK(PARSE("--epochs", "5", "--steps", "7"));
+    CHECK(o.steps == 7 && o.epochs == 0);
+    options_free(&o);
+    CHECK(PARSE("--steps", "7", "--epochs", "5"));
+    CHECK(o.steps == 0 && o.epochs == 5);
+    options_free(&o);
+}
+
+static void test_wrong(void)
+{
+    static const struct {
+        const char *args[2], *what, *hint;
+    } cases[] = {
+        {{"--widht", "3"}, "widht", "did you mean --width?"},
+        {{"--lr", "fast"}, "--lr: 'fast'", ""},
+        {{"--lr", "nan"}, "--lr: 'nan'", ""},
+        {{"--lr", "-1"}, "--lr: -1 is outside", ""},
+        {{"--batch-size", "0"}, "--batch-size: 0 is outside", ""},
+        {{"--batch-size", "1.5"}, "'1.5' is not a whole number", ""},
+        {{"--batch-size", "99999999999999999999"}, "--batch-size", ""},
+        {{"--opt", "adamx"}, "adamw|adam|sgd|lamb", ""},
+        {{"--opt", ""}, "adamw|adam|sgd|lamb", ""},
+        {{"--augment=perhaps", "--lr=1"}, "perhaps", ""},
+        {{"--width", "wide"}, "--width: 'wide'", ""},
+        {{"--image-size", "1x2x3"}, "--image-size", ""},
+        {{"--mean", "1,2"}, "--mean", ""},
+        {{"--lr=1", "--epochs"}, "--epochs needs a value", ""},
+        {{"trian", "--lr=1"}, "trian", "did you mean train?"},
+        {{"train", "picture.jpg"}, "picture.jpg", ""},
+        {{"--recipe", "/nonexistent/recipe.ini"}, "/nonexistent/recipe.ini", ""},
+    };
+    for (int i = 0; i < COUNT(cases); i++) {
+        Options o;
+        Error e = {"", ""};
+        bool ok = parse(&o, &e, 2, (const char **)cases[i].args);
+        bool good = !ok && strstr(e.what, cases[i].what) && strstr(e.hint, cases[i].hint);
+        CHECK(good, "%s %s gave '%s', hint '%s'", cases[i].args[0], cases[i].args[1], e.what,
+              e.hint);
+        options_free(&o);
+    }
+}
+
+static void test_recipes(void)
+{
+    Options o;
+    Error e = {"", ""};
+    options_init(&o);
+    CHECK(options_lines(&o,
+                        "# comment\n[model]\n\n  width = 96 # inline\nlayer_scale = yes\r\n"
+                        "data = \"a # b\"\nout=x#y\nbatch_size =16",
+                        "r", &e));
+    CHECK(o.config.width == 96 && o.config.layer_scale && o.batch_size == 16);
+    CHECK(strcmp(o.data, "a # b") == 0 && strcmp(o.out, "x#y") == 0);
+    CHECK(!options_lines(&o, "width = 96\nnonsense\n", "r", &e) && strstr(e.what, "r:2: "));
+    CHECK(!options_lines(&o, "\n\nhieghts = 3\n", "r", &e) && strstr(e.what, "r:3: "));
+    CHECK(!options_lines(&o, "recipe = other\n", "r", &e));
+    CHECK(!options_lines(&o, "=\n", "r", &e));
+    options_free(&o);
+}
+
+/* What options_write writes, options_file reads back to the same bits. */
+static void test_echo(void)
+{
+    char path[] = "/tmp/test_options_XXXXXX";
+    int fd = mkstemp(path);
+    Options o, back;
+    Error e = {"", ""};
+    CHECK(fd >= 0);
+    CHECK(PARSE("--lr", "0.1234567890123456789", "--data", " odd # name", "--flip", "0.25", "--opt",
+                "sgd", "--no-augment", "--steps", "12", "--width", "48", "--eps", "1.1e-6"));
+    Config c = vit_config_default(), d = c;
+    options_apply_config(&o, &c);
+    CHECK(options_write(&o, &c, path, &e));
+    options_init(&back);
+    CHECK(options_file(&back, path, &e));
+    CHECK(back.lr == o.lr && strcmp(back.data, o.data) == 0 && back.flip == o.flip);
+    CHECK(back.opt == OPT_SGD && !back.augment && back.steps == 12 && back.epochs == 0);
+    options_apply_config(&back, &d);
+    CHECK(d.width == 48 && d.eps == c.eps && d.eps == 1.1e-6);
+    options_free(&back);
+    options_free(&o);
+    if (fd >= 0)
+        close(fd);
+    unlink(path);
+    CHECK(!options_write(&o, &c, "/nonexistent/config.ini", &e));
+}
+
+/* ---- learning rates ---- */
+
+static bool near(double a, double b)
+{
+    return fabs(a - b) <= 1e-12 * (1 + fabs(b));
+}
+
+static void test_schedules(void)
+{
+    Schedule s = {.kind = SCHEDULE_COSINE, .lr = 2, .floor = 0.5, .warmup = 4, .total = 12};
+    CHECK(near(schedule_lr(&s, 0), 0.5) && near(schedule_lr(&s, 1), 1) &&
+          near(schedule_lr(&s, 3), 2));
+    CHECK(near(schedule_lr(&s, 4), 2) && near(schedule_lr(&s, 8), 1.25));
+    CHECK(near(schedule_lr(&s, 6), 0.5 + 1.5 * 0.5 * (1 + sqrt(0.5))));
+    CHECK(near(schedule_lr(&s, 12), 0.5) && near(schedule_lr(&s, 1000), 0.5));
+    s.kind = SCHEDULE_LINEAR;
+    CHECK(near(schedule_lr(&s, 8), 1.25) && near(schedule_lr(&s, 11), 0.5 + 1.5 / 8));
+    s.kind = SCHEDULE_CONSTANT;
+    CHECK(near(schedule_lr(&s, 2), 1.5) && near(schedule_lr(&s, 11), 2));
+    s = (Schedule){
+        .kind = SCHEDULE_STEP, .lr = 1, .floor = 0.005, .total = 30, .step_size = 10, .gamma = 0.1};
+    CHECK(near(schedule_lr(&s, 0), 1) && near(schedule_lr(&s, 9), 1) &&
+          near(schedule_lr(&s, 10), 0.1));
+    CHECK(near(schedule_lr(&s, 29), 0.01) && near(schedule_lr(&s, 30), 0.005));
+    s = (Schedule){.kind = SCHEDULE_COSINE, .lr = 1, .warmup = 5, .total = 5};
+    CHECK(isfinite(schedule_lr(&s, 5)) && near(schedule_lr(&s, 4), 1));
+}
+
+/* ---- mixup and targets ---- */
+
+/* Beta(a, a) has mean 1/2 and variance 1 / (4 (2a + 1)). */
+static void test_mixup(void)
+{
+    static const double alphas[] = {0.01, 0.2, 0.8, 1, 4};
+    enum { N = 40000 };
+    for (int i = 0; i < COUNT(alphas); i++) {
+        double sum = 0, squares = 0, a = alphas[i];
+        bool inside = true;
+        for (uint32_t step = 0; step < N; step++) {
+            double x = mixup_lambda(a, 5, step);
+            inside &= x >= 0 && x <= 1;
+            sum += x;
+            squares += x * x;
+        }
+        double mean = sum / N, var = squares / N - mean * mean;
+        CHECK(inside);
+        CHECK(fabs(mean - 0.5) < 0.01);
+        CHECK(fabs(var - 1 / (4 * (2 * a + 1))) < 0.005);
+    }
+    CHECK(mixup_lambda(0.2, 1, 7) == mixup_lambda(0.2, 1, 7));
+    CHECK(mixup_lambda(0.2, 1, 7) != mixup_lambda(0.2, 1, 8));
+    CHECK(mixup_lambda(0.2, 1, 7) != mixup_lambda(0.2, 2, 7));
+}
+
+static void test_targets(void)
+{
+    static const int labels[] = {0, 3, 1};
+    real t[12];
+    Mix mix[3];
+    soft_targets(t, labels, 3, 4, 0.2, false, 1, NULL);
+    CHECK(fabs((double)t[0] - 0.85) < 1e-6 && fabs((double)t[1] - 0.05) < 1e-6);
+    CHECK(fabs((double)t[4 + 3] - 0.85) < 1e-6);
+    soft_targets(t, labels, 3, 4, 0.2, true, 0.75, mix);
+    CHECK(fabs((double)t[0] - (0.05 + 0.8 * 0.75)) < 1e-6);
+    CHECK(fabs((double)t[1] - (0.05 + 0.8 * 0.25)) < 1e-6);
+    CHECK(fabs((double)t[4 + 3] - 0.85) < 1e-6); /* the middle one is its own partner */
+    CHECK(mix[0].partner == 2 && mix[1].partner == 1 && mix[2].partner == 0 &&
+          mix[0].lambda == 0.75f);
+    for (int i = 0; i < 3; i++) {
+        double sum = 0;
+        for (int k = 0; k < 4; k++)
+            sum += (double)t[4 * i + k];
+        CHECK(fabs(sum - 1) < 1e-6);
+    }
+}
+
+/* ---- log lines ---- */
+
+static void test_log(void)
+{
+    char path[] = "/tmp/test_options_XXXXXX", text[30];
+    int fd = mkstemp(path);
+    Error e = {"", ""};
+    CHECK(fd >= 0 && log_open(path, false, &e));
+    log_begin("step");
+    log_num("loss", NAN);
+    log_num("step", 12);
+    log_num("lr", 0.001);
+    log_text("path", "a\"b\\c\n");
+    log_end();
+    log_close();
+    char *lines = read_text(path, 1000, &e);
+    CHECK(lines && strcmp(lines, "{\"event\":\"step\",\"loss\":null,\"step\":12,\"lr\":0.001,"
+                                 "\"path\":\"a\\\"b\\\\c\\u000a\"}\n") == 0);
+    free(lines);
+    unlink(path);
+    if (fd >= 0)
+        close(fd);
+    format_seconds(3725, text, sizeof text);
+    CHECK(strcmp(text, "1h02m") == 0);
+    format_seconds(125, text, sizeof text);
+    CHECK(strcmp(text, "2m05s") == 0);
+    format_count(5717416, text, sizeof text);
+    CHECK(strcmp(text, "5.72 M") == 0);
+    format_count(999, text, sizeof text);
+    CHECK(strcmp(text, "999") == 0);
+}
+
+int main(void)
+{
+    test_values();
+    test_wrong();
+    test_recipes();
+    test_echo();
+    test_schedules();
+    test_mixup();
+    test_targets();
+    test_log();
+    return check_report();
+}

@@ -1,0 +1,260 @@
+#!/bin/bash
+# End to end: the program on tiny models, good and bad input. test/test_train.sh BINARY [SHARED]
+# Everything happens in a temporary folder. TEST_SMALL=1 leaves out what is slow under sanitizers.
+# Every error must say `error:` and `hint:`, with the right exit status and without a crash.
+binary=$(realpath "$1")
+shared=$(realpath -m "${2:-../shared}")
+tmp=$(mktemp -d) || exit 1
+trap 'umount "$tmp/small" 2>/dev/null; rm -rf "$tmp"' EXIT
+cd "$tmp" || exit 1
+passed=0 failed=0 skipped=0
+
+tiny="--image-size 16 --patch-size 8 --width 32 --layers 2 --heads 2 --mlp 64 --batch-size 16
+      --threads 1 --lr 0.001"
+fake="--data fake --num-classes 4 $tiny"
+
+pass() { passed=$((passed + 1)); }
+skip() { skipped=$((skipped + 1)); echo "SKIP $1"; }
+fail() { # name, then the log's end
+    failed=$((failed + 1))
+    echo "FAIL $1"
+    tail -n 8 log | sed 's/^/  | /'
+}
+check() { # name, command...
+    local name=$1
+    shift
+    if "$@"; then pass; else fail "$name"; fi
+}
+# Run the program, output to ./log; the exit status is in $rc.
+vit() {
+    "$binary" "$@" >log 2>&1
+    rc=$?
+}
+good() { # name, arguments...: must end with 0
+    local name=$1
+    shift
+    vit "$@"
+    check "$name (status $rc)" [ $rc = 0 ]
+}
+bad() { # name, status, pattern, arguments...
+    local name=$1 status=$2 pattern=$3
+    shift 3
+    vit "$@"
+    check "$name: status $rc, not $status" [ $rc = "$status" ]
+    check "$name: says error and hint" \
+        sh -c "grep -q '^error: ' log && grep -q '^hint: ..' log && grep -qE -- '$pattern' log"
+}
+last() { # the newest checkpoint of a run
+    echo "$1/$(cat "$1/latest")"
+}
+same() { # name, run, run: the last checkpoints are the same bits
+    check "$1: weights" cmp -s "$(last "$2")/model.safetensors" "$(last "$3")/model.safetensors"
+    check "$1: state" cmp -s "$(last "$2")/train_state.safetensors" "$(last "$3")/train_state.safetensors"
+}
+until_true() { # wait up to 60 s for a command to succeed
+    for _ in $(seq 600); do
+        "$@" 2>/dev/null && return 0
+        sleep 0.1
+    done
+    return 1
+}
+
+# ---- usage ----
+
+good "help" --help
+check "help lists groups and flags" sh -c "grep -q '^learning rate' log && grep -q -- '--patch-size' log"
+bad "unknown flag" 2 'did you mean --width' --widht 3
+bad "unknown command" 2 'did you mean train' trian
+bad "bad number" 2 'lr: .fast.' --lr fast
+bad "out of range" 2 'batch-size' --batch-size -4
+bad "heads do not divide the width" 2 '5 heads.* 32' $fake --heads 5
+bad "patch does not divide the image" 2 '16x16' $fake --patch-size 7
+bad "unknown model" 2 'B/17' $fake --model B/17
+bad "unknown initialiser" 2 'jaxx' $fake --init jaxx
+bad "bf16 on a CPU" 2 'fp32' $fake --precision bf16
+bad "eval without weights" 2 'needs --weights' eval --data fake
+bad "predict without images" 2 'needs images' predict --weights x.safetensors
+printf 'width = 32\nlayrs = 2\n' >recipe.ini
+bad "unknown key in a recipe" 2 'recipe.ini:2.*layrs|did you mean layers' --recipe recipe.ini
+head -c 3000 /dev/urandom >noise.ini
+vit --recipe noise.ini
+check "noise as a recipe" [ $rc = 2 ]
+
+# ---- a run and what it leaves ----
+
+good "a run" $fake --steps 12 --log-every 4 --eval-every 6 --out run
+check "plain lines on a pipe" grep -qE '^step 4/12 .* [0-9.]+ images/s' log
+check "how to go on" grep -q -- '--resume run' log
+check "step lines" grep -qE '^\{"event":"step","step":12,.*"loss":[0-9.e+-]+.*"images_per_s":.*\}$' run/log.jsonl
+check "eval lines" grep -qE '^\{"event":"eval","step":6,.*"top1":.*"top5":.*"loss":.*\}$' run/log.jsonl
+check "start line" sh -c "head -n 1 run/log.jsonl | grep -q '^{\"event\":\"start\"'"
+good "eval" eval --weights run
+check "closing line of eval" \
+    sh -c "tail -n 1 log | grep -qE '^top1 [0-9]+\.[0-9]{2} top5 100\.00 loss [0-9]+\.[0-9]{4} images 256$'"
+good "eval of a file" eval --data fake --weights "$(last run)/model.safetensors"
+bad "the folder holds a run" 1 'already holds' $fake --steps 12 --out run
+good "a finished run has nothing left" --resume run
+check "and says so" grep -q 'nothing left' log
+good "a finished run gets more steps" --resume run --steps 14
+check "from where it was" grep -q '^resumed   at step 12' log
+bad "another seed cannot continue" 1 'seed' --resume run --steps 16 --seed 9
+bad "nothing to resume" 1 'nowhere' --resume nowhere
+
+# ---- bits ----
+
+full="$fake --steps 24 --dropout 0.1 --attention-dropout 0.1 --drop-path 0.2 --mixup 0.4 --ema 0.9
+      --save-every 4 --eval-every 12 --warmup-steps 5 --keep 3"
+good "run A" $full --out a
+good "run A again" $full --out b
+same "same seed, same bits" a b
+good "another seed" $full --seed 1 --out c
+check "another seed, other bits" \
+    sh -c "! cmp -s '$(last a)/model.safetensors' '$(last c)/model.safetensors'"
+good "a recipe's echo" --recipe a/config.ini --out d
+same "the echo repeats the run" a d
+check "the best by EMA is evaluated with EMA" sh -c "
+    '$binary' eval --weights a >log 2>&1; grep -q averaged log && '$binary' eval --weights a --no-ema >log 2>&1"
+
+good "stopped half way" $full --steps 12 --schedule constant --out e
+good "and continued" --resume e --steps 24
+good "not stopped" $full --schedule constant --out f
+same "12 + 12 steps are 24" e f
+
+# Killed twice at arbitrary points of a run of a second or two, then resumed to its end.
+long="$full --steps 300 --width 96 --batch-size 32"
+good "a longer run" $long --out j
+mkdir g
+for start in "$long --out g" "--resume g"; do
+    before=$(cat g/latest 2>/dev/null)
+    "$binary" $start >log 2>&1 &
+    pid=$!
+    until_true sh -c "test -e g/latest && [ \"\$(cat g/latest)\" != '$before' ]"
+    sleep 0.$((RANDOM % 30 + 10))
+    kill -9 $pid
+    wait $pid 2>/dev/null
+    check "killed at $(cat g/latest)" [ "$(cat g/latest)" != "$(cat j/latest)" ]
+done
+good "resumed after kill -9" --resume g
+same "killed and resumed is as not interrupted" j g
+
+# Accumulation: other sums, the same mathematics; 16 images are 5 + 5 + 5 + 1.
+good "micro-batches" $full --micro-batch 5 --mixup 0 --out h
+good "no micro-batches" $full --mixup 0 --out i
+near=$(for r in h i; do grep -m 1 '"event":"step"' $r/log.jsonl | sed 's/.*"loss":\([^,]*\),.*/\1/'; done |
+    awk 'NR == 1 { a = $1 } NR == 2 { d = a - $1; print (d < 1e-4 && d > -1e-4) }')
+check "accumulation gives the same loss" [ "$near" = 1 ]
+for opt in adam sgd lamb; do
+    good "$opt" $fake --opt $opt --steps 3 --out opt-$opt
+done
+good "sigmoid loss, layer scale, several class tokens, gap" $fake --steps 3 --loss sigmoid \
+    --layer-scale --cls-tokens 2 --pool gap --head-bias -2 --schedule step --out variant
+
+# ---- trouble while running ----
+
+bad "diverges" 1 'training diverged' $fake --lr 1e30 --clip 0 --warmup-steps 0 --steps 40 --out nan
+good "before it is full" $fake --steps 4 --out full
+saved=$(last full)
+(
+    ulimit -f 8 # KiB: less than a checkpoint, more than the log
+    "$binary" --resume full --steps 8 >log 2>&1
+    echo $? >status
+)
+check "full disk: status $(cat status)" [ "$(cat status)" = 1 ]
+check "full disk: says what to do" \
+    sh -c "grep -q '^error: ' log && grep -q '^hint: ' log && grep -q -- '--resume full' log"
+check "full disk: the old checkpoint stays the last" [ "$(last full)" = "$saved" ]
+good "full disk: and can be continued" --resume full --steps 8
+if mkdir small && mount -t tmpfs -o size=900k none small 2>/dev/null; then
+    bad "tmpfs runs full" 1 'small' $fake --steps 40 --save-every 1 --keep 9 --out small/run
+    good "what it holds can be read" eval --weights "$(last small/run)"
+    umount small
+else
+    skip "no tmpfs can be mounted here"
+fi
+
+"$binary" $fake --steps 1000000 --eval-every 1000000 --out term >log 2>&1 &
+pid=$!
+until_true grep -q '"event":"step"' term/log.jsonl
+kill -TERM $pid
+wait $pid
+rc=$?
+check "SIGTERM: status $rc" [ $rc = 0 ]
+check "SIGTERM: saved, and says how to go on" sh -c "test -e term/latest && grep -q -- '--resume term' log"
+check "SIGTERM: nothing is lost" \
+    sh -c "grep -q \"stopped after step \$(cat term/latest | sed 's/step_0*//') \" log"
+"$binary" $fake --data fake --width 1024 --mlp 4096 --image-size 224 --out twice >log 2>&1 &
+pid=$!
+until_true test -e twice/log.jsonl
+kill -INT $pid 2>/dev/null || kill -TERM $pid
+kill -TERM $pid
+sleep 1
+check "a second signal ends it at once" sh -c "! kill -0 $pid 2>/dev/null"
+wait $pid
+rc=$?
+check "a second signal: status $rc" [ $rc -ge 128 -o $rc = 0 ]
+
+# ---- data ----
+
+good "shapes are drawn" --data shapes $tiny --steps 2 --out drawn
+shapes=data/shapes-16
+folder="--data folder $tiny --steps 20 --num-classes 2"
+mkdir -p folder/train/x folder/train/y folder/val/x folder/val/y
+i=0
+for class in "$shapes"/train/*/; do
+    i=$((i + 1))
+    [ $i -le 2 ] || break
+    name=$([ $i = 1 ] && echo x || echo y)
+    find "$class" -type f | sort | head -n 40 | xargs -I{} cp {} folder/train/$name/
+    find "$class" -type f | sort | tail -n 10 | xargs -I{} cp {} folder/val/$name/
+done
+good "a folder, one worker" $folder --workers 1 --out one
+good "a folder, three workers" $folder --workers 3 --out three
+same "workers change nothing" one three
+picture=$(find folder/val -type f | head -n 1)
+good "predict" predict --weights one "$picture"
+check "predict names classes" grep -qE '^ +[0-9]+\.[0-9]{2}%  [xy]  class [01]$' log
+bad "predict without such a file" 1 'none.jpg' predict --weights one none.jpg
+
+victim=$(find folder/train/x -type f | sort | head -n 1)
+head -c 100 "$victim" >cut && mv cut "$victim"
+good "a damaged image" $folder --out damaged
+check "is counted and named" sh -c "grep -q 'damaged' log && grep -q '$(basename "$victim")' log"
+bad "no such folder" 1 'nofolder' --data nofolder $tiny
+mkdir -p folder/train/z folder/val/z
+bad "a class without images" 1 'folder/(train|val)/z' $folder --out empty
+rmdir folder/train/z folder/val/z
+bad "too few classes in the model" 1 'classes' --data folder $tiny --num-classes 1 --out few
+
+# ---- weights ----
+
+weights=$(last one)/model.safetensors
+bad "weights of another width" 1 'head|blocks|cls_token|pos_embed|patch' eval --data folder \
+    --weights "$weights" --width 64
+head -c $(($(stat -c %s "$weights") / 2)) "$weights" >half.safetensors
+bad "half a file" 1 'half.safetensors' eval --data folder --weights half.safetensors
+head -c 20000 /dev/urandom >noise.safetensors
+bad "noise" 1 'noise.safetensors' eval --data folder --weights noise.safetensors
+bad "no weights" 1 'none.safetensors' eval --data folder --weights none.safetensors
+good "a new head" --data fake --num-classes 7 --weights "$weights" --batch-size 8 --steps 2 --out newhead
+check "is said" grep -qi 'head' log
+
+# ---- real weights, real images ----
+
+deit=$shared/data/weights/deit_tiny_patch16_224.safetensors
+if [ -n "${TEST_SMALL-}" ]; then
+    skip "DeiT-Tiny on 250 images: too slow here"
+elif [ -e "$deit" ]; then
+    good "DeiT-Tiny" eval --data "$shared/data/imagenet_sample" --weights "$deit" \
+        --classes "$shared/data/imagenet_classes.txt"
+    line=$(tail -n 1 log)
+    check "DeiT-Tiny reaches 84.00 and 95.20 within one image: $line" \
+        awk -v line="$line" 'BEGIN { split(line, f, " ")
+            exit !(f[2] >= 83.59 && f[2] <= 84.41 && f[4] >= 94.79 && f[4] <= 95.61 && f[8] == 250) }'
+    good "DeiT-Tiny predicts" predict --weights "$deit" --classes "$shared/data/imagenet_classes.txt" \
+        "$(find "$shared/data/imagenet_sample" -name '*.JPEG' | sort | head -n 1)"
+else
+    skip "no weights and images in $shared/data"
+fi
+
+echo "$passed passed, $failed failed, $skipped skipped"
+[ $failed = 0 ]

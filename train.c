@@ -1,0 +1,399 @@
+/* train.c - the program: commands, the training loop, what happens when it is interrupted.
+ *
+ * The loop is ordinary: batches come in the order of (seed, epoch), each is computed in
+ * micro-batches whose gradients add up, one update follows; now and then it reports, evaluates and
+ * saves. Everything random is a function of the step, so that --resume continues bit for bit.
+ * Setting up is in setup.c, evaluation in eval.c, output in report.c.
+ *
+ * Read in this order: signals, one step, reports, evaluation and checkpoints, the loop, main.
+ */
+#include "session.h"
+
+#include "report.h"
+
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+typedef struct {
+    Session *s;
+    Schedule schedule;
+    uint64_t total; /* steps of the run */
+    uint64_t saved; /* step of the newest checkpoint */
+    double began;   /* time the loop began, */
+    uint64_t first; /* at this step */
+    /* the loader's batch and what is left of it */
+    Loader *loader;
+    const Batch *batch;
+    int used;
+    /* one micro-batch on the host */
+    real *targets, *stats;
+    Mix *mix;
+    /* since the last report */
+    double loss, hits, since, waited;
+    long images, steps;
+} Training;
+
+/* ---- signals ---- */
+
+static volatile int stop_signal;  /* int: evaluate() looks at it too */
+static const char *run_to_resume; /* a run with a checkpoint, for die_hook */
+
+static void on_signal(int sig)
+{
+    if (stop_signal)
+        _exit(128 + sig);
+    stop_signal = sig;
+}
+
+static void say_how_to_resume(void)
+{
+    if (run_to_resume)
+        fprintf(stderr, "the last checkpoint is safe; continue it with: ./train_cpu --resume %s\n",
+                run_to_resume);
+}
+
+static void catch_signals(void)
+{
+    struct sigaction a = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    sigaction(SIGTERM, &a, NULL);
+    sigaction(SIGINT, &a, NULL);
+    sigaction(SIGUSR1, &a, NULL);
+}
+
+/* ---- one step ---- */
+
+/* Up to n consecutive images of the run; returns how many. */
+static int next_images(Training *t, int n, const uint8_t **images, const int **labels)
+{
+    if (!t->batch || t->used == t->batch->n) {
+        t->batch = loader_next(t->loader);
+        t->used = 0;
+        if (!t->batch)
+            die("this is a mistake in data.c", "the loader ended before the run");
+    }
+    int left = t->batch->n - t->used;
+    n = n < left ? n : left;
+    *images = t->batch->images + (size_t)t->used * vit_image_bytes(&t->s->config, true);
+    *labels = t->batch->labels + t->used;
+    t->used += n;
+    return n;
+}
+
+static void add_stats(Training *t, int n)
+{
+    vit_stats(t->s->m, t->stats);
+    for (int i = 0; i < n; i++) {
+        t->loss += (double)t->stats[3 * i];
+        t->hits += (double)t->stats[3 * i + 1];
+    }
+    t->images += n;
+}
+
+static const StepState *train_step(Training *t)
+{
+    Session *s = t->s;
+    const Options *o = &s->o;
+    uint32_t step = (uint32_t)s->state.step;
+    bool mixed = o->mixup > 0;
+    double lambda = mixed ? mixup_lambda(o->mixup, s->state.seed, step) : 1;
+    int batch = (int)o->batch_size;
+
+    vit_begin_step(s->m, step, schedule_lr(&t->schedule, step), s->state.seed);
+    for (int done = 0, n; done < batch; done += n) {
+        const uint8_t *images;
+        const int *labels;
+        n = next_images(t, s->micro < batch - done ? s->micro : batch - done, &images, &labels);
+        soft_targets(t->targets, labels, n, s->config.classes, o->label_smoothing, mixed, lambda,
+                     t->mix);
+        vit_set_batch(s->m, n, images, true, t->targets, mixed ? t->mix : NULL);
+        vit_micro_step(s->m, done, batch);
+        add_stats(t, n);
+    }
+    vit_update(s->m);
+    s->state.step++;
+    s->state.samples += (uint64_t)batch;
+    t->steps++;
+    return vit_state(s->m);
+}
+
+/* Ten steps in a row without finite gradients will not get better by themselves. */
+static void check_diverged(const Training *t, const StepState *state)
+{
+    if (state->skipped_in_row < 10)
+        return;
+    char hint[160];
+    snprintf(hint, sizeof hint,
+             "lower --lr (it is %g), raise --warmup-steps, or clip gradients with "
+             "--clip 1",
+             t->s->o.lr);
+    report_clear();
+    die(hint, "training diverged: no finite gradients in %u steps in a row, at step %lu",
+        state->skipped_in_row, (unsigned long)t->s->state.step);
+}
+
+/* ---- reports ---- */
+
+static double epoch_of(const Session *s)
+{
+    return (double)s->state.samples / (double)data_count(s->train);
+}
+
+static void report(Training *t, const StepState *state)
+{
+    const Session *s = t->s;
+    uint64_t step = s->state.step;
+    double seconds = now() - t->since, waited = loader_waited(t->loader) - t->waited;
+    double per_step = (now() - t->began) / (double)(step - t->first);
+    StepReport r = {.step = step,
+                    .total = t->total,
+                    .epoch = epoch_of(s),
+                    .loss = t->loss / (double)t->images,
+                    .acc = 100 * t->hits / (double)t->images,
+                    .lr = state->lr,
+                    .grad_norm = state->grad_norm,
+                    .ms = 1000 * seconds / (double)t->steps,
+                    .images_per_s = (double)t->images / seconds,
+                    .wait = waited / seconds,
+                    .skipped = state->skipped,
+                    .eta = per_step * (double)(t->total - step)};
+    r.gflops = r.images_per_s * 3 * vit_forward_flops(&s->config) / 1e9;
+    report_bar(&r);
+    if (step % (uint64_t)s->o.log_every != 0 && step != t->total && step != t->first + 1)
+        return;
+    report_step(&r);
+    t->loss = t->hits = 0;
+    t->images = t->steps = 0;
+    t->since = now();
+    t->waited += waited;
+}
+
+static void log_start(const Training *t)
+{
+    const Session *s = t->s;
+    char device[256];
+    s->be->describe(device, sizeof device);
+    log_begin("start");
+    log_num("step", (double)s->state.step);
+    log_num("steps", (double)t->total);
+    log_text("device", device);
+    log_text("data", s->o.data);
+    log_num("train_images", (double)data_count(s->train));
+    log_num("val_images", s->val ? (double)data_count(s->val) : 0);
+    log_num("classes", s->config.classes);
+    log_num("parameters", (double)s->m->n_params);
+    log_num("forward_gflop", vit_forward_flops(&s->config) / 1e9);
+    log_num("batch", (double)s->o.batch_size);
+    log_num("micro_batch", s->micro);
+    log_num("seed", (double)s->state.seed);
+    log_end();
+}
+
+/* ---- evaluation and checkpoints ---- */
+
+/* Returns whether this is the best so far. */
+static bool train_evaluate(Training *t)
+{
+    Session *s = t->s;
+    Evaluation v;
+    double from = now();
+    if (s->m->ema)
+        vit_swap_ema(s->m);
+    bool complete = evaluate(s, s->val, &stop_signal, &v);
+    if (s->m->ema)
+        vit_swap_ema(s->m);
+    report_clear();
+    t->since += now() - from; /* speeds are those of training */
+    if (!complete)
+        return false;
+    bool best = v.top1 > s->state.best_metric;
+    printf("eval  step %lu  epoch %.2f  top1 %.2f  top5 %.2f  loss %.4f  %.0f images/s%s\n",
+           (unsigned long)s->state.step, epoch_of(s), v.top1, v.top5, v.loss,
+           (double)v.images / v.seconds, best ? "  best" : "");
+    fflush(stdout);
+    log_begin("eval");
+    log_num("step", (double)s->state.step);
+    log_num("epoch", epoch_of(s));
+    log_num("top1", v.top1);
+    log_num("top5", v.top5);
+    log_num("loss", v.loss);
+    log_num("images", (double)v.images);
+    log_num("seconds", v.seconds);
+    log_end();
+    if (best) {
+        s->state.best_metric = v.top1;
+        s->state.best_step = s->state.step;
+    }
+    return best;
+}
+
+static void save(Training *t)
+{
+    Session *s = t->s;
+    Error e = {"", ""};
+    double from = now();
+    if (t->saved == s->state.step)
+        return;
+    if (!ckpt_save(s->m, s->out, &s->state, (int)s->o.keep, &e)) {
+        report_clear();
+        die(e.hint, "%s", e.what);
+    }
+    t->saved = s->state.step;
+    run_to_resume = s->out;
+    t->since += now() - from;
+    log_begin("save");
+    log_num("step", (double)s->state.step);
+    log_num("seconds", now() - from);
+    log_end();
+}
+
+/* Whether `every` steps, or an epoch where it is 0, have just been completed. */
+static bool due(const Training *t, long every)
+{
+    const Session *s = t->s;
+    uint64_t n = (uint64_t)data_count(s->train), batch = (uint64_t)s->o.batch_size;
+    if (s->state.step == t->total)
+        return true;
+    if (every)
+        return s->state.step % (uint64_t)every == 0;
+    return s->state.samples / n != (s->state.samples - batch) / n;
+}
+
+/* ---- the loop ---- */
+
+static void plan_run(Training *t)
+{
+    const Options *o = &t->s->o;
+    double images = o->epochs * (double)data_count(t->s->train);
+    double steps = o->steps ? (double)o->steps : ceil(images / (double)o->batch_size);
+    if (steps > 4294967295.0)
+        die_usage("lower --epochs or raise --batch-size", "%g steps are more than a run can count",
+                  steps);
+    t->total = steps < 1 ? 1 : (uint64_t)steps;
+    uint64_t warmup = o->warmup_steps < 0 ? t->total / 20 : (uint64_t)o->warmup_steps;
+    uint64_t third = t->total / 3 ? t->total / 3 : 1;
+    t->schedule = (Schedule){.kind = o->schedule,
+                             .lr = o->lr,
+                             .floor = o->lr_floor,
+                             .warmup = warmup,
+                             .total = t->total,
+                             .gamma = o->step_gamma,
+                             .step_size = o->step_size ? (uint64_t)o->step_size : third};
+    printf("plan      %lu steps of %ld images%s", (unsigned long)t->total, o->batch_size,
+           t->s->micro < o->batch_size ? ", " : "\n");
+    if (t->s->micro < o->batch_size)
+        printf("%d at a time\n", t->s->micro);
+}
+
+/* The loader makes micro-batches where they divide the batch, else whole batches to cut up. */
+static void begin(Training *t)
+{
+    Session *s = t->s;
+    size_t n = (size_t)s->micro, K = (size_t)s->config.classes;
+    int batch = (int)s->o.batch_size, chunk = batch % s->micro ? batch : s->micro;
+    t->targets = xcalloc(n * K, sizeof *t->targets);
+    t->stats = xcalloc(n * 3, sizeof *t->stats);
+    t->mix = xcalloc(n, sizeof *t->mix);
+    t->loader = loader_open(s->train, chunk, true, (long)s->state.samples, 0, (int)s->o.workers);
+    t->saved = t->first = s->state.step;
+    t->began = t->since = now();
+    log_start(t);
+    if (s->state.step)
+        printf("resumed   at step %lu, epoch %.2f\n", (unsigned long)s->state.step, epoch_of(s));
+    fflush(stdout);
+}
+
+static void finish(Training *t)
+{
+    Session *s = t->s;
+    char took[32], memory[32];
+    struct rusage use;
+    getrusage(RUSAGE_SELF, &use);
+    format_seconds(now() - t->began, took, sizeof took);
+    format_count(1024.0 * (double)use.ru_maxrss, memory, sizeof memory);
+    report_clear();
+    if (stop_signal) {
+        printf("stopped after step %lu of %lu; continue with: ./train_cpu --resume %s\n",
+               (unsigned long)s->state.step, (unsigned long)t->total, s->out);
+    } else {
+        printf("done in %s, peak memory %sB", took, memory);
+        if (s->state.best_metric >= 0)
+            printf(": best top-1 %.2f%% at step %lu", s->state.best_metric,
+                   (unsigned long)s->state.best_step);
+        printf("\nresults   %s: config.ini, log.jsonl, classes.txt, checkpoints in step_*\n",
+               s->out);
+        printf("try next  ./train_cpu eval --weights %s\n"
+               "          ./train_cpu predict --weights %s IMAGE.jpg\n"
+               "          ./train_cpu --resume %s --epochs %g\n",
+               s->out, s->out, s->out, 2 * ceil(epoch_of(s)));
+    }
+    if (data_damaged(s->train))
+        printf("note: %ld damaged training images were replaced by others\n",
+               data_damaged(s->train));
+    loader_close(t->loader);
+    free(t->targets);
+    free(t->stats);
+    free(t->mix);
+}
+
+static int command_train(Session *s)
+{
+    Training t = {.s = s};
+    setup_data(s, true);
+    setup_model(s, true);
+    plan_run(&t);
+    setup_out(s);
+    if (s->checkpoint)
+        run_to_resume = s->out;
+    if (s->state.step >= t.total) {
+        printf("nothing left to do: the run has all its %lu steps; --epochs or --steps asks for "
+               "more\n",
+               (unsigned long)t.total);
+        return 0;
+    }
+    catch_signals();
+    begin(&t);
+    while (s->state.step < t.total && !stop_signal) {
+        const StepState *state = train_step(&t);
+        check_diverged(&t, state);
+        report(&t, state);
+        bool best = s->val && due(&t, s->o.eval_every) && !stop_signal && train_evaluate(&t);
+        bool whole = due(&t, s->o.save_every ? s->o.save_every : s->o.eval_every);
+        /* never a checkpoint of a run that is about to fail: the last good one stays the last */
+        if ((whole || best || stop_signal) && !state->skipped_in_row)
+            save(&t);
+    }
+    finish(&t);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    backend_cpu_reexec(argv);
+    signal(SIGPIPE, SIG_IGN); /* `train | head` goes on training */
+    signal(SIGXFSZ, SIG_IGN); /* a file too large is a failed write, which says what to do */
+    die_hook = say_how_to_resume;
+    Session s;
+    setup_options(&s, argc, argv);
+    const char *command = s.o.command;
+    int status = 0;
+    if (strcmp(command, "predict") == 0 && s.o.n_files == 0)
+        die_usage("./train_cpu predict --weights FILE IMAGE...", "predict needs images");
+    if (strcmp(command, "eval") == 0 || strcmp(command, "predict") == 0)
+        if (!*s.o.weights && !*s.o.resume)
+            die_usage("name a safetensors file or a run directory", "%s needs --weights", command);
+    setup_config(&s);
+    if (strcmp(command, "train") == 0)
+        status = command_train(&s);
+    else if (strcmp(command, "eval") == 0)
+        status = command_eval(&s);
+    else if (strcmp(command, "predict") == 0)
+        status = command_predict(&s);
+    else
+        status = command_bench(&s);
+    session_free(&s);
+    return status;
+}
