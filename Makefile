@@ -103,7 +103,7 @@ test-long: report
 	  "test/mutate.sh"
 
 # valgrind knows no AVX-512: a plain build, and OpenBLAS told to be as plain.
-VALGRIND := VIT_OPENBLAS_CHECKED=1 OPENBLAS_CORETYPE=NEHALEM valgrind -q --error-exitcode=9 --leak-check=full \
+VALGRIND := VIT_STARTED=1 OPENBLAS_CORETYPE=NEHALEM valgrind -q --error-exitcode=9 --leak-check=full \
             --errors-for-leak-kinds=definite
 TINY := --threads 1 --image-size 16 --patch-size 8 --width 32 --layers 1 --heads 2 --mlp 64 \
         --num-classes 4 --batch-size 4

@@ -189,7 +189,7 @@ static real path_scale(long sample, const Drop *d)
  * its own, written so that compilers vectorise them; the double build uses libm. Coefficients: our
  * own least-squares fits, reweighted towards equal error; test_ops holds them to libm. */
 
-/* e^x, 2 ulp: x = k ln2 + r, e^r by a polynomial, 2^k by building the exponent. 0 below -87. */
+/* e^x, 2 ulp: x = k ln2 + r, e^r by a polynomial, 2^k by building the exponent. e^-87 below -87. */
 static inline float expf_fast(float x)
 {
     x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
@@ -226,13 +226,13 @@ static inline float erff_fast(float x)
     q = q * t + 0.502077381f;
     p = p * t + 1.12837915f;
     q = q * t + 1.0f;
-    return x * p / q;
+    float y = x * p / q; /* rounding may carry it past 1 */
+    return y < -1.0f ? -1.0f : y > 1.0f ? 1.0f : y;
 }
 
-/* tanh, relative error 4e-7: u times a rational function of u^2, constant beyond 8.6 */
+/* tanh, relative error 4e-7: u times a rational function of u^2, +-1 beyond 8.6 */
 static inline float tanhf_fast(float u)
 {
-    u = u < -8.6f ? -8.6f : u > 8.6f ? 8.6f : u;
     float t = u * u;
     float p = 1.40824579e-08f, q = 8.07063025e-07f;
     p = p * t + 2.11223681e-05f;
@@ -243,7 +243,7 @@ static inline float tanhf_fast(float u)
     q = q * t + 0.46740196f;
     p = p * t + 0.999999987f;
     q = q * t + 1.0f;
-    return u * p / q;
+    return u > 8.6f ? 1.0f : u < -8.6f ? -1.0f : u * p / q;
 }
 
 static inline real exp_(real x)
@@ -664,6 +664,24 @@ static void drop_attention(real *p, const Head *h, int i)
         drop_row(p, a->T, ((long)h->h * a->T + i) * a->T, h->b, &a->drop);
 }
 
+/* In lanes, because compilers do not reorder comparisons by themselves. */
+static real largest(const real *x, int n)
+{
+    enum { LANES = 16 };
+    real top[LANES];
+    for (int k = 0; k < LANES; k++)
+        top[k] = x[k < n ? k : 0];
+    int j = 0;
+    for (; j + LANES <= n; j += LANES)
+        for (int k = 0; k < LANES; k++)
+            top[k] = x[j + k] > top[k] ? x[j + k] : top[k];
+    for (; j < n; j++)
+        top[0] = x[j] > top[0] ? x[j] : top[0];
+    for (int k = 1; k < LANES; k++)
+        top[0] = top[k] > top[0] ? top[k] : top[0];
+    return top[0];
+}
+
 static void head_forward(const Head *h, real *S)
 {
     const Attention *a = h->a;
@@ -673,10 +691,7 @@ static void head_forward(const Head *h, real *S)
         int n = MIN(step, a->Tq - i0);
         gemm(CblasNoTrans, CblasTrans, n, T, hs, h->scale, h->q + i0 * ld, ld, h->k, ld, 0, S, T);
         for (int i = 0; i < n; i++) {
-            real *s = S + (long)i * T, top = s[0], sum = 0;
-#pragma omp simd reduction(max : top)
-            for (int j = 0; j < T; j++)
-                top = s[j] > top ? s[j] : top;
+            real *s = S + (long)i * T, top = largest(s, T), sum = 0;
 #pragma omp simd reduction(+ : sum)
             for (int j = 0; j < T; j++) {
                 s[j] = exp_(s[j] - top);
@@ -929,6 +944,7 @@ static void cpu_adam(const OptStep *a)
         return;
     double lr = state->lr, c1 = 1 - pow(o->beta1, state->t), c2 = 1 - pow(o->beta2, state->t);
     real b1 = (real)o->beta1, b2 = (real)o->beta2, eps = (real)o->eps;
+    real a1 = (real)(1 - o->beta1), a2 = (real)(1 - o->beta2); /* 1 - 0.999f is off by 1e-5 */
     real step = (real)(lr / c1), root2 = (real)(1 / sqrt(c2)),
          gscale = (real)(state->clip / state->loss_scale);
 #pragma omp parallel for schedule(static)
@@ -942,8 +958,8 @@ static void cpu_adam(const OptStep *a)
 #pragma omp simd
         for (int i = 0; i < c->n; i++) {
             real g = gscale * grad[i] + l2 * w[i];
-            m[i] = b1 * m[i] + (1 - b1) * g;
-            v[i] = b2 * v[i] + (1 - b2) * g * g;
+            m[i] = b1 * m[i] + a1 * g;
+            v[i] = b2 * v[i] + a2 * g * g;
             real root = DOUBLE ? (real)sqrt((double)v[i]) : (real)sqrtf((float)v[i]);
             w[i] = keep * w[i] - step * m[i] / (root * root2 + eps);
         }
@@ -983,6 +999,7 @@ static void cpu_lamb_direction(const OptStep *a)
         return;
     real c1 = (real)(1 / (1 - pow(o->beta1, state->t))),
          c2 = (real)(1 / (1 - pow(o->beta2, state->t)));
+    real a1 = (real)(1 - o->beta1), a2 = (real)(1 - o->beta2);
     real b1 = (real)o->beta1, b2 = (real)o->beta2, gscale = (real)(state->clip / state->loss_scale);
 #pragma omp parallel for schedule(static)
     for (int k = 0; k < a->n; k++) {
@@ -992,8 +1009,8 @@ static void cpu_lamb_direction(const OptStep *a)
         real *u = host(a->grad) + c->offset;
         for (int i = 0; i < c->n; i++) {
             real g = gscale * u[i];
-            m[i] = b1 * m[i] + (1 - b1) * g;
-            v[i] = b2 * v[i] + (1 - b2) * g * g;
+            m[i] = b1 * m[i] + a1 * g;
+            v[i] = b2 * v[i] + a2 * g * g;
             u[i] = m[i] * c1 / ((real)sqrt((double)(v[i] * c2)) + (real)o->eps) + wd * w[i];
         }
         host(a->norms)[k] = (real)chunk_squares(w, c->n);
@@ -1058,23 +1075,31 @@ static int openblas_level(void)
     return 1;
 }
 
+/* Both libraries read their variables as they load, hence a new start of the program.
+ * GOMP_SPINCOUNT: threads that wait for each other at a barrier by spinning are hardly faster on an
+ * idle machine, and twenty times slower beside one other busy process. */
 void backend_cpu_reexec(char **argv)
 {
     static const char *const types[] = {NULL, NULL, "HASWELL", "SKYLAKEX"};
-    static const char mark[] =
-        "VIT_OPENBLAS_CHECKED"; /* once: the library may lack the better kernels */
+    static const char mark[] = "VIT_STARTED"; /* once: the library may lack the better kernels */
     int can = cpu_level();
-    if (can <= openblas_level() || getenv(mark))
+    bool slow = can > openblas_level();
+    bool spins = !getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT");
+    if (getenv(mark) || (!slow && !spins))
         return;
-    const char *now = getenv("OPENBLAS_CORETYPE");
-    fprintf(
-        stderr,
-        "note: OpenBLAS %s %s kernels on a faster CPU; starting again with OPENBLAS_CORETYPE=%s\n",
-        now ? "was told to use" : "chose", openblas_get_corename(), types[can]);
-    fflush(NULL);
-    setenv("OPENBLAS_CORETYPE", types[can], 1);
+    if (slow) {
+        fprintf(stderr,
+                "note: OpenBLAS %s %s kernels on a faster CPU; starting again with "
+                "OPENBLAS_CORETYPE=%s\n",
+                getenv("OPENBLAS_CORETYPE") ? "was told to use" : "chose", openblas_get_corename(),
+                types[can]);
+        setenv("OPENBLAS_CORETYPE", types[can], 1);
+    }
+    if (spins)
+        setenv("GOMP_SPINCOUNT", "1000", 1);
     setenv(mark, "1", 1);
-    execv("/proc/self/exe", argv); /* only returns if it failed: then the slow kernels still work */
+    fflush(NULL);
+    execv("/proc/self/exe", argv); /* only returns if it failed: slower, but it works */
 }
 
 static void cpu_init(int threads)

@@ -244,7 +244,7 @@ typedef struct {
     dev *bias;        /* [out] or NULL */
     int rows, in, out;
     int act;          /* ACT_* */
-    Tensor pre;       /* [rows, out]: saves x @ w^T + bias for the backward pass; p NULL: not wanted */
+    Tensor pre;       /* [rows, out]: where act is given, saves x @ w^T + bias for backward */
     Tensor residual;  /* [rows, out], may not be y; p NULL: none */
     Drop drop;        /* after act */
     int tokens;       /* rows per sample, for dropout's counters */
@@ -261,7 +261,7 @@ typedef struct {
     dev *dbias;      /* [in]: column sums of dx, that layer's bias gradient; NULL: not wanted */
     Drop drop;
     int tokens;
-    bool accumulate; /* dx += instead (used where dx is the sum of two products) */
+    bool accumulate; /* dx += instead, where dx is a sum of two products; without act and drop */
 } LinearBackwardInput;
 
 /* dw = dy^T @ x */
@@ -291,7 +291,7 @@ typedef struct {
 
 /* x = drop(concat(cls, patches) + pos) and its gradients */
 typedef struct {
-    Tensor x;         /* [B*T, C]; backward: the gradient of it */
+    Tensor x;         /* [B*T, C]; backward: the gradient of it, dropped out in place */
     Tensor patches;   /* [B*Np, C]; backward: written with the gradient */
     dev *cls, *pos;   /* [cls_tokens, C], [T, C]; backward: dcls, dpos */
     dev *dbias;       /* backward: [C], column sums of dpatches; NULL: not wanted */
@@ -306,8 +306,8 @@ typedef struct {
  * LayerNorm over C: Ba et al. 2016; rstd = 1/sqrt(var + eps), biased variance.
  * Backward, with dx the gradient of the residual stream:
  *   dx      += LayerNorm'(dy)                    (gamma NULL: left as it is)
- *   dbranch  = s * gamma_ls * drop(dx)           (dbranch.p NULL: not wanted)
- *   dgamma, dbeta, dls [C] and dbias [C] = column sums of dbranch, each where not NULL. */
+ *   dbranch  = s * gamma_ls * drop(dx)           (dbranch.p NULL: it is dx itself)
+ *   dgamma and dbeta [C] with the norm; dls and dbias [C], column sums of dbranch, where not NULL */
 typedef struct {
     Tensor x, x_out, branch, y;
     dev *gamma, *beta;
@@ -430,8 +430,8 @@ typedef struct Backend {
 } Backend;
 
 const Backend *backend_cpu(void);
-/* First thing in main(): where OpenBLAS does not know the CPU and has chosen slow kernels, say so and
- * start the program again with OPENBLAS_CORETYPE set. Returns where nothing needs doing. */
+/* First thing in main(): where OpenBLAS does not know the CPU and has chosen slow kernels, or OpenMP
+ * would spin at barriers, start the program again with the variables that say better. */
 void backend_cpu_reexec(char **argv);
 
 /* ------------------------------------------------------------------------------------------------
