@@ -328,7 +328,7 @@ static void finish(Training *t)
         printf("try next  ./train_cpu eval --weights %s\n"
                "          ./train_cpu predict --weights %s IMAGE.jpg\n"
                "          ./train_cpu --resume %s --epochs %g\n",
-               s->out, s->out, s->out, 2 * ceil(epoch_of(s)));
+               s->out, s->out, s->out, fmax(2 * round(epoch_of(s)), 1));
     }
     if (data_damaged(s->train))
         printf("note: %ld damaged training images were replaced by others\n",

@@ -4,6 +4,7 @@
 # Every error must say `error:` and `hint:`, with the right exit status and without a crash.
 binary=$(realpath "$1")
 shared=$(realpath -m "${2:-../shared}")
+[ -x "$binary" ] || { echo "FAIL no program $1"; echo "0 passed, 1 failed, 0 skipped"; exit 1; }
 tmp=$(mktemp -d) || exit 1
 trap 'umount "$tmp/small" 2>/dev/null; rm -rf "$tmp"' EXIT
 cd "$tmp" || exit 1
@@ -102,7 +103,7 @@ bad "nothing to resume" 1 'nowhere' --resume nowhere
 
 # ---- bits ----
 
-full="$fake --steps 24 --dropout 0.1 --attention-dropout 0.1 --drop-path 0.2 --mixup 0.4 --ema 0.9
+full="$fake --threads 2 --steps 24 --dropout 0.1 --attention-dropout 0.1 --drop-path 0.2 --mixup 0.4 --ema 0.9
       --save-every 4 --eval-every 12 --warmup-steps 5 --keep 3"
 good "run A" $full --out a
 good "run A again" $full --out b
@@ -120,8 +121,8 @@ good "and continued" --resume e --steps 24
 good "not stopped" $full --schedule constant --out f
 same "12 + 12 steps are 24" e f
 
-# Killed twice at arbitrary points of a run of a second or two, then resumed to its end.
-long="$full --steps 300 --width 96 --batch-size 32"
+# Killed twice at arbitrary points of a run of a few seconds, then resumed to its end.
+long="$full --steps 1500 --width 96 --batch-size 32 --save-every 20 --eval-every 100"
 good "a longer run" $long --out j
 mkdir g
 for start in "$long --out g" "--resume g"; do
@@ -129,7 +130,7 @@ for start in "$long --out g" "--resume g"; do
     "$binary" $start >log 2>&1 &
     pid=$!
     until_true sh -c "test -e g/latest && [ \"\$(cat g/latest)\" != '$before' ]"
-    sleep 0.$((RANDOM % 30 + 10))
+    sleep 0.0$((RANDOM % 10))
     kill -9 $pid
     wait $pid 2>/dev/null
     check "killed at $(cat g/latest)" [ "$(cat g/latest)" != "$(cat j/latest)" ]
