@@ -848,8 +848,7 @@ static double softmax_row(const real *z, const real *y, real *dz, int K, double 
     return loss;
 }
 
-/* sum_k max(z,0) - z y + log(1 + e^-|z|), binary cross-entropy from logits; gradient sigmoid(z) - y
- */
+/* sum_k max(z,0) - z y + log(1 + e^-|z|): binary cross-entropy; gradient sigmoid(z) - y */
 static double sigmoid_row(const real *z, const real *y, real *dz, int K, double scale)
 {
     double loss = 0;

@@ -76,6 +76,8 @@ int command_eval(Session *s)
     report_clear();
     if (data_damaged(s->val))
         printf("note: %ld damaged images were replaced by others\n", data_damaged(s->val));
+    if (!isfinite(v.loss))
+        die("use a checkpoint from before training diverged", "the model's outputs are not finite");
     printf("%ld images in %.1f s, %.1f images/s\n", v.images, v.seconds,
            (double)v.images / v.seconds);
     printf("top1 %.2f top5 %.2f loss %.4f images %ld\n", v.top1, v.top5, v.loss, v.images);
@@ -149,7 +151,8 @@ static void predict_one(Session *s, const Image *im, uint8_t *pixels, real *logi
             if (p[k] >= 0 && (best < 0 || p[k] > p[best]))
                 best = k;
         if (best < 0)
-            break; /* the logits are not finite */
+            die("use a checkpoint from before training diverged",
+                "the model's outputs are not finite");
         printf("  %6.2f%%  %s%s%d\n", 100 * p[best], names[best] ? names[best] : "class",
                names[best] ? "  class " : " ", best);
         p[best] = -1;

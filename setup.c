@@ -64,19 +64,28 @@ static char *parent_of(const char *path)
     return copy;
 }
 
+/* Whether dir holds a run of ours, and not just anybody's config.ini. */
+static bool is_run(const char *dir)
+{
+    char *ini = xasprintf("%s/config.ini", dir), *latest = xasprintf("%s/latest", dir);
+    bool yes = path_exists(ini) && path_exists(latest);
+    free(ini);
+    free(latest);
+    return yes;
+}
+
 /* The run that a run directory, one of its checkpoints or a file in one belongs to, or NULL. */
 static char *run_of(const char *path)
 {
-    char *dir = xstrdup(path);
-    for (int up = 0; up < 3; up++) {
-        char *ini = xasprintf("%s/config.ini", dir);
-        bool found = path_exists(ini);
-        free(ini);
-        if (found)
-            return dir;
+    if (is_run(path))
+        return xstrdup(path);
+    char *dir = realpath(path, NULL);
+    for (int up = 0; dir && up < 2; up++) {
         char *parent = parent_of(dir);
         free(dir);
         dir = parent;
+        if (is_run(dir))
+            return dir;
     }
     free(dir);
     return NULL;
@@ -105,8 +114,11 @@ static void check_options(const Options *o)
     if (o->ratio_min > o->ratio_max)
         die_usage("--ratio-min must not exceed --ratio-max", "no crop has a ratio in %g..%g",
                   o->ratio_min, o->ratio_max);
-    if (*o->resume && *o->weights && o->has_weights && o->has_resume && strcmp(o->command, "train"))
-        die_usage("give one of the two", "--weights and --resume both name weights");
+    if (o->lr_floor > o->lr)
+        die_usage("--lr-floor must not exceed --lr", "the learning rate would rise from %g to %g", o->lr,
+                  o->lr_floor);
+    if (o->epochs <= 0 && o->steps == 0)
+        die_usage("give --epochs above 0, or --steps", "--epochs %g trains nothing", o->epochs);
 }
 
 /* The command line is read twice: first to learn which run or recipe lies under it. */
@@ -123,10 +135,13 @@ void setup_options(Session *s, int argc, char **argv)
         exit(0);
     }
     bool train = strcmp(o->command, "train") == 0, built = wants_built_in(o);
-    bool tiny = is_tiny_data(o->data);
+    bool tiny = is_tiny_data(o->data), other_data = *o->val_data == 0 && o->has_data;
+    if (*o->resume && *o->weights)
+        die_usage("give one of the two", "--weights and --resume both name weights");
     const char *base = *o->resume ? o->resume : !train && *o->weights ? o->weights : NULL;
     s->run_dir = base ? run_of(base) : NULL;
     char *resume = xstrdup(o->resume);
+    bool has_recipe = *o->recipe != 0;
 
     options_free(o);
     options_init(o);
@@ -141,7 +156,11 @@ void setup_options(Session *s, int argc, char **argv)
         setup_check(options_file(o, ini, &e), &e);
         if (*resume) /* the checkpoint holds the weights now */
             setup_check(options_set(o, "weights", "", "", &e), &e);
+        if (!train && other_data) /* --data is what to evaluate, whatever the run evaluated */
+            setup_check(options_set(o, "val-data", "", "", &e), &e);
         free(ini);
+    } else if (*resume && path_exists(resume) && !has_recipe) {
+        die("give the settings of the run with --recipe FILE", "%s has no run with a config.ini", resume);
     }
     free(resume);
     check_usage(options_args(o, argc, argv, &help, &e), &e);
@@ -298,19 +317,36 @@ static void check_splits(const Session *s)
         if (strcmp(data_class_name(a, k), data_class_name(b, k)) != 0)
             die(hint, "class %d is '%s' in the training images and '%s' in the validation images",
                 k, data_class_name(a, k), data_class_name(b, k));
-    if (data_count(a) == data_count(b) &&
-        strcmp(data_sample_path(a, 0), data_sample_path(b, 0)) == 0)
+    char *first = xstrdup(data_sample_path(a, 0)); /* the next call reuses its buffer */
+    if (data_count(a) == data_count(b) && strcmp(first, data_sample_path(b, 0)) == 0 &&
+        strcmp(s->o.data, "fake") != 0)
         warn("evaluating on the training images: the data has no split of its own, see --val-data");
+    free(first);
+}
+
+/* A run that is evaluated or continued keeps its classes: labels are positions in that list. */
+static void check_run_classes(const Session *s, const Dataset *d)
+{
+    Error e = {"", ""};
+    char *path = xasprintf("%s/classes.txt", s->run_dir), *line;
+    char *text = path_exists(path) ? read_text(path, 64 << 20, &e) : NULL, *rest = text;
+    for (int k = 0; text && k < data_classes(d) && (line = strsep(&rest, "\n")); k++)
+        if (strcmp(line, data_class_name(d, k)) != 0)
+            die("give --classes the file with the model's classes, in order",
+                "class %d is '%s' in the data and '%s' in %s", k, data_class_name(d, k), line, path);
+    free(text);
+    free(path);
 }
 
 void setup_data(Session *s, bool train)
 {
     const Options *o = &s->o;
-    const char *val = *o->val_data ? o->val_data : o->data;
+    bool none = strcmp(o->val_data, "none") == 0;
+    const char *val = *o->val_data && (train || !none) ? o->val_data : o->data;
     s->o.workers = workers_of(o);
     if (train)
         s->train = open_split(s, o->data, true);
-    if (!train || strcmp(val, "none") != 0)
+    if (!train || !none)
         s->val = open_split(s, val, false);
     if (s->train && s->val)
         check_splits(s);
@@ -323,9 +359,12 @@ void setup_data(Session *s, bool train)
                 ? "give --classes the file with the model's classes, in order"
                 : "raise --num-classes, or leave it out",
             "the data has %d classes, the model %d", K, s->config.classes);
-    if (!train && K < s->config.classes && !*o->classes)
+    if (!train && K < s->config.classes)
         die("labels would be wrong: give --classes the file with the model's classes, in order",
-            "the data has %d classes, the model %d", K, s->config.classes);
+            "%s has %d classes, the model %d", *o->classes ? o->classes : "the data", K,
+            s->config.classes);
+    if (s->run_dir && (!train || s->checkpoint))
+        check_run_classes(s, any);
     printf("data      %s: ", train ? o->data : val);
     if (s->train)
         printf("%ld training images, ", data_count(s->train));
@@ -423,19 +462,21 @@ static void use_average(Session *s)
     free(dir);
 }
 
+/* The largest divisor of the batch that fits in memory. It goes into config.ini, because a resumed
+ * run has the same bits only with the same micro-batches. */
 static void choose_micro(Session *s, bool training)
 {
-    const Options *o = &s->o;
-    long batch = o->batch_size;
-    if (o->micro_batch) {
-        s->micro = (int)(o->micro_batch < batch ? o->micro_batch : batch);
-        return;
-    }
-    double have = memory_free();
-    while (have > 0 && batch > 1 &&
-           bytes_needed(&s->config, o, (double)batch, training) > 0.8 * have)
-        batch = (batch + 1) / 2;
-    s->micro = (int)batch;
+    Options *o = &s->o;
+    long batch = o->batch_size, micro = o->micro_batch ? o->micro_batch : batch;
+    double have = o->micro_batch ? -1 : memory_free();
+    micro = micro < batch ? micro : batch;
+    while (have > 0 && micro > 1 &&
+           bytes_needed(&s->config, o, (double)micro, training) > 0.8 * have)
+        do
+            micro--;
+        while (batch % micro != 0);
+    s->micro = (int)micro;
+    o->micro_batch = micro;
 }
 
 static void describe_model(const Session *s, bool training)

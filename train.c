@@ -11,6 +11,8 @@
 
 #include "report.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -209,7 +211,7 @@ static bool train_evaluate(Training *t)
     t->since += now() - from; /* speeds are those of training */
     if (!complete)
         return false;
-    bool best = v.top1 > s->state.best_metric;
+    bool best = isfinite(v.loss) && v.top1 > s->state.best_metric;
     printf("eval  step %lu  epoch %.2f  top1 %.2f  top5 %.2f  loss %.4f  %.0f images/s%s\n",
            (unsigned long)s->state.step, epoch_of(s), v.top1, v.top5, v.loss,
            (double)v.images / v.seconds, best ? "  best" : "");
@@ -267,12 +269,15 @@ static bool due(const Training *t, long every)
 static void plan_run(Training *t)
 {
     const Options *o = &t->s->o;
-    double images = o->epochs * (double)data_count(t->s->train);
-    double steps = o->steps ? (double)o->steps : ceil(images / (double)o->batch_size);
+    const RunState *r = &t->s->state; /* a resumed run may have had another batch size before */
+    double left = o->epochs * (double)data_count(t->s->train) - (double)r->samples;
+    double steps = (double)r->step + ceil(left / (double)o->batch_size);
+    if (o->steps)
+        steps = (double)o->steps;
     if (steps > 4294967295.0)
         die_usage("lower --epochs or raise --batch-size", "%g steps are more than a run can count",
                   steps);
-    t->total = steps < 1 ? 1 : (uint64_t)steps;
+    t->total = steps < 0 ? 0 : (uint64_t)steps;
     uint64_t warmup = o->warmup_steps < 0 ? t->total / 20 : (uint64_t)o->warmup_steps;
     uint64_t third = t->total / 3 ? t->total / 3 : 1;
     t->schedule = (Schedule){.kind = o->schedule,
@@ -316,8 +321,12 @@ static void finish(Training *t)
     format_count(1024.0 * (double)use.ru_maxrss, memory, sizeof memory);
     report_clear();
     if (stop_signal) {
-        printf("stopped after step %lu of %lu; continue with: ./train_cpu --resume %s\n",
-               (unsigned long)s->state.step, (unsigned long)t->total, s->out);
+        printf("stopped after step %lu of %lu", (unsigned long)s->state.step,
+               (unsigned long)t->total);
+        if (run_to_resume)
+            printf("; continue with: ./train_cpu --resume %s\n", s->out);
+        else
+            printf("; nothing was saved: no step had finite gradients\n");
     } else {
         printf("done in %s, peak memory %sB", took, memory);
         if (s->state.best_metric >= 0)
@@ -345,19 +354,20 @@ static int command_train(Session *s)
     setup_data(s, true);
     setup_model(s, true);
     plan_run(&t);
-    setup_out(s);
-    if (s->checkpoint)
-        run_to_resume = s->out;
     if (s->state.step >= t.total) {
         printf("nothing left to do: the run has all its %lu steps; --epochs or --steps asks for "
                "more\n",
                (unsigned long)t.total);
         return 0;
     }
+    setup_out(s);
+    if (s->checkpoint)
+        run_to_resume = s->out;
     catch_signals();
     begin(&t);
+    const StepState *state = NULL;
     while (s->state.step < t.total && !stop_signal) {
-        const StepState *state = train_step(&t);
+        state = train_step(&t);
         check_diverged(&t, state);
         report(&t, state);
         bool best = s->val && due(&t, s->o.eval_every) && !stop_signal && train_evaluate(&t);
@@ -366,12 +376,29 @@ static int command_train(Session *s)
         if ((whole || best || stop_signal) && !state->skipped_in_row)
             save(&t);
     }
+    if (state->skipped_in_row && !stop_signal) {
+        report_clear();
+        die("lower --lr, raise --warmup-steps, or clip gradients with --clip 1",
+            "the last %u steps had no finite gradients: nothing was saved after step %lu",
+            state->skipped_in_row, (unsigned long)t.saved);
+    }
     finish(&t);
     return 0;
 }
 
+/* Where standard streams were closed, files that we open must not take their place. */
+static void open_streams(void)
+{
+    int fd;
+    do
+        fd = open("/dev/null", O_RDWR);
+    while (fd >= 0 && fd < 3);
+    close(fd);
+}
+
 int main(int argc, char **argv)
 {
+    open_streams();
     backend_cpu_reexec(argv);
     signal(SIGPIPE, SIG_IGN); /* `train | head` goes on training */
     signal(SIGXFSZ, SIG_IGN); /* a file too large is a failed write, which says what to do */
@@ -395,5 +422,7 @@ int main(int argc, char **argv)
     else
         status = command_bench(&s);
     session_free(&s);
+    if (fflush(stdout) != 0 && errno != EPIPE)
+        die("free some space", "cannot write the output: %s", strerror(errno));
     return status;
 }

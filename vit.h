@@ -88,10 +88,19 @@ extern const int vit_config_count;
 Config vit_config_default(void);                   /* ViT-B/16 at 224 */
 bool vit_preset(const char *name, Config *c);      /* "B/16" sets dimensions; false: no such preset */
 extern const char *const vit_preset_names[];       /* NULL-terminated */
-bool vit_config_set(Config *c, const char *name, const char *value, Error *e); /* by field name */
+bool vit_config_set(Config *c, const char *name, const char *value, Error *e); /* by field or flag,
+                                                      `-` and `_` alike; errors name it as given */
 void vit_config_get(const Config *c, const ConfigField *f, char *out, size_t size); /* as text */
 const char *vit_words(const char *field);          /* "softmax|sigmoid" for loss; NULL if not a word */
 bool vit_config_check(const Config *c, Error *e);  /* impossible shapes, out-of-range values */
+const ConfigField *vit_config_find(const char *name); /* by field or flag; NULL: no such setting */
+
+/* Values as text, the same in flags, recipes and files. */
+bool vit_same_name(const char *a, const char *b);  /* `-` and `_` are the same */
+int vit_find_bool(const char *value);              /* true yes on 1 -> 1, false no off 0 -> 0, else -1 */
+int vit_find_word(const char *words, const char *value);       /* position in "a|b|c", or -1 */
+void vit_word_text(const char *words, int k, char *out, size_t size); /* the word at position k */
+void vit_double_text(double v, char *out, size_t size); /* the shortest that reads back the same */
 
 static inline int vit_patches(const Config *c)
 {
@@ -437,8 +446,8 @@ void backend_cpu_reexec(char **argv);
 /* ------------------------------------------------------------------------------------------------
  * 4. Model */
 
-/* Activations, one line each: field, elements. S = saved for the backward pass (one per block in
- * training), else scratch. `rows` is B*T, or B in a last block that computes class rows alone. */
+/* A block's activations, one line each: field, elements. In training every block has its own, saved
+ * for the backward pass; else all blocks share one set. */
 #define BLOCK_ACTS(X)                                                                              \
     X(norm1_mean, B * T)                                                                           \
     X(norm1_rstd, B * T)                                                                           \
@@ -481,8 +490,9 @@ typedef struct Model {
     int tensors;     /* present tensors, over all units */
     int n_chunks;
 
-    /* parameter buffers, n_padded elements each (training: all; else the weights alone) */
     dev *memory[3];  /* the three allocations: parameters, activations, inputs */
+
+    /* parameter buffers, n_padded elements each (training: all; else the weights alone) */
     dev *weights;    /* working weights; fp32: the master weights too */
     dev *grads;      /* sum over the micro-batches */
     dev *unit_grad;  /* one unit's gradient of micro-batches after the first */
@@ -532,7 +542,7 @@ bool vit_each_param(const Model *m, ParamVisitor visit, void *ctx);
 void vit_read(const Model *m, const dev *buffer, long offset, long n, real *out);
 void vit_write(Model *m, dev *buffer, long offset, long n, const real *in);
 
-/* Bytes of one image as vit_set_images takes it. */
+/* Bytes of one image as vit_set_batch takes it. */
 size_t vit_image_bytes(const Config *c, bool u8);
 /* Inputs of the next micro-batch; B <= max_batch. targets real [B,K]; mix Mix[B] or NULL. Copied. */
 void vit_set_batch(Model *m, int B, const void *images, bool u8, const real *targets, const Mix *mix);

@@ -4,7 +4,8 @@
 #   test/mutate.sh [BUILD]      BUILD holds the double objects of an ordinary build (default: build)
 #
 # Each line of the table is `file | sed expression`. The mutant is compiled in double and must fail
-# the finite differences (test_grad) or, for what gradients cannot see, the goldens (test_golden).
+# the finite differences (test_grad) or, for what gradients cannot see, the tests of single operations
+# or the goldens (test_ops, test_golden).
 # A mutant that survives, or an expression that no longer changes its file, is a failure.
 build=${1:-build}
 cc=${CC:-gcc}
@@ -52,7 +53,7 @@ backend_cpu.c | s/m\[i\] = momentum \* m\[i\] +/m[i] = -momentum * m[i] +/
 backend_cpu.c | s/w\[i\] -= lr \* m\[i\];/w[i] += lr * m[i];/
 backend_cpu.c | s/trust ? sqrt(ww) \/ sqrt(uu) : 1/trust ? sqrt(uu) \/ sqrt(ww) : 1/
 backend_cpu.c | s/s->clip = c < 1 ? c : 1;/s->clip = 1;/
-vit.c | s/m->be->zero(m->dstream,/m->be->zero(m->dy,/
+vit.c | s/be->zero(m->dstream,/be->zero(m->dy,/
 vit.c | s/unit_reduce(m, l + 1);/(void)0;/
 vit.c | s/unit_reduce(m, u);/(void)0;/
 vit.c | s/\.gamma = w.norm1_w, \.mean/.gamma = w.norm2_w, .mean/
@@ -72,13 +73,18 @@ while IFS='|' read -r file expression; do
         failed=$((failed + 1))
         continue
     fi
-    objects=$(ls "$build"/double/*.o | grep -v "/$name.o")
+    objects=
+    for source in *.c; do
+        [ "$source" = "$file" ] || [ "$source" = train.c ] || objects="$objects $build/double/${source%.c}.o"
+    done
     if ! { $cc $flags -c -o "$work/$name.o" "$work/$file" &&
         $cc $flags -o "$work/test_grad" test/test_grad.c "$work/$name.o" $objects $libs &&
+        $cc $flags -o "$work/test_ops" test/test_ops.c "$work/$name.o" $objects $libs &&
         $cc $flags -o "$work/test_golden" test/test_golden.c "$work/$name.o" $objects $libs; }; then
         echo "FAIL does not compile: $file: $expression"
         failed=$((failed + 1))
-    elif "$work/test_grad" >"$work/log" 2>&1 && "$work/test_golden" test/golden/*.safetensors >>"$work/log" 2>&1; then
+    elif "$work/test_grad" >"$work/log" 2>&1 && "$work/test_ops" >>"$work/log" 2>&1 &&
+        "$work/test_golden" test/golden/*.safetensors >>"$work/log" 2>&1; then
         echo "FAIL survived: $file: $expression"
         failed=$((failed + 1))
     else

@@ -1,0 +1,71 @@
+#!/bin/bash
+# What the README promises, run as a user would: test/test_learn.sh BINARY [SHARED]
+# Minutes rather than seconds; TEST_SMALL=1 skips it (sanitizers would make it an hour).
+root=$(cd "$(dirname "$0")/.." && pwd)
+binary=$(realpath "$1")
+shared=$(realpath -m "${2:-../shared}")
+tmp=$(mktemp -d) || exit 1
+trap 'rm -rf "$tmp"' EXIT
+cd "$tmp" || exit 1
+passed=0 failed=0 skipped=0
+
+skip() { skipped=$((skipped + 1)); echo "SKIP $1"; }
+check() { # name, command...
+    local name=$1
+    shift
+    if "$@"; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "FAIL $name"
+        tail -n 8 log | sed 's/^/  | /'
+    fi
+}
+best() { # run, floor: the best top-1 of its evaluations reaches the floor
+    awk -F'"top1":' -v floor="$2" '/"event":"eval"/ { split($2, v, ","); if (v[1] > top) top = v[1] }
+        END { printf "  best top-1 %.2f, wanted %s\n", top, floor; exit !(top >= floor) }' "$1/log.jsonl"
+}
+falls() { # run: the mean training loss of the last quarter is below that of the first
+    awk -F'"loss":' '/"event":"step"/ { split($2, v, ","); loss[++n] = v[1] }
+        END { q = int(n / 4); for (i = 1; i <= q; i++) { a += loss[i]; b += loss[n + 1 - i] }
+              exit !(q > 0 && b < 0.9 * a) }' "$1/log.jsonl"
+}
+
+if [ -n "${TEST_SMALL-}" ]; then
+    skip "learning: too slow here"
+    echo "$passed passed, $failed failed, $skipped skipped"
+    exit 0
+fi
+
+# No arguments: draws the pictures, trains, evaluates, leaves a run.
+start=$(date +%s)
+"$binary" >log 2>&1
+check "the default run ends well" [ $? = 0 ]
+run=$(ls -d runs/*)
+echo "  the default run took $(($(date +%s) - start)) s"
+check "it learns to 90%" best "$run" 90
+check "its loss falls" falls "$run"
+check "it leaves config, log, classes and checkpoints" \
+    test -s "$run/config.ini" -a -s "$run/classes.txt" -a -s "$run/$(cat "$run/best")/model.safetensors"
+
+weights=$shared/data/weights/deit_tiny_patch16_224.safetensors
+if [ -e "$weights" ] && [ -d "$shared/data/hymenoptera" ]; then
+    "$binary" --recipe "$root/recipes/finetune-deit-tiny.ini" --data "$shared/data/hymenoptera" \
+        --weights "$weights" --out insects >log 2>&1
+    check "fine-tuning DeiT-Tiny ends well" [ $? = 0 ]
+    check "it reaches 95%" best insects 95
+else
+    skip "no weights or no hymenoptera in $shared/data"
+fi
+
+if [ -d "$shared/data/cifar10" ]; then
+    "$binary" --data "cifar10:$shared/data/cifar10" --epochs 3 --out cifar >log 2>&1
+    check "CIFAR-10 ends well" [ $? = 0 ]
+    check "it is far above chance" best cifar 25
+    check "its loss falls" falls cifar
+else
+    skip "no cifar10 in $shared/data"
+fi
+
+echo "$passed passed, $failed failed, $skipped skipped"
+[ $failed = 0 ]
