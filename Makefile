@@ -122,7 +122,7 @@ $(BUILD)/bench: bench/bench.c $(LIB) Makefile
 
 bench: report
 	$(SUB) $(BUILD)/bench
-	@$(BUILD)/bench
+	@BENCH=$(BUILD)/bench bench/run
 
 deps:
 	@scripts/deps
@@ -140,7 +140,7 @@ help:
 	@echo "make demo       build it, make a data set, train a small Vision Transformer (2 minutes)"
 	@echo "make test       all tests; SHARED=DIR says where the PyTorch fixtures and data are"
 	@echo "make test-long  sanitizers, clang, valgrind, mutants (about an hour)"
-	@echo "make bench      training and inference speed against this machine's matrix product"
+	@echo "make bench      speed against this machine's matrix product, and PyTorch where it is found"
 	@echo "make deps       install what is missing (Debian, Ubuntu; asks for sudo)"
 	@echo "make clean      remove what was built (runs and data stay)"
 	@echo "variables       CC CFLAGS ARCH EXTRA BUILD SHARED BLAS BLAS_DIR; V=1 shows the commands"

@@ -312,6 +312,9 @@ bool ckpt_config(const char *path, Config *c, char *assumed, size_t size, Error 
 
 /* ---- tensors from a file ---- */
 
+static const char state_hint[] =
+    "the file is not the train_state.safetensors of this run, or was changed";
+
 /* One parameter buffer of the model and what its tensors are called: "exp_avg." + name. */
 typedef struct {
     const char *prefix;
@@ -343,8 +346,17 @@ static bool same_shape(const StTensor *t, const ParamInfo *p)
     return same;
 }
 
-/* "14x14": the patches behind a file's position embeddings, by its metadata or as a square. */
-static void grid_text(const SafeTensors *f, const StTensor *pos, char *out, size_t size)
+typedef struct {
+    int rows, columns; /* patches; 0: unknown */
+} Grid;
+
+static Grid model_grid(const Config *c)
+{
+    return (Grid){c->image_h / c->patch, c->image_w / c->patch};
+}
+
+/* The patches behind a file's position embeddings: by its metadata, else a square. */
+static Grid file_grid(const SafeTensors *f, const StTensor *pos)
 {
     const StTensor *cls = st_find(f, "cls_token");
     int n = cls && cls->ndim == 3 && cls->shape[1] < pos->shape[1] ? (int)cls->shape[1] : 0;
@@ -352,30 +364,41 @@ static void grid_text(const SafeTensors *f, const StTensor *pos, char *out, size
     Config c;
     char ignored[8];
     if (is_ours(f) && read_config(f, &c, ignored, sizeof ignored, NULL) && c.patch > 0)
-        snprintf(out, size, "%dx%d", c.image_h / c.patch, c.image_w / c.patch);
-    else if (side)
-        snprintf(out, size, "%dx%d", side, side);
+        return model_grid(&c);
+    return (Grid){side, side};
+}
+
+static const char *grid_text(Grid g, char *out, size_t size)
+{
+    if (g.rows > 0 && g.columns > 0)
+        snprintf(out, size, "%dx%d", g.rows, g.columns);
     else
         snprintf(out, size, "unknown");
+    return out;
 }
+
+static const char grid_hint[] =
+    "use the file's image and patch size: positions are not resized yet";
 
 static bool wrong_shape(const Transfer *x, const StTensor *t, const ParamInfo *p)
 {
-    char theirs[128], ours[128], grid[32] = "", hint[256];
+    char theirs[128], ours[128], grid[32], hint[256];
     const Config *c = &x->m->config;
     shape_text(theirs, sizeof theirs, t->ndim, t->shape);
     shape_text(ours, sizeof ours, p->ndim,
                (long[]){p->shape[0], p->shape[1], p->shape[2], p->shape[3]});
     if (p->init == INIT_POS && t->ndim == 3) {
-        grid_text(x->f, t, grid, sizeof grid);
-        return fail(x->e, "use the file's image and patch size: positions are not resized yet",
-                    "%s: tensor %s has shape %s, a grid of %s patches; the model's is %s, %dx%d",
-                    st_path(x->f), t->name, theirs, grid, ours, c->image_h / c->patch,
-                    c->image_w / c->patch);
+        char own[32];
+        return fail(x->e, grid_hint,
+                    "%s: tensor %s has shape %s, a grid of %s patches; the model's is %s, %s",
+                    st_path(x->f), t->name, theirs,
+                    grid_text(file_grid(x->f, t), grid, sizeof grid), ours,
+                    grid_text(model_grid(c), own, sizeof own));
     }
-    if (is_head_name(p->name))
+    if (is_head_name(p->name) && !*x->part.prefix)
         snprintf(hint, sizeof hint,
-                 "--num-classes %ld keeps the file's head; for %d classes ask for a new head",
+                 "--num-classes %ld keeps the file's head; training makes a new one for %d classes "
+                 "by itself",
                  t->shape[0], c->classes);
     else
         snprintf(hint, sizeof hint, "leave the dimensions out: they are taken from the file");
@@ -392,12 +415,17 @@ static bool check_one(void *ctx, int unit, const ParamInfo *p, const char *name,
         return true;
     const StTensor *t = find_part(x, name);
     if (!t)
-        return fail(x->e, is_head_name(name) ? "ask for a new head" : timm_hint,
+        return fail(x->e,
+                    *x->part.prefix      ? state_hint
+                    : is_head_name(name) ? "training makes a new head by itself; to evaluate, give "
+                                           "a file whose head fits the model"
+                                         : timm_hint,
                     "%s: there is no tensor %s%s", st_path(x->f), x->part.prefix, name);
     x->used[t - st_at(x->f, 0)] = true;
     if (t->type > ST_BF16)
-        return fail(x->e, NULL, "%s: tensor %s has type %s, not a floating-point type",
-                    st_path(x->f), t->name, t->dtype);
+        return fail(x->e, "weights must be F64, F32, F16 or BF16: convert the file",
+                    "%s: tensor %s has type %s, not a floating-point type", st_path(x->f), t->name,
+                    t->dtype);
     return same_shape(t, p) || wrong_shape(x, t, p);
 }
 
@@ -500,6 +528,21 @@ static bool check_heads(const Model *m, const SafeTensors *f, Error *e)
                 "%s: has %.20s heads, the model %s", st_path(f), st_meta(f, "heads"), heads);
 }
 
+/* Other grids have as many patches: 2x8 and 4x4. */
+static bool check_grid(const Model *m, const SafeTensors *f, Error *e)
+{
+    const StTensor *pos = st_find(f, "pos_embed");
+    Grid is = pos ? file_grid(f, pos) : (Grid){0, 0}, want = model_grid(&m->config);
+    char theirs[32], ours[32];
+    if (is.rows == 0 || (is.rows == want.rows && is.columns == want.columns))
+        return true;
+    return fail(e, grid_hint,
+                "%s: tensor pos_embed is for a grid of %s patches (rows x columns); the model's is "
+                "%s",
+                st_path(f), grid_text(is, theirs, sizeof theirs),
+                grid_text(want, ours, sizeof ours));
+}
+
 bool ckpt_load_weights(Model *m, const char *path, bool new_head, char *report, size_t size,
                        Error *e)
 {
@@ -509,7 +552,7 @@ bool ckpt_load_weights(Model *m, const char *path, bool new_head, char *report, 
     bool skip = new_head && !head_fits(m, f);
     const StTensor *head = st_find(f, "head.weight");
     const Part parts[] = {{"", m->weights}, {"", m->ema}}; /* an average starts at the weights */
-    bool ok = check_heads(m, f, e) && check_parts(m, f, parts, 1, skip, e) &&
+    bool ok = check_heads(m, f, e) && check_parts(m, f, parts, 1, skip, e) && check_grid(m, f, e) &&
               load_parts(m, f, parts, m->ema ? 2 : 1, skip, e);
     snprintf(report, size, "%s", "");
     if (ok && skip && head && head->ndim > 0)
@@ -651,10 +694,12 @@ static bool save_state(Model *m, const char *path, const RunState *run, Error *e
 #define TEMPORARY ".tmp"
 #define REPLACED  ".old"
 
+static const char long_hint[] = "use a directory with a shorter path";
+
 static bool path_of(char *out, const char *dir, const char *name, const char *suffix, Error *e)
 {
     int n = snprintf(out, PATH_SIZE, "%s/%s%s", dir, name, suffix);
-    return (n > 0 && n < PATH_SIZE) || fail(e, NULL, "%.200s...: the path is too long", dir);
+    return (n > 0 && n < PATH_SIZE) || fail(e, long_hint, "%.200s...: the path is too long", dir);
 }
 
 /* "step_" and eight or more digits, then exactly `suffix`. Pointer files are untrusted too: no
@@ -730,24 +775,12 @@ static void sweep(const char *dir, const char *suffix)
     free(steps);
 }
 
-/* Write a pointer file as carefully as a checkpoint: sync, rename, sync. */
+/* A pointer file is written as carefully as a checkpoint. */
 static bool write_pointer(const char *dir, const char *which, const char *name, Error *e)
 {
-    char path[PATH_SIZE], temporary[PATH_SIZE], text[64];
-    if (!path_of(path, dir, which, "", e) || !path_of(temporary, dir, which, TEMPORARY, e))
-        return false;
-    int n = snprintf(text, sizeof text, "%s\n", name);
-    errno = ENOSPC; /* a short write sets none */
-    int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    bool ok = fd >= 0 && write(fd, text, (size_t)n) == n && fsync(fd) == 0;
-    int error = errno;
-    if (fd >= 0)
-        close(fd);
-    if (ok && rename(temporary, path) == 0)
-        return st_sync_dir(dir, e);
-    error = ok ? errno : error;
-    unlink(temporary);
-    return fail(e, NULL, "%s: cannot write: %s", path, strerror(error));
+    char path[PATH_SIZE], text[64];
+    snprintf(text, sizeof text, "%s\n", name);
+    return path_of(path, dir, which, "", e) && write_file_atomically(path, text, e);
 }
 
 /* The checkpoint that a pointer file names, if it is there. */
@@ -786,7 +819,8 @@ static bool publish(const char *dir, const char *name, const char *temporary, Er
     bool exchanged = path_exists(path) && exchange(temporary, path);
     bool aside = !exchanged && path_exists(path) && rename(path, old) == 0;
     if (!exchanged && rename(temporary, path) != 0) {
-        fail(e, NULL, "%s: cannot rename to %s: %s", temporary, path, strerror(errno));
+        fail(e, "see whether the directory can be written to, or choose another --out",
+             "%s: cannot rename to %s: %s", temporary, path, strerror(errno));
         if (aside)
             rename(old, path);
         return false;
@@ -848,7 +882,8 @@ bool ckpt_save(Model *m, const char *dir, const RunState *run, int keep, Error *
     char name[32], temporary[PATH_SIZE];
     step_name(name, sizeof name, run->step);
     if (!m->m)
-        return fail(e, NULL, "%s: a model without optimiser state has no run to save", dir);
+        return fail(e, "only a model that was set up for training is saved as a checkpoint",
+                    "%s: a model without optimiser state has no run to save", dir);
     if (!path_of(temporary, dir, name, TEMPORARY, e) || !make_dirs(dir, e))
         return false;
     sweep(dir, TEMPORARY);
@@ -880,6 +915,12 @@ static bool named_checkpoint(const char *dir, uint64_t step, char *path)
     return path_of(path, dir, name, "", NULL) && is_checkpoint(path);
 }
 
+static bool give_path(const char *path, char *out, size_t size, Error *e)
+{
+    return snprintf(out, size, "%s", path) < (int)size ||
+           fail(e, long_hint, "%.200s...: the path is too long", path);
+}
+
 /* The directory itself, else what `latest` names, else the highest step that is complete. */
 bool ckpt_find(const char *dir, char *out, size_t size, Error *e)
 {
@@ -903,12 +944,21 @@ bool ckpt_find(const char *dir, char *out, size_t size, Error *e)
     if (!found)
         return fail(e, "give the directory of a run (its --out) or of a checkpoint",
                     "%s: holds no checkpoint", dir);
-    if (snprintf(out, size, "%s", path) >= (int)size)
-        return fail(e, NULL, "%.200s...: the path is too long", path);
-    return true;
+    return give_path(path, out, size, e);
 }
 
-static const char state_hint[] = "the file is not a train_state.safetensors of this program";
+/* Weights alone do: who looks for the best evaluates it. */
+bool ckpt_best(const char *dir, char *out, size_t size, Error *e)
+{
+    char name[32], path[PATH_SIZE], model[PATH_SIZE];
+    uint64_t step;
+    if (is_checkpoint(dir) || !read_pointer(dir, "best", &step))
+        return ckpt_find(dir, out, size, e);
+    step_name(name, sizeof name, step);
+    if (!path_of(path, dir, name, "", e) || !path_of(model, path, "model.safetensors", "", e))
+        return false;
+    return path_exists(model) ? give_path(path, out, size, e) : ckpt_find(dir, out, size, e);
+}
 
 static bool get_count(const SafeTensors *f, const char *key, uint64_t most, uint64_t *out, Error *e)
 {
@@ -1022,7 +1072,8 @@ bool ckpt_resume(Model *m, const char *checkpoint_dir, RunState *run, Error *e)
     char path[PATH_SIZE];
     SafeTensors *model = NULL, *state = NULL;
     if (!m->m)
-        return fail(e, NULL, "%s: a model without optimiser state cannot resume", checkpoint_dir);
+        return fail(e, "load the weights alone with --weights",
+                    "%s: a model without optimiser state cannot resume", checkpoint_dir);
     bool ok = path_of(path, checkpoint_dir, "model.safetensors", "", e) &&
               (model = st_open(path, e)) &&
               path_of(path, checkpoint_dir, "train_state.safetensors", "", e) &&

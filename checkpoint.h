@@ -55,6 +55,9 @@ bool st_write(StWriter *w, const void *data, size_t bytes, Error *e); /* next by
 bool st_finish(StWriter *w, Error *e); /* frees w; on failure the old file, if any, is untouched */
 void st_abandon(StWriter *w);          /* frees w and removes the unfinished file */
 bool st_sync_dir(const char *path, Error *e); /* makes renames inside a directory survive a power cut */
+/* A small text file: written as PATH.tmp, synced, renamed. On failure (full disk, ...) the temporary
+ * is removed and the old file, if any, is untouched. */
+bool write_file_atomically(const char *path, const char *text, Error *e);
 
 /* ---- weights and runs ---- */
 
@@ -66,8 +69,8 @@ bool ckpt_config(const char *path, Config *c, char *assumed, size_t size, Error 
 
 /* Load weights into m. Every tensor of the model must be there in its shape, except that with
  * `new_head` a head of another shape (or none) is left as it was initialised; `report` receives one
- * line about what was left. Errors name the tensor and both shapes. Works on any safetensors with
- * timm names. */
+ * line about what was left. Errors name the tensor and both shapes; position embeddings must be of
+ * the model's grid, rows and columns. Works on any safetensors with timm names. */
 bool ckpt_load_weights(Model *m, const char *path, bool new_head, char *report, size_t size, Error *e);
 
 /* What a resumed run needs besides tensors; written into train_state.safetensors' metadata. */
@@ -85,6 +88,8 @@ typedef struct {
 bool ckpt_save(Model *m, const char *dir, const RunState *run, int keep, Error *e);
 /* Find the checkpoint a run directory (or a checkpoint directory itself) would resume from. */
 bool ckpt_find(const char *dir, char *out, size_t size, Error *e);
+/* The checkpoint that DIR/best names; where there is none, the one that ckpt_find finds. */
+bool ckpt_best(const char *dir, char *out, size_t size, Error *e);
 /* Load weights, optimiser state, EMA and counters: the run continues bit for bit. */
 bool ckpt_resume(Model *m, const char *checkpoint_dir, RunState *run, Error *e);
 

@@ -5,6 +5,7 @@
  */
 #include "vit.h"
 
+#include <ctype.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -89,84 +90,113 @@ bool vit_preset(const char *name, Config *c)
     return false;
 }
 
-/* Position of `value` in "a|b|c", or -1. */
-static int find_word(const char *names, const char *value)
+/* ---- text in and out ---- */
+
+bool vit_same_name(const char *a, const char *b)
+{
+    while (*a && (*a == '_' ? '-' : *a) == (*b == '_' ? '-' : *b))
+        a++, b++;
+    return !*a && !*b;
+}
+
+int vit_find_word(const char *words, const char *value)
 {
     size_t n = strlen(value);
     for (int i = 0; n; i++) {
-        size_t len = strcspn(names, "|");
-        if (len == n && strncmp(names, value, n) == 0)
+        size_t len = strcspn(words, "|");
+        if (len == n && memcmp(words, value, n) == 0)
             return i;
-        if (!names[len])
+        if (!words[len])
             break;
-        names += len + 1;
+        words += len + 1;
     }
     return -1;
 }
 
+/* A capital may begin the word, as in Python's True. */
+int vit_find_bool(const char *value)
+{
+    char word[8];
+    snprintf(word, sizeof word, "%s", value);
+    *word = (char)tolower((unsigned char)*word);
+    int k = strlen(value) < sizeof word ? vit_find_word("false|true|no|yes|off|on|0|1", word) : -1;
+    return k < 0 ? -1 : k % 2;
+}
+
+void vit_word_text(const char *words, int k, char *out, size_t size)
+{
+    while (k-- > 0)
+        words += strcspn(words, "|") + 1;
+    snprintf(out, size, "%.*s", (int)strcspn(words, "|"), words);
+}
+
+void vit_double_text(double v, char *out, size_t size)
+{
+    for (int digits = 6; digits <= 17; digits++) {
+        snprintf(out, size, "%.*g", digits, v);
+        if (strtod(out, NULL) == v)
+            break;
+    }
+}
+
+const ConfigField *vit_config_find(const char *name)
+{
+    for (int i = 0; i < vit_config_count; i++)
+        if (vit_same_name(vit_config_fields[i].name, name) ||
+            vit_same_name(vit_config_fields[i].flag, name))
+            return &vit_config_fields[i];
+    return NULL;
+}
+
 bool vit_config_set(Config *c, const char *name, const char *value, Error *e)
 {
-    for (int i = 0; i < vit_config_count; i++) {
-        const ConfigField *f = &vit_config_fields[i];
-        if (strcmp(f->name, name) != 0)
-            continue;
-        void *p = (char *)c + f->offset;
-        char *end;
-        if (f->type == T_INT) {
-            long v = strtol(value, &end, 10);
-            if (!*value || *end || v < -1000000000 || v > 1000000000)
-                return fail(e, "give a whole number", "%s: '%s' is not a whole number", name,
-                            value);
-            *(int *)p = (int)v;
-        } else if (f->type == T_DOUBLE) {
-            double v = strtod(value, &end);
-            if (!*value || *end || !isfinite(v))
-                return fail(e, "give a number such as 0.1", "%s: '%s' is not a number", name,
-                            value);
-            *(double *)p = v;
-        } else if (f->type == T_BOOL) {
-            static const char *const yes[] = {"true", "True", "1", "yes"};
-            static const char *const no[] = {"false", "False", "0", "no"};
-            int found = -1;
-            for (int k = 0; k < COUNT(yes); k++)
-                found = strcmp(value, yes[k]) == 0 ? 1 : strcmp(value, no[k]) == 0 ? 0 : found;
-            if (found < 0)
-                return fail(e, "give true or false", "%s: '%s' is neither", name, value);
-            *(bool *)p = found;
-        } else {
-            int row = word_row(name), k = find_word(vit_word_table[row].names, value);
-            if (k < 0)
-                return fail(e, "choose one of the words above", "%s: '%s' is none of %s", name,
-                            value, vit_word_table[row].names);
-            *(word *)p = vit_word_table[row].first + k;
-        }
-        return true;
+    const ConfigField *f = vit_config_find(name);
+    if (!f)
+        return fail(e, "--help lists all settings", "no setting is called '%s'", name);
+    void *p = (char *)c + f->offset;
+    char *end;
+    if (f->type == T_INT) {
+        long v = strtol(value, &end, 10);
+        if (!*value || *end || v < -1000000000 || v > 1000000000)
+            return fail(e, "give a whole number", "%s: '%s' is not a whole number", name, value);
+        *(int *)p = (int)v;
+    } else if (f->type == T_DOUBLE) {
+        double v = strtod(value, &end);
+        if (!*value || *end || !isfinite(v))
+            return fail(e, "give a number such as 0.1", "%s: '%s' is not a number", name, value);
+        *(double *)p = v;
+    } else if (f->type == T_BOOL) {
+        int found = vit_find_bool(value);
+        if (found < 0)
+            return fail(e, "give true or false", "%s: '%s' is neither true nor false", name, value);
+        *(bool *)p = found;
+    } else {
+        int row = word_row(f->name), k = vit_find_word(vit_word_table[row].names, value);
+        if (k < 0)
+            return fail(e, "choose one of the words above", "%s: '%s' is none of %s", name, value,
+                        vit_word_table[row].names);
+        *(word *)p = vit_word_table[row].first + k;
     }
-    return fail(e, NULL, "no setting is called '%s'", name);
+    return true;
 }
 
 void vit_config_get(const Config *c, const ConfigField *f, char *out, size_t size)
 {
     const void *p = (const char *)c + f->offset;
-    if (f->type == T_INT) {
+    if (f->type == T_INT)
         snprintf(out, size, "%d", *(const int *)p);
-    } else if (f->type == T_DOUBLE) {
-        for (int digits = 6; digits <= 17;
-             digits++) { /* the shortest text that reads back the same */
-            snprintf(out, size, "%.*g", digits, *(const double *)p);
-            if (strtod(out, NULL) == *(const double *)p)
-                break;
-        }
-    } else if (f->type == T_BOOL) {
+    else if (f->type == T_DOUBLE)
+        vit_double_text(*(const double *)p, out, size);
+    else if (f->type == T_BOOL)
         snprintf(out, size, "%s", *(const bool *)p ? "true" : "false");
-    } else {
-        int row = word_row(f->name), skip = *(const word *)p - vit_word_table[row].first;
-        const char *names = vit_word_table[row].names;
-        while (skip-- > 0)
-            names += strcspn(names, "|") + 1;
-        snprintf(out, size, "%.*s", (int)strcspn(names, "|"), names);
+    else {
+        int row = word_row(f->name);
+        vit_word_text(vit_word_table[row].names, *(const word *)p - vit_word_table[row].first, out,
+                      size);
     }
 }
+
+/* ---- what is impossible ---- */
 
 static bool check_range(Error *e, const char *name, long v, long lo, long hi)
 {

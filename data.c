@@ -48,7 +48,7 @@ struct Dataset {
     /* FOLDERS: sample i is root/(text + name[i]) */
     char *root, *text;
     size_t text_size, text_room, *name; /* [n] */
-    atomic_uchar *damaged; /* [n]: 1 once reported */
+    atomic_uchar *damaged;              /* [n]: 1 once reported */
     atomic_long damaged_count;
     /* RECORDS: uint8 [3, h, w], or grey [h, w] */
     Records *files;
@@ -132,9 +132,13 @@ static bool want_bin(const char *dir, const struct dirent *f)
  * the end of the file may have empty lines. */
 static bool read_classes(const char *path, Names *out, Error *e)
 {
-    char *text = read_text(path, 64 << 20, e), *rest = text, *line;
+    static const char one_a_line[] = "name a text file with one class a line: `id` or `id name`";
+    Error why;
+    char *text = read_text(path, 64 << 20, &why), *rest = text, *line;
     long number = 0, empty = 0;
-    while (text && (line = strsep(&rest, "\n"))) {
+    if (!text)
+        return fail(e, one_a_line, "%s", why.what);
+    while ((line = strsep(&rest, "\n"))) {
         number++;
         line += strspn(line, " \t\r");
         size_t n = strlen(line);
@@ -152,9 +156,7 @@ static bool read_classes(const char *path, Names *out, Error *e)
         }
     }
     free(text);
-    if (text && out->n == 0)
-        return fail(e, "write one class a line: `id` or `id name`", "%s: no classes", path);
-    return text != NULL;
+    return out->n > 0 || fail(e, one_a_line, "%s: no classes", path);
 }
 
 /* Folder names to labels. A line answers to all of its text, or to its first word. */
@@ -307,9 +309,9 @@ static bool add_folders(Dataset *d, const Names *folders, const char *list, Erro
     for (int i = 0; ok && i < folders->n; i++) {
         int label = class_label(keys, 2 * d->classes.n, folders->at[i]);
         if (label < 0)
-            ok = fail(e, "add it there, or move the folder away",
-                      "the class folder %s/%s is %s %s", d->root, folders->at[i],
-                      label == -1 ? "not in" : "on more than one line of", list);
+            ok = fail(e, "add it there, or move the folder away", "the class folder %s/%s is %s %s",
+                      d->root, folders->at[i], label == -1 ? "not in" : "on more than one line of",
+                      list);
         else
             ok = add_folder(d, folders->at[i], label, e);
     }
@@ -331,7 +333,11 @@ static bool open_folders(Dataset *d, const char *dir, Error *e)
         ok = fail(e, "images belong into one folder per class: DIR/train/<class>/*.jpg",
                   "%s has no class folders", d->root);
     ok = ok && folder_classes(d, train_dir, &folders, e) &&
-         add_folders(d, &folders, d->o.classes ? d->o.classes : train_dir ? train_dir : d->root, e);
+         add_folders(d, &folders,
+                     d->o.classes ? d->o.classes
+                     : train_dir  ? train_dir
+                                  : d->root,
+                     e);
     if (ok)
         d->damaged = xcalloc(d->n, sizeof *d->damaged);
     names_free(&folders);
@@ -449,12 +455,12 @@ static bool map_idx(const char *dir, const char *what, int dims, Records *r, Err
     free(path);
     if (!ok)
         return false;
-    uint64_t bytes = 1;
-    for (int i = 0; i < dims && r->size >= 4 + 4 * (size_t)dims && bytes < 1ul << 32; i++)
-        bytes *= big_endian(r->bytes + 4 + 4 * i);
     r->offset = 4 + 4 * (size_t)dims;
-    if (r->size < r->offset || big_endian(r->bytes) != 0x800u + dims ||
-        r->size - r->offset != bytes) {
+    bool sane = r->size >= r->offset && r->size <= UINT32_MAX;
+    uint64_t bytes = 1; /* a product beyond the file's size stays there, so it cannot wrap around */
+    for (int i = 0; sane && i < dims && bytes <= r->size; i++)
+        bytes *= big_endian(r->bytes + 4 + 4 * i);
+    if (!sane || big_endian(r->bytes) != 0x800u + dims || r->size - r->offset != bytes) {
         fail(e, "download it again", "%s: not a whole idx%d file", r->path, dims);
         unmap_file(r);
         return false;
@@ -478,7 +484,10 @@ static bool open_mnist(Dataset *d, const char *dir, Error *e)
     d->record_channels = 1;
     r->stride = (size_t)d->record_h * d->record_w;
     bool ok = true;
-    if (r->stride == 0 || r->count != (long)(labels.size - labels.offset))
+    if (big_endian(r->bytes + 8) > IMAGE_MAX_SIDE || big_endian(r->bytes + 12) > IMAGE_MAX_SIDE)
+        ok = fail(e, "download it again", "%s: its images have %u x %u pixels", r->path,
+                  big_endian(r->bytes + 12), big_endian(r->bytes + 8));
+    else if ((r->count && r->stride == 0) || r->count != (long)(labels.size - labels.offset))
         ok = fail(e, "download both again", "%s has %ld images, %s has %zu labels", r->path,
                   r->count, labels.path, labels.size - labels.offset);
     samples_reserve(d, ok ? r->count : 0);
@@ -535,7 +544,8 @@ static bool open_spec(Dataset *d, const char *spec, Error *e)
         d->kind = FAKE;
         d->n = d->o.fake_count;
         if (d->n < 1 || d->o.fake_classes < 1)
-            return fail(e, NULL, "fake data needs at least one image and one class");
+            return fail(e, "raise the number of images and of classes to 1 or more",
+                        "fake data needs at least one image and one class");
         return number_classes(d, d->o.fake_classes, NULL, NULL, e);
     }
     d->kind = RECORDS;
@@ -553,11 +563,12 @@ Dataset *data_open(const DataOptions *o, Error *e)
 {
     Dataset *d = xcalloc(1, sizeof *d);
     d->o = *o;
-    if (d->o.resize == 0) /* 256 for 224 */
-        d->o.resize = ((o->image_h < o->image_w ? o->image_h : o->image_w) * 256 + 112) / 224;
     bool ok = o->image_h > 0 && o->image_w > 0
                   ? open_spec(d, o->spec, e)
-                  : fail(e, NULL, "cannot make images of %d x %d pixels", o->image_h, o->image_w);
+                  : fail(e, "give both sides of an image 1 pixel or more",
+                         "cannot make images of %d x %d pixels", o->image_h, o->image_w);
+    if (ok && d->n == 0) /* nothing below works without a sample to take */
+        ok = fail(e, "download it again, or name another data set", "%s has no images", o->spec);
     d->o.spec = d->o.classes = NULL;
     if (ok)
         return d;
@@ -619,17 +630,22 @@ static const Records *record_file(const Dataset *d, long i)
     return r;
 }
 
+char *data_sample_path_copy(const Dataset *d, long i)
+{
+    if (d->kind == FOLDERS)
+        return xasprintf("%s/%s", d->root, d->text + d->name[i]);
+    if (d->kind == FAKE)
+        return xasprintf("fake#%ld", i);
+    const Records *r = record_file(d, i);
+    return xasprintf("%s#%ld", r->path, i - r->first);
+}
+
 const char *data_sample_path(const Dataset *d, long i)
 {
     static _Thread_local char path[PATH_MAX];
-    if (d->kind == FOLDERS) {
-        snprintf(path, sizeof path, "%s/%s", d->root, d->text + d->name[i]);
-    } else if (d->kind == RECORDS) {
-        const Records *r = record_file(d, i);
-        snprintf(path, sizeof path, "%s#%ld", r->path, i - r->first);
-    } else {
-        snprintf(path, sizeof path, "fake#%ld", i);
-    }
+    char *copy = data_sample_path_copy(d, i);
+    snprintf(path, sizeof path, "%s", copy);
+    free(copy);
     return path;
 }
 
@@ -671,7 +687,9 @@ static void preprocess(const DataOptions *o, const Image *im, bool whole, long i
                        uint8_t *out)
 {
     if (o->augment) {
-        RngStream box = {.seed = o->seed, .sample = (uint32_t)i, .step = (uint32_t)epoch,
+        RngStream box = {.seed = o->seed,
+                         .sample = (uint32_t)i,
+                         .step = (uint32_t)epoch,
                          .purpose = RNG_AUGMENT};
         RngStream flip = box;
         flip.layer = 1;

@@ -21,6 +21,8 @@ enum { CROP_CENTER, CROP_STRETCH };
 
 /* Pixels an image may have before it is refused as a decompression bomb (Pillow's error limit). */
 #define IMAGE_MAX_PIXELS 178956970L
+/* Its longest side (JPEG's limit): the scratch of a resize grows with it. */
+#define IMAGE_MAX_SIDE 65500
 
 /* Decode JPEG (CMYK and YCCK converted as Pillow does), PNG, GIF, BMP, PPM or PGM, by content and
  * not by name; EXIF orientation applied. Truncated or corrupt data is an error, as in Pillow. */
@@ -39,9 +41,12 @@ void image_resize(const Image *im, double left, double top, double right, double
                   int out_w, int out_h, bool flip, uint8_t *out);
 /* Evaluation. CROP_CENTER: shorter side to `resize` (the longer side truncated), then the centre
  * out_h x out_w (offset rounded, a smaller picture padded with zeros), all as in torchvision;
- * CROP_STRETCH: straight to size. */
+ * CROP_STRETCH: straight to size. `resize` 0 is image_default_resize. */
 void image_eval(const Image *im, int crop, int resize, int filter, int out_w, int out_h,
                 uint8_t *out);
+/* What the shorter side of a w x h image becomes before the centre crop when nothing else is asked
+ * for: 256/224 of what covers the crop on both sides, so 256 for 224 x 224 and any image. */
+int image_default_resize(int out_w, int out_h, int w, int h);
 typedef struct {
     int left, top, width, height;
 } Box;
@@ -63,8 +68,8 @@ typedef struct {
     int image_h, image_w; /* size of the images in a batch */
     int fake_classes, fake_count;
     /* preprocessing */
-    bool augment;         /* random resized crop + flip; else evaluation */
-    int crop, resize, filter; /* CROP_*, shorter side (0: 256/224 of the smaller size), FILTER_* */
+    bool augment;             /* random resized crop + flip; else evaluation */
+    int crop, resize, filter; /* CROP_*, shorter side (0: image_default_resize), FILTER_* */
     double area_min, area_max, ratio_min, ratio_max, flip;
     uint64_t seed;
 } DataOptions;
@@ -78,6 +83,7 @@ int data_classes(const Dataset *d);
 const char *data_class_name(const Dataset *d, int label);
 /* A path, or "file.bin#123"; valid until this thread asks for another. */
 const char *data_sample_path(const Dataset *d, long i);
+char *data_sample_path_copy(const Dataset *d, long i); /* the same; free() */
 int data_label(const Dataset *d, long i);
 long data_damaged(const Dataset *d); /* images replaced so far */
 /* The preprocessed sample i as epoch `epoch` sees it, [image_h, image_w, 3]. A damaged image is
@@ -93,18 +99,18 @@ long data_shuffle(uint64_t seed, long epoch, long n, long position);
  * data_shuffle(seed, p / n, n, p % n) (shuffle off: p % n), so batches run on across epochs and a
  * loader opened at a later position continues exactly. Ends before position `end` (0: never). */
 typedef struct {
-    int n;             /* images, = batch except at the end */
-    uint8_t *images;   /* [n, image_h, image_w, 3] */
-    int *labels;       /* [n] */
-    long position;     /* of the first image */
+    int n;           /* images, = batch except at the end */
+    uint8_t *images; /* [n, image_h, image_w, 3] */
+    int *labels;     /* [n] */
+    long position;   /* of the first image */
 } Batch;
 typedef struct Loader Loader;
 Loader *loader_open(Dataset *d, int batch, bool shuffle, long start, long end, int workers);
 /* The same, but batch k starts at position start + k*stride: what one of several ranks reads. */
 Loader *loader_open_strided(Dataset *d, int batch, bool shuffle, long start, long stride, long end,
                             int workers);
-const Batch *loader_next(Loader *l);        /* NULL at the end; valid until the next call */
-double loader_waited(const Loader *l);      /* seconds loader_next has blocked, in total */
+const Batch *loader_next(Loader *l);   /* NULL at the end; valid until the next call */
+double loader_waited(const Loader *l); /* seconds loader_next has blocked, in total */
 void loader_close(Loader *l);
 
 /* ---- shapes.c: the built-in image set ---- */

@@ -170,8 +170,6 @@ int command_predict(Session *s)
     real *logits = xcalloc(K, sizeof *logits);
     double *p = xcalloc(K, sizeof *p);
     int failed = 0;
-    if (!s->o.resize) /* the same rule as for data sets */
-        s->o.resize = ((c->image_h < c->image_w ? c->image_h : c->image_w) * 256 + 112) / 224;
     for (int i = 0; i < s->o.n_files; i++) {
         Image im;
         Error e = {"", ""};

@@ -32,7 +32,8 @@
 #include "data.h"
 
 #define MAX_FILE_BYTES (1L << 30)
-#define MAX_JPEG_SCANS 1000 /* a progressive JPEG has about ten; thousands are an attack on time */
+/* A progressive JPEG has about ten; thousands are an attack on time. */
+#define MAX_JPEG_SCANS 1000
 
 static const char HINT_DAMAGED[] = "replace the file, or remove it from the data set";
 
@@ -44,6 +45,10 @@ static bool size_is_sane(long w, long h, Error *e)
         return fail(e, "scale it down, or remove it from the data set",
                     "image is too large: %ld x %ld, the limit is %ld pixels", w, h,
                     IMAGE_MAX_PIXELS);
+    if (w > IMAGE_MAX_SIDE || h > IMAGE_MAX_SIDE)
+        return fail(e, "scale it down, or remove it from the data set",
+                    "image is too long: %ld x %ld, the limit of a side is %d pixels", w, h,
+                    IMAGE_MAX_SIDE);
     return true;
 }
 
@@ -97,14 +102,29 @@ static void orient(Image *im, int orientation)
     long w = im->w, h = im->h;
     long origin = 0, step_x = 1, step_y = w; /* in pixels */
     switch (orientation) {
-    case 2: origin = w - 1, step_x = -1; break;
-    case 3: origin = w * h - 1, step_x = -1, step_y = -w; break;
-    case 4: origin = w * (h - 1), step_y = -w; break;
-    case 5: step_x = w, step_y = 1; break;
-    case 6: origin = w * (h - 1), step_x = -w, step_y = 1; break;
-    case 7: origin = w * h - 1, step_x = -w, step_y = -1; break;
-    case 8: origin = w - 1, step_x = w, step_y = -1; break;
-    default: return;
+    case 2:
+        origin = w - 1, step_x = -1;
+        break;
+    case 3:
+        origin = w * h - 1, step_x = -1, step_y = -w;
+        break;
+    case 4:
+        origin = w * (h - 1), step_y = -w;
+        break;
+    case 5:
+        step_x = w, step_y = 1;
+        break;
+    case 6:
+        origin = w * (h - 1), step_x = -w, step_y = 1;
+        break;
+    case 7:
+        origin = w * h - 1, step_x = -w, step_y = -1;
+        break;
+    case 8:
+        origin = w - 1, step_x = w, step_y = -1;
+        break;
+    default:
+        return;
     }
     Image out;
     if (orientation >= 5)
@@ -271,10 +291,10 @@ static bool decode_jpeg(const uint8_t *bytes, size_t n, Image *im, Error *e)
 /* CRC-32 of PNG, four bits at a time. */
 static uint32_t crc32(const uint8_t *p, size_t n)
 {
-    static const uint32_t table[16] = {
-        0x00000000, 0x1DB71064, 0x3B6E20C8, 0x26D930AC, 0x76DC4190, 0x6B6B51F4,
-        0x4DB26158, 0x5005713C, 0xEDB88320, 0xF00F9344, 0xD6D6A3E8, 0xCB61B38C,
-        0x9B64C2B0, 0x86D3D2D4, 0xA00AE278, 0xBDBDF21C};
+    static const uint32_t table[16] = {0x00000000, 0x1DB71064, 0x3B6E20C8, 0x26D930AC,
+                                       0x76DC4190, 0x6B6B51F4, 0x4DB26158, 0x5005713C,
+                                       0xEDB88320, 0xF00F9344, 0xD6D6A3E8, 0xCB61B38C,
+                                       0x9B64C2B0, 0x86D3D2D4, 0xA00AE278, 0xBDBDF21C};
     uint32_t crc = ~0u;
     for (size_t i = 0; i < n; i++) {
         crc = crc >> 4 ^ table[(crc ^ p[i]) & 15];

@@ -145,8 +145,14 @@ Loader *loader_open_strided(Dataset *d, int batch, bool shuffle, long start, lon
 {
     const DataOptions *o = data_options(d);
     Loader *l = xcalloc(1, sizeof *l);
-    *l = (Loader){.data = d, .size = batch, .shuffle = shuffle, .start = start, .stride = stride,
-                  .end = end, .image_bytes = (size_t)3 * o->image_h * o->image_w, .reading = -1,
+    *l = (Loader){.data = d,
+                  .size = batch,
+                  .shuffle = shuffle,
+                  .start = start,
+                  .stride = stride,
+                  .end = end,
+                  .image_bytes = (size_t)3 * o->image_h * o->image_w,
+                  .reading = -1,
                   .workers = workers < 1 ? 1 : workers};
     /* One batch being read and three ahead, or enough of them for two images per worker. */
     l->slots = 4 + 2 * l->workers / batch;

@@ -6,6 +6,7 @@
  *
  * Read in this order: tables, one setting, recipe lines, command line, output.
  */
+#include "checkpoint.h" /* write_file_atomically */
 #include "options.h"
 
 #include <ctype.h>
@@ -40,18 +41,17 @@ static const Option options[] = {
 
 /* A shorthand sets several of the model's settings from one value. */
 static const struct {
-    const char *flag, *help, *fields[3], *imagenet;
+    const char *flag, *what, *help, *fields[3], *imagenet;
 } shorthands[] = {
-    {"image-size",
-     "image height and width in pixels: N or HxW",
-     {"image_h", "image_w", NULL},
-     NULL},
+    {"image-size", "N|HxW", "image height and width in pixels", {"image_h", "image_w", NULL}, NULL},
     {"mean",
-     "normalisation mean: r,g,b or one number or imagenet",
+     "X|R,G,B|imagenet",
+     "normalisation mean of pixels in 0..1",
      {"mean_r", "mean_g", "mean_b"},
      "0.485,0.456,0.406"},
     {"std",
-     "normalisation standard deviation: the same",
+     "X|R,G,B|imagenet",
+     "normalisation standard deviation",
      {"std_r", "std_g", "std_b"},
      "0.229,0.224,0.225"},
 };
@@ -59,42 +59,33 @@ static const struct {
 static const Option *find_option(const char *flag)
 {
     for (int i = 0; i < COUNT(options); i++)
-        if (options[i].type != O_group && strcmp(options[i].flag, flag) == 0)
+        if (options[i].type != O_group && vit_same_name(options[i].flag, flag))
             return &options[i];
     return NULL;
 }
 
 static const char *nearest_flag(const char *name)
 {
-    const char *all[COUNT(options) + COUNT(shorthands) + MAX_CONFIG_FIELDS + 2];
+    const char *all[COUNT(options) + COUNT(shorthands) + CONFIG_FIELDS + 2];
+    char flag[64];
     int n = 0;
+    snprintf(flag, sizeof flag, "%s", name);
+    for (char *p = flag; *p; p++)
+        if (*p == '_')
+            *p = '-';
     for (int i = 0; i < COUNT(options); i++)
         if (options[i].type != O_group)
             all[n++] = options[i].flag;
     for (int i = 0; i < COUNT(shorthands); i++)
         all[n++] = shorthands[i].flag;
-    for (int i = 0; i < vit_config_count && i < MAX_CONFIG_FIELDS; i++)
+    for (int i = 0; i < CONFIG_FIELDS; i++)
         all[n++] = vit_config_fields[i].flag;
     all[n++] = "help";
     all[n] = NULL;
-    return nearest(name, all);
+    return nearest(flag, all);
 }
 
 /* ---- one setting ---- */
-
-/* Position of `value` in "a|b|c", or -1. */
-static int find_choice(const char *choices, const char *value)
-{
-    size_t n = strlen(value);
-    for (int i = 0;; i++) {
-        size_t len = strcspn(choices, "|");
-        if (n && len == n && memcmp(choices, value, n) == 0)
-            return i;
-        if (!choices[len])
-            return -1;
-        choices += len + 1;
-    }
-}
 
 static bool in_range(const char *allowed, double v)
 {
@@ -105,16 +96,10 @@ static bool in_range(const char *allowed, double v)
            (!dots[2] || v <= strtod(dots + 2, NULL));
 }
 
-static int find_bool(const char *value)
-{
-    static const char *const names[] = {"false", "true", "no", "yes", "off", "on", "0", "1"};
-    for (int i = 0; i < COUNT(names); i++)
-        if (strcmp(value, names[i]) == 0)
-            return i % 2;
-    return -1;
-}
+/* Below, `name` is the setting as the user wrote it, for errors; `where` stands in front of it. */
 
-static bool set_number(const Option *p, void *at, const char *value, const char *where, Error *e)
+static bool set_number(const Option *p, void *at, const char *name, const char *value,
+                       const char *where, Error *e)
 {
     char *end;
     errno = 0;
@@ -122,10 +107,10 @@ static bool set_number(const Option *p, void *at, const char *value, const char 
     long n = whole ? strtol(value, &end, 10) : 0;
     double x = whole ? (double)n : strtod(value, &end);
     if (!*value || *end || isspace((unsigned char)*value) || (whole && errno) || !isfinite(x))
-        return fail(e, NULL, "%s%s: '%s' is not a %snumber", where, p->flag, value,
+        return fail(e, p->help, "%s%s: '%s' is not a %snumber", where, name, value,
                     whole ? "whole " : "");
     if (!in_range(p->allowed, x))
-        return fail(e, NULL, "%s%s: %s is outside %s", where, p->flag, value, p->allowed);
+        return fail(e, p->help, "%s%s: %s is outside %s", where, name, value, p->allowed);
     if (whole)
         *(long *)at = n;
     else
@@ -133,7 +118,8 @@ static bool set_number(const Option *p, void *at, const char *value, const char 
     return true;
 }
 
-static bool set_option(Options *o, const Option *p, const char *value, const char *where, Error *e)
+static bool set_option(Options *o, const Option *p, const char *name, const char *value,
+                       const char *where, Error *e)
 {
     void *at = (char *)o + p->offset;
     int k;
@@ -143,90 +129,78 @@ static bool set_option(Options *o, const Option *p, const char *value, const cha
         *(text *)at = xstrdup(value);
         break;
     case O_bool:
-        if ((k = find_bool(value)) < 0)
-            return fail(e, NULL, "%s%s: '%s' is neither true nor false", where, p->flag, value);
+        if ((k = vit_find_bool(value)) < 0)
+            return fail(e, "give true or false", "%s%s: '%s' is neither true nor false", where,
+                        name, value);
         *(bool *)at = k;
         break;
     case O_word:
-        if ((k = find_choice(p->allowed, value)) < 0)
-            return fail(e, NULL, "%s%s: '%s' is none of %s", where, p->flag, value, p->allowed);
+        if ((k = vit_find_word(p->allowed, value)) < 0)
+            return fail(e, "choose one of the words above", "%s%s: '%s' is none of %s", where, name,
+                        value, p->allowed);
         *(word *)at = k;
         break;
     default:
-        if (!set_number(p, at, value, where, e))
+        if (!set_number(p, at, name, value, where, e))
             return false;
     }
     *((bool *)o + p->given) = true;
     return true;
 }
 
-static bool set_field(Options *o, const ConfigField *f, const char *value, const char *where,
-                      Error *e)
+static bool set_field(Options *o, const char *name, const char *value, const char *where, Error *e)
 {
     Error inner = {"", ""};
-    if (!vit_config_set(&o->config, f->name, value, &inner))
+    if (!vit_config_set(&o->config, name, value, &inner))
         return fail(e, inner.hint, "%s%s", where, inner.what);
-    o->has_config[f - vit_config_fields] = true;
+    o->has_config[vit_config_find(name) - vit_config_fields] = true;
     return true;
-}
-
-static const ConfigField *find_field(const char *name)
-{
-    for (int i = 0; i < vit_config_count && i < MAX_CONFIG_FIELDS; i++)
-        if (strcmp(vit_config_fields[i].name, name) == 0 ||
-            strcmp(vit_config_fields[i].flag, name) == 0)
-            return &vit_config_fields[i];
-    return NULL;
 }
 
 /* "224", "224x160", "0.5", "0.5,0.5,0.5", "imagenet": each part to its setting, one part to all. */
-static bool set_shorthand(Options *o, int row, const char *value, const char *where, Error *e)
+static bool set_shorthand(Options *o, int row, const char *name, const char *value,
+                          const char *where, Error *e)
 {
     char buffer[128], *part[3];
     int n = 0, want = shorthands[row].fields[2] ? 3 : 2;
-    const char *separators = want == 3 ? "," : "xX,";
+    const char *separators = want == 3 ? "," : "xX,", *parts = value;
     if (shorthands[row].imagenet && strcmp(value, "imagenet") == 0)
-        value = shorthands[row].imagenet;
-    snprintf(buffer, sizeof buffer, "%s", value);
+        parts = shorthands[row].imagenet;
+    snprintf(buffer, sizeof buffer, "%s", parts);
     char *rest = buffer, *p;
     while ((p = strsep(&rest, separators)) && n < 3)
         part[n++] = p;
-    if (p || (n != 1 && n != want))
-        return fail(e, shorthands[row].help, "%s%s: cannot read '%s'", where, shorthands[row].flag,
-                    value);
-    for (int i = 0; i < want; i++)
-        if (!set_field(o, find_field(shorthands[row].fields[i]), part[n == 1 ? 0 : i], where, e))
-            return false;
-    return true;
+    bool ok = !p && (n == 1 || n == want);
+    for (int i = 0; ok && i < want; i++)
+        ok = set_field(o, shorthands[row].fields[i], part[n == 1 ? 0 : i], "", NULL);
+    char hint[128];
+    snprintf(hint, sizeof hint, "give %s: %s", shorthands[row].what, shorthands[row].help);
+    return ok || fail(e, hint, "%s%s: cannot read '%s'", where, name, value);
 }
 
 bool options_set(Options *o, const char *name, const char *value, const char *where, Error *e)
 {
-    char flag[64];
-    snprintf(flag, sizeof flag, "%s", name);
-    for (char *p = flag; *p; p++)
-        if (*p == '_')
-            *p = '-';
     for (int i = 0; i < COUNT(shorthands); i++)
-        if (strcmp(shorthands[i].flag, flag) == 0)
-            return set_shorthand(o, i, value, where, e);
-    const Option *p = find_option(flag);
+        if (vit_same_name(shorthands[i].flag, name))
+            return set_shorthand(o, i, name, value, where, e);
+    const Option *p = find_option(name);
     if (p) {
-        if (!set_option(o, p, value, where, e))
+        if (!set_option(o, p, name, value, where, e))
             return false;
         /* epochs and steps say the same thing: the later one counts, and 0 says nothing */
-        if (strcmp(flag, "epochs") == 0 && o->epochs > 0)
+        if (strcmp(p->flag, "epochs") == 0 && o->epochs > 0)
             o->steps = 0;
-        if (strcmp(flag, "steps") == 0 && o->steps > 0)
+        if (strcmp(p->flag, "steps") == 0 && o->steps > 0)
             o->epochs = 0;
+        /* later wins: a preset takes the place of the dimensions given before it */
+        static const char *const preset[] = {"width", "layers", "heads", "mlp", "patch"};
+        for (int i = 0; strcmp(p->flag, "model") == 0 && *o->model && i < COUNT(preset); i++)
+            o->has_config[vit_config_find(preset[i]) - vit_config_fields] = false;
         return true;
     }
-    const ConfigField *f = find_field(flag);
-    if (!f)
-        f = find_field(name); /* a field's own name, such as image_h */
-    if (f)
-        return set_field(o, f, value, where, e);
-    const char *near = nearest_flag(flag);
+    if (vit_config_find(name))
+        return set_field(o, name, value, where, e);
+    const char *near = nearest_flag(name);
     char hint[160] = "--help lists all settings";
     if (near)
         snprintf(hint, sizeof hint, "did you mean %s%s? --help lists all settings",
@@ -243,7 +217,7 @@ void options_init(Options *o)
     for (int i = 0; i < COUNT(options); i++) {
         if (options[i].type == O_group)
             continue;
-        if (!set_option(o, &options[i], options[i].value, "default of --", &e))
+        if (!set_option(o, &options[i], options[i].flag, options[i].value, "default of --", &e))
             die("this is a mistake in options.h", "%s", e.what);
         *((bool *)o + options[i].given) = false;
     }
@@ -270,14 +244,28 @@ static char *trim(char *s)
     return s;
 }
 
-/* The value of a line: its quotes or its comment removed. */
+/* `s` stands behind an opening quote: decodes it in place; what follows its end, NULL if none. */
+static char *unquote(char *s)
+{
+    char *to = s;
+    for (; *s && *s != '"'; s++) {
+        bool escape = *s == '\\' && s[1] && strchr("\"\\n", s[1]);
+        s += escape;
+        *to++ = escape && *s == 'n' ? '\n' : *s;
+    }
+    char *rest = *s ? s + 1 : NULL;
+    *to = 0;
+    return rest;
+}
+
+/* The value of a line, without its quotes or its comment; NULL: its quotes do not match. */
 static char *clean_value(char *s)
 {
     s = trim(s);
-    char *end = *s == '"' ? strchr(s + 1, '"') : NULL;
-    if (end) {
-        *end = 0;
-        return s + 1;
+    if (*s == '"') {
+        char *rest = unquote(s + 1);
+        rest = rest ? trim(rest) : NULL;
+        return rest && (!*rest || *rest == '#') ? s + 1 : NULL;
     }
     for (char *p = s; *p; p++)
         if (*p == '#' && (p == s || isspace((unsigned char)p[-1]))) {
@@ -300,6 +288,9 @@ static bool options_line(Options *o, char *line, const char *where, Error *e)
     if (strcmp(key, "recipe") == 0)
         return fail(e, "give several --recipe flags instead", "%sa recipe cannot name another",
                     where);
+    if (!value)
+        return fail(e, "a value in quotes ends with one; write \\\" for a quote inside",
+                    "%sthe quotes of %s do not match", where, key);
     return options_set(o, key, value, where, e);
 }
 
@@ -318,8 +309,12 @@ bool options_lines(Options *o, const char *lines, const char *where, Error *e)
 
 bool options_file(Options *o, const char *path, Error *e)
 {
-    char *lines = read_text(path, 1 << 20, e);
-    bool ok = lines && options_lines(o, lines, path, e);
+    Error why = {"", ""};
+    char *lines = read_text(path, 1 << 20, &why);
+    if (!lines)
+        return fail(e, *why.hint ? why.hint : "a recipe is a text file of `key = value` lines",
+                    "%s", why.what);
+    bool ok = options_lines(o, lines, path, e);
     free(lines);
     return ok;
 }
@@ -329,8 +324,20 @@ bool options_file(Options *o, const char *path, Error *e)
 static bool is_switch(const char *name)
 {
     const Option *p = find_option(name);
-    const ConfigField *f = p ? NULL : find_field(name);
+    const ConfigField *f = p ? NULL : vit_config_find(name);
     return p ? p->type == O_bool : f && f->type == T_BOOL;
+}
+
+static bool is_flag(const char *name)
+{
+    return find_option(name) || vit_config_find(name);
+}
+
+/* What --no-name sets. */
+static const char *no_value(const char *name)
+{
+    const Option *p = find_option(name);
+    return is_switch(name) ? "false" : p && p->type == O_text ? "" : "0";
 }
 
 /* One flag at argv[*i]; moves *i past its value. */
@@ -344,14 +351,15 @@ static bool options_flag(Options *o, int argc, char **argv, int *i, Error *e)
     if (equals) {
         value = equals + 1;
     } else if (is_switch(name)) {
-        bool takes = next && (strcmp(next, "true") == 0 || strcmp(next, "false") == 0);
+        bool takes = next && vit_find_bool(next) >= 0;
         value = takes ? argv[++*i] : "true";
-    } else if (strncmp(name, "no-", 3) == 0 && (find_option(name + 3) || find_field(name + 3))) {
+    } else if ((strncmp(name, "no-", 3) == 0 || strncmp(name, "no_", 3) == 0) &&
+               is_flag(name + 3)) {
         memmove(name, name + 3, strlen(name + 3) + 1);
-        value = is_switch(name) ? "false" : "0";
+        value = no_value(name);
     } else if (next) {
         value = argv[++*i];
-    } else if (find_option(name) || find_field(name)) {
+    } else if (is_flag(name)) {
         return fail(e, "--help says what it takes", "--%s needs a value", name);
     } else {
         value = ""; /* unknown, and says so below */
@@ -395,14 +403,14 @@ bool options_args(Options *o, int argc, char **argv, bool *help, Error *e)
 
 bool options_config_given(const Options *o, const char *field)
 {
-    const ConfigField *f = find_field(field);
+    const ConfigField *f = vit_config_find(field);
     return f && o->has_config[f - vit_config_fields];
 }
 
 void options_apply_config(const Options *o, Config *c)
 {
     static const size_t size[] = {sizeof(int), sizeof(double), sizeof(bool), sizeof(word)};
-    for (int i = 0; i < vit_config_count && i < MAX_CONFIG_FIELDS; i++) {
+    for (int i = 0; i < CONFIG_FIELDS; i++) {
         const ConfigField *f = &vit_config_fields[i];
         if (o->has_config[i])
             memcpy((char *)c + f->offset, (const char *)&o->config + f->offset, size[f->type]);
@@ -421,9 +429,15 @@ static void help_line(FILE *f, const char *flag, const char *what, const char *v
 
 void options_help(FILE *f)
 {
-    fprintf(f, "train_cpu [train | eval | predict IMAGE... | bench] [--flag value ...]\n"
-               "Without arguments it trains a small Vision Transformer on drawn shapes.\n"
-               "A recipe holds the same settings as `key = value` lines; later settings win.\n");
+    fprintf(f,
+            "train_cpu [train | eval | predict IMAGE... | bench] [--flag value ...]\n"
+            "Without arguments it trains a small Vision Transformer on drawn shapes.\n"
+            "A recipe holds the same settings as `key = value` lines; later settings win.\n"
+            "--no-FLAG turns a switch off, sets a number to 0 and empties a text.\n"
+            "Without --model, --weights or --recipe the built-in recipe for small images applies: "
+            "image-size 64,\n  patch-size 8, width 128, layers 4, heads 4, mlp 256, batch-size 64, "
+            "epochs 16, area-min 0.7\n  (cifar and mnist: image-size 32, patch-size 4, area-min "
+            "0.5); else the defaults in [brackets].\n");
     static const char *const kinds[] = {"TEXT", "N", "X", "", ""};
     for (int i = 0; i < COUNT(options); i++) {
         const Option *p = &options[i];
@@ -436,7 +450,7 @@ void options_help(FILE *f)
     }
     fprintf(f, "\nmodel (defaults are those of B/16)\n");
     for (int i = 0; i < COUNT(shorthands); i++)
-        help_line(f, shorthands[i].flag, "", "", shorthands[i].help);
+        help_line(f, shorthands[i].flag, shorthands[i].what, "", shorthands[i].help);
     Config c = vit_config_default();
     for (int i = 0; i < vit_config_count; i++) {
         const ConfigField *p = &vit_config_fields[i];
@@ -453,45 +467,48 @@ void options_help(FILE *f)
 static void write_text(FILE *f, const char *value)
 {
     size_t n = strlen(value);
-    bool quote = n && (strpbrk(value, "#\"") || isspace((unsigned char)value[0]) ||
+    bool quote = n && (strpbrk(value, "#\"\n") || isspace((unsigned char)value[0]) ||
                        isspace((unsigned char)value[n - 1]));
-    fprintf(f, quote ? "\"%s\"" : "%s", value);
+    if (!quote) {
+        fputs(value, f);
+        return;
+    }
+    fputc('"', f);
+    for (; *value; value++) {
+        if (strchr("\"\\\n", *value))
+            fputc('\\', f);
+        fputc(*value == '\n' ? 'n' : *value, f);
+    }
+    fputc('"', f);
 }
 
 static void write_option(FILE *f, const Options *o, const Option *p)
 {
     const void *at = (const char *)o + p->offset;
+    char value[64];
     fprintf(f, "%s = ", p->flag);
     if (p->type == O_text) {
         write_text(f, *(const text *)at);
-    } else if (p->type == O_long) {
-        fprintf(f, "%ld", *(const long *)at);
-    } else if (p->type == O_double) {
-        char digits[40];
-        for (int n = 6; n <= 17; n++) { /* the shortest text that reads back the same */
-            snprintf(digits, sizeof digits, "%.*g", n, *(const double *)at);
-            if (strtod(digits, NULL) == *(const double *)at)
-                break;
-        }
-        fputs(digits, f);
-    } else if (p->type == O_bool) {
-        fputs(*(const bool *)at ? "true" : "false", f);
-    } else {
-        const char *s = p->allowed;
-        for (int k = *(const word *)at; k > 0; k--)
-            s += strcspn(s, "|") + 1;
-        fprintf(f, "%.*s", (int)strcspn(s, "|"), s);
+        fputc('\n', f);
+        return;
     }
-    fputc('\n', f);
+    if (p->type == O_long)
+        snprintf(value, sizeof value, "%ld", *(const long *)at);
+    else if (p->type == O_double)
+        vit_double_text(*(const double *)at, value, sizeof value);
+    else if (p->type == O_bool)
+        snprintf(value, sizeof value, "%s", *(const bool *)at ? "true" : "false");
+    else
+        vit_word_text(p->allowed, *(const word *)at, value, sizeof value);
+    fprintf(f, "%s\n", value);
 }
 
-bool options_write(const Options *o, const Config *c, const char *path, Error *e)
+static void write_all(FILE *f, const Options *o, const Config *c, const char *path)
 {
     static const char *const places[] = {"recipe", "resume", "out"};
-    FILE *f = fopen(path, "w");
-    if (!f)
-        return fail(e, "choose another --out", "cannot write %s: %s", path, strerror(errno));
-    fprintf(f, "# repeat this run: ./train_cpu --recipe %s\n", path);
+    fprintf(f, "# repeat this run: ./train_cpu --recipe ");
+    write_text(f, path);
+    fputc('\n', f);
     for (int i = 0; i < COUNT(options); i++) {
         bool skip = false;
         for (int k = 0; k < COUNT(places); k++)
@@ -507,8 +524,18 @@ bool options_write(const Options *o, const Config *c, const char *path, Error *e
         vit_config_get(c, &vit_config_fields[i], value, sizeof value);
         fprintf(f, "%s = %s\n", vit_config_fields[i].flag, value);
     }
-    bool bad = ferror(f);
-    if (fclose(f) != 0 || bad)
-        return fail(e, "free some space", "cannot write %s: %s", path, strerror(errno));
-    return true;
+}
+
+bool options_write(const Options *o, const Config *c, const char *path, Error *e)
+{
+    char *text = NULL;
+    size_t size = 0;
+    FILE *f = open_memstream(&text, &size);
+    if (f)
+        write_all(f, o, c, path);
+    if (!f || fclose(f) != 0)
+        die("free some memory", "out of memory: cannot write %s", path);
+    bool ok = write_file_atomically(path, text, e);
+    free(text);
+    return ok;
 }

@@ -22,7 +22,7 @@ typedef const char *text;
     X(text,   data,        "data",        "shapes", "",      "DIR | shapes | fake | cifar10:DIR | cifar100:DIR | mnist:DIR") \
     X(text,   val_data,    "val-data",    "",       "",      "the same for validation; default: the other split of --data; none: do not evaluate") \
     X(text,   classes,     "classes",     "",       "",      "file with one class a line, `id` or `id name`; a folder's label is its line") \
-    X(text,   model,       "model",       "",       "",      "preset such as Ti/16, S/16, B/16, L/16; the dimensions below override it") \
+    X(text,   model,       "model",       "",       "",      "preset such as Ti/16, S/16, B/16, L/16; dimensions given after it override it") \
     X(text,   weights,     "weights",     "",       "",      "safetensors file with timm names to start from, or a run directory") \
     X(text,   resume,      "resume",      "",       "",      "run or checkpoint directory to continue, bit for bit")     \
     X(text,   out,         "out",         "",       "",      "run directory; default: runs/<data>-<model>-NNN")          \
@@ -77,7 +77,9 @@ typedef const char *text;
     X(long,   keep,        "keep",        "2",      "1..1000000", "newest checkpoints to keep, besides the best")
 /* clang-format on */
 
-#define MAX_CONFIG_FIELDS 64
+#define X(...) +1
+enum { CONFIG_FIELDS = VIT_CONFIG(X) };
+#undef X
 
 typedef struct {
 #define GROUP(name)
@@ -88,7 +90,7 @@ typedef struct {
 #undef X
 #undef GROUP
     Config config;                      /* the model's settings that were given, */
-    bool has_config[MAX_CONFIG_FIELDS]; /* and which those are, as in vit_config_fields */
+    bool has_config[CONFIG_FIELDS]; /* and which those are, as in vit_config_fields */
     const char *command;                /* "train", "eval", "predict", "bench" */
     char **files;                       /* what is no flag: predict's images */
     int n_files;
@@ -101,18 +103,20 @@ void options_free(Options *o);
  * "file:12: "). Values are copied. */
 bool options_set(Options *o, const char *name, const char *value, const char *where, Error *e);
 /* Lines `key = value`; `#` starts a comment; [section] lines are ignored; a value that holds `#` or
- * begins or ends with a blank stands in double quotes. */
+ * begins or ends with a blank stands in double quotes, where \" \\ and \n are a quote, a backslash
+ * and the end of a line. */
 bool options_lines(Options *o, const char *lines, const char *where, Error *e);
 bool options_file(Options *o, const char *path, Error *e);
 /* The command line: an optional command, then `--name value`, `--name=value`, `--name` and
- * `--no-name` for switches (`--no-name` is 0 for numbers). Sets help when --help is there. */
+ * `--no-name` for switches (`--no-name` is 0 for numbers and "" for texts). Sets help when --help is
+ * there. */
 bool options_args(Options *o, int argc, char **argv, bool *help, Error *e);
 
 bool options_config_given(const Options *o, const char *field); /* by name in Config */
 void options_apply_config(const Options *o, Config *c);         /* given settings onto c */
 void options_help(FILE *f);
 /* Everything as a recipe that repeats the run: the options, and c as the model's settings. Left out
- * is what names places: recipe, resume, out. */
+ * is what names places: recipe, resume, out. On failure the old file, if any, is untouched. */
 bool options_write(const Options *o, const Config *c, const char *path, Error *e);
 
 #endif

@@ -13,11 +13,24 @@
 static FILE *log_file;
 static bool log_failed;
 
+/* Whether a full disk or a kill left half a line at the end of the file. */
+static bool ends_in_part(const char *path)
+{
+    FILE *f = fopen(path, "rb");
+    bool part = f && fseek(f, -1, SEEK_END) == 0 && fgetc(f) != '\n';
+    if (f)
+        fclose(f);
+    return part;
+}
+
 bool log_open(const char *path, bool append, Error *e)
 {
+    bool cut = append && ends_in_part(path);
     log_file = fopen(path, append ? "a" : "w");
     if (!log_file)
         return fail(e, "choose another --out", "cannot write %s: %s", path, strerror(errno));
+    if (cut)
+        fputc('\n', log_file);
     return true;
 }
 
@@ -28,17 +41,38 @@ void log_close(void)
     log_file = NULL;
 }
 
-static void log_string(const char *s)
+/* Bytes of the UTF-8 character at s: 1 to 4; 0 where none starts. */
+static int utf8_bytes(const unsigned char *s)
 {
+    static const unsigned least[] = {0, 0, 0x80, 0x800, 0x10000}; /* shorter forms are wrong */
+    int n = s[0] < 0x80 ? 1 : s[0] >> 5 == 6 ? 2 : s[0] >> 4 == 14 ? 3 : s[0] >> 3 == 30 ? 4 : 0;
+    if (n < 2)
+        return n;
+    unsigned c = s[0] & (0x7fu >> n);
+    for (int i = 1; i < n; i++) {
+        if (s[i] >> 6 != 2) /* the end of the text, too */
+            return 0;
+        c = c << 6 | (s[i] & 0x3f);
+    }
+    return c < least[n] || c > 0x10ffff || (c >= 0xd800 && c <= 0xdfff) ? 0 : n;
+}
+
+/* JSON is UTF-8, names of files are any bytes: a byte that is none becomes U+FFFD. */
+static void log_string(const char *text)
+{
+    const unsigned char *s = (const unsigned char *)text;
     fputc('"', log_file);
-    for (; *s; s++) {
-        unsigned char c = (unsigned char)*s;
-        if (c == '"' || c == '\\')
-            fprintf(log_file, "\\%c", c);
-        else if (c < 0x20)
-            fprintf(log_file, "\\u%04x", c);
+    while (*s) {
+        int n = utf8_bytes(s);
+        if (n == 0)
+            fputs("\xef\xbf\xbd", log_file);
+        else if (*s == '"' || *s == '\\')
+            fprintf(log_file, "\\%c", *s);
+        else if (*s < 0x20)
+            fprintf(log_file, "\\u%04x", *s);
         else
-            fputc(c, log_file);
+            fwrite(s, 1, (size_t)n, log_file);
+        s += n ? n : 1;
     }
     fputc('"', log_file);
 }

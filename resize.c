@@ -209,6 +209,19 @@ void image_crop_resize(const Image *im, Box b, int filter, int out_w, int out_h,
              axis_make(v.h, 0, v.h, out_h, 0, out_h, filter), flip, out);
 }
 
+/* All sizes are those of the image's shorter side. A square crop asks for the first alone. */
+int image_default_resize(int out_w, int out_h, int w, int h)
+{
+    bool wide = w > h;
+    long shorter = wide ? h : w, longer = wide ? w : h;
+    long across = wide ? out_h : out_w, along = wide ? out_w : out_h;
+    long by_shorter = (across * 256 + 112) / 224;
+    long by_longer = (along * shorter * 256 + longer * 112) / (longer * 224);
+    long covers = (along * shorter + longer - 1) / longer; /* rounded up */
+    long most = by_shorter > by_longer ? by_shorter : by_longer;
+    return (int)(most > covers ? most : covers);
+}
+
 void image_eval(const Image *im, int crop, int resize, int filter, int out_w, int out_h,
                 uint8_t *out)
 {
@@ -216,6 +229,8 @@ void image_eval(const Image *im, int crop, int resize, int filter, int out_w, in
         image_resize(im, 0, 0, im->w, im->h, filter, out_w, out_h, false, out);
         return;
     }
+    if (resize == 0)
+        resize = image_default_resize(out_w, out_h, im->w, im->h);
     bool wide = im->w > im->h;
     long w = wide ? (long)resize * im->w / im->h : resize;
     long h = wide ? resize : (long)resize * im->h / im->w;

@@ -6,6 +6,8 @@
  * or an Error that names file, tensor and value. It cannot guard against a program that truncates
  * the file while it is mapped. The JSON is cJSON's work, its nesting limit included.
  *
+ * Small text files beside them are written with the same care, at the end.
+ *
  * This file knows nothing of models; checkpoint.c gives the tensors their meaning.
  *
  * Read in this order: types, numbers in the header, one entry, the whole header, opening, access,
@@ -69,6 +71,12 @@ struct SafeTensors {
 
 /* ---- numbers in the header ---- */
 
+static const char damaged[] =
+    "the file is damaged, incomplete, or was not written by a careful program";
+static const char open_hint[] = "is the path right, and may you read it?";
+static const char write_hint[] = "free some space, or write to another directory";
+static const char mistake[] = "this is a mistake in the program that writes the file";
+
 PRINTF_LIKE(4, 5)
 static bool bad_tensor(const SafeTensors *f, const char *name, Error *e, const char *fmt, ...)
 {
@@ -77,8 +85,7 @@ static bool bad_tensor(const SafeTensors *f, const char *name, Error *e, const c
     va_start(args, fmt);
     vsnprintf(what, sizeof what, fmt, args);
     va_end(args);
-    return fail(e, "the file is damaged, incomplete, or was not written by a careful program",
-                "%s: tensor %.150s: %s", f->path, name, what);
+    return fail(e, damaged, "%s: tensor %.150s: %s", f->path, name, what);
 }
 
 /* A JSON number as a count: whole, not negative, exact. `what` says in an Error where it stands. */
@@ -199,7 +206,7 @@ static bool read_entry(const SafeTensors *f, const cJSON *entry, StTensor *t, Er
 {
     int bytes = 0;
     if (!is_clean(entry->string))
-        return fail(e, NULL, "%s: a tensor's name has control characters", f->path);
+        return fail(e, damaged, "%s: a tensor's name has control characters", f->path);
     t->name = xstrdup(entry->string);
     if (!cJSON_IsObject(entry))
         return bad_tensor(f, t->name, e, "not described by an object");
@@ -214,18 +221,21 @@ static int compare_meta(const void *a, const void *b)
     return strcmp(((const Meta *)a)->key, ((const Meta *)b)->key);
 }
 
+static const char meta_hint[] = "metadata is one object of texts: save the file again without "
+                                "anything else in it";
+
 static bool read_meta(SafeTensors *f, const cJSON *object, Error *e)
 {
     if (f->meta)
-        return fail(e, NULL, "%s: __metadata__ is there twice", f->path);
+        return fail(e, meta_hint, "%s: __metadata__ is there twice", f->path);
     if (!cJSON_IsObject(object))
-        return fail(e, NULL, "%s: __metadata__ is not an object", f->path);
+        return fail(e, meta_hint, "%s: __metadata__ is not an object", f->path);
     const cJSON *item;
     f->meta = xcalloc((size_t)cJSON_GetArraySize(object), sizeof *f->meta);
     cJSON_ArrayForEach(item, object)
     {
         if (!cJSON_IsString(item))
-            return fail(e, NULL, "%s: __metadata__: the value of \"%.100s\" is not a string",
+            return fail(e, meta_hint, "%s: __metadata__: the value of \"%.100s\" is not a string",
                         f->path, is_clean(item->string) ? item->string : "?");
         f->meta[f->metas].key = xstrdup(item->string);
         f->meta[f->metas++].value = xstrdup(item->valuestring);
@@ -233,7 +243,7 @@ static bool read_meta(SafeTensors *f, const cJSON *object, Error *e)
     qsort(f->meta, (size_t)f->metas, sizeof *f->meta, compare_meta);
     for (int i = 1; i < f->metas; i++)
         if (strcmp(f->meta[i].key, f->meta[i - 1].key) == 0)
-            return fail(e, NULL, "%s: __metadata__: \"%.100s\" is there twice", f->path,
+            return fail(e, meta_hint, "%s: __metadata__: \"%.100s\" is there twice", f->path,
                         is_clean(f->meta[i].key) ? f->meta[i].key : "?");
     return true;
 }
@@ -275,13 +285,14 @@ static bool check_places(const SafeTensors *f, Error *e)
         if (t->begin < at)
             return bad_tensor(f, t->name, e, "overlaps tensor %.150s", f->tensor[i - 1].name);
         if (t->begin > at)
-            return fail(e, NULL, "%s: %" PRIu64 " bytes before tensor %.150s belong to no tensor",
-                        f->path, t->begin - at, t->name);
+            return fail(e, damaged,
+                        "%s: %" PRIu64 " bytes before tensor %.150s belong to no tensor", f->path,
+                        t->begin - at, t->name);
         at += t->bytes;
     }
     if (at != f->size)
-        return fail(e, NULL, "%s: %" PRIu64 " bytes after the last tensor belong to none", f->path,
-                    f->size - at);
+        return fail(e, damaged, "%s: %" PRIu64 " bytes after the last tensor belong to none",
+                    f->path, f->size - at);
     return true;
 }
 
@@ -289,7 +300,7 @@ static bool read_header(SafeTensors *f, const cJSON *root, Error *e)
 {
     const cJSON *entry;
     if (!cJSON_IsObject(root))
-        return fail(e, NULL, "%s: the header is not a JSON object", f->path);
+        return fail(e, damaged, "%s: the header is not a JSON object", f->path);
     f->tensor = xcalloc((size_t)cJSON_GetArraySize(root), sizeof *f->tensor);
     cJSON_ArrayForEach(entry, root)
     {
@@ -311,7 +322,7 @@ static cJSON *parse_header(const SafeTensors *f, Error *e)
     const char *text = (const char *)f->map + LENGTH_BYTES, *end = text + (f->data - LENGTH_BYTES);
     const char *stop = NULL;
     if (memchr(text, 0, (size_t)(end - text))) {
-        fail(e, NULL, "%s: the header has zero bytes", f->path);
+        fail(e, damaged, "%s: the header has zero bytes", f->path);
         return NULL;
     }
     cJSON *root = cJSON_ParseWithLengthOpts(text, (size_t)(end - text), &stop, false);
@@ -319,7 +330,7 @@ static cJSON *parse_header(const SafeTensors *f, Error *e)
         stop++;
     if (root && stop == end)
         return root;
-    fail(e, NULL, "%s: the header is not valid JSON near its byte %ld", f->path,
+    fail(e, damaged, "%s: the header is not valid JSON near its byte %ld", f->path,
          stop ? (long)(stop - text) : 0L);
     cJSON_Delete(root);
     return NULL;
@@ -333,14 +344,14 @@ static bool map_file(SafeTensors *f, Error *e)
     struct stat st;
     int fd = open(f->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
-        return fail(e, NULL, "%s: cannot open: %s", f->path, strerror(errno));
+        return fail(e, open_hint, "%s: cannot open: %s", f->path, strerror(errno));
     bool ok = true;
     if (fstat(fd, &st) != 0)
-        ok = fail(e, NULL, "%s: cannot read: %s", f->path, strerror(errno));
+        ok = fail(e, open_hint, "%s: cannot read: %s", f->path, strerror(errno));
     else if (S_ISDIR(st.st_mode))
         ok = fail(e, "give the .safetensors file in it", "%s: is a directory", f->path);
     else if (!S_ISREG(st.st_mode))
-        ok = fail(e, NULL, "%s: not a regular file", f->path);
+        ok = fail(e, "give the .safetensors file itself", "%s: not a regular file", f->path);
     else if (st.st_size < LENGTH_BYTES)
         ok = fail(e, "the file is empty or was not copied completely",
                   "%s: %lld bytes are too few for a safetensors file", f->path,
@@ -349,7 +360,8 @@ static bool map_file(SafeTensors *f, Error *e)
         f->size = (uint64_t)st.st_size;
         void *map = mmap(NULL, f->size, PROT_READ, MAP_PRIVATE, fd, 0);
         if (map == MAP_FAILED)
-            ok = fail(e, NULL, "%s: cannot map: %s", f->path, strerror(errno));
+            ok = fail(e, "copy the file to a local disk", "%s: cannot map: %s", f->path,
+                      strerror(errno));
         else
             f->map = map;
     }
@@ -534,7 +546,9 @@ bool st_read_real(const SafeTensors *f, const StTensor *t, real *out, Error *e)
     const uint8_t *data = st_data(f, t);
     size_t size = (size_t)dtypes[dtype_index(t->type)].bytes;
     if (t->type > ST_BF16)
-        return bad_tensor(f, t->name, e, "%s where a floating-point type is expected", t->dtype);
+        return fail(e, "weights must be F64, F32, F16 or BF16: convert the file",
+                    "%s: tensor %.150s: %s where a floating-point type is expected", f->path,
+                    t->name, t->dtype);
     if (t->type == ST_REAL) {
         memcpy(out, data, t->bytes);
         return true;
@@ -572,7 +586,7 @@ StWriter *st_create(const char *path, Error *e)
     w->temporary = xasprintf("%s.tmp", path);
     w->fd = open(w->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (w->fd < 0) {
-        fail(e, NULL, "%s: cannot create: %s", w->temporary, strerror(errno));
+        fail(e, write_hint, "%s: cannot create: %s", w->temporary, strerror(errno));
         free(w->path);
         free(w->temporary);
         free(w);
@@ -616,8 +630,7 @@ static bool put(StWriter *w, const void *data, size_t bytes, Error *e)
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
-            return fail(e, "free some space, or write to another disk", "%s: cannot write: %s",
-                        w->path, strerror(errno));
+            return fail(e, write_hint, "%s: cannot write: %s", w->path, strerror(errno));
         p += n;
         bytes -= (size_t)n;
     }
@@ -631,13 +644,14 @@ bool st_begin(StWriter *w, Error *e)
         cJSON_Delete(cJSON_DetachItemViaPointer(w->header, w->meta));
     char *text = w->sound ? cJSON_PrintUnformatted(w->header) : NULL;
     if (!text)
-        return fail(e, NULL, "%s: no header: out of memory, or impossible shapes", w->path);
+        return fail(e, mistake, "%s: no header: out of memory, or impossible shapes", w->path);
     size_t n = strlen(text), padding = (8 - n % 8) % 8;
     uint64_t length = n + padding;
     bool ok = true;
     if (length > MAX_HEADER)
-        ok = fail(e, NULL, "%s: a header of %" PRIu64 " bytes is over the limit of %d", w->path,
-                  length, MAX_HEADER);
+        ok = fail(e, "the file would have too many tensors",
+                  "%s: a header of %" PRIu64 " bytes is over the limit of %d", w->path, length,
+                  MAX_HEADER);
     ok = ok && put(w, &length, sizeof length, e) && put(w, text, n, e) &&
          put(w, "       ", padding, e);
     cJSON_free(text);
@@ -647,8 +661,8 @@ bool st_begin(StWriter *w, Error *e)
 bool st_write(StWriter *w, const void *data, size_t bytes, Error *e)
 {
     if (bytes > w->declared - w->written)
-        return fail(e, NULL, "%s: more data than the %" PRIu64 " bytes that were declared", w->path,
-                    w->declared);
+        return fail(e, mistake, "%s: more data than the %" PRIu64 " bytes that were declared",
+                    w->path, w->declared);
     w->written += bytes;
     return put(w, data, bytes, e);
 }
@@ -679,7 +693,7 @@ bool st_sync_dir(const char *path, Error *e)
     int error = errno;
     if (fd >= 0)
         close(fd);
-    return ok || fail(e, NULL, "%s: cannot sync directory: %s", path, strerror(error));
+    return ok || fail(e, write_hint, "%s: cannot sync directory: %s", path, strerror(error));
 }
 
 static bool sync_parent(const char *path, Error *e)
@@ -698,15 +712,16 @@ bool st_finish(StWriter *w, Error *e)
 {
     bool ok = true;
     if (w->written != w->declared)
-        ok = fail(e, NULL, "%s: %" PRIu64 " of %" PRIu64 " declared bytes were written", w->path,
+        ok = fail(e, mistake, "%s: %" PRIu64 " of %" PRIu64 " declared bytes were written", w->path,
                   w->written, w->declared);
     else if (fsync(w->fd) != 0)
-        ok = fail(e, NULL, "%s: cannot sync: %s", w->path, strerror(errno));
+        ok = fail(e, write_hint, "%s: cannot sync: %s", w->path, strerror(errno));
     if (close(w->fd) != 0 && ok)
-        ok = fail(e, NULL, "%s: cannot write: %s", w->path, strerror(errno));
+        ok = fail(e, write_hint, "%s: cannot write: %s", w->path, strerror(errno));
     w->fd = -1;
     if (ok && rename(w->temporary, w->path) != 0)
-        ok = fail(e, NULL, "%s: cannot rename the finished file: %s", w->path, strerror(errno));
+        ok = fail(e, write_hint, "%s: cannot rename the finished file: %s", w->path,
+                  strerror(errno));
     if (!ok) {
         st_abandon(w);
         return false;
@@ -714,4 +729,27 @@ bool st_finish(StWriter *w, Error *e)
     ok = sync_parent(w->path, e);
     free_writer(w);
     return ok;
+}
+
+bool write_file_atomically(const char *path, const char *text, Error *e)
+{
+    char *temporary = xasprintf("%s.tmp", path);
+    size_t n = strlen(text);
+    errno = ENOSPC; /* a short write sets none */
+    FILE *f = fopen(temporary, "w");
+    bool ok = f && fwrite(text, 1, n, f) == n && fflush(f) == 0 && fsync(fileno(f)) == 0;
+    int error = errno;
+    if (f && fclose(f) != 0 && ok) {
+        ok = false;
+        error = errno;
+    }
+    if (ok && rename(temporary, path) != 0) {
+        ok = false;
+        error = errno;
+    }
+    if (f && !ok)
+        unlink(temporary);
+    free(temporary);
+    return ok ? sync_parent(path, e)
+              : fail(e, write_hint, "%s: cannot write: %s", path, strerror(error));
 }

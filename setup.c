@@ -115,8 +115,8 @@ static void check_options(const Options *o)
         die_usage("--ratio-min must not exceed --ratio-max", "no crop has a ratio in %g..%g",
                   o->ratio_min, o->ratio_max);
     if (o->lr_floor > o->lr)
-        die_usage("--lr-floor must not exceed --lr", "the learning rate would rise from %g to %g", o->lr,
-                  o->lr_floor);
+        die_usage("--lr-floor must not exceed --lr", "the learning rate would rise from %g to %g",
+                  o->lr, o->lr_floor);
     if (o->epochs <= 0 && o->steps == 0)
         die_usage("give --epochs above 0, or --steps", "--epochs %g trains nothing", o->epochs);
 }
@@ -160,7 +160,8 @@ void setup_options(Session *s, int argc, char **argv)
             setup_check(options_set(o, "val-data", "", "", &e), &e);
         free(ini);
     } else if (*resume && path_exists(resume) && !has_recipe) {
-        die("give the settings of the run with --recipe FILE", "%s has no run with a config.ini", resume);
+        die("give the settings of the run with --recipe FILE", "%s has no run with a config.ini",
+            resume);
     }
     free(resume);
     check_usage(options_args(o, argc, argv, &help, &e), &e);
@@ -182,18 +183,7 @@ static char *find_weights(const char *path)
     free(file);
     char dir[4096];
     Error e = {"", ""};
-    char *best = xasprintf("%s/best", path),
-         *name = path_exists(best) ? read_text(best, 256, &e) : NULL;
-    free(best);
-    if (name) {
-        name[strcspn(name, "\r\n")] = 0;
-        file = xasprintf("%s/%s/model.safetensors", path, name);
-        free(name);
-        if (path_exists(file))
-            return file;
-        free(file);
-    }
-    setup_check(ckpt_find(path, dir, sizeof dir, &e), &e);
+    setup_check(ckpt_best(path, dir, sizeof dir, &e), &e);
     return xasprintf("%s/model.safetensors", dir);
 }
 
@@ -317,7 +307,7 @@ static void check_splits(const Session *s)
         if (strcmp(data_class_name(a, k), data_class_name(b, k)) != 0)
             die(hint, "class %d is '%s' in the training images and '%s' in the validation images",
                 k, data_class_name(a, k), data_class_name(b, k));
-    char *first = xstrdup(data_sample_path(a, 0)); /* the next call reuses its buffer */
+    char *first = data_sample_path_copy(a, 0);
     if (data_count(a) == data_count(b) && strcmp(first, data_sample_path(b, 0)) == 0 &&
         strcmp(s->o.data, "fake") != 0)
         warn("evaluating on the training images: the data has no split of its own, see --val-data");
@@ -333,7 +323,8 @@ static void check_run_classes(const Session *s, const Dataset *d)
     for (int k = 0; text && k < data_classes(d) && (line = strsep(&rest, "\n")); k++)
         if (strcmp(line, data_class_name(d, k)) != 0)
             die("give --classes the file with the model's classes, in order",
-                "class %d is '%s' in the data and '%s' in %s", k, data_class_name(d, k), line, path);
+                "class %d is '%s' in the data and '%s' in %s", k, data_class_name(d, k), line,
+                path);
     free(text);
     free(path);
 }
@@ -575,12 +566,15 @@ static char *new_run_dir(const Options *o)
 /* Names of the classes beside the weights, for predict. */
 static void write_classes(const Session *s)
 {
-    char *path = xasprintf("%s/classes.txt", s->out);
-    FILE *f = fopen(path, "w");
-    for (int k = 0; f && k < data_classes(s->train); k++)
-        fprintf(f, "%s\n", data_class_name(s->train, k));
-    if (!f || fclose(f) != 0)
-        warn("cannot write %s", path);
+    Error e = {"", ""};
+    size_t size = 1, at = 0;
+    for (int k = 0; k < data_classes(s->train); k++)
+        size += strlen(data_class_name(s->train, k)) + 1;
+    char *path = xasprintf("%s/classes.txt", s->out), *text = xcalloc(size, 1);
+    for (int k = 0; k < data_classes(s->train); k++)
+        at += (size_t)snprintf(text + at, size - at, "%s\n", data_class_name(s->train, k));
+    setup_check(write_file_atomically(path, text, &e), &e);
+    free(text);
     free(path);
 }
 

@@ -17,7 +17,7 @@
 #include "data.h"
 
 #define VERSION 1 /* of the drawings: part of the stamp */
-#define PI 3.14159265358979323846
+#define PI      3.14159265358979323846
 
 typedef struct {
     double x, y;
@@ -112,8 +112,8 @@ static double triangle(Point p)
 static const struct {
     const char *name;
     double (*distance)(Point p);
-} shapes[] = {{"bar", bar},   {"circle", circle}, {"crescent", crescent}, {"cross", cross},
-              {"heart", heart}, {"ring", ring},   {"square", square},     {"star", star},
+} shapes[] = {{"bar", bar},         {"circle", circle},    {"crescent", crescent}, {"cross", cross},
+              {"heart", heart},     {"ring", ring},        {"square", square},     {"star", star},
               {"stripes", stripes}, {"triangle", triangle}};
 
 /* ---- one image ---- */
@@ -242,7 +242,9 @@ static void add_noise(RngStream *r, const double *im, int size, uint8_t *out)
 static void draw(uint64_t seed, int split, int class, int number, int size, double *im,
                  uint8_t *out)
 {
-    RngStream r = {.seed = seed, .sample = (uint32_t)number, .step = (uint32_t)(split << 8 | class),
+    RngStream r = {.seed = seed,
+                   .sample = (uint32_t)number,
+                   .step = (uint32_t)(split << 8 | class),
                    .purpose = RNG_SHAPES};
     double a[3], b[3], c[3];
     random_colours(&r, a, c);

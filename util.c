@@ -149,16 +149,19 @@ bool is_dir(const char *path)
  * existing as something else than a directory is. */
 static bool make_dir(const char *path, Error *e)
 {
-    if (mkdir(path, 0777) == 0 || is_dir(path))
+    if (mkdir(path, 0777) == 0)
         return true;
-    return fail(e, NULL, "%s: cannot create directory: %s", path,
-                errno == EEXIST ? "a file is in its place" : strerror(errno));
+    int why = errno; /* of mkdir: is_dir has its own */
+    if (is_dir(path))
+        return true;
+    return fail(e, "name a directory that you may write to", "%s: cannot create directory: %s",
+                path, why == EEXIST ? "a file is in its place" : strerror(why));
 }
 
 bool make_dirs(const char *path, Error *e)
 {
     if (!*path)
-        return fail(e, NULL, "cannot create a directory with an empty name");
+        return fail(e, "give the directory a name", "cannot create a directory with an empty name");
     char *copy = xstrdup(path);
     bool ok = true;
     for (char *p = copy + 1; ok && *p; p++) {
@@ -178,7 +181,7 @@ char *read_text(const char *path, size_t max_bytes, Error *e)
 {
     FILE *f = fopen(path, "rb");
     if (!f) {
-        fail(e, NULL, "%s: cannot open: %s", path, strerror(errno));
+        fail(e, "check the path and its permissions", "%s: cannot open: %s", path, strerror(errno));
         return NULL;
     }
     size_t n = 0, room = 4096;
@@ -194,11 +197,12 @@ char *read_text(const char *path, size_t max_bytes, Error *e)
     }
     bool ok = true;
     if (ferror(f))
-        ok = fail(e, NULL, "%s: cannot read: %s", path, strerror(errno));
+        ok = fail(e, "name a readable text file", "%s: cannot read: %s", path, strerror(errno));
     else if (n > max_bytes)
-        ok = fail(e, NULL, "%s: larger than the %zu bytes allowed here", path, max_bytes);
+        ok = fail(e, "name a text file of its usual size",
+                  "%s: larger than the %zu bytes allowed here", path, max_bytes);
     else if (memchr(text, 0, n))
-        ok = fail(e, NULL, "%s: not a text file (it has zero bytes)", path);
+        ok = fail(e, "name a text file", "%s: not a text file (it has zero bytes)", path);
     fclose(f);
     if (!ok) {
         free(text);

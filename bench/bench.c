@@ -7,8 +7,8 @@
  * (every linear layer's forward, input-gradient and weight-gradient shape, without epilogues), so
  * that all three see the same machine at the same time; medians over the rounds are printed.
  *   sgemm     FLOPs of those products / their time
- *   fraction  images/s * FLOPs per image / sgemm, attention counted in the FLOPs, training = 3 forward
- * Each model runs in a process of its own, so that its peak memory is its own.
+ *   fraction  images/s * FLOPs per image / sgemm, attention counted in the FLOPs, training = 3
+ * forward Each model runs in a process of its own, so that its peak memory is its own.
  */
 #include "../vit.h"
 
@@ -19,7 +19,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* The distinct matrix products of a step: [rows, in] x [out, in], `count` times per forward pass. */
+/* The distinct matrix products of a step: [rows, in] x [out, in], `count` times per forward pass.
+ */
 typedef struct {
     int rows, in, out, count;
     bool no_dx; /* the patch embedding needs no input gradient */
@@ -27,9 +28,13 @@ typedef struct {
 
 static int products(const Config *c, int B, Product *p)
 {
-    int rows = B * vit_tokens(c), C = c->width, F = c->mlp, L = c->layers, PP = VIT_CHANNELS * c->patch * c->patch;
-    Product all[] = {{rows, C, 3 * C, L, false}, {rows, C, C, L, false}, {rows, C, F, L, false},
-                     {rows, F, C, L, false},     {B * vit_patches(c), PP, C, 1, true},
+    int rows = B * vit_tokens(c), C = c->width, F = c->mlp, L = c->layers,
+        PP = VIT_CHANNELS * c->patch * c->patch;
+    Product all[] = {{rows, C, 3 * C, L, false},
+                     {rows, C, C, L, false},
+                     {rows, C, F, L, false},
+                     {rows, F, C, L, false},
+                     {B * vit_patches(c), PP, C, 1, true},
                      {B, C, c->classes, 1, false}};
     memcpy(p, all, sizeof all);
     return COUNT(all);
@@ -41,25 +46,32 @@ static Tensor matrix(dev *p, long ld)
 }
 
 /* Seconds and FLOPs of all products of a training step (forward alone for `inference`). */
-static double time_products(const Backend *be, const Config *c, int B, bool inference, dev *buffers[3], double *flops)
+static double time_products(const Backend *be, const Config *c, int B, bool inference,
+                            dev *buffers[3], double *flops)
 {
     Product p[8];
     int n = products(c, B, p);
     double seconds = 0;
     *flops = 0;
     for (int i = 0; i < n; i++) {
-        Tensor x = matrix(buffers[0], p[i].in), w = matrix(buffers[1], p[i].in), y = matrix(buffers[2], p[i].out);
+        Tensor x = matrix(buffers[0], p[i].in), w = matrix(buffers[1], p[i].in),
+               y = matrix(buffers[2], p[i].out);
         double start = now(), each = 2.0 * p[i].rows * p[i].in * p[i].out;
         int done = 1;
-        be->linear_forward(&(LinearForward){.y = y, .x = x, .w = w, .rows = p[i].rows, .in = p[i].in, .out = p[i].out});
+        be->linear_forward(&(LinearForward){
+            .y = y, .x = x, .w = w, .rows = p[i].rows, .in = p[i].in, .out = p[i].out});
         if (!inference && !p[i].no_dx) {
-            be->linear_backward_input(&(LinearBackwardInput){.dx = x, .dy = y, .w = w, .rows = p[i].rows,
-                                                             .in = p[i].in, .out = p[i].out});
+            be->linear_backward_input(&(LinearBackwardInput){
+                .dx = x, .dy = y, .w = w, .rows = p[i].rows, .in = p[i].in, .out = p[i].out});
             done++;
         }
         if (!inference) {
-            be->linear_backward_weight(&(LinearBackwardWeight){.dw = buffers[1], .dy = y, .x = x, .rows = p[i].rows,
-                                                               .in = p[i].in, .out = p[i].out});
+            be->linear_backward_weight(&(LinearBackwardWeight){.dw = buffers[1],
+                                                               .dy = y,
+                                                               .x = x,
+                                                               .rows = p[i].rows,
+                                                               .in = p[i].in,
+                                                               .out = p[i].out});
             done++;
         }
         seconds += (now() - start) * p[i].count;
@@ -70,7 +82,8 @@ static double time_products(const Backend *be, const Config *c, int B, bool infe
 
 static void product_buffers(const Backend *be, const Config *c, int B, dev *buffers[3])
 {
-    size_t rows = (size_t)B * (size_t)vit_tokens(c), wide = (size_t)(c->mlp > 3 * c->width ? c->mlp : 3 * c->width);
+    size_t rows = (size_t)B * (size_t)vit_tokens(c),
+           wide = (size_t)(c->mlp > 3 * c->width ? c->mlp : 3 * c->width);
     size_t pixels = VIT_CHANNELS * (size_t)c->patch * (size_t)c->patch;
     wide = wide > pixels ? wide : pixels;
     wide = wide > (size_t)c->classes ? wide : (size_t)c->classes;
@@ -101,10 +114,14 @@ static double peak_gib(void)
 static Model *prepare(const Config *c, int B)
 {
     Error e;
-    Plan plan = {.max_batch = B, .training = true, .clip = 1, .decay = DECAY_NO_1D,
+    Plan plan = {.max_batch = B,
+                 .training = true,
+                 .clip = 1,
+                 .decay = DECAY_NO_1D,
                  .opt = {OPT_ADAMW, 0.9, 0.999, 1e-8, 0, 0.05, 0}};
     Model *m = vit_create(c, &plan, backend_cpu());
-    if (!vit_init(m, "timm", 1, 0, 1e-5, &e)) die(e.hint, "%s", e.what);
+    if (!vit_init(m, "timm", 1, 0, 1e-5, &e))
+        die(e.hint, "%s", e.what);
     size_t bytes = (size_t)B * vit_image_bytes(c, true);
     uint8_t *images = xmalloc(bytes);
     for (size_t i = 0; i < bytes; i++)
@@ -149,10 +166,13 @@ static void run(const char *name, const Config *c, int B, int rounds)
         gemm_forward[r] = time_products(be, c, B, true, buffers, &flops_forward);
     }
     double per_image = vit_forward_flops(c), ts = median(train, rounds), is = median(infer, rounds);
-    double rate = flops / median(gemm, rounds), rate_forward = flops_forward / median(gemm_forward, rounds);
-    printf("%-10s batch %-3d train %8.2f images/s  fraction %.3f   infer %8.2f images/s  fraction %.3f   "
+    double rate = flops / median(gemm, rounds),
+           rate_forward = flops_forward / median(gemm_forward, rounds);
+    printf("%-10s batch %-3d train %8.2f images/s  fraction %.3f   infer %8.2f images/s  fraction "
+           "%.3f   "
            "sgemm %.0f GFLOP/s   peak %.2f GiB\n",
-           name, B, B / ts, B / ts * 3 * per_image / rate, B / is, B / is * per_image / rate_forward, rate * 1e-9, peak);
+           name, B, B / ts, B / ts * 3 * per_image / rate, B / is,
+           B / is * per_image / rate_forward, rate * 1e-9, peak);
     fflush(stdout);
     vit_free(m);
 }
@@ -167,14 +187,16 @@ static void run_apart(const char *name, const Config *c, int B, int rounds)
         _exit(0);
     }
     int status;
-    if (child < 0 || waitpid(child, &status, 0) < 0 || status != 0) die(NULL, "the benchmark of %s failed", name);
+    if (child < 0 || waitpid(child, &status, 0) < 0 || status != 0)
+        die(NULL, "the benchmark of %s failed", name);
 }
 
 /* A preset, or cifar: 65 tokens */
 static bool model_config(const char *name, Config *c)
 {
     *c = vit_config_default();
-    if (strcmp(name, "cifar") != 0) return vit_preset(name, c);
+    if (strcmp(name, "cifar") != 0)
+        return vit_preset(name, c);
     vit_preset("Ti/16", c);
     c->image_h = c->image_w = 32;
     c->patch = 4;
@@ -187,8 +209,10 @@ int main(int argc, char **argv)
     static const struct {
         const char *name;
         int batch, rounds;
-    } all[] = {{"B/16", 16, 7}, {"B/16", 8, 3}, /* the memory of batch 8 is a promise: below 3 GB */
-               {"Ti/16", 32, 15}, {"cifar", 128, 15}};
+    } all[] = {{"B/16", 16, 7},
+               {"B/16", 8, 3}, /* the memory of batch 8 is a promise: below 3 GB */
+               {"Ti/16", 32, 15},
+               {"cifar", 128, 15}};
     backend_cpu_reexec(argv);
     char line[256];
     backend_cpu()->describe(line, sizeof line);
@@ -202,6 +226,7 @@ int main(int argc, char **argv)
         return 0;
     }
     for (int i = 0; i < COUNT(all); i++)
-        if (model_config(all[i].name, &c)) run_apart(all[i].name, &c, all[i].batch, all[i].rounds);
+        if (model_config(all[i].name, &c))
+            run_apart(all[i].name, &c, all[i].batch, all[i].rounds);
     return 0;
 }

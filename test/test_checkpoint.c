@@ -263,7 +263,8 @@ static void test_damaged(void)
         Error e = {0};
         SafeTensors *f =
             st_open(write_file(damaged[i].header, damaged[i].length, damaged[i].data), &e);
-        CHECK(!f && contains(e.what, damaged[i].says) && contains(e.what, "damaged.safetensors"),
+        CHECK(!f && contains(e.what, damaged[i].says) && contains(e.what, "damaged.safetensors") &&
+                  *e.hint,
               "case %d, %s: \"%s\"", i, damaged[i].says, e.what);
         st_close(f);
     }
@@ -281,7 +282,9 @@ static void test_unusual(void)
         CHECK(f, "%s: %s", legal[i], e.what);
         st_close(f);
     }
-    CHECK(!st_open(below("absent"), &e) && contains(e.what, "absent"), "%s", e.what);
+    CHECK(!st_open(below("absent"), &e) && contains(e.what, "absent") && contains(e.hint, "path"),
+          "%s", e.what);
+    e.hint[0] = 0;
     CHECK(!st_open(root, &e) && contains(e.what, "directory"), "%s", e.what);
     CHECK(!st_open("/dev/null", &e) && contains(e.what, "regular"), "%s", e.what);
     write_string(below("short"), "1234567");
@@ -528,6 +531,7 @@ static void refuse_resume(const char *dir, const Config *c, int optimiser, bool 
     Model *m = make_model(c, optimiser, ema, 4), *same = make_model(c, optimiser, ema, 4);
     CHECK(!ckpt_resume(m, dir, &run, &e) && contains(e.what, says), "%s: \"%s\"", says, e.what);
     CHECK(run.step == 99 && differences(m, same) == 0);
+    CHECK(*e.hint && !contains(e.hint, "head"), "%s: hint \"%s\"", says, e.hint);
     vit_free(m);
     vit_free(same);
 }
@@ -569,7 +573,8 @@ static void test_refused_resume(void)
         {"\"samples\":\"6\"", "\"sampled\":\"6\"", "has no samples"},
         {"\"optimizer\"", "\"optimiser\"", "has no optimizer"},
         {"0.14285714285714285", "-.14285714285714285", "loss_scale"},
-        {"exp_avg.blocks.1.", "exp_avg.blocks.2.", "no tensor exp_avg.blocks.1."}};
+        {"exp_avg.blocks.1.", "exp_avg.blocks.2.", "no tensor exp_avg.blocks.1."},
+        {"exp_avg.head.w", "exp_avg.hand.w", "no tensor exp_avg.head.weight"}};
     for (int i = 0; i < COUNT(changes); i++) {
         char changed[1024];
         snprintf(changed, sizeof changed, "%s", below("changed"));
@@ -674,6 +679,9 @@ static void test_weights(void)
     refuse_weights(path, &other, "tensor blocks.1.norm1.weight has no place", "");
     other = c, other.image_w = 32;
     refuse_weights(path, &other, "a grid of 4x4 patches; the model's is [1, 33, 24], 4x8", "image");
+    other = c, other.image_h = 8, other.image_w = 32; /* as many patches */
+    refuse_weights(path, &other, "a grid of 4x4 patches (rows x columns); the model's is 2x8",
+                   "image");
     other = c, other.heads = 4;
     refuse_weights(path, &other, "has 3 heads, the model 4", "--heads");
     refuse_weights(below("resume-sgd/step_00000003/train_state.safetensors"), &c,
@@ -837,7 +845,11 @@ static void test_deit(const char *shared)
           e.what);
     vit_free(m);
     c.classes = 2;
+    refuse_weights(path, &c, "head.weight has shape [1000, 192]", "--num-classes 1000");
     check_new_head(path, &c, "2 classes; the file's has 1000");
+    c.classes = 1000, c.image_h = 112, c.image_w = 448;
+    refuse_weights(path, &c, "a grid of 14x14 patches (rows x columns); the model's is 7x28",
+                   "image");
 }
 
 /* ---- the run's directory ---- */
@@ -896,6 +908,40 @@ static void test_pruning(Model *m)
     for (int step = 71; step < 75; step++)
         save_at(m, "run", step, -1, 0); /* keep all */
     CHECK(has_step("run", 71) && has_step("run", 74));
+}
+
+/* Pointer files may have been written by anyone: only a plain name of a checkpoint is followed. */
+static void test_best(Model *m)
+{
+    static const char *const bad[] = {"../run/step_00000001",
+                                      "step_00000001/",
+                                      "/etc",
+                                      "step_00000001/../step_00000001",
+                                      "step_1",
+                                      "",
+                                      "step_00000009",
+                                      "step_00000001.tmp"};
+    char found[1024];
+    Error e = {0};
+    save_at(m, "best", 1, 1, 0);
+    save_at(m, "best", 2, 1, 0);
+    CHECK(ckpt_best(below("best"), found, sizeof found, &e) && contains(found, "step_00000001"),
+          "%s", found);
+    CHECK(ckpt_best(below("best/step_00000002"), found, sizeof found, &e) &&
+          contains(found, "step_00000002"));
+    CHECK(!ckpt_best(below("best"), found, 8, &e) && contains(e.what, "too long") && *e.hint);
+    CHECK(!ckpt_best(below("never"), found, sizeof found, &e) && contains(e.what, "never"));
+    for (int i = 0; i < COUNT(bad); i++) {
+        write_string(below("best/best"), bad[i]);
+        CHECK(ckpt_best(below("best"), found, sizeof found, &e) &&
+                  contains(found, "best/step_00000002"),
+              "'%s' led to %s", bad[i], found);
+    }
+    write_string(below("best/best"), "step_00000001\n");
+    unlink(below("best/step_00000001/train_state.safetensors")); /* the weights alone suffice */
+    CHECK(ckpt_best(below("best"), found, sizeof found, &e) && contains(found, "step_00000001"));
+    unlink(below("best/step_00000001/model.safetensors"));
+    CHECK(ckpt_best(below("best"), found, sizeof found, &e) && contains(found, "step_00000002"));
 }
 
 static void test_find(Model *m)
@@ -1018,6 +1064,7 @@ int main(int argc, char **argv)
     Config c = small_config();
     Model *m = make_model(&c, OPT_ADAMW, false, 1);
     test_pruning(m);
+    test_best(m);
     test_find(m);
     vit_free(m);
     test_full_disk();

@@ -6,6 +6,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -145,6 +146,37 @@ static void test_resize(void)
     free(line);
 }
 
+/* Without a `resize` of the user's, the crop lies inside the picture, whatever the two shapes. */
+static void test_default_resize(void)
+{
+    static const int sides[] = {1, 2, 7, 30, 32, 64, 224, 500};
+    for (int w = 1; w < 700; w += 1 + w / 8)
+        for (int h = 1; h < 700; h += 1 + h / 8)
+            for (int i = 0; i < COUNT(sides) * COUNT(sides); i++) {
+                int ow = sides[i % COUNT(sides)], oh = sides[i / COUNT(sides)];
+                long r = image_default_resize(ow, oh, w, h), least = w < h ? w : h;
+                bool covers = r * w / least >= ow && r * h / least >= oh;
+                if (!covers || (ow == oh && r != (ow * 256 + 112) / 224))
+                    CHECK(false, "%d x %d to %d x %d: %ld", w, h, ow, oh, r);
+            }
+    CHECK(image_default_resize(224, 224, 500, 375) == 256);
+    CHECK(image_default_resize(64, 32, 50, 50) == 73, "256/224 of the larger side");
+    CHECK(image_default_resize(64, 32, 100, 50) == 37, "of both sides of the same shape");
+
+    enum { W = 64, H = 32 };
+    static uint8_t white[3 * 90 * 90], out[3 * W * H];
+    static const int shapes[][2] = {{90, 90}, {90, 45}, {45, 90}, {90, 3}, {1, 1}};
+    memset(white, 255, sizeof white);
+    for (int k = 0; k < COUNT(shapes); k++) {
+        int black = 0;
+        image_eval(&(Image){shapes[k][0], shapes[k][1], white}, CROP_CENTER, 0, FILTER_BICUBIC, W,
+                   H, out);
+        for (int i = 0; i < 3 * W * H; i++)
+            black += out[i] != 255;
+        CHECK(black == 0, "%d x %d: %d values are not white", shapes[k][0], shapes[k][1], black);
+    }
+}
+
 static void test_random_box(void)
 {
     double area = 0;
@@ -233,11 +265,16 @@ static const struct {
     const char *file;
     double rgb[3];
 } colours[] = {
-    {"gen_cmyk.jpg", {115.71, 105.41, 96.19}},      {"pil_sample_cmyk.jpg", {45.71, 6.20, 8.67}},
-    {"gray_imagenet.JPEG", {203.31, 203.31, 203.31}}, {"testimgari.jpg", {149.27, 83.12, 78.34}},
-    {"monkey16.png", {57.90, 73.08, 85.32}},        {"gen_palette4bit.png", {118.1, 105.62, 94.44}},
-    {"pil123p.png", {31.22, 24.75, 3.30}},          {"pil123rgba.png", {31.71, 24.67, 3.74}},
-    {"gif_named.jpg", {239.32, 239.32, 239.41}},    {"gen_gray16.png", {107.44, 107.44, 107.44}},
+    {"gen_cmyk.jpg", {115.71, 105.41, 96.19}},
+    {"pil_sample_cmyk.jpg", {45.71, 6.20, 8.67}},
+    {"gray_imagenet.JPEG", {203.31, 203.31, 203.31}},
+    {"testimgari.jpg", {149.27, 83.12, 78.34}},
+    {"monkey16.png", {57.90, 73.08, 85.32}},
+    {"gen_palette4bit.png", {118.1, 105.62, 94.44}},
+    {"pil123p.png", {31.22, 24.75, 3.30}},
+    {"pil123rgba.png", {31.71, 24.67, 3.74}},
+    {"gif_named.jpg", {239.32, 239.32, 239.41}},
+    {"gen_gray16.png", {107.44, 107.44, 107.44}},
     {"exif_landscape_6.jpg", {115.53, 137.92, 164.67}},
     {"hopper_16bit_qtables.jpg", {101.88, 94.73, 117.88}},
 };
@@ -305,10 +342,22 @@ static void test_formats(void)
     CHECK(!decode_text("P6 2 1 255 abcde", 16, &im), "truncated");
     CHECK(!decode_text("P6 99999 99999 255 abcde", 24, &im), "too large");
     CHECK(!decode_text("P6 0 1 255 abcde", 16, &im), "no pixels");
+    Error e = {"", ""};
+    uint8_t *line = xcalloc(1, 20 + IMAGE_MAX_SIDE + 1);
+    for (int tall = 0; tall < 2; tall++) {
+        for (int over = 0; over < 2; over++) {
+            int n = IMAGE_MAX_SIDE + over;
+            int head = snprintf((char *)line, 20, "P5 %d %d 255 ", tall ? 1 : n, tall ? n : 1);
+            bool ok = image_decode(line, (size_t)head + n, &im, &e);
+            CHECK(ok == !over && (ok || (strstr(e.what, "too long") && e.hint[0])), "%d, tall %d",
+                  n, tall);
+            image_free(&im);
+        }
+    }
+    free(line);
     CHECK(!decode_text("GIF89a", 6, &im) && !decode_text("BM", 2, &im) && !decode_text("", 0, &im));
 
     uint8_t rgb[3 * 16 * 16];
-    Error e = {"", ""};
     for (int i = 0; i < 3 * 16 * 16; i++)
         rgb[i] = (uint8_t)(i % 3 * 60 + i / 48 * 4);
     const char *path = at(temporary, "written.jpg");
@@ -386,10 +435,19 @@ static void test_shuffle(void)
 
 /* ---- datasets ---- */
 
-static const DataOptions defaults = {
-    .train = true, .image_h = 16, .image_w = 16, .fake_classes = 10, .fake_count = 50,
-    .augment = true, .filter = FILTER_BICUBIC, .area_min = 0.3, .area_max = 1, .ratio_min = 0.75,
-    .ratio_max = 4 / 3.0, .flip = 0.5, .seed = 3};
+static const DataOptions defaults = {.train = true,
+                                     .image_h = 16,
+                                     .image_w = 16,
+                                     .fake_classes = 10,
+                                     .fake_count = 50,
+                                     .augment = true,
+                                     .filter = FILTER_BICUBIC,
+                                     .area_min = 0.3,
+                                     .area_max = 1,
+                                     .ratio_min = 0.75,
+                                     .ratio_max = 4 / 3.0,
+                                     .flip = 0.5,
+                                     .seed = 3};
 
 static void write_file(const char *path, const void *bytes, size_t n)
 {
@@ -434,6 +492,7 @@ static void refuse(const char *dir, bool train, const char *classes, const char 
     Error e = {"", ""};
     Dataset *d = open_dir(dir, train, classes, &e);
     CHECK(!d && strstr(e.what, say), "expected '...%s...', got '%s'", say, d ? "success" : e.what);
+    CHECK(d || e.hint[0], "a hint for '%s'", e.what);
     data_close(d);
 }
 
@@ -448,6 +507,10 @@ static void test_folders(void)
         CHECK(strcmp(data_class_name(d, 2), "c") == 0);
         CHECK(data_sample(d, 7, 0, out) == 2 && out[0] == 17 && data_label(d, 7) == 2);
         CHECK(strstr(data_sample_path(d, 7), "/c/1.PPM") != NULL);
+        char *one = data_sample_path_copy(d, 7), *other = data_sample_path_copy(d, 8);
+        CHECK(strcmp(one, other) != 0 && strcmp(one, data_sample_path(d, 7)) == 0, "%s", one);
+        free(one);
+        free(other);
         data_close(d);
     }
     write_text(classes, "z zebra\r\nd\nc third one\na\nb b\n\n");
@@ -462,7 +525,12 @@ static void test_folders(void)
     refuse(dir, true, classes, "line 3 is empty");
     write_text(classes, "a\nb\na\nc\nd\n");
     refuse(dir, true, classes, "lines 1 and 3");
-    refuse(dir, true, at(temporary, "none.txt"), "none.txt");
+    refuse(dir, true, at(temporary, "none.txt"), "none.txt: cannot open");
+    refuse(dir, true, temporary, "cannot read");
+    write_file(classes, "a\0b", 3);
+    refuse(dir, true, classes, "not a text file");
+    write_text(classes, "\n");
+    refuse(dir, true, classes, "no classes");
     CHECK(make_dirs(at(dir, "empty"), &e));
     refuse(dir, true, NULL, "empty has no images");
     refuse(at(temporary, "missing"), true, NULL, "no such directory");
@@ -616,6 +684,44 @@ static void test_mnist(void)
     labels[7] = 1;
     write_file(at(temporary, "mnist/train-labels.idx1-ubyte"), labels, sizeof labels - 1);
     refuse(spec, true, NULL, "2 images");
+    /* No images at all; one that is too long; a product of 2^32 or more. */
+    const char *path = at(temporary, "mnist/train-images-idx3-ubyte");
+    images[7] = labels[7] = 0;
+    write_file(at(temporary, "mnist/train-labels.idx1-ubyte"), labels, 8);
+    write_file(path, images, 16);
+    refuse(spec, true, NULL, "no images");
+    static const uint8_t big[3][12] = {{0, 0, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0},
+                                       {0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 0},
+                                       {0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0}};
+    static uint8_t file[16 + 65536] = {0, 0, 8, 3};
+    labels[7] = 1;
+    write_file(at(temporary, "mnist/train-labels.idx1-ubyte"), labels, sizeof labels - 1);
+    for (int k = 0; k < COUNT(big); k++) {
+        memcpy(file + 4, big[k], 12);
+        write_file(path, file, sizeof file);
+        refuse(spec, true, NULL, k == 0 ? "65536 x 1 pixels" : "not a whole idx3 file");
+    }
+}
+
+/* ---- directories ---- */
+
+/* The reason is mkdir's. Nobody may write to a directory without its write bits, except root. */
+static void test_make_dirs(void)
+{
+    Error e = {"", ""};
+    const char *dir = at(temporary, "locked"), *file = at(temporary, "plain");
+    write_text(file, "");
+    CHECK(!make_dirs(file, &e) && strstr(e.what, "a file is in its place") && e.hint[0]);
+    CHECK(!make_dirs("", &e) && e.hint[0]);
+    CHECK(make_dirs(dir, &e) && make_dirs(dir, &e), "%s", e.what);
+    uid_t me = geteuid();
+    if (chmod(dir, 0555) != 0 || chmod(temporary, 0711) != 0 || (me == 0 && seteuid(65534) != 0)) {
+        SKIP("an unwritable directory: cannot become another user");
+        return;
+    }
+    bool ok = make_dirs(at(dir, "new"), &e);
+    CHECK(me != 0 || seteuid(me) == 0);
+    CHECK(!ok && strstr(e.what, "Permission denied") && e.hint[0], "%s", e.what);
 }
 
 static void test_shapes(void)
@@ -690,14 +796,16 @@ static void test_loader(void)
             const Batch *h = loader_next(half[r]);
             int want = b->n - 4 * r < 4 ? b->n - 4 * r : 4;
             CHECK(h ? h->n == want && memcmp(h->images, b->images + r * 4 * 768, 768 * want) == 0
-                    : want <= 0, "half %d of batch %d", r, k);
+                    : want <= 0,
+                  "half %d of batch %d", r, k);
         }
         if (k < 5)
             continue;
         const Batch *t = loader_next(tail);
         CHECK(t && t->n == b->n && t->position == b->position &&
-              memcmp(t->images, b->images, 768 * b->n) == 0 &&
-              memcmp(t->labels, b->labels, sizeof(int) * b->n) == 0, "batch %d", k);
+                  memcmp(t->images, b->images, 768 * b->n) == 0 &&
+                  memcmp(t->labels, b->labels, sizeof(int) * b->n) == 0,
+              "batch %d", k);
     }
     loader_close(whole);
     loader_close(tail);
@@ -710,6 +818,13 @@ static void test_loader(void)
 static void test_fake(void)
 {
     Error e = {"", ""};
+    DataOptions o = defaults;
+    o.spec = "fake";
+    o.fake_count = 0;
+    CHECK(!data_open(&o, &e) && e.hint[0], "%s", e.what);
+    o.fake_count = 1;
+    o.image_w = 0;
+    CHECK(!data_open(&o, &e) && e.hint[0], "%s", e.what);
     Dataset *d = open_dir("fake", true, NULL, &e);
     if (!CHECK(d != NULL, "%s", e.what))
         return;
@@ -734,6 +849,7 @@ int main(int argc, char **argv)
         SKIP("comparisons with Pillow: name the folder with fixtures/ and data/");
     }
     test_resize();
+    test_default_resize();
     test_random_box();
     test_formats();
     test_damaged_bytes();
@@ -744,6 +860,7 @@ int main(int argc, char **argv)
     test_all_damaged();
     test_cifar();
     test_mnist();
+    test_make_dirs();
     test_shapes();
     test_loader();
     test_fake();

@@ -289,7 +289,8 @@ static void weights_case(Case *c)
 {
     char folder[1024], path[1280], note[512];
     const char *file = st_path(c->file), *slash = strrchr(file, '/');
-    snprintf(folder, sizeof folder, "%.*s../data/weights", slash ? (int)(slash - file) + 1 : 0, file);
+    snprintf(folder, sizeof folder, "%.*s../data/weights", slash ? (int)(slash - file) + 1 : 0,
+             file);
     snprintf(path, sizeof path, "%s/%s.safetensors", folder, st_meta(c->file, "model"));
     if (!is_dir(folder)) {
         SKIP("%s: no weights in %s", file, folder);

@@ -70,8 +70,13 @@ PRINTF_LIKE(1, 2) static void begin(const char *fmt, ...)
     n_drawn = 0;
     absolute = 0;
     gate = 1e-5;
-    st = (StepState){.seed = 0x123456789abcdef1u, .lr = 0.5, .step = 17, .sample0 = 5, .t = 3,
-                     .clip = 1, .loss_scale = 1};
+    st = (StepState){.seed = 0x123456789abcdef1u,
+                     .lr = 0.5,
+                     .step = 17,
+                     .sample0 = 5,
+                     .t = 3,
+                     .clip = 1,
+                     .loss_scale = 1};
     send_state();
 }
 
@@ -98,8 +103,10 @@ static void rescale(Mat *m, double factor, double offset)
  * would be empty, which is how cases leave out what is optional. */
 static Mat *mat(const char *name, int kind, long rows, long cols, int pad)
 {
-    if (rows * cols == 0) return NULL;
-    if (n_mats == MAX_MATS) die(NULL, "test_ops: MAX_MATS is too small");
+    if (rows * cols == 0)
+        return NULL;
+    if (n_mats == MAX_MATS)
+        die(NULL, "test_ops: MAX_MATS is too small");
     Mat *m = &mats[n_mats++];
     long ld = cols + pad, n = 2 * GUARD + rows * ld;
     *m = (Mat){name, kind, rows, cols, ld, n, NULL, {NULL, ld, F32, NULL}, NULL, NULL};
@@ -138,7 +145,8 @@ static void compare(const Mat *m, const real *after, uint64_t *digest)
     for (long i = 0; i < m->n; i++) {
         long at = i - GUARD, r = at / m->ld, j = at % m->ld;
         bool inside = at >= 0 && r < m->rows && j < m->cols;
-        if (inside && m->kind == SCRATCH) continue;
+        if (inside && m->kind == SCRATCH)
+            continue;
         double want = inside && m->kind != IN ? m->v[r * m->cols + j] : NAN, got = (double)after[i];
         for (size_t k = 0; k < sizeof(real); k++) /* FNV-1a */
             *digest = (*digest ^ ((const unsigned char *)&after[i])[k]) * 0x100000001b3u;
@@ -150,7 +158,8 @@ static void compare(const Mat *m, const real *after, uint64_t *digest)
             double error = fabs(got - want) / fmax(1, fabs(want));
             diff += (got - want) * (got - want);
             norm += want * want;
-            if (!(error <= worst)) worst = error, worst_at = at;
+            if (!(error <= worst))
+                worst = error, worst_at = at;
         }
     }
     double l2 = sqrt(diff) / (norm > 0 ? sqrt(norm) : 1);
@@ -176,7 +185,8 @@ static void finish(int exact)
         free(m->v);
     }
     n_mats = 0;
-    if (n_cases == MAX_CASES) die(NULL, "test_ops: MAX_CASES is too small");
+    if (n_cases == MAX_CASES)
+        die(NULL, "test_ops: MAX_CASES is too small");
     if (pass > 0 && (exact || threads[pass] == threads[pass - 1]))
         CHECK(digests[n_cases] == digest, "%s: other bits in pass %d", title, pass);
     digests[n_cases++] = digest;
@@ -209,7 +219,8 @@ static double finite_or_not(double x)
 /* The factor of one element, 0 or 1/(1-p), from the definition above Drop in vit.h. */
 static double drop_factor(Drop d, long sample, long element)
 {
-    if (d.p <= 0) return 1;
+    if (d.p <= 0)
+        return 1;
     Philox r = rng_block(st.seed, (uint32_t)(element / 4), st.sample0 + (uint32_t)sample, st.step,
                          d.purpose, d.layer);
     return r.v[element % 4] >= rng_threshold(d.p) ? 1 / (1 - d.p) : 0;
@@ -222,7 +233,8 @@ static const double pi = 3.14159265358979323846;
 
 static double act(double x, int kind)
 {
-    if (kind == ACT_GELU) return 0.5 * x * erfc(-x / sqrt(2));
+    if (kind == ACT_GELU)
+        return 0.5 * x * erfc(-x / sqrt(2));
     if (kind == ACT_GELU_TANH)
         return 0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x * x * x)));
     return kind == ACT_TANH ? tanh(x) : x;
@@ -231,7 +243,8 @@ static double act(double x, int kind)
 static double act_slope(double x, int kind)
 {
     double t = tanh(sqrt(2 / pi) * (x + 0.044715 * x * x * x));
-    if (kind == ACT_GELU) return 0.5 * erfc(-x / sqrt(2)) + x * exp(-0.5 * x * x) / sqrt(2 * pi);
+    if (kind == ACT_GELU)
+        return 0.5 * erfc(-x / sqrt(2)) + x * exp(-0.5 * x * x) / sqrt(2 * pi);
     if (kind == ACT_GELU_TANH)
         return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * sqrt(2 / pi) * (1 + 3 * 0.044715 * x * x);
     return kind == ACT_TANH ? 1 - tanh(x) * tanh(x) : 1;
@@ -275,9 +288,11 @@ static void linear_forward(const LinearCase *c)
     for (long i = 0; i < (long)c->rows * c->out; i++) {
         long r = i / c->out, o = i % c->out;
         double s = dot(x->v + r * c->in, 1, w->v + o * c->in, 1, c->in) + (bias ? bias->v[o] : 0);
-        if (pre) pre->v[i] = s;
+        if (pre)
+            pre->v[i] = s;
         y->v[i] = act(s, c->act) * drop_factor(d, r / c->tokens, r % c->tokens * c->out + o);
-        if (residual) y->v[i] += residual->v[i];
+        if (residual)
+            y->v[i] += residual->v[i];
     }
     finish(GEMM);
 }
@@ -334,12 +349,24 @@ static void activation(int kind, bool slope)
     rescale(w, 0, slope);
     rescale(one, 0, 1);
     if (slope)
-        be->linear_backward_input(&(LinearBackwardInput){.dx = y->t, .dy = one->t, .w = w->t,
-                                                         .rows = 1, .in = n, .out = 1, .act = kind,
-                                                         .pre = x->t, .tokens = 1});
+        be->linear_backward_input(&(LinearBackwardInput){.dx = y->t,
+                                                         .dy = one->t,
+                                                         .w = w->t,
+                                                         .rows = 1,
+                                                         .in = n,
+                                                         .out = 1,
+                                                         .act = kind,
+                                                         .pre = x->t,
+                                                         .tokens = 1});
     else
-        be->linear_forward(&(LinearForward){.y = y->t, .x = one->t, .w = w->t, .bias = pointer(x),
-                                            .rows = 1, .in = 1, .out = n, .act = kind,
+        be->linear_forward(&(LinearForward){.y = y->t,
+                                            .x = one->t,
+                                            .w = w->t,
+                                            .bias = pointer(x),
+                                            .rows = 1,
+                                            .in = 1,
+                                            .out = n,
+                                            .act = kind,
                                             .tokens = 1});
     for (int i = 0; i < n; i++)
         y->v[i] = slope ? act_slope(x->v[i], kind) : act(x->v[i], kind);
@@ -369,8 +396,16 @@ static void patchify(const PatchCase *c)
     Mix mix[] = {{0.3f, 2}, {1, 0}, {0.85f, 2}};
     uint8_t *bytes = xmalloc((size_t)n);
     dev *bytes_dev = be->alloc((size_t)n), *mix_dev = be->alloc(sizeof mix);
-    Patchify a = {tensor(out), c->u8 ? bytes_dev : pointer(images), c->u8, c->mix ? mix_dev : NULL,
-                  c->B, c->H, c->W, c->P, {0.485, 0.456, 0.406}, {0.229, 0.224, 0.225}};
+    Patchify a = {tensor(out),
+                  c->u8 ? bytes_dev : pointer(images),
+                  c->u8,
+                  c->mix ? mix_dev : NULL,
+                  c->B,
+                  c->H,
+                  c->W,
+                  c->P,
+                  {0.485, 0.456, 0.406},
+                  {0.229, 0.224, 0.225}};
     for (long i = 0; i < n; i++)
         bytes[i] = (uint8_t)philox(3, (uint32_t)i, 0, 0, 0).v[0];
     be->wait(be->upload(bytes_dev, bytes, (size_t)n));
@@ -384,7 +419,8 @@ static void patchify(const PatchCase *c)
             long image = k ? mix[b].partner : b, at = y * c->W + x;
             v[k] = c->u8 ? bytes[(image * pixels + at) * VIT_CHANNELS + ch] / 255.0
                          : images->v[(image * VIT_CHANNELS + ch) * pixels + at];
-            if (c->u8) v[k] = (v[k] - a.mean[ch]) / a.std[ch];
+            if (c->u8)
+                v[k] = (v[k] - a.mean[ch]) / a.std[ch];
         }
         out->v[i] = lambda * v[0] + (1 - lambda) * v[1];
     }
@@ -401,8 +437,10 @@ typedef struct {
 } EmbedCase;
 
 static const EmbedCase embed_cases[] = {
-    {1, 197, 1, 48, 0, 0, 1}, {3, 65, 0, 17, 5, 0, 0},
-    {2, 257, 8, 80, 3, 0.1, 1}, {5, 2, 1, 7, 0, 0.5, 1},
+    {1, 197, 1, 48, 0, 0, 1},
+    {3, 65, 0, 17, 5, 0, 0},
+    {2, 257, 8, 80, 3, 0.1, 1},
+    {5, 2, 1, 7, 0, 0.5, 1},
 };
 
 /* Forward: x = factor (source + pos), the source being a class token or a patch; backward the sums
@@ -416,8 +454,11 @@ static void embed(const EmbedCase *c, bool backward)
     Mat *patches = mat("patches", in, c->B * Np, c->C, 2 * c->pad);
     Mat *cls = vec("cls", in, first), *pos = vec("pos", in, each);
     Mat *dbias = vec("dbias", OUT, backward && c->dbias ? c->C : 0);
-    Embed a = {tensor(x), tensor(patches), pointer(cls), pointer(pos), pointer(dbias),
-               c->B, c->T, c->cls, c->C, {c->drop, RNG_EMBED_DROPOUT, 0}};
+    Embed a = {tensor(x),      tensor(patches),
+               pointer(cls),   pointer(pos),
+               pointer(dbias), c->B,
+               c->T,           c->cls,
+               c->C,           {c->drop, RNG_EMBED_DROPOUT, 0}};
     (backward ? be->embed_backward : be->embed_forward)(&a);
     for (long i = 0; i < c->B * each; i++) {
         long b = i / each, e = i % each;
@@ -481,11 +522,21 @@ static void norm_forward(const NormCase *c)
     for (long i = 0; i < rows * C; i++)
         x->v[i] = i < C ? 2 : x->v[i] + c->mean; /* a first row without variance */
     push(x);
-    ResidualNorm a = {.x = tensor(x), .x_out = tensor(x_out), .branch = tensor(branch),
-                      .y = tensor(y), .gamma = pointer(gamma), .beta = pointer(beta),
-                      .mean = pointer(mean), .rstd = pointer(rstd), .ls = pointer(ls),
-                      .drop = {c->drop, RNG_PROJ_DROPOUT, 3}, .path = {c->path, RNG_ATTN_PATH, 3},
-                      .eps = 1e-5, .rows = (int)rows, .C = c->C, .tokens = c->tokens};
+    ResidualNorm a = {.x = tensor(x),
+                      .x_out = tensor(x_out),
+                      .branch = tensor(branch),
+                      .y = tensor(y),
+                      .gamma = pointer(gamma),
+                      .beta = pointer(beta),
+                      .mean = pointer(mean),
+                      .rstd = pointer(rstd),
+                      .ls = pointer(ls),
+                      .drop = {c->drop, RNG_PROJ_DROPOUT, 3},
+                      .path = {c->path, RNG_ATTN_PATH, 3},
+                      .eps = 1e-5,
+                      .rows = (int)rows,
+                      .C = c->C,
+                      .tokens = c->tokens};
     be->residual_norm_forward(&a);
     const double *stream = x_out ? x_out->v : x->v;
     for (long i = 0; x_out && i < rows * C; i++)
@@ -532,22 +583,38 @@ static void norm_backward(const NormCase *c)
     Mat *mean = vec("mean", IN, normed), *rstd = vec("rstd", IN, normed);
     for (long r = 0; r < normed; r++)
         moments(x->v + r * C, C, 1e-2, &mean->v[r], &rstd->v[r]);
-    if (mean) push(mean);
-    if (rstd) push(rstd);
-    ResidualNorm a = {.x = tensor(x), .branch = tensor(branch), .gamma = pointer(gamma),
-                      .mean = pointer(mean), .rstd = pointer(rstd), .ls = pointer(ls),
-                      .drop = {c->drop, RNG_FC2_DROPOUT, 1}, .path = {c->path, RNG_MLP_PATH, 1},
-                      .rows = (int)rows, .C = c->C, .tokens = c->tokens, .dy = tensor(dy),
-                      .dx = tensor(dx), .dbranch = tensor(dbranch), .dgamma = pointer(dgamma),
-                      .dbeta = pointer(dbeta), .dls = pointer(dls), .dbias = pointer(dbias)};
+    if (mean)
+        push(mean);
+    if (rstd)
+        push(rstd);
+    ResidualNorm a = {.x = tensor(x),
+                      .branch = tensor(branch),
+                      .gamma = pointer(gamma),
+                      .mean = pointer(mean),
+                      .rstd = pointer(rstd),
+                      .ls = pointer(ls),
+                      .drop = {c->drop, RNG_FC2_DROPOUT, 1},
+                      .path = {c->path, RNG_MLP_PATH, 1},
+                      .rows = (int)rows,
+                      .C = c->C,
+                      .tokens = c->tokens,
+                      .dy = tensor(dy),
+                      .dx = tensor(dx),
+                      .dbranch = tensor(dbranch),
+                      .dgamma = pointer(dgamma),
+                      .dbeta = pointer(dbeta),
+                      .dls = pointer(dls),
+                      .dbias = pointer(dbias)};
     be->residual_norm_backward(&a);
     for (long r = 0; r < normed; r++)
         norm_row((const Mat *const[]){x, dy, gamma, rstd}, r, dx->v, dgamma->v, dbeta->v);
     for (long i = 0; i < rows * C; i++) {
         long r = i / C, j = i % C;
-        if (dbranch) dbranch->v[i] = branch_factor(&a, ls, r, j) * dx->v[i];
+        if (dbranch)
+            dbranch->v[i] = branch_factor(&a, ls, r, j) * dx->v[i];
         double scaled = branch_factor(&a, NULL, r, j) * branch->v[i];
-        if (dls) dls->v[j] = (r ? dls->v[j] : 0) + dx->v[i] * scaled;
+        if (dls)
+            dls->v[j] = (r ? dls->v[j] : 0) + dx->v[i] * scaled;
     }
     sum_columns(dbias, dbranch ? dbranch : dx);
     finish(EXACT);
@@ -635,7 +702,8 @@ static void attention(const AttentionCase *c, bool backward)
 {
     begin("attention_%s B %d T %d Tq %d heads %d hs %d spread %d",
           backward ? "backward" : "forward", c->B, c->T, c->Tq, c->heads, c->hs, c->spread);
-    if (c->spread > 100) gate = 1e-3; /* lse is of order 1e5: as float it is good to 1e-2 */
+    if (c->spread > 100)
+        gate = 1e-3; /* lse is of order 1e5: as float it is good to 1e-2 */
     long C = c->heads * c->hs, queries = (long)c->B * c->heads * c->Tq, n = 3 * C * c->B * c->T;
     long few = (long)c->B * c->Tq;
     int kind = backward ? INOUT : OUT;
@@ -644,11 +712,15 @@ static void attention(const AttentionCase *c, bool backward)
     Mat *dout = mat("dout", IN, backward * few, C, 2 * c->pad);
     Mat *dqkv = mat("dqkv", OUT, backward * (long)c->B * c->T, 3 * C, c->pad / 2);
     for (long i = 0; c->spread && i < n; i++)
-        if (i % (3 * C) < 2 * C) qkv->v[i] = round(c->spread * qkv->v[i] / sqrt(3));
+        if (i % (3 * C) < 2 * C)
+            qkv->v[i] = round(c->spread * qkv->v[i] / sqrt(3));
     push(qkv);
-    Attention a = {tensor(qkv), tensor(out), pointer(lse), c->B, c->T, c->Tq, c->heads, c->hs,
-                   {c->drop, RNG_ATTN_DROPOUT, 4}, tensor(dqkv), tensor(dout), pointer(dbias)};
-    if (!backward) be->attention_forward(&a);
+    Attention a = {tensor(qkv),  tensor(out),  pointer(lse),
+                   c->B,         c->T,         c->Tq,
+                   c->heads,     c->hs,        {c->drop, RNG_ATTN_DROPOUT, 4},
+                   tensor(dqkv), tensor(dout), pointer(dbias)};
+    if (!backward)
+        be->attention_forward(&a);
     for (long i = 0; i < queries; i++)
         attention_row(&a, query(&a, i), qkv->v, out->v, lse->v);
     if (backward) {
@@ -680,8 +752,14 @@ static void softmax_sweep(void)
         memcpy(qkv->v + 6 * i, (double[6]){1, x, 1}, 6 * sizeof(double)); /* q k v of two tokens */
     }
     push(qkv);
-    be->attention_forward(&(Attention){.qkv = qkv->t, .out = out->t, .lse = pointer(lse), .B = n,
-                                       .T = 2, .Tq = 1, .heads = 1, .hs = 1});
+    be->attention_forward(&(Attention){.qkv = qkv->t,
+                                       .out = out->t,
+                                       .lse = pointer(lse),
+                                       .B = n,
+                                       .T = 2,
+                                       .Tq = 1,
+                                       .heads = 1,
+                                       .hs = 1});
     for (int i = 0; i < n; i++) {
         double x = qkv->v[6 * i + 1];
         out->v[i] = 1 / (1 + exp(-x));
@@ -701,7 +779,8 @@ static void pool(int B, int T, int C, int first, int pad, bool backward)
     (backward ? be->pool_backward : be->pool_forward)(&(Pool){y->t, x->t, B, T, C, first});
     for (long i = 0; i < (long)B * C; i++) {
         double *column = x->v + i / C * T * C + i % C, share = 1.0 / (T - first);
-        if (!backward) y->v[i] = dot(column + first * C, C, &share, 0, T - first);
+        if (!backward)
+            y->v[i] = dot(column + first * C, C, &share, 0, T - first);
         for (long t = 0; backward && t < T; t++)
             column[t * C] = t < first ? 0 : y->v[i] * share;
     }
@@ -725,8 +804,8 @@ static const LossCase loss_cases[] = {
     {LOSS_SIGMOID, 30, 10, NOT_FINITE, 0, 1, 0, 1}, {LOSS_SOFTMAX, 30, 3, NOT_FINITE, 0, 1, 0, 1},
 };
 
-/* Logits and targets of sample b, from numbers drawn. Not finite: one logit is NaN, inf or -inf (the
- * sigmoid's is NaN); in every other sample it is the label's. */
+/* Logits and targets of sample b, from numbers drawn. Not finite: one logit is NaN, inf or -inf
+ * (the sigmoid's is NaN); in every other sample it is the label's. */
 static void loss_inputs(const LossCase *c, long b, double *z, double *y)
 {
     double sum = 0, bad[] = {NAN, INFINITY, -INFINITY};
@@ -786,7 +865,8 @@ static void loss(const LossCase *c)
     for (long b = 0; b < c->B; b++) {
         double dz[K];
         loss_row(c, logits->v + b * K, targets->v + b * K, dz, stats->v + 3 * b);
-        if (dlogits) memcpy(dlogits->v + b * K, dz, sizeof dz);
+        if (dlogits)
+            memcpy(dlogits->v + b * K, dz, sizeof dz);
     }
     sum_columns(dbias, dlogits);
     finish(EXACT);
@@ -799,8 +879,8 @@ static void loss(const LossCase *c)
 static const struct {
     int n, flags;
     bool zero;
-} tensors[] = {{9000, CHUNK_DECAY, 0}, {7, CHUNK_1D, 0}, {4096, CHUNK_DECAY, 0},
-               {1, CHUNK_1D | CHUNK_DECAY, 0}, {50, 0, 1}, {301, 0, 0}};
+} tensors[] = {{9000, CHUNK_DECAY, 0},         {7, CHUNK_1D, 0}, {4096, CHUNK_DECAY, 0},
+               {1, CHUNK_1D | CHUNK_DECAY, 0}, {50, 0, 1},       {301, 0, 0}};
 enum { N_CHUNKS = 8, N = 64 * 216 };
 static Chunk chunks[N_CHUNKS];
 static dev *chunks_dev;
@@ -817,7 +897,8 @@ static void make_chunks(void)
         }
         offset += (tensors[t].n + 63) / 64 * 64;
     }
-    if (k != N_CHUNKS || offset > N) die(NULL, "test_ops: wrong sizes of the chunks");
+    if (k != N_CHUNKS || offset > N)
+        die(NULL, "test_ops: wrong sizes of the chunks");
     chunks_dev = be->alloc(sizeof chunks);
     be->wait(be->upload(chunks_dev, chunks, sizeof chunks));
 }
@@ -826,7 +907,8 @@ static void make_chunks(void)
 static const Chunk *chunk_of(long i)
 {
     for (int k = 0; k < N_CHUNKS; k++)
-        if (i >= chunks[k].offset && i < chunks[k].offset + chunks[k].n) return &chunks[k];
+        if (i >= chunks[k].offset && i < chunks[k].offset + chunks[k].n)
+            return &chunks[k];
     return NULL;
 }
 
@@ -868,7 +950,8 @@ static void opt_element(const OptCase *c, const OptMats *a, long i, double wd)
         *w -= st.lr * *m;
         return;
     }
-    if (o->kind == OPT_ADAM) g += wd * *w;
+    if (o->kind == OPT_ADAM)
+        g += wd * *w;
     *m = o->beta1 * *m + (1 - o->beta1) * g;
     *v = o->beta2 * *v + (1 - o->beta2) * g * g;
     double mh = *m / (1 - pow(o->beta1, c->t)), vh = *v / (1 - pow(o->beta2, c->t));
@@ -890,7 +973,8 @@ static void lamb_reference(const OptMats *a)
     }
     for (long i = 0; i < N; i++) {
         const Chunk *c = chunk_of(i);
-        if (!c) continue;
+        if (!c)
+            continue;
         bool plain = c->flags & CHUNK_1D || ww[c->tensor] == 0 || uu[c->tensor] == 0;
         a->w->v[i] -= st.lr * (plain ? 1 : sqrt(ww[c->tensor] / uu[c->tensor])) * a->grad->v[i];
     }
@@ -903,14 +987,18 @@ static void opt_reference(const OptCase *c, const OptMats *a)
     double decay = c->opt.ema_decay;
     for (long i = 0; !c->skip && i < N; i++) {
         const Chunk *k = chunk_of(i);
-        if (k) opt_element(c, a, i, k->flags & CHUNK_DECAY ? c->opt.weight_decay : 0);
+        if (k)
+            opt_element(c, a, i, k->flags & CHUNK_DECAY ? c->opt.weight_decay : 0);
     }
-    if (lamb && !c->skip) lamb_reference(a);
+    if (lamb && !c->skip)
+        lamb_reference(a);
     for (long i = 0; i < N; i++) {
         Mat *all[] = {a->w, a->m, a->v, a->ema, lamb ? a->grad : NULL};
-        if (a->ema) a->ema->v[i] = decay * a->ema->v[i] + (1 - decay) * a->w->v[i];
+        if (a->ema)
+            a->ema->v[i] = decay * a->ema->v[i] + (1 - decay) * a->w->v[i];
         for (int k = 0; k < COUNT(all); k++)
-            if (all[k] && (c->skip || !chunk_of(i))) all[k]->v[i] = NAN;
+            if (all[k] && (c->skip || !chunk_of(i)))
+                all[k]->v[i] = NAN;
     }
 }
 
@@ -918,26 +1006,36 @@ static void optimiser(const OptCase *c)
 {
     begin("%s", c->name);
     bool lamb = c->opt.kind == OPT_LAMB, sgd = c->opt.kind == OPT_SGD;
-    OptMats a = {vec("w", INOUT, N), vec("grad", lamb ? INOUT : IN, N), vec("m", INOUT, N),
-                 vec("v", INOUT, !sgd * N), vec("ema", INOUT, c->ema * N),
+    OptMats a = {vec("w", INOUT, N),
+                 vec("grad", lamb ? INOUT : IN, N),
+                 vec("m", INOUT, N),
+                 vec("v", INOUT, !sgd * N),
+                 vec("ema", INOUT, c->ema * N),
                  vec("norms", OUT, lamb * 2 * N_CHUNKS)};
     for (long i = 0; i < N; i++) {
         const Chunk *k = chunk_of(i);
-        if (k && tensors[k->tensor].zero) a.w->v[i] = 0;
-        if (c->skip && i % 5 == 0) a.grad->v[i] = i % 2 ? NAN : INFINITY;
-        if (c->t == 1 && !sgd) a.m->v[i] = 0; /* sgd: whatever was in m */
-        if (a.v) a.v->v[i] = c->t > 1 ? fabs(a.v->v[i]) : 0;
+        if (k && tensors[k->tensor].zero)
+            a.w->v[i] = 0;
+        if (c->skip && i % 5 == 0)
+            a.grad->v[i] = i % 2 ? NAN : INFINITY;
+        if (c->t == 1 && !sgd)
+            a.m->v[i] = 0; /* sgd: whatever was in m */
+        if (a.v)
+            a.v->v[i] = c->t > 1 ? fabs(a.v->v[i]) : 0;
     }
     push(a.w);
     push(a.m);
-    if (a.v) push(a.v);
+    if (a.v)
+        push(a.v);
     rescale(a.grad, c->loss_scale, 0);
     st.t = c->t, st.clip = c->clip, st.loss_scale = c->loss_scale, st.skip = c->skip;
     send_state();
-    OptStep step = {&c->opt, chunks_dev, N_CHUNKS, pointer(a.w), pointer(a.w), F32, pointer(a.grad),
-                    pointer(a.m), pointer(a.v), pointer(a.ema), pointer(a.norms)};
+    OptStep step = {
+        &c->opt,         chunks_dev,   N_CHUNKS,     pointer(a.w),   pointer(a.w),    F32,
+        pointer(a.grad), pointer(a.m), pointer(a.v), pointer(a.ema), pointer(a.norms)};
     (sgd ? be->sgd : lamb ? be->lamb_direction : be->adam)(&step);
-    if (lamb) be->lamb_apply(&step);
+    if (lamb)
+        be->lamb_apply(&step);
     opt_reference(c, &a);
     finish(EXACT);
 }
@@ -948,10 +1046,18 @@ static void norms(double max_norm, double loss_scale, double bad)
 {
     begin("finish_norm max %g scale %g bad %g", max_norm, loss_scale, bad);
     Mat *x = vec("x", IN, N), *partial = vec("partial", OUT, N_CHUNKS);
-    if (bad != 0) x->v[chunks[2].offset + 5] = bad;
+    if (bad != 0)
+        x->v[chunks[2].offset + 5] = bad;
     rescale(x, loss_scale, 0);
-    st = (StepState){.seed = 1, .lr = 0.5, .step = 9, .sample0 = 4, .t = 6, .skip = 1, .skipped = 3,
-                     .skipped_in_row = 2, .loss_scale = loss_scale};
+    st = (StepState){.seed = 1,
+                     .lr = 0.5,
+                     .step = 9,
+                     .sample0 = 4,
+                     .t = 6,
+                     .skip = 1,
+                     .skipped = 3,
+                     .skipped_in_row = 2,
+                     .loss_scale = loss_scale};
     send_state();
     be->sum_squares(pointer(partial), pointer(x), chunks_dev, N_CHUNKS);
     be->finish_norm(pointer(partial), N_CHUNKS, max_norm);
@@ -983,10 +1089,12 @@ static void known_answers(void)
     static const struct {
         uint64_t key;
         uint32_t c[4], v[4];
-    } known[] = { /* philox4x32-10 among Random123's known answers */
+    } known[] = {
+        /* philox4x32-10 among Random123's known answers */
         {0, {0, 0, 0, 0}, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
         {~0ull, {~0u, ~0u, ~0u, ~0u}, {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
-        {0x299f31d0a4093822u, {0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344},
+        {0x299f31d0a4093822u,
+         {0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344},
          {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}},
     };
     for (int i = 0; i < COUNT(known); i++) {
@@ -1021,11 +1129,15 @@ static void keep_rates(double p)
     real *host = xmalloc(ALL * sizeof *host);
     rescale(ones, 0, 1);
     rescale(zeros, 0, 0);
-    be->embed_forward(&(Embed){results[0]->t, ones->t, NULL, pointer(zeros), NULL, B, T, 0, C,
-                               {p, RNG_EMBED_DROPOUT, 0}});
-    be->residual_norm_forward(&(ResidualNorm){.x = zeros->t, .x_out = results[1]->t,
-                                              .branch = {ones->t.p, 1, F32, NULL}, .rows = ALL,
-                                              .C = 1, .path = {p, RNG_MLP_PATH, 5}, .tokens = 1});
+    be->embed_forward(&(Embed){
+        results[0]->t, ones->t, NULL, pointer(zeros), NULL, B, T, 0, C, {p, RNG_EMBED_DROPOUT, 0}});
+    be->residual_norm_forward(&(ResidualNorm){.x = zeros->t,
+                                              .x_out = results[1]->t,
+                                              .branch = {ones->t.p, 1, F32, NULL},
+                                              .rows = ALL,
+                                              .C = 1,
+                                              .path = {p, RNG_MLP_PATH, 5},
+                                              .tokens = 1});
     for (int k = 0; k < 2; k++) {
         double kept = 0, other = 0;
         be->download(host, pointer(results[k]), ALL * sizeof *host);

@@ -9,6 +9,9 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* ---- flags ---- */
@@ -51,6 +54,12 @@ static void test_values(void)
     options_apply_config(&o, &c);
     CHECK(c.heads == 7 && c.image_w == 96 && c.std_r == 0.229);
     options_free(&o);
+    CHECK(PARSE("--layer-scale=on", "--augment=Off", "--norm_pre=1", "--patch-bias", "no"));
+    CHECK(o.config.layer_scale && !o.augment && o.config.norm_pre && !o.config.patch_bias);
+    options_free(&o);
+    CHECK(PARSE("--classes", "names.txt", "--no-classes", "--no_val_data", "--no-clip"));
+    CHECK(o.has_classes && !*o.classes && !*o.val_data && o.clip == 0);
+    options_free(&o);
     CHECK(PARSE("--epochs", "5", "--steps", "7"));
     CHECK(o.steps == 7 && o.epochs == 0);
     options_free(&o);
@@ -75,7 +84,13 @@ static void test_wrong(void)
         {{"--opt", ""}, "adamw|adam|sgd|lamb", ""},
         {{"--augment=perhaps", "--lr=1"}, "perhaps", ""},
         {{"--width", "wide"}, "--width: 'wide'", ""},
-        {{"--image-size", "1x2x3"}, "--image-size", ""},
+        {{"--image-width", "x"}, "--image-width: 'x'", "whole number"},
+        {{"--num-classes", "x"}, "--num-classes: 'x'", "whole number"},
+        {{"--layer-scale=maybe", "--lr=1"}, "--layer-scale: 'maybe'", "true or false"},
+        {{"--no-opt", "--lr=1"}, "--opt: '0' is none of", "words"},
+        {{"--warmup_stesp", "3"}, "--warmup_stesp", "did you mean --warmup-steps?"},
+        {{"--image-size", "1x2x3"}, "--image-size: cannot read '1x2x3'", "N|HxW"},
+        {{"--image-size", "ax4"}, "--image-size: cannot read 'ax4'", "N|HxW"},
         {{"--mean", "1,2"}, "--mean", ""},
         {{"--lr=1", "--epochs"}, "--epochs needs a value", ""},
         {{"trian", "--lr=1"}, "trian", "did you mean train?"},
@@ -106,6 +121,12 @@ static void test_recipes(void)
     CHECK(strcmp(o.data, "a # b") == 0 && strcmp(o.out, "x#y") == 0);
     CHECK(!options_lines(&o, "width = 96\nnonsense\n", "r", &e) && strstr(e.what, "r:2: "));
     CHECK(!options_lines(&o, "\n\nhieghts = 3\n", "r", &e) && strstr(e.what, "r:3: "));
+    CHECK(options_lines(&o, "data = \"a\\\\b\\\"c\\nd\\x\" # more\nout = a\\n\"b\"", "r", &e));
+    CHECK(strcmp(o.data, "a\\b\"c\nd\\x") == 0 && strcmp(o.out, "a\\n\"b\"") == 0);
+    CHECK(!options_lines(&o, "data = \"a\n", "r", &e) && strstr(e.what, "quotes of data"));
+    CHECK(!options_lines(&o, "data = \"a\\\"\n", "r", &e) && strstr(e.what, "quotes of data"));
+    CHECK(!options_lines(&o, "data = \"a\" b\n", "r", &e) && strstr(e.what, "quotes of data"));
+    CHECK(!options_lines(&o, "image_w = x\n", "r", &e) && strstr(e.what, "r:1: image_w: 'x'"));
     CHECK(!options_lines(&o, "recipe = other\n", "r", &e));
     CHECK(!options_lines(&o, "=\n", "r", &e));
     options_free(&o);
@@ -130,12 +151,84 @@ static void test_echo(void)
     CHECK(back.opt == OPT_SGD && !back.augment && back.steps == 12 && back.epochs == 0);
     options_apply_config(&back, &d);
     CHECK(d.width == 48 && d.eps == c.eps && d.eps == 1.1e-6);
+    CHECK(!options_write(&o, &c, "/nonexistent/config.ini", &e) && *e.hint);
     options_free(&back);
     options_free(&o);
     if (fd >= 0)
         close(fd);
     unlink(path);
-    CHECK(!options_write(&o, &c, "/nonexistent/config.ini", &e));
+}
+
+/* Any text comes back, and a disk that is full leaves the old file. */
+static void test_echo_texts(void)
+{
+    static const char *const texts[] = {"",        "a\"b",       "\"",    "a\\b",
+                                        "\\",      "a\nb = c\n", "\\n\n", " a#b\\",
+                                        "C:\\x\"", "\"\\\"\\\\", "\r",    "a # \"b\""};
+    char dir[] = "/tmp/test_options_XXXXXX";
+    Error e = {"", ""};
+    Config c = vit_config_default();
+    CHECK(mkdtemp(dir));
+    char *path = xasprintf("%s/config.ini", dir), *temporary = xasprintf("%s.tmp", path);
+    for (int i = 0; i < COUNT(texts); i++) {
+        Options o, back;
+        options_init(&back);
+        CHECK(PARSE("--data", texts[i], "--classes", texts[COUNT(texts) - 1 - i], "--lr", "3"));
+        CHECK(options_write(&o, &c, path, &e) && options_file(&back, path, &e), "%s", e.what);
+        CHECK(strcmp(back.data, o.data) == 0 && strcmp(back.classes, o.classes) == 0 &&
+                  back.lr == 3,
+              "'%s' became '%s'", o.data, back.data);
+        options_free(&o);
+        options_free(&back);
+    }
+    struct rlimit old, limit;
+    Options o, back;
+    options_init(&o);
+    options_init(&back);
+    signal(SIGXFSZ, SIG_IGN);
+    getrlimit(RLIMIT_FSIZE, &old);
+    limit = old;
+    limit.rlim_cur = 100;
+    fflush(stdout);
+    setrlimit(RLIMIT_FSIZE, &limit);
+    bool written = options_write(&o, &c, path, &e);
+    setrlimit(RLIMIT_FSIZE, &old);
+    CHECK(!written && strstr(e.what, path) && strstr(e.hint, "space"), "%s", e.what);
+    CHECK(options_file(&back, path, &e) && back.lr == 3 && access(temporary, F_OK) != 0);
+    unlink(path);
+    mkdir(path, 0777);
+    CHECK(!options_write(&o, &c, path, &e) && access(temporary, F_OK) != 0); /* no rename */
+    rmdir(path);
+    rmdir(dir);
+    options_free(&o);
+    options_free(&back);
+    free(path);
+    free(temporary);
+}
+
+static void test_help(void)
+{
+    static const char *const says[] = {"--no-FLAG", "built-in recipe for small images",
+                                       "--image-size N|HxW", "--std X|R,G,B|imagenet",
+                                       "--batch-size N"};
+    char *help = NULL;
+    size_t size;
+    FILE *f = open_memstream(&help, &size);
+    options_help(f);
+    fclose(f);
+    for (int i = 0; i < COUNT(says); i++)
+        CHECK(strstr(help, says[i]), "no '%s' in --help", says[i]);
+    free(help);
+}
+
+static void test_bools(void)
+{
+    static const char *const words[] = {"false", "true", "no", "yes", "off",   "on",
+                                        "0",     "1",    "No", "Yes", "False", "True"};
+    for (int i = 0; i < COUNT(words); i++)
+        CHECK(vit_find_bool(words[i]) == i % 2, "%s", words[i]);
+    CHECK(vit_find_bool("") == -1 && vit_find_bool("truely") == -1 && vit_find_bool("tRUE") == -1);
+    CHECK(vit_find_bool("true|no") == -1 && vit_find_bool("2") == -1);
 }
 
 /* ---- learning rates ---- */
@@ -216,6 +309,52 @@ static void test_targets(void)
 
 /* ---- log lines ---- */
 
+/* Bytes that are no UTF-8, and a log that was cut in the middle of a line. */
+static void test_log_bytes(void)
+{
+    static const char *const cases[][2] = {
+        {"a\xffz", "a\ufffdz"},
+        {"\u00e9\u20ac\U0001f600", "\u00e9\u20ac\U0001f600"},
+        {"\xc3", "\ufffd"},                               /* cut */
+        {"\xe2\x82\"", "\ufffd\ufffd\\\""},               /* cut before a quote */
+        {"\xc0\xaf", "\ufffd\ufffd"},                     /* two bytes for a slash */
+        {"\xed\xa0\x80", "\ufffd\ufffd\ufffd"},           /* half of a pair */
+        {"\xf4\x90\x80\x80", "\ufffd\ufffd\ufffd\ufffd"}, /* beyond Unicode */
+        {"\x80\xf8", "\ufffd\ufffd"},
+    };
+    char path[] = "/tmp/test_options_XXXXXX";
+    int fd = mkstemp(path);
+    Error e = {"", ""};
+    for (int i = 0; i < COUNT(cases); i++) {
+        CHECK(log_open(path, false, &e));
+        log_begin(cases[i][0]);
+        log_end();
+        log_close();
+        char *lines = read_text(path, 1000, &e),
+             *want = xasprintf("{\"event\":\"%s\"}\n", cases[i][1]);
+        CHECK(lines && strcmp(lines, want) == 0, "case %d: %s", i, lines ? lines : e.what);
+        free(lines);
+        free(want);
+    }
+    static const char *const ends[][2] = {{"", ""}, {"{}\n", "{}\n"}, {"{\"ev", "{\"ev\n"}};
+    for (int i = 0; i < COUNT(ends); i++) {
+        CHECK(ftruncate(fd, 0) == 0 && pwrite(fd, ends[i][0], strlen(ends[i][0]), 0) >= 0);
+        CHECK(log_open(path, true, &e));
+        log_begin("x");
+        log_num("up", INFINITY);
+        log_num("down", -INFINITY);
+        log_end();
+        log_close();
+        char *lines = read_text(path, 1000, &e),
+             *want = xasprintf("%s{\"event\":\"x\",\"up\":null,\"down\":null}\n", ends[i][1]);
+        CHECK(lines && strcmp(lines, want) == 0, "case %d: %s", i, lines ? lines : e.what);
+        free(lines);
+        free(want);
+    }
+    close(fd);
+    unlink(path);
+}
+
 static void test_log(void)
 {
     char path[] = "/tmp/test_options_XXXXXX", text[30];
@@ -236,6 +375,7 @@ static void test_log(void)
     unlink(path);
     if (fd >= 0)
         close(fd);
+    test_log_bytes();
     format_seconds(3725, text, sizeof text);
     CHECK(strcmp(text, "1h02m") == 0);
     format_seconds(125, text, sizeof text);
@@ -252,6 +392,9 @@ int main(void)
     test_wrong();
     test_recipes();
     test_echo();
+    test_echo_texts();
+    test_help();
+    test_bools();
     test_schedules();
     test_mixup();
     test_targets();
