@@ -88,7 +88,8 @@ test: report
 	  $(patsubst %,"%",$(filter %/double/test_grad,$(TESTS))) \
 	  $(foreach t,$(filter %/test_golden,$(TESTS)),"$t $(GOLDEN) $(FIXTURES)") \
 	  $(if $(FIXTURES),,"skip: no PyTorch fixtures in $(SHARED)/fixtures") \
-	  "test/test_train.sh $(PROGRAM) $(SHARED)"
+	  "test/test_train.sh $(PROGRAM) $(SHARED)" \
+	  "test/test_learn.sh $(PROGRAM) $(SHARED)"
 
 # An hour rather than minutes: sanitizers, a second compiler, valgrind, and mutants of the sources
 # that the tests above must notice.

@@ -119,6 +119,10 @@ static void test_recipes(void)
                         "r", &e));
     CHECK(o.config.width == 96 && o.config.layer_scale && o.batch_size == 16);
     CHECK(strcmp(o.data, "a # b") == 0 && strcmp(o.out, "x#y") == 0);
+    /* later wins: a preset replaces the width before it, and yields to the one after it */
+    CHECK(options_lines(&o, "width = 96\nmodel = Ti/16", "r", &e) &&
+          !options_config_given(&o, "width"));
+    CHECK(options_lines(&o, "width = 96", "r", &e) && options_config_given(&o, "width"));
     CHECK(!options_lines(&o, "width = 96\nnonsense\n", "r", &e) && strstr(e.what, "r:2: "));
     CHECK(!options_lines(&o, "\n\nhieghts = 3\n", "r", &e) && strstr(e.what, "r:3: "));
     CHECK(options_lines(&o, "data = \"a\\\\b\\\"c\\nd\\x\" # more\nout = a\\n\"b\"", "r", &e));

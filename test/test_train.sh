@@ -226,6 +226,30 @@ bad "a class without images" 1 'folder/(train|val)/z' $folder --out empty
 rmdir folder/train/z folder/val/z
 bad "too few classes in the model" 1 'classes' --data folder $tiny --num-classes 1 --out few
 
+# ---- what a run must not do silently ----
+
+mv folder/train/y folder/train/w && mv folder/val/y folder/val/w
+bad "eval with other class names" 1 'class [01] is .[wx].' eval --weights one --data folder
+bad "resume with other class names" 1 'class [01] is .[wx].' --resume one --steps 9
+mv folder/train/w folder/train/y && mv folder/val/w folder/val/y
+good "a run evaluated on the training images" $folder --val-data folder/train --out onfolder
+good "eval takes --data, not the run's --val-data" eval --weights onfolder --data folder
+check "and says so" grep -q 'data      folder:' log
+good "a run without evaluation" $folder --val-data none --out noeval
+good "can be evaluated" eval --weights noeval --data folder
+bad "two sources of weights" 2 'give one' --resume one --weights "$(last one)/model.safetensors"
+bad "nothing to train" 2 'epochs 0' $fake --epochs 0
+bad "a floor above the peak" 2 'lr-floor' $fake --lr 0.001 --lr-floor 0.1
+bad "the last steps were skipped" 1 'nothing was saved' $fake --lr 1e30 --clip 0 --warmup-steps 0 \
+    --steps 5 --out skipped
+check "no result is claimed" sh -c "! grep -qE '^(done|results)' log"
+mv one/config.ini kept.ini
+bad "resume without the run's settings" 1 'recipe' --resume one --steps 9
+mv kept.ini one/config.ini
+cp -r one other && rm other/config.ini && touch config.ini
+good "a config.ini that is no run's" predict --weights "$(last other)/model.safetensors" "$picture"
+rm config.ini
+
 # ---- weights ----
 
 weights=$(last one)/model.safetensors
