@@ -26,11 +26,13 @@ extern void (*die_hook)(void);
 
 void warn(const char *fmt, ...) PRINTF_LIKE(1, 2); /* "warning: ..." on stderr */
 
-/* An error that the caller may handle: functions that take one return false (or NULL) and fill it. */
+/* An error that the caller may handle: functions that take one return false (or NULL) and fill it.
+ */
 typedef struct {
     char what[512], hint[256];
 } Error;
-bool fail(Error *e, const char *hint, const char *fmt, ...) PRINTF_LIKE(3, 4); /* fills, returns false */
+bool fail(Error *e, const char *hint, const char *fmt, ...)
+    PRINTF_LIKE(3, 4); /* fills, returns false */
 
 /* Allocation that cannot fail quietly: dies with the size. xcalloc zeroes. */
 void *xmalloc(size_t bytes);
@@ -39,13 +41,15 @@ void *xrealloc(void *p, size_t bytes);
 char *xstrdup(const char *s);
 char *xasprintf(const char *fmt, ...) PRINTF_LIKE(1, 2);
 
-double now(void);                            /* seconds, monotonic */
-bool make_dirs(const char *path, Error *e);  /* mkdir -p */
+double now(void);                           /* seconds, monotonic */
+bool make_dirs(const char *path, Error *e); /* mkdir -p */
 bool path_exists(const char *path);
 bool is_dir(const char *path);
-char *read_text(const char *path, size_t max_bytes, Error *e); /* whole file, zero-terminated; free() */
+char *read_text(const char *path, size_t max_bytes,
+                Error *e); /* whole file, zero-terminated; free() */
 
-/* The word in `list` (NULL-terminated) nearest to `word` by edit distance, or NULL if none is near. */
+/* The word in `list` (NULL-terminated) nearest to `word` by edit distance, or NULL if none is near.
+ */
 const char *nearest(const char *word, const char *const *list);
 
 #endif

@@ -25,11 +25,11 @@ static long round_up(long n, long to)
 /* The tensors of one kind of unit with shapes and offsets; returns the unit's padded size. */
 static long param_table(const Config *c, int kind, ParamInfo *p, int *count)
 {
-    int C = c->width, F = c->mlp, K = c->classes, P = c->patch, R = c->representation,
-        T = vit_tokens(c);
+    int C = c->width, F = c->mlp, K = c->classes, P = c->patch, R = c->representation;
+    int N = c->cls_tokens, T = vit_tokens(c);
 #define SHAPE(a, b, d, e) {a, b, d, e}
 #define X(field, name, shape, init, split, present) \
-    *p++ = (ParamInfo){name, 0, SHAPE shape, init, split, present, 0};
+    *p++ = (ParamInfo){name, 0, SHAPE shape, INIT_##init, split, present, 0};
     ParamInfo *first = p;
     if (kind == UNIT_EMBED) {
         EMBED_PARAMS(X)
@@ -561,8 +561,8 @@ static void linear(const Model *m, Tensor y, Tensor x, dev *w, dev *bias, int ro
 }
 
 /* dw = dy^T x and dx = dy w */
-static void linear_backward(const Model *m, dev *dw, Tensor dx, Tensor dy, Tensor x, dev *w, int rows,
-                            int in, int out)
+static void linear_backward(const Model *m, dev *dw, Tensor dx, Tensor dy, Tensor x, dev *w,
+                            int rows, int in, int out)
 {
     m->be->linear_backward_weight(&(LinearBackwardWeight){.dw = dw, .dy = dy, .x = x,
                                                           .rows = rows, .in = in, .out = out});

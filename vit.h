@@ -37,34 +37,52 @@ enum { ACT_NONE, ACT_GELU, ACT_GELU_TANH, ACT_TANH };
 enum { LOSS_SOFTMAX, LOSS_SIGMOID };
 
 /* clang-format off */
-#define VIT_CONFIG(X)                                                                              \
-    X(int,    image_h,           "image-height",      224,  "image height in pixels")              \
-    X(int,    image_w,           "image-width",       224,  "image width in pixels")               \
-    X(int,    patch,             "patch-size",        16,   "side of a square patch in pixels")    \
-    X(int,    width,             "width",             768,  "C, width of the residual stream")     \
-    X(int,    layers,            "layers",            12,   "L, number of blocks")                 \
-    X(int,    heads,             "heads",             12,   "H, attention heads; must divide C")   \
-    X(int,    mlp,               "mlp",               3072, "F, hidden width of the MLP")          \
-    X(int,    classes,           "num-classes",       1000, "K, outputs of the head")              \
-    X(word,   pool,              "pool",              POOL_CLS, "cls: token 0 after the final norm; gap: mean of the patch tokens after it") \
-    X(int,    cls_tokens,        "cls-tokens",        1,    "class tokens in front of the patches (0, 1, 8, ...)") \
-    X(bool,   patch_bias,        "patch-bias",        true, "bias in the patch embedding")         \
-    X(int,    representation,    "representation",    0,    "width of a linear+tanh layer before the head; 0: none") \
-    X(word,   act,               "act",               ACT_GELU, "gelu (erf) or gelu_tanh")         \
-    X(double, eps,               "eps",               1e-6, "epsilon of the norms in the blocks")  \
-    X(double, eps_final,         "eps-final",         1e-6, "epsilon of the final norm")           \
-    X(bool,   layer_scale,       "layer-scale",       false, "learned scale per channel on each branch") \
-    X(bool,   norm_pre,          "norm-pre",          false, "a norm after the embedding, as in CLIP") \
-    X(word,   loss,              "loss",              LOSS_SOFTMAX, "softmax or sigmoid cross-entropy") \
-    X(double, dropout,           "dropout",           0.0,  "after the embedding, attention projection, GELU and fc2") \
-    X(double, attention_dropout, "attention-dropout", 0.0,  "on the attention probabilities")      \
-    X(double, drop_path,         "drop-path",         0.0,  "stochastic depth, rising linearly over the blocks from 0") \
-    X(double, mean_r, "mean-r", 0.485, "normalisation mean, red, of pixels in 0..1")               \
-    X(double, mean_g, "mean-g", 0.456, "normalisation mean, green")                                \
-    X(double, mean_b, "mean-b", 0.406, "normalisation mean, blue")                                 \
-    X(double, std_r,  "std-r",  0.229, "normalisation standard deviation, red")                    \
-    X(double, std_g,  "std-g",  0.224, "normalisation standard deviation, green")                  \
-    X(double, std_b,  "std-b",  0.225, "normalisation standard deviation, blue")
+#define VIT_CONFIG(X)                                                                             \
+    X(int,    image_h,           "image-height",      224,          "image height in pixels")     \
+    X(int,    image_w,           "image-width",       224,          "image width in pixels")      \
+    X(int,    patch,             "patch-size",        16,                                         \
+      "side of a square patch in pixels")                                                         \
+    X(int,    width,             "width",             768,                                        \
+      "C, width of the residual stream")                                                          \
+    X(int,    layers,            "layers",            12,           "L, number of blocks")        \
+    X(int,    heads,             "heads",             12,                                         \
+      "H, attention heads; must divide C")                                                        \
+    X(int,    mlp,               "mlp",               3072,         "F, hidden width of the MLP") \
+    X(int,    classes,           "num-classes",       1000,         "K, outputs of the head")     \
+    X(word,   pool,              "pool",              POOL_CLS,                                   \
+      "cls: token 0 after the final norm; gap: mean of the patch tokens after it")                \
+    X(int,    cls_tokens,        "cls-tokens",        1,                                          \
+      "class tokens in front of the patches (0, 1, 8, ...)")                                      \
+    X(bool,   patch_bias,        "patch-bias",        true,                                       \
+      "bias in the patch embedding")                                                              \
+    X(int,    representation,    "representation",    0,                                          \
+      "width of a linear+tanh layer before the head; 0: none")                                    \
+    X(word,   act,               "act",               ACT_GELU,     "gelu (erf) or gelu_tanh")    \
+    X(double, eps,               "eps",               1e-6,                                       \
+      "epsilon of the norms in the blocks")                                                       \
+    X(double, eps_final,         "eps-final",         1e-6,         "epsilon of the final norm")  \
+    X(bool,   layer_scale,       "layer-scale",       false,                                      \
+      "learned scale per channel on each branch")                                                 \
+    X(bool,   norm_pre,          "norm-pre",          false,                                      \
+      "a norm after the embedding, as in CLIP")                                                   \
+    X(word,   loss,              "loss",              LOSS_SOFTMAX,                               \
+      "softmax or sigmoid cross-entropy")                                                         \
+    X(double, dropout,           "dropout",           0.0,                                        \
+      "after the embedding, attention projection, GELU and fc2")                                  \
+    X(double, attention_dropout, "attention-dropout", 0.0,                                        \
+      "on the attention probabilities")                                                           \
+    X(double, drop_path,         "drop-path",         0.0,                                        \
+      "stochastic depth, rising linearly over the blocks from 0")                                 \
+    X(double, mean_r,            "mean-r",            0.485,                                      \
+      "normalisation mean, red, of pixels in 0..1")                                               \
+    X(double, mean_g,            "mean-g",            0.456,        "normalisation mean, green")  \
+    X(double, mean_b,            "mean-b",            0.406,        "normalisation mean, blue")   \
+    X(double, std_r,             "std-r",             0.229,                                      \
+      "normalisation standard deviation, red")                                                    \
+    X(double, std_g,             "std-g",             0.224,                                      \
+      "normalisation standard deviation, green")                                                  \
+    X(double, std_b,             "std-b",             0.225,                                      \
+      "normalisation standard deviation, blue")
 /* clang-format on */
 
 typedef int word; /* an int whose values have names */
@@ -86,18 +104,18 @@ extern const ConfigField vit_config_fields[];
 extern const int vit_config_count;
 
 Config vit_config_default(void);                   /* ViT-B/16 at 224 */
-bool vit_preset(const char *name, Config *c);      /* "B/16" sets dimensions; false: no such preset */
+bool vit_preset(const char *name, Config *c);      /* "B/16" sets dimensions; false: unknown */
 extern const char *const vit_preset_names[];       /* NULL-terminated */
 bool vit_config_set(Config *c, const char *name, const char *value, Error *e); /* by field or flag,
                                                       `-` and `_` alike; errors name it as given */
 void vit_config_get(const Config *c, const ConfigField *f, char *out, size_t size); /* as text */
-const char *vit_words(const char *field);          /* "softmax|sigmoid" for loss; NULL if not a word */
+const char *vit_words(const char *field);          /* "softmax|sigmoid" for loss; else NULL */
 bool vit_config_check(const Config *c, Error *e);  /* impossible shapes, out-of-range values */
 const ConfigField *vit_config_find(const char *name); /* by field or flag; NULL: no such setting */
 
 /* Values as text, the same in flags, recipes and files. */
 bool vit_same_name(const char *a, const char *b);  /* `-` and `_` are the same */
-int vit_find_bool(const char *value);              /* true yes on 1 -> 1, false no off 0 -> 0, else -1 */
+int vit_find_bool(const char *value);              /* true yes on 1: 1; false no off 0: 0; or -1 */
 int vit_find_word(const char *words, const char *value);       /* position in "a|b|c", or -1 */
 void vit_word_text(const char *words, int k, char *out, size_t size); /* the word at position k */
 void vit_double_text(double v, char *out, size_t size); /* the shortest that reads back the same */
@@ -111,7 +129,8 @@ static inline int vit_tokens(const Config *c)
     return c->cls_tokens + vit_patches(c);
 }
 /* Floating-point operations of one image's forward pass, multiply-add = 2: the linear layers, the
- * patch embedding, the head, and 4*T*T*C per block for attention. Training counts three times this. */
+ * patch embedding, the head, and 4*T*T*C per block for attention. Training counts three times
+ * this. */
 double vit_forward_flops(const Config *c);
 
 /* ------------------------------------------------------------------------------------------------
@@ -120,45 +139,48 @@ double vit_forward_flops(const Config *c);
  * A unit begins and ends with the complete residual stream [B,T,C], and no fusion crosses its edge;
  * it is therefore what is gathered, recomputed, updated and sent. One line per tensor says all:
  *
- *   field     name in files (timm's)      shape (0: dimension absent)  initialiser  split  present if
+ *   field      name in files (timm's)      shape (0: no such) initialiser split present if
  *
- * The order of the lines is the layout of a unit's buffers (weights, gradients, optimiser state) and
- * of the file. `split` is the axis that tensor parallelism cuts: 0 rows, 1 columns, -1 replicated. */
+ * The order of the lines is the layout of a unit's buffers (weights, gradients, optimiser state)
+ * and of the file. `split` is the axis that tensor parallelism cuts: 0 rows, 1 columns, -1 neither.
+ * N is the number of class tokens, R the width of the representation layer. */
 
 enum { UNIT_EMBED, UNIT_BLOCK, UNIT_HEAD, UNIT_KINDS };
-enum { INIT_ZERO, INIT_ONE, INIT_CLS, INIT_POS, INIT_PATCH, INIT_QKV, INIT_PROJ, INIT_FC1, INIT_FC2,
-       INIT_BIAS, INIT_MLP_BIAS, INIT_PATCH_BIAS, INIT_REP, INIT_REP_BIAS, INIT_HEAD, INIT_HEAD_BIAS, INIT_LS };
+/* Roles of a tensor, for which each initialiser has a rule (vit.c). */
+enum { INIT_ZERO, INIT_ONE, INIT_CLS, INIT_POS, INIT_PATCH, INIT_QKV, INIT_PROJ, INIT_FC1,
+       INIT_FC2, INIT_BIAS, INIT_MLP_BIAS, INIT_PATCH_BIAS, INIT_REP, INIT_REP_BIAS, INIT_HEAD,
+       INIT_HEAD_BIAS, INIT_LS };
 
 /* clang-format off */
-#define EMBED_PARAMS(X)                                                                                        \
-    X(cls_token, "cls_token",               (1, c->cls_tokens, C, 0),     INIT_CLS,        -1, c->cls_tokens > 0)  \
-    X(pos_embed, "pos_embed",               (1, T, C, 0),                 INIT_POS,        -1, true)               \
-    X(patch_w,   "patch_embed.proj.weight", (C, VIT_CHANNELS, P, P),      INIT_PATCH,      -1, true)               \
-    X(patch_b,   "patch_embed.proj.bias",   (C, 0, 0, 0),                 INIT_PATCH_BIAS, -1, c->patch_bias)      \
-    X(norm_w,    "norm_pre.weight",         (C, 0, 0, 0),                 INIT_ONE,        -1, c->norm_pre)        \
-    X(norm_b,    "norm_pre.bias",           (C, 0, 0, 0),                 INIT_ZERO,       -1, c->norm_pre)
-#define BLOCK_PARAMS(X)                                                                                        \
-    X(norm1_w,   "norm1.weight",            (C, 0, 0, 0),                 INIT_ONE,        -1, true)               \
-    X(norm1_b,   "norm1.bias",              (C, 0, 0, 0),                 INIT_ZERO,       -1, true)               \
-    X(qkv_w,     "attn.qkv.weight",         (3 * C, C, 0, 0),             INIT_QKV,         0, true)               \
-    X(qkv_b,     "attn.qkv.bias",           (3 * C, 0, 0, 0),             INIT_BIAS,        0, true)               \
-    X(proj_w,    "attn.proj.weight",        (C, C, 0, 0),                 INIT_PROJ,        1, true)               \
-    X(proj_b,    "attn.proj.bias",          (C, 0, 0, 0),                 INIT_BIAS,       -1, true)               \
-    X(ls1,       "ls1.gamma",               (C, 0, 0, 0),                 INIT_LS,         -1, c->layer_scale)     \
-    X(norm2_w,   "norm2.weight",            (C, 0, 0, 0),                 INIT_ONE,        -1, true)               \
-    X(norm2_b,   "norm2.bias",              (C, 0, 0, 0),                 INIT_ZERO,       -1, true)               \
-    X(fc1_w,     "mlp.fc1.weight",          (F, C, 0, 0),                 INIT_FC1,         0, true)               \
-    X(fc1_b,     "mlp.fc1.bias",            (F, 0, 0, 0),                 INIT_MLP_BIAS,    0, true)               \
-    X(fc2_w,     "mlp.fc2.weight",          (C, F, 0, 0),                 INIT_FC2,         1, true)               \
-    X(fc2_b,     "mlp.fc2.bias",            (C, 0, 0, 0),                 INIT_MLP_BIAS,   -1, true)               \
-    X(ls2,       "ls2.gamma",               (C, 0, 0, 0),                 INIT_LS,         -1, c->layer_scale)
-#define HEAD_PARAMS(X)                                                                                         \
-    X(norm_w,    "norm.weight",             (C, 0, 0, 0),                 INIT_ONE,        -1, true)               \
-    X(norm_b,    "norm.bias",               (C, 0, 0, 0),                 INIT_ZERO,       -1, true)               \
-    X(rep_w,     "pre_logits.fc.weight",    (R, C, 0, 0),                 INIT_REP,        -1, R > 0)              \
-    X(rep_b,     "pre_logits.fc.bias",      (R, 0, 0, 0),                 INIT_REP_BIAS,   -1, R > 0)              \
-    X(head_w,    "head.weight",             (K, R ? R : C, 0, 0),         INIT_HEAD,       -1, true)               \
-    X(head_b,    "head.bias",               (K, 0, 0, 0),                 INIT_HEAD_BIAS,  -1, true)
+#define EMBED_PARAMS(X)                                                                           \
+    X(cls_token, "cls_token",               (1, N, C, 0),         CLS,        -1, N > 0)          \
+    X(pos_embed, "pos_embed",               (1, T, C, 0),         POS,        -1, true)           \
+    X(patch_w,   "patch_embed.proj.weight", (C, 3, P, P),         PATCH,      -1, true)           \
+    X(patch_b,   "patch_embed.proj.bias",   (C, 0, 0, 0),         PATCH_BIAS, -1, c->patch_bias)  \
+    X(norm_w,    "norm_pre.weight",         (C, 0, 0, 0),         ONE,        -1, c->norm_pre)    \
+    X(norm_b,    "norm_pre.bias",           (C, 0, 0, 0),         ZERO,       -1, c->norm_pre)
+#define BLOCK_PARAMS(X)                                                                           \
+    X(norm1_w,   "norm1.weight",            (C, 0, 0, 0),         ONE,        -1, true)           \
+    X(norm1_b,   "norm1.bias",              (C, 0, 0, 0),         ZERO,       -1, true)           \
+    X(qkv_w,     "attn.qkv.weight",         (3 * C, C, 0, 0),     QKV,        0,  true)           \
+    X(qkv_b,     "attn.qkv.bias",           (3 * C, 0, 0, 0),     BIAS,       0,  true)           \
+    X(proj_w,    "attn.proj.weight",        (C, C, 0, 0),         PROJ,       1,  true)           \
+    X(proj_b,    "attn.proj.bias",          (C, 0, 0, 0),         BIAS,       -1, true)           \
+    X(ls1,       "ls1.gamma",               (C, 0, 0, 0),         LS,         -1, c->layer_scale) \
+    X(norm2_w,   "norm2.weight",            (C, 0, 0, 0),         ONE,        -1, true)           \
+    X(norm2_b,   "norm2.bias",              (C, 0, 0, 0),         ZERO,       -1, true)           \
+    X(fc1_w,     "mlp.fc1.weight",          (F, C, 0, 0),         FC1,        0,  true)           \
+    X(fc1_b,     "mlp.fc1.bias",            (F, 0, 0, 0),         MLP_BIAS,   0,  true)           \
+    X(fc2_w,     "mlp.fc2.weight",          (C, F, 0, 0),         FC2,        1,  true)           \
+    X(fc2_b,     "mlp.fc2.bias",            (C, 0, 0, 0),         MLP_BIAS,   -1, true)           \
+    X(ls2,       "ls2.gamma",               (C, 0, 0, 0),         LS,         -1, c->layer_scale)
+#define HEAD_PARAMS(X)                                                                            \
+    X(norm_w,    "norm.weight",             (C, 0, 0, 0),         ONE,        -1, true)           \
+    X(norm_b,    "norm.bias",               (C, 0, 0, 0),         ZERO,       -1, true)           \
+    X(rep_w,     "pre_logits.fc.weight",    (R, C, 0, 0),         REP,        -1, R > 0)          \
+    X(rep_b,     "pre_logits.fc.bias",      (R, 0, 0, 0),         REP_BIAS,   -1, R > 0)          \
+    X(head_w,    "head.weight",             (K, R ? R : C, 0, 0), HEAD,       -1, true)           \
+    X(head_b,    "head.bias",               (K, 0, 0, 0),         HEAD_BIAS,  -1, true)
 /* clang-format on */
 
 typedef struct dev dev; /* device memory; incomplete, so that the model cannot dereference it */
@@ -239,7 +261,7 @@ typedef struct {
 typedef uint64_t Ticket; /* of an upload, for wait() */
 
 /* Dropout of one op: keep with probability 1-p, scale by 1/(1-p). The bits are
- * rng_block(seed, element/4, sample, step, purpose, layer); element is counted within one sample. */
+ * rng_block(seed, element/4, sample, step, purpose, layer); element counts within one sample. */
 typedef struct {
     double p;
     int purpose, layer;
@@ -316,7 +338,7 @@ typedef struct {
  * Backward, with dx the gradient of the residual stream:
  *   dx      += LayerNorm'(dy)                    (gamma NULL: left as it is)
  *   dbranch  = s * gamma_ls * drop(dx)           (dbranch.p NULL: it is dx itself)
- *   dgamma and dbeta [C] with the norm; dls and dbias [C], column sums of dbranch, where not NULL */
+ *   dgamma, dbeta [C] with the norm; dls, dbias [C], column sums of dbranch, where not NULL */
 typedef struct {
     Tensor x, x_out, branch, y;
     dev *gamma, *beta;
@@ -372,8 +394,8 @@ typedef struct {
  *          (Loshchilov & Hutter 2019); mh = m / (1 - b1^t), vh = v / (1 - b2^t)
  *   adam   the same with g + wd w in place of g and no decay of w (Kingma & Ba 2015)
  *   sgd    m = momentum m + g + wd w (m = g + wd w the first time); w = w - lr m
- *   lamb   u = mh / (sqrt(vh) + eps) + wd w; w = w - lr r u; r = |w| / |u| per tensor of two or more
- *          dimensions (1 where either is 0), else 1 (You et al. 2020)
+ *   lamb   u = mh / (sqrt(vh) + eps) + wd w; w = w - lr r u; r = |w| / |u| per tensor of two or
+ *          more dimensions (1 where either is 0), else 1 (You et al. 2020)
  * ema = ema_decay ema + (1 - ema_decay) w, where ema is given. Nothing happens when state->skip. */
 enum { OPT_ADAMW, OPT_ADAM, OPT_SGD, OPT_LAMB };
 typedef struct {
@@ -404,7 +426,7 @@ typedef struct Backend {
     void (*release)(dev *p);
     void *(*host_alloc)(size_t bytes); /* pinned where that means something */
     void (*host_release)(void *p);
-    Ticket (*upload)(dev *dst, const void *src, size_t bytes); /* src must live until wait(ticket) */
+    Ticket (*upload)(dev *dst, const void *src, size_t bytes); /* src must live until wait() */
     void (*wait)(Ticket ticket);
     void (*download)(void *dst, const dev *src, size_t bytes); /* waits for everything before it */
     void (*copy)(dev *dst, const dev *src, size_t bytes);
@@ -439,8 +461,8 @@ typedef struct Backend {
 } Backend;
 
 const Backend *backend_cpu(void);
-/* First thing in main(): where OpenBLAS does not know the CPU and has chosen slow kernels, or OpenMP
- * would spin at barriers, start the program again with the variables that say better. */
+/* First thing in main(): where OpenBLAS does not know the CPU and has chosen slow kernels, or
+ * OpenMP would spin at barriers, start the program again with the variables that say better. */
 void backend_cpu_reexec(char **argv);
 
 /* ------------------------------------------------------------------------------------------------
@@ -520,14 +542,16 @@ typedef struct Model {
     bool train_mode; /* dropout and drop path are on */
 } Model;
 
-/* Layout, memory plan, allocation; weights are zero. Dies if `c` is impossible or memory is short. */
+/* Layout, memory plan, allocation; weights are zero. Dies if c is impossible or memory is short. */
 Model *vit_create(const Config *c, const Plan *plan, const Backend *be);
 void vit_free(Model *m);
 
 /* Parameters by `scheme`: "jax" (zero head, Xavier uniform), "timm" (truncated normal 0.02),
- * "torch" (U(+-1/sqrt(fan_in))), "megatron" (normal 0.02, output layers / sqrt(2L)), "xavier" (normal).
+ * "torch" (U(+-1/sqrt(fan_in))), "megatron" (normal 0.02, output layers / sqrt(2L)), "xavier"
+ * (normal).
  * Every scheme draws in double from counters, so CPU and GPU start from the same bits. */
-bool vit_init(Model *m, const char *scheme, uint64_t seed, double head_bias, double layer_scale, Error *e);
+bool vit_init(Model *m, const char *scheme, uint64_t seed, double head_bias, double layer_scale,
+              Error *e);
 /* The one initialiser behind it, for a single tensor (a new head, a missing tensor). */
 bool vit_init_param(const Model *m, int unit, const ParamInfo *p, const char *scheme, uint64_t seed,
                     double head_bias, double layer_scale, real *out);
@@ -535,7 +559,8 @@ extern const char *const vit_init_names[]; /* NULL-terminated */
 
 /* Walk over all present tensors in layout order. `name` is the full name ("blocks.3.mlp.fc1.bias");
  * `offset` counts elements in the model's buffers. Return false from the visitor to stop. */
-typedef bool (*ParamVisitor)(void *ctx, int unit, const ParamInfo *p, const char *name, long offset);
+typedef bool (*ParamVisitor)(void *ctx, int unit, const ParamInfo *p, const char *name,
+                             long offset);
 bool vit_each_param(const Model *m, ParamVisitor visit, void *ctx);
 
 /* Move one tensor between host and a parameter buffer (weights, grads, m, v, ema). */
@@ -544,13 +569,14 @@ void vit_write(Model *m, dev *buffer, long offset, long n, const real *in);
 
 /* Bytes of one image as vit_set_batch takes it. */
 size_t vit_image_bytes(const Config *c, bool u8);
-/* Inputs of the next micro-batch; B <= max_batch. targets real [B,K]; mix Mix[B] or NULL. Copied. */
-void vit_set_batch(Model *m, int B, const void *images, bool u8, const real *targets, const Mix *mix);
+/* Inputs of the next micro-batch, copied; B <= max_batch. targets [B,K]; mix Mix[B] or NULL. */
+void vit_set_batch(Model *m, int B, const void *images, bool u8, const real *targets,
+                   const Mix *mix);
 
-void vit_begin_step(Model *m, uint32_t step, double lr, uint64_t seed); /* before its micro-batches */
+void vit_begin_step(Model *m, uint32_t step, double lr, uint64_t seed); /* then its micro-batches */
 void vit_forward(Model *m, bool train_mode);  /* images -> logits */
 void vit_loss(Model *m, double scale);        /* logits, targets -> stats (training: dlogits too) */
-void vit_backward(Model *m);                  /* dlogits -> grads, added to earlier micro-batches' */
+void vit_backward(Model *m);                  /* dlogits -> grads, added to those before */
 void vit_update(Model *m);                    /* norm, clip, optimiser */
 /* One micro-batch of a step: forward, loss with scale 1/global_batch, backward. */
 void vit_micro_step(Model *m, int first_sample, int global_batch);
@@ -559,6 +585,6 @@ void vit_stats(const Model *m, real *out);    /* [B,3] of the last vit_loss */
 void vit_logits(const Model *m, real *out);   /* [B,K] of the last vit_forward */
 const StepState *vit_state(Model *m);         /* waits for the device */
 void vit_set_state(Model *m, const StepState *s);
-void vit_swap_ema(Model *m);                  /* exchange weights and their average, for evaluation */
+void vit_swap_ema(Model *m);                  /* exchange weights and average, for evaluation */
 
 #endif
