@@ -165,14 +165,15 @@ static void run(const char *name, const Config *c, int B, int rounds)
         infer[r] = now() - t;
         gemm_forward[r] = time_products(be, c, B, true, buffers, &flops_forward);
     }
-    double per_image = vit_forward_flops(c), ts = median(train, rounds), is = median(infer, rounds);
-    double rate = flops / median(gemm, rounds),
-           rate_forward = flops_forward / median(gemm_forward, rounds);
-    printf("%-10s batch %-3d train %8.2f images/s  fraction %.3f   infer %8.2f images/s  fraction "
-           "%.3f   "
-           "sgemm %.0f GFLOP/s   peak %.2f GiB\n",
-           name, B, B / ts, B / ts * 3 * per_image / rate, B / is,
-           B / is * per_image / rate_forward, rate * 1e-9, peak);
+    double per_image = vit_forward_flops(c), fraction[MAX_ROUNDS], fraction_forward[MAX_ROUNDS];
+    for (int r = 0; r < rounds; r++) { /* of each round: the machine's speed may drift between them */
+        fraction[r] = B * 3 * per_image / train[r] / (flops / gemm[r]);
+        fraction_forward[r] = B * per_image / infer[r] / (flops_forward / gemm_forward[r]);
+    }
+    printf("%-10s batch %-3d train %8.2f images/s  fraction %.3f   infer %8.2f images/s  "
+           "fraction %.3f   sgemm %.0f GFLOP/s   peak %.2f GiB\n",
+           name, B, B / median(train, rounds), median(fraction, rounds), B / median(infer, rounds),
+           median(fraction_forward, rounds), flops / median(gemm, rounds) * 1e-9, peak);
     fflush(stdout);
     vit_free(m);
 }
