@@ -26,6 +26,8 @@ typedef struct {
     double ms, images_per_s; /* per step, since the last report */
     double gflops;           /* arithmetic done per second */
     double wait;             /* share of the time spent waiting for data */
+    double cpu;              /* share of the compute threads' time that the process was busy */
+    double memory;           /* peak, bytes */
     uint64_t skipped;        /* steps left out because of non-finite gradients */
     double eta;              /* seconds to the end */
 } StepReport;

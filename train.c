@@ -35,7 +35,7 @@ typedef struct {
     real *targets, *stats;
     Mix *mix;
     /* since the last report */
-    double loss, hits, since, waited;
+    double loss, hits, since, waited, cpu, reported;
     long images, steps;
 } Training;
 
@@ -144,6 +144,16 @@ static double epoch_of(const Session *s)
     return (double)s->state.samples / (double)data_count(s->train);
 }
 
+/* What the process has used so far. */
+static void usage(double *cpu_seconds, double *peak_bytes)
+{
+    struct rusage u;
+    getrusage(RUSAGE_SELF, &u);
+    *cpu_seconds = (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
+                   1e-6 * (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec);
+    *peak_bytes = 1024.0 * (double)u.ru_maxrss;
+}
+
 static void report(Training *t, const StepState *state)
 {
     const Session *s = t->s;
@@ -166,6 +176,11 @@ static void report(Training *t, const StepState *state)
     report_bar(&r);
     if (step % (uint64_t)s->o.log_every != 0 && step != t->total && step != t->first + 1)
         return;
+    double cpu;
+    usage(&cpu, &r.memory);
+    r.cpu = (cpu - t->cpu) / ((now() - t->reported) * s->be->threads());
+    t->cpu = cpu;
+    t->reported = now();
     report_step(&r);
     t->loss = t->hits = 0;
     t->images = t->steps = 0;
@@ -304,7 +319,9 @@ static void begin(Training *t)
     t->mix = xcalloc(n, sizeof *t->mix);
     t->loader = loader_open(s->train, chunk, true, (long)s->state.samples, 0, (int)s->o.workers);
     t->saved = t->first = s->state.step;
-    t->began = t->since = now();
+    double peak;
+    usage(&t->cpu, &peak);
+    t->began = t->since = t->reported = now();
     log_start(t);
     if (s->state.step)
         printf("resumed   at step %lu, epoch %.2f\n", (unsigned long)s->state.step, epoch_of(s));
@@ -315,10 +332,10 @@ static void finish(Training *t)
 {
     Session *s = t->s;
     char took[32], memory[32];
-    struct rusage use;
-    getrusage(RUSAGE_SELF, &use);
+    double cpu, peak;
+    usage(&cpu, &peak);
     format_seconds(now() - t->began, took, sizeof took);
-    format_count(1024.0 * (double)use.ru_maxrss, memory, sizeof memory);
+    format_count(peak, memory, sizeof memory);
     report_clear();
     if (stop_signal) {
         printf("stopped after step %lu of %lu", (unsigned long)s->state.step,
