@@ -41,8 +41,7 @@ static real *row(Tensor t, long i)
 
 static dev *cpu_alloc(size_t bytes)
 {
-    /* calloc, because pages that nobody touches then cost nothing; the block's start is kept below
-     * p */
+    /* calloc: pages that nobody touches cost nothing; the block's start is kept below p */
     if (bytes > SIZE_MAX - 512)
         return NULL;
     char *block = calloc(1, bytes + 512);
@@ -1076,7 +1075,7 @@ static int openblas_level(void)
 
 /* Both libraries read their variables as they load, hence a new start of the program.
  * GOMP_SPINCOUNT: threads that wait for each other at a barrier by spinning are hardly faster on an
- * idle machine, and twenty times slower beside one other busy process. */
+ * idle machine, and many times slower beside one other busy process. */
 void backend_cpu_reexec(char **argv)
 {
     static const char *const types[] = {NULL, NULL, "HASWELL", "SKYLAKEX"};
