@@ -63,9 +63,54 @@ static void *cpu_host_alloc(size_t bytes)
     return xmalloc(bytes);
 }
 
-static Ticket cpu_upload(dev *dst, const void *src, size_t bytes)
+static double read_number(const char *path, const char *key)
+{
+    FILE *f = fopen(path, "r");
+    char line[256];
+    double value = -1;
+    size_t skip = strlen(key);
+    while (f && value < 0 && fgets(line, sizeof line, f))
+        if (strncmp(line, key, skip) == 0 && sscanf(line + skip, "%lf", &value) != 1)
+            value = -1;
+    if (f)
+        fclose(f);
+    return value;
+}
+
+/* What the machine, and the container it may be, can still give. */
+static double cpu_memory_free(void)
+{
+    double kib = read_number("/proc/meminfo", "MemAvailable:");
+    double machine = kib < 0 ? -1 : kib * 1024;
+    double limit = read_number("/sys/fs/cgroup/memory.max", "");
+    double used = read_number("/sys/fs/cgroup/memory.current", "");
+    if (limit < 0 || used < 0)
+        return machine;
+    double cache = read_number("/sys/fs/cgroup/memory.stat", "inactive_file ");
+    used -= cache > 0 ? cache : 0; /* the kernel gives this back when asked */
+    return machine < 0 || limit - used < machine ? limit - used : machine;
+}
+
+static void cpu_upload(dev *dst, const void *src, size_t bytes)
 {
     memcpy(dst, src, bytes);
+}
+
+static Ticket cpu_send(dev *dst, const void *src, size_t bytes, Ticket after)
+{
+    (void)after;
+    memcpy(dst, src, bytes);
+    return 0;
+}
+
+static Ticket cpu_fetch(void *dst, const dev *src, size_t bytes)
+{
+    memcpy(dst, src, bytes);
+    return 0;
+}
+
+static Ticket cpu_mark(void)
+{
     return 0;
 }
 
@@ -105,9 +150,37 @@ static void cpu_add(dev *sum, const dev *x, long n)
         a[i] += b[i];
 }
 
-static void cpu_bind_state(dev *s)
+static void cpu_run(uint64_t key, void (*body)(void *), void *arg)
 {
+    (void)key;
+    body(arg);
+}
+
+static size_t cpu_scratch_bytes(const Config *c, int B)
+{
+    (void)c;
+    (void)B;
+    return 0;
+}
+
+/* Its own scratch grows with the number of threads, which a plan does not know. */
+static void cpu_bind(dev *s, dev *scratch_memory, size_t bytes)
+{
+    (void)scratch_memory;
+    (void)bytes;
     state = (const StepState *)(void *)s;
+}
+
+/* One process: several are for the CUDA backend, until this one speaks MPI. */
+static void cpu_all_reduce(dev *x, int type, long n)
+{
+    (void)x;
+    (void)type;
+    (void)n;
+}
+
+static void cpu_join(void)
+{
 }
 
 /* Scratch that grows to the largest request and stays: block `which` of several in use at once. */
@@ -403,20 +476,48 @@ static void column_sums(dev *out, Tensor x, long rows, long n)
 /* ------------------------------------------------------------------------------------------------
  * Embedding */
 
+/* Pixel (row y, column x) of channel c of image b, as Augment wants it. */
+static real augmented(const Patchify *a, int b, int c, int y, int x, real lut[3][256])
+{
+    const Augment *g = (const Augment *)a->augment + b;
+    if (g->erase && y >= g->y && y < g->y + g->h && x >= g->x && x < g->x + g->w) {
+        if (g->erase == ERASE_ZERO)
+            return 0;
+        Philox r = rng_block(state->seed, (uint32_t)((c * a->H + y) * a->W + x),
+                             state->sample0 + (uint32_t)b, state->step, RNG_ERASE, 0);
+        return (real)(sqrt(-2 * log(rng_unit(r.v[0]))) *
+                      cos(2 * 3.14159265358979323846 * rng_unit(r.v[1])));
+    }
+    long column = g->flip ? a->W - 1 - x : x;
+    const uint8_t *in = (const uint8_t *)a->images + (((long)b * a->H + y) * a->W + column) * 3;
+    if (!g->use_colour)
+        return lut[c][in[c]];
+    double v = (double)g->colour[9 + c];
+    for (int k = 0; k < 3; k++)
+        v += (double)g->colour[3 * c + k] * in[k] / 255.0;
+    v = v < 0 ? 0 : v > 1 ? 1 : v;
+    return (real)((v - a->mean[c]) / a->std[c]);
+}
+
 /* One patch of one image, added to out [3*P*P] with weight `scale`. */
 static void patch_add(real *out, const Patchify *a, int b, int py, int px, real scale,
                       real lut[3][256])
 {
     const int P = a->P, H = a->H, W = a->W;
+    const Augment *g = a->augment ? (const Augment *)a->augment + b : NULL;
+    bool plain = !g || !(g->flip || g->use_colour || g->erase);
     for (int c = 0; c < VIT_CHANNELS; c++)
         for (int i = 0; i < P; i++) {
             real *o = out + (c * P + i) * P;
-            long y = (long)py * P + i, x = (long)px * P;
-            if (a->u8) {
+            int y = py * P + i, x = px * P;
+            if (a->u8 && plain) {
                 const uint8_t *in =
                     (const uint8_t *)a->images + (((long)b * H + y) * W + x) * VIT_CHANNELS + c;
                 for (int j = 0; j < P; j++)
                     o[j] += scale * lut[c][in[j * VIT_CHANNELS]];
+            } else if (a->u8) {
+                for (int j = 0; j < P; j++)
+                    o[j] += scale * augmented(a, b, c, y, x + j, lut);
             } else {
                 const real *in = host(a->images) + (((long)b * VIT_CHANNELS + c) * H + y) * W + x;
                 for (int j = 0; j < P; j++)
@@ -428,7 +529,7 @@ static void patch_add(real *out, const Patchify *a, int b, int py, int px, real 
 static void cpu_patchify(const Patchify *a)
 {
     int gh = a->H / a->P, gw = a->W / a->P, n = VIT_CHANNELS * a->P * a->P;
-    const Mix *mix = (const Mix *)a->mix;
+    const Augment *g = (const Augment *)a->augment;
     real lut[3][256];
     for (int c = 0; c < VIT_CHANNELS; c++)
         for (int v = 0; v < 256; v++)
@@ -439,9 +540,9 @@ static void cpu_patchify(const Patchify *a)
         int b = i / (gh * gw), py = i / gw % gh, px = i % gw;
         real *out = row(a->out, i);
         memset(out, 0, (size_t)n * sizeof(real));
-        patch_add(out, a, b, py, px, mix ? (real)mix[b].lambda : 1, lut);
-        if (mix && mix[b].lambda < 1)
-            patch_add(out, a, mix[b].partner, py, px, 1 - (real)mix[b].lambda, lut);
+        patch_add(out, a, b, py, px, g ? (real)g[b].lambda : 1, lut);
+        if (g && g[b].lambda < 1)
+            patch_add(out, a, g[b].partner, py, px, 1 - (real)g[b].lambda, lut);
     }
 }
 
@@ -867,7 +968,8 @@ static void cpu_loss(const Loss *a)
 #pragma omp parallel for schedule(static)
     for (int b = 0; b < a->B; b++) {
         const real *z = row(a->logits, b), *y = host(a->targets) + (long)b * K;
-        real *dz = a->dlogits.p ? row(a->dlogits, b) : NULL, *stats = host(a->stats) + 3L * b;
+        real *dz = a->dlogits.p ? row(a->dlogits, b) : NULL;
+        real *stats = host(a->stats) + 3L * (state->sample0 + (uint32_t)b);
         double loss = a->kind == LOSS_SOFTMAX ? softmax_row(z, y, dz, K, scale)
                                               : sigmoid_row(z, y, dz, K, scale);
         int label = 0, above = 0;
@@ -896,6 +998,18 @@ static double chunk_squares(const real *x, int n)
     return s;
 }
 
+static void cpu_count_large(Tensor x, int rows, int cols)
+{
+    StepState *s = (StepState *)state;
+    long large = 0;
+#pragma omp parallel for schedule(static) reduction(+ : large)
+    for (long r = 0; r < rows; r++)
+        for (int j = 0; j < cols; j++) /* written so that NaN counts */
+            large += !(fabs((double)row(x, r)[j]) <= 0.125 * 65504);
+    s->large += (uint64_t)large;
+    s->counted += (uint64_t)rows * (uint64_t)cols;
+}
+
 static void cpu_sum_squares(dev *partial, const dev *x, const dev *chunks, int n)
 {
     const Chunk *c = (const Chunk *)chunks;
@@ -920,7 +1034,31 @@ static void cpu_finish_norm(const dev *partial, int n, double max_norm)
     }
     s->t += !s->skip;
     s->skipped += s->skip;
-    s->skipped_in_row = s->skip ? s->skipped_in_row + 1 : 0;
+}
+
+/* A skipped step counts towards giving up only where the scale was at its lowest already. */
+static void cpu_scale_loss(const LossScaling *c)
+{
+    StepState *s = (StepState *)state;
+    const double highest = 4294967296.0;
+    bool lowest = c->kind <= SCALING_STATIC || s->loss_scale <= 1;
+    double scale = s->loss_scale;
+    s->skipped_in_row = s->skip ? s->skipped_in_row + lowest : 0;
+    if (c->kind == SCALING_DYNAMIC && s->skip) {
+        s->good_steps = 0;
+        s->patience -= s->patience > 0;
+        if (s->patience == 0)
+            scale *= 0.5;
+    } else if (c->kind == SCALING_DYNAMIC && ++s->good_steps >= (uint32_t)c->interval) {
+        s->good_steps = 0;
+        s->patience = (uint32_t)c->hysteresis;
+        scale *= 2;
+    } else if (c->kind == SCALING_AUTO) {
+        scale *= (double)s->large > 1e-7 * (double)s->counted ? 0.5 : 2;
+        s->large = s->counted = 0;
+    }
+    if (c->kind >= SCALING_DYNAMIC)
+        s->loss_scale = scale < 1 ? 1 : scale > highest ? highest : scale;
 }
 
 /* ema = decay ema + (1 - decay) w; a chunk at a time, while w is in cache */
@@ -1100,11 +1238,27 @@ void backend_cpu_reexec(char **argv)
     execv("/proc/self/exe", argv); /* only returns if it failed: slower, but it works */
 }
 
-static void cpu_init(int threads)
+static void cpu_init(const Device *d)
 {
-    if (threads > 0)
-        omp_set_num_threads(threads);
+    if (d->type != F32 || d->tf32)
+        die_usage("leave --precision out, or build for a GPU",
+                  "the CPU computes in fp32 alone; it has no other --precision");
+    if (d->ranks > 1)
+        die_usage("leave --gpus and the launcher out", "the CPU backend is one process");
+    if (d->threads > 0)
+        omp_set_num_threads(d->threads);
     openblas_set_num_threads(omp_get_max_threads());
+}
+
+static void cpu_algorithms(const char *path, bool save)
+{
+    (void)path;
+    (void)save;
+}
+
+static double cpu_peak_flops(void)
+{
+    return 0;
 }
 
 static void cpu_describe(char *out, size_t size)
@@ -1126,21 +1280,30 @@ const Backend *backend_cpu(void)
 {
     static const Backend table = {
         .name = "cpu",
+        .asynchronous = false,
         .init = cpu_init,
         .threads = omp_get_max_threads,
         .describe = cpu_describe,
+        .peak_flops = cpu_peak_flops,
+        .algorithms = cpu_algorithms,
+        .memory_free = cpu_memory_free,
         .alloc = cpu_alloc,
         .release = cpu_release,
         .host_alloc = cpu_host_alloc,
         .host_release = free,
         .upload = cpu_upload,
-        .wait = cpu_wait,
         .download = cpu_download,
+        .send = cpu_send,
+        .fetch = cpu_fetch,
+        .mark = cpu_mark,
+        .wait = cpu_wait,
         .copy = cpu_copy,
         .zero = cpu_zero,
         .convert = cpu_convert,
         .add = cpu_add,
-        .bind_state = cpu_bind_state,
+        .run = cpu_run,
+        .scratch_bytes = cpu_scratch_bytes,
+        .bind = cpu_bind,
         .linear_forward = cpu_linear_forward,
         .linear_backward_input = cpu_linear_backward_input,
         .linear_backward_weight = cpu_linear_backward_weight,
@@ -1154,12 +1317,16 @@ const Backend *backend_cpu(void)
         .pool_forward = cpu_pool_forward,
         .pool_backward = cpu_pool_backward,
         .loss = cpu_loss,
+        .count_large = cpu_count_large,
         .sum_squares = cpu_sum_squares,
         .finish_norm = cpu_finish_norm,
         .adam = cpu_adam,
         .sgd = cpu_sgd,
         .lamb_direction = cpu_lamb_direction,
         .lamb_apply = cpu_lamb_apply,
+        .scale_loss = cpu_scale_loss,
+        .all_reduce = cpu_all_reduce,
+        .join = cpu_join,
     };
     return &table;
 }

@@ -681,7 +681,11 @@ static bool save_state(Model *m, const char *path, const RunState *run, Error *e
     add_count(w, "t", s->t);
     add_count(w, "skipped", s->skipped);
     add_count(w, "skipped_in_row", s->skipped_in_row);
-    add_double(w, "loss_scale", s->loss_scale);
+    if (m->plan.scaling.kind != SCALING_NONE) {
+        add_double(w, "loss_scale", s->loss_scale);
+        add_count(w, "good_steps", s->good_steps);
+        add_count(w, "patience", s->patience);
+    }
     return write_parts(m, w, parts, n, e);
 }
 
@@ -988,9 +992,12 @@ static bool get_double(const SafeTensors *f, const char *key, double *out, Error
     return true;
 }
 
-static bool read_counters(const SafeTensors *f, RunState *run, StepState *s, Error *e)
+/* s keeps its loss scale where the file or the model has none. */
+static bool read_counters(const SafeTensors *f, const Model *m, RunState *run, StepState *s,
+                          Error *e)
 {
-    uint64_t t, skipped, in_row;
+    uint64_t t, skipped, in_row, good = s->good_steps, patience = s->patience;
+    bool scaled = m->plan.scaling.kind != SCALING_NONE && st_meta(f, "patience");
     if (!get_count(f, "step", UINT32_MAX, &run->step, e) ||
         !get_count(f, "samples", UINT64_MAX, &run->samples, e) ||
         !get_count(f, "seed", UINT64_MAX, &run->seed, e) ||
@@ -999,7 +1006,9 @@ static bool read_counters(const SafeTensors *f, RunState *run, StepState *s, Err
         !get_count(f, "t", UINT32_MAX, &t, e) ||
         !get_count(f, "skipped", UINT32_MAX, &skipped, e) ||
         !get_count(f, "skipped_in_row", UINT32_MAX, &in_row, e) ||
-        !get_double(f, "loss_scale", &s->loss_scale, e))
+        (scaled && (!get_double(f, "loss_scale", &s->loss_scale, e) ||
+                    !get_count(f, "good_steps", UINT32_MAX, &good, e) ||
+                    !get_count(f, "patience", UINT32_MAX, &patience, e))))
         return false;
     if (!(s->loss_scale > 0) || !isfinite(s->loss_scale))
         return fail(e, state_hint, "%s: metadata: loss_scale is %g", st_path(f), s->loss_scale);
@@ -1008,6 +1017,8 @@ static bool read_counters(const SafeTensors *f, RunState *run, StepState *s, Err
     s->t = (uint32_t)t;
     s->skipped = (uint32_t)skipped;
     s->skipped_in_row = (uint32_t)in_row;
+    s->good_steps = (uint32_t)good;
+    s->patience = (uint32_t)patience;
     s->skip = 0;
     return true;
 }
@@ -1059,7 +1070,7 @@ static bool resume_from(Model *m, const SafeTensors *model, const SafeTensors *s
     StepState s = *vit_state(m);
     if (!check_same_model(m, model, e) || !check_parts(m, model, &weights, 1, false, e) ||
         !check_optimiser(m, state, e) || !check_parts(m, state, parts, n, false, e) ||
-        !read_counters(state, &r, &s, e) || !load_parts(m, model, &weights, 1, false, e) ||
+        !read_counters(state, m, &r, &s, e) || !load_parts(m, model, &weights, 1, false, e) ||
         !load_parts(m, state, parts, n, false, e))
         return false;
     vit_set_state(m, &s);

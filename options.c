@@ -104,6 +104,8 @@ static bool set_number(const Option *p, void *at, const char *name, const char *
     char *end;
     errno = 0;
     bool whole = p->type == O_long;
+    if (strstr(p->allowed, "|auto") && strcmp(value, "auto") == 0)
+        value = "0"; /* a number that the program chooses */
     long n = whole ? strtol(value, &end, 10) : 0;
     double x = whole ? (double)n : strtod(value, &end);
     if (!*value || *end || isspace((unsigned char)*value) || (whole && errno) || !isfinite(x))
@@ -430,7 +432,7 @@ static void help_line(FILE *f, const char *flag, const char *what, const char *v
 void options_help(FILE *f)
 {
     fprintf(f,
-            "train_cpu [train | eval | predict IMAGE... | bench] [--flag value ...]\n"
+            "train_cpu, train_gpu [train | eval | predict IMAGE... | bench] [--flag value ...]\n"
             "Without arguments it trains a small Vision Transformer on drawn shapes.\n"
             "A recipe holds the same settings as `key = value` lines; later settings win.\n"
             "--no-FLAG turns a switch off, sets a number to 0 and empties a text.\n"
@@ -506,7 +508,7 @@ static void write_option(FILE *f, const Options *o, const Option *p)
 static void write_all(FILE *f, const Options *o, const Config *c, const char *path)
 {
     static const char *const places[] = {"recipe", "resume", "out"};
-    fprintf(f, "# repeat this run: ./train_cpu --recipe ");
+    fprintf(f, "# repeat this run: %s --recipe ", PROGRAM);
     write_text(f, path);
     fputc('\n', f);
     for (int i = 0; i < COUNT(options); i++) {

@@ -29,7 +29,7 @@ typedef const char *text;
     X(long,   seed,        "seed",        "0",      "0..",   "of initialisation, order, augmentation and dropout")       \
   GROUP("length and batch")                                                                             \
     X(long,   batch_size,  "batch-size",  "128",    "1..16777216", "images per step (eval: per forward pass)")           \
-    X(long,   micro_batch, "micro-batch", "0",      "0..16777216", "images computed at a time; 0: the batch, halved until it fits in memory") \
+    X(long,   micro_batch, "micro-batch", "auto",   "0..16777216|auto", "images computed at a time; auto: as many as fit in memory") \
     X(double, epochs,      "epochs",      "10",     "0..",   "passes over the training images")                          \
     X(long,   steps,       "steps",       "0",      "0..4294967295", "steps in place of epochs (bench: repetitions)")    \
   GROUP("learning rate")                                                                                \
@@ -69,7 +69,14 @@ typedef const char *text;
   GROUP("machine")                                                                                      \
     X(long,   threads,     "threads",     "0",      "0..4096", "that compute; 0: one per core")                          \
     X(long,   workers,     "workers",     "0",      "0..256", "threads that decode images; 0: half the cores")           \
-    X(word,   precision,   "precision",   "fp32",   "fp32|bf16|fp16|fp8|tf32", "the CPU computes in fp32 alone")         \
+    X(long,   gpus,        "gpus",        "1",      "1..1024", "start one process for each of this machine's first N GPUs") \
+    X(word,   precision,   "precision",   "auto",   "auto|fp32|tf32|bf16|fp16", "auto: bf16 on a GPU; the CPU computes in fp32 alone") \
+    X(word,   loss_scaling, "loss-scaling", "default", "default|none|static|dynamic|auto", "of fp16 gradients; default: dynamic with fp16, else none") \
+    X(double, loss_scale,  "loss-scale",  "65536",  "1..4294967296", "the first loss scale")                            \
+    X(long,   scale_interval, "scale-interval", "1000", "1..1000000000", "dynamic: good steps before the loss scale doubles") \
+    X(long,   hysteresis,  "hysteresis",  "2",      "1..1000", "dynamic: overflows before the loss scale is halved")     \
+    X(bool,   stochastic_rounding, "stochastic-rounding", "false", "", "of 16-bit working weights")                      \
+    X(bool,   autotune,    "autotune",    "true",   "",      "GPU: time the algorithms of each matrix product, once; off: the library's first choice") \
   GROUP("reports and checkpoints")                                                                      \
     X(long,   eval_every,  "eval-every",  "0",      "0..",   "steps between evaluations; 0: after each epoch")           \
     X(long,   save_every,  "save-every",  "0",      "0..",   "steps between checkpoints; 0: with each evaluation")       \

@@ -24,7 +24,9 @@ typedef struct {
     double loss, acc; /* mean over the images since the last report; acc in percent */
     double lr, grad_norm;
     double ms, images_per_s; /* per step, since the last report */
-    double gflops;           /* arithmetic done per second */
+    double gflops;           /* arithmetic done per second, */
+    double mfu;              /* in percent of the devices' peak; 0: not known */
+    double loss_scale;       /* 0: none */
     double wait;             /* share of the time spent waiting for data */
     double cpu;              /* share of the compute threads' time that the process was busy */
     double memory;           /* peak, bytes */

@@ -31,7 +31,9 @@ enum {
     RNG_SHUFFLE,           /* order of an epoch */
     RNG_AUGMENT,           /* crop box, flip */
     RNG_MIXUP,             /* Beta draws of mixup (host, double) */
-    RNG_SHAPES             /* the generated image set */
+    RNG_SHAPES,            /* the generated image set */
+    RNG_ERASE,             /* random erasing's noise */
+    RNG_ROUND              /* stochastic rounding; element = position in the model's buffer */
 };
 
 typedef struct {

@@ -51,7 +51,7 @@ double mixup_lambda(double alpha, uint64_t seed, uint32_t step)
 }
 
 void soft_targets(real *targets, const int *labels, int n, int K, double smoothing, bool mixed,
-                  double lambda, Mix *mix)
+                  double lambda, Augment *augment)
 {
     for (int i = 0; i < n; i++) {
         real *row = targets + (size_t)i * (size_t)K;
@@ -63,7 +63,7 @@ void soft_targets(real *targets, const int *labels, int n, int K, double smoothi
             continue;
         }
         /* the model mixes the images with lambda in float: the targets use the same number */
-        mix[i] = (Mix){(float)lambda, partner};
+        augment[i] = (Augment){.lambda = (float)lambda, .partner = partner};
         row[labels[i]] += (real)((1 - smoothing) * (double)(float)lambda);
         row[labels[partner]] += (real)((1 - smoothing) * (1 - (double)(float)lambda));
     }

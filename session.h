@@ -8,15 +8,20 @@
 
 #include "checkpoint.h"
 #include "data.h"
+#include "dist.h"
 #include "options.h"
 #include "schedule.h"
 
 typedef struct {
     Options o;
+    char **argv;
     const Backend *be;
+    World world; /* which of how many processes this is */
     Config config;
     Model *m;
-    int micro; /* images computed at a time */
+    int type;      /* F32, BF16, F16: what the model computes in */
+    bool built_in; /* nothing said what to train */
+    int micro;     /* images computed at a time */
     Dataset *train, *val;
     char *weights;    /* file to start from, or NULL */
     char *checkpoint; /* directory to resume from, or NULL */

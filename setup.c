@@ -105,9 +105,6 @@ static bool is_tiny_data(const char *spec)
 
 static void check_options(const Options *o)
 {
-    if (o->precision != 0)
-        die_usage("leave --precision out, or build for a GPU",
-                  "the CPU computes in fp32 alone; it has no other --precision");
     if (o->area_min > o->area_max || o->area_max <= 0)
         die_usage("--area-min must not exceed --area-max", "no crop has an area in %g..%g",
                   o->area_min, o->area_max);
@@ -125,6 +122,7 @@ static void check_options(const Options *o)
 void setup_options(Session *s, int argc, char **argv)
 {
     memset(s, 0, sizeof *s);
+    s->argv = argv;
     Options *o = &s->o;
     Error e = {"", ""};
     bool help = false;
@@ -149,11 +147,11 @@ void setup_options(Session *s, int argc, char **argv)
         setup_check(options_lines(o, built_in, "built-in recipe", &e), &e);
         if (tiny)
             setup_check(options_lines(o, built_in_tiny, "built-in recipe", &e), &e);
-        printf(
-            "recipe    built-in, a small model (--model, --weights or --recipe choose another)\n");
     } else if (s->run_dir) {
         char *ini = xasprintf("%s/config.ini", s->run_dir);
         setup_check(options_file(o, ini, &e), &e);
+        if (!backend_cuda) /* a run of the GPU goes on here, in fp32 */
+            setup_check(options_set(o, "precision", "auto", "", &e), &e);
         if (*resume) /* the checkpoint holds the weights now */
             setup_check(options_set(o, "weights", "", "", &e), &e);
         if (!train && other_data) /* --data is what to evaluate, whatever the run evaluated */
@@ -163,6 +161,7 @@ void setup_options(Session *s, int argc, char **argv)
         die("give the settings of the run with --recipe FILE", "%s has no run with a config.ini",
             resume);
     }
+    s->built_in = built;
     free(resume);
     check_usage(options_args(o, argc, argv, &help, &e), &e);
     check_options(o);
@@ -213,15 +212,47 @@ static void use_preset(const char *name, Config *c)
     die_usage(hint, "no model is called '%s'", name);
 }
 
+/* Words of --precision, and what they mean for the model and for its matrix products. */
+enum { PRECISION_AUTO, PRECISION_FP32, PRECISION_TF32, PRECISION_BF16, PRECISION_FP16 };
+
+/* Which process this is, and its device. Ranks other than the first keep silent. */
+static void start_device(Session *s)
+{
+    Options *o = &s->o;
+    s->be = backend_cuda ? backend_cuda() : backend_cpu();
+    s->world = (World){0, 1, 0};
+    if (backend_cuda)
+        s->world = dist_start((int)o->gpus, s->argv);
+    else if (o->gpus > 1)
+        die_usage("build ./train_gpu with nvcc", "this program was built for the CPU: no --gpus");
+    if (s->world.rank > 0 && !freopen("/dev/null", "w", stdout))
+        warn("cannot silence rank %d", s->world.rank);
+    if (o->precision == PRECISION_AUTO)
+        o->precision = backend_cuda ? PRECISION_BF16 : PRECISION_FP32;
+    s->type = o->precision == PRECISION_BF16 ? BF16 : o->precision == PRECISION_FP16 ? F16 : F32;
+    s->be->init(&(Device){.threads = (int)o->threads,
+                          .type = s->type,
+                          .tf32 = o->precision == PRECISION_TF32,
+                          .measure = o->autotune,
+                          .rank = s->world.rank,
+                          .ranks = s->world.ranks,
+                          .local_rank = s->world.local_rank,
+                          .broadcast = dist_broadcast});
+}
+
 void setup_config(Session *s)
 {
     Options *o = &s->o;
     Error e = {"", ""};
     char assumed[1024] = "";
-    s->be = backend_cpu();
-    s->be->init((int)o->threads);
+    start_device(s);
+    if (s->built_in)
+        printf(
+            "recipe    built-in, a small model (--model, --weights or --recipe choose another)\n");
     s->be->describe(assumed, sizeof assumed);
     printf("device    %s\n", assumed);
+    if (s->world.ranks > 1)
+        printf("ranks     %d processes, one device each\n", s->world.ranks);
     find_start(s);
     s->config = vit_config_default();
     if (s->weights) {
@@ -335,10 +366,14 @@ void setup_data(Session *s, bool train)
     bool none = strcmp(o->val_data, "none") == 0;
     const char *val = *o->val_data && (train || !none) ? o->val_data : o->data;
     s->o.workers = workers_of(o);
+    if (s->world.rank > 0) /* the first one draws `shapes` */
+        dist_barrier();
     if (train)
         s->train = open_split(s, o->data, true);
     if (!train || !none)
         s->val = open_split(s, val, false);
+    if (s->world.rank == 0)
+        dist_barrier();
     if (s->train && s->val)
         check_splits(s);
     Dataset *any = s->train ? s->train : s->val;
@@ -365,51 +400,6 @@ void setup_data(Session *s, bool train)
 }
 
 /* ---- model ---- */
-
-/* Bytes that a model with micro-batches of B images takes, from the same table of activations that
- * vit.c plans with; the few small buffers are left out. */
-static double bytes_needed(const Config *c, const Options *o, double B, bool training)
-{
-    double T = vit_tokens(c), C = c->width, F = c->mlp, H = c->heads, L = c->layers, block = 0;
-#define X(field, n) block += n;
-    BLOCK_ACTS(X)
-#undef X
-    double pixels = VIT_CHANNELS * (double)c->image_h * c->image_w;
-    double n =
-        c->layers * (4 * C * C + 2 * C * F) + T * C + C * pixels / vit_patches(c) + C * c->classes;
-    double copies = training ? 4 + (o->ema > 0) : 1;
-    double acts = training ? L * block + (L + 1) * B * T * C : block + 2 * B * T * C;
-    double scratch = B * (pixels * 2 + T * C * 4 + (training ? T * (4 * C + F) : 0));
-    return sizeof(real) * (n * copies + acts + scratch);
-}
-
-static double read_number(const char *path, const char *key)
-{
-    FILE *f = fopen(path, "r");
-    char line[256];
-    double value = -1;
-    size_t skip = strlen(key);
-    while (f && value < 0 && fgets(line, sizeof line, f))
-        if (strncmp(line, key, skip) == 0 && sscanf(line + skip, "%lf", &value) != 1)
-            value = -1;
-    if (f)
-        fclose(f);
-    return value;
-}
-
-/* What the machine, and the container it may be, can still give; -1: unknown. */
-static double memory_free(void)
-{
-    double kib = read_number("/proc/meminfo", "MemAvailable:");
-    double machine = kib < 0 ? -1 : kib * 1024;
-    double limit = read_number("/sys/fs/cgroup/memory.max", "");
-    double used = read_number("/sys/fs/cgroup/memory.current", "");
-    if (limit < 0 || used < 0)
-        return machine;
-    double cache = read_number("/sys/fs/cgroup/memory.stat", "inactive_file ");
-    used -= cache > 0 ? cache : 0; /* the kernel gives this back when asked */
-    return machine < 0 || limit - used < machine ? limit - used : machine;
-}
 
 /* Runs with --ema are judged by the average of their weights, which is in the checkpoint's
  * train_state: put it in the weights' place. */
@@ -453,20 +443,27 @@ static void use_average(Session *s)
     free(dir);
 }
 
-/* The largest divisor of the batch that fits in memory. It goes into config.ini, because a resumed
- * run has the same bits only with the same micro-batches. */
-static void choose_micro(Session *s, bool training)
+/* The largest divisor of this rank's batch that fits in memory. It goes into config.ini, because a
+ * resumed run has the same bits only with the same micro-batches. */
+static void choose_micro(Session *s, Plan *plan)
 {
     Options *o = &s->o;
-    long batch = o->batch_size, micro = o->micro_batch ? o->micro_batch : batch;
-    double have = o->micro_batch ? -1 : memory_free();
-    micro = micro < batch ? micro : batch;
-    while (have > 0 && micro > 1 &&
-           bytes_needed(&s->config, o, (double)micro, training) > 0.8 * have)
-        do
+    long ranks = plan->training ? s->world.ranks : 1, batch = o->batch_size / ranks;
+    if (o->batch_size % ranks != 0)
+        die_usage("give a --batch-size that the ranks can share",
+                  "%ld images do not divide among %ld ranks", o->batch_size, ranks);
+    double have = o->micro_batch ? -1 : s->be->memory_free();
+    long micro = o->micro_batch && o->micro_batch < batch ? o->micro_batch : batch;
+    plan->max_batch = (int)micro;
+    plan->batch = (int)o->batch_size;
+    if (have > 0) { /* a device's memory is ours, a computer's is for other programs too */
+        double share = s->be->asynchronous ? 0.97 : 0.8;
+        micro = vit_largest_batch(&s->config, plan, s->be, share * have);
+        micro = micro < 1 ? 1 : micro;
+        while (batch % micro != 0)
             micro--;
-        while (batch % micro != 0);
-    s->micro = (int)micro;
+    }
+    plan->max_batch = s->micro = (int)micro;
     o->micro_batch = micro;
 }
 
@@ -474,15 +471,21 @@ static void describe_model(const Session *s, bool training)
 {
     const Config *c = &s->config;
     const Model *m = s->m;
-    char params[32], flops[32], memory[32];
+    const Plan *p = &m->plan;
+    char params[32], flops[32], part[5][32];
+    const double bytes[] = {(double)m->bytes_params, (double)m->bytes_grads, (double)m->bytes_opt,
+                            (double)m->bytes_acts, (double)m->bytes_inputs};
     format_count((double)m->n_params, params, sizeof params);
     format_count(vit_forward_flops(c) * (training ? 3 : 1), flops, sizeof flops);
-    format_count(
-        (double)(m->bytes_params + m->bytes_grads + m->bytes_opt + m->bytes_acts + m->bytes_inputs),
-        memory, sizeof memory);
+    for (int i = 0; i < COUNT(bytes); i++)
+        format_count(bytes[i], part[i], sizeof part[i]);
     printf("model     width %d, %d layers, %d heads, mlp %d, patch %d, %d classes: %s parameters, "
-           "%sFLOP per image, %sB\n",
-           c->width, c->layers, c->heads, c->mlp, c->patch, c->classes, params, flops, memory);
+           "%sFLOP per image\n",
+           c->width, c->layers, c->heads, c->mlp, c->patch, c->classes, params, flops);
+    printf("memory    %sB weights", part[0]);
+    if (training)
+        printf(", %sB gradients, %sB optimiser", part[1], part[2]);
+    printf(", %sB activations, %sB inputs; %d images at a time\n", part[3], part[4], p->max_batch);
 }
 
 void setup_model(Session *s, bool training)
@@ -490,9 +493,16 @@ void setup_model(Session *s, bool training)
     const Options *o = &s->o;
     Error e = {"", ""};
     check_usage(vit_config_check(&s->config, &e), &e); /* again: classes may come from the data */
-    choose_micro(s, training);
-    Plan plan = {.max_batch = s->micro,
-                 .training = training,
+    int scaling = o->loss_scaling;                     /* auto: what the precision needs */
+    if (scaling == 0)
+        scaling = s->type == F16 ? SCALING_DYNAMIC + 1 : SCALING_NONE + 1;
+    Plan plan = {.training = training,
+                 .type = s->type,
+                 .stochastic = o->stochastic_rounding,
+                 .scaling = {.kind = scaling - 1,
+                             .init = o->loss_scale,
+                             .interval = (int)o->scale_interval,
+                             .hysteresis = (int)o->hysteresis},
                  .ema = training && o->ema > 0,
                  .decay = o->decay,
                  .clip = o->clip,
@@ -503,6 +513,7 @@ void setup_model(Session *s, bool training)
                          .momentum = o->momentum,
                          .weight_decay = o->weight_decay,
                          .ema_decay = o->ema}};
+    choose_micro(s, &plan);
     s->m = vit_create(&s->config, &plan, s->be);
     describe_model(s, training);
     if (s->checkpoint && training) {
@@ -582,6 +593,8 @@ void setup_out(Session *s)
 {
     const Options *o = &s->o;
     Error e = {"", ""};
+    if (s->world.rank > 0) /* the first one writes */
+        return;
     bool same_run = s->checkpoint && s->run_dir && !*o->out;
     if (same_run) {
         s->out = xstrdup(s->run_dir);
@@ -615,6 +628,7 @@ void session_free(Session *s)
         data_close(s->val);
     if (s->m)
         vit_free(s->m);
+    dist_end();
     free(s->weights);
     free(s->checkpoint);
     free(s->run_dir);

@@ -3,6 +3,8 @@
  * The loop is ordinary: batches come in the order of (seed, epoch), each is computed in
  * micro-batches whose gradients add up, one update follows; now and then it reports, evaluates and
  * saves. Everything random is a function of the step, so that --resume continues bit for bit.
+ * A GPU computes while this program prepares the next step: what a step came to is looked at once
+ * the next one is on its way (settle), and before anything is saved.
  * Setting up is in setup.c, evaluation in eval.c, output in report.c.
  *
  * Read in this order: signals, one step, reports, evaluation and checkpoints, the loop, main.
@@ -32,8 +34,10 @@ typedef struct {
     const Batch *batch;
     int used;
     /* one micro-batch on the host */
-    real *targets, *stats;
-    Mix *mix;
+    real *targets;
+    Augment *augment;
+    uint64_t settled; /* steps of the run whose results are known, */
+    StepState state;  /* and the newest of them */
     /* since the last report */
     double loss, hits, since, waited, cpu, reported;
     long images, steps;
@@ -54,7 +58,7 @@ static void on_signal(int sig)
 static void say_how_to_resume(void)
 {
     if (run_to_resume)
-        fprintf(stderr, "the last checkpoint is safe; continue it with: ./train_cpu --resume %s\n",
+        fprintf(stderr, "the last checkpoint is safe; continue it with: %s --resume %s\n", PROGRAM,
                 run_to_resume);
 }
 
@@ -85,46 +89,34 @@ static int next_images(Training *t, int n, const uint8_t **images, const int **l
     return n;
 }
 
-static void add_stats(Training *t, int n)
-{
-    vit_stats(t->s->m, t->stats);
-    for (int i = 0; i < n; i++) {
-        t->loss += (double)t->stats[3 * i];
-        t->hits += (double)t->stats[3 * i + 1];
-    }
-    t->images += n;
-}
-
-static const StepState *train_step(Training *t)
+static void train_step(Training *t)
 {
     Session *s = t->s;
     const Options *o = &s->o;
     uint32_t step = (uint32_t)s->state.step;
     bool mixed = o->mixup > 0;
     double lambda = mixed ? mixup_lambda(o->mixup, s->state.seed, step) : 1;
-    int batch = (int)o->batch_size;
+    int batch = (int)o->batch_size, mine = batch / s->world.ranks, first = mine * s->world.rank;
 
     vit_begin_step(s->m, step, schedule_lr(&t->schedule, step), s->state.seed);
-    for (int done = 0, n; done < batch; done += n) {
+    for (int done = 0, n; done < mine; done += n) {
         const uint8_t *images;
         const int *labels;
-        n = next_images(t, s->micro < batch - done ? s->micro : batch - done, &images, &labels);
+        n = next_images(t, s->micro < mine - done ? s->micro : mine - done, &images, &labels);
         soft_targets(t->targets, labels, n, s->config.classes, o->label_smoothing, mixed, lambda,
-                     t->mix);
-        vit_set_batch(s->m, n, images, true, t->targets, mixed ? t->mix : NULL);
-        vit_micro_step(s->m, done, batch);
-        add_stats(t, n);
+                     t->augment);
+        vit_set_batch(s->m, n, images, true, t->targets, mixed ? t->augment : NULL);
+        vit_micro_step(s->m, first + done, batch, done + n == mine);
     }
     vit_update(s->m);
     s->state.step++;
     s->state.samples += (uint64_t)batch;
-    t->steps++;
-    return vit_state(s->m);
 }
 
 /* Ten steps in a row without finite gradients will not get better by themselves. */
-static void check_diverged(const Training *t, const StepState *state)
+static void check_diverged(const Training *t)
 {
+    const StepState *state = &t->state;
     if (state->skipped_in_row < 10)
         return;
     char hint[160];
@@ -134,14 +126,16 @@ static void check_diverged(const Training *t, const StepState *state)
              t->s->o.lr);
     report_clear();
     die(hint, "training diverged: no finite gradients in %u steps in a row, at step %lu",
-        state->skipped_in_row, (unsigned long)t->s->state.step);
+        state->skipped_in_row, (unsigned long)t->settled);
 }
 
 /* ---- reports ---- */
 
-static double epoch_of(const Session *s)
+/* Passes over the data after the first `step` steps of the run, of which s->state counts some. */
+static double epoch_at(const Session *s, uint64_t step)
 {
-    return (double)s->state.samples / (double)data_count(s->train);
+    double ahead = (double)(s->state.step - step) * (double)s->o.batch_size;
+    return ((double)s->state.samples - ahead) / (double)data_count(s->train);
 }
 
 /* What the process has used so far. */
@@ -154,15 +148,16 @@ static void usage(double *cpu_seconds, double *peak_bytes)
     *peak_bytes = 1024.0 * (double)u.ru_maxrss;
 }
 
-static void report(Training *t, const StepState *state)
+static void report(Training *t)
 {
     const Session *s = t->s;
-    uint64_t step = s->state.step;
+    const StepState *state = &t->state;
+    uint64_t step = t->settled;
     double seconds = now() - t->since, waited = loader_waited(t->loader) - t->waited;
     double per_step = (now() - t->began) / (double)(step - t->first);
     StepReport r = {.step = step,
                     .total = t->total,
-                    .epoch = epoch_of(s),
+                    .epoch = epoch_at(s, step),
                     .loss = t->loss / (double)t->images,
                     .acc = 100 * t->hits / (double)t->images,
                     .lr = state->lr,
@@ -171,8 +166,11 @@ static void report(Training *t, const StepState *state)
                     .images_per_s = (double)t->images / seconds,
                     .wait = waited / seconds,
                     .skipped = state->skipped,
+                    .loss_scale = s->m->plan.scaling.kind ? state->loss_scale : 0,
                     .eta = per_step * (double)(t->total - step)};
+    double peak = s->be->peak_flops() * s->world.ranks;
     r.gflops = r.images_per_s * 3 * vit_forward_flops(&s->config) / 1e9;
+    r.mfu = peak > 0 ? 100 * r.gflops * 1e9 / peak : 0;
     report_bar(&r);
     if (step % (uint64_t)s->o.log_every != 0 && step != t->total && step != t->first + 1)
         return;
@@ -186,6 +184,25 @@ static void report(Training *t, const StepState *state)
     t->images = t->steps = 0;
     t->since = now();
     t->waited += waited;
+}
+
+/* Take the results of steps until only `keep` are still on their way. */
+static void settle(Training *t, uint64_t keep)
+{
+    const Session *s = t->s;
+    while (t->settled + keep < s->state.step) {
+        const StepResult *r = vit_result(s->m, (int)(s->state.step - t->settled - 1));
+        t->settled++;
+        t->state = r->state;
+        for (long i = 0; i < s->o.batch_size; i++) {
+            t->loss += (double)r->stats[3 * i];
+            t->hits += (double)r->stats[3 * i + 1];
+        }
+        t->images += s->o.batch_size;
+        t->steps++;
+        check_diverged(t);
+        report(t);
+    }
 }
 
 static void log_start(const Training *t)
@@ -228,12 +245,12 @@ static bool train_evaluate(Training *t)
         return false;
     bool best = isfinite(v.loss) && v.top1 > s->state.best_metric;
     printf("eval  step %lu  epoch %.2f  top1 %.2f  top5 %.2f  loss %.4f  %.0f images/s%s\n",
-           (unsigned long)s->state.step, epoch_of(s), v.top1, v.top5, v.loss,
+           (unsigned long)s->state.step, epoch_at(s, s->state.step), v.top1, v.top5, v.loss,
            (double)v.images / v.seconds, best ? "  best" : "");
     fflush(stdout);
     log_begin("eval");
     log_num("step", (double)s->state.step);
-    log_num("epoch", epoch_of(s));
+    log_num("epoch", epoch_at(s, s->state.step));
     log_num("top1", v.top1);
     log_num("top5", v.top5);
     log_num("loss", v.loss);
@@ -254,6 +271,13 @@ static void save(Training *t)
     double from = now();
     if (t->saved == s->state.step)
         return;
+    if (s->world.rank > 0) { /* all ranks have the same weights; the first writes them */
+        t->saved = s->state.step;
+        return;
+    }
+    char *algorithms = xasprintf("%s/algorithms.txt", s->out);
+    s->be->algorithms(algorithms, true);
+    free(algorithms);
     if (!ckpt_save(s->m, s->out, &s->state, (int)s->o.keep, &e)) {
         report_clear();
         die(e.hint, "%s", e.what);
@@ -313,18 +337,24 @@ static void begin(Training *t)
 {
     Session *s = t->s;
     size_t n = (size_t)s->micro, K = (size_t)s->config.classes;
-    int batch = (int)s->o.batch_size, chunk = batch % s->micro ? batch : s->micro;
+    int mine = (int)s->o.batch_size / s->world.ranks;
+    int chunk = mine % s->micro ? mine : s->micro;
     t->targets = xcalloc(n * K, sizeof *t->targets);
-    t->stats = xcalloc(n * 3, sizeof *t->stats);
-    t->mix = xcalloc(n, sizeof *t->mix);
-    t->loader = loader_open(s->train, chunk, true, (long)s->state.samples, 0, (int)s->o.workers);
-    t->saved = t->first = s->state.step;
+    t->augment = xcalloc(n, sizeof *t->augment);
+    long start = (long)s->state.samples + (long)mine * s->world.rank;
+    if (s->world.ranks > 1) /* a rank reads its share of every batch */
+        t->loader =
+            loader_open_strided(s->train, mine, true, start, s->o.batch_size, 0, (int)s->o.workers);
+    else
+        t->loader = loader_open(s->train, chunk, true, start, 0, (int)s->o.workers);
+    t->saved = t->first = t->settled = s->state.step;
     double peak;
     usage(&t->cpu, &peak);
     t->began = t->since = t->reported = now();
     log_start(t);
     if (s->state.step)
-        printf("resumed   at step %lu, epoch %.2f\n", (unsigned long)s->state.step, epoch_of(s));
+        printf("resumed   at step %lu, epoch %.2f\n", (unsigned long)s->state.step,
+               epoch_at(s, s->state.step));
     fflush(stdout);
 }
 
@@ -341,7 +371,7 @@ static void finish(Training *t)
         printf("stopped after step %lu of %lu", (unsigned long)s->state.step,
                (unsigned long)t->total);
         if (run_to_resume)
-            printf("; continue with: ./train_cpu --resume %s\n", s->out);
+            printf("; continue with: %s --resume %s\n", PROGRAM, s->out);
         else
             printf("; nothing was saved: no step had finite gradients\n");
     } else {
@@ -351,18 +381,29 @@ static void finish(Training *t)
                    (unsigned long)s->state.best_step);
         printf("\nresults   %s: config.ini, log.jsonl, classes.txt, checkpoints in step_*\n",
                s->out);
-        printf("try next  ./train_cpu eval --weights %s\n"
-               "          ./train_cpu predict --weights %s IMAGE.jpg\n"
-               "          ./train_cpu --resume %s --epochs %g\n",
-               s->out, s->out, s->out, fmax(2 * round(epoch_of(s)), 1));
+        printf("try next  %s eval --weights %s\n"
+               "          %s predict --weights %s IMAGE.jpg\n"
+               "          %s --resume %s --epochs %g\n",
+               PROGRAM, s->out, PROGRAM, s->out, PROGRAM, s->out,
+               fmax(2 * round(epoch_at(s, s->state.step)), 1));
     }
     if (data_damaged(s->train))
         printf("note: %ld damaged training images were replaced by others\n",
                data_damaged(s->train));
     loader_close(t->loader);
     free(t->targets);
-    free(t->stats);
-    free(t->mix);
+    free(t->augment);
+}
+
+/* One rank's signal stops all of them, after the same step. */
+static void agree_to_stop(const Session *s)
+{
+    double stop = stop_signal;
+    if (s->world.ranks == 1)
+        return;
+    dist_sum(&stop, 1);
+    if (stop > 0 && !stop_signal)
+        stop_signal = SIGTERM;
 }
 
 static int command_train(Session *s)
@@ -378,21 +419,26 @@ static int command_train(Session *s)
         return 0;
     }
     setup_out(s);
-    if (s->checkpoint)
+    if (s->checkpoint) {
         run_to_resume = s->out;
+        char *algorithms = xasprintf("%s/algorithms.txt", s->run_dir ? s->run_dir : s->checkpoint);
+        s->be->algorithms(algorithms, false);
+        free(algorithms);
+    }
     catch_signals();
     begin(&t);
-    const StepState *state = NULL;
     while (s->state.step < t.total && !stop_signal) {
-        state = train_step(&t);
-        check_diverged(&t, state);
-        report(&t, state);
-        bool best = s->val && due(&t, s->o.eval_every) && !stop_signal && train_evaluate(&t);
-        bool whole = due(&t, s->o.save_every ? s->o.save_every : s->o.eval_every);
+        train_step(&t);
+        agree_to_stop(s);
+        bool evaluation = s->val && due(&t, s->o.eval_every) && !stop_signal;
+        bool whole = due(&t, s->o.save_every ? s->o.save_every : s->o.eval_every) || stop_signal;
+        settle(&t, s->be->asynchronous && !evaluation && !whole ? 1 : 0);
+        bool best = evaluation && train_evaluate(&t);
         /* never a checkpoint of a run that is about to fail: the last good one stays the last */
-        if ((whole || best || stop_signal) && !state->skipped_in_row)
+        if ((whole || best) && !t.state.skipped_in_row)
             save(&t);
     }
+    const StepState *state = &t.state;
     if (state->skipped_in_row && !stop_signal) {
         report_clear();
         die("lower --lr, raise --warmup-steps, or clip gradients with --clip 1",
@@ -425,7 +471,7 @@ int main(int argc, char **argv)
     const char *command = s.o.command;
     int status = 0;
     if (strcmp(command, "predict") == 0 && s.o.n_files == 0)
-        die_usage("./train_cpu predict --weights FILE IMAGE...", "predict needs images");
+        die_usage("give their names: predict --weights FILE IMAGE...", "predict needs images");
     if (strcmp(command, "eval") == 0 || strcmp(command, "predict") == 0)
         if (!*s.o.weights && !*s.o.resume)
             die_usage("name a safetensors file or a run directory", "%s needs --weights", command);

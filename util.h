@@ -7,6 +7,11 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#ifdef __cplusplus
+#define NORETURN [[noreturn]]
+#else
+#define NORETURN _Noreturn
+#endif
 #if defined(__GNUC__)
 #define PRINTF_LIKE(f, a) __attribute__((format(printf, f, a)))
 #else
@@ -18,8 +23,8 @@
 /* Print "error: <message>" and "hint: <hint>" to stderr, then exit: 1 for a failure, 2 for wrong
  * usage. `hint` may be NULL. The message names the file and the value at fault; the hint says what
  * to do next. */
-_Noreturn void die(const char *hint, const char *fmt, ...) PRINTF_LIKE(2, 3);
-_Noreturn void die_usage(const char *hint, const char *fmt, ...) PRINTF_LIKE(2, 3);
+NORETURN void die(const char *hint, const char *fmt, ...) PRINTF_LIKE(2, 3);
+NORETURN void die_usage(const char *hint, const char *fmt, ...) PRINTF_LIKE(2, 3);
 
 /* Called once by die() before it exits (e.g. to say where the last checkpoint is). */
 extern void (*die_hook)(void);

@@ -273,45 +273,46 @@ bool vit_init(Model *m, const char *scheme, uint64_t seed, double head_bias, dou
 /* ------------------------------------------------------------------------------------------------
  * Memory: everything is planned here, once; no pass allocates */
 
-static dev *at(dev *base, long elements)
+static dev *at(dev *base, long elements, int type)
 {
-    return base ? (dev *)((char *)base + elements * (long)sizeof(real)) : NULL;
+    return base ? (dev *)((char *)base + elements * (long)type_size(type)) : NULL;
 }
-
-static Tensor mat(dev *p, long ld)
-{
-    return (Tensor){p, ld, F32, NULL};
-}
-
-static const Tensor NONE = {NULL, 0, F32, NULL};
 
 /* A plan runs twice over the same list of take()s: first without memory, to add up, then with it.
- */
+ * Tests leave room between buffers, to see that nothing is written there. */
 typedef struct {
+    const Plan *plan;
     dev *base;
     size_t bytes;
 } Arena;
 
-static dev *take(Arena *a, double elements)
+enum { STAT = F32, GAP = 1024 /* bytes */ };
+
+static dev *take_bytes(Arena *a, double bytes)
 {
-    dev *p = NULL;
-    if (elements <= 0)
+    if (bytes <= 0)
         return NULL;
-    if (a->base)
-        p = (dev *)((char *)a->base + a->bytes);
-    a->bytes += (size_t)round_up((long)elements * (long)sizeof(real), 256);
+    dev *p = a->base ? (dev *)((char *)a->base + a->bytes) : NULL;
+    size_t used = (size_t)bytes;
+    a->bytes += (size_t)round_up((long)used, 256);
+    if (a->plan->gap) {
+        a->bytes += GAP;
+        if (p)
+            a->plan->gap((dev *)((char *)p + used), (size_t)round_up((long)used, 256) + GAP - used);
+    }
     return p;
 }
 
-static dev *take_bytes(Arena *a, size_t bytes)
+static dev *take(Arena *a, int type, double elements)
 {
-    return take(a, (double)((bytes + sizeof(real) - 1) / sizeof(real)));
+    return take_bytes(a, elements * (double)type_size(type));
 }
 
 static void take_block(Arena *a, const Config *c, double B, BlockActs *b)
 {
     double T = vit_tokens(c), C = c->width, F = c->mlp, H = c->heads;
-#define X(field, n) b->field = take(a, n);
+    int ACT = a->plan->type;
+#define X(field, type, n) b->field = take(a, type, n);
     BLOCK_ACTS(X)
 #undef X
 }
@@ -323,90 +324,164 @@ static void plan_activations(Model *m, Arena *a)
     double B = m->plan.max_batch, T = vit_tokens(c), C = c->width, F = c->mlp, K = c->classes;
     double Np = vit_patches(c), PP = VIT_CHANNELS * c->patch * c->patch, R = c->representation;
     double pooled_rows = c->pool == POOL_CLS ? B : B * T;
+    int ACT = m->plan.type;
 
-    m->patches = take(a, B * Np * PP);
-    m->patch_out = take(a, B * Np * C); /* its gradient too, in the backward pass */
-    m->embed_x = c->norm_pre ? take(a, B * T * C) : NULL;
-    m->embed_mean = c->norm_pre ? take(a, B * T) : NULL;
-    m->embed_rstd = c->norm_pre ? take(a, B * T) : NULL;
+    m->patches = take(a, ACT, B * Np * PP);
+    m->patch_out = take(a, ACT, B * Np * C); /* its gradient too, in the backward pass */
+    m->embed_x = take(a, ACT, c->norm_pre ? B * T * C : 0);
+    m->embed_mean = take(a, STAT, c->norm_pre ? B * T : 0);
+    m->embed_rstd = take(a, STAT, c->norm_pre ? B * T : 0);
     for (int l = 0; l <= c->layers; l++) /* without a backward pass two streams take turns */
-        m->stream[l] = all || l < 2 ? take(a, B * T * C) : m->stream[l % 2];
+        m->stream[l] = all || l < 2 ? take(a, ACT, B * T * C) : m->stream[l % 2];
     for (int l = 0; l < c->layers; l++)
         if (train || l == 0)
             take_block(a, c, B, &m->blocks[l]);
         else
             m->blocks[l] = m->blocks[0];
-    m->branch = take(a, B * T * C);
-    m->final_y = take(a, pooled_rows * C);
-    m->final_mean = take(a, pooled_rows);
-    m->final_rstd = take(a, pooled_rows);
-    m->pooled = c->pool == POOL_CLS ? m->final_y : take(a, B * C);
-    m->rep = take(a, B * R);
-    m->rep_pre = take(a, B * R);
-    m->logits = take(a, B * K);
+    m->branch = take(a, ACT, B * T * C);
+    m->final_y = take(a, ACT, pooled_rows * C);
+    m->final_mean = take(a, STAT, pooled_rows);
+    m->final_rstd = take(a, STAT, pooled_rows);
+    m->pooled = c->pool == POOL_CLS ? m->final_y : take(a, ACT, B * C);
+    m->rep = take(a, ACT, B * R);
+    m->rep_pre = take(a, ACT, B * R);
+    m->logits = take(a, ACT, B * K);
+    m->scratch_bytes = m->be->scratch_bytes(c, m->plan.max_batch);
+    m->scratch = take_bytes(a, (double)m->scratch_bytes);
     if (!train)
         return;
-    m->dlogits = take(a, B * K);
-    m->drep = take(a, B * R);
-    m->dpooled = take(a, B * C);
-    m->dstream = take(a, B * T * C);
-    m->dbranch = take(a, B * T * C);
-    m->dy = take(a, B * T * C);
-    m->dwide = take(a, B * T * F);
-    m->dqkv = take(a, B * T * 3 * C);
+    m->dlogits = take(a, ACT, B * K);
+    m->drep = take(a, ACT, B * R);
+    m->dpooled = take(a, ACT, B * C);
+    m->dstream = take(a, ACT, B * T * C);
+    m->dbranch = take(a, ACT, B * T * C);
+    m->dy = take(a, ACT, B * T * C);
+    m->dwide = take(a, ACT, B * T * F);
+    m->dqkv = take(a, ACT, B * T * 3 * C);
+    m->delta = take(a, STAT, B * c->heads * T);
+}
+
+static size_t planned_image_bytes(const Model *m)
+{
+    return vit_image_bytes(&m->config, !m->plan.float_images);
 }
 
 static void plan_inputs(Model *m, Arena *a)
 {
-    const Config *c = &m->config;
-    size_t B = (size_t)m->plan.max_batch;
-    m->image_bytes = B * vit_image_bytes(c, false);
-    m->images = take_bytes(a, m->image_bytes);
-    m->targets = take(a, (double)B * c->classes);
-    m->mix = take_bytes(a, B * sizeof(Mix));
-    m->stats = take(a, 3 * (double)B);
+    double B = m->plan.max_batch;
+    for (int i = 0; i < COUNT(m->inputs); i++) {
+        Inputs *in = &m->inputs[i];
+        in->images = take_bytes(a, B * (double)planned_image_bytes(m));
+        in->targets = take(a, F32, B * m->config.classes);
+        in->augment = take_bytes(a, B * sizeof(Augment));
+        in->state = take_bytes(a, STEP_HOST_BYTES);
+    }
+    m->stats = take(a, F32, 3.0 * m->plan.batch);
     m->state_dev = take_bytes(a, sizeof(StepState));
 }
 
 static void plan_parameters(Model *m, Arena *a)
 {
     long largest = 0;
+    double n = (double)m->n_padded;
+    bool same = m->plan.type == F32;
     for (int u = 0; u < m->units; u++)
         largest = m->unit[u].n > largest ? m->unit[u].n : largest;
-    m->weights = take(a, (double)m->n_padded);
+    m->weights = take(a, F32, n);
+    m->work = same ? m->weights : take(a, m->plan.type, n);
     m->bytes_params = a->bytes;
     if (m->plan.ema)
-        m->ema = take(a, (double)m->n_padded);
+        m->ema = take(a, F32, n);
     if (!m->plan.training)
         return;
     size_t before = a->bytes;
-    m->grads = take(a, (double)m->n_padded);
-    m->unit_grad = take(a, (double)largest);
+    m->grads = take(a, F32, n);
+    m->unit_grad = take(a, F32, (double)largest);
     m->bytes_grads = a->bytes - before;
-    m->m = take(a, (double)m->n_padded);
+    m->m = take(a, F32, n);
     if (m->plan.opt.kind != OPT_SGD)
-        m->v = take(a, (double)m->n_padded);
-    m->chunks = take_bytes(a, (size_t)m->n_chunks * sizeof(Chunk));
-    m->partial = take(a, m->n_chunks);
+        m->v = take(a, F32, n);
+    m->chunks = take_bytes(a, (double)m->n_chunks * sizeof(Chunk));
+    m->partial = take(a, F32, m->n_chunks);
     if (m->plan.opt.kind == OPT_LAMB)
-        m->norms = take(a, 2.0 * m->n_chunks);
+        m->norms = take(a, F32, 2.0 * m->n_chunks);
     m->bytes_opt = a->bytes - m->bytes_params - m->bytes_grads;
 }
 
-static dev *place(Model *m, void (*plan)(Model *, Arena *), size_t *bytes, const char *what)
+static const struct {
+    void (*plan)(Model *, Arena *);
+    const char *what;
+} plans[] = {{plan_parameters, "parameters and optimiser state"},
+             {plan_activations, "activations"},
+             {plan_inputs, "inputs"}};
+
+static void place(Model *m, int which, size_t *bytes)
 {
-    Arena a = {NULL, 0};
-    plan(m, &a);
+    Arena a = {&m->plan, NULL, 0};
+    plans[which].plan(m, &a);
     *bytes = a.bytes;
-    a.base = m->be->alloc(a.bytes);
-    if (!a.base)
-        die("use a smaller --micro-batch, a smaller model, or a machine with more memory",
-            "no memory for %.2f GiB of %s (batch %d)", (double)a.bytes / (1 << 30), what,
-            m->plan.max_batch);
-    dev *base = a.base;
+    a.base = m->memory[which] = m->be->alloc(a.bytes);
+    if (!a.base) {
+        int fits = 0;
+        char hint[200] = "use a smaller model, or a machine with more memory";
+        for (int i = 0; i < which; i++) {
+            m->be->release(m->memory[i]);
+            m->memory[i] = NULL;
+        }
+        if (m->be->memory_free() > 0)
+            fits = vit_largest_batch(&m->config, &m->plan, m->be, m->be->memory_free());
+        if (fits)
+            snprintf(hint, sizeof hint, "--micro-batch %d is the largest that fits", fits);
+        die(hint, "no memory for %.2f GiB of %s (micro-batch %d)", (double)a.bytes / (1 << 30),
+            plans[which].what, m->plan.max_batch);
+    }
     a.bytes = 0;
-    plan(m, &a);
-    return base;
+    plans[which].plan(m, &a);
+}
+
+static Model *new_model(const Config *c, const Plan *plan, const Backend *be)
+{
+    static uint64_t id;
+    Model *m = xcalloc(1, sizeof *m);
+    m->id = ++id;
+    m->config = *c;
+    m->plan = *plan;
+    m->plan.batch = plan->batch > plan->max_batch ? plan->batch : plan->max_batch;
+    m->be = be;
+    build_layout(m);
+    ChunkList list = {NULL, 0, 0, plan->decay};
+    vit_each_param(m, add_chunks, &list);
+    m->n_chunks = list.n;
+    m->stream = xcalloc((size_t)c->layers + 1, sizeof *m->stream);
+    m->blocks = xcalloc((size_t)c->layers, sizeof *m->blocks);
+    return m;
+}
+
+double vit_bytes(const Config *c, const Plan *plan, const Backend *be)
+{
+    Model *m = new_model(c, plan, be);
+    double bytes = 0;
+    for (int i = 0; i < COUNT(plans); i++) {
+        Arena a = {&m->plan, NULL, 0};
+        plans[i].plan(m, &a);
+        bytes += (double)a.bytes;
+    }
+    vit_free(m);
+    return bytes;
+}
+
+int vit_largest_batch(const Config *c, const Plan *plan, const Backend *be, double bytes)
+{
+    int fits = 0, over = plan->max_batch + 1;
+    while (over - fits > 1) { /* fits: known to; over: known not to, or not asked for */
+        Plan p = *plan;
+        p.max_batch = fits + (over - fits) / 2;
+        if (vit_bytes(c, &p, be) <= bytes)
+            fits = p.max_batch;
+        else
+            over = p.max_batch;
+    }
+    return fits;
 }
 
 Model *vit_create(const Config *c, const Plan *plan, const Backend *be)
@@ -416,31 +491,32 @@ Model *vit_create(const Config *c, const Plan *plan, const Backend *be)
         die(e.hint, "%s", e.what);
     if (plan->max_batch < 1)
         die("give a --batch-size of at least 1", "a batch of %d images", plan->max_batch);
-    Model *m = xcalloc(1, sizeof *m);
-    m->config = *c;
-    m->plan = *plan;
-    m->be = be;
-    build_layout(m);
-    ChunkList list = {NULL, 0, 0, plan->decay};
-    vit_each_param(m, add_chunks, &list);
-    m->n_chunks = list.n;
+    Model *m = new_model(c, plan, be);
+    size_t ignored, *bytes[] = {&ignored, &m->bytes_acts, &m->bytes_inputs};
+    for (int i = 0; i < COUNT(plans); i++)
+        place(m, i, bytes[i]);
 
-    size_t ignored;
-    m->stream = xcalloc((size_t)c->layers + 1, sizeof *m->stream);
-    m->blocks = xcalloc((size_t)c->layers, sizeof *m->blocks);
-    m->memory[0] = place(m, plan_parameters, &ignored, "parameters and optimiser state");
-    m->memory[1] = place(m, plan_activations, &m->bytes_acts, "activations");
-    m->memory[2] = place(m, plan_inputs, &m->bytes_inputs, "inputs");
-
+    size_t B = (size_t)plan->max_batch;
+    for (int i = 0; i < 2; i++) {
+        m->inputs[i].host_images = be->host_alloc(B * planned_image_bytes(m));
+        m->inputs[i].host_targets = be->host_alloc(B * (size_t)c->classes * sizeof(real));
+        m->inputs[i].host_augment = be->host_alloc(B * sizeof(Augment));
+        m->inputs[i].host_state = be->host_alloc(STEP_HOST_BYTES);
+        m->results[i].stats = be->host_alloc(3 * (size_t)m->plan.batch * sizeof(real));
+        m->result_state[i] = be->host_alloc(sizeof(StepState));
+    }
     if (plan->training) {
-        list = (ChunkList){xcalloc((size_t)m->n_chunks, sizeof(Chunk)), 0, 0, plan->decay};
+        ChunkList list = {xcalloc((size_t)m->n_chunks, sizeof(Chunk)), 0, 0, plan->decay};
         vit_each_param(m, add_chunks, &list);
-        be->wait(be->upload(m->chunks, list.list, (size_t)m->n_chunks * sizeof(Chunk)));
+        be->upload(m->chunks, list.list, (size_t)m->n_chunks * sizeof(Chunk));
         free(list.list);
     }
-    m->state.loss_scale = 1;
+    bool scaled = plan->scaling.kind != SCALING_NONE;
+    m->state.loss_scale = scaled ? plan->scaling.init : 1;
+    m->state.patience = (uint32_t)plan->scaling.hysteresis;
     m->state.clip = 1;
     vit_set_state(m, &m->state);
+    m->stale = true;
     return m;
 }
 
@@ -448,8 +524,18 @@ void vit_free(Model *m)
 {
     if (!m)
         return;
+    const Backend *be = m->be;
     for (int i = 0; i < COUNT(m->memory); i++)
-        m->be->release(m->memory[i]);
+        if (m->memory[i])
+            be->release(m->memory[i]);
+    for (int i = 0; i < 2; i++) {
+        void *host[] = {m->inputs[i].host_images,  m->inputs[i].host_targets,
+                        m->inputs[i].host_augment, m->inputs[i].host_state,
+                        m->results[i].stats,       m->result_state[i]};
+        for (int k = 0; k < COUNT(host); k++)
+            if (host[k])
+                be->host_release(host[k]);
+    }
     free(m->unit[0].params);
     free(m->unit[1].params);
     free(m->unit[m->units - 1].params);
@@ -461,12 +547,37 @@ void vit_free(Model *m)
 
 void vit_read(const Model *m, const dev *buffer, long offset, long n, real *out)
 {
-    m->be->download(out, at((dev *)buffer, offset), (size_t)n * sizeof(real));
+    m->be->download(out, at((dev *)buffer, offset, F32), (size_t)n * sizeof(real));
 }
 
 void vit_write(Model *m, dev *buffer, long offset, long n, const real *in)
 {
-    m->be->wait(m->be->upload(at(buffer, offset), in, (size_t)n * sizeof(real)));
+    m->be->upload(at(buffer, offset, F32), in, (size_t)n * sizeof(real));
+    m->stale |= buffer == m->weights;
+}
+
+void vit_read_act(const Model *m, const dev *buffer, long offset, long n, real *out)
+{
+    int type = m->plan.type;
+    dev *from = at((dev *)buffer, offset, type);
+    if (type == F32) {
+        m->be->download(out, from, (size_t)n * sizeof(real));
+        return;
+    }
+    dev *full = m->be->alloc((size_t)n * sizeof(real));
+    if (!full)
+        die("use a smaller --micro-batch", "no memory to read %ld numbers", n);
+    m->be->convert(full, F32, from, type, n);
+    m->be->download(out, full, (size_t)n * sizeof(real));
+    m->be->release(full);
+}
+
+/* The working weights after the master weights were written. */
+static void refresh(Model *m)
+{
+    if (m->stale && m->work != m->weights)
+        m->be->convert(m->work, m->plan.type, m->weights, F32, m->n_padded);
+    m->stale = false;
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -476,7 +587,7 @@ void vit_write(Model *m, dev *buffer, long offset, long n, const real *in)
 
 static dev *unit_acquire(Model *m, int u)
 {
-    return at(m->weights, m->unit[u].offset);
+    return at(m->work, m->unit[u].offset, m->plan.type);
 }
 
 static void unit_release(Model *m, int u)
@@ -488,17 +599,20 @@ static void unit_release(Model *m, int u)
 /* The first micro-batch writes its gradient where the sum will stand, later ones beside it. */
 static dev *unit_gradient(Model *m, int u)
 {
-    return m->micro == 0 ? at(m->grads, m->unit[u].offset) : m->unit_grad;
+    return m->micro == 0 ? at(m->grads, m->unit[u].offset, F32) : m->unit_grad;
 }
 
 static void unit_reduce(Model *m, int u)
 {
+    dev *sum = at(m->grads, m->unit[u].offset, F32);
     if (m->micro > 0)
-        m->be->add(at(m->grads, m->unit[u].offset), m->unit_grad, m->unit[u].n);
+        m->be->add(sum, m->unit_grad, m->unit[u].n);
+    if (m->last)
+        m->be->all_reduce(sum, F32, m->unit[u].n);
 }
 
-#define X(field, ...) p.field = i->n ? at(base, i->offset) : NULL, i++;
-static EmbedParams embed_params(const Model *m, dev *base)
+#define X(field, ...) p.field = i->n ? at(base, i->offset, type) : NULL, i++;
+static EmbedParams embed_params(const Model *m, dev *base, int type)
 {
     const ParamInfo *i = m->unit[0].params;
     EmbedParams p;
@@ -506,7 +620,7 @@ static EmbedParams embed_params(const Model *m, dev *base)
     return p;
 }
 
-static BlockParams block_params(const Model *m, dev *base)
+static BlockParams block_params(const Model *m, dev *base, int type)
 {
     const ParamInfo *i = m->unit[1].params;
     BlockParams p;
@@ -514,7 +628,7 @@ static BlockParams block_params(const Model *m, dev *base)
     return p;
 }
 
-static HeadParams head_params(const Model *m, dev *base)
+static HeadParams head_params(const Model *m, dev *base, int type)
 {
     const ParamInfo *i = m->unit[m->units - 1].params;
     HeadParams p;
@@ -523,9 +637,23 @@ static HeadParams head_params(const Model *m, dev *base)
 }
 #undef X
 
+/* A unit's weights, and its gradients. */
+#define EMBED_WEIGHTS(m)    embed_params(m, unit_acquire(m, 0), m->plan.type)
+#define EMBED_GRADS(m)      embed_params(m, unit_gradient(m, 0), F32)
+#define BLOCK_WEIGHTS(m, l) block_params(m, unit_acquire(m, (l) + 1), m->plan.type)
+#define BLOCK_GRADS(m, l)   block_params(m, unit_gradient(m, (l) + 1), F32)
+#define HEAD_WEIGHTS(m)     head_params(m, unit_acquire(m, m->units - 1), m->plan.type)
+#define HEAD_GRADS(m)       head_params(m, unit_gradient(m, m->units - 1), F32)
+
 /* ------------------------------------------------------------------------------------------------
  * Forward. Laid out by hand: one operation, one sentence. */
 /* clang-format off */
+
+/* A matrix of the model's type, and the place n such elements further on. Macros, so that the
+ * equations below need not repeat which model they speak of. */
+#define mat(p, ld)  ((Tensor){p, ld, m->plan.type, NULL})
+#define from(p, n)  at(p, n, m->plan.type)
+#define NONE        ((Tensor){NULL, 0, F32, NULL})
 
 static Drop drop(const Model *m, double p, int purpose, int layer)
 {
@@ -577,11 +705,12 @@ static void embed_forward(Model *m)
     const Config *c = &m->config;
     int B = m->B, T = vit_tokens(c), C = c->width, Np = vit_patches(c);
     int PP = VIT_CHANNELS * c->patch * c->patch;
-    EmbedParams w = embed_params(m, unit_acquire(m, 0));
+    EmbedParams w = EMBED_WEIGHTS(m);
 
     m->be->patchify(&(Patchify){
-        .out = mat(m->patches, PP), .images = m->images, .u8 = m->images_u8,
-        .mix = m->use_mix ? m->mix : NULL, .B = B, .H = c->image_h, .W = c->image_w, .P = c->patch,
+        .out = mat(m->patches, PP), .images = m->inputs[m->set].images, .u8 = m->images_u8,
+        .augment = m->use_augment ? m->inputs[m->set].augment : NULL,
+        .B = B, .H = c->image_h, .W = c->image_w, .P = c->patch,
         .mean = {c->mean_r, c->mean_g, c->mean_b}, .std = {c->std_r, c->std_g, c->std_b}});
     linear(m, mat(m->patch_out, C), mat(m->patches, PP), w.patch_w, w.patch_b, B * Np, PP, C);
     m->be->embed_forward(&(Embed){
@@ -602,7 +731,7 @@ static void block_forward(Model *m, int l)
     const Config *c = &m->config;
     const Backend *be = m->be;
     int B = m->B, T = vit_tokens(c), C = c->width, F = c->mlp, H = c->heads;
-    BlockParams w = block_params(m, unit_acquire(m, l + 1));
+    BlockParams w = BLOCK_WEIGHTS(m, l);
     BlockActs *a = &m->blocks[l];
     bool few = class_rows_only(m, l), plain = plain_branch(m, l);
     int Tq = few ? 1 : T, R = B * Tq;   /* rows that leave the attention */
@@ -617,8 +746,8 @@ static void block_forward(Model *m, int l)
         .tokens = T});
     if (few) { /* q of the class rows; k and v of all rows */
         linear(m, mat(a->qkv, 3L * C * T), mat(a->norm1_y, ld), w.qkv_w, w.qkv_b, R, C, C);
-        linear(m, mat(at(a->qkv, C), 3L * C), mat(a->norm1_y, C), at(w.qkv_w, (long)C * C),
-               at(w.qkv_b, C), B * T, C, 2 * C);
+        linear(m, mat(from(a->qkv, C), 3L * C), mat(a->norm1_y, C), from(w.qkv_w, (long)C * C),
+               from(w.qkv_b, C), B * T, C, 2 * C);
     } else {
         linear(m, mat(a->qkv, 3L * C), mat(a->norm1_y, C), w.qkv_w, w.qkv_b, R, C, 3 * C);
     }
@@ -664,7 +793,7 @@ static void head_forward(Model *m)
     const Config *c = &m->config;
     int B = m->B, T = vit_tokens(c), C = c->width, K = c->classes, R = c->representation, rows;
     long ld;
-    HeadParams w = head_params(m, unit_acquire(m, m->units - 1));
+    HeadParams w = HEAD_WEIGHTS(m);
     Tensor features = R ? mat(m->rep, R) : mat(m->pooled, C);
 
     final_rows(m, &rows, &ld);
@@ -683,29 +812,42 @@ static void head_forward(Model *m)
     unit_release(m, m->units - 1);
 }
 
-void vit_forward(Model *m, bool train_mode)
+static void forward(Model *m, bool train_mode)
 {
     m->train_mode = train_mode;
-    m->be->bind_state(m->state_dev);
+    m->be->bind(m->state_dev, m->scratch, m->scratch_bytes);
     embed_forward(m);
     for (int l = 0; l < m->config.layers; l++)
         block_forward(m, l);
     head_forward(m);
 }
 
+void vit_forward(Model *m, bool train_mode)
+{
+    refresh(m);
+    forward(m, train_mode);
+}
+
 void vit_loss(Model *m, double scale)
 {
     const Config *c = &m->config;
     bool learn = m->plan.training && m->train_mode;
-    dev *dbias = learn ? head_params(m, unit_gradient(m, m->units - 1)).head_b : NULL;
+    dev *dbias = learn ? HEAD_GRADS(m).head_b : NULL;
     m->be->loss(&(Loss){.logits = mat(m->logits, c->classes),
                         .dlogits = learn ? mat(m->dlogits, c->classes) : NONE,
-                        .targets = m->targets, .stats = m->stats, .dbias = dbias, .B = m->B,
-                        .K = c->classes, .kind = c->loss, .scale = scale});
+                        .targets = m->inputs[m->set].targets, .stats = m->stats, .dbias = dbias,
+                        .B = m->B, .K = c->classes, .kind = c->loss, .scale = scale});
 }
 
 /* ------------------------------------------------------------------------------------------------
  * Backward: each function mirrors its forward one, from the bottom up */
+
+/* Automatic loss scaling looks at the gradients of activations. */
+static void watch(const Model *m, Tensor gradient, int rows, int cols)
+{
+    if (m->plan.scaling.kind == SCALING_AUTO)
+        m->be->count_large(gradient, rows, cols);
+}
 
 static void head_backward(Model *m)
 {
@@ -714,10 +856,11 @@ static void head_backward(Model *m)
     int B = m->B, T = vit_tokens(c), C = c->width, K = c->classes, R = c->representation;
     int u = m->units - 1, rows;
     long ld;
-    HeadParams w = head_params(m, unit_acquire(m, u)), g = head_params(m, unit_gradient(m, u));
+    HeadParams w = HEAD_WEIGHTS(m), g = HEAD_GRADS(m);
     Tensor dlogits = mat(m->dlogits, K), pooled = mat(m->pooled, C), dpooled = mat(m->dpooled, C);
     Tensor rep = mat(m->rep, R), drep = mat(m->drep, R);
 
+    watch(m, dlogits, B, K);
     if (R) {
         be->linear_backward_weight(&(LinearBackwardWeight){
             .dw = g.head_w, .dy = dlogits, .x = rep, .rows = B, .in = R, .out = K});
@@ -732,7 +875,7 @@ static void head_backward(Model *m)
         be->pool_backward(&(Pool){.y = dpooled, .x = mat(m->dy, C), .B = B, .T = T, .C = C,
                                   .first = c->cls_tokens});
     final_rows(m, &rows, &ld);
-    be->zero(m->dstream, (size_t)B * T * C * sizeof(real)); /* the stream's gradient starts here */
+    be->zero(m->dstream, (size_t)B * T * C * type_size(m->plan.type)); /* the sum starts here */
     be->residual_norm_backward(&(ResidualNorm){
         .x = mat(m->stream[c->layers], ld), .gamma = w.norm_w, .mean = m->final_mean,
         .rstd = m->final_rstd, .rows = rows, .C = C, .tokens = rows / B,
@@ -747,8 +890,7 @@ static void block_backward(Model *m, int l)
     const Config *c = &m->config;
     const Backend *be = m->be;
     int B = m->B, T = vit_tokens(c), C = c->width, F = c->mlp, H = c->heads;
-    BlockParams w = block_params(m, unit_acquire(m, l + 1));
-    BlockParams g = block_params(m, unit_gradient(m, l + 1));
+    BlockParams w = BLOCK_WEIGHTS(m, l), g = BLOCK_GRADS(m, l);
     BlockActs *a = &m->blocks[l];
     bool few = class_rows_only(m, l), plain = plain_branch(m, l);
     int Tq = few ? 1 : T, R = B * Tq;
@@ -768,6 +910,7 @@ static void block_backward(Model *m, int l)
         .dx = dwide, .dy = dbranch, .w = mat(w.fc2_w, F), .rows = R, .in = F, .out = C,
         .act = c->act, .pre = mat(a->fc1, F), .dbias = g.fc1_b, .tokens = Tq,
         .drop = drop(m, c->dropout, RNG_MLP_DROPOUT, l)});
+    watch(m, dwide, R, F);
     linear_backward(m, g.fc1_w, dy, dwide, mat(a->norm2_y, C), w.fc1_w, R, C, F);
     be->residual_norm_backward(&(ResidualNorm){
         .x = mat(a->mid, ld), .branch = mat(a->branch1, C), .gamma = w.norm2_w,
@@ -781,10 +924,11 @@ static void block_backward(Model *m, int l)
     be->attention_backward(&(Attention){
         .qkv = mat(a->qkv, 3L * C), .out = mat(a->att, C), .lse = a->lse, .B = B, .T = T, .Tq = Tq,
         .heads = H, .hs = C / H, .drop = drop(m, c->attention_dropout, RNG_ATTN_DROPOUT, l),
-        .dqkv = dqkv, .dout = dy, .dbias = g.qkv_b});
+        .dqkv = dqkv, .dout = dy, .delta = m->delta, .dbias = g.qkv_b});
+    watch(m, mat(from(m->dqkv, C), 3L * C), B * T, 2 * C);
     if (few) { /* k and v gave to all rows, q to the class rows */
-        linear_backward(m, at(g.qkv_w, (long)C * C), dy, mat(at(m->dqkv, C), 3L * C),
-                        mat(a->norm1_y, C), at(w.qkv_w, (long)C * C), B * T, C, 2 * C);
+        linear_backward(m, at(g.qkv_w, (long)C * C, F32), dy, mat(from(m->dqkv, C), 3L * C),
+                        mat(a->norm1_y, C), from(w.qkv_w, (long)C * C), B * T, C, 2 * C);
         be->linear_backward_weight(&(LinearBackwardWeight){
             .dw = g.qkv_w, .dy = mat(m->dqkv, 3L * C * T), .x = mat(a->norm1_y, ld), .rows = R,
             .in = C, .out = C});
@@ -798,6 +942,7 @@ static void block_backward(Model *m, int l)
         .x = mat(m->stream[l], C), .gamma = w.norm1_w, .mean = a->norm1_mean,
         .rstd = a->norm1_rstd, .rows = B * T, .C = C, .tokens = T, .dy = dy,
         .dx = mat(m->dstream, C), .dgamma = g.norm1_w, .dbeta = g.norm1_b});
+    watch(m, mat(m->dstream, C), B * T, C);
     unit_release(m, l + 1);
     unit_reduce(m, l + 1);
 }
@@ -807,12 +952,12 @@ static void embed_backward(Model *m)
     const Config *c = &m->config;
     int B = m->B, T = vit_tokens(c), C = c->width, Np = vit_patches(c);
     int PP = VIT_CHANNELS * c->patch * c->patch;
-    EmbedParams w = embed_params(m, unit_acquire(m, 0)), g = embed_params(m, unit_gradient(m, 0));
+    EmbedParams w = EMBED_WEIGHTS(m), g = EMBED_GRADS(m);
     Tensor dx = mat(m->dstream, C);
 
     if (c->norm_pre) { /* the one norm that is not beside the stream but in it */
         dx = mat(m->dbranch, C);
-        m->be->zero(m->dbranch, (size_t)B * T * C * sizeof(real));
+        m->be->zero(m->dbranch, (size_t)B * T * C * type_size(m->plan.type));
         m->be->residual_norm_backward(&(ResidualNorm){
             .x = mat(m->embed_x, C), .gamma = w.norm_w, .mean = m->embed_mean,
             .rstd = m->embed_rstd, .rows = B * T, .C = C, .tokens = T, .dy = mat(m->dstream, C),
@@ -839,35 +984,88 @@ void vit_backward(Model *m)
 /* clang-format on */
 
 /* ------------------------------------------------------------------------------------------------
- * A step */
+ * A step. What runs on the device is in the functions do_*, which a backend may record once and
+ * repeat: they depend on nothing but what key() tells apart. */
 
 size_t vit_image_bytes(const Config *c, bool u8)
 {
     return (size_t)c->image_h * (size_t)c->image_w * VIT_CHANNELS * (u8 ? 1 : sizeof(real));
 }
 
+/* The host's copy of the inputs may be written once the last transfer from it has ended; the
+ * device's, which the transfer waits for, once the micro-batch before the last is done. */
 void vit_set_batch(Model *m, int B, const void *images, bool u8, const real *targets,
-                   const Mix *mix)
+                   const Augment *augment)
 {
     const Backend *be = m->be;
     if (B < 1 || B > m->plan.max_batch)
         die("plan the model for the largest micro-batch",
             "a micro-batch of %d images, planned for %d", B, m->plan.max_batch);
+    if (!u8 && !m->plan.float_images)
+        die("plan the model for float images", "a micro-batch of float images");
     m->B = B;
     m->images_u8 = u8;
-    m->use_mix = mix != NULL;
-    be->wait(be->upload(m->images, images, (size_t)B * vit_image_bytes(&m->config, u8)));
-    if (targets)
-        be->wait(
-            be->upload(m->targets, targets, (size_t)B * (size_t)m->config.classes * sizeof(real)));
-    if (mix)
-        be->wait(be->upload(m->mix, mix, (size_t)B * sizeof(Mix)));
+    m->use_augment = augment != NULL;
+    m->set = !m->set;
+    Inputs *in = &m->inputs[m->set];
+    be->wait(in->sent);
+    struct {
+        dev *dst;
+        void *host;
+        const void *src;
+        size_t bytes;
+    } parts[] = {
+        {in->images, in->host_images, images, (size_t)B * vit_image_bytes(&m->config, u8)},
+        {in->targets, in->host_targets, targets,
+         (size_t)B * (size_t)m->config.classes * sizeof(real)},
+        {in->augment, in->host_augment, augment, (size_t)B * sizeof(Augment)},
+    };
+    for (int i = 0; i < COUNT(parts); i++)
+        if (parts[i].src) {
+            memcpy(parts[i].host, parts[i].src, parts[i].bytes);
+            in->sent = be->send(parts[i].dst, parts[i].host, parts[i].bytes, in->used);
+        }
+    m->state.sample0 = 0;
 }
 
-/* The host's part of the state alone: the device's part is the device's. */
-static void push_state(Model *m)
+/* The host's part of the state, the same way. */
+static void send_state(Model *m)
 {
-    m->be->wait(m->be->upload(m->state_dev, &m->state, STEP_HOST_BYTES));
+    Inputs *in = &m->inputs[m->set];
+    m->be->wait(in->state_sent);
+    memcpy(in->host_state, &m->state, STEP_HOST_BYTES);
+    in->state_sent = m->be->send(in->state, in->host_state, STEP_HOST_BYTES, in->used);
+}
+
+static void take_state(Model *m)
+{
+    m->be->copy(m->state_dev, m->inputs[m->set].state, STEP_HOST_BYTES);
+}
+
+/* FNV-1a of what a recorded step depends on. */
+static uint64_t key(const Model *m, int phase)
+{
+    const uint64_t parts[] = {m->id,
+                              (uint64_t)phase,
+                              (uint64_t)m->B,
+                              m->micro > 0,
+                              m->last,
+                              (uint64_t)m->set,
+                              m->images_u8,
+                              m->use_augment,
+                              m->averaged,
+                              m->plan.clip > 0,
+                              (uint64_t)m->loss_images,
+                              m->steps % 2};
+    uint64_t h = 0xcbf29ce484222325u;
+    for (int i = 0; i < COUNT(parts); i++)
+        h = (h ^ parts[i]) * 0x100000001b3u;
+    return h;
+}
+
+static void run(Model *m, int phase, void (*body)(void *))
+{
+    m->be->run(key(m, phase), body, m);
 }
 
 void vit_begin_step(Model *m, uint32_t step, double lr, uint64_t seed)
@@ -875,36 +1073,53 @@ void vit_begin_step(Model *m, uint32_t step, double lr, uint64_t seed)
     m->state.step = step;
     m->state.lr = lr;
     m->state.seed = seed;
-    m->state.sample0 = 0;
     m->micro = 0;
-    push_state(m);
+    m->be->zero(m->stats, 3 * (size_t)m->plan.batch * sizeof(real)); /* other ranks fill the rest */
 }
 
-void vit_micro_step(Model *m, int first_sample, int global_batch)
+static void do_micro_step(void *arg)
+{
+    Model *m = arg;
+    take_state(m);
+    forward(m, true);
+    vit_loss(m, 1.0 / m->loss_images);
+    vit_backward(m);
+}
+
+void vit_micro_step(Model *m, int first_sample, int batch, bool last)
 {
     m->state.sample0 = (uint32_t)first_sample;
-    push_state(m);
-    vit_forward(m, true);
-    vit_loss(m, 1.0 / global_batch);
-    vit_backward(m);
+    m->loss_images = batch;
+    m->last = last;
+    send_state(m);
+    refresh(m);
+    run(m, 0, do_micro_step);
+    m->train_mode = true;
+    m->inputs[m->set].used = m->be->mark();
     m->micro++;
 }
 
-void vit_update(Model *m)
+static void do_update(void *arg)
 {
+    Model *m = arg;
     const Backend *be = m->be;
     OptStep s = {.opt = &m->plan.opt,
                  .chunks = m->chunks,
                  .n = m->n_chunks,
                  .w = m->weights,
-                 .work = m->weights,
-                 .work_type = F32,
+                 .work = m->work,
+                 .work_type = m->plan.type,
+                 .stochastic = m->plan.stochastic,
                  .grad = m->grads,
                  .m = m->m,
                  .v = m->v,
                  .ema = m->ema,
                  .norms = m->norms};
-    be->bind_state(m->state_dev);
+    be->bind(m->state_dev, m->scratch, m->scratch_bytes);
+    be->all_reduce(m->stats, F32, 3L * m->plan.batch);
+    if (m->plan.scaling.kind == SCALING_AUTO)
+        be->all_reduce((dev *)((char *)m->state_dev + offsetof(StepState, large)), U64, 2);
+    be->join();
     be->sum_squares(m->partial, m->grads, m->chunks, m->n_chunks);
     be->finish_norm(m->partial, m->n_chunks, m->plan.clip);
     switch (m->plan.opt.kind) {
@@ -918,16 +1133,53 @@ void vit_update(Model *m)
     default:
         be->adam(&s);
     }
+    be->scale_loss(&m->plan.scaling);
+}
+
+void vit_update(Model *m)
+{
+    run(m, 1, do_update);
+    int slot = (int)(m->steps++ % 2);
+    m->be->fetch(m->result_state[slot], m->state_dev, sizeof(StepState));
+    m->results[slot].ready =
+        m->be->fetch(m->results[slot].stats, m->stats, 3 * (size_t)m->plan.batch * sizeof(real));
+}
+
+const StepResult *vit_result(Model *m, int ago)
+{
+    if (ago < 0 || ago > 1 || m->steps <= (uint32_t)ago)
+        return NULL;
+    int slot = (int)((m->steps - 1 - (uint32_t)ago) % 2);
+    m->be->wait(m->results[slot].ready);
+    m->results[slot].state = *(StepState *)m->result_state[slot];
+    return &m->results[slot];
+}
+
+static void do_evaluate(void *arg)
+{
+    Model *m = arg;
+    take_state(m);
+    forward(m, false);
+    vit_loss(m, 1);
+}
+
+void vit_evaluate(Model *m)
+{
+    send_state(m);
+    refresh(m);
+    run(m, 2, do_evaluate);
+    m->train_mode = false;
+    m->inputs[m->set].used = m->be->mark();
 }
 
 void vit_stats(const Model *m, real *out)
 {
-    m->be->download(out, m->stats, 3 * (size_t)m->B * sizeof(real));
+    m->be->download(out, at(m->stats, 3L * m->state.sample0, F32), 3 * (size_t)m->B * sizeof(real));
 }
 
 void vit_logits(const Model *m, real *out)
 {
-    m->be->download(out, m->logits, (size_t)m->B * (size_t)m->config.classes * sizeof(real));
+    vit_read_act(m, m->logits, 0, (long)m->B * m->config.classes, out);
 }
 
 const StepState *vit_state(Model *m)
@@ -939,7 +1191,7 @@ const StepState *vit_state(Model *m)
 void vit_set_state(Model *m, const StepState *s)
 {
     m->state = *s;
-    m->be->wait(m->be->upload(m->state_dev, &m->state, sizeof m->state));
+    m->be->upload(m->state_dev, &m->state, sizeof m->state);
 }
 
 void vit_swap_ema(Model *m)
@@ -947,4 +1199,8 @@ void vit_swap_ema(Model *m)
     dev *t = m->weights;
     m->weights = m->ema;
     m->ema = t;
+    if (m->plan.type == F32)
+        m->work = m->weights;
+    m->averaged = !m->averaged;
+    m->stale = true;
 }

@@ -18,8 +18,9 @@
 #include "rng.h"
 #include "util.h"
 
-/* The oracle's number: float in the programs, double in the builds that check gradients
- * (make compiles everything twice, the second time with -DREAL=double). */
+/* The number of everything that is stored at full precision: master weights, gradients, optimiser
+ * state, statistics, and whatever the oracle computes. float in the programs, double in the builds
+ * that check gradients (make compiles everything twice, the second time with -DREAL=double). */
 #ifndef REAL
 #define REAL float
 #endif
@@ -222,8 +223,11 @@ typedef struct {
 
 /* ------------------------------------------------------------------------------------------------
  * 3. Backend
- * About thirty operations on device memory. Rules that hold for all of them:
- *  - Everything is asynchronous on one stream, in call order, except download and wait.
+ * About forty operations on device memory. Rules that hold for all of them:
+ *  - Everything is asynchronous on one stream, in call order, except where an entry says otherwise.
+ *  - A Tensor carries its type. A plain `dev *` that an op reads as a parameter (bias, gamma, cls,
+ *    ...) has the type of the op's Tensors; statistics, images that are no bytes, targets and every
+ *    gradient of a parameter are `real`.
  *  - What an op writes it overwrites, parameter gradients included (their sum over micro-batches is
  *    made by `add`, once per unit); the one exception is the residual stream's gradient, into which
  *    residual_norm_backward accumulates.
@@ -232,14 +236,43 @@ typedef struct {
  *    same sequence of calls every time and can be captured and replayed. */
 
 /* A matrix operand: rows of `ld` elements from one to the next. `type` and, for 8-bit types,
- * `scale` say how its elements are stored; the CPU knows F32 alone, stored as `real`. */
-enum { F32, BF16, F16, E4M3, E5M2 };
+ * `scale` say how its elements are stored; the CPU knows F32 alone, stored as `real`. U64 is the
+ * type of counters. */
+enum { F32, BF16, F16, E4M3, E5M2, U64 };
 typedef struct {
     dev *p;
     long ld;
     int type;
     dev *scale;
 } Tensor;
+
+static inline size_t type_size(int type)
+{
+    return type == F32 ? sizeof(real) : type == U64 ? 8 : type <= F16 ? 2 : 1;
+}
+
+/* What a process is and what its device shall do; given to init before anything else. */
+typedef struct {
+    int threads;       /* CPU: 0: as many as the machine has */
+    int type;          /* F32, BF16 or F16, of activations and working weights */
+    bool tf32;         /* F32: matrix products of operands rounded to 10 bits of mantissa */
+    bool measure;      /* choose matrix products' algorithms by timing them */
+    int rank, ranks;   /* of this process and in all; device memory is each its own */
+    int local_rank;    /* which of this machine's devices it takes */
+    void (*broadcast)(void *data, size_t bytes); /* rank 0's bytes to all; waits */
+} Device;
+
+/* Factors that keep small gradients above fp16's smallest number. DYNAMIC: NVIDIA's (Micikevicius
+ * et al. 2018, with Megatron's hysteresis): halved once `hysteresis` updates have overflowed since
+ * it last grew, doubled after `interval` good ones in a row. AUTO: Graphcore's: before each update,
+ * halved where more than 1e-7 of the activation gradients counted by `count_large` were above 0.125
+ * of fp16's maximum, else doubled. Both stay within 1 .. 2^32. */
+enum { SCALING_NONE, SCALING_STATIC, SCALING_DYNAMIC, SCALING_AUTO };
+typedef struct {
+    int kind;
+    double init;
+    int interval, hysteresis;
+} LossScaling;
 
 /* The state of a step, in device memory. The host writes the first part before a micro-batch. */
 typedef struct {
@@ -248,17 +281,21 @@ typedef struct {
     uint32_t step;    /* counter of all random numbers */
     uint32_t sample0; /* first image of this micro-batch within the global batch */
     /* the device's part: */
-    uint32_t t;            /* updates done: Adam's t; a skipped step does not advance it */
-    uint32_t skip;         /* this step's gradients are not finite: leave the parameters alone */
-    uint32_t skipped;      /* steps skipped since the start of the run */
-    uint32_t skipped_in_row;
-    double grad_norm;      /* global L2 norm before clipping */
-    double clip;           /* factor on every gradient: min(1, max_norm / (norm + 1e-6)) */
-    double loss_scale;     /* of dlogits; 1 without fp16 */
+    uint32_t t;       /* updates done: Adam's t; a skipped step does not advance it */
+    uint32_t skip;    /* this step's gradients are not finite: leave the parameters alone */
+    uint32_t skipped; /* steps skipped since the start of the run */
+    uint32_t skipped_in_row; /* not counting those whose loss scale could still be lowered */
+    double grad_norm;        /* global L2 norm before clipping */
+    double clip;             /* factor on every gradient: min(1, max_norm / (norm + 1e-6)) */
+    double loss_scale;       /* of dlogits; 1 without fp16 */
+    uint32_t good_steps;     /* in a row since the loss scale last changed */
+    uint32_t patience;       /* overflows until it is lowered: hysteresis, counting down */
+    uint64_t large, counted; /* by count_large, since the last update */
 } StepState;
 #define STEP_HOST_BYTES offsetof(StepState, t)
 
-typedef uint64_t Ticket; /* of an upload, for wait() */
+/* A point in the order of calls, for wait() and send(); 0 is the beginning. */
+typedef uint64_t Ticket;
 
 /* Dropout of one op: keep with probability 1-p, scale by 1/(1-p). The bits are
  * rng_block(seed, element/4, sample, step, purpose, layer); element counts within one sample. */
@@ -304,18 +341,30 @@ typedef struct {
 } LinearBackwardWeight;
 
 /* Images to the matrix of patches, one row a patch, columns (channel, row, column) as the weight of
- * patch_embed has them. U8 images [B,H,W,3] are normalised, (v/255 - mean) / std; float images
- * [B,3,H,W] are taken as they are. Where mix is given, image b becomes
- * lambda*b + (1-lambda)*partner (Zhang et al. 2018). */
+ * patch_embed has them. Float images [B,3,H,W] are taken as they are. U8 images [B,H,W,3] are
+ * normalised, (v/255 - mean) / std, after what `augment` asks for, in this order:
+ *   flip    left and right change places
+ *   colour  (r,g,b)/255 becomes clamp(M (r,g,b)/255 + t, 0, 1), M = colour[0..8] by rows and
+ *           t = colour[9..11]: brightness, contrast, saturation and hue are such maps
+ *   erase   rows y..y+h-1, columns x..x+w-1 become, normalised, 0 (ERASE_ZERO) or a standard normal
+ *           (ERASE_NOISE) by Box and Muller, sqrt(-2 ln u0) cos(2 pi u1), of the first two numbers
+ *           of rng_block(seed, (c*H + row)*W + column, sample, step, RNG_ERASE, 0), where row and
+ *           column are those of the finished image (Zhong et al. 2020)
+ * and image b of either kind becomes lambda*b + (1-lambda)*partner (Zhang et al. 2018), the partner
+ * with its own flip, colour and erasing. */
+enum { ERASE_NONE, ERASE_ZERO, ERASE_NOISE };
 typedef struct {
     float lambda;
-    int partner; /* sample of the same micro-batch */
-} Mix;
+    int32_t partner; /* sample of the same micro-batch */
+    int32_t flip, use_colour, erase;
+    int32_t y, x, h, w;
+    float colour[12];
+} Augment;
 typedef struct {
     Tensor out; /* [B*Np, 3*P*P] */
     const dev *images;
     bool u8;
-    const dev *mix; /* Mix[B] or NULL */
+    const dev *augment; /* Augment[B] or NULL */
     int B, H, W, P;
     double mean[3], std[3];
 } Patchify;
@@ -324,7 +373,7 @@ typedef struct {
 typedef struct {
     Tensor x;         /* [B*T, C]; backward: the gradient of it, dropped out in place */
     Tensor patches;   /* [B*Np, C]; backward: written with the gradient */
-    dev *cls, *pos;   /* [cls_tokens, C], [T, C]; backward: dcls, dpos */
+    dev *cls, *pos;   /* [cls_tokens, C], [T, C]; backward: dcls, dpos, which are real */
     dev *dbias;       /* backward: [C], column sums of dpatches; NULL: not wanted */
     int B, T, cls_tokens, C;
     Drop drop;
@@ -342,7 +391,7 @@ typedef struct {
 typedef struct {
     Tensor x, x_out, branch, y;
     dev *gamma, *beta;
-    dev *mean, *rstd; /* [rows], saved for backward */
+    dev *mean, *rstd; /* real [rows], saved for backward */
     const dev *ls;    /* [C] layer scale or NULL */
     Drop drop, path;
     double eps;
@@ -356,11 +405,12 @@ typedef struct {
  * T query rows. q, k and v of a token are columns [0,C), [C,2C), [2C,3C) of qkv, heads inside.
  * lse [B,H,Tq] saves the log of each softmax denominator: backward recomputes the probabilities, so
  * that no T x T matrix is stored (Dao et al. 2022). Backward writes dqkv (the q columns of the
- * first Tq rows of each sample alone) and dbias [3C], its column sums. */
+ * first Tq rows of each sample alone) and dbias [3C], its column sums; delta [B,H,Tq] is room for
+ * the sums over a head of dout * out. */
 typedef struct {
     Tensor qkv;  /* [B*T, 3C] */
     Tensor out;  /* [B*Tq, C] */
-    dev *lse;
+    dev *lse, *delta; /* real */
     int B, T, Tq, heads, hs;
     Drop drop;
     Tensor dqkv, dout;
@@ -376,13 +426,13 @@ typedef struct {
 
 /* Loss per sample, its gradient and whether the prediction is right, in one pass.
  * softmax: -sum_k target_k log softmax_k; sigmoid: sum_k of the binary cross-entropies.
- * dlogits = loss_scale * scale * dloss/dlogits; stats[b] = {loss, top-1 hit, top-5 hit}, where the
- * label is the largest target; a tie between logits counts against the label. A logit that is not
- * finite hits nothing. */
+ * dlogits = loss_scale * scale * dloss/dlogits; stats[sample0 + b] = {loss, top-1 hit, top-5 hit},
+ * where the label is the largest target; a tie between logits counts against the label. A logit
+ * that is not finite hits nothing. */
 typedef struct {
     Tensor logits, dlogits; /* [B, K]; dlogits.p NULL: not wanted */
     const dev *targets;     /* real [B, K] */
-    dev *stats;             /* real [B, 3] */
+    dev *stats;             /* real [images of the step, 3] */
     dev *dbias;             /* [K]: column sums of dlogits; NULL: not wanted */
     int B, K, kind;         /* LOSS_* */
     double scale;
@@ -410,30 +460,51 @@ typedef struct {
     dev *w;            /* master weights */
     dev *work;         /* working weights in work_type; the same buffer as w in fp32 */
     int work_type;
+    bool stochastic;   /* round w to work up or down by chance, in proportion (RNG_ROUND) */
     dev *grad, *m, *v; /* v unused by sgd; lamb_direction leaves u in grad */
     dev *ema;          /* or NULL */
     dev *norms;        /* lamb: real [2][n], per chunk sums of squares of w and of u */
 } OptStep;
 
 typedef struct Backend {
-    const char *name; /* "cpu", "cuda" */
-    void (*init)(int threads);                /* 0: as many as the machine has */
+    const char *name;  /* "cpu", "cuda" */
+    bool asynchronous; /* the host can prepare a step while the device computes the one before */
+    void (*init)(const Device *d);
     int (*threads)(void);
     void (*describe)(char *out, size_t size); /* device and libraries, one line */
+    double (*peak_flops)(void);               /* of matrix products in this type; 0: not known */
+    /* Which algorithm each matrix product uses, where there is a choice: written to or read from a
+     * text file, so that a run that is continued has the same bits. No file to read: no matter. */
+    void (*algorithms)(const char *path, bool save);
 
     /* memory; sizes in bytes. alloc returns zeroed, 256-byte aligned memory or NULL. */
+    double (*memory_free)(void); /* that alloc could still give; -1: not known */
     dev *(*alloc)(size_t bytes);
     void (*release)(dev *p);
     void *(*host_alloc)(size_t bytes); /* pinned where that means something */
     void (*host_release)(void *p);
-    Ticket (*upload)(dev *dst, const void *src, size_t bytes); /* src must live until wait() */
-    void (*wait)(Ticket ticket);
-    void (*download)(void *dst, const dev *src, size_t bytes); /* waits for everything before it */
+    /* blocking, any host memory, after everything before */
+    void (*upload)(dev *dst, const void *src, size_t bytes);
+    void (*download)(void *dst, const dev *src, size_t bytes);
+    /* asynchronous, host memory of host_alloc, which must be left alone until wait(ticket).
+     * send runs beside what was called before it, from `after` on; what is called later waits for
+     * it. fetch runs in order. */
+    Ticket (*send)(dev *dst, const void *src, size_t bytes, Ticket after);
+    Ticket (*fetch)(void *dst, const dev *src, size_t bytes);
+    Ticket (*mark)(void);        /* everything called so far */
+    void (*wait)(Ticket ticket); /* the host waits */
     void (*copy)(dev *dst, const dev *src, size_t bytes);
     void (*zero)(dev *dst, size_t bytes);
     void (*convert)(dev *dst, int dst_type, const dev *src, int src_type, long n);
     void (*add)(dev *sum, const dev *x, long n); /* sum += x, real */
-    void (*bind_state)(dev *state);              /* the StepState that the ops below read */
+
+    /* Call body(arg), or repeat what it called the last time it was run under this key: the key
+     * must tell apart whatever makes body call something else. */
+    void (*run)(uint64_t key, void (*body)(void *), void *arg);
+    /* The StepState that the ops below read, and room for sums on their way: scratch_bytes says how
+     * much micro-batches of B images need. */
+    size_t (*scratch_bytes)(const Config *c, int B);
+    void (*bind)(dev *state, dev *scratch, size_t scratch_bytes);
 
     void (*linear_forward)(const LinearForward *a);
     void (*linear_backward_input)(const LinearBackwardInput *a);
@@ -449,18 +520,30 @@ typedef struct Backend {
     void (*pool_backward)(const Pool *a); /* x is dx, y is dy */
     void (*loss)(const Loss *a);
 
+    /* adds to state: counted += rows*cols, large += elements beyond 0.125 * 65504 or not finite */
+    void (*count_large)(Tensor x, int rows, int cols);
     /* partial[i] = sum of squares of chunk i of x */
     void (*sum_squares)(dev *partial, const dev *x, const dev *chunks, int n);
     /* From the partial sums, in order: grad_norm (divided by loss_scale), clip (max_norm 0: no
-     * clipping), skip where the norm is not finite, the skip counters, and t. */
+     * clipping), skip where the norm is not finite, skipped and t. */
     void (*finish_norm)(const dev *partial, int n, double max_norm);
     void (*adam)(const OptStep *a); /* adam and adamw */
     void (*sgd)(const OptStep *a);
     void (*lamb_direction)(const OptStep *a); /* m, v, u, and the partial norms */
     void (*lamb_apply)(const OptStep *a);     /* combines the norms per tensor, updates w */
+    /* after the optimiser: the next step's loss scale, its counters, and skipped_in_row */
+    void (*scale_loss)(const LossScaling *s);
+
+    /* between the ranks; asynchronous beside the ops: they start when what was called before is
+     * done, and `join` makes what is called later wait for them */
+    void (*all_reduce)(dev *x, int type, long n); /* x = sum over the ranks; F32 or U64 */
+    void (*join)(void);
 } Backend;
 
 const Backend *backend_cpu(void);
+/* Only in programs that were built with nvcc: elsewhere the name is NULL. */
+const Backend *backend_cuda(void) __attribute__((weak));
+#define PROGRAM (backend_cuda ? "./train_gpu" : "./train_cpu")
 /* First thing in main(): where OpenBLAS does not know the CPU and has chosen slow kernels, or
  * OpenMP would spin at barriers, start the program again with the variables that say better. */
 void backend_cpu_reexec(char **argv);
@@ -468,43 +551,66 @@ void backend_cpu_reexec(char **argv);
 /* ------------------------------------------------------------------------------------------------
  * 4. Model */
 
-/* A block's activations, one line each: field, elements. In training every block has its own, saved
- * for the backward pass; else all blocks share one set. */
+/* A block's activations, one line each: field, what it stores (ACT: numbers of the model's type,
+ * STAT: real ones), elements. In training every block has its own, saved for the backward
+ * pass; else all blocks share one set. */
 #define BLOCK_ACTS(X)                                                                              \
-    X(norm1_mean, B * T)                                                                           \
-    X(norm1_rstd, B * T)                                                                           \
-    X(norm1_y, B * T * C)        /* LN1(x) */                                                      \
-    X(qkv, B * T * 3 * C)                                                                          \
-    X(lse, B * H * T)                                                                              \
-    X(att, B * T * C)            /* heads concatenated */                                          \
-    X(branch1, c->layer_scale ? B * T * C : 0) /* attn.proj's output, kept for dls1 */             \
-    X(mid, B * T * C)            /* residual stream between attention and MLP */                   \
-    X(norm2_mean, B * T)                                                                           \
-    X(norm2_rstd, B * T)                                                                           \
-    X(norm2_y, B * T * C)        /* LN2(mid) */                                                    \
-    X(fc1, B * T * F)            /* before GELU */                                                 \
-    X(gelu, B * T * F)                                                                             \
-    X(branch2, c->layer_scale ? B * T * C : 0) /* mlp.fc2's output, kept for dls2 */
+    X(norm1_mean, STAT, B * T)                                                                     \
+    X(norm1_rstd, STAT, B * T)                                                                     \
+    X(norm1_y, ACT, B * T * C)        /* LN1(x) */                                                 \
+    X(qkv, ACT, B * T * 3 * C)                                                                     \
+    X(lse, STAT, B * H * T)                                                                        \
+    X(att, ACT, B * T * C)            /* heads concatenated */                                     \
+    X(branch1, ACT, c->layer_scale ? B * T * C : 0) /* attn.proj's output, kept for dls1 */        \
+    X(mid, ACT, B * T * C)            /* residual stream between attention and MLP */              \
+    X(norm2_mean, STAT, B * T)                                                                     \
+    X(norm2_rstd, STAT, B * T)                                                                     \
+    X(norm2_y, ACT, B * T * C)        /* LN2(mid) */                                               \
+    X(fc1, ACT, B * T * F)            /* before GELU */                                            \
+    X(gelu, ACT, B * T * F)                                                                        \
+    X(branch2, ACT, c->layer_scale ? B * T * C : 0) /* mlp.fc2's output, kept for dls2 */
 
-#define X(field, n) dev *field;
+#define X(field, ...) dev *field;
 typedef struct { BLOCK_ACTS(X) } BlockActs;
 #undef X
 
 typedef struct {
     int max_batch;       /* images in one micro-batch */
+    int batch;           /* images of a whole step, all ranks; 0: max_batch */
+    int type;            /* F32, BF16, F16: activations and working weights */
     bool training;       /* plan gradients, optimiser state and saved activations */
     bool keep_streams;   /* compute every row of every block: tests compare the streams */
+    bool float_images;   /* vit_set_batch may be given images of floats */
     bool ema;
     int decay;           /* DECAY_* */
     OptConfig opt;
     double clip;         /* global norm; 0: off */
+    LossScaling scaling;
+    bool stochastic;     /* stochastic rounding of the working weights */
+    void (*gap)(dev *p, size_t bytes); /* tests: told of room left between any two buffers */
 } Plan;
 enum { DECAY_ALL, DECAY_NO_1D, DECAY_MATRICES }; /* matrices: `.weight` of two or more dimensions */
+
+/* One of two sets of inputs: the host fills one while the device computes on the other. */
+typedef struct {
+    dev *images, *targets, *augment, *state;                        /* state: the host's part */
+    void *host_images, *host_targets, *host_augment, *host_state;   /* on their way there */
+    Ticket sent, state_sent; /* the host's parts may be written again */
+    Ticket used;             /* the device's parts may be */
+} Inputs;
+
+/* What a step came to. */
+typedef struct {
+    StepState state; /* after it */
+    real *stats;     /* [images of the step, 3] as the loss op has them */
+    Ticket ready;
+} StepResult;
 
 typedef struct Model {
     Config config;
     Plan plan;
     const Backend *be;
+    uint64_t id;     /* of this model among all of the process */
     int units;       /* L + 2 */
     Unit *unit;      /* [units] */
     long n_params;   /* elements, without the gaps between tensors */
@@ -514,9 +620,11 @@ typedef struct Model {
 
     dev *memory[3];  /* the three allocations: parameters, activations, inputs */
 
-    /* parameter buffers, n_padded elements each (training: all; else the weights alone) */
-    dev *weights;    /* working weights; fp32: the master weights too */
-    dev *grads;      /* sum over the micro-batches */
+    /* parameter buffers, n_padded elements each (training: all; else weights and work alone) */
+    dev *weights;    /* master weights */
+    dev *work;       /* working weights in plan.type; F32: the same buffer */
+    bool stale;      /* work is older than weights */
+    dev *grads;      /* sum over the micro-batches, and after vit_update over the ranks */
     dev *unit_grad;  /* one unit's gradient of micro-batches after the first */
     dev *m, *v, *ema;
     dev *chunks, *partial, *norms;
@@ -528,23 +636,36 @@ typedef struct Model {
     dev *final_y, *final_mean, *final_rstd, *pooled, *rep, *rep_pre, *logits, *dlogits;
     dev *branch;     /* scratch: a branch's output on its way into the residual stream */
     dev *dstream, *dbranch, *dy, *dwide, *dqkv, *dpooled, *drep; /* gradients, scratch */
+    dev *delta;      /* scratch of attention_backward */
+    dev *scratch;    /* the backend's */
+    size_t scratch_bytes;
 
-    /* inputs and results of a micro-batch */
-    dev *images, *targets, *mix, *stats;
-    size_t image_bytes;
-    bool images_u8, use_mix;
-
-    dev *state_dev;
+    Inputs inputs[2];
+    StepResult results[2];
+    void *result_state[2]; /* results[i].state on its way from the device */
+    dev *stats, *state_dev;
+    int set;         /* which inputs are this micro-batch's */
     StepState state; /* host copy; the device's part is fresh after vit_state */
     size_t bytes_params, bytes_grads, bytes_opt, bytes_acts, bytes_inputs;
-    int B;           /* images of the current micro-batch */
-    int micro;       /* which micro-batch of the step this is */
+
+    /* the current micro-batch */
+    int B;           /* images */
+    int micro;       /* its number in the step */
+    bool last;       /* of the step: gradients go to the other ranks */
     bool train_mode; /* dropout and drop path are on */
+    bool images_u8, use_augment;
+    bool averaged;   /* the average stands in the weights' place */
+    int loss_images; /* the loss is divided by this */
+    uint32_t steps;  /* updates begun: results[steps % 2] is the next to be written */
 } Model;
 
 /* Layout, memory plan, allocation; weights are zero. Dies if c is impossible or memory is short. */
 Model *vit_create(const Config *c, const Plan *plan, const Backend *be);
 void vit_free(Model *m);
+/* Device memory that vit_create would take, and the largest max_batch up to the plan's for which
+ * that fits into `bytes`; 0: none. */
+double vit_bytes(const Config *c, const Plan *plan, const Backend *be);
+int vit_largest_batch(const Config *c, const Plan *plan, const Backend *be, double bytes);
 
 /* Parameters by `scheme`: "jax" (zero head, Xavier uniform), "timm" (truncated normal 0.02),
  * "torch" (U(+-1/sqrt(fan_in))), "megatron" (normal 0.02, output layers / sqrt(2L)), "xavier"
@@ -569,22 +690,36 @@ void vit_write(Model *m, dev *buffer, long offset, long n, const real *in);
 
 /* Bytes of one image as vit_set_batch takes it. */
 size_t vit_image_bytes(const Config *c, bool u8);
-/* Inputs of the next micro-batch, copied; B <= max_batch. targets [B,K]; mix Mix[B] or NULL. */
+/* Inputs of the next micro-batch, copied; B <= max_batch. targets [B,K] or NULL; augment
+ * Augment[B] or NULL. */
 void vit_set_batch(Model *m, int B, const void *images, bool u8, const real *targets,
-                   const Mix *mix);
+                   const Augment *augment);
 
-void vit_begin_step(Model *m, uint32_t step, double lr, uint64_t seed); /* then its micro-batches */
+/* A step of training: vit_begin_step, for each of its micro-batches vit_set_batch and
+ * vit_micro_step, then vit_update. Nothing of it waits for the device, but vit_set_batch for the
+ * micro-batch before the last. */
+void vit_begin_step(Model *m, uint32_t step, double lr, uint64_t seed);
+/* Forward, loss divided by `batch`, backward. first_sample: of the micro-batch's images within the
+ * step's `batch`; last: of this rank in this step. */
+void vit_micro_step(Model *m, int first_sample, int batch, bool last);
+void vit_update(Model *m);                    /* norm, clip, optimiser */
+/* The result of the newest step (ago 0) or the one before (ago 1), which it waits for; valid until
+ * two more steps have been updated. NULL: there was no such step. */
+const StepResult *vit_result(Model *m, int ago);
+
+void vit_evaluate(Model *m);                  /* images, targets -> logits, stats; no dropout */
+void vit_stats(const Model *m, real *out);    /* [B,3] of the last micro-batch; waits */
+void vit_logits(const Model *m, real *out);   /* [B,K] of the last micro-batch; waits */
+
+/* The parts of a micro-step, for tests and for those who want to do something between them. */
 void vit_forward(Model *m, bool train_mode);  /* images -> logits */
 void vit_loss(Model *m, double scale);        /* logits, targets -> stats (training: dlogits too) */
 void vit_backward(Model *m);                  /* dlogits -> grads, added to those before */
-void vit_update(Model *m);                    /* norm, clip, optimiser */
-/* One micro-batch of a step: forward, loss with scale 1/global_batch, backward. */
-void vit_micro_step(Model *m, int first_sample, int global_batch);
 
-void vit_stats(const Model *m, real *out);    /* [B,3] of the last vit_loss */
-void vit_logits(const Model *m, real *out);   /* [B,K] of the last vit_forward */
 const StepState *vit_state(Model *m);         /* waits for the device */
 void vit_set_state(Model *m, const StepState *s);
 void vit_swap_ema(Model *m);                  /* exchange weights and average, for evaluation */
+/* Any activation as real numbers, n of them from element `offset` on: tests compare them. */
+void vit_read_act(const Model *m, const dev *buffer, long offset, long n, real *out);
 
 #endif

@@ -138,7 +138,7 @@ static Model *prepare(const Config *c, int B)
 static void step(Model *m, uint32_t number)
 {
     vit_begin_step(m, number, 1e-4, 1);
-    vit_micro_step(m, 0, m->B);
+    vit_micro_step(m, 0, m->B, true);
     vit_update(m);
 }
 
@@ -183,7 +183,7 @@ static void run_apart(const char *name, const Config *c, int B, int rounds)
     fflush(stdout);
     pid_t child = fork(); /* before any thread exists in this process */
     if (child == 0) {
-        backend_cpu()->init(0);
+        backend_cpu()->init(&(Device){.ranks = 1});
         run(name, c, B, rounds);
         _exit(0);
     }

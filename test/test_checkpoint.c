@@ -397,6 +397,8 @@ static Model *make_model(const Config *c, int optimiser, bool ema, uint64_t seed
 {
     Plan plan = {.max_batch = 2, .training = true, .ema = ema, .decay = DECAY_NO_1D, .clip = 1};
     plan.opt = (OptConfig){optimiser, 0.9, 0.999, 1e-8, 0.9, 0.05, 0.99};
+    plan.scaling = (LossScaling){SCALING_DYNAMIC, 1, 1000, 2};
+    plan.float_images = true;
     Model *m = vit_create(c, &plan, backend_cpu());
     Error e;
     if (!vit_init(m, "timm", seed, 0, 0.1, &e))
@@ -419,7 +421,7 @@ static void train(Model *m, uint32_t from, uint32_t to)
             targets[i] = i == (int)step % c->classes || i == c->classes + 1;
         vit_set_batch(m, 2, images, false, targets, NULL);
         vit_begin_step(m, step, 1e-3, 7);
-        vit_micro_step(m, 0, 2);
+        vit_micro_step(m, 0, 2, true);
         vit_update(m);
     }
     free(images);
@@ -1046,7 +1048,7 @@ int main(int argc, char **argv)
     snprintf(root, sizeof root, "%.200s/test_checkpoint.XXXXXX", tmp && *tmp ? tmp : "/tmp");
     if (!mkdtemp(root))
         die("set TMPDIR to a writable directory", "%s: cannot create", root);
-    backend_cpu()->init(1);
+    backend_cpu()->init(&(Device){.threads = 1, .ranks = 1});
 
     test_round_trip();
     test_writer_errors();

@@ -293,7 +293,7 @@ static void test_targets(void)
 {
     static const int labels[] = {0, 3, 1};
     real t[12];
-    Mix mix[3];
+    Augment mix[3];
     soft_targets(t, labels, 3, 4, 0.2, false, 1, NULL);
     CHECK(fabs((double)t[0] - 0.85) < 1e-6 && fabs((double)t[1] - 0.05) < 1e-6);
     CHECK(fabs((double)t[4 + 3] - 0.85) < 1e-6);
