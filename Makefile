@@ -25,6 +25,28 @@ FLAGS    := -std=c11 -D_GNU_SOURCE $(CFLAGS) $(ARCH) -fno-math-errno -fno-trappi
             -I. -I/usr/include/$(TRIPLE)/openblas-openmp $(EXTRA)
 LIBS     := -L$(BLAS_DIR) -Wl,-rpath,$(BLAS_DIR) $(BLAS) -ljpeg -lcjson -lm -lpthread
 
+# CUDA, where nvcc is found: machine code for the architectures in GPU, and PTX of the portable kernels
+# for everything newer. NCCL, where its header is found, for several GPUs.
+CUDA_HOME ?= /usr/local/cuda
+NVCC     := $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard $(CUDA_HOME)/bin/nvcc))
+GPU      ?= 80 90a
+CUDA_DIR := $(patsubst %/bin/,%,$(dir $(realpath $(NVCC))))
+NCCL     ?= $(if $(wildcard $(addsuffix /nccl.h,$(CUDA_DIR)/include /usr/include /usr/local/include)),-lnccl)
+NVFLAGS  := -std=c++20 -O3 -I. --expt-relaxed-constexpr --threads 0 -Xcompiler -Wall,-Wextra,-Wno-unused-parameter,-Wno-unknown-pragmas \
+            $(foreach a,$(GPU),-gencode arch=compute_$a,code=sm_$a) \
+            -gencode arch=compute_80,code=compute_80
+CUDALIBS := -L$(CUDA_DIR)/lib64 -Wl,-rpath,$(CUDA_DIR)/lib64 -lcublasLt $(NCCL) -lcudart -lstdc++
+
+# The same source as plain C++, run on the CPU by the stand-ins of test/cuda_on_cpu.
+CXX      := $(if $(findstring clang,$(CC)),clang++,g++)
+CXXFLAGS := -std=c++20 -D_GNU_SOURCE $(CFLAGS) $(ARCH) -fopenmp -Wall -Wextra -Wno-unknown-pragmas -Itest/cuda_on_cpu -I. \
+            -I/usr/include/$(TRIPLE)/openblas-openmp $(EXTRA)
+STANDIN  := $(BUILD)/standin
+STANDIN_SRC := $(wildcard test/cuda_on_cpu/*.cpp)
+STANDIN_OBJ := $(STANDIN)/backend_cuda.o $(STANDIN_SRC:test/cuda_on_cpu/%.cpp=$(STANDIN)/%.o)
+STANDIN_LIBS := -lboost_context -lrt -lstdc++
+
+GPUPROGRAM := $(if $(filter build,$(BUILD)),train_gpu,$(BUILD)/train_gpu)
 PROGRAM  := $(if $(filter build,$(BUILD)),train_cpu,$(BUILD)/train_cpu)
 LIB_SRC  := $(filter-out train.c tools.c,$(wildcard *.c))
 LIB      := $(LIB_SRC:%.c=$(BUILD)/float/%.o)
@@ -32,18 +54,20 @@ LIB64    := $(LIB_SRC:%.c=$(BUILD)/double/%.o)
 TEST_SRC := $(wildcard test/test_*.c)
 TESTS    := $(TEST_SRC:test/%.c=$(BUILD)/%) \
             $(patsubst test/%.c,$(BUILD)/double/%,$(wildcard test/test_grad.c test/test_golden.c))
+STANDIN_TESTS := $(addprefix $(STANDIN)/,train_gpu test_ops test_golden test_cuda_on_cpu)
 GOLDEN   := $(wildcard test/golden/*.safetensors)
 FIXTURES := $(filter-out %/preprocess.safetensors,$(wildcard $(SHARED)/fixtures/*.safetensors))
 # Sub-makes use every core unless -j was given.
 SUB = +@$(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(CORES))
 Q := $(if $(V),,@)
 
-.PHONY: all demo test test-programs test-long valgrind bench deps report objects clean help
+.PHONY: all demo gpu-tests standin test test-programs test-long valgrind bench deps report objects clean help
 .DELETE_ON_ERROR:
 
 all: report
-	$(SUB) $(PROGRAM)
-	@echo "built $(PROGRAM); ./$(PROGRAM) trains a small model, ./$(PROGRAM) --help lists the flags"
+	$(SUB) $(PROGRAM) $(if $(NVCC),$(GPUPROGRAM))
+	@echo "built $(PROGRAM)$(if $(NVCC), and $(GPUPROGRAM));" \
+	  "./$(PROGRAM) trains a small model, ./$(PROGRAM) --help lists the flags"
 
 demo: all
 	./$(PROGRAM)
@@ -53,8 +77,9 @@ report: $(BUILD)/found
 	@cat $(BUILD)/found
 
 $(BUILD)/found: scripts/probe Makefile
-	@mkdir -p $(BUILD)/float $(BUILD)/double
-	@CC="$(CC)" FLAGS="$(FLAGS)" LIBS="$(LIBS)" scripts/probe $@
+	@mkdir -p $(BUILD)/float $(BUILD)/double $(STANDIN)
+	@CC="$(CC)" FLAGS="$(FLAGS)" LIBS="$(LIBS)" NVCC="$(NVCC)" GPU="$(GPU)" NCCL="$(NCCL)" \
+	  scripts/probe $@
 
 objects: $(LIB) $(LIB64) $(BUILD)/float/train.o
 
@@ -70,6 +95,43 @@ $(BUILD)/double/%.o: %.c Makefile | $(BUILD)/found
 	@echo "  CC   $@"
 	$(Q)$(CC) $(FLAGS) -DREAL=double -MMD -MP -c -o $@ $<
 
+
+$(GPUPROGRAM): $(LIB) $(BUILD)/float/train.o $(BUILD)/gpu/backend_cuda.o
+	@echo "  LINK $@"
+	$(Q)$(CC) $(FLAGS) -o $@ $^ $(CUDALIBS) $(LIBS)
+
+$(BUILD)/gpu/backend_cuda.o: backend_cuda.cu Makefile | $(BUILD)/found
+	@mkdir -p $(BUILD)/gpu
+	@echo "  NVCC $@"
+	$(if $(NVCC),,$(error train_gpu needs nvcc: install the CUDA toolkit, or say where it is with CUDA_HOME=DIR))
+	$(Q)$(NVCC) $(NVFLAGS) -MMD -MP -c -o $@ $<
+
+gpu-tests: $(GPUPROGRAM) $(BUILD)/gpu/test_ops $(BUILD)/gpu/test_golden
+
+$(BUILD)/gpu/test_%: test/test_%.c $(LIB) $(BUILD)/gpu/backend_cuda.o Makefile
+	@echo "  TEST $@"
+	$(Q)$(CC) $(FLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/gpu/backend_cuda.o $(LIB) $(CUDALIBS) $(LIBS)
+
+$(STANDIN)/backend_cuda.o: backend_cuda.cu Makefile | $(BUILD)/found
+	@echo "  CXX  $@"
+	$(Q)$(CXX) $(CXXFLAGS) -MMD -MP -x c++ -c -o $@ $<
+
+$(STANDIN)/%.o: test/cuda_on_cpu/%.cpp Makefile | $(BUILD)/found
+	@echo "  CXX  $@"
+	$(Q)$(CXX) $(CXXFLAGS) -MMD -MP -c -o $@ $<
+
+$(STANDIN)/train_gpu: $(LIB) $(BUILD)/float/train.o $(STANDIN_OBJ)
+	@echo "  LINK $@"
+	$(Q)$(CC) $(FLAGS) -o $@ $^ $(STANDIN_LIBS) $(LIBS)
+
+$(STANDIN)/test_cuda_on_cpu: test/test_cuda_on_cpu.cpp $(STANDIN_OBJ) Makefile
+	@echo "  TEST $@"
+	$(Q)$(CXX) $(CXXFLAGS) -MMD -MP -MF $@.d -o $@ $< $(filter-out %/backend_cuda.o,$(STANDIN_OBJ)) $(STANDIN_LIBS) $(LIBS)
+
+$(STANDIN)/test_%: test/test_%.c $(LIB) $(STANDIN_OBJ) Makefile
+	@echo "  TEST $@"
+	$(Q)$(CC) $(FLAGS) -MMD -MP -MF $@.d -o $@ $< $(STANDIN_OBJ) $(LIB) $(STANDIN_LIBS) $(LIBS)
+
 # Test programs hold every object but train.o, which holds main.
 $(BUILD)/test_%: test/test_%.c $(LIB) Makefile
 	@echo "  TEST $@"
@@ -79,7 +141,8 @@ $(BUILD)/double/test_%: test/test_%.c $(LIB64) Makefile
 	@echo "  TEST $@"
 	$(Q)$(CC) $(FLAGS) -DREAL=double -MMD -MP -MF $@.d -o $@ $< $(LIB64) $(LIBS)
 
-test-programs: $(PROGRAM) $(TESTS)
+standin: $(STANDIN_TESTS)
+test-programs: $(PROGRAM) $(TESTS) $(STANDIN_TESTS)
 
 # test/run runs each argument as a command, and ends with `N passed, N failed, N skipped`.
 # Gradients are checked in double alone: finite differences say nothing in float.
@@ -134,7 +197,7 @@ $(BUILD)/found: | deps
 endif
 
 clean:
-	rm -rf build train_cpu
+	rm -rf build train_cpu train_gpu
 
 help:
 	@echo "make            build ./train_cpu and say what was found on this machine"
@@ -146,4 +209,4 @@ help:
 	@echo "make clean      remove what was built (runs and data stay)"
 	@echo "variables       CC CFLAGS ARCH EXTRA BUILD SHARED BLAS BLAS_DIR; V=1 shows the commands"
 
--include $(wildcard $(BUILD)/float/*.d $(BUILD)/double/*.d $(BUILD)/*.d)
+-include $(wildcard $(addsuffix /*.d,$(BUILD) $(BUILD)/float $(BUILD)/double $(BUILD)/gpu $(STANDIN)))

@@ -36,6 +36,7 @@ typedef struct {
     /* one micro-batch on the host */
     real *targets;
     Augment *augment;
+    bool stopped; /* by a signal, here or in another rank */
     uint64_t settled; /* steps of the run whose results are known, */
     StepState state;  /* and the newest of them */
     /* since the last report */
@@ -367,7 +368,7 @@ static void finish(Training *t)
     format_seconds(now() - t->began, took, sizeof took);
     format_count(peak, memory, sizeof memory);
     report_clear();
-    if (stop_signal) {
+    if (t->stopped) {
         printf("stopped after step %lu of %lu", (unsigned long)s->state.step,
                (unsigned long)t->total);
         if (run_to_resume)
@@ -395,15 +396,12 @@ static void finish(Training *t)
     free(t->augment);
 }
 
-/* One rank's signal stops all of them, after the same step. */
-static void agree_to_stop(const Session *s)
+/* Asked once a step, since a signal may come at any time; one rank's stops all, after that step. */
+static bool asked_to_stop(void)
 {
     double stop = stop_signal;
-    if (s->world.ranks == 1)
-        return;
     dist_sum(&stop, 1);
-    if (stop > 0 && !stop_signal)
-        stop_signal = SIGTERM;
+    return stop > 0;
 }
 
 static int command_train(Session *s)
@@ -427,11 +425,11 @@ static int command_train(Session *s)
     }
     catch_signals();
     begin(&t);
-    while (s->state.step < t.total && !stop_signal) {
+    while (s->state.step < t.total && !t.stopped) {
         train_step(&t);
-        agree_to_stop(s);
-        bool evaluation = s->val && due(&t, s->o.eval_every) && !stop_signal;
-        bool whole = due(&t, s->o.save_every ? s->o.save_every : s->o.eval_every) || stop_signal;
+        t.stopped = asked_to_stop();
+        bool evaluation = s->val && due(&t, s->o.eval_every) && !t.stopped;
+        bool whole = due(&t, s->o.save_every ? s->o.save_every : s->o.eval_every) || t.stopped;
         settle(&t, s->be->asynchronous && !evaluation && !whole ? 1 : 0);
         bool best = evaluation && train_evaluate(&t);
         /* never a checkpoint of a run that is about to fail: the last good one stays the last */
@@ -439,7 +437,7 @@ static int command_train(Session *s)
             save(&t);
     }
     const StepState *state = &t.state;
-    if (state->skipped_in_row && !stop_signal) {
+    if (state->skipped_in_row && !t.stopped) {
         report_clear();
         die("lower --lr, raise --warmup-steps, or clip gradients with --clip 1",
             "the last %u steps had no finite gradients: nothing was saved after step %lu",

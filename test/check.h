@@ -16,7 +16,8 @@ static int check_passed, check_failed, check_skipped;
 
 /* CHECK(n == 3) or CHECK(n == 3, "n is %d", n): the message is a literal format; the macro's value
  * is the condition's, so that a test can stop where going on would make no sense. */
-#define CHECK(condition, ...) check_that((condition), __FILE__, __LINE__, #condition, " " __VA_ARGS__)
+#define CHECK(condition, ...) \
+    check_that((condition), __FILE__, __LINE__, #condition, " " __VA_ARGS__)
 
 /* SKIP("no GPU"): counts once and says why. */
 #define SKIP(...) check_skip(" " __VA_ARGS__)

@@ -51,7 +51,7 @@ typedef struct {
     const Variation *v;
     real *targets, *images, *grads;
     uint8_t *bytes;
-    Mix mix[BATCH];
+    Augment mix[BATCH];
     double worst;
     char worst_name[96];
 } Case;
@@ -68,7 +68,7 @@ static void set_micro(Case *c, int first, int n)
     Model *m = c->m;
     size_t pixels = (size_t)m->config.image_h * (size_t)m->config.image_w * VIT_CHANNELS;
     for (int b = 0; b < n; b++)
-        c->mix[b] = (Mix){0.3f + 0.2f * (float)b, n - 1 - b};
+        c->mix[b] = (Augment){.lambda = 0.3f + 0.2f * (float)b, .partner = n - 1 - b, .flip = b};
     if (c->v->mix)
         vit_set_batch(m, n, c->bytes + (size_t)first * pixels, true,
                       c->targets + first * m->config.classes, c->mix);
@@ -183,7 +183,11 @@ static void check_variation(const Variation *v)
     Config config;
     Case c = {.v = v};
     configure(v, &config);
-    Plan plan = {.max_batch = MICRO, .training = true, .keep_streams = v->streams};
+    Plan plan = {.max_batch = MICRO,
+                 .batch = BATCH,
+                 .training = true,
+                 .float_images = true,
+                 .keep_streams = v->streams};
     c.m = vit_create(&config, &plan, backend_cpu());
     vit_each_param(c.m, draw, c.m);
     make_inputs(&c, &config);
@@ -191,7 +195,7 @@ static void check_variation(const Variation *v)
     vit_begin_step(c.m, 11, 0, 77);
     for (int first = 0; first < BATCH; first += MICRO) {
         set_micro(&c, first, BATCH - first < MICRO ? BATCH - first : MICRO);
-        vit_micro_step(c.m, first, BATCH);
+        vit_micro_step(c.m, first, BATCH, first + MICRO >= BATCH);
     }
     c.m->micro = 0;
     c.grads = xmalloc((size_t)c.m->n_padded *
@@ -211,7 +215,8 @@ static void check_variation(const Variation *v)
 int main(int argc, char **argv)
 {
     backend_cpu_reexec(argv);
-    backend_cpu()->init(1); /* the models are too small to share */
+    backend_cpu()->init(
+        &(Device){.threads = 1, .ranks = 1}); /* the models are too small to share */
     filter = argc > 1 ? argv[1] : "";
     for (int i = 0; i < COUNT(variations); i++)
         if (strstr(variations[i].name, filter))

@@ -1,0 +1,428 @@
+/* backend_cuda.cu - the fast path: every op of vit.h on an NVIDIA GPU.
+ *
+ * This file holds what is not arithmetic: the device, memory, streams, graphs, and collectives. The
+ * ops are in cuda/, which is one unit with it: gemm.cuh (linear layers, by cuBLASLt), layers.cuh
+ * (norms, embedding, loss), attention.cuh, optimizer.cuh. Kernels are launched by function call, so
+ * that the same source is also plain C++ and runs on a CPU (test/cuda_on_cpu).
+ *
+ * Three streams: ops run in call order on one; inputs arrive beside them on a second, so that a
+ * batch is there when its step begins; sums over the ranks run on a third while the backward pass
+ * goes on. Events are all that orders them. A step is recorded as a CUDA graph the second time it
+ * is called and replayed from then on: ops read what changes from StepState in device memory.
+ *
+ * Order: errors, the device, memory, transfers, graphs, collectives, the table.
+ */
+#include "cuda/common.cuh"
+
+#include "cuda/layers.cuh"
+#include "cuda/attention.cuh"
+#include "cuda/gemm.cuh"
+#include "cuda/optimizer.cuh"
+
+#if __has_include(<nccl.h>)
+#include <nccl.h>
+#define HAVE_NCCL 1
+#endif
+
+/* ------------------------------------------------------------------------------------------------
+ * Errors */
+
+static const struct {
+    cudaError_t error;
+    const char *hint;
+} hints[] = {
+    {cudaErrorNoDevice, "no GPU is visible to this program: nvidia-smi must list one, and "
+                        "CUDA_VISIBLE_DEVICES must not hide it; ./train_cpu needs none"},
+    {cudaErrorInsufficientDriver, "the NVIDIA driver is older than this CUDA: update the driver, or "
+                                  "build with an older CUDA toolkit"},
+    {cudaErrorNoKernelImageForDevice, "this program was built for other GPUs: build it again here, "
+                                      "make clean train_gpu, or name the architecture, make GPU=90a"},
+    {cudaErrorMemoryAllocation, "use a smaller --micro-batch"},
+};
+
+void cuda_check(cudaError_t e, const char *what)
+{
+    if (e == cudaSuccess)
+        return;
+    const char *hint = "run it again with CUDA_LAUNCH_BLOCKING=1 to see which call it was";
+    for (const auto &h : hints)
+        if (h.error == e)
+            hint = h.hint;
+    die(hint, "CUDA: %s (%s)", cudaGetErrorString(e), what);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * The device */
+
+static cudaStream_t copies, collectives;
+static cudaEvent_t fork_event, join_event;
+static bool sharing_gpu; /* VIT_SHARE_GPU: more ranks than GPUs, for tests */
+#ifdef HAVE_NCCL
+static ncclComm_t comm;
+
+static void nccl_check(ncclResult_t r, const char *what)
+{
+    if (r != ncclSuccess && r != ncclInProgress)
+        die("NCCL_DEBUG=INFO says more; if a rank has ended, its own error is the cause",
+            "NCCL: %s (%s, rank %d of %d)", ncclGetErrorString(r), what, cu.device.rank,
+            cu.device.ranks);
+}
+#define CHECK_NCCL(call) nccl_check(call, #call)
+
+/* For tests on one GPU: NCCL refuses two ranks there unless they seem to be on two hosts, which
+ * then talk through sockets. */
+static void share_gpu()
+{
+    std::string host = "rank" + std::to_string(cu.device.rank);
+    setenv("NCCL_HOSTID", host.c_str(), 1);
+    setenv("NCCL_NET", "Socket", 0);
+    setenv("NCCL_SOCKET_IFNAME", "=lo", 0);
+    for (const char *name : {"NCCL_P2P_DISABLE", "NCCL_SHM_DISABLE", "NCCL_IB_DISABLE"})
+        setenv(name, "1", 0);
+}
+
+static void join_ranks()
+{
+    ncclUniqueId id;
+    if (sharing_gpu)
+        share_gpu();
+    if (cu.device.rank == 0)
+        CHECK_NCCL(ncclGetUniqueId(&id));
+    cu.device.broadcast(&id, sizeof id);
+    CHECK_NCCL(ncclCommInitRank(&comm, cu.device.ranks, id, cu.device.rank));
+}
+#else
+static void join_ranks()
+{
+    die("install NCCL and build again, or leave --gpus out",
+        "this program was built without NCCL: it can use one GPU alone");
+}
+#endif
+
+static void cuda_init(const Device *d)
+{
+    static bool started;
+    int devices = 0;
+    bool first = !started;
+    cu.device = *d;
+    if (first) {
+        CHECK_CUDA(cudaGetDeviceCount(&devices));
+        sharing_gpu = getenv("VIT_SHARE_GPU") != NULL;
+        if (d->local_rank >= devices && !sharing_gpu)
+            die("start as many processes as the machine has GPUs, see --gpus",
+                "rank %d wants GPU %d, this machine has %d", d->rank, d->local_rank, devices);
+        CHECK_CUDA(cudaSetDevice(d->local_rank % devices));
+        CHECK_CUDA(cudaGetDeviceProperties(&cu.gpu, d->local_rank % devices));
+        if (cu.gpu.major < 8)
+            die("an A100, RTX 30 or anything newer will do; ./train_cpu needs no GPU",
+                "%s has compute capability %d.%d; the kernels need 8.0", cu.gpu.name, cu.gpu.major,
+                cu.gpu.minor);
+        cu.smem = (int)cu.gpu.sharedMemPerBlockOptin;
+        int low, high;
+        CHECK_CUDA(cudaDeviceGetStreamPriorityRange(&low, &high));
+        CHECK_CUDA(cudaStreamCreateWithFlags(&cu.stream, cudaStreamNonBlocking));
+        CHECK_CUDA(cudaStreamCreateWithFlags(&copies, cudaStreamNonBlocking));
+        CHECK_CUDA(cudaStreamCreateWithPriority(&collectives, cudaStreamNonBlocking, high));
+        CHECK_CUDA(cudaEventCreateWithFlags(&fork_event, cudaEventDisableTiming));
+        CHECK_CUDA(cudaEventCreateWithFlags(&join_event, cudaEventDisableTiming));
+        started = true;
+    }
+    if (d->type > F16)
+        die("choose fp32, tf32, bf16 or fp16", "this GPU backend has no such --precision");
+    gemm_init();
+    if (first && d->ranks > 1)
+        join_ranks();
+}
+
+static int cuda_threads(void)
+{
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n > 0 ? (int)n : 1;
+}
+
+static void cuda_describe(char *out, size_t size)
+{
+    int driver = 0, runtime = 0;
+    CHECK_CUDA(cudaDriverGetVersion(&driver));
+    CHECK_CUDA(cudaRuntimeGetVersion(&runtime));
+    static const char *const types[] = {"fp32", "bf16", "fp16"};
+    snprintf(out, size, "%s, %.0f GiB, sm_%d%d, %s, driver CUDA %d.%d, CUDA %d.%d, cuBLASLt %zu",
+             cu.gpu.name, (double)cu.gpu.totalGlobalMem / (1 << 30), cu.gpu.major, cu.gpu.minor,
+             cu.device.tf32 ? "tf32" : types[cu.device.type], driver / 1000, driver % 1000 / 10,
+             runtime / 1000, runtime % 1000 / 10, cublasLtGetVersion());
+}
+
+/* Dense rates of the vendor's data sheets, TFLOP/s: the yardstick of MFU, reached by nobody. */
+static double cuda_peak_flops(void)
+{
+    static const struct {
+        const char *name;
+        double half, tf32, full;
+    } peaks[] = {{"H100 PCIe", 756.4, 378.2, 51.2}, {"H100", 989.4, 494.7, 66.9},
+                 {"H200", 989.4, 494.7, 66.9},      {"GH200", 989.4, 494.7, 66.9},
+                 {"H800", 989.4, 494.7, 66.9},      {"H20", 148, 74, 44},
+                 {"B200", 2250, 1125, 75},          {"A100", 311.9, 156, 19.5},
+                 {"A800", 311.9, 156, 19.5},        {"L40S", 362, 183, 91.6},
+                 {"A10G", 70, 35, 31.2},            {"RTX 4090", 165.2, 82.6, 82.6},
+                 {"RTX 3090", 71, 35.6, 35.6}};
+    for (const auto &p : peaks)
+        if (strstr(cu.gpu.name, p.name))
+            return 1e12 * (cu.device.type != F32 ? p.half : cu.device.tf32 ? p.tf32 : p.full);
+    return 0;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Memory */
+
+static double cuda_memory_free(void)
+{
+    size_t free_bytes, total;
+    CHECK_CUDA(cudaMemGetInfo(&free_bytes, &total));
+    return (double)free_bytes;
+}
+
+static dev *cuda_alloc(size_t bytes)
+{
+    void *p = NULL;
+    cudaError_t e = cudaMalloc(&p, bytes ? bytes : 1);
+    if (e == cudaErrorMemoryAllocation) {
+        (void)cudaGetLastError(); /* the caller says it better */
+        return NULL;
+    }
+    CHECK_CUDA(e);
+    CHECK_CUDA(cudaMemsetAsync(p, 0, bytes, cu.stream));
+    return (dev *)p;
+}
+
+static void cuda_release(dev *p)
+{
+    CHECK_CUDA(cudaStreamSynchronize(copies));
+    CHECK_CUDA(cudaStreamSynchronize(cu.stream));
+    CHECK_CUDA(cudaFree(p));
+}
+
+static void *cuda_host_alloc(size_t bytes)
+{
+    void *p;
+    CHECK_CUDA(cudaMallocHost(&p, bytes ? bytes : 1));
+    return p;
+}
+
+static void cuda_host_release(void *p)
+{
+    CHECK_CUDA(cudaStreamSynchronize(copies));
+    CHECK_CUDA(cudaStreamSynchronize(cu.stream));
+    CHECK_CUDA(cudaFreeHost(p));
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Transfers. Ticket t stands for an event of a ring; one that was recorded again since then marks a
+ * later point, so that who waits for it waits longer than needed but never too little. */
+
+enum { EVENTS = 64 };
+static cudaEvent_t ring[EVENTS];
+static Ticket tickets;
+
+static Ticket mark_stream(cudaStream_t s)
+{
+    cudaEvent_t &e = ring[++tickets % EVENTS];
+    if (!e)
+        CHECK_CUDA(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
+    CHECK_CUDA(cudaEventRecord(e, s));
+    return tickets;
+}
+
+static Ticket cuda_mark(void)
+{
+    return mark_stream(cu.stream);
+}
+
+static Ticket cuda_send(dev *dst, const void *src, size_t bytes, Ticket after)
+{
+    if (after)
+        CHECK_CUDA(cudaStreamWaitEvent(copies, ring[after % EVENTS], 0));
+    CHECK_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, copies));
+    Ticket t = mark_stream(copies);
+    CHECK_CUDA(cudaStreamWaitEvent(cu.stream, ring[t % EVENTS], 0));
+    return t;
+}
+
+static Ticket cuda_fetch(void *dst, const dev *src, size_t bytes)
+{
+    CHECK_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, cu.stream));
+    return mark_stream(cu.stream);
+}
+
+/* With other ranks, look at their health while waiting: a sum whose partner is gone never ends. */
+static void cuda_wait(Ticket ticket)
+{
+    if (!ticket)
+        return;
+    cudaEvent_t e = ring[ticket % EVENTS];
+#ifdef HAVE_NCCL
+    for (cudaError_t s; comm && (s = cudaEventQuery(e)) != cudaSuccess;) {
+        ncclResult_t health = ncclSuccess;
+        if (s != cudaErrorNotReady)
+            CHECK_CUDA(s);
+        CHECK_NCCL(ncclCommGetAsyncError(comm, &health));
+        nccl_check(health, "another rank");
+        usleep(50);
+    }
+#endif
+    CHECK_CUDA(cudaEventSynchronize(e));
+}
+
+static void cuda_upload(dev *dst, const void *src, size_t bytes)
+{
+    CHECK_CUDA(cudaStreamSynchronize(copies));
+    CHECK_CUDA(cudaStreamSynchronize(cu.stream));
+    CHECK_CUDA(cudaMemcpy(dst, src, bytes, cudaMemcpyHostToDevice));
+    CHECK_CUDA(cudaDeviceSynchronize()); /* memory that is not pinned may still be on its way */
+}
+
+static void cuda_download(void *dst, const dev *src, size_t bytes)
+{
+    cuda_wait(cuda_mark());
+    CHECK_CUDA(cudaMemcpy(dst, src, bytes, cudaMemcpyDeviceToHost));
+}
+
+static void cuda_copy(dev *dst, const dev *src, size_t bytes)
+{
+    CHECK_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, cu.stream));
+}
+
+static void cuda_zero(dev *dst, size_t bytes)
+{
+    CHECK_CUDA(cudaMemsetAsync(dst, 0, bytes, cu.stream));
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Collectives */
+
+static bool summing; /* something runs on their stream that nothing waits for yet */
+
+static void cuda_all_reduce(dev *x, int type, long n)
+{
+    if (cu.device.ranks == 1)
+        return;
+#ifdef HAVE_NCCL
+    CHECK_CUDA(cudaEventRecord(fork_event, cu.stream));
+    CHECK_CUDA(cudaStreamWaitEvent(collectives, fork_event, 0));
+    CHECK_NCCL(ncclAllReduce(x, x, (size_t)n, type == U64 ? ncclUint64 : ncclFloat32, ncclSum, comm,
+                             collectives));
+    summing = true;
+#else
+    (void)x, (void)type, (void)n;
+#endif
+}
+
+static void cuda_join(void)
+{
+    if (!summing)
+        return;
+    CHECK_CUDA(cudaEventRecord(join_event, collectives));
+    CHECK_CUDA(cudaStreamWaitEvent(cu.stream, join_event, 0));
+    summing = false;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Graphs */
+
+struct Recording {
+    bool seen; /* once: the first time algorithms are chosen and kernels loaded */
+    cudaGraphExec_t graph;
+};
+static std::map<uint64_t, Recording> recordings;
+
+static void cuda_run(uint64_t key, void (*body)(void *), void *arg)
+{
+    Recording &r = recordings[key];
+    if (!r.seen) {
+        r.seen = true;
+        body(arg);
+        cuda_join();
+        keep_choices();
+        return;
+    }
+    if (!r.graph) {
+        cudaGraph_t graph;
+        CHECK_CUDA(cudaStreamBeginCapture(cu.stream, cudaStreamCaptureModeThreadLocal));
+        body(arg);
+        cuda_join(); /* what was forked must come back before the end */
+        CHECK_CUDA(cudaStreamEndCapture(cu.stream, &graph));
+        CHECK_CUDA(cudaGraphInstantiate(&r.graph, graph, 0));
+        CHECK_CUDA(cudaGraphDestroy(graph));
+    }
+    CHECK_CUDA(cudaGraphLaunch(r.graph, cu.stream));
+}
+
+static size_t cuda_scratch_bytes(const Config *c, int B)
+{
+    return sizeof(float) *
+           std::max({attention_scratch(c, B), layers_scratch(c, B), optimizer_scratch(c)});
+}
+
+static void cuda_bind(dev *state, dev *scratch, size_t bytes)
+{
+    cu.state = (const StepState *)state;
+    cu.scratch = (char *)scratch;
+    cu.scratch_bytes = bytes;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * The table */
+
+extern "C" const Backend *backend_cuda(void)
+{
+    static const Backend table = {
+        .name = "cuda",
+        .asynchronous = true,
+        .init = cuda_init,
+        .threads = cuda_threads,
+        .describe = cuda_describe,
+        .peak_flops = cuda_peak_flops,
+        .algorithms = cuda_algorithms,
+        .memory_free = cuda_memory_free,
+        .alloc = cuda_alloc,
+        .release = cuda_release,
+        .host_alloc = cuda_host_alloc,
+        .host_release = cuda_host_release,
+        .upload = cuda_upload,
+        .download = cuda_download,
+        .send = cuda_send,
+        .fetch = cuda_fetch,
+        .mark = cuda_mark,
+        .wait = cuda_wait,
+        .copy = cuda_copy,
+        .zero = cuda_zero,
+        .convert = cuda_convert,
+        .add = cuda_add,
+        .run = cuda_run,
+        .scratch_bytes = cuda_scratch_bytes,
+        .bind = cuda_bind,
+        .linear_forward = cuda_linear_forward,
+        .linear_backward_input = cuda_linear_backward_input,
+        .linear_backward_weight = cuda_linear_backward_weight,
+        .patchify = cuda_patchify,
+        .embed_forward = cuda_embed_forward,
+        .embed_backward = cuda_embed_backward,
+        .residual_norm_forward = cuda_residual_norm_forward,
+        .residual_norm_backward = cuda_residual_norm_backward,
+        .attention_forward = cuda_attention_forward,
+        .attention_backward = cuda_attention_backward,
+        .pool_forward = cuda_pool_forward,
+        .pool_backward = cuda_pool_backward,
+        .loss = cuda_loss,
+        .count_large = cuda_count_large,
+        .sum_squares = cuda_sum_squares,
+        .finish_norm = cuda_finish_norm,
+        .adam = cuda_adam,
+        .sgd = cuda_sgd,
+        .lamb_direction = cuda_lamb_direction,
+        .lamb_apply = cuda_lamb_apply,
+        .scale_loss = cuda_scale_loss,
+        .all_reduce = cuda_all_reduce,
+        .join = cuda_join,
+    };
+    return &table;
+}

@@ -1,0 +1,201 @@
+/* common.cuh - what every kernel file shares: the backend's context, element types, packs of 16
+ * bytes, sums over warps, dropout masks.
+ *
+ * Kernels are templates over the element type E (float, __nv_bfloat16, __half) of activations and
+ * working weights; arithmetic is in float. Host wrappers choose E from a Tensor's type with
+ * by_type(). Everything here is static: backend_cuda.cu includes all of cuda/ as one unit.
+ */
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define RNG_FN static inline __host__ __device__
+extern "C" {
+#include "vit.h"
+}
+
+#include "launch.cuh"
+#include "ptx.cuh"
+
+#define CHECK_CUDA(call) cuda_check(call, #call)
+
+/* What the ops need to know; one process drives one device. */
+struct Context {
+    cudaStream_t stream;    /* all ops, in order */
+    const StepState *state; /* device memory, set by bind, as is the scratch */
+    char *scratch;
+    size_t scratch_bytes;
+    Device device;
+    cudaDeviceProp gpu;
+    int smem; /* most dynamic shared memory of a block, bytes */
+};
+static Context cu;
+
+/* The first n floats of the scratch memory: an op's sums on their way. Every op may use all of it,
+ * since ops run one after another. */
+static float *scratch_floats(size_t n)
+{
+    if (n * sizeof(float) > cu.scratch_bytes)
+        die("this is a mistake in backend_cuda.cu: scratch_bytes() promises too little",
+            "an op needs %zu bytes of scratch memory, there are %zu", n * sizeof(float),
+            cu.scratch_bytes);
+    return (float *)cu.scratch;
+}
+
+static inline int ceil_div(long n, long by)
+{
+    return (int)((n + by - 1) / by);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Element types */
+
+using bf16 = __nv_bfloat16;
+using fp16 = __half;
+
+/* by_type(t.type, [&](auto e) { using E = decltype(e); ... }) */
+template <class F> static void by_type(int type, F f)
+{
+    if (type == F32)
+        f(float());
+    else if (type == BF16)
+        f(bf16());
+    else if (type == F16)
+        f(fp16());
+    else
+        die("use F32, BF16 or F16", "the CUDA backend has no kernels for type %d", type);
+}
+
+template <class E> static E *ptr(const dev *p)
+{
+    return (E *)p;
+}
+template <class E> static E *ptr(const Tensor &t)
+{
+    return (E *)t.p;
+}
+
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(bf16 x) { return __bfloat162float(x); }
+__device__ inline float to_float(fp16 x) { return __half2float(x); }
+template <class E> __device__ inline E from_float(float x);
+template <> __device__ inline float from_float<float>(float x) { return x; }
+template <> __device__ inline bf16 from_float<bf16>(float x) { return __float2bfloat16_rn(x); }
+template <> __device__ inline fp16 from_float<fp16>(float x) { return __float2half_rn(x); }
+
+/* What a value is after a trip through memory: a bias gradient is the sum of these. */
+template <class E> __device__ inline float rounded(float x)
+{
+    return to_float(from_float<E>(x));
+}
+
+/* N elements that travel together; 16 bytes where memory is aligned, else one element. */
+template <class E, int N> struct alignas(sizeof(E) * N) Pack {
+    E v[N];
+};
+template <class E> constexpr int WIDE = 16 / (int)sizeof(E);
+
+template <class E, int N> __device__ inline void load(float (&to)[N], const E *from)
+{
+    Pack<E, N> p = *(const Pack<E, N> *)from;
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        to[i] = to_float(p.v[i]);
+}
+template <class E, int N> __device__ inline void store(E *to, const float (&from)[N])
+{
+    Pack<E, N> p;
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        p.v[i] = from_float<E>(from[i]);
+    *(Pack<E, N> *)to = p;
+}
+
+/* Whether rows of these tensors can be read in packs of 16 bytes (absent ones can). */
+static bool aligned(const dev *p)
+{
+    return (uintptr_t)p % 16 == 0;
+}
+static bool wide_rows(const Tensor &t)
+{
+    return !t.p || (aligned(t.p) && t.ld * type_size(t.type) % 16 == 0);
+}
+
+/* by_width(wide, e, [&](auto n) { constexpr int N = n; ... }): N = WIDE<E> or 1 */
+template <int N> struct Width {
+    static constexpr int value = N;
+    constexpr operator int() const { return N; }
+};
+template <class E, class F> static void by_width(bool wide, E, F f)
+{
+    if (wide)
+        f(Width<WIDE<E>>());
+    else
+        f(Width<1>());
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Sums. Always over the same elements in the same order, whatever the timing. */
+
+__device__ inline float warp_sum(float x)
+{
+    for (int d = 16; d; d >>= 1)
+        x += __shfl_xor_sync(0xffffffffu, x, d);
+    return x;
+}
+__device__ inline float warp_max(float x)
+{
+    for (int d = 16; d; d >>= 1)
+        x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, d));
+    return x;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Dropout (see Drop in vit.h): the mask of elements 4*block .. 4*block+3 of one sample */
+
+struct Mask { /* a Drop, made ready on the host */
+    uint32_t keep; /* an element is kept when its bits reach this; 0: no dropout */
+    float scale;   /* of what is kept */
+    int purpose, layer;
+};
+static Mask mask_of(const Drop &d)
+{
+    return Mask{d.p > 0 ? rng_threshold(d.p) : 0, (float)(1 / (1 - d.p)), d.purpose, d.layer};
+}
+__device__ inline void mask4(float (&scale)[4], const Mask &m, const StepState *s, uint32_t block,
+                             uint32_t sample)
+{
+    Philox r = rng_block(s->seed, block, s->sample0 + sample, s->step, m.purpose, m.layer);
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        scale[i] = r.v[i] >= m.keep ? m.scale : 0.0f;
+}
+/* x[i] *= mask of element first + i */
+template <int N>
+__device__ inline void drop(float (&x)[N], const Mask &m, const StepState *s, uint32_t first,
+                            uint32_t sample)
+{
+    float scale[4];
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        if (i == 0 || (first + i) % 4 == 0)
+            mask4(scale, m, s, (first + i) / 4, sample);
+        uint32_t k = (first + i) % 4; /* selected without a run-time index into registers */
+        x[i] *= k < 2 ? (k == 0 ? scale[0] : scale[1]) : (k == 2 ? scale[2] : scale[3]);
+    }
+}
+/* Stochastic depth of one sample: 0 or 1/(1-p) */
+__device__ inline float path_scale(const Mask &m, const StepState *s, uint32_t sample)
+{
+    if (!m.keep)
+        return 1;
+    float scale[4];
+    mask4(scale, m, s, 0, sample);
+    return scale[0];
+}

@@ -1,0 +1,451 @@
+/* gemm.cuh - matrix products by cuBLASLt, and the linear layers made of them.
+ *
+ * The library multiplies column-major matrices; a row-major matrix [rows, cols] with leading
+ * dimension ld is the column-major [cols, rows] with the same ld, so that every product below is
+ * written for the transposed result. Which of its many algorithms is fastest for a shape, the
+ * library guesses; here each is timed once, on the operands of the first call, and the choice is
+ * kept: in a file per GPU and library version, and in the run's directory, since another algorithm
+ * adds in another order.
+ *
+ * Order: a product and its key, choosing an algorithm, keeping choices, linear layers.
+ */
+#pragma once
+
+#include "common.cuh"
+
+#include <cublasLt.h>
+
+#include <algorithm>
+#include <map>
+#include <string>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <vector>
+
+static void cublas_check(cublasStatus_t s, const char *what)
+{
+    if (s != CUBLAS_STATUS_SUCCESS)
+        die("run scripts/gpu_check.sh correct; its log helps to find the cause",
+            "cuBLASLt: %s failed with status %d", what, (int)s);
+}
+#define CHECK_CUBLAS(call) cublas_check(call, #call)
+
+/* ------------------------------------------------------------------------------------------------
+ * A product: D[m,n] = epilogue(op(A)[m,k] op(B)[k,n] + C), column-major */
+
+struct Product {
+    const void *A, *B, *C; /* C NULL: nothing is added */
+    void *D;
+    bool ta, tb; /* is op() a transposition? */
+    long m, n, k, lda, ldb, ldc, ldd;
+    int in, out; /* F32, BF16, F16: of A and B; of C, D, bias and aux */
+    cublasLtEpilogue_t epilogue;
+    const void *bias; /* [m] */
+    void *aux;        /* [m,n]: what goes into GELU */
+    long ldaux;
+};
+
+static cublasLtHandle_t lt;
+static void *workspace; /* of all products: they run one after another */
+static size_t workspace_bytes;
+
+static cudaDataType_t data_type(int type)
+{
+    return type == BF16 ? CUDA_R_16BF : type == F16 ? CUDA_R_16F : CUDA_R_32F;
+}
+
+/* The largest power of two up to 256 that divides the address. */
+static uint32_t alignment(const void *p)
+{
+    uint32_t a = 256;
+    while ((uintptr_t)p % a)
+        a /= 2;
+    return a;
+}
+
+/* Everything that the choice of an algorithm depends on, as text. */
+static std::string product_key(const Product &p)
+{
+    char text[256];
+    snprintf(text, sizeof text, "%ldx%ldx%ld %c%c ld%ld,%ld,%ld,%ld,%ld t%d,%d,%d e%d c%d a%u,%u,%u,%u,%u",
+             p.m, p.n, p.k, p.ta ? 'T' : 'N', p.tb ? 'T' : 'N', p.lda, p.ldb, p.C ? p.ldc : 0, p.ldd,
+             p.aux ? p.ldaux : 0, p.in, p.out, cu.device.tf32, (int)p.epilogue, p.C != NULL,
+             alignment(p.A), alignment(p.B), alignment(p.C), alignment(p.D), alignment(p.aux));
+    return text;
+}
+
+/* The library's descriptions of a product, destroyed with the object. */
+struct Description {
+    cublasLtMatmulDesc_t op = nullptr;
+    cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr, d = nullptr;
+
+    template <class T> void set(cublasLtMatmulDescAttributes_t what, T value)
+    {
+        CHECK_CUBLAS(cublasLtMatmulDescSetAttribute(op, what, &value, sizeof value));
+    }
+    explicit Description(const Product &p)
+    {
+        cublasComputeType_t compute = p.in == F32 && cu.device.tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32
+                                                                    : CUBLAS_COMPUTE_32F;
+        CHECK_CUBLAS(cublasLtMatmulDescCreate(&op, compute, CUDA_R_32F));
+        set(CUBLASLT_MATMUL_DESC_TRANSA, p.ta ? CUBLAS_OP_T : CUBLAS_OP_N);
+        set(CUBLASLT_MATMUL_DESC_TRANSB, p.tb ? CUBLAS_OP_T : CUBLAS_OP_N);
+        set(CUBLASLT_MATMUL_DESC_EPILOGUE, p.epilogue);
+        if (p.bias) {
+            set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias);
+            set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, data_type(p.out));
+        }
+        if (p.aux) {
+            set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, p.aux);
+            set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, (int64_t)p.ldaux);
+        }
+        cudaDataType_t in = data_type(p.in), out = data_type(p.out);
+        CHECK_CUBLAS(cublasLtMatrixLayoutCreate(&a, in, p.ta ? p.k : p.m, p.ta ? p.m : p.k, p.lda));
+        CHECK_CUBLAS(cublasLtMatrixLayoutCreate(&b, in, p.tb ? p.n : p.k, p.tb ? p.k : p.n, p.ldb));
+        CHECK_CUBLAS(cublasLtMatrixLayoutCreate(&c, out, p.m, p.n, p.C ? p.ldc : p.ldd));
+        CHECK_CUBLAS(cublasLtMatrixLayoutCreate(&d, out, p.m, p.n, p.ldd));
+    }
+    ~Description()
+    {
+        cublasLtMatrixLayoutDestroy(d);
+        cublasLtMatrixLayoutDestroy(c);
+        cublasLtMatrixLayoutDestroy(b);
+        cublasLtMatrixLayoutDestroy(a);
+        cublasLtMatmulDescDestroy(op);
+    }
+    Description(const Description &) = delete;
+};
+
+static cublasStatus_t multiply(const Product &p, const Description &x,
+                               const cublasLtMatmulAlgo_t &algo)
+{
+    float one = 1, beta = p.C ? 1.0f : 0.0f;
+    return cublasLtMatmul(lt, x.op, &one, p.A, x.a, p.B, x.b, &beta, p.C ? p.C : p.D, x.c, p.D, x.d,
+                          &algo, workspace, workspace_bytes, cu.stream);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Choosing an algorithm */
+
+struct Choice {
+    cublasLtMatmulAlgo_t algo;
+    bool known;    /* false: the library can't do this product at all */
+    bool measured; /* by timing; else the library's own guess */
+    bool checked;  /* it may come from a file, which may say anything */
+};
+enum { MOST = 64 }; /* candidates under one limit of workspace */
+static std::map<std::string, Choice> choices;
+static bool choices_changed; /* since they were written to the cache */
+
+/* What the library proposes, best guess first, without repetitions, under several limits of
+ * workspace: larger ones let it split sums, which pays for weight gradients (few tiles, long sums).
+ * Sums over parts are never made in 16 bits. */
+static std::vector<Choice> candidates(const Product &p, const Description &x, int most)
+{
+    static cublasLtMatmulHeuristicResult_t found[MOST];
+    std::vector<Choice> list;
+    for (size_t limit : {workspace_bytes, workspace_bytes / 4, (size_t)0}) {
+        cublasLtMatmulPreference_t want;
+        CHECK_CUBLAS(cublasLtMatmulPreferenceCreate(&want));
+        auto set = [&](cublasLtMatmulPreferenceAttributes_t what, auto value) {
+            CHECK_CUBLAS(cublasLtMatmulPreferenceSetAttribute(want, what, &value, sizeof value));
+        };
+        uint32_t schemes = p.out == F32 ? CUBLASLT_REDUCTION_SCHEME_MASK
+                                        : CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+        set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, limit);
+        set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, schemes);
+        set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment(p.A));
+        set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment(p.B));
+        set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment(p.C ? p.C : p.D));
+        set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment(p.D));
+        int n = 0;
+        cublasStatus_t s = cublasLtMatmulAlgoGetHeuristic(lt, x.op, x.a, x.b, x.c, x.d, want, most,
+                                                          found, &n);
+        cublasLtMatmulPreferenceDestroy(want);
+        for (int i = 0; s == CUBLAS_STATUS_SUCCESS && i < n; i++) {
+            const cublasLtMatmulAlgo_t &algo = found[i].algo;
+            bool seen = found[i].state != CUBLAS_STATUS_SUCCESS;
+            for (const Choice &other : list)
+                seen |= memcmp(&other.algo, &algo, sizeof algo) == 0;
+            if (!seen)
+                list.push_back(Choice{.algo = algo, .known = true, .measured = false, .checked = true});
+        }
+        if (most == 1 && !list.empty())
+            break;
+    }
+    return list;
+}
+
+/* Median milliseconds of `repeat` products; infinite where the algorithm does not work. */
+static float time_algorithm(const Product &p, const Description &x, const cublasLtMatmulAlgo_t &algo,
+                            int repeat)
+{
+    static cudaEvent_t from, to;
+    if (!from) {
+        CHECK_CUDA(cudaEventCreate(&from));
+        CHECK_CUDA(cudaEventCreate(&to));
+    }
+    if (multiply(p, x, algo) != CUBLAS_STATUS_SUCCESS) {
+        (void)cudaGetLastError();
+        return INFINITY;
+    }
+    std::vector<float> ms((size_t)repeat);
+    for (float &t : ms) {
+        CHECK_CUDA(cudaEventRecord(from, cu.stream));
+        CHECK_CUBLAS(multiply(p, x, algo));
+        CHECK_CUDA(cudaEventRecord(to, cu.stream));
+        CHECK_CUDA(cudaEventSynchronize(to));
+        CHECK_CUDA(cudaEventElapsedTime(&t, from, to));
+    }
+    std::sort(ms.begin(), ms.end());
+    return ms[ms.size() / 2];
+}
+
+/* All candidates a few times, then the best few more often. */
+static cublasLtMatmulAlgo_t fastest(const Product &p, const Description &x,
+                                    const std::vector<Choice> &list)
+{
+    std::vector<std::pair<float, size_t>> order;
+    for (size_t i = 0; i < list.size(); i++)
+        order.push_back({time_algorithm(p, x, list[i].algo, 3), i});
+    std::sort(order.begin(), order.end());
+    order.resize(std::min<size_t>(order.size(), 5));
+    for (auto &[ms, i] : order)
+        ms = time_algorithm(p, x, list[i].algo, 15);
+    return list[std::min_element(order.begin(), order.end())->second].algo;
+}
+
+static bool capturing()
+{
+    cudaStreamCaptureStatus status;
+    CHECK_CUDA(cudaStreamIsCapturing(cu.stream, &status));
+    return status != cudaStreamCaptureStatusNone;
+}
+
+/* Timing writes the result again and again, which must not be what is added to. All ranks take the
+ * choice of the first, or their sums would differ. */
+static Choice choose(const Product &p, const Description &x)
+{
+    Choice c = {};
+    bool measure = cu.device.measure && p.C != p.D && !capturing();
+    if (cu.device.rank == 0) {
+        std::vector<Choice> list = candidates(p, x, measure ? MOST : 1);
+        c.known = !list.empty();
+        c.measured = measure && list.size() > 1;
+        if (c.known)
+            c.algo = c.measured ? fastest(p, x, list) : list[0].algo;
+    }
+    if (cu.device.ranks > 1)
+        cu.device.broadcast(&c, sizeof c);
+    c.checked = true;
+    choices_changed |= c.measured;
+    return c;
+}
+
+/* Returns false where the library has no algorithm for it. */
+static bool product(const Product &p)
+{
+    if (p.m == 0 || p.n == 0)
+        return true;
+    Description x(p);
+    std::string key = product_key(p);
+    auto at = choices.find(key);
+    if (at != choices.end() && !at->second.checked) {
+        cublasLtMatmulHeuristicResult_t result;
+        Choice &c = at->second;
+        bool works = cublasLtMatmulAlgoCheck(lt, x.op, x.a, x.b, x.c, x.d, &c.algo, &result) ==
+                         CUBLAS_STATUS_SUCCESS &&
+                     result.workspaceSize <= workspace_bytes;
+        c.checked = true;
+        if (!works) {
+            choices.erase(at);
+            at = choices.end();
+        }
+    }
+    if (at == choices.end())
+        at = choices.emplace(key, choose(p, x)).first;
+    if (!at->second.known)
+        return false;
+    CHECK_CUBLAS(multiply(p, x, at->second.algo));
+    return true;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Keeping choices: a line names GPU and library, then one line per product: key, tab, algorithm */
+
+static std::string choices_title()
+{
+    char text[400];
+    snprintf(text, sizeof text, "vit.c algorithms 1, %s, sm_%d%d, cuBLASLt %zu", cu.gpu.name,
+             cu.gpu.major, cu.gpu.minor, cublasLtGetVersion());
+    return text;
+}
+
+static void read_choices(const char *path, bool of_run)
+{
+    FILE *f = fopen(path, "r");
+    char line[1024];
+    if (!f)
+        return;
+    std::string title = choices_title() + "\n";
+    if (!fgets(line, sizeof line, f) || title != line) {
+        if (of_run)
+            warn("%s is of another GPU or library: the run goes on, not bit for bit", path);
+        fclose(f);
+        return;
+    }
+    while (fgets(line, sizeof line, f)) {
+        char *tab = strchr(line, '\t');
+        Choice c = {};
+        unsigned char *bytes = (unsigned char *)&c.algo;
+        size_t n = 0;
+        for (unsigned b; tab && n < sizeof c.algo && sscanf(tab + 1 + 2 * n, "%2x", &b) == 1; n++)
+            bytes[n] = (unsigned char)b;
+        if (n < sizeof c.algo)
+            continue; /* damaged: it is measured again */
+        c.known = c.measured = true;
+        choices[std::string(line, tab)] = c;
+    }
+    fclose(f);
+}
+
+static void write_choices(const char *path)
+{
+    std::string text = choices_title() + "\n";
+    for (const auto &[key, c] : choices) {
+        if (!c.measured)
+            continue;
+        text += key + "\t";
+        for (size_t i = 0; i < sizeof c.algo; i++) {
+            char hex[3];
+            snprintf(hex, sizeof hex, "%02x", ((const unsigned char *)&c.algo)[i]);
+            text += hex;
+        }
+        text += "\n";
+    }
+    std::string part = std::string(path) + ".part." + std::to_string(getpid());
+    FILE *f = fopen(part.c_str(), "w");
+    bool ok = f && fputs(text.c_str(), f) >= 0;
+    ok = (!f || fclose(f) == 0) && ok;
+    if (!ok || rename(part.c_str(), path) != 0) { /* a pity, but the run has them in memory */
+        warn("cannot write %s: matrix products will be timed again", path);
+        unlink(part.c_str());
+    }
+}
+
+/* ~/.cache/vit.c/<GPU>-<library>.txt, "" where there is no home. */
+static std::string choices_cache()
+{
+    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    if ((!cache || !*cache) && (!home || !*home))
+        return "";
+    std::string dir = cache && *cache ? cache : std::string(home) + "/.cache";
+    Error e;
+    if (!make_dirs((dir + "/vit.c").c_str(), &e))
+        return "";
+    std::string name = cu.gpu.name;
+    for (char &c : name)
+        c = c == ' ' || c == '/' ? '-' : c;
+    return dir + "/vit.c/" + name + "-" + std::to_string(cublasLtGetVersion()) + ".txt";
+}
+
+/* After a step in which shapes were new. */
+static void keep_choices()
+{
+    std::string path = choices_changed && cu.device.rank == 0 ? choices_cache() : "";
+    if (!path.empty())
+        write_choices(path.c_str());
+    choices_changed = false;
+}
+
+static void cuda_algorithms(const char *path, bool save)
+{
+    if (save && cu.device.measure)
+        write_choices(path);
+    else if (!save)
+        read_choices(path, true);
+}
+
+static void gemm_init()
+{
+    if (!lt) {
+        CHECK_CUBLAS(cublasLtCreate(&lt));
+        workspace_bytes = cu.gpu.totalGlobalMem > (size_t)16 << 30 ? (size_t)128 << 20
+                                                                   : (size_t)16 << 20;
+        CHECK_CUDA(cudaMalloc(&workspace, workspace_bytes));
+    }
+    std::string cache = cu.device.measure ? choices_cache() : "";
+    if (!cache.empty())
+        read_choices(cache.c_str(), false);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Linear layers. What the library's epilogues can do in the same pass they do; the rest is done by
+ * linear_tail and input_tail of layers.cuh. */
+
+/* y^T = w x^T: bias and residual go into the product where nothing stands between them, GELU where
+ * it is the library's (tanh) and 16 bits hide how it is computed. */
+static void cuda_linear_forward(const LinearForward *a)
+{
+    bool keep = a->act && a->pre.p, plain = !a->act && a->drop.p <= 0;
+    Tensor sum = keep ? a->pre : a->y;
+    Product p = {.A = a->w.p, .B = a->x.p, .C = NULL, .D = sum.p, .ta = true, .tb = false,
+                 .m = a->out, .n = a->rows, .k = a->in, .lda = a->w.ld, .ldb = a->x.ld, .ldc = 0,
+                 .ldd = sum.ld, .in = a->x.type, .out = a->y.type,
+                 .epilogue = a->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT,
+                 .bias = a->bias, .aux = NULL, .ldaux = 0};
+    if (plain && a->residual.p) {
+        p.C = a->residual.p;
+        p.ldc = a->residual.ld;
+    }
+    bool fuse = a->act == ACT_GELU_TANH && a->y.type != F32 && a->bias && a->drop.p <= 0 &&
+                !a->residual.p && a->out % 8 == 0 && wide_rows(a->y) && wide_rows(a->pre);
+    if (fuse) {
+        Product q = p;
+        q.epilogue = keep ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_BIAS;
+        q.D = a->y.p;
+        q.ldd = a->y.ld;
+        q.aux = keep ? a->pre.p : NULL;
+        q.ldaux = a->pre.ld;
+        if (product(q))
+            return;
+    }
+    bool done = product(p);
+    if (!done) { /* some epilogues want more alignment than odd shapes have */
+        p.epilogue = CUBLASLT_EPILOGUE_DEFAULT;
+        p.bias = NULL;
+        p.C = NULL;
+        if (!product(p))
+            die("try another --precision", "cuBLASLt cannot multiply [%d,%d] by [%d,%d]", a->rows,
+                a->in, a->in, a->out);
+    }
+    if (!done || !plain)
+        linear_tail(a, done);
+}
+
+/* dx^T = w^T dy^T */
+static void cuda_linear_backward_input(const LinearBackwardInput *a)
+{
+    Product p = {.A = a->w.p, .B = a->dy.p, .C = a->accumulate ? a->dx.p : NULL, .D = a->dx.p,
+                 .ta = false, .tb = false, .m = a->in, .n = a->rows, .k = a->out, .lda = a->w.ld,
+                 .ldb = a->dy.ld, .ldc = a->dx.ld, .ldd = a->dx.ld, .in = a->dy.type,
+                 .out = a->dx.type, .epilogue = CUBLASLT_EPILOGUE_DEFAULT, .bias = NULL,
+                 .aux = NULL, .ldaux = 0};
+    if (!product(p))
+        die("try another --precision", "cuBLASLt cannot multiply [%d,%d] by [%d,%d]", a->rows,
+            a->out, a->out, a->in);
+    if (a->act || a->dbias || a->drop.p > 0)
+        input_tail(a);
+}
+
+/* dw^T = x^T dy, in full precision whatever the operands are */
+static void cuda_linear_backward_weight(const LinearBackwardWeight *a)
+{
+    Product p = {.A = a->x.p, .B = a->dy.p, .C = NULL, .D = a->dw, .ta = false, .tb = true,
+                 .m = a->in, .n = a->out, .k = a->rows, .lda = a->x.ld, .ldb = a->dy.ld, .ldc = 0,
+                 .ldd = a->in, .in = a->dy.type, .out = F32,
+                 .epilogue = CUBLASLT_EPILOGUE_DEFAULT, .bias = NULL, .aux = NULL, .ldaux = 0};
+    if (!product(p))
+        die("try another --precision", "cuBLASLt cannot multiply [%d,%d] by [%d,%d]", a->out,
+            a->rows, a->rows, a->in);
+}

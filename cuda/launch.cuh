@@ -1,0 +1,64 @@
+/* launch.cuh - how the CUDA backend starts kernels and finds its shared memory.
+ *
+ * Kernels are started by a function call, never with <<<>>>, so that the same source is ordinary
+ * C++ for the stand-ins of test/cuda_on_cpu. It does not choose grids or streams.
+ */
+#ifndef LAUNCH_CUH
+#define LAUNCH_CUH
+
+#include <cuda_runtime.h>
+
+#include <mutex>
+#include <unordered_map>
+#include <utility>
+
+/* Defined by the backend: returns if `e` is cudaSuccess, else says what failed and ends the run. */
+void cuda_check(cudaError_t e, const char *what);
+
+/* Blocks may use more than 48 KiB of shared memory only after the kernel was told so, once. */
+inline void launch_allow_smem(const void *kernel, size_t bytes)
+{
+    static std::mutex lock;
+    static std::unordered_map<const void *, size_t> allowed;
+    std::lock_guard<std::mutex> hold(lock);
+    size_t &most = allowed[kernel];
+    if (bytes <= most)
+        return;
+    cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
+               "cudaFuncSetAttribute");
+    most = bytes;
+}
+
+/* kernel<<<grid, block, smem_bytes, stream>>>(args...), checked. */
+template <class... P, class... A>
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem_bytes, cudaStream_t stream,
+            A &&...args)
+{
+    if (smem_bytes > 48 * 1024)
+        launch_allow_smem((const void *)kernel, smem_bytes);
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = smem_bytes;
+    config.stream = stream;
+    cudaError_t e = cudaLaunchKernelEx(&config, kernel, std::forward<A>(args)...);
+    if (e != cudaSuccess) {
+        const char *name = nullptr;
+        if (cudaFuncGetName(&name, (const void *)kernel) != cudaSuccess || !name)
+            name = "a kernel";
+        cuda_check(e, name);
+    }
+}
+
+/* The block's dynamic shared memory, aligned to 128 bytes. Every T names the same memory. */
+template <class T> __device__ __forceinline__ T *dynamic_smem()
+{
+#ifdef CUDA_ON_CPU
+    return static_cast<T *>(standin::shared_memory());
+#else
+    extern __shared__ __align__(128) unsigned char launch_dynamic_smem[];
+    return reinterpret_cast<T *>(launch_dynamic_smem);
+#endif
+}
+
+#endif

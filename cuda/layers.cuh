@@ -1,0 +1,1207 @@
+/* layers.cuh - everything between the matrix products except attention: patches, embedding, the
+ * residual step with its norm, what a product's epilogue left undone, pooling, loss, conversions.
+ *
+ * Each host function is the Backend entry of its name; the formulas are in vit.h. All of it is
+ * bound by memory, so every kernel reads its inputs once and writes its outputs once. Two shapes of
+ * work are enough:
+ *   - a warp takes a row, where a row has to be summed before it can be written (norm forward);
+ *   - a thread takes one pack of neighbouring columns and walks down a range of rows, where what
+ *     belongs to a column (bias, gamma, sums over all rows) can stay in its registers.
+ * Sums over rows have two stages: each range of rows leaves its sums in scratch memory, then
+ * sum_ranges adds the ranges in order. No result depends on timing.
+ *
+ * "Floor" is what an op must move, over 4.3 TB/s, for B/16 in bf16 with 256 images on an H200,
+ * where a matrix [B*T, C] is 77.5 MB or 18 us. These are estimates; nothing here was measured.
+ */
+#pragma once
+
+#include "common.cuh"
+
+#include <math.h>
+
+/* ------------------------------------------------------------------------------------------------
+ * Rows, packs and block-wide sums */
+
+template <class E> __device__ inline E *row_of(const Tensor &t, long r)
+{
+    return (E *)t.p + r * t.ld;
+}
+
+/* by_pack(type, wide, [&](auto e, auto width) { ... }): by_type and by_width in one */
+template <class F> static void by_pack(int type, bool wide, F f)
+{
+    by_type(type, [&](auto e) { by_width(wide, e, [&](auto width) { f(e, width); }); });
+}
+
+/* Packs of 16 bytes are possible where rows of n elements, all tensors and all plain pointers
+ * allow it: wide_access(n, type, tensor or pointer, ...). */
+static bool pack_aligned(const Tensor &t)
+{
+    return wide_rows(t);
+}
+static bool pack_aligned(const dev *p)
+{
+    return aligned(p);
+}
+template <class... T> static bool wide_access(long n, int type, const T &...what)
+{
+    return n * (long)type_size(type) % 16 == 0 && (pack_aligned(what) && ...);
+}
+
+/* f(k) for k = 0..N-1, without a loop, so that k may index registers */
+template <int N, class F> __device__ inline void each(F f)
+{
+#pragma unroll
+    for (int k = 0; k < N; k++)
+        f(k);
+}
+
+template <class E, int N> __device__ inline Pack<E, N> fetch_pack(const E *from)
+{
+    return *(const Pack<E, N> *)from;
+}
+template <class E, int N> __device__ inline void unpack(float (&to)[N], const Pack<E, N> &p)
+{
+    each<N>([&](int k) { to[k] = to_float(p.v[k]); });
+}
+
+/* N sums, 16 bytes at a time: memory of floats need not be aligned to more. */
+template <int N> __device__ inline void store_sums(float *to, const float (&from)[N])
+{
+    if constexpr (N % 4 == 0) {
+#pragma unroll
+        for (int i = 0; i < N; i += 4)
+            *(float4 *)(to + i) = make_float4(from[i], from[i + 1], from[i + 2], from[i + 3]);
+    } else {
+        each<N>([&](int k) { to[k] = from[k]; });
+    }
+}
+
+/* The sum of x over a block, known to all its threads; room: one T per warp. */
+template <class T> __device__ inline T block_sum(T x, T *room)
+{
+    for (int d = 16; d; d >>= 1)
+        x += __shfl_xor_sync(0xffffffffu, x, d);
+    __syncthreads(); /* the sum before has been read */
+    if (threadIdx.x % 32 == 0)
+        room[threadIdx.x / 32] = x;
+    __syncthreads();
+    T sum = 0;
+    for (unsigned w = 0; w < blockDim.x / 32; w++)
+        sum += room[w];
+    return sum;
+}
+__device__ inline float block_max(float x, float *room)
+{
+    x = warp_max(x);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0)
+        room[threadIdx.x / 32] = x;
+    __syncthreads();
+    float top = room[0];
+    for (unsigned w = 1; w < blockDim.x / 32; w++)
+        top = fmaxf(top, room[w]);
+    return top;
+}
+
+/* x[i] *= dropout mask of element first + i; first is a multiple of N, as columns of packs are */
+template <int N>
+__device__ inline void drop_pack(float (&x)[N], const Mask &m, const StepState *s, uint32_t first,
+                                 uint32_t sample)
+{
+    if constexpr (N % 4 == 0) {
+#pragma unroll
+        for (int i = 0; i < N; i += 4) {
+            float scale[4];
+            mask4(scale, m, s, (first + i) / 4, sample);
+            each<4>([&](int k) { x[i + k] *= scale[k]; });
+        }
+    } else {
+        drop(x, m, s, first, sample);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Walking down columns: how the work on a matrix [rows, n] is divided. Block (x, y) takes `threads`
+ * packs of N columns and range y of the rows. */
+
+struct Walk {
+    int threads, tiles, ranges;
+    dim3 grid() const
+    {
+        return dim3((unsigned)tiles, (unsigned)ranges);
+    }
+};
+
+/* Blocks for `resident` threads on every multiprocessor, but at least 4 rows for each. */
+static Walk walk_of(long rows, long n, int N, int resident)
+{
+    Walk w;
+    int packs = ceil_div(n, N);
+    w.tiles = ceil_div(packs, 128);
+    w.threads = ceil_div(ceil_div(packs, w.tiles), 32) * 32;
+    int fit = cu.gpu.multiProcessorCount * (resident / w.threads) / w.tiles;
+    int useful = ceil_div(rows, 4);
+    w.ranges = fit < 1 ? 1 : fit < useful ? fit : useful;
+    return w;
+}
+/* Threads of a multiprocessor that run at once with up to 64 and up to 32 registers each */
+enum { RESIDENT_64 = 1024, RESIDENT_32 = 2048 };
+
+/* First row of range y of `ranges`; range y ends where y + 1 begins. */
+__device__ inline long range_begin(long rows, unsigned y, unsigned ranges)
+{
+    return rows * y / ranges;
+}
+__device__ inline long my_column(int N)
+{
+    return ((long)blockIdx.x * blockDim.x + threadIdx.x) * N;
+}
+
+/* out[k][j] = sum over ranges of partial[k][range][j], for up to 4 vectors [n] (NULL: not wanted).
+ * A block takes 32 columns of one vector, each of 16 warps every 16th range; the warps' sums are
+ * added in order. Reads ranges*n floats per vector: 1.6 MB or 2 us (latency) for C = 768. */
+enum { SUM_WARPS = 16 };
+struct Sums {
+    float *out[4];
+};
+static __global__ void sum_ranges_kernel(Sums to, const float *partial, int ranges, long n)
+{
+    float *room = dynamic_smem<float>(); /* [SUM_WARPS][32] */
+    const unsigned k = blockIdx.y;
+    float *out = k == 0 ? to.out[0] : k == 1 ? to.out[1] : k == 2 ? to.out[2] : to.out[3];
+    if (!out)
+        return;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    long j = (long)blockIdx.x * 32 + lane;
+    const float *p = partial + (long)blockIdx.y * ranges * n + j;
+    float sum = 0;
+    if (j < n) {
+#pragma unroll 8
+        for (int r = warp; r < ranges; r += SUM_WARPS)
+            sum += p[r * n];
+    }
+    room[warp * 32 + lane] = sum;
+    __syncthreads();
+    if (warp == 0 && j < n) {
+        for (int w = 1; w < SUM_WARPS; w++)
+            sum += room[w * 32 + lane];
+        out[j] = sum;
+    }
+}
+static void sum_ranges(const Sums &to, int count, const float *partial, int ranges, long n)
+{
+    launch(sum_ranges_kernel, dim3((unsigned)ceil_div(n, 32), (unsigned)count), SUM_WARPS * 32,
+           SUM_WARPS * 32 * sizeof(float), cu.stream, to, partial, ranges, n);
+}
+
+/* out[j] = sum over rows of x[row][j]; reads x once: floor 18 us for [B*T, C]. */
+template <class E, int N>
+__global__ void column_sums_kernel(float *partial, Tensor x, long rows, long n)
+{
+    long col = my_column(N), end = range_begin(rows, blockIdx.y + 1, gridDim.y);
+    if (col >= n)
+        return;
+    float sum[N] = {};
+#pragma unroll 8
+    for (long r = range_begin(rows, blockIdx.y, gridDim.y); r < end; r++) {
+        float v[N];
+        load(v, row_of<E>(x, r) + col);
+        each<N>([&](int k) { sum[k] += v[k]; });
+    }
+    store_sums(partial + blockIdx.y * n + col, sum);
+}
+static void column_sums(float *out, Tensor x, long rows, long n)
+{
+    by_pack(x.type, wide_access(n, x.type, x), [&](auto e, auto width) {
+        Walk w = walk_of(rows, n, width, RESIDENT_64);
+        float *partial = scratch_floats((size_t)w.ranges * (size_t)n);
+        launch(column_sums_kernel<decltype(e), width>, w.grid(), (unsigned)w.threads, 0, cu.stream,
+               partial, x, rows, n);
+        sum_ranges(Sums{{out}}, 1, partial, w.ranges, n);
+    });
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Patches */
+
+struct Normal { /* pixels of 0..1 become (pixel - mean) * inv_std */
+    float mean[3], inv_std[3];
+};
+__device__ inline float of_channel(const float (&v)[3], int c)
+{
+    return c == 0 ? v[0] : c == 1 ? v[1] : v[2];
+}
+
+/* Random erasing's standard normal: sqrt(-2 ln u0) cos(2 pi u1). A call of its own: it is rare. */
+__device__ __attribute__((noinline)) float erase_noise(const StepState *s, uint32_t element,
+                                                       uint32_t sample)
+{
+    Philox r = rng_block(s->seed, element, s->sample0 + sample, s->step, RNG_ERASE, 0);
+    const float unit = 1.0f / 4294967296.0f;
+    /* ln u0 by the distance from 1 where u0 is near 1, since a float would round that away */
+    float log_u = r.v[0] >> 31 ? log1pf(-((float)~r.v[0] + 0.5f) * unit)
+                               : logf(((float)r.v[0] + 0.5f) * unit);
+    float turn = ((float)r.v[1] + 0.5f) * unit - 0.5f; /* cos(2 pi u) = -cos(2 pi (u - 1/2)) */
+    return sqrtf(-2 * log_u) * -__cosf(6.28318530717958648f * turn);
+}
+
+/* Channel c of the pixel in row y, column x of image b, augmented and normalised. */
+__device__ inline float pixel(const Patchify &a, const Normal &norm, const StepState *s, int b,
+                              int c, int y, int x)
+{
+    if (!a.u8)
+        return ((const float *)a.images)[(((long)b * VIT_CHANNELS + c) * a.H + y) * a.W + x];
+    const Augment *g = a.augment ? (const Augment *)a.augment + b : NULL;
+    if (g && g->erase && y >= g->y && y < g->y + g->h && x >= g->x && x < g->x + g->w)
+        return g->erase == ERASE_ZERO
+                   ? 0
+                   : erase_noise(s, (uint32_t)((c * a.H + y) * a.W + x), (uint32_t)b);
+    if (g && g->flip)
+        x = a.W - 1 - x;
+    const uint8_t *in = (const uint8_t *)a.images + (((long)b * a.H + y) * a.W + x) * VIT_CHANNELS;
+    float v;
+    if (g && g->use_colour) {
+        v = g->colour[9 + c];
+        for (int k = 0; k < VIT_CHANNELS; k++)
+            v += g->colour[3 * c + k] * ((float)in[k] * (1 / 255.0f));
+        v = fminf(fmaxf(v, 0.0f), 1.0f);
+    } else {
+        v = (float)in[c] * (1 / 255.0f);
+    }
+    return (v - of_channel(norm.mean, c)) * of_channel(norm.inv_std, c);
+}
+
+/* images -> out [B*Np, 3*P*P]. A block writes one patch, a thread packs of neighbouring columns;
+ * the bytes, three apart, are fetched from L1 by all but the first of their readers. Reads 38.5 MB
+ * of bytes (again as much where images are mixed), writes 77.1 MB: floor 27 us. */
+template <class E, int N>
+__global__ void patchify_kernel(Patchify a, Normal norm, const StepState *state)
+{
+    const int P = a.P, gh = a.H / P, gw = a.W / P, n = VIT_CHANNELS * P * P;
+    const int b = (int)(blockIdx.x / (unsigned)(gh * gw));
+    const int y0 = (int)blockIdx.x / gw % gh * P, x0 = (int)blockIdx.x % gw * P;
+    const Augment *g = a.augment ? (const Augment *)a.augment + b : NULL;
+    const float lambda = g ? g->lambda : 1;
+    E *out = row_of<E>(a.out, blockIdx.x);
+    for (int col = (int)threadIdx.x * N; col < n; col += (int)blockDim.x * N) {
+        int c = col / (P * P), i = col / P % P, j = col % P;
+        float v[N];
+        each<N>([&](int k) {
+            v[k] = pixel(a, norm, state, b, c, y0 + i, x0 + j);
+            if (lambda < 1)
+                v[k] = lambda * v[k] +
+                       (1 - lambda) * pixel(a, norm, state, g->partner, c, y0 + i, x0 + j);
+            if (++j == P) {
+                j = 0;
+                if (++i == P) {
+                    i = 0;
+                    c++;
+                }
+            }
+        });
+        store(out + col, v);
+    }
+}
+static void cuda_patchify(const Patchify *a)
+{
+    int n = VIT_CHANNELS * a->P * a->P, patches = a->B * (a->H / a->P) * (a->W / a->P);
+    Normal norm;
+    for (int c = 0; c < VIT_CHANNELS; c++) {
+        norm.mean[c] = (float)a->mean[c];
+        norm.inv_std[c] = (float)(1 / a->std[c]);
+    }
+    by_pack(a->out.type, wide_access(n, a->out.type, a->out), [&](auto e, auto width) {
+        int threads = ceil_div(ceil_div(n, width), 32) * 32;
+        launch(patchify_kernel<decltype(e), width>, (unsigned)patches,
+               (unsigned)(threads < 256 ? threads : 256), 0, cu.stream, *a, norm, cu.state);
+    });
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Embedding */
+
+/* x = drop(concat(cls, patches) + pos), [B*T, C]. Reads patches, writes x; pos comes from L2:
+ * 155 MB, floor 36 us. */
+template <class E, int N>
+__global__ void embed_forward_kernel(Embed a, Mask mask, const StepState *state)
+{
+    const long rows = (long)a.B * a.T, col = my_column(N);
+    const long end = range_begin(rows, blockIdx.y + 1, gridDim.y);
+    if (col >= a.C)
+        return;
+    for (long r = range_begin(rows, blockIdx.y, gridDim.y); r < end; r++) {
+        int b = (int)r / a.T, t = (int)r % a.T, patch = t - a.cls_tokens;
+        const E *in = patch < 0 ? (const E *)a.cls + (long)t * a.C
+                                : row_of<E>(a.patches, (long)b * (a.T - a.cls_tokens) + patch);
+        float x[N], pos[N];
+        load(x, in + col);
+        load(pos, (const E *)a.pos + (long)t * a.C + col);
+        each<N>([&](int k) { x[k] += pos[k]; });
+        if (mask.keep)
+            drop_pack(x, mask, state, (uint32_t)(t * a.C + col), (uint32_t)b);
+        store(row_of<E>(a.x, r) + col, x);
+    }
+}
+static void cuda_embed_forward(const Embed *a)
+{
+    bool wide = wide_access(a->C, a->x.type, a->x, a->patches, a->cls, a->pos);
+    by_pack(a->x.type, wide, [&](auto e, auto width) {
+        Walk w = walk_of((long)a->B * a->T, a->C, width, RESIDENT_32);
+        launch(embed_forward_kernel<decltype(e), width>, w.grid(), (unsigned)w.threads, 0,
+               cu.stream, *a, mask_of(a->drop), cu.state);
+    });
+}
+
+/* dx = drop(dx); dpatches = its rows of patches; dpos[t] = sum over images of row t; dcls = dpos of
+ * the class tokens. A thread takes the packs of one token and column and walks over the images, 8
+ * loads in flight. dx as stored is what is summed, so dbias [C], the column sums of dpatches, are
+ * those of dpos: a matrix of T rows. Reads dx, writes dpatches (and dx where it was dropped out):
+ * 155 MB, floor 36 us. */
+template <class E, int N>
+__global__ void embed_backward_kernel(Embed a, Mask mask, const StepState *state)
+{
+    const int t = (int)blockIdx.y, patch = t - a.cls_tokens, BATCH = 8;
+    const long col = my_column(N), Np = a.T - a.cls_tokens;
+    if (col >= a.C)
+        return;
+    float sum[N] = {};
+    for (int b0 = 0; b0 < a.B; b0 += BATCH) {
+        Pack<E, N> in[BATCH];
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) /* the last image again, where there is none */
+            in[i] = fetch_pack<E, N>(row_of<E>(a.x, (long)min(b0 + i, a.B - 1) * a.T + t) + col);
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            int b = b0 + i;
+            if (b >= a.B)
+                break;
+            float dx[N];
+            unpack(dx, in[i]);
+            if (mask.keep) {
+                drop_pack(dx, mask, state, (uint32_t)(t * a.C + col), (uint32_t)b);
+                store(row_of<E>(a.x, (long)b * a.T + t) + col, dx);
+            }
+            if (patch >= 0)
+                store(row_of<E>(a.patches, b * Np + patch) + col, dx);
+            each<N>([&](int k) { sum[k] += rounded<E>(dx[k]); });
+        }
+    }
+    store_sums((float *)a.pos + (long)t * a.C + col, sum);
+    if (patch < 0)
+        store_sums((float *)a.cls + (long)t * a.C + col, sum);
+}
+static void cuda_embed_backward(const Embed *a)
+{
+    bool wide = wide_access(a->C, a->x.type, a->x, a->patches, a->cls, a->pos);
+    by_pack(a->x.type, wide, [&](auto e, auto width) {
+        int packs = ceil_div(a->C, width), threads = packs < 64 ? ceil_div(packs, 32) * 32 : 64;
+        dim3 grid((unsigned)ceil_div(packs, threads), (unsigned)a->T);
+        launch(embed_backward_kernel<decltype(e), width>, grid, (unsigned)threads, 0, cu.stream, *a,
+               mask_of(a->drop), cu.state);
+    });
+    Tensor dpos = {(dev *)(ptr<float>(a->pos) + (long)a->cls_tokens * a->C), a->C, F32, NULL};
+    if (a->dbias)
+        column_sums(ptr<float>(a->dbias), dpos, a->T - a->cls_tokens, a->C);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Residual step and LayerNorm */
+
+/* scale[k] = stochastic depth * dropout mask of a branch's columns col.. in one row */
+template <int N>
+__device__ inline void branch_scale(float (&scale)[N], const ResidualNorm &a, const Mask &mask,
+                                    const Mask &path, const StepState *state, long r, int col)
+{
+    uint32_t sample = 0, token = 0;
+    if (mask.keep || path.keep) {
+        sample = (uint32_t)r / (uint32_t)a.tokens;
+        token = (uint32_t)r % (uint32_t)a.tokens;
+    }
+    float s = path_scale(path, state, sample);
+    each<N>([&](int k) { scale[k] = s; });
+    if (mask.keep)
+        drop_pack(scale, mask, state, token * (uint32_t)a.C + (uint32_t)col, sample);
+}
+
+/* Blocks of 128 threads that run at once on a multiprocessor, for as many numbers in registers */
+template <int N, int R> constexpr int NORM_BLOCKS = N * R > 32 ? 4 : N * R > 24 || !R ? 6 : 8;
+
+/* x_out = x + s * ls * drop(branch), y = LayerNorm(x_out); shapes [rows, C]. A warp takes a row,
+ * then the one `warps` further down; its lanes hold the row in R packs of N numbers each (R = 0: in
+ * shared memory, for any C and for rows that are not aligned), so that memory is read once, and the
+ * statistics are of the sum before it is rounded. Norm alone: reads x, writes y, 155 MB,
+ * floor 36 us; with a branch twice that. */
+template <class E, int N, int R, bool BRANCH>
+__global__ void __launch_bounds__(128, NORM_BLOCKS<N, R>)
+    residual_norm_forward_kernel(ResidualNorm a, Mask mask, Mask path, const StepState *state)
+{
+    using Slot = float[N];
+    Slot held[R ? R : 1], *row = held;
+    const int packs = R ? R : (a.C + 32 * N - 1) / (32 * N), lane = (int)threadIdx.x % 32;
+    const int step = R ? 1 : (int)blockDim.x;
+    if constexpr (R == 0)
+        row = dynamic_smem<Slot>() + threadIdx.x;
+    /* f(the numbers, their first column) for each pack of this lane */
+    auto packs_do = [&](auto f) {
+#pragma unroll
+        for (int i = 0; i < packs; i++) {
+            int col = (i * 32 + lane) * N;
+            if (col < a.C)
+                f(row[i * step], col);
+        }
+    };
+
+    const int per_block = (int)blockDim.x / 32, warps = (int)gridDim.x * per_block;
+    for (long r = blockIdx.x * per_block + threadIdx.x / 32; r < a.rows; r += warps) {
+        const E *x = row_of<E>(a.x, r);
+        if constexpr (BRANCH) { /* all loads of a row together, without a condition between them */
+            const E *branch = row_of<E>(a.branch, r), *ls = (const E *)a.ls;
+            E *out = row_of<E>(a.x_out, r);
+            packs_do([&](float(&v)[N], int col) { load(v, branch + col); });
+            packs_do([&](float(&v)[N], int col) {
+                float scale[N], gain[N];
+                branch_scale(scale, a, mask, path, state, r, col);
+                each<N>([&](int k) { v[k] *= scale[k]; });
+                if (ls) {
+                    load(gain, ls + col);
+                    each<N>([&](int k) { v[k] *= gain[k]; });
+                }
+            });
+            packs_do([&](float(&v)[N], int col) {
+                float in[N];
+                load(in, x + col);
+                each<N>([&](int k) { v[k] += in[k]; });
+            });
+            packs_do([&](float(&v)[N], int col) { store(out + col, v); });
+        } else {
+            packs_do([&](float(&v)[N], int col) { load(v, x + col); });
+        }
+        if (!a.gamma)
+            continue;
+        float sum = 0, squares = 0;
+        packs_do([&](float(&v)[N], int) { each<N>([&](int k) { sum += v[k]; }); });
+        const float mean = warp_sum(sum) / (float)a.C;
+        packs_do([&](float(&v)[N], int) {
+            each<N>([&](int k) { squares += (v[k] - mean) * (v[k] - mean); });
+        });
+        const float rstd = 1 / sqrtf(warp_sum(squares) / (float)a.C + (float)a.eps);
+        if (lane == 0) {
+            ((float *)a.mean)[r] = mean;
+            ((float *)a.rstd)[r] = rstd;
+        }
+        E *y = row_of<E>(a.y, r);
+        packs_do([&](float(&v)[N], int col) {
+            float gamma[N], beta[N];
+            load(gamma, (const E *)a.gamma + col);
+            load(beta, (const E *)a.beta + col);
+            each<N>([&](int k) { gamma[k] = (v[k] - mean) * rstd * gamma[k] + beta[k]; });
+            store(y + col, gamma);
+        });
+    }
+}
+
+/* f(R) with the least R, of a few, for which 32 lanes hold C numbers in R packs of N; else f(0) */
+template <int N, class F> static void by_row_packs(int C, F f)
+{
+    constexpr int unit = N == 1 ? 0 : 256 / (32 * N); /* packs that hold 256 numbers */
+    int units = ceil_div(C, 256);
+    if (N == 1 || units > 7)
+        f(Width<0>());
+    else if (units <= 2)
+        f(Width<2 * unit>());
+    else if (units == 3)
+        f(Width<3 * unit>());
+    else if (units == 4)
+        f(Width<4 * unit>());
+    else if (units <= 6)
+        f(Width<6 * unit>());
+    else
+        f(Width<7 * unit>());
+}
+
+template <class E, int N, int R> static void residual_norm_forward(const ResidualNorm *a)
+{
+    int warps = 4;
+    size_t smem = 0;
+    if (R == 0) { /* as many rows as 48 KiB hold, but at least one */
+        size_t row = (size_t)ceil_div(a->C, 32 * N) * 32 * N * sizeof(float);
+        while (warps > 1 && warps * row > 48 * 1024)
+            warps /= 2;
+        smem = warps * row;
+    }
+    int most = cu.gpu.multiProcessorCount * NORM_BLOCKS<N, R>, blocks = ceil_div(a->rows, warps);
+    auto kernel = a->branch.p ? residual_norm_forward_kernel<E, N, R, true>
+                              : residual_norm_forward_kernel<E, N, R, false>;
+    launch(kernel, (unsigned)(blocks < most ? blocks : most), (unsigned)warps * 32, smem, cu.stream,
+           *a, mask_of(a->drop), mask_of(a->path), cu.state);
+}
+static void cuda_residual_norm_forward(const ResidualNorm *a)
+{
+    Tensor none = {};
+    bool wide = wide_access(a->C, a->x.type, a->x, a->branch.p ? a->x_out : none, a->branch,
+                            a->gamma ? a->y : none, a->gamma, a->beta, a->ls);
+    by_pack(a->x.type, wide, [&](auto e, auto width) {
+        by_row_packs<width>(a->C, [&](auto packs) {
+            constexpr int R = packs;
+            residual_norm_forward<decltype(e), width, R>(a);
+        });
+    });
+}
+
+/* The norm's and the residual step's gradients, with n = (x - mean) * rstd and g = dy * gamma:
+ *
+ *   dx      += rstd * (g - mean(g) - n * mean(g n))   (NORM false: left as it is)
+ *   dbranch  = s * ls * drop(dx)
+ *
+ * and column sums: dgamma of dy n, dbeta of dy, dls of dx * s * drop(branch), dbias of dbranch as
+ * stored, or of dx as stored. A block takes a range of rows, M at a time, and a thread R packs of
+ * columns of each, so that its sums over the range stay in registers; between its two looks at a
+ * pack the block adds up the means. partial: [SUMS][ranges][C]. Reads x, dy, dx, writes dx:
+ * 310 MB, floor 72 us; with dbranch 90 us. */
+enum { SUM_DGAMMA, SUM_DBETA, SUM_DBIAS, SUM_DLS, SUMS };
+enum { NORM_THREADS = 512 }; /* at most, in a block and about in a multiprocessor */
+template <int R> constexpr int NORM_ROWS = R == 1 ? 2 : 1;
+
+template <class E, int N, int R, bool NORM>
+__global__ void __launch_bounds__(NORM_THREADS)
+    residual_norm_backward_kernel(ResidualNorm a, Mask mask, Mask path, const StepState *state,
+                                  float *partial)
+{
+    constexpr int M = NORM_ROWS<R>;
+    const int warps = (int)blockDim.x / 32, warp = (int)threadIdx.x / 32;
+    const long end = range_begin(a.rows, blockIdx.x + 1, gridDim.x);
+    float *room = dynamic_smem<float>(); /* [2][warps][2*M], used in turn */
+    float sum[SUMS][R][N] = {}, gamma[R][N] = {};
+    auto column = [&](int j) { return (j * (int)blockDim.x + (int)threadIdx.x) * N; };
+    if constexpr (NORM)
+#pragma unroll
+        for (int j = 0; j < R; j++)
+            if (column(j) < a.C)
+                load(gamma[j], (const E *)a.gamma + column(j));
+
+    int turn = 0;
+    for (long r0 = range_begin(a.rows, blockIdx.x, gridDim.x); r0 < end; r0 += M, turn ^= 1) {
+        Pack<E, N> x[M][R], dy[M][R], dx[M][R];
+        float mean[M] = {}, rstd[M] = {}, total[2 * M] = {};
+#pragma unroll
+        for (int m = 0; m < M; m++) { /* the last row again, where there is none */
+            long r = r0 + m < end ? r0 + m : end - 1;
+            if constexpr (NORM) {
+                mean[m] = ((const float *)a.mean)[r];
+                rstd[m] = ((const float *)a.rstd)[r];
+            }
+#pragma unroll
+            for (int j = 0; j < R; j++) {
+                int col = column(j) < a.C ? column(j) : 0; /* beyond: times a gamma of 0 */
+                dx[m][j] = fetch_pack<E, N>(row_of<E>(a.dx, r) + col);
+                if constexpr (NORM) {
+                    x[m][j] = fetch_pack<E, N>(row_of<E>(a.x, r) + col);
+                    dy[m][j] = fetch_pack<E, N>(row_of<E>(a.dy, r) + col);
+                }
+            }
+        }
+
+        if constexpr (NORM) { /* total[2m] = mean(g), total[2m+1] = mean(g n) of row r0 + m */
+            float *mine = room + turn * warps * 2 * M;
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                float g_sum = 0, gn_sum = 0;
+#pragma unroll
+                for (int i = 0; i < R * N; i++) {
+                    float n = (to_float(x[m][i / N].v[i % N]) - mean[m]) * rstd[m];
+                    float g = to_float(dy[m][i / N].v[i % N]) * gamma[i / N][i % N];
+                    g_sum += g;
+                    gn_sum += g * n;
+                }
+                g_sum = warp_sum(g_sum);
+                gn_sum = warp_sum(gn_sum);
+                if (threadIdx.x % 32 == 0) {
+                    mine[warp * 2 * M + 2 * m] = g_sum;
+                    mine[warp * 2 * M + 2 * m + 1] = gn_sum;
+                }
+            }
+            __syncthreads(); /* the other half of room has been read before this */
+            for (int w = 0; w < warps; w++)
+#pragma unroll
+                for (int i = 0; i < 2 * M; i++)
+                    total[i] += mine[w * 2 * M + i];
+#pragma unroll
+            for (int i = 0; i < 2 * M; i++)
+                total[i] /= (float)a.C;
+        }
+
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+            long r = r0 + m;
+#pragma unroll
+            for (int j = 0; j < R; j++) {
+                int col = column(j);
+                if (r >= end || col >= a.C)
+                    continue;
+                float d[N];
+                unpack(d, dx[m][j]);
+                if constexpr (NORM) {
+                    each<N>([&](int k) {
+                        float n = (to_float(x[m][j].v[k]) - mean[m]) * rstd[m];
+                        float dyk = to_float(dy[m][j].v[k]);
+                        d[k] += rstd[m] * (dyk * gamma[j][k] - total[2 * m] - n * total[2 * m + 1]);
+                        sum[SUM_DGAMMA][j][k] += dyk * n;
+                        sum[SUM_DBETA][j][k] += dyk;
+                    });
+                    store(row_of<E>(a.dx, r) + col, d);
+                }
+                if (a.dbranch.p || a.dls) {
+                    float scale[N], v[N];
+                    branch_scale(scale, a, mask, path, state, r, col);
+                    each<N>([&](int k) { scale[k] *= d[k]; });
+                    if (a.dls) {
+                        load(v, row_of<E>(a.branch, r) + col);
+                        each<N>([&](int k) { sum[SUM_DLS][j][k] += scale[k] * v[k]; });
+                    }
+                    if (a.dbranch.p) {
+                        if (a.ls) {
+                            load(v, (const E *)a.ls + col);
+                            each<N>([&](int k) { scale[k] *= v[k]; });
+                        }
+                        each<N>([&](int k) { d[k] = scale[k]; });
+                        store(row_of<E>(a.dbranch, r) + col, d);
+                    }
+                }
+                each<N>([&](int k) { sum[SUM_DBIAS][j][k] += rounded<E>(d[k]); });
+            }
+        }
+    }
+#pragma unroll
+    for (int s = 0; s < SUMS; s++)
+#pragma unroll
+        for (int j = 0; j < R; j++)
+            if (column(j) < a.C)
+                store_sums(partial + ((long)s * gridDim.x + blockIdx.x) * a.C + column(j),
+                           sum[s][j]);
+}
+
+/* Threads and blocks: about NORM_THREADS threads on a multiprocessor, NORM_ROWS rows for each. */
+static Walk norm_walk(long rows, long C, int N, int R)
+{
+    Walk w;
+    w.tiles = 1;
+    w.threads = ceil_div(ceil_div(C, N * R), 32) * 32;
+    int per = NORM_THREADS / w.threads, rows_at_once = R == 1 ? NORM_ROWS<1> : NORM_ROWS<2>;
+    int fit = cu.gpu.multiProcessorCount * (per < 1 ? 1 : per > 16 ? 16 : per);
+    int useful = ceil_div(rows, rows_at_once);
+    w.ranges = fit < useful ? fit : useful;
+    return w;
+}
+static int norm_packs(long C, int N) /* R: one pack to a thread, or as many as registers allow */
+{
+    int packs = ceil_div(C, N);
+    return packs <= NORM_THREADS ? 1 : N == 1 && packs <= 4 * NORM_THREADS ? 4 : 16 / N;
+}
+template <class E, int N, int R> static void residual_norm_backward(const ResidualNorm *a)
+{
+    Walk w = norm_walk(a->rows, a->C, N, R);
+    if (w.threads > NORM_THREADS)
+        die("use a smaller width", "the norm's backward pass is made for at most %d channels",
+            NORM_THREADS * 16);
+    float *partial = scratch_floats((size_t)SUMS * (size_t)w.ranges * (size_t)a->C);
+    auto kernel = a->gamma ? residual_norm_backward_kernel<E, N, R, true>
+                           : residual_norm_backward_kernel<E, N, R, false>;
+    size_t smem = 2 * (size_t)(w.threads / 32) * 2 * NORM_ROWS<R> * sizeof(float);
+    launch(kernel, (unsigned)w.ranges, (unsigned)w.threads, smem, cu.stream, *a, mask_of(a->drop),
+           mask_of(a->path), cu.state, partial);
+    Sums to = {{a->gamma ? ptr<float>(a->dgamma) : NULL, a->gamma ? ptr<float>(a->dbeta) : NULL,
+                ptr<float>(a->dbias), ptr<float>(a->dls)}};
+    sum_ranges(to, SUMS, partial, w.ranges, a->C);
+}
+static void cuda_residual_norm_backward(const ResidualNorm *a)
+{
+    Tensor none = {};
+    bool wide = wide_access(a->C, a->dx.type, a->gamma ? a->x : none, a->gamma ? a->dy : none,
+                            a->dx, a->dbranch, a->dls ? a->branch : none, a->gamma, a->ls);
+    by_pack(a->dx.type, wide, [&](auto e, auto width) {
+        int packs = norm_packs(a->C, width);
+        if (packs == 1)
+            residual_norm_backward<decltype(e), width, 1>(a);
+        else if (packs == 4)
+            residual_norm_backward<decltype(e), width, width == 8 ? 2 : 4>(a);
+        else
+            residual_norm_backward<decltype(e), width, 16 / width>(a);
+    });
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Linear layers: what the matrix product's epilogue does not do. GELU (Hendrycks & Gimpel 2016) is
+ * x Phi(x), with Phi by erf or by its tanh approximation. Where Phi is small, 1 + erf and 1 + tanh
+ * cancel and would leave few of bf16's 8 bits below x = -4; the forms here keep them, and cost
+ * less: one exponential and one reciprocal serve a function and its slope. */
+
+/* e^(-x^2/2) */
+__device__ inline float bell(float x)
+{
+    return ex2_approx(-0.721347520f * x * x);
+}
+
+/* The standard normal distribution Phi(x), given e = exp(-x^2/2): below 0 it is e times a
+ * polynomial in 1 / (1 + 0.3 |x|), our own fit, relative error 1.5e-7 before rounding. */
+__device__ inline float normal_below(float x, float e)
+{
+    float t = __fdividef(1.0f, 1 + 0.3f * fabsf(x));
+    float p = 0.0356753453f;
+    p = p * t - 0.157205355f;
+    p = p * t + 0.206357206f;
+    p = p * t - 0.0536868260f;
+    p = p * t + 0.128563183f;
+    p = p * t + 0.0999130606f;
+    p = p * t + 0.120754019f;
+    p = p * t + 0.119629295f;
+    float tail = e * (p * t);
+    return x < 0 ? tail : 1 - tail;
+}
+
+/* 1 / (1 + e^-2u) and the same of -u, as (1 + tanh u) / 2 and (1 - tanh u) / 2 */
+__device__ inline void sigmoids(float u, float *plus, float *minus)
+{
+    float e = ex2_approx(-2.88539008f * fabsf(u)), s = __fdividef(1.0f, 1 + e);
+    *plus = u >= 0 ? s : e * s;
+    *minus = u >= 0 ? e * s : s;
+}
+
+__device__ inline float gelu_tanh_inner(float x)
+{
+    return 0.797884561f * (x + 0.044715f * x * x * x);
+}
+
+template <int N> __device__ inline void act_forward(float (&v)[N], int act)
+{
+    if (act == ACT_GELU)
+        each<N>([&](int k) { v[k] *= normal_below(v[k], bell(v[k])); });
+    else if (act == ACT_GELU_TANH)
+        each<N>([&](int k) {
+            float plus, minus;
+            sigmoids(gelu_tanh_inner(v[k]), &plus, &minus);
+            v[k] *= plus;
+        });
+    else if (act == ACT_TANH)
+        each<N>([&](int k) { v[k] = tanhf(v[k]); });
+}
+
+/* d *= act'(x) */
+template <int N> __device__ inline void act_backward(float (&d)[N], const float (&x)[N], int act)
+{
+    if (act == ACT_GELU)
+        each<N>([&](int k) {
+            float e = bell(x[k]);
+            d[k] *= normal_below(x[k], e) + x[k] * 0.398942280f * e;
+        });
+    else if (act == ACT_GELU_TANH)
+        each<N>([&](int k) {
+            float plus, minus, inner = 0.797884561f * (1 + 3 * 0.044715f * x[k] * x[k]);
+            sigmoids(gelu_tanh_inner(x[k]), &plus, &minus);
+            d[k] *= plus + 2 * x[k] * plus * minus * inner;
+        });
+    else if (act == ACT_TANH)
+        each<N>([&](int k) {
+            float plus, minus;
+            sigmoids(x[k], &plus, &minus);
+            d[k] *= 4 * plus * minus;
+        });
+}
+
+/* Rows whose loads are in flight together. They are loaded without conditions (an operand that is
+ * not there by reading another again), since behind a branch loads wait for those before it. */
+enum { TAIL_ROWS = 2 };
+
+/* y = drop(act(pre + bias)) + residual, [rows, out], where the product was left in pre, or in y
+ * itself where there is no activation to save it for. Reads the product (and the residual), writes
+ * y (and pre, if the bias was not in it): for fc1 620 MB, floor 144 us. */
+template <class E, int N>
+__global__ void linear_tail_kernel(LinearForward a, Tensor product, const E *bias, Mask mask,
+                                   const StepState *state)
+{
+    const long col = my_column(N), end = range_begin(a.rows, blockIdx.y + 1, gridDim.y);
+    if (col >= a.out)
+        return;
+    float add[N] = {};
+    if (bias)
+        load(add, bias + col);
+    for (long r0 = range_begin(a.rows, blockIdx.y, gridDim.y); r0 < end; r0 += TAIL_ROWS) {
+        Pack<E, N> in[TAIL_ROWS], residual[TAIL_ROWS];
+#pragma unroll
+        for (int i = 0; i < TAIL_ROWS; i++) {
+            long r = r0 + i < end ? r0 + i : end - 1;
+            in[i] = fetch_pack<E, N>(row_of<E>(product, r) + col);
+            residual[i] = fetch_pack<E, N>(row_of<E>(a.residual.p ? a.residual : product, r) + col);
+        }
+#pragma unroll
+        for (int i = 0; i < TAIL_ROWS; i++) {
+            long r = r0 + i;
+            if (r >= end)
+                break;
+            float v[N];
+            unpack(v, in[i]);
+            each<N>([&](int k) { v[k] += add[k]; });
+            if (bias && product.p != a.y.p)
+                store(row_of<E>(product, r) + col, v);
+            act_forward(v, a.act);
+            if (mask.keep)
+                drop_pack(v, mask, state, (uint32_t)((int)r % a.tokens * a.out + (int)col),
+                          (uint32_t)((int)r / a.tokens));
+            if (a.residual.p)
+                each<N>([&](int k) { v[k] += to_float(residual[i].v[k]); });
+            store(row_of<E>(a.y, r) + col, v);
+        }
+    }
+}
+static void linear_tail(const LinearForward *a, bool bias_done)
+{
+    const dev *bias = bias_done ? NULL : a->bias;
+    if (!bias && !a->act && !a->residual.p && a->drop.p <= 0)
+        return;
+    Tensor product = a->act && a->pre.p ? a->pre : a->y;
+    bool wide = wide_access(a->out, a->y.type, a->y, product, a->residual, bias);
+    by_pack(a->y.type, wide, [&](auto e, auto width) {
+        Walk w = walk_of(a->rows, a->out, width, RESIDENT_64);
+        launch(linear_tail_kernel<decltype(e), width>, w.grid(), (unsigned)w.threads, 0, cu.stream,
+               *a, product, ptr<decltype(e)>(bias), mask_of(a->drop), cu.state);
+    });
+}
+
+/* dx = drop(dx) * act'(pre), in place, [rows, in], and its column sums, of dx as stored. Reads dx
+ * and pre, writes dx: for fc1 930 MB, floor 216 us. */
+template <class E, int N>
+__global__ void input_tail_kernel(LinearBackwardInput a, Mask mask, const StepState *state,
+                                  float *partial)
+{
+    const long col = my_column(N), end = range_begin(a.rows, blockIdx.y + 1, gridDim.y);
+    if (col >= a.in)
+        return;
+    float sum[N] = {};
+    for (long r0 = range_begin(a.rows, blockIdx.y, gridDim.y); r0 < end; r0 += TAIL_ROWS) {
+        Pack<E, N> dx[TAIL_ROWS], pre[TAIL_ROWS];
+#pragma unroll
+        for (int i = 0; i < TAIL_ROWS; i++) {
+            long r = r0 + i < end ? r0 + i : end - 1;
+            dx[i] = fetch_pack<E, N>(row_of<E>(a.dx, r) + col);
+            pre[i] = fetch_pack<E, N>(row_of<E>(a.act ? a.pre : a.dx, r) + col);
+        }
+#pragma unroll
+        for (int i = 0; i < TAIL_ROWS; i++) {
+            long r = r0 + i;
+            if (r >= end)
+                break;
+            float d[N], x[N];
+            unpack(d, dx[i]);
+            unpack(x, pre[i]);
+            if (mask.keep)
+                drop_pack(d, mask, state, (uint32_t)((int)r % a.tokens * a.in + (int)col),
+                          (uint32_t)((int)r / a.tokens));
+            act_backward(d, x, a.act);
+            store(row_of<E>(a.dx, r) + col, d);
+            each<N>([&](int k) { sum[k] += rounded<E>(d[k]); });
+        }
+    }
+    if (partial)
+        store_sums(partial + blockIdx.y * a.in + col, sum);
+}
+static void input_tail(const LinearBackwardInput *a)
+{
+    if (!a->act && a->drop.p <= 0) {
+        if (a->dbias)
+            column_sums(ptr<float>(a->dbias), a->dx, a->rows, a->in);
+        return;
+    }
+    Tensor none = {};
+    bool wide = wide_access(a->in, a->dx.type, a->dx, a->act ? a->pre : none);
+    by_pack(a->dx.type, wide, [&](auto e, auto width) {
+        Walk w = walk_of(a->rows, a->in, width, RESIDENT_64);
+        float *partial = a->dbias ? scratch_floats((size_t)w.ranges * (size_t)a->in) : NULL;
+        launch(input_tail_kernel<decltype(e), width>, w.grid(), (unsigned)w.threads, 0, cu.stream,
+               *a, mask_of(a->drop), cu.state, partial);
+        if (partial)
+            sum_ranges(Sums{{ptr<float>(a->dbias)}}, 1, partial, w.ranges, a->in);
+    });
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Pooling */
+
+/* y[b] = mean of tokens first..T-1 of x. A thread takes one pack of columns of one image. Reads x:
+ * floor 18 us. */
+template <class E, int N> __global__ void pool_forward_kernel(Pool a)
+{
+    const long b = blockIdx.y, col = my_column(N);
+    if (col >= a.C)
+        return;
+    float sum[N] = {};
+#pragma unroll 8
+    for (int t = a.first; t < a.T; t++) {
+        float v[N];
+        load(v, row_of<E>(a.x, b * a.T + t) + col);
+        each<N>([&](int k) { sum[k] += v[k]; });
+    }
+    const float inv = 1 / (float)(a.T - a.first);
+    each<N>([&](int k) { sum[k] *= inv; });
+    store(row_of<E>(a.y, b) + col, sum);
+}
+
+/* dx = dy / (T - first) in the pooled tokens, 0 in the others. Writes dx: floor 18 us. */
+template <class E, int N> __global__ void pool_backward_kernel(Pool a)
+{
+    const long rows = (long)a.B * a.T, col = my_column(N);
+    const long end = range_begin(rows, blockIdx.y + 1, gridDim.y);
+    const float inv = 1 / (float)(a.T - a.first);
+    if (col >= a.C)
+        return;
+    for (long r = range_begin(rows, blockIdx.y, gridDim.y); r < end; r++) {
+        int b = (int)r / a.T, t = (int)r % a.T;
+        float d[N];
+        load(d, row_of<E>(a.y, b) + col);
+        each<N>([&](int k) { d[k] = t >= a.first ? d[k] * inv : 0; });
+        store(row_of<E>(a.x, r) + col, d);
+    }
+}
+static void cuda_pool_forward(const Pool *a)
+{
+    by_pack(a->x.type, wide_access(a->C, a->x.type, a->x, a->y), [&](auto e, auto width) {
+        int packs = ceil_div(a->C, width), threads = packs < 64 ? ceil_div(packs, 32) * 32 : 64;
+        dim3 grid((unsigned)ceil_div(packs, threads), (unsigned)a->B);
+        launch(pool_forward_kernel<decltype(e), width>, grid, (unsigned)threads, 0, cu.stream, *a);
+    });
+}
+static void cuda_pool_backward(const Pool *a)
+{
+    by_pack(a->x.type, wide_access(a->C, a->x.type, a->x, a->y), [&](auto e, auto width) {
+        Walk w = walk_of((long)a->B * a->T, a->C, width, RESIDENT_32);
+        launch(pool_backward_kernel<decltype(e), width>, w.grid(), (unsigned)w.threads, 0,
+               cu.stream, *a);
+    });
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Loss. A block takes an image and reads its K logits and targets three times, from L1 after the
+ * first. B*K numbers are little: a few us. Written so that what is nearly right stays accurate in
+ * float: 1 - p of the leading class is the sum of the others' exponentials, not a difference, and
+ * logarithms of numbers near 1 are log1p. */
+
+enum { LOSS_THREADS = 256 };
+
+/* The position of the largest target, the first of equals. room: 2 floats per warp */
+__device__ inline int block_label(const float *y, int K, float *room)
+{
+    float best = -INFINITY;
+    int at = K;
+    auto take = [&](float v, int k) {
+        if (v > best || (v == best && k < at))
+            best = v, at = k;
+    };
+    for (int k = (int)threadIdx.x; k < K; k += (int)blockDim.x)
+        take(y[k], k);
+    for (int d = 16; d; d >>= 1) {
+        float v = __shfl_xor_sync(0xffffffffu, best, d);
+        int k = __shfl_xor_sync(0xffffffffu, at, d);
+        take(v, k);
+    }
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) {
+        room[threadIdx.x / 32] = best;
+        room[32 + threadIdx.x / 32] = __int_as_float(at);
+    }
+    __syncthreads();
+    for (int w = 0; w < (int)blockDim.x / 32; w++)
+        take(room[w], __float_as_int(room[32 + w]));
+    return at < K ? at : 0; /* all of them NaN */
+}
+
+/* softmax:  loss = sum_k y_k (lse - z_k),  dz_k = p_k sum(y) - y_k
+ * sigmoid:  loss = sum_k max(z,0) - z y + log(1 + e^-|z|),  dz_k = sigmoid(z_k) - y_k */
+template <class E, class D> __global__ void loss_kernel(Loss a, const StepState *state)
+{
+    float *room = dynamic_smem<float>(); /* [64] */
+    const int K = a.K, first = (int)threadIdx.x, step = (int)blockDim.x;
+    const long b = blockIdx.x;
+    const E *z = row_of<E>(a.logits, b);
+    const float *y = (const float *)a.targets + b * K;
+    D *dz = a.dlogits.p ? row_of<D>(a.dlogits, b) : NULL;
+    const float scale = (float)(a.scale * state->loss_scale);
+    const int label = block_label(y, K, room);
+    const float z_label = to_float(z[label]);
+    float loss = 0;
+    int above = 0;
+    for (int k = first; k < K; k += step) /* written so that NaN counts as above */
+        above += k != label && !(to_float(z[k]) < z_label);
+
+    if (a.kind == LOSS_SOFTMAX) {
+        float top = -INFINITY, mass = 0, others = 0;
+        for (int k = first; k < K; k += step) {
+            top = fmaxf(top, to_float(z[k]));
+            mass += y[k];
+        }
+        top = block_max(top, room);
+        mass = block_sum(mass, room);
+        int tops = 0; /* each of them adds e^0 to the sum, of which one is left out of `others` */
+        for (int k = first; k < K; k += step) {
+            float v = to_float(z[k]);
+            if (v == top)
+                tops++;
+            else
+                others += expf(v - top);
+        }
+        others = block_sum(others, room) + (float)(block_sum(tops, (int *)room) - 1);
+        others += top - top; /* NaN where the largest is infinite */
+        const float inv = 1 / (1 + others), log_sum = log1pf(others);
+        for (int k = first; k < K; k += step) {
+            float v = to_float(z[k]), t = y[k];
+            if (t != 0)
+                loss += t * ((top - v) + log_sum);
+            if (dz)
+                dz[k] = from_float<D>(scale * (v == top ? (mass - t) - mass * others * inv
+                                                        : mass * expf(v - top) * inv - t));
+        }
+    } else {
+        for (int k = first; k < K; k += step) {
+            float v = to_float(z[k]), t = y[k], e = expf(-fabsf(v)), tail = e / (1 + e);
+            loss += (v > 0 ? v - v * t : -v * t) + log1pf(e);
+            if (dz)
+                dz[k] = from_float<D>(scale * (v >= 0 ? (1 - t) - tail : tail - t));
+        }
+    }
+    loss = block_sum(loss, room);
+    above = block_sum(above, (int *)room);
+    if (threadIdx.x == 0) {
+        float *stats = (float *)a.stats + 3 * ((long)state->sample0 + b);
+        bool finite = isfinite(z_label);
+        stats[0] = loss;
+        stats[1] = finite && above < 1 ? 1 : 0;
+        stats[2] = finite && above < 5 ? 1 : 0;
+    }
+}
+static void cuda_loss(const Loss *a)
+{
+    by_type(a->logits.type, [&](auto e) {
+        by_type(a->dlogits.p ? a->dlogits.type : a->logits.type, [&](auto d) {
+            launch(loss_kernel<decltype(e), decltype(d)>, (unsigned)a->B, LOSS_THREADS,
+                   64 * sizeof(float), cu.stream, *a, cu.state);
+        });
+    });
+    if (a->dbias && a->dlogits.p)
+        column_sums(ptr<float>(a->dbias), a->dlogits, a->B, a->K);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Counting, converting, adding */
+
+/* state->large += elements of x [rows, cols] beyond an eighth of fp16's largest number, or NaN */
+template <class E, int N>
+__global__ void count_large_kernel(StepState *state, Tensor x, long rows, long cols)
+{
+    const long col = my_column(N), end = range_begin(rows, blockIdx.y + 1, gridDim.y);
+    int large = 0;
+    if (col < cols) {
+#pragma unroll 4
+        for (long r = range_begin(rows, blockIdx.y, gridDim.y); r < end; r++) {
+            float v[N];
+            load(v, row_of<E>(x, r) + col);
+            each<N>([&](int k) { large += !(fabsf(v[k]) <= 0.125f * 65504); });
+        }
+    }
+    large = block_sum(large, dynamic_smem<int>());
+    if (threadIdx.x == 0 && large)
+        atomicAdd((unsigned long long *)&state->large, (unsigned long long)large);
+    if (threadIdx.x == 0 && blockIdx.x == 0 && blockIdx.y == 0)
+        state->counted += (uint64_t)(rows * cols);
+}
+static void cuda_count_large(Tensor x, int rows, int cols)
+{
+    by_pack(x.type, wide_access(cols, x.type, x), [&](auto e, auto width) {
+        Walk w = walk_of(rows, cols, width, RESIDENT_64);
+        launch(count_large_kernel<decltype(e), width>, w.grid(), (unsigned)w.threads,
+               32 * sizeof(int), cu.stream, (StepState *)cu.state, x, (long)rows, (long)cols);
+    });
+}
+
+/* Blocks of 256 threads for a vector of n elements, N to a thread at a time */
+static unsigned vector_blocks(long n, int N)
+{
+    int blocks = ceil_div(n, 256L * N), most = cu.gpu.multiProcessorCount * 8;
+    return (unsigned)(blocks < 1 ? 1 : blocks < most ? blocks : most);
+}
+
+/* to = from, rounded to nearest even where D is narrower */
+template <class D, class S, int N> __global__ void convert_kernel(D *to, const S *from, long n)
+{
+    const long step = (long)gridDim.x * blockDim.x * N;
+    for (long i = my_column(N); i < n; i += step) {
+        if (i + N <= n) {
+            float v[N];
+            load(v, from + i);
+            store(to + i, v);
+        } else {
+            for (long k = i; k < n; k++)
+                to[k] = from_float<D>(to_float(from[k]));
+        }
+    }
+}
+static void cuda_convert(dev *dst, int dst_type, const dev *src, int src_type, long n)
+{
+    if (n <= 0)
+        return;
+    by_type(dst_type, [&](auto d) {
+        by_type(src_type, [&](auto s) {
+            using D = decltype(d);
+            using S = decltype(s);
+            bool wide = aligned(dst) && aligned(src);
+            auto kernel = wide ? convert_kernel<D, S, 4> : convert_kernel<D, S, 1>;
+            launch(kernel, vector_blocks(n, wide ? 4 : 1), 256, 0, cu.stream, ptr<D>(dst),
+                   ptr<const S>(src), n);
+        });
+    });
+}
+
+/* sum += x. Two reads and a write of n floats: for B/16 (86.6 M) 1.04 GB, floor 242 us. */
+template <int N> __global__ void add_kernel(float *sum, const float *x, long n)
+{
+    const long step = (long)gridDim.x * blockDim.x * N;
+    for (long i = my_column(N); i < n; i += step) {
+        if (i + N <= n) {
+            float a[N], b[N];
+            load(a, sum + i);
+            load(b, x + i);
+            each<N>([&](int k) { a[k] += b[k]; });
+            store(sum + i, a);
+        } else {
+            for (long k = i; k < n; k++)
+                sum[k] += x[k];
+        }
+    }
+}
+static void cuda_add(dev *sum, const dev *x, long n)
+{
+    if (n <= 0)
+        return;
+    bool wide = aligned(sum) && aligned(x);
+    launch(wide ? add_kernel<4> : add_kernel<1>, vector_blocks(n, wide ? 4 : 1), 256, 0, cu.stream,
+           ptr<float>(sum), ptr<const float>(x), n);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Floats of scratch memory for micro-batches of B images: the most that one op asks for, which is
+ *   ranges * n         column sums of a matrix [B*T, n], n up to max(3C, F, K, representation)
+ *   4 * ranges * C     the norm's backward pass
+ * where the number of ranges depends on whether rows can be read in packs (N = 1, 4 or 8). */
+static size_t layers_scratch(const Config *c, int B)
+{
+    const long rows = (long)B * vit_tokens(c), C = c->width;
+    const long columns[] = {C, 3 * C, c->mlp, c->classes, c->representation};
+    size_t most = 0;
+    for (int N = 1; N <= 8; N = N == 1 ? 4 : 2 * N) {
+        for (long n : columns) {
+            size_t floats = n > 0 ? (size_t)walk_of(rows, n, N, RESIDENT_64).ranges * (size_t)n : 0;
+            most = floats > most ? floats : most;
+        }
+        size_t norm =
+            (size_t)SUMS * (size_t)norm_walk(rows, C, N, norm_packs(C, N)).ranges * (size_t)C;
+        most = norm > most ? norm : most;
+    }
+    return most;
+}

@@ -1,0 +1,405 @@
+/* optimizer.cuh - gradient norm, Adam, SGD, LAMB, loss scaling.
+ *
+ * Each host function is the Backend entry of its name; formulas are in vit.h. A block takes one
+ * chunk: at most VIT_CHUNK consecutive elements of one tensor, beginning at a multiple of 64, so
+ * that a thread reads 4 neighbours at once. Arithmetic on weights is in float; sums of squares and
+ * whatever is computed once per step are in double. What a step depends on (t, lr, clip, loss
+ * scale, skip) is read from the StepState, so that the calls can be replayed.
+ *
+ * Floors: bytes over 4.3 TB/s for B/16 (86.6 M parameters) on an H200, estimates.
+ */
+#pragma once
+
+#include "layers.cuh"
+
+enum { CHUNK_THREADS = 256 };
+
+/* Quads where every buffer is aligned to 16 bytes, else single elements: f(N) */
+template <class F> static void by_quads(bool quads, F f)
+{
+    if (quads)
+        f(Width<4>());
+    else
+        f(Width<1>());
+}
+
+/* N elements of a chunk with `left` elements to its end: nothing beyond it is touched */
+template <int N> __device__ inline void take(float (&to)[N], const float *from, int left)
+{
+    if (left >= N) {
+        load(to, from);
+    } else {
+        each<N>([&](int k) { to[k] = k < left ? from[k] : 0; });
+    }
+}
+template <class W, int N> __device__ inline void put(W *to, const float (&from)[N], int left)
+{
+    if (left >= N) {
+        store(to, from);
+    } else {
+#pragma unroll
+        for (int k = 0; k < N; k++)
+            if (k < left)
+                to[k] = from_float<W>(from[k]);
+    }
+}
+template <int N> __device__ inline double squares(const float (&x)[N])
+{
+    double s = 0;
+    each<N>([&](int k) { s += (double)x[k] * (double)x[k]; });
+    return s;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Norm of the gradient */
+
+/* partial[i] = sum of squares of chunk i. Reads 346 MB: floor 81 us. */
+template <int N>
+static __global__ void sum_squares_kernel(float *partial, const float *x, const Chunk *chunks)
+{
+    const Chunk c = chunks[blockIdx.x];
+    double sum = 0;
+#pragma unroll 4
+    for (int i = (int)threadIdx.x * N; i < c.n; i += CHUNK_THREADS * N) {
+        float v[N];
+        take(v, x + c.offset + i, c.n - i);
+        sum += squares(v);
+    }
+    sum = block_sum(sum, dynamic_smem<double>());
+    if (threadIdx.x == 0)
+        partial[blockIdx.x] = (float)sum;
+}
+static void cuda_sum_squares(dev *partial, const dev *x, const dev *chunks, int n)
+{
+    by_quads(aligned(x), [&](auto quad) {
+        launch(sum_squares_kernel<quad>, (unsigned)n, CHUNK_THREADS, 32 * sizeof(double), cu.stream,
+               ptr<float>(partial), ptr<const float>(x), ptr<const Chunk>(chunks));
+    });
+}
+
+/* One block adds the n partial sums, thread i every 512th from i on, and writes the state:
+ * 21,000 of them take a few us of latency. */
+enum { FINISH_THREADS = 512 };
+static __global__ void finish_norm_kernel(StepState *s, const float *partial, int n,
+                                          double max_norm)
+{
+    double sum = 0;
+#pragma unroll 8
+    for (int i = (int)threadIdx.x; i < n; i += FINISH_THREADS)
+        sum += (double)partial[i];
+    sum = block_sum(sum, dynamic_smem<double>());
+    if (threadIdx.x > 0)
+        return;
+    double norm = sqrt(sum) / s->loss_scale, clip = 1;
+    bool skip = !isfinite(norm);
+    if (max_norm > 0 && !skip)
+        clip = fmin(1.0, max_norm / (norm + 1e-6)); /* as torch.nn.utils.clip_grad_norm_ */
+    s->grad_norm = norm;
+    s->clip = clip;
+    s->skip = skip;
+    s->skipped += skip;
+    s->t += !skip;
+}
+static void cuda_finish_norm(const dev *partial, int n, double max_norm)
+{
+    launch(finish_norm_kernel, 1, FINISH_THREADS, 32 * sizeof(double), cu.stream,
+           (StepState *)cu.state, ptr<const float>(partial), n, max_norm);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Writing weights */
+
+/* x rounded to W up or down by chance, in proportion to the distances: random bits are added below
+ * the mantissa that W keeps, then cut off there. Infinities and NaN stay what they are. */
+template <class W> __device__ inline float round_by_chance(float x, uint32_t random)
+{
+    constexpr int cut = sizeof(W) == 4 ? 0 : std::is_same<W, bf16>::value ? 16 : 13;
+    if (cut == 0 || !isfinite(x))
+        return x;
+    /* fp16 below 2^-14 counts in steps of 2^-24, which are those of floats around 2^-14 */
+    float base = cut == 13 && fabsf(x) < 0x1p-14f ? copysignf(0x1p-14f, x) : 0;
+    uint32_t bits = __float_as_uint(x + base) + (random >> (32 - cut) % 32);
+    return __uint_as_float(bits & ~((1u << cut) - 1)) - base;
+}
+
+/* New weights to the master copy, the working copy and the average: elements i.. of a chunk. The
+ * average is of the master weights. work: the same buffer as w in fp32. */
+template <class W, int N>
+__device__ inline void put_weights(float (&w)[N], const OptStep &a, const OptConfig &o,
+                                   const StepState *s, const Chunk &c, int i)
+{
+    const long at = c.offset + i;
+    const int left = c.n - i;
+    put((float *)a.w + at, w, left);
+    if (a.ema) {
+        const float decay = (float)o.ema_decay;
+        float ema[N];
+        take(ema, (float *)a.ema + at, left);
+        each<N>([&](int k) { ema[k] = decay * ema[k] + (1 - decay) * w[k]; });
+        put((float *)a.ema + at, ema, left);
+    }
+    if (a.work == a.w)
+        return;
+    if (a.stochastic) {
+        Philox r = rng_block(s->seed, (uint32_t)(at / 4), 0, s->step, RNG_ROUND, 0);
+        auto bits = [&](long k) {
+            return k == 0 ? r.v[0] : k == 1 ? r.v[1] : k == 2 ? r.v[2] : r.v[3];
+        };
+        each<N>([&](int k) { w[k] = round_by_chance<W>(w[k], bits((N == 4 ? 0 : at % 4) + k)); });
+    }
+    put((W *)a.work + at, w, left);
+}
+
+/* What all optimisers share: the kernel for this type of working weights and this alignment */
+template <class F> static void by_weights(const OptStep *a, F f)
+{
+    bool quads = aligned(a->w) && aligned(a->work) && aligned(a->grad) && aligned(a->m) &&
+                 aligned(a->v) && aligned(a->ema);
+    by_type(a->work_type, [&](auto w) { by_quads(quads, [&](auto quad) { f(w, quad); }); });
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Adam and AdamW. Reads w, grad, m, v, writes w, m, v, work: 30 bytes per parameter with bf16
+ * weights, 2.6 GB, floor 604 us. */
+
+struct AdamFactors { /* computed once per block */
+    float step, root, grad, keep, l2;
+};
+template <class W, int N> __global__ void adam_kernel(OptStep a, OptConfig o, const StepState *s)
+{
+    if (s->skip)
+        return;
+    const Chunk c = ((const Chunk *)a.chunks)[blockIdx.x];
+    AdamFactors *f = dynamic_smem<AdamFactors>();
+    if (threadIdx.x == 0) {
+        double wd = c.flags & CHUNK_DECAY ? o.weight_decay : 0, t = (double)s->t;
+        f->step = (float)(s->lr / (1 - pow(o.beta1, t)));
+        f->root = (float)(1 / sqrt(1 - pow(o.beta2, t)));
+        f->grad = (float)(s->clip / s->loss_scale);
+        f->keep = o.kind == OPT_ADAMW ? (float)(1 - s->lr * wd) : 1;
+        f->l2 = o.kind == OPT_ADAM ? (float)wd : 0;
+    }
+    __syncthreads();
+    const float step = f->step, root = f->root, gscale = f->grad, keep = f->keep, l2 = f->l2;
+    const float b1 = (float)o.beta1, b2 = (float)o.beta2, eps = (float)o.eps;
+    const float a1 = (float)(1 - o.beta1),
+                a2 = (float)(1 - o.beta2); /* 1 - 0.999f is off by 1e-5 */
+    for (int i = (int)threadIdx.x * N; i < c.n; i += CHUNK_THREADS * N) {
+        const long at = c.offset + i;
+        const int left = c.n - i;
+        float w[N], g[N], m[N], v[N];
+        take(w, (float *)a.w + at, left);
+        take(g, (float *)a.grad + at, left);
+        take(m, (float *)a.m + at, left);
+        take(v, (float *)a.v + at, left);
+        each<N>([&](int k) {
+            g[k] = gscale * g[k] + l2 * w[k];
+            m[k] = b1 * m[k] + a1 * g[k];
+            v[k] = b2 * v[k] + a2 * g[k] * g[k];
+            w[k] = keep * w[k] - step * m[k] / (sqrtf(v[k]) * root + eps);
+        });
+        put((float *)a.m + at, m, left);
+        put((float *)a.v + at, v, left);
+        put_weights<W>(w, a, o, s, c, i);
+    }
+}
+static void cuda_adam(const OptStep *a)
+{
+    by_weights(a, [&](auto w, auto quad) {
+        launch(adam_kernel<decltype(w), quad>, (unsigned)a->n, CHUNK_THREADS, sizeof(AdamFactors),
+               cu.stream, *a, *a->opt, cu.state);
+    });
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * SGD. Reads w, grad, m, writes w, m, work: 22 bytes per parameter, 1.9 GB, floor 443 us. */
+
+template <class W, int N> __global__ void sgd_kernel(OptStep a, OptConfig o, const StepState *s)
+{
+    if (s->skip)
+        return;
+    const Chunk c = ((const Chunk *)a.chunks)[blockIdx.x];
+    const float lr = (float)s->lr, gscale = (float)(s->clip / s->loss_scale);
+    const float wd = c.flags & CHUNK_DECAY ? (float)o.weight_decay : 0;
+    const float momentum = (float)o.momentum;
+    const bool fresh = s->t <= 1; /* the buffer starts as the first gradient */
+    for (int i = (int)threadIdx.x * N; i < c.n; i += CHUNK_THREADS * N) {
+        const long at = c.offset + i;
+        const int left = c.n - i;
+        float w[N], g[N], m[N];
+        take(w, (float *)a.w + at, left);
+        take(g, (float *)a.grad + at, left);
+        take(m, (float *)a.m + at, left);
+        each<N>([&](int k) {
+            m[k] = (fresh ? 0 : momentum * m[k]) + gscale * g[k] + wd * w[k];
+            w[k] -= lr * m[k];
+        });
+        put((float *)a.m + at, m, left);
+        put_weights<W>(w, a, o, s, c, i);
+    }
+}
+static void cuda_sgd(const OptStep *a)
+{
+    by_weights(a, [&](auto w, auto quad) {
+        launch(sgd_kernel<decltype(w), quad>, (unsigned)a->n, CHUNK_THREADS, 0, cu.stream, *a,
+               *a->opt, cu.state);
+    });
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * LAMB: the direction u with the norms' partial sums, the ratios, the step. Reads w, grad, m, v,
+ * writes u, m, v, then reads w, u, writes w, work: 42 bytes per parameter, 3.6 GB, floor 846 us. */
+
+template <int N> __global__ void lamb_direction_kernel(OptStep a, OptConfig o, const StepState *s)
+{
+    if (s->skip)
+        return;
+    const Chunk c = ((const Chunk *)a.chunks)[blockIdx.x];
+    float *factor = dynamic_smem<float>(); /* [2], then room for sums */
+    if (threadIdx.x == 0) {
+        factor[0] = (float)(1 / (1 - pow(o.beta1, (double)s->t)));
+        factor[1] = (float)(1 / (1 - pow(o.beta2, (double)s->t)));
+    }
+    __syncthreads();
+    const float c1 = factor[0], c2 = factor[1], gscale = (float)(s->clip / s->loss_scale);
+    const float b1 = (float)o.beta1, b2 = (float)o.beta2, eps = (float)o.eps;
+    const float a1 = (float)(1 - o.beta1), a2 = (float)(1 - o.beta2);
+    const float wd = c.flags & CHUNK_DECAY ? (float)o.weight_decay : 0;
+    double ww = 0, uu = 0;
+    for (int i = (int)threadIdx.x * N; i < c.n; i += CHUNK_THREADS * N) {
+        const long at = c.offset + i;
+        const int left = c.n - i;
+        float w[N], u[N], m[N], v[N];
+        take(w, (float *)a.w + at, left);
+        take(u, (float *)a.grad + at, left);
+        take(m, (float *)a.m + at, left);
+        take(v, (float *)a.v + at, left);
+        each<N>([&](int k) {
+            float g = gscale * u[k];
+            m[k] = b1 * m[k] + a1 * g;
+            v[k] = b2 * v[k] + a2 * g * g;
+            u[k] = k < left ? m[k] * c1 / (sqrtf(v[k] * c2) + eps) + wd * w[k] : 0;
+        });
+        ww += squares(w);
+        uu += squares(u);
+        put((float *)a.m + at, m, left);
+        put((float *)a.v + at, v, left);
+        put((float *)a.grad + at, u, left);
+    }
+    ww = block_sum(ww, dynamic_smem<double>()); /* after a barrier: the factors have been read */
+    uu = block_sum(uu, dynamic_smem<double>());
+    if (threadIdx.x == 0) {
+        ((float *)a.norms)[blockIdx.x] = (float)ww;
+        ((float *)a.norms)[a.n + blockIdx.x] = (float)uu;
+    }
+}
+static void cuda_lamb_direction(const OptStep *a)
+{
+    bool quads = aligned(a->w) && aligned(a->grad) && aligned(a->m) && aligned(a->v);
+    by_quads(quads, [&](auto quad) {
+        launch(lamb_direction_kernel<quad>, (unsigned)a->n, CHUNK_THREADS, 32 * sizeof(double),
+               cu.stream, *a, *a->opt, cu.state);
+    });
+}
+
+/* ratio[i] = |w| / |u| of the tensor that chunk i belongs to, 1 for vectors and where either is 0.
+ * A warp per chunk, of which those at the beginning of a tensor add up its chunks, in one order. */
+static __global__ void lamb_ratio_kernel(float *ratio, OptStep a, const StepState *s)
+{
+    const Chunk *chunks = (const Chunk *)a.chunks;
+    const float *norms = (const float *)a.norms;
+    const int k = (int)((blockIdx.x * blockDim.x + threadIdx.x) / 32), lane = (int)threadIdx.x % 32;
+    if (s->skip || k >= a.n || (k > 0 && chunks[k - 1].tensor == chunks[k].tensor))
+        return;
+    auto in = [&](int i) { return i < a.n && chunks[i].tensor == chunks[k].tensor; };
+    double ww = 0, uu = 0;
+    for (int i = k; in(i); i += 32) {
+        if (in(i + lane)) {
+            ww += (double)norms[i + lane];
+            uu += (double)norms[a.n + i + lane];
+        }
+    }
+    for (int d = 16; d; d >>= 1) {
+        ww += __shfl_xor_sync(0xffffffffu, ww, d);
+        uu += __shfl_xor_sync(0xffffffffu, uu, d);
+    }
+    bool trust = !(chunks[k].flags & CHUNK_1D) && ww > 0 && uu > 0;
+    float r = trust ? (float)(sqrt(ww) / sqrt(uu)) : 1;
+    for (int i = k + lane; in(i); i += 32)
+        ratio[i] = r;
+}
+
+template <class W, int N>
+static __global__ void lamb_apply_kernel(OptStep a, OptConfig o, const float *ratio,
+                                         const StepState *s)
+{
+    if (s->skip)
+        return;
+    const Chunk c = ((const Chunk *)a.chunks)[blockIdx.x];
+    const float lr = (float)(s->lr * (double)ratio[blockIdx.x]);
+    for (int i = (int)threadIdx.x * N; i < c.n; i += CHUNK_THREADS * N) {
+        float w[N], u[N];
+        take(w, (float *)a.w + c.offset + i, c.n - i);
+        take(u, (float *)a.grad + c.offset + i, c.n - i);
+        each<N>([&](int k) { w[k] -= lr * u[k]; });
+        put_weights<W>(w, a, o, s, c, i);
+    }
+}
+static void cuda_lamb_apply(const OptStep *a)
+{
+    float *ratio = scratch_floats((size_t)a->n);
+    launch(lamb_ratio_kernel, (unsigned)ceil_div(a->n, 8), 256, 0, cu.stream, ratio, *a, cu.state);
+    by_weights(a, [&](auto w, auto quad) {
+        launch(lamb_apply_kernel<decltype(w), quad>, (unsigned)a->n, CHUNK_THREADS, 0, cu.stream,
+               *a, *a->opt, (const float *)ratio, cu.state);
+    });
+}
+
+/* Floats of scratch memory: a ratio per chunk, of which there are at most one per VIT_CHUNK
+ * parameters and one more per tensor. */
+static size_t optimizer_scratch(const Config *c)
+{
+    size_t C = (size_t)c->width, F = (size_t)c->mlp, K = (size_t)c->classes,
+           R = (size_t)c->representation, T = (size_t)vit_tokens(c), L = (size_t)c->layers;
+    size_t embed = C * (2 * T + VIT_CHANNELS * (size_t)(c->patch * c->patch) + 3);
+    size_t block = C * (4 * C + 2 * F + 11) + F, head = R * (C + 1) + K * (C + R + 1) + 2 * C;
+    return (embed + L * block + head) / VIT_CHUNK + 14 * (L + 2);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Loss scaling (see LossScaling in vit.h); one thread.
+ *   skipped_in_row  0 after a good step; after a skipped one, 1 more if its loss scale was already
+ *                   the lowest there is (or is not ours to lower), else as before
+ *   DYNAMIC  skipped: good_steps = 0, patience counts down, and at 0 the scale is halved, by this
+ *            and each further overflow; good: after `interval` of them good_steps starts again,
+ *            patience = hysteresis and the scale is doubled (Megatron's DynamicGradScaler)
+ *   AUTO     halved where large > 1e-7 counted, else doubled; both counters start again */
+static __global__ void scale_loss_kernel(StepState *s, LossScaling c)
+{
+    bool ours = c.kind == SCALING_DYNAMIC || c.kind == SCALING_AUTO;
+    double scale = s->loss_scale;
+    if (!s->skip)
+        s->skipped_in_row = 0;
+    else if (!ours || scale <= 1)
+        s->skipped_in_row++;
+    if (!ours)
+        return;
+    if (c.kind == SCALING_AUTO) {
+        scale *= (double)s->large > 1e-7 * (double)s->counted ? 0.5 : 2;
+        s->large = s->counted = 0;
+    } else if (s->skip) {
+        s->good_steps = 0;
+        s->patience -= s->patience > 0;
+        if (s->patience == 0)
+            scale *= 0.5;
+    } else if (++s->good_steps >= (uint32_t)c.interval) {
+        s->good_steps = 0;
+        s->patience = (uint32_t)c.hysteresis;
+        scale *= 2;
+    }
+    s->loss_scale = fmin(fmax(scale, 1.0), 4294967296.0);
+}
+static void cuda_scale_loss(const LossScaling *s)
+{
+    launch(scale_loss_kernel, 1, 1, 0, cu.stream, (StepState *)cu.state, *s);
+}

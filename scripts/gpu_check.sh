@@ -1,0 +1,642 @@
+#!/bin/bash
+# Check and measure train_gpu on this machine's GPU.
+#
+#   scripts/gpu_check.sh correct [OUT_DIR]
+#       build; every op and the goldens in each type; the same bits again and after a resume; from
+#       the CPU to the GPU and back; several ranks
+#   scripts/gpu_check.sh sanitize [OUT_DIR]
+#       compute-sanitizer's four tools over the ops
+#   scripts/gpu_check.sh bench [MODEL[:BATCH,BATCH...] ...] [OUT_DIR]
+#       images/s of training and inference beside PyTorch's, in alternating rounds; where the time
+#       of a training step goes, beside what the hardware allows. Default: B/16
+#
+# Each part ends within LIMIT seconds (540). OUT_DIR (bench/results) gets <gpu>-<date>.md, to which
+# every part adds a section, and the logs behind it. The machine is taken as it is: no clock, limit
+# or mode is changed. Variables: PYTHON (one with PyTorch), MODE (of torch.compile, default
+# `default`), ROUNDS (3), STEPS (20, of ours in a round), SHARED (fixtures), GPU (architectures, as
+# in the Makefile; default: this one), NO_BUILD=1 (take what is there).
+set -u
+cd "$(dirname "$0")/.." || exit 1
+began=$SECONDS
+limit=${LIMIT:-540}
+shared=${SHARED:-../shared}
+python=${PYTHON:-python3}
+rounds=${ROUNDS:-3}
+steps=${STEPS:-20}
+
+die() { # what, hint
+    echo "error: $1" >&2
+    echo "hint: $2" >&2
+    exit 1
+}
+
+part=${1-}
+case $part in
+correct | sanitize | bench) shift ;;
+-h | --help) sed -n '2,/^set -u/s/^# \{0,1\}//p' "$0" && exit 0 ;;
+*)
+    echo "error: no part '$part'" >&2
+    echo "hint: scripts/gpu_check.sh correct|sanitize|bench ... (--help says more)" >&2
+    exit 2
+    ;;
+esac
+out=bench/results models=()
+for word in "$@"; do
+    if [[ $word =~ ^(Ti|S|B|L|H|g|G)/[0-9]+(:[0-9]+(,[0-9]+)*)?$ ]]; then
+        [ "$part" = bench ] ||
+            die "$part takes no model ('$word')" "scripts/gpu_check.sh $part [OUT_DIR]"
+        models+=("$word")
+    else
+        out=$word
+    fi
+done
+[ ${#models[@]} = 0 ] && models=(B/16)
+
+# ---- the machine ----
+
+smi() { # fields: of the first GPU, separated by commas
+    nvidia-smi -i 0 --query-gpu="$1" --format=csv,noheader,nounits 2>/dev/null
+}
+command -v nvidia-smi >/dev/null ||
+    die "no NVIDIA driver here (nvidia-smi is missing)" "run it on a machine with a CUDA GPU"
+name=$(smi name | head -n 1)
+[ -n "$name" ] || die "nvidia-smi finds no GPU" "run nvidia-smi by hand and see what it says"
+PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin
+if [ -z "${NO_BUILD-}" ] && ! command -v nvcc >/dev/null; then
+    die "no nvcc here" "install the CUDA toolkit, or say where it is: CUDA_HOME=DIR"
+fi
+mkdir -p "$out" || die "cannot make $out" "name a directory that you may write to"
+tmp=$(mktemp -d) || exit 1
+watcher=
+cleanup() {
+    [ -n "$watcher" ] && kill "$watcher" 2>/dev/null
+    rm -rf "$tmp"
+}
+trap cleanup EXIT
+gpu=$(tr 'A-Z ' 'a-z-' <<<"${name#NVIDIA }" | tr -cd 'a-z0-9-')
+page=$out/$gpu-$(date +%F).md
+log=$out/$part.log
+{ : >"$log"; } 2>/dev/null || die "cannot write $log" "name a directory that you may write to"
+
+left() { # seconds until the limit, at least 1
+    local n=$((limit - SECONDS + began))
+    echo $((n > 1 ? n : 1))
+}
+within() { # seconds, command...: stopped after that or at the limit; 124 then
+    local n=$1
+    shift
+    ((n > $(left))) && n=$(left)
+    timeout --kill-after=10 "$n" "$@"
+}
+put() { # a line for the page and for whoever is watching
+    printf '%s\n' "$*" | tee -a "$page"
+}
+
+library() { # name: version of the one that train_gpu is linked with
+    local file
+    file=$(ldd ./train_gpu 2>/dev/null | awk -v l="$1" 'index($1, l) == 1 {print $3; exit}')
+    [ -n "$file" ] && basename "$(realpath "$file")" | sed 's/.*\.so\.//'
+}
+
+build() { # targets...
+    if [ -n "${NO_BUILD-}" ]; then
+        return
+    fi
+    local arch
+    arch=$(smi compute_cap | tr -d .)
+    [ "$arch" = 90 ] && arch=90a # with Hopper's own instructions
+    if ! make -j"$(nproc)" GPU="${GPU:-$arch}" "$@" >>"$log" 2>&1; then
+        tail -n 20 "$log" >&2
+        die "the build failed; the whole of it is in $log" "make deps installs what is missing"
+    fi
+}
+
+page_head() {
+    if [ ! -e "$page" ]; then
+        put "# $name, $(date +%F)"
+        put
+        put "| | |"
+        put "|---|---|"
+        put "| GPU | $(nvidia-smi -L | wc -l) x $name, $(smi memory.total) MiB," \
+            "compute capability $(smi compute_cap) |"
+        put "| driver | $(smi driver_version) |"
+        put "| CUDA | $(nvcc --version 2>/dev/null | sed -n 's/.*release .*, V//p') |"
+        put "| cuBLASLt | $(library libcublasLt) |"
+        put "| NCCL | $(library libnccl) |"
+        put "| clocks, MHz | SM $(smi clocks.sm) now, $(smi clocks.max.sm) at most;" \
+            "memory $(smi clocks.mem) |"
+        put "| power | limit $(smi power.limit) W |"
+        put "| CPU | $(nproc) x $(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1)," \
+            "Linux $(uname -r) |"
+    fi
+    local commit
+    commit=$(git rev-parse --short HEAD 2>/dev/null)
+    [ -n "$commit" ] && [ -n "$(git status --porcelain 2>/dev/null)" ] &&
+        commit="$commit and changes"
+    put
+    put "## $part, $(date -u +%H:%M) UTC${commit:+, commit $commit}"
+    put
+}
+
+# ---- checks ----
+
+passed=0 failed=0 skipped=0
+result() { # pass|fail|skip, name, note
+    case $1 in
+    pass) passed=$((passed + 1)) ;;
+    fail) failed=$((failed + 1)) ;;
+    skip) skipped=$((skipped + 1)) ;;
+    esac
+    put "| $2 | $1 | ${3-} |"
+}
+run() { # seconds, command...: everything to the log, its end to $tmp/last; the status
+    local n=$1 rc
+    shift
+    echo "+ $*" >>"$log"
+    within "$n" "$@" >"$tmp/now" 2>&1
+    rc=$?
+    cat "$tmp/now" >>"$log"
+    tail -n 1 "$tmp/now" | tr '|' '/' | cut -c 1-160 >"$tmp/last"
+    return $rc
+}
+check() { # name, seconds, command...
+    local name=$1 n=$2 from=$SECONDS rc
+    shift 2
+    run "$n" "$@"
+    rc=$?
+    if [ $rc = 0 ]; then
+        result pass "$name" "$(cat "$tmp/last") ($((SECONDS - from)) s)"
+    elif [ $rc = 124 ] || [ $rc = 137 ]; then
+        result fail "$name" "not over after $((SECONDS - from)) s"
+    else
+        result fail "$name" "status $rc: $(grep -m 1 -E '^(error|FAIL)' "$tmp/now" | tr '|' '/' |
+            cut -c 1-160) $(cat "$tmp/last")"
+    fi
+    return $rc
+}
+last() { # the newest checkpoint of a run
+    echo "$1/$(cat "$1/latest" 2>/dev/null)"
+}
+same() { # name, run, run: bit for bit
+    local a b
+    a=$(last "$2")
+    b=$(last "$3")
+    if cmp "$a/model.safetensors" "$b/model.safetensors" >>"$log" 2>&1 &&
+        cmp "$a/train_state.safetensors" "$b/train_state.safetensors" >>"$log" 2>&1; then
+        result pass "$1" "weights and optimiser state, bit for bit"
+    else
+        result fail "$1" "the checkpoints differ"
+    fi
+}
+# The largest relative difference between two runs' losses from a step on; "none" without any.
+loss_difference() { # run, run, first step
+    awk -v first="$3" '
+        /"event":"step"/ {
+            step = $0; sub(/.*"step":/, "", step); step += 0
+            loss = $0; sub(/.*"loss":/, "", loss); loss += 0
+            if (FILENAME == ARGV[1]) a[step] = loss; else b[step] = loss
+        }
+        END {
+            for (s in a)
+                if (s + 0 >= first && s in b) {
+                    d = a[s] - b[s]; d = (d < 0 ? -d : d) / (a[s] ? a[s] : 1e-30)
+                    n++
+                    if (d > worst) worst = d
+                }
+            if (n) printf "%.1e\n", worst; else print "none"
+        }' "$1/log.jsonl" "$2/log.jsonl" 2>/dev/null || echo none
+}
+close_losses() { # name, run, run, first step, gate
+    local d
+    d=$(loss_difference "$2" "$3" "$4")
+    if [ "$d" != none ] && awk -v d="$d" -v g="$5" 'BEGIN {exit !(d + 0 <= g + 0)}'; then
+        result pass "$1" "losses within $d (gate $5)"
+    else
+        result fail "$1" "losses differ by $d (gate $5)"
+    fi
+}
+
+# Small enough for seconds, with every random element that a resume must find again.
+small=(--data fake --num-classes 10 --val-data none --image-size 32 --patch-size 8 --width 64
+    --layers 2 --heads 2 --mlp 128 --batch-size 24 --schedule constant --warmup-steps 5 --lr 0.001
+    --log-every 1 --threads 2)
+noise=(--dropout 0.1 --attention-dropout 0.1 --drop-path 0.1 --mixup 0.4 --ema 0.9)
+
+# Several processes on one GPU: NCCL does not support it, but takes ranks that seem to be on hosts
+# of their own, over sockets. Statuses to $tmp/statuses.
+one_gpu=(NCCL_NET=Socket NCCL_IB_DISABLE=1 "NCCL_SOCKET_IFNAME==lo" NCCL_P2P_DISABLE=1
+    NCCL_SHM_DISABLE=1 NCCL_MNNVL_ENABLE=0 NCCL_NVLS_ENABLE=0 NCCL_CUMEM_ENABLE=0 NCCL_PROTO=Simple
+    NCCL_ALGO=Ring NCCL_MAX_CTAS=2 NCCL_RAS_ENABLE=0 NCCL_DEBUG=WARN)
+ranks_on_one_gpu() { # ranks, seconds, port, arguments...
+    local n=$1 limit_s=$2 port=$3 r pids=()
+    shift 3
+    : >"$tmp/statuses"
+    for ((r = 0; r < n; r++)); do
+        echo "+ rank $r of $n: ./train_gpu $*" >>"$log"
+        (
+            # shellcheck disable=SC2016
+            within "$limit_s" env RANK=$r WORLD_SIZE="$n" LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 \
+                VIT_PORT="$port" NCCL_HOSTID=rank$r "${one_gpu[@]}" \
+                bash -c 'echo $$ >"$0"; exec ./train_gpu "$@"' "$tmp/pid$r" "$@" >"$tmp/rank$r" 2>&1
+            echo "$r $?" >>"$tmp/statuses"
+        ) &
+        pids+=($!)
+    done
+    wait "${pids[@]}"
+    for ((r = 0; r < n; r++)); do
+        sed "s/^/rank $r: /" "$tmp/rank$r" >>"$log"
+    done
+    [ "$(grep -c ' 0$' "$tmp/statuses")" = "$n" ]
+}
+why_not() { # what the ranks say about it
+    grep -h -m 1 -iE 'duplicate gpu|nccl (warn|error)|^error' "$tmp"/rank? | head -n 1 |
+        tr '|' '/' | cut -c 1-160
+    grep -qE ' (124|137)$' "$tmp/statuses" && echo " (it hung)"
+}
+one_rank_dies() { # the other must end by itself, and say whose fault it was
+    local victim from status
+    ranks_on_one_gpu 2 60 29471 "${small[@]}" --steps 1000000 --precision fp32 --out "$tmp/dies" &
+    local both=$!
+    for ((from = SECONDS; SECONDS - from < 40; )); do
+        grep -q '^step' "$tmp/rank0" 2>/dev/null && break
+        sleep 0.5
+    done
+    victim=$(cat "$tmp/pid1")
+    kill -KILL "$victim"
+    from=$SECONDS
+    wait $both
+    status=$(sed -n 's/^0 //p' "$tmp/statuses")
+    if [ "$status" = 1 ] && grep -q '^error: rank 1' "$tmp/rank0"; then
+        result pass "one of two ranks is killed" "the other ended $((SECONDS - from)) s later"
+    else
+        result fail "one of two ranks is killed" "rank 0: status $status, $(tail -n 1 "$tmp/rank0")"
+    fi
+}
+
+several_ranks() {
+    run 60 ./train_gpu "${small[@]}" --steps 20 --precision fp32 --out "$tmp/one" ||
+        { result fail "one rank" "$(cat "$tmp/last")"; return; }
+    local n works=
+    for n in 2 3; do
+        if ranks_on_one_gpu $n 90 $((29460 + n)) "${small[@]}" --steps 20 --precision fp32 \
+            --out "$tmp/ranks$n"; then
+            works=1
+            close_losses "$n NCCL ranks on one GPU" "$tmp/one" "$tmp/ranks$n" 1 1e-4
+        else
+            result skip "$n NCCL ranks on one GPU" \
+                "DOES NOT WORK here (NCCL promises nothing): $(why_not)"
+            break
+        fi
+    done
+    [ -n "$works" ] && one_rank_dies
+    n=$(nvidia-smi -L | wc -l)
+    if [ "$n" -lt 2 ]; then
+        result skip "several GPUs" "there is one here"
+        return
+    fi
+    n=$((n < 4 ? n : 4))
+    n=$((24 % n ? 2 : n))
+    if run 120 ./train_gpu "${small[@]}" --steps 20 --precision fp32 --gpus $n \
+        --out "$tmp/gpus"; then
+        close_losses "$n GPUs" "$tmp/one" "$tmp/gpus" 1 1e-4
+    else
+        result fail "$n GPUs" "$(cat "$tmp/last")"
+    fi
+}
+
+part_correct() {
+    local type f files=()
+    build train_cpu train_gpu gpu-tests
+    page_head
+    put "| check | result | |"
+    put "|---|---|---|"
+    result pass build "$((SECONDS - began)) s"
+    for f in test/golden/*.safetensors "$shared"/fixtures/*.safetensors; do
+        [ -e "$f" ] && [ "${f##*/}" != preprocess.safetensors ] && files+=("$f")
+    done
+    for type in fp32 tf32 bf16 fp16; do
+        check "ops, $type" 100 env TEST_FULL=1 build/gpu/test_ops --backend cuda --type $type
+        check "goldens, $type" 60 build/gpu/test_golden --backend cuda --type $type "${files[@]}"
+    done
+    for type in fp32 tf32 bf16 fp16; do
+        local a=$tmp/$type-a b=$tmp/$type-b c=$tmp/$type-c
+        local train=(run 60 ./train_gpu "${small[@]}" "${noise[@]}" --precision "$type")
+        if ! { "${train[@]}" --steps 20 --out "$a" && "${train[@]}" --steps 20 --out "$b" &&
+            "${train[@]}" --steps 10 --out "$c" &&
+            run 60 ./train_gpu --resume "$c" --steps 20; }; then
+            result fail "runs, $type" "$(cat "$tmp/last")"
+            continue
+        fi
+        same "20 steps again, $type" "$a" "$b"
+        same "10 steps, resumed for 10, $type" "$a" "$c"
+    done
+    if run 60 ./train_cpu "${small[@]}" --steps 20 --out "$tmp/cpu" &&
+        run 60 ./train_cpu "${small[@]}" --steps 10 --out "$tmp/cpu-gpu" &&
+        run 60 ./train_gpu --resume "$tmp/cpu-gpu" --steps 20 --precision fp32; then
+        close_losses "10 steps on the CPU, 10 on the GPU" "$tmp/cpu" "$tmp/cpu-gpu" 11 1e-4
+    else
+        result fail "10 steps on the CPU, 10 on the GPU" "$(cat "$tmp/last")"
+    fi
+    if run 60 ./train_gpu "${small[@]}" --steps 10 --precision fp32 --out "$tmp/gpu-cpu" &&
+        run 60 ./train_cpu --resume "$tmp/gpu-cpu" --steps 20; then
+        close_losses "10 steps on the GPU, 10 on the CPU" "$tmp/cpu" "$tmp/gpu-cpu" 1 1e-4
+    else
+        result fail "10 steps on the GPU, 10 on the CPU" "$(cat "$tmp/last")"
+    fi
+    several_ranks
+}
+
+# ---- compute-sanitizer ----
+
+part_sanitize() {
+    command -v compute-sanitizer >/dev/null ||
+        die "no compute-sanitizer here" "it comes with the CUDA toolkit, in its bin folder"
+    build gpu-tests
+    page_head
+    put "| tool | result | |"
+    put "|---|---|---|"
+    local tool type n=0 share rc found
+    # Each gets an equal share of what is left; a check that is stopped is no pass.
+    for type in bf16 fp32; do
+        for tool in memcheck racecheck synccheck initcheck; do
+            share=$(($(left) / (8 - n)))
+            n=$((n + 1))
+            run "$share" env TEST_FULL=0 compute-sanitizer --tool $tool --error-exitcode 9 \
+                --print-limit 20 build/gpu/test_ops --backend cuda --type $type
+            rc=$?
+            found=$(grep -E '(ERROR|RACECHECK) SUMMARY' "$tmp/now" | tail -n 1 | sed 's/=* *//')
+            if [ $rc = 0 ]; then
+                result pass "$tool, $type" "$found"
+            elif [ $rc = 124 ] || [ $rc = 137 ]; then
+                if grep -qE '^=+ (Error|Invalid|Uninit|Barrier|Race|Program hit)' "$tmp/now"; then
+                    result fail "$tool, $type" "errors, and not over after $share s: see ${log##*/}"
+                else
+                    result skip "$tool, $type" "not over after $share s; no error until then"
+                fi
+            else
+                result fail "$tool, $type" "${found:-status $rc} $(cat "$tmp/last")"
+            fi
+        done
+    done
+}
+
+# ---- speed ----
+
+declare -A size=([Ti]="192 12 3 768" [S]="384 12 6 1536" [B]="768 12 12 3072"
+    [L]="1024 24 16 4096" [H]="1280 32 16 5120" [g]="1408 40 16 6144" [G]="1664 48 16 8192")
+declare -A usual=([Ti]="1024 2048" [S]="512 1024 2048" [B]="256 512 1024" [L]="128 256 512"
+    [H]="64 128 256" [g]="48 96 192" [G]="32 64 128")
+
+median() { # of the numbers on stdin; nothing without any
+    sort -g | awk '{v[NR] = $1} END {if (NR) print (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2}'
+}
+field() { # JSON line, name: a number or a word
+    sed -nE 's/.*"'"$2"'": *"?([^",}]*)"?[,}].*/\1/p' <<<"$1"
+}
+
+# Lines "batch training inference" to $tmp/ours.
+ours() { # model, batch
+    local train infer
+    if ! run 120 ./train_gpu bench --model "$1" --batch-size "$2" --precision bf16 \
+        --steps "$steps"; then
+        echo "  ours, $1 batch $2: failed: $(grep -m 1 '^error' "$tmp/now" || cat "$tmp/last")" >&2
+        return
+    fi
+    train=$(sed -nE 's/^training +([0-9.]+) images.*/\1/p' "$tmp/now")
+    infer=$(sed -nE 's/^inference +([0-9.]+) images.*/\1/p' "$tmp/now")
+    echo "  ours, $1 batch $2: train ${train:-?} infer ${infer:-?} images/s" >&2
+    echo "$2 ${train:-0} ${infer:-0}" >>"$tmp/ours"
+}
+# JSON lines to $tmp/theirs. No batch is begun in the second half of the time.
+theirs() { # model, seconds, batches...
+    [ -n "$torch" ] || return
+    if run "$2" "$python" bench/pytorch_gpu.py "$1" "${@:3}" --mode "$mode" --rounds 3 \
+        --seconds $(($2 / 2)); then
+        grep '^{' "$tmp/now" | tail -n 1 >>"$tmp/theirs"
+        echo "  PyTorch: $(tail -n 1 "$tmp/theirs")" >&2
+    else
+        echo "  PyTorch, $1: failed: $(cat "$tmp/last")" >&2
+    fi
+}
+best() { # column 2 (training) or 3 (inference): "batch median rounds" of the best batch of ours
+    local batch
+    cut -d ' ' -f 1 "$tmp/ours" 2>/dev/null | sort -nu | while read -r batch; do
+        awk -v b="$batch" -v c="$1" '$1 == b {print $c}' "$tmp/ours" | median |
+            awk -v b="$batch" -v n="$(grep -c "^$batch " "$tmp/ours")" '{print b, $1, n}'
+    done | sort -g -k 2 | tail -n 1
+}
+
+# The kernels of a few training steps, "name<TAB>nanoseconds" in the order of their launch, to
+# $tmp/kernels: by Nsight Systems where it can make a report, else by Nsight Compute. The algorithms
+# of matrix products have been chosen by then and are in the cache.
+trace() { # model, batch
+    local run_steps=(./train_gpu train --data fake --val-data none --model "$1" --num-classes 1000
+        --batch-size "$2" --steps 6 --precision bf16 --log-every 1)
+    : >"$tmp/kernels"
+    if command -v nsys >/dev/null; then
+        rm -f "$tmp/trace."*
+        run 100 nsys profile --trace=cuda --cuda-graph-trace=node -o "$tmp/trace" \
+            "${run_steps[@]}" --out "$tmp/traced-nsys" &&
+            run 60 nsys stats --report cuda_gpu_trace --format csv "$tmp/trace.nsys-rep" &&
+            csv_columns Name 'Duration (ns)' <"$tmp/now" >"$tmp/kernels"
+    fi
+    if [ ! -s "$tmp/kernels" ] && command -v ncu >/dev/null; then
+        run 180 ncu --clock-control none --metrics gpu__time_duration.sum --graph-profiling node \
+            --print-units base --csv --log-file "$tmp/ncu.csv" \
+            "${run_steps[@]}" --out "$tmp/traced-ncu" &&
+            csv_columns 'Kernel Name' 'Metric Value' <"$tmp/ncu.csv" >"$tmp/kernels"
+    fi
+    [ -s "$tmp/kernels" ]
+}
+csv_columns() { # text column, number column: of the table that begins where both are named
+    awk -v text="$1" -v number="$2" '
+        function cells(line, c,    n, i, quoted, ch) { # into c[1..]; quotes may hold commas
+            n = 1; c[1] = ""; quoted = 0
+            for (i = 1; i <= length(line); i++) {
+                ch = substr(line, i, 1)
+                if (ch == "\"") quoted = !quoted
+                else if (ch == "," && !quoted) c[++n] = ""
+                else c[n] = c[n] ch
+            }
+            return n
+        }
+        !found {
+            n = cells($0, c); a = b = 0
+            for (i = 1; i <= n; i++) { if (c[i] == text) a = i; if (c[i] == number) b = i }
+            found = a && b
+            next
+        }
+        cells($0, c) >= n { gsub(/,/, "", c[b]); print c[a] "\t" c[b] }'
+}
+
+# Milliseconds of a training step by class of kernel, beside the floor: FLOPs at the measured rate
+# of a large product, bytes at the measured rate of a copy. Bytes per token and block in bf16: norms
+# 8C forward and 16C backward; attention 8C and 16C, or 3.5 times its forward FLOPs, whichever takes
+# longer; the activation 6F backward (forward it is part of the product). The optimiser moves 34
+# bytes a parameter.
+profile_table() { # model, batch, TFLOP/s, TB/s
+    local letter=${1%%/*} patch=${1##*/}
+    # shellcheck disable=SC2086
+    set -- $2 $3 $4 ${size[$letter]} "$patch"
+    awk -F '\t' -v B="$1" -v R="$2" -v W="$3" -v C="$4" -v L="$5" -v H="$6" -v F="$7" -v P="$8" '
+        function class(s) {
+            s = tolower(s)
+            if (s ~ /attention|flash|fmha/) return "attention"
+            if (s ~ /adam|sgd|lamb|sum_squares|finish_norm|scale_loss/) return "optimiser"
+            if (s ~ /nvjet|gemm|cutlass|splitk|cublas|xmma/) return "matrix products"
+            if (s ~ /norm/) return "norms and residuals"
+            if (s ~ /gelu|tail|column_sums|sum_ranges/) return "activation and bias gradients"
+            if (s ~ /patchify|embed|pool|loss/) return "embedding, pool, loss"
+            return "copies and other"
+        }
+        { name[NR] = $1; ns[NR] = $2 }
+        tolower($1) ~ /patchify/ { before = start; start = NR } # a step begins with it
+        END {
+            if (!before) { print "no whole step in the trace"; exit }
+            for (r = before; r < start; r++) {
+                c = class(name[r])
+                t[c] += ns[r] / 1e6
+                n[c]++
+            }
+            known = R > 0 && W > 0
+            if (!known) R = W = 1
+            N = (224 / P) ^ 2; T = N + 1; tokens = B * T * L
+            lin = 2 * T * L * (4 * C * C + 2 * C * F)
+            att = 4 * T * T * C * L
+            gemm = 3 * lin + 2 * (2 * N * 3 * P * P * C) + 3 * 2 * C * 1000
+            params = L * (4 * C * C + 2 * C * F + 9 * C + F) + C * (3 * P * P + T + 4) + 1001 * C
+            floor["matrix products"] = B * gemm / R / 1e9
+            floor["norms and residuals"] = tokens * 24 * C / W / 1e9
+            byte = tokens * 24 * C / W / 1e9; flop = B * 3.5 * att / R / 1e9
+            floor["attention"] = byte > flop ? byte : flop
+            floor["activation and bias gradients"] = tokens * 6 * F / W / 1e9
+            floor["optimiser"] = params * 34 / W / 1e9
+            floor["embedding, pool, loss"] = B * (3 * 224 * 224 + 8 * C * T) / W / 1e9
+            m = split("matrix products;attention;norms and residuals;" \
+                "activation and bias gradients;optimiser;embedding, pool, loss;copies and other",
+                o, ";")
+            print "| kernels | launches | ms | floor, ms | ratio |"
+            print "|---|---|---|---|---|"
+            for (i = 1; i <= m; i++) {
+                c = o[i]; all += t[c]; least += floor[c]
+                printf "| %s | %d | %.2f |", c, n[c], t[c]
+                if (known && floor[c]) printf " %.2f | %.2f |\n", floor[c], t[c] / floor[c]
+                else print " | |"
+            }
+            if (known) printf "| all | | %.2f | %.2f | %.2f |\n", all, least, all / least
+            else printf "| all | | %.2f | | |\n", all
+        }' "$tmp/kernels"
+}
+
+bench_model() { # MODEL[:BATCHES], seconds for it
+    local model=${1%%:*} until=$((SECONDS + $2)) r b tb ib line batches their_best=()
+    read -ra batches <<<"${usual[${1%%/*}]}"
+    [[ $1 == *:* ]] && IFS=, read -ra batches <<<"${1#*:}"
+    rm -f "$tmp/ours" "$tmp/theirs"
+    touch "$tmp/ours" "$tmp/theirs"
+    echo "$model, batch ${batches[*]}" >&2
+    for b in "${batches[@]}"; do ours "$model" "$b"; done
+    theirs "$model" $(($2 / 2)) "${batches[@]}"
+    line=$(tail -n 1 "$tmp/theirs")
+    if [ -n "$line" ]; then
+        their_best=("$(field "$line" batch)")
+        b=$(field "$line" infer_batch)
+        [ "$b" != "${their_best[0]}" ] && their_best+=("$b")
+    fi
+    for ((r = 2; r <= rounds && SECONDS < until - 60; r++)); do
+        read -r tb _ <<<"$(best 2)"
+        read -r ib _ <<<"$(best 3)"
+        [ -n "$tb" ] && ours "$model" "$tb"
+        [ -n "$ib" ] && [ "$ib" != "$tb" ] && ours "$model" "$ib"
+        [ ${#their_best[@]} -gt 0 ] && theirs "$model" $((until - SECONDS)) "${their_best[@]}"
+    done
+    local t tn i x y mode_used
+    read -r tb t tn <<<"$(best 2)"
+    read -r ib i _ <<<"$(best 3)"
+    x=$(while read -r line; do field "$line" train; done <"$tmp/theirs" | median)
+    y=$(while read -r line; do field "$line" infer; done <"$tmp/theirs" | median)
+    line=$(tail -n 1 "$tmp/theirs")
+    mode_used=$(field "$line" mode)
+    awk -v m="$model" -v tb="${tb:-}" -v t="${t:-0}" -v ib="${ib:-}" -v i="${i:-0}" -v x="${x:-0}" \
+        -v y="${y:-0}" -v xb="$(field "$line" batch)" -v yb="$(field "$line" infer_batch)" \
+        -v n="${tn:-0}" -v how="$mode_used, attention: $(field "$line" attention)" '
+        function rate(v, b) {return v > 0 ? sprintf("%.0f (%s)", v, b) : "-"}
+        function ratio(a, b) {return a > 0 && b > 0 ? sprintf("**%.2f**", a / b) : ""}
+        BEGIN {
+            printf "| %s | %s | %s | %s | %s | %s | %s | %d | %s |\n", m, rate(t, tb), rate(x, xb),
+                ratio(t, x), rate(i, ib), rate(y, yb), ratio(i, y), n, (x > 0 ? how : "")
+        }' | tee -a "$page"
+    line=$(field "$line" note)
+    [ -n "$line" ] && [ "$line" != null ] && notes+=("$model, PyTorch: $line")
+    [ -n "$tb" ] && best_batches+=("$model $tb $t")
+}
+
+part_bench() {
+    local model batch speed ceiling='' torch='' mode=${MODE:-default} notes=() best_batches=() share
+    build train_gpu
+    page_head
+    torch=$("$python" -c 'import torch
+print(torch.__version__ if torch.cuda.is_available() else "")' 2>/dev/null)
+    nvidia-smi -i 0 --query-gpu=clocks.sm,power.draw,temperature.gpu,utilization.gpu \
+        --format=csv,noheader,nounits -lms 500 >"$out/clocks.csv" 2>/dev/null &
+    watcher=$!
+    if [ -n "$torch" ]; then
+        run 60 "$python" bench/pytorch_gpu.py --ceilings && ceiling=$(grep '^{' "$tmp/now")
+        put "PyTorch $torch (CUDA $(field "$ceiling" cuda), cuDNN $(field "$ceiling" cudnn))," \
+            "torch.compile mode $mode. Ceilings in this run: $(field "$ceiling" tflops) TFLOP/s" \
+            "in a bf16 product of 8192 x 8192 x 8192 random numbers," \
+            "$(field "$ceiling" tbytes_per_s) TB/s in a copy."
+    else
+        put "No PyTorch that sees the GPU ($python): ours alone."
+    fi
+    put
+    put "Images/s in bf16 at the best batch size (in parentheses), medians over alternating rounds:"
+    put
+    put "| model | train | PyTorch | ratio | inference | PyTorch | ratio | rounds | PyTorch by |"
+    put "|---|---|---|---|---|---|---|---|---|"
+    share=$((($(left) - 120) / ${#models[@]})) # the rest is for the profile
+    for model in "${models[@]}"; do
+        bench_model "$model" $((share > 60 ? share : 60))
+    done
+    kill "$watcher" 2>/dev/null
+    watcher=
+    put
+    for line in ${notes[@]+"${notes[@]}"}; do put "$line"; done
+    awk -F ', *' '$4 >= 90 {c[++n] = $1; if ($2 > p) p = $2; if ($3 > t) t = $3}
+        END {if (n) {for (i = 1; i <= n; i++) s += c[i]
+             printf "Under load: SM clock %.0f MHz on average, %.0f W and %.0f degrees at most.\n",
+                 s / n, p, t}}' "$out/clocks.csv" | tee -a "$page"
+    local has_profile=
+    ./train_gpu --help 2>/dev/null | grep -q -- '--profile' && has_profile=1
+    for line in ${best_batches[@]+"${best_batches[@]}"}; do
+        read -r model batch speed <<<"$line"
+        put
+        if [ "$(left)" -lt 30 ]; then
+            put "$model: no time left for a profile"
+        elif [ -n "$has_profile" ] && run 90 ./train_gpu bench --model "$model" \
+            --batch-size "$batch" --precision bf16 --profile; then
+            put "A training step of $model, batch $batch, as \`bench --profile\` has it:"
+            put
+            sed 's/^/    /' "$tmp/now" | tee -a "$page"
+        elif trace "$model" "$batch"; then
+            cp "$tmp/kernels" "$out/kernels-${model/\//-}.tsv"
+            put "A training step of $model, batch $batch: $(awk -v b="$batch" -v s="$speed" \
+                'BEGIN {printf "%.2f", 1000 * b / s}') ms; kernel by kernel:"
+            put
+            profile_table "$model" "$batch" "$(field "$ceiling" tflops | grep . || echo 0)" \
+                "$(field "$ceiling" tbytes_per_s | grep . || echo 0)" | tee -a "$page"
+        else
+            put "$model: no profile (needs nsys or ncu that may read the GPU)"
+        fi
+    done
+    # A run that measured nothing of ours has failed.
+    [ ${#best_batches[@]} = ${#models[@]} ] || failed=1
+}
+
+"part_$part"
+if [ "$part" != bench ]; then
+    put
+    put "$passed passed, $failed failed, $skipped skipped"
+fi
+echo "took $((SECONDS - began)) s; $page, $log" >&2
+[ $failed = 0 ]
