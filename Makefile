@@ -106,7 +106,15 @@ $(BUILD)/gpu/backend_cuda.o: backend_cuda.cu Makefile | $(BUILD)/found
 	$(if $(NVCC),,$(error train_gpu needs nvcc: install the CUDA toolkit, or say where it is with CUDA_HOME=DIR))
 	$(Q)$(NVCC) $(NVFLAGS) -MMD -MP -c -o $@ $<
 
-gpu-tests: $(GPUPROGRAM) $(BUILD)/gpu/test_ops $(BUILD)/gpu/test_golden
+gpu-tests: $(GPUPROGRAM) $(BUILD)/gpu/test_ops $(BUILD)/gpu/test_golden $(BUILD)/gpu/bench_kernels
+
+$(BUILD)/gpu/bench_kernels: bench/kernels.c $(LIB) $(BUILD)/gpu/backend_cuda.o Makefile
+	@echo "  BIN  $@"
+	$(Q)$(CC) $(FLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/gpu/backend_cuda.o $(LIB) $(CUDALIBS) $(LIBS)
+
+$(STANDIN)/bench_kernels: bench/kernels.c $(LIB) $(STANDIN_OBJ) Makefile
+	@echo "  BIN  $@"
+	$(Q)$(CC) $(FLAGS) -MMD -MP -MF $@.d -o $@ $< $(STANDIN_OBJ) $(LIB) $(STANDIN_LIBS) $(LIBS)
 
 $(BUILD)/gpu/test_%: test/test_%.c $(LIB) $(BUILD)/gpu/backend_cuda.o Makefile
 	@echo "  TEST $@"

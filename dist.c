@@ -36,7 +36,7 @@
 #define MESSAGE_MAGIC 0x76a1b203u
 #define PROTOCOL      1u
 
-#define GRACE 5.0 /* seconds that the main thread has to end when another rank has ended */
+#define GRACE 5 /* seconds that the main thread has to end when another rank has ended */
 
 /* ---- messages ---- */
 
@@ -226,22 +226,13 @@ static bool receive(Peer *p)
     }
 }
 
-/* Seconds from now, for pthread_cond_timedwait. */
-static struct timespec in_seconds(double s)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    t.tv_nsec += (long)((s - (double)(long)s) * 1e9);
-    t.tv_sec += (long)s + t.tv_nsec / 1000000000;
-    t.tv_nsec %= 1000000000;
-    return t;
-}
-
 /* The main thread ends the process at its next call here. It may never make one: a device that
  * waits for the rank that has ended waits forever. exit() can hang for the same reason. */
 static _Noreturn void see_to_the_end(void)
 {
-    struct timespec until = in_seconds(GRACE);
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += GRACE;
     pthread_mutex_lock(&net.lock);
     while (!net.ending && pthread_cond_timedwait(&net.news, &net.lock, &until) != ETIMEDOUT)
         ;
@@ -253,7 +244,7 @@ static _Noreturn void see_to_the_end(void)
         if (die_hook)
             die_hook();
     } else {
-        sleep((unsigned)GRACE);
+        sleep(GRACE);
     }
     fflush(stderr);
     _exit(1);

@@ -296,6 +296,10 @@ static int explain(const Family *f)
                 strsignal(sig),
                 sig == SIGKILL ? "the system kills when memory runs out: see dmesg"
                                : "the other ranks were stopped");
+    else if (status == 1) /* whose is not known: those who noticed exit with 1 as well */
+        fprintf(stderr,
+                "error: a rank failed\nhint: its own message is above; the other ranks were "
+                "stopped\n");
     else
         fprintf(stderr, "error: rank %d ended with status %d\nhint: %s\n", f->rank, status,
                 "its own message is above; the other ranks were stopped");

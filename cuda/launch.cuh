@@ -24,8 +24,9 @@ inline void launch_allow_smem(const void *kernel, size_t bytes)
     size_t &most = allowed[kernel];
     if (bytes <= most)
         return;
-    cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
-               "cudaFuncSetAttribute");
+    cuda_check(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
+        "cudaFuncSetAttribute");
     most = bytes;
 }
 

@@ -425,7 +425,7 @@ __device__ inline void branch_scale(float (&scale)[N], const ResidualNorm &a, co
 }
 
 /* Blocks of 128 threads that run at once on a multiprocessor, for as many numbers in registers */
-template <int N, int R> constexpr int NORM_BLOCKS = N * R > 32 ? 4 : N * R > 24 || !R ? 6 : 8;
+template <int N, int R> constexpr int NORM_BLOCKS = N * R > 32 ? N / 2 : N * R > 24 ? 5 : 6;
 
 /* x_out = x + s * ls * drop(branch), y = LayerNorm(x_out); shapes [rows, C]. A warp takes a row,
  * then the one `warps` further down; its lanes hold the row in R packs of N numbers each (R = 0: in
@@ -442,7 +442,20 @@ __global__ void __launch_bounds__(128, NORM_BLOCKS<N, R>)
     const int step = R ? 1 : (int)blockDim.x;
     if constexpr (R == 0)
         row = dynamic_smem<Slot>() + threadIdx.x;
-    /* f(the numbers, their first column) for each pack of this lane */
+    /* f(numbers, their pack of `from`): loads without a condition, so that all are in flight at
+     * once; lanes beyond the row's end read its beginning and do not use it */
+    auto load_packs = [&](const E *from, auto f) {
+#pragma unroll
+        for (int i = 0; i < packs; i++) {
+            int col = (i * 32 + lane) * N;
+            float in[N];
+            load(in, from + (col < a.C ? col : 0));
+            f(row[i * step], in);
+        }
+    };
+    auto copy = [](float(&v)[N], const float(&in)[N]) { each<N>([&](int k) { v[k] = in[k]; }); };
+    auto add = [](float(&v)[N], const float(&in)[N]) { each<N>([&](int k) { v[k] += in[k]; }); };
+    /* f(numbers, their first column) for each pack of this lane */
     auto packs_do = [&](auto f) {
 #pragma unroll
         for (int i = 0; i < packs; i++) {
@@ -455,10 +468,10 @@ __global__ void __launch_bounds__(128, NORM_BLOCKS<N, R>)
     const int per_block = (int)blockDim.x / 32, warps = (int)gridDim.x * per_block;
     for (long r = blockIdx.x * per_block + threadIdx.x / 32; r < a.rows; r += warps) {
         const E *x = row_of<E>(a.x, r);
-        if constexpr (BRANCH) { /* all loads of a row together, without a condition between them */
-            const E *branch = row_of<E>(a.branch, r), *ls = (const E *)a.ls;
+        if constexpr (BRANCH) {
+            const E *ls = (const E *)a.ls;
             E *out = row_of<E>(a.x_out, r);
-            packs_do([&](float(&v)[N], int col) { load(v, branch + col); });
+            load_packs(row_of<E>(a.branch, r), copy);
             packs_do([&](float(&v)[N], int col) {
                 float scale[N], gain[N];
                 branch_scale(scale, a, mask, path, state, r, col);
@@ -468,14 +481,10 @@ __global__ void __launch_bounds__(128, NORM_BLOCKS<N, R>)
                     each<N>([&](int k) { v[k] *= gain[k]; });
                 }
             });
-            packs_do([&](float(&v)[N], int col) {
-                float in[N];
-                load(in, x + col);
-                each<N>([&](int k) { v[k] += in[k]; });
-            });
+            load_packs(x, add);
             packs_do([&](float(&v)[N], int col) { store(out + col, v); });
         } else {
-            packs_do([&](float(&v)[N], int col) { load(v, x + col); });
+            load_packs(x, copy);
         }
         if (!a.gamma)
             continue;

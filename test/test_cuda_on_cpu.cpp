@@ -33,6 +33,12 @@ constexpr bool asan = true;
 constexpr bool asan = false;
 #endif
 
+/* TSan's processes sleep for a second before they end, unless told otherwise. */
+extern "C" const char *__tsan_default_options()
+{
+    return "atexit_sleep_ms=0";
+}
+
 void cuda_check(cudaError_t e, const char *what)
 {
     if (e == cudaSuccess)
@@ -171,10 +177,22 @@ static void test_warp_functions()
         for (unsigned i = 0; i < n; i++) {
             unsigned lane = i % 32, base = i - lane;
             unsigned down = lane % 16 + 2 < 16 ? i + 2 : i, up = lane % 16 >= 3 ? i - 3 : i;
-            unsigned want[16] = {base + 5, base + lane / 8 * 8 + 1, i ^ 3, down, up, 0x49249249u,
-                                 1, 0, ((i ^ 1) * 4 + 1),
-                                 lane < 16 ? (i ^ 1) + (i ^ 2) : i ^ 4, 0xFFFFFFFFu, 20, 1, 0,
-                                 base + (lane + 1) % 32, n + 1 + 32};
+            unsigned want[16] = {base + 5,
+                                 base + lane / 8 * 8 + 1,
+                                 i ^ 3,
+                                 down,
+                                 up,
+                                 0x49249249u,
+                                 1,
+                                 0,
+                                 ((i ^ 1) * 4 + 1),
+                                 lane < 16 ? (i ^ 1) + (i ^ 2) : i ^ 4,
+                                 0xFFFFFFFFu,
+                                 20,
+                                 1,
+                                 0,
+                                 base + (lane + 1) % 32,
+                                 n + 1 + 32};
             for (int j = 0; j < 16; j++)
                 wrong += got[i * 16 + unsigned(j)] != want[j];
         }
@@ -371,8 +389,8 @@ static void test_grids()
     CHECK(cudaLaunchKernelEx(&c, counters, sum, most, order) == cudaErrorInvalidConfiguration);
     c.gridDim = dim3(1), c.dynamicSmemBytes = 48 * 1024 + 1; /* not asked for */
     CHECK(cudaLaunchKernelEx(&c, counters, sum, most, order) == cudaErrorInvalidValue);
-    CHECK(cudaFuncSetAttribute(counters, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               164 * 1024) == cudaErrorInvalidValue);
+    CHECK(cudaFuncSetAttribute(counters, cudaFuncAttributeMaxDynamicSharedMemorySize, 164 * 1024) ==
+          cudaErrorInvalidValue);
     CHECK(cudaGetLastError() == cudaErrorInvalidValue && cudaGetLastError() == cudaSuccess);
     int blocks = 0;
     OK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, counters, 256, 0));
@@ -621,25 +639,38 @@ static void test_capture_rules()
         cudaError_t got = call();
         CHECK(got == want, "%s: %s", what, cudaGetErrorName(got));
         got = cudaStreamEndCapture(s, &g);
-        CHECK(got == cudaErrorStreamCaptureInvalidated && !g, "%s: %s", what, cudaGetErrorName(got));
+        CHECK(got == cudaErrorStreamCaptureInvalidated && !g, "%s: %s", what,
+              cudaGetErrorName(got));
     };
     const cudaError_t no = cudaErrorStreamCaptureUnsupported;
     for (auto mode : {cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeGlobal}) {
-        mistake(mode, no, [&] { return cudaMalloc(&p, 4); }, "malloc");
-        mistake(mode, no, [&] { return cudaFree(d); }, "free");
-        mistake(mode, no, [&] { return cudaMallocHost(&p, 4); }, "pinned");
-        mistake(mode, no, [&] { return cudaMemcpy(h, d, 4, cudaMemcpyDeviceToHost); }, "memcpy");
-        mistake(mode, no, [&] { return cudaStreamSynchronize(t); }, "synchronise another");
-        mistake(mode, no, [&] { return cudaEventQuery(outside); }, "query");
+        mistake(
+            mode, no, [&] { return cudaMalloc(&p, 4); }, "malloc");
+        mistake(
+            mode, no, [&] { return cudaFree(d); }, "free");
+        mistake(
+            mode, no, [&] { return cudaMallocHost(&p, 4); }, "pinned");
+        mistake(
+            mode, no, [&] { return cudaMemcpy(h, d, 4, cudaMemcpyDeviceToHost); }, "memcpy");
+        mistake(
+            mode, no, [&] { return cudaStreamSynchronize(t); }, "synchronise another");
+        mistake(
+            mode, no, [&] { return cudaEventQuery(outside); }, "query");
     }
     auto relaxed = cudaStreamCaptureModeRelaxed;
-    mistake(relaxed, no, [&] { return cudaStreamSynchronize(s); }, "synchronise");
-    mistake(relaxed, no, [&] { return cudaDeviceSynchronize(); }, "device");
-    mistake(relaxed, no, [&] { return cudaStreamQuery(s); }, "stream query");
-    mistake(relaxed, cudaErrorCapturedEvent, [&] { return cudaEventQuery(e); }, "captured event");
-    mistake(relaxed, cudaErrorCapturedEvent, [&] { return cudaEventSynchronize(e); }, "its wait");
-    mistake(relaxed, cudaErrorStreamCaptureIsolation,
-            [&] { return cudaStreamWaitEvent(s, outside, 0); }, "an event from outside");
+    mistake(
+        relaxed, no, [&] { return cudaStreamSynchronize(s); }, "synchronise");
+    mistake(
+        relaxed, no, [&] { return cudaDeviceSynchronize(); }, "device");
+    mistake(
+        relaxed, no, [&] { return cudaStreamQuery(s); }, "stream query");
+    mistake(
+        relaxed, cudaErrorCapturedEvent, [&] { return cudaEventQuery(e); }, "captured event");
+    mistake(
+        relaxed, cudaErrorCapturedEvent, [&] { return cudaEventSynchronize(e); }, "its wait");
+    mistake(
+        relaxed, cudaErrorStreamCaptureIsolation,
+        [&] { return cudaStreamWaitEvent(s, outside, 0); }, "an event from outside");
 
     OK(cudaStreamBeginCapture(s, relaxed)); /* a fork that is not joined */
     OK(cudaEventRecord(e, s));
@@ -698,9 +729,15 @@ static void test_memory()
  * cuBLASLt, against plain loops in double. */
 
 template <class T> struct TypeOf;
-template <> struct TypeOf<float> { static constexpr cudaDataType_t type = CUDA_R_32F; };
-template <> struct TypeOf<__half> { static constexpr cudaDataType_t type = CUDA_R_16F; };
-template <> struct TypeOf<__nv_bfloat16> { static constexpr cudaDataType_t type = CUDA_R_16BF; };
+template <> struct TypeOf<float> {
+    static constexpr cudaDataType_t type = CUDA_R_32F;
+};
+template <> struct TypeOf<__half> {
+    static constexpr cudaDataType_t type = CUDA_R_16F;
+};
+template <> struct TypeOf<__nv_bfloat16> {
+    static constexpr cudaDataType_t type = CUDA_R_16BF;
+};
 
 static double gelu(double x)
 {
@@ -709,7 +746,8 @@ static double gelu(double x)
 
 static cublasLtHandle_t blas;
 #define BLAS(call) CHECK((call) == CUBLAS_STATUS_SUCCESS)
-template <class V> static void attribute(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t a, V v)
+template <class V>
+static void attribute(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t a, V v)
 {
     BLAS(cublasLtMatmulDescSetAttribute(d, a, &v, sizeof v));
 }
@@ -776,7 +814,8 @@ static void test_matmul(bool ta, bool tb, cublasLtEpilogue_t epilogue, cublasCom
                 if (epilogue & CUBLASLT_EPILOGUE_BIAS)
                     s += double(float(bias[r]));
                 if (epilogue & 32 && epilogue & 128)
-                    aux_wrong += std::fabs(float(got_aux[j * m + r]) - s) > 0.02 + 0.01 * std::fabs(s);
+                    aux_wrong +=
+                        std::fabs(float(got_aux[j * m + r]) - s) > 0.02 + 0.01 * std::fabs(s);
                 if (epilogue & 32)
                     s = gelu(s);
                 if (epilogue & 64) {
@@ -789,8 +828,8 @@ static void test_matmul(bool ta, bool tb, cublasLtEpilogue_t epilogue, cublasCom
             }
         bool exact = sizeof(TO) == 4 && compute == CUBLAS_COMPUTE_32F;
         double gate = exact ? 1e-6 : sizeof(TO) == 4 ? 1e-3 : 3e-3;
-        CHECK(std::sqrt(error / norm) < gate, "%g, epilogue %d, algorithm %d", std::sqrt(error / norm),
-              int(epilogue), i);
+        CHECK(std::sqrt(error / norm) < gate, "%g, epilogue %d, algorithm %d",
+              std::sqrt(error / norm), int(epilogue), i);
         CHECK(aux_wrong == 0, "%d", aux_wrong);
     }
     if (found == 3 && sizeof(TO) == 4) /* a choice of algorithm must be visible */
@@ -869,7 +908,10 @@ template <class T> static T *ramp(size_t n, int rank)
         v[i] = T(float((i * 13 + size_t(rank) * 7) % 50));
     return device(v);
 }
-static float ramp_at(size_t i, int rank) { return float((i * 13 + size_t(rank) * 7) % 50); }
+static float ramp_at(size_t i, int rank)
+{
+    return float((i * 13 + size_t(rank) * 7) % 50);
+}
 
 template <class T>
 static void all_reduce(ncclComm_t c, cudaStream_t s, int rank, int ranks, size_t n,
@@ -924,6 +966,7 @@ static void nccl_rank(int rank, int ranks, ncclUniqueId id)
     }
     CHECK(wrong == 0, "%zu wrong", wrong);
     OK(cudaMemset(y, rank + 1, all * 4));
+    OK(cudaDeviceSynchronize()); /* a non-blocking stream does not wait for the memset */
     NCCL(ncclBroadcast(y, y, all, ncclFloat32, ranks - 1, c, s));
     OK(cudaStreamSynchronize(s));
     CHECK(host((char *)y, all * 4)[all * 4 - 1] == char(ranks));
@@ -1049,7 +1092,10 @@ __global__ void overrun(float *x)
     s[threadIdx.x + 1] = 1;
     x[0] = s[0];
 }
-__global__ void all_write(float *x) { x[0] = float(threadIdx.x); }
+__global__ void all_write(float *x)
+{
+    x[0] = float(threadIdx.x);
+}
 __global__ void blocks_write(float *x)
 {
     if (threadIdx.x == 3)

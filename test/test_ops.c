@@ -531,7 +531,8 @@ static void norm_backward(const NormCase *c)
 typedef struct {
     int B, T, Tq, heads, hs, pad;
     double drop;
-    int spread; /* > 0: q and k are integers up to this: saturated, with exact logits */
+    int spread; /* > 0: q and k are integers up to this: saturated, with exact logits; < 0: that q
+                   and the negative of that k, so that every logit is far below 0 */
     bool big;   /* on full devices alone */
 } AttentionCase;
 
@@ -549,7 +550,8 @@ static const AttentionCase attention_cases[] = {
     {1, 20, 7, 2, 128, 0, 0, 0, 0},      {1, 197, 197, 2, 88, 0, 0, 0, 1},
     {1, 257, 257, 2, 104, 0, 0.1, 0, 1}, {1, 257, 257, 1, 128, 0, 0, 0, 1},
     {1, 40, 40, 2, 48, 0, 0, 0, 0},      {2, 16, 16, 2, 72, 0, 0, 0, 0},
-    {1, 33, 33, 1, 32, 1, 0.9, 0, 0},    {40, 5, 5, 2, 24, 0, 0.1, 0, 0},
+    {1, 37, 37, 2, 16, 0, 0, -40, 0},    {1, 33, 33, 1, 32, 1, 0.9, 0, 0},
+    {40, 5, 5, 2, 24, 0, 0.1, 0, 0},
 };
 
 /* One query row's place: image b, head h, row i; its q, k and v start at these offsets in qkv. */
@@ -631,8 +633,10 @@ static void attention(const AttentionCase *c, bool backward)
     Mat *dout = mat("dout", IN, backward * few, C, 2 * c->pad);
     Mat *dqkv = mat("dqkv", OUT, backward * (long)c->B * c->T, 3 * C, c->pad / 2);
     for (long i = 0; c->spread && i < n; i++)
-        if (i % (3 * C) < 2 * C)
-            qkv->v[i] = round(c->spread * qkv->v[i] / sqrt(3));
+        if (i % (3 * C) < 2 * C) {
+            double x = round(c->spread * qkv->v[i] / sqrt(3));
+            qkv->v[i] = c->spread > 0 ? x : i % (3 * C) < C ? 1 + fabs(x) : -1 - fabs(x);
+        }
     for (long i = 0; i < n; i++) /* nobody computes q of the rows beyond Tq */
         if (i % (3 * C) < C && i / (3 * C) % c->T >= c->Tq)
             qkv->v[i] = NAN;
@@ -1024,13 +1028,14 @@ static void check_tally(const Tally *t, const char *what)
 }
 
 /* Working weights rounded by chance, 16-bit types alone: always one of the two neighbours, upwards
- * with the probability p of the distance from the lower one; independent of p, of the neighbouring
- * element, of the one four places on and of the step before. */
+ * with the probability p of the distance from the lower one; independently of the neighbouring
+ * element, of the one four places on and of the step before. (Of numbers of one sign, since
+ * rounding may work on magnitudes.) */
 static void stochastic_rounding(const OptCase *c)
 {
     double *w = xmalloc(N * sizeof *w), *work = xmalloc(N * sizeof *work);
     static double p[2][N];
-    static bool up[2][N];
+    static bool up[2][N], negative[2][N];
     for (int k = 0; k < 2; k++) {
         Tally all = {0}, slope = {0}, same[3] = {{0}};
         long wrong = 0;
@@ -1048,15 +1053,22 @@ static void stochastic_rounding(const OptCase *c)
                 continue;
             }
             up[k][i] = work[i] > w[i];
+            negative[k][i] = w[i] < 0;
             wrong += work[i] != low && work[i] != low + u;
             count(&all, up[k][i], p[k][i], 1);
             count(&slope, up[k][i], p[k][i], p[k][i] - 0.5);
-            const bool *others[] = {&up[k][i - 1], &up[k][i - 4], &up[0][i]};
-            const double *qs[] = {&p[k][i - 1], &p[k][i - 4], &p[0][i]};
-            for (int j = 0; j < 2 + k; j++) /* gaps have p = 0 and do not count: always alike */
-                if (*qs[j] > 0 && chunk_of(i) == chunk_of(i - 4))
-                    count(&same[j], up[k][i] == *others[j],
-                          p[k][i] * *qs[j] + (1 - p[k][i]) * (1 - *qs[j]), 1);
+            const struct {
+                int pass;
+                long i;
+            } others[] = {{k, i - 1}, {k, i - 4}, {0, i}};
+            for (int j = 0; j < 2 + k; j++) {
+                double q = p[others[j].pass][others[j].i];
+                bool comparable = chunk_of(i) == chunk_of(i - 4) && q > 0 &&
+                                  negative[others[j].pass][others[j].i] == negative[k][i];
+                if (comparable)
+                    count(&same[j], up[k][i] == up[others[j].pass][others[j].i],
+                          p[k][i] * q + (1 - p[k][i]) * (1 - q), 1);
+            }
         }
         CHECK(wrong == 0, "%s %s: %ld are no neighbours", under.name, title, wrong);
         check_tally(&all, "went up");

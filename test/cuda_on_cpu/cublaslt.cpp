@@ -52,7 +52,10 @@ using Layout = cublasLtMatrixLayoutOpaque_t;
 constexpr uint64_t MAGIC = 0x76697463706f6e63u;
 enum { ALGOS = 3, PIECE = 64 };
 
-static size_t size_of(cudaDataType_t t) { return t == CUDA_R_32F ? 4 : 2; }
+static size_t size_of(cudaDataType_t t)
+{
+    return t == CUDA_R_32F ? 4 : 2;
+}
 static bool known(cudaDataType_t t)
 {
     return t == CUDA_R_32F || t == CUDA_R_16BF || t == CUDA_R_16F;
@@ -68,25 +71,43 @@ static size_t bytes_of(const Layout &l)
 /* ------------------------------------------------------------------------------------------------
  * Descriptors. */
 
-#define NAMES(X)                                                                                   \
-    X(CUBLAS_STATUS_SUCCESS) X(CUBLAS_STATUS_NOT_INITIALIZED) X(CUBLAS_STATUS_ALLOC_FAILED)        \
-    X(CUBLAS_STATUS_INVALID_VALUE) X(CUBLAS_STATUS_ARCH_MISMATCH) X(CUBLAS_STATUS_MAPPING_ERROR)   \
-    X(CUBLAS_STATUS_EXECUTION_FAILED) X(CUBLAS_STATUS_INTERNAL_ERROR)                              \
-    X(CUBLAS_STATUS_NOT_SUPPORTED)
+#define NAMES(X)                                                                                  \
+    X(CUBLAS_STATUS_SUCCESS)                                                                      \
+    X(CUBLAS_STATUS_NOT_INITIALIZED) X(CUBLAS_STATUS_ALLOC_FAILED) X(CUBLAS_STATUS_INVALID_VALUE) \
+        X(CUBLAS_STATUS_ARCH_MISMATCH) X(CUBLAS_STATUS_MAPPING_ERROR)                             \
+            X(CUBLAS_STATUS_EXECUTION_FAILED) X(CUBLAS_STATUS_INTERNAL_ERROR)                     \
+                X(CUBLAS_STATUS_NOT_SUPPORTED)
 const char *cublasGetStatusName(cublasStatus_t s)
 {
     switch (s) {
-#define X(name) case name: return #name;
+#define X(name) \
+    case name:  \
+        return #name;
         NAMES(X)
 #undef X
     }
     return "unknown cuBLAS status";
 }
-const char *cublasGetStatusString(cublasStatus_t s) { return cublasGetStatusName(s); }
-const char *cublasLtGetStatusName(cublasStatus_t s) { return cublasGetStatusName(s); }
-const char *cublasLtGetStatusString(cublasStatus_t s) { return cublasGetStatusName(s); }
-size_t cublasLtGetVersion() { return CUBLAS_VERSION; }
-size_t cublasLtGetCudartVersion() { return CUDART_VERSION; }
+const char *cublasGetStatusString(cublasStatus_t s)
+{
+    return cublasGetStatusName(s);
+}
+const char *cublasLtGetStatusName(cublasStatus_t s)
+{
+    return cublasGetStatusName(s);
+}
+const char *cublasLtGetStatusString(cublasStatus_t s)
+{
+    return cublasGetStatusName(s);
+}
+size_t cublasLtGetVersion()
+{
+    return CUBLAS_VERSION;
+}
+size_t cublasLtGetCudartVersion()
+{
+    return CUDART_VERSION;
+}
 
 cublasStatus_t cublasLtCreate(cublasLtHandle_t *h)
 {
@@ -144,19 +165,30 @@ cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d,
         return CUBLAS_STATUS_INVALID_VALUE;
     int32_t ignored;
     switch (what) {
-    case CUBLASLT_MATMUL_DESC_COMPUTE_TYPE: return set(d->compute, value, bytes);
-    case CUBLASLT_MATMUL_DESC_SCALE_TYPE: return must(CUDA_R_32F, value, bytes);
+    case CUBLASLT_MATMUL_DESC_COMPUTE_TYPE:
+        return set(d->compute, value, bytes);
+    case CUBLASLT_MATMUL_DESC_SCALE_TYPE:
+        return must(CUDA_R_32F, value, bytes);
     case CUBLASLT_MATMUL_DESC_POINTER_MODE:
         return must(CUBLASLT_POINTER_MODE_HOST, value, bytes);
-    case CUBLASLT_MATMUL_DESC_TRANSA: return set(d->transA, value, bytes);
-    case CUBLASLT_MATMUL_DESC_TRANSB: return set(d->transB, value, bytes);
-    case CUBLASLT_MATMUL_DESC_EPILOGUE: return set(d->epilogue, value, bytes);
-    case CUBLASLT_MATMUL_DESC_BIAS_POINTER: return set(d->bias, value, bytes);
-    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER: return set(d->aux, value, bytes);
-    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD: return set(d->aux_ld, value, bytes);
-    case CUBLASLT_MATMUL_DESC_SM_COUNT_TARGET: return set(ignored, value, bytes);
-    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE: return set(d->aux_type, value, bytes);
-    case CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE: return set(d->bias_type, value, bytes);
+    case CUBLASLT_MATMUL_DESC_TRANSA:
+        return set(d->transA, value, bytes);
+    case CUBLASLT_MATMUL_DESC_TRANSB:
+        return set(d->transB, value, bytes);
+    case CUBLASLT_MATMUL_DESC_EPILOGUE:
+        return set(d->epilogue, value, bytes);
+    case CUBLASLT_MATMUL_DESC_BIAS_POINTER:
+        return set(d->bias, value, bytes);
+    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER:
+        return set(d->aux, value, bytes);
+    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD:
+        return set(d->aux_ld, value, bytes);
+    case CUBLASLT_MATMUL_DESC_SM_COUNT_TARGET:
+        return set(ignored, value, bytes);
+    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE:
+        return set(d->aux_type, value, bytes);
+    case CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE:
+        return set(d->bias_type, value, bytes);
     }
     return CUBLAS_STATUS_INVALID_VALUE;
 }
@@ -181,13 +213,20 @@ cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t l,
     if (!l)
         return CUBLAS_STATUS_INVALID_VALUE;
     switch (what) {
-    case CUBLASLT_MATRIX_LAYOUT_TYPE: return set(l->type, value, bytes);
-    case CUBLASLT_MATRIX_LAYOUT_ORDER: return must(CUBLASLT_ORDER_COL, value, bytes);
-    case CUBLASLT_MATRIX_LAYOUT_ROWS: return set(l->rows, value, bytes);
-    case CUBLASLT_MATRIX_LAYOUT_COLS: return set(l->cols, value, bytes);
-    case CUBLASLT_MATRIX_LAYOUT_LD: return set(l->ld, value, bytes);
-    case CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT: return set(l->batch, value, bytes);
-    case CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET: return set(l->batch_offset, value, bytes);
+    case CUBLASLT_MATRIX_LAYOUT_TYPE:
+        return set(l->type, value, bytes);
+    case CUBLASLT_MATRIX_LAYOUT_ORDER:
+        return must(CUBLASLT_ORDER_COL, value, bytes);
+    case CUBLASLT_MATRIX_LAYOUT_ROWS:
+        return set(l->rows, value, bytes);
+    case CUBLASLT_MATRIX_LAYOUT_COLS:
+        return set(l->cols, value, bytes);
+    case CUBLASLT_MATRIX_LAYOUT_LD:
+        return set(l->ld, value, bytes);
+    case CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT:
+        return set(l->batch, value, bytes);
+    case CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET:
+        return set(l->batch_offset, value, bytes);
     }
     return CUBLAS_STATUS_INVALID_VALUE;
 }
@@ -211,13 +250,20 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
     if (!p)
         return CUBLAS_STATUS_INVALID_VALUE;
     switch (what) {
-    case CUBLASLT_MATMUL_PREF_SEARCH_MODE: return must(uint32_t(0), value, bytes);
-    case CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES: return set(p->workspace, value, bytes);
-    case CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK: return set(p->reduction, value, bytes);
-    case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES: return set(p->alignment[0], value, bytes);
-    case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES: return set(p->alignment[1], value, bytes);
-    case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES: return set(p->alignment[2], value, bytes);
-    case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES: return set(p->alignment[3], value, bytes);
+    case CUBLASLT_MATMUL_PREF_SEARCH_MODE:
+        return must(uint32_t(0), value, bytes);
+    case CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES:
+        return set(p->workspace, value, bytes);
+    case CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK:
+        return set(p->reduction, value, bytes);
+    case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES:
+        return set(p->alignment[0], value, bytes);
+    case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES:
+        return set(p->alignment[1], value, bytes);
+    case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES:
+        return set(p->alignment[2], value, bytes);
+    case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES:
+        return set(p->alignment[3], value, bytes);
     }
     return CUBLAS_STATUS_INVALID_VALUE;
 }
@@ -225,7 +271,10 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
 /* ------------------------------------------------------------------------------------------------
  * Algorithms. */
 
-static bool has(const Desc &d, int bit) { return d.epilogue & bit; }
+static bool has(const Desc &d, int bit)
+{
+    return d.epilogue & bit;
+}
 static bool uses_bias(const Desc &d)
 {
     return has(d, CUBLASLT_EPILOGUE_BIAS) || has(d, 16) || has(d, CUBLASLT_EPILOGUE_BGRADA) ||
@@ -264,8 +313,10 @@ static cublasStatus_t check(const Desc *d, const Layout *A, const Layout *B, con
     case CUBLASLT_EPILOGUE_DGELU:
     case CUBLASLT_EPILOGUE_DGELU_BGRAD:
     case CUBLASLT_EPILOGUE_BGRADA:
-    case CUBLASLT_EPILOGUE_BGRADB: break;
-    default: return CUBLAS_STATUS_NOT_SUPPORTED;
+    case CUBLASLT_EPILOGUE_BGRADB:
+        break;
+    default:
+        return CUBLAS_STATUS_NOT_SUPPORTED;
     }
     if (d->epilogue != CUBLASLT_EPILOGUE_DEFAULT && D->batch > 1)
         return CUBLAS_STATUS_NOT_SUPPORTED;
@@ -295,10 +346,12 @@ static uint32_t alignment_of(uint32_t promised, const Layout &l)
     return std::max(a, uint32_t(size_of(l.type)));
 }
 
-cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
-    cublasLtHandle_t h, cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t A, cublasLtMatrixLayout_t B,
-    cublasLtMatrixLayout_t C, cublasLtMatrixLayout_t D, cublasLtMatmulPreference_t preference,
-    int wanted, cublasLtMatmulHeuristicResult_t *results, int *returned)
+cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t h, cublasLtMatmulDesc_t d,
+                                              cublasLtMatrixLayout_t A, cublasLtMatrixLayout_t B,
+                                              cublasLtMatrixLayout_t C, cublasLtMatrixLayout_t D,
+                                              cublasLtMatmulPreference_t preference, int wanted,
+                                              cublasLtMatmulHeuristicResult_t *results,
+                                              int *returned)
 {
     if (!h)
         return CUBLAS_STATUS_NOT_INITIALIZED;
@@ -364,12 +417,17 @@ cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t *
         return CUBLAS_STATUS_INVALID_VALUE;
     uint32_t v = 0;
     switch (what) {
-    case CUBLASLT_ALGO_CONFIG_ID: v = uint32_t(algo->data[1]); break;
-    case CUBLASLT_ALGO_CONFIG_SPLITK_NUM: v = algo->data[1] == 1 ? 2 : 1; break;
+    case CUBLASLT_ALGO_CONFIG_ID:
+        v = uint32_t(algo->data[1]);
+        break;
+    case CUBLASLT_ALGO_CONFIG_SPLITK_NUM:
+        v = algo->data[1] == 1 ? 2 : 1;
+        break;
     case CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME:
         v = algo->data[1] == 1 ? CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE : 0;
         break;
-    default: break;
+    default:
+        break;
     }
     if (written)
         *written = sizeof v;
@@ -571,8 +629,19 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t d, const 
         if (checked.workspaceSize > workspace_bytes)
             return CUBLAS_STATUS_INVALID_VALUE;
     }
-    Product p = {*d, *Adesc, *Bdesc, *Cdesc, *Ddesc, A, B, C, D, workspace, workspace_bytes,
-                 *static_cast<const float *>(alpha), *static_cast<const float *>(beta),
+    Product p = {*d,
+                 *Adesc,
+                 *Bdesc,
+                 *Cdesc,
+                 *Ddesc,
+                 A,
+                 B,
+                 C,
+                 D,
+                 workspace,
+                 workspace_bytes,
+                 *static_cast<const float *>(alpha),
+                 *static_cast<const float *>(beta),
                  algo ? algo->data[1] : 0};
     if (!pointers_ok(p, algo ? algo->data + 2 : nullptr))
         return CUBLAS_STATUS_INVALID_VALUE;

@@ -7,7 +7,8 @@
 
 #include "cuda_runtime.h"
 
-namespace standin {
+namespace standin
+{
 inline uint16_t half_bits(float x)
 {
     uint32_t u = __float_as_uint(x), sign = u >> 16 & 0x8000u, a = u & 0x7FFFFFFFu;
@@ -41,10 +42,20 @@ struct __half_raw {
 struct __half {
     unsigned short __x;
     __half() = default;
-    __half(float x) : __x(standin::half_bits(x)) {}
-    __half(__half_raw r) : __x(r.x) {}
-    operator float() const { return standin::half_float(__x); }
-    operator __half_raw() const { return {__x}; }
+    __half(float x) : __x(standin::half_bits(x))
+    {
+    }
+    __half(__half_raw r) : __x(r.x)
+    {
+    }
+    operator float() const
+    {
+        return standin::half_float(__x);
+    }
+    operator __half_raw() const
+    {
+        return {__x};
+    }
 };
 struct alignas(4) __half2 {
     __half x, y;
@@ -52,12 +63,13 @@ struct alignas(4) __half2 {
 typedef __half half;
 typedef __half2 half2;
 
-#define STANDIN_NARROW __half
+#define STANDIN_NARROW  __half
 #define STANDIN_NARROW2 __half2
 #include "narrow.h"
 #undef STANDIN_NARROW
 #undef STANDIN_NARROW2
 
+/* clang-format off */
 inline __half __float2half(float x) { return x; }
 inline __half __float2half_rn(float x) { return x; }
 inline float __half2float(__half x) { return x; }
@@ -72,5 +84,6 @@ inline __half __high2half(__half2 v) { return v.y; }
 inline unsigned short __half_as_ushort(__half x) { return x.__x; }
 inline __half __ushort_as_half(unsigned short u) { return __half_raw{u}; }
 inline __half2 make_half2(__half x, __half y) { return {x, y}; }
+/* clang-format on */
 
 #endif

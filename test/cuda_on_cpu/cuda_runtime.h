@@ -4,7 +4,7 @@
  * (cuda/launch.cuh) and wraps its PTX (cuda/ptx.cuh) becomes a host program. Names, signatures and
  * meaning are CUDA's; only what a training backend uses is here, and a missing name is a compile
  * error. kernel.cpp runs blocks (threads are fibers), stream.cpp holds memory, streams, events and
- * graphs, and README.txt says what is stricter than CUDA, what is not modelled, and the switches.
+ * graphs, and README.md says what is stricter than CUDA, what is not modelled, and the switches.
  *
  * Not here: textures, cooperative groups, clusters, float atomics (sums must be deterministic).
  */
@@ -33,8 +33,9 @@
 #define __grid_constant__
 #define __launch_bounds__(...)
 #define __forceinline__ inline __attribute__((always_inline))
-#define __align__(n) alignas(n)
-#define __shared__ static thread_local /* a block runs on one OS thread; prefer dynamic_smem() */
+#define __align__(n)    alignas(n)
+/* A block runs on one OS thread. It is not poisoned: dynamic_smem() is. */
+#define __shared__ static thread_local
 
 /* ------------------------------------------------------------------------------------------------
  * Vector types: CUDA's alignments, so that UBSan sees misaligned vector accesses. */
@@ -64,7 +65,9 @@ STANDIN_VECTORS(double, double, 16, 16)
 
 struct dim3 {
     unsigned x, y, z;
-    constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+    constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z)
+    {
+    }
 };
 
 extern constinit thread_local uint3 threadIdx, blockIdx;
@@ -75,17 +78,19 @@ inline constexpr int warpSize = 32;
  * Meeting points (kernel.cpp). A thread leaves its operands behind and stops; when the last thread
  * of the warp or block arrives, that one does the work for all of them at once. */
 
-#define STANDIN_NO_TSAN __attribute__((no_sanitize("thread"))) /* for the stand-in's own exchanges */
+#define STANDIN_NO_TSAN \
+    __attribute__((no_sanitize("thread"))) /* for the stand-in's own exchanges */
 
-namespace standin {
+namespace standin
+{
 using WarpOp = void (*)(void *const *operands, unsigned mask);
 /* All existing lanes of `mask` meet; `fence`: they also see each other's memory afterwards. */
 void meet_warp(unsigned mask, const char *what, int line, void *operand, WarpOp op, bool fence);
 void meet_block(const char *what, int line);
 int meet_block_count(bool predicate, const char *what, int line); /* how many threads said true */
-unsigned lane();          /* of the calling thread */
-unsigned live_lanes();    /* of its warp */
-void *shared_memory();    /* of its block */
+unsigned lane();                                                  /* of the calling thread */
+unsigned live_lanes();                                            /* of its warp */
+void *shared_memory();                                            /* of its block */
 void memory_fence();
 void copy_issue(void *to, const void *from, unsigned bytes, unsigned from_bytes); /* cp.async */
 void copy_commit();
@@ -176,15 +181,30 @@ inline int __all_sync(unsigned mask, int p, int line = __builtin_LINE())
 {
     return standin::ballot(mask, !p, "__all_sync", line) == 0;
 }
-inline unsigned __activemask() { return standin::live_lanes(); }
+inline unsigned __activemask()
+{
+    return standin::live_lanes();
+}
 
 /* ------------------------------------------------------------------------------------------------
  * Memory and arithmetic of device code. */
 
-inline void __threadfence() { standin::memory_fence(); }
-inline void __threadfence_block() { standin::memory_fence(); }
-inline void __threadfence_system() { standin::memory_fence(); }
-[[noreturn]] inline void __trap() { abort(); }
+inline void __threadfence()
+{
+    standin::memory_fence();
+}
+inline void __threadfence_block()
+{
+    standin::memory_fence();
+}
+inline void __threadfence_system()
+{
+    standin::memory_fence();
+}
+[[noreturn]] inline void __trap()
+{
+    abort();
+}
 
 /* Atomics order nothing but themselves, as on the device. */
 template <class T, class V> inline T standin_atomic_max(T *p, V v, bool min)
@@ -293,28 +313,39 @@ inline double max(double a, double b) { return fmax(a, b); }
     X(cudaErrorMemoryAllocation, 2, "out of memory")                                              \
     X(cudaErrorInitializationError, 3, "initialization error")                                    \
     X(cudaErrorInvalidConfiguration, 9, "invalid configuration argument")                         \
-    X(cudaErrorInsufficientDriver, 35, "CUDA driver version is insufficient for CUDA runtime version") \
+    X(cudaErrorInsufficientDriver, 35,                                                            \
+      "CUDA driver version is insufficient for CUDA runtime version")                             \
     X(cudaErrorInvalidDeviceFunction, 98, "invalid device function")                              \
     X(cudaErrorNoDevice, 100, "no CUDA-capable device is detected")                               \
     X(cudaErrorInvalidDevice, 101, "invalid device ordinal")                                      \
-    X(cudaErrorNoKernelImageForDevice, 209, "no kernel image is available for execution on the device") \
+    X(cudaErrorNoKernelImageForDevice, 209,                                                       \
+      "no kernel image is available for execution on the device")                                 \
     X(cudaErrorInvalidResourceHandle, 400, "invalid resource handle")                             \
     X(cudaErrorNotReady, 600, "device not ready")                                                 \
     X(cudaErrorIllegalAddress, 700, "an illegal memory access was encountered")                   \
-    X(cudaErrorHostMemoryAlreadyRegistered, 712, "part or all of the requested memory range is already mapped") \
-    X(cudaErrorHostMemoryNotRegistered, 713, "pointer does not correspond to a registered memory region") \
+    X(cudaErrorHostMemoryAlreadyRegistered, 712,                                                  \
+      "part or all of the requested memory range is already mapped")                              \
+    X(cudaErrorHostMemoryNotRegistered, 713,                                                      \
+      "pointer does not correspond to a registered memory region")                                \
     X(cudaErrorLaunchFailure, 719, "unspecified launch failure")                                  \
     X(cudaErrorNotPermitted, 800, "operation not permitted")                                      \
     X(cudaErrorNotSupported, 801, "operation not supported")                                      \
     X(cudaErrorStreamCaptureUnsupported, 900, "operation not permitted when stream is capturing") \
-    X(cudaErrorStreamCaptureInvalidated, 901, "operation failed due to a previous error during capture") \
-    X(cudaErrorStreamCaptureMerge, 902, "operation would result in a merge of separate capture sequences") \
-    X(cudaErrorStreamCaptureUnmatched, 903, "capture was not ended in the same stream as it began") \
+    X(cudaErrorStreamCaptureInvalidated, 901,                                                     \
+      "operation failed due to a previous error during capture")                                  \
+    X(cudaErrorStreamCaptureMerge, 902,                                                           \
+      "operation would result in a merge of separate capture sequences")                          \
+    X(cudaErrorStreamCaptureUnmatched, 903,                                                       \
+      "capture was not ended in the same stream as it began")                                     \
     X(cudaErrorStreamCaptureUnjoined, 904, "capturing stream has unjoined work")                  \
-    X(cudaErrorStreamCaptureIsolation, 905, "dependency created on uncaptured work in another stream") \
-    X(cudaErrorStreamCaptureImplicit, 906, "operation would make the legacy stream depend on a capturing blocking stream") \
-    X(cudaErrorCapturedEvent, 907, "operation not permitted on an event last recorded in a capturing stream") \
-    X(cudaErrorStreamCaptureWrongThread, 908, "attempt to terminate a thread-local capture sequence from another thread") \
+    X(cudaErrorStreamCaptureIsolation, 905,                                                       \
+      "dependency created on uncaptured work in another stream")                                  \
+    X(cudaErrorStreamCaptureImplicit, 906,                                                        \
+      "operation would make the legacy stream depend on a capturing blocking stream")             \
+    X(cudaErrorCapturedEvent, 907,                                                                \
+      "operation not permitted on an event last recorded in a capturing stream")                  \
+    X(cudaErrorStreamCaptureWrongThread, 908,                                                     \
+      "attempt to terminate a thread-local capture sequence from another thread")                 \
     X(cudaErrorUnknown, 999, "unknown error")
 enum cudaError {
 #define X(name, number, text) name = number,
@@ -493,9 +524,8 @@ template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *c, void (*kernel)(P...), A &&...args)
 {
     std::tuple<P...> values(std::forward<A>(args)...);
-    return standin::launch(*c, (const void *)kernel, [kernel, values] {
-        std::apply(kernel, values);
-    });
+    return standin::launch(*c, (const void *)kernel,
+                           [kernel, values] { std::apply(kernel, values); });
 }
 
 #endif

@@ -52,7 +52,8 @@ using boost::context::detail::transfer_t;
 constinit thread_local uint3 threadIdx = {0, 0, 0}, blockIdx = {0, 0, 0};
 constinit thread_local dim3 blockDim, gridDim;
 
-namespace standin {
+namespace standin
+{
 
 struct Fiber {
     fcontext_t context = nullptr;
@@ -69,7 +70,7 @@ struct Copy {
 };
 
 struct Thread {
-    Fiber *fiber; /* null: not started */
+    Fiber *fiber;  /* null: not started */
     unsigned mask; /* of the warp meeting it waits in */
     int line;
     const char *what; /* what it waits in, for messages */
@@ -90,7 +91,7 @@ constexpr unsigned TURNS = 16;
 /* What one OS thread needs to run blocks. */
 struct Worker {
     Warp warps[32];
-    unsigned ready; /* warps with ready lanes */
+    unsigned ready;      /* warps with ready lanes */
     unsigned warp, lane; /* running */
     int threads, exited, arrived, votes[2], generation;
     int barrier_line;
@@ -106,7 +107,10 @@ struct Worker {
     Fiber main;
     std::vector<Fiber *> idle, all;
 
-    Thread &running() { return warps[warp].threads[lane]; }
+    Thread &running()
+    {
+        return warps[warp].threads[lane];
+    }
 };
 static thread_local Worker *worker;
 [[maybe_unused]] static char fence_address, launch_address;
@@ -324,8 +328,7 @@ static void fiber_main(transfer_t from)
  * Meeting points. */
 
 /* Everything that the threads in `lanes` of each warp did happens before what they do next. */
-static void order_memory(Worker &w, unsigned first, unsigned last, unsigned lanes,
-                                      char *address)
+static void order_memory(Worker &w, unsigned first, unsigned last, unsigned lanes, char *address)
 {
 #ifdef STANDIN_TSAN
     void *me = __tsan_get_current_fiber();
@@ -341,13 +344,19 @@ static void order_memory(Worker &w, unsigned first, unsigned last, unsigned lane
 #endif
 }
 
-unsigned lane() { return worker->lane; }
+unsigned lane()
+{
+    return worker->lane;
+}
 unsigned live_lanes()
 {
     Warp &p = worker->warps[worker->warp];
     return p.exists & ~p.exited;
 }
-void *shared_memory() { return worker->smem; }
+void *shared_memory()
+{
+    return worker->smem;
+}
 
 void memory_fence()
 {
@@ -446,7 +455,10 @@ int meet_block_count(bool vote, const char *what, int line)
     go_on(w, me);
     return w.votes[generation & 1];
 }
-void meet_block(const char *what, int line) { meet_block_count(false, what, line); }
+void meet_block(const char *what, int line)
+{
+    meet_block_count(false, what, line);
+}
 
 struct Ballot {
     bool predicate;
@@ -493,7 +505,10 @@ void copy_issue(void *to, const void *from, unsigned bytes, unsigned from_bytes)
     t.copies.push_back({to, from, bytes, from_bytes, t.committed});
     tsan_ignore(false);
 }
-void copy_commit() { worker->running().committed++; }
+void copy_commit()
+{
+    worker->running().committed++;
+}
 void copy_wait(unsigned groups_left, bool uncommitted_too)
 {
     Thread &t = worker->running();

@@ -3,6 +3,7 @@
  * Included once by each, so there is no include guard. fma is exact before its one rounding in all
  * but ties that float's own rounding makes, which double avoids.
  */
+/* clang-format off */
 #define T STANDIN_NARROW
 #define T2 STANDIN_NARROW2
 inline T operator+(T a, T b) { return T(float(a) + float(b)); }
@@ -39,3 +40,4 @@ inline float __low2float(T2 v) { return v.x; }
 inline float __high2float(T2 v) { return v.y; }
 #undef T
 #undef T2
+/* clang-format on */

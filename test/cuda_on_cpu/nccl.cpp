@@ -64,8 +64,14 @@ struct ncclComm {
     std::string message;
     Chain chain;
 
-    char *slot(int r, uint64_t n) { return slots + (size_t(r) * 2 + (n & 1)) * SLOT; }
-    SharedPair &pair(int from, int to) { return shared->pairs[from * ranks + to]; }
+    char *slot(int r, uint64_t n)
+    {
+        return slots + (size_t(r) * 2 + (n & 1)) * SLOT;
+    }
+    SharedPair &pair(int from, int to)
+    {
+        return shared->pairs[from * ranks + to];
+    }
     char *pair_slot(int from, int to, uint64_t n)
     {
         return pair_slots + (size_t(from * ranks + to) * 2 + (n & 1)) * PAIR_SLOT;
@@ -130,15 +136,19 @@ static size_t size_of(ncclDataType_t t)
 {
     switch (t) {
     case ncclInt8:
-    case ncclUint8: return 1;
+    case ncclUint8:
+        return 1;
     case ncclFloat16:
-    case ncclBfloat16: return 2;
+    case ncclBfloat16:
+        return 2;
     case ncclInt32:
     case ncclUint32:
-    case ncclFloat32: return 4;
+    case ncclFloat32:
+        return 4;
     case ncclInt64:
     case ncclUint64:
-    case ncclFloat64: return 8;
+    case ncclFloat64:
+        return 8;
     }
     return 0;
 }
@@ -150,8 +160,10 @@ static void reduce_as(void *to, const std::vector<const char *> &from, size_t n,
         S s = S(reinterpret_cast<const T *>(from[0])[i]);
         for (size_t r = 1; r < from.size(); r++) {
             S v = S(reinterpret_cast<const T *>(from[r])[i]);
-            s = op == ncclMax ? (v > s ? v : s) : op == ncclMin ? (v < s ? v : s)
-                : op == ncclProd ? S(s * v) : S(s + v);
+            s = op == ncclMax    ? (v > s ? v : s)
+                : op == ncclMin  ? (v < s ? v : s)
+                : op == ncclProd ? S(s * v)
+                                 : S(s + v);
         }
         static_cast<T *>(to)[i] = T(op == ncclAvg ? S(s / S(from.size())) : s);
     }
@@ -160,16 +172,26 @@ static void reduce(void *to, const std::vector<const char *> &from, size_t n, nc
                    ncclRedOp_t op)
 {
     switch (type) {
-    case ncclInt8: return reduce_as<int8_t, int8_t>(to, from, n, op);
-    case ncclUint8: return reduce_as<uint8_t, uint8_t>(to, from, n, op);
-    case ncclInt32: return reduce_as<int32_t, int32_t>(to, from, n, op);
-    case ncclUint32: return reduce_as<uint32_t, uint32_t>(to, from, n, op);
-    case ncclInt64: return reduce_as<int64_t, int64_t>(to, from, n, op);
-    case ncclUint64: return reduce_as<uint64_t, uint64_t>(to, from, n, op);
-    case ncclFloat16: return reduce_as<__half, float>(to, from, n, op);
-    case ncclBfloat16: return reduce_as<__nv_bfloat16, float>(to, from, n, op);
-    case ncclFloat32: return reduce_as<float, float>(to, from, n, op);
-    case ncclFloat64: return reduce_as<double, double>(to, from, n, op);
+    case ncclInt8:
+        return reduce_as<int8_t, int8_t>(to, from, n, op);
+    case ncclUint8:
+        return reduce_as<uint8_t, uint8_t>(to, from, n, op);
+    case ncclInt32:
+        return reduce_as<int32_t, int32_t>(to, from, n, op);
+    case ncclUint32:
+        return reduce_as<uint32_t, uint32_t>(to, from, n, op);
+    case ncclInt64:
+        return reduce_as<int64_t, int64_t>(to, from, n, op);
+    case ncclUint64:
+        return reduce_as<uint64_t, uint64_t>(to, from, n, op);
+    case ncclFloat16:
+        return reduce_as<__half, float>(to, from, n, op);
+    case ncclBfloat16:
+        return reduce_as<__nv_bfloat16, float>(to, from, n, op);
+    case ncclFloat32:
+        return reduce_as<float, float>(to, from, n, op);
+    case ncclFloat64:
+        return reduce_as<double, double>(to, from, n, op);
     }
 }
 
@@ -206,8 +228,9 @@ struct Collective {
                     return hopeless(c, since, moved);
             for (int r = 0; r < c->ranks; r++)
                 if (c->shared->ranks[r].call[c->round & 1] != call)
-                    fail(c, ncclInvalidUsage, "ranks are in different collectives, or with "
-                                              "different counts, types or roots");
+                    fail(c, ncclInvalidUsage,
+                         "ranks are in different collectives, or with "
+                         "different counts, types or roots");
             if (c->error != ncclSuccess)
                 return true;
             take(n, size);
@@ -244,7 +267,9 @@ struct Collective {
             if (call.kind != REDUCE || c->rank == call.root)
                 reduce(out, parts, n, ncclDataType_t(call.type), ncclRedOp_t(call.op));
             break;
-        case BROADCAST: memcpy(out, parts[size_t(call.root)], n * size); break;
+        case BROADCAST:
+            memcpy(out, parts[size_t(call.root)], n * size);
+            break;
         case ALL_GATHER:
             for (int r = 0; r < c->ranks; r++)
                 memcpy(out + size_t(r) * call.count * size, parts[size_t(r)], n * size);
@@ -296,7 +321,8 @@ struct Transfers {
         for (size_t i = 0; i < list.size() && c->error == ncclSuccess; i++) {
             Transfer &t = list[i];
             for (size_t j = 0; j < i; j++) /* those of one pair keep their order */
-                if (list[j].done < list[j].bytes && list[j].send == t.send && list[j].peer == t.peer)
+                if (list[j].done < list[j].bytes && list[j].send == t.send &&
+                    list[j].peer == t.peer)
                     goto wait;
             while (t.done < t.bytes && move(t))
                 moved = true;
@@ -378,8 +404,11 @@ static ncclResult_t collective(ncclComm *c, Kind kind, const void *from, size_t 
         (to_n && !is_device(to, to_n * size_of(type))))
         return fail(c, ncclInvalidArgument, "a buffer is not inside device memory");
     Call call = {kind, type, op, root, count};
-    return add({c, stream, false,
-                {c, call, static_cast<const char *>(from), static_cast<char *>(to)}, {}});
+    return add({c,
+                stream,
+                false,
+                {c, call, static_cast<const char *>(from), static_cast<char *>(to)},
+                {}});
 }
 ncclResult_t ncclAllReduce(const void *from, void *to, size_t count, ncclDataType_t type,
                            ncclRedOp_t op, ncclComm_t c, cudaStream_t s)
@@ -559,15 +588,24 @@ const char *ncclGetLastError(ncclComm_t c)
 const char *ncclGetErrorString(ncclResult_t r)
 {
     switch (r) {
-    case ncclSuccess: return "no error";
-    case ncclUnhandledCudaError: return "unhandled cuda error";
-    case ncclSystemError: return "unhandled system error";
-    case ncclInternalError: return "internal error";
-    case ncclInvalidArgument: return "invalid argument";
-    case ncclInvalidUsage: return "invalid usage";
-    case ncclRemoteError: return "remote process exited or there was a network error";
-    case ncclInProgress: return "NCCL operation in progress";
-    case ncclNumResults: break;
+    case ncclSuccess:
+        return "no error";
+    case ncclUnhandledCudaError:
+        return "unhandled cuda error";
+    case ncclSystemError:
+        return "unhandled system error";
+    case ncclInternalError:
+        return "internal error";
+    case ncclInvalidArgument:
+        return "invalid argument";
+    case ncclInvalidUsage:
+        return "invalid usage";
+    case ncclRemoteError:
+        return "remote process exited or there was a network error";
+    case ncclInProgress:
+        return "NCCL operation in progress";
+    case ncclNumResults:
+        break;
     }
     return "unknown result code";
 }

@@ -8,12 +8,12 @@
 
 #include "cuda_runtime.h"
 
-#define NCCL_MAJOR 2
-#define NCCL_MINOR 28
-#define NCCL_PATCH 9
-#define NCCL_VERSION_CODE 22809
-#define NCCL_VERSION(X, Y, Z) ((X) * 10000 + (Y) * 100 + (Z))
-#define NCCL_UNIQUE_ID_BYTES 128
+#define NCCL_MAJOR            2
+#define NCCL_MINOR            28
+#define NCCL_PATCH            9
+#define NCCL_VERSION_CODE     22809
+#define NCCL_VERSION(X, Y, Z) ((X)*10000 + (Y)*100 + (Z))
+#define NCCL_UNIQUE_ID_BYTES  128
 
 typedef struct ncclComm *ncclComm_t;
 struct ncclUniqueId {
@@ -31,6 +31,7 @@ enum ncclResult_t {
     ncclNumResults = 8
 };
 enum ncclRedOp_t { ncclSum = 0, ncclProd = 1, ncclMax = 2, ncclMin = 3, ncclAvg = 4 };
+/* clang-format off */
 enum ncclDataType_t {
     ncclInt8 = 0, ncclChar = 0,
     ncclUint8 = 1,
@@ -43,6 +44,7 @@ enum ncclDataType_t {
     ncclFloat64 = 8, ncclDouble = 8,
     ncclBfloat16 = 9
 };
+/* clang-format on */
 struct ncclConfig_t { /* accepted, without effect: everything blocks */
     int blocking, cgaClusterSize, minCTAs, maxCTAs;
     const char *netName;
@@ -50,10 +52,10 @@ struct ncclConfig_t { /* accepted, without effect: everything blocks */
     const char *commName;
 };
 #define NCCL_CONFIG_UNDEF_INT (-2147483647 - 1)
-#define NCCL_CONFIG_INITIALIZER                                                                    \
-    {                                                                                              \
-        1, NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, nullptr,           \
-            NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, nullptr                                  \
+#define NCCL_CONFIG_INITIALIZER                                                          \
+    {                                                                                    \
+        1, NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, nullptr, \
+            NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, nullptr                        \
     }
 
 const char *ncclGetErrorString(ncclResult_t r);

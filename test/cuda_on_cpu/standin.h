@@ -27,7 +27,8 @@
 #endif
 #endif
 
-namespace standin {
+namespace standin
+{
 
 /* Ends the process: the program under test broke a rule that CUDA would punish at random. */
 [[noreturn]] void die(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
@@ -44,7 +45,10 @@ struct Random {
         z = (z ^ z >> 27) * 0x94D049BB133111EBu;
         return z ^ z >> 31;
     }
-    unsigned below(unsigned n) { return unsigned((next() >> 32) * n >> 32); }
+    unsigned below(unsigned n)
+    {
+        return unsigned((next() >> 32) * n >> 32);
+    }
 };
 
 /* kernel.cpp */

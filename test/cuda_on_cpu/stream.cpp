@@ -33,7 +33,8 @@ using standin::Chain;
 using standin::Op;
 using standin::Work;
 
-namespace standin {
+namespace standin
+{
 struct Capture;
 struct Op {
     Work work; /* empty: only a point in the order */
@@ -55,8 +56,8 @@ struct CUstream_st {
 };
 struct CUevent_st {
     bool timing;
-    OpPtr op;                   /* what was recorded last */
-    uint64_t capture = 0;       /* or: which capture it was recorded in, and where */
+    OpPtr op;             /* what was recorded last */
+    uint64_t capture = 0; /* or: which capture it was recorded in, and where */
     std::vector<int> frontier;
 };
 struct Node {
@@ -72,7 +73,8 @@ struct CUgraphExec_st {
     OpPtr last; /* launches of one executable graph follow each other */
 };
 
-namespace standin {
+namespace standin
+{
 
 constexpr size_t LARGE_PAGE = 2 << 20;
 constexpr size_t GUARD = 256; /* at least this between allocations, filled with 0xFF */
@@ -193,10 +195,10 @@ static cudaError_t result(cudaError_t e)
 }
 
 /* Holds the lock; fails where there is no device. */
-#define API                                                                                        \
-    std::lock_guard<std::recursive_mutex> hold(g().lock);                                          \
-    if (g().absent != cudaSuccess)                                                                 \
-        return result(g().absent)
+#define API                                               \
+    std::lock_guard<std::recursive_mutex> hold(g().lock); \
+    if (g().absent != cudaSuccess)                        \
+    return result(g().absent)
 
 /* ------------------------------------------------------------------------------------------------
  * Memory. */
@@ -204,8 +206,14 @@ static cudaError_t result(cudaError_t e)
 /* While one exists, device memory may be touched. */
 struct Open {
     size_t span = g().span();
-    Open() { protect(g().open++ == 0, PROT_READ | PROT_WRITE); }
-    ~Open() { protect(--g().open == 0, PROT_NONE); }
+    Open()
+    {
+        protect(g().open++ == 0, PROT_READ | PROT_WRITE);
+    }
+    ~Open()
+    {
+        protect(--g().open == 0, PROT_NONE);
+    }
     void protect(bool now, int what)
     {
         if (now && span && mprotect(g().base, span, what))
@@ -221,7 +229,10 @@ static bool inside(const std::map<uintptr_t, size_t> &map, const void *p, size_t
     --i;
     return uintptr_t(p) + bytes <= i->first + i->second;
 }
-bool is_device(const void *p, size_t bytes) { return inside(g().device_memory, p, bytes); }
+bool is_device(const void *p, size_t bytes)
+{
+    return inside(g().device_memory, p, bytes);
+}
 
 static void poison(const void *p, size_t bytes, bool on)
 {
@@ -279,10 +290,10 @@ cudaError_t standin::synchronous_call()
         }
     return e;
 }
-#define SYNCHRONOUS                                                                                \
-    API;                                                                                           \
-    if (cudaError_t not_now = synchronous_call(); not_now != cudaSuccess)                          \
-        return result(not_now)
+#define SYNCHRONOUS                                                       \
+    API;                                                                  \
+    if (cudaError_t not_now = synchronous_call(); not_now != cudaSuccess) \
+    return result(not_now)
 
 cudaError_t cudaMalloc(void **p, size_t bytes)
 {
@@ -640,7 +651,10 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags)
     g().streams.push_back(*s);
     return cudaSuccess;
 }
-cudaError_t cudaStreamCreate(cudaStream_t *s) { return cudaStreamCreateWithFlags(s, 0); }
+cudaError_t cudaStreamCreate(cudaStream_t *s)
+{
+    return cudaStreamCreateWithFlags(s, 0);
+}
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned flags, int)
 {
     return cudaStreamCreateWithFlags(s, flags);
@@ -720,7 +734,10 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags)
     *e = new CUevent_st{!(flags & cudaEventDisableTiming), nullptr, 0, {}};
     return cudaSuccess;
 }
-cudaError_t cudaEventCreate(cudaEvent_t *e) { return cudaEventCreateWithFlags(e, 0); }
+cudaError_t cudaEventCreate(cudaEvent_t *e)
+{
+    return cudaEventCreateWithFlags(e, 0);
+}
 cudaError_t cudaEventDestroy(cudaEvent_t e)
 {
     API;
@@ -858,7 +875,7 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus *
     CUstream_st *s = resolve(stream);
     if (cudaError_t e = implicit_capture(s); e != cudaSuccess)
         return result(e);
-    *status = !s->capture            ? cudaStreamCaptureStatusNone
+    *status = !s->capture           ? cudaStreamCaptureStatusNone
               : s->capture->invalid ? cudaStreamCaptureStatusInvalidated
                                     : cudaStreamCaptureStatusActive;
     return cudaSuccess;
@@ -887,7 +904,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
         return spoil(c, cudaErrorStreamCaptureUnmatched);
     if (c->mode != cudaStreamCaptureModeRelaxed && c->thread != std::this_thread::get_id())
         return spoil(c, cudaErrorStreamCaptureWrongThread);
-    cudaError_t e = c->invalid ? cudaErrorStreamCaptureInvalidated
+    cudaError_t e = c->invalid   ? cudaErrorStreamCaptureInvalidated
                     : joined(*c) ? cudaSuccess
                                  : cudaErrorStreamCaptureUnjoined;
     for (CUstream_st *other : g().streams)
@@ -968,12 +985,12 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec)
 static int smem_optin()
 {
     int sm = g().sm;
-    return 1024 * (sm == 80 || sm == 87              ? 163
+    return 1024 * (sm == 80 || sm == 87                ? 163
                    : sm == 86 || sm == 89 || sm >= 120 ? 99
-                   : sm >= 90                        ? 227
-                   : sm == 75                        ? 64
-                   : sm >= 70                        ? 96
-                                                     : 48);
+                   : sm >= 90                          ? 227
+                   : sm == 75                          ? 64
+                   : sm >= 70                          ? 96
+                                                       : 48);
 }
 static int smem_of(const void *kernel)
 {
@@ -1011,7 +1028,8 @@ const char *standin::function_name(const void *function)
         return name.c_str();
     uintptr_t offset = uintptr_t(function);
     Dl_info info = {};
-    if (dladdr(function, &info) && static_cast<const ElfW(Ehdr) *>(info.dli_fbase)->e_type == ET_DYN)
+    if (dladdr(function, &info) &&
+        static_cast<const ElfW(Ehdr) *>(info.dli_fbase)->e_type == ET_DYN)
         offset -= uintptr_t(info.dli_fbase); /* position-independent */
     char exe[512] = "", command[640], line[1024] = "";
     if (readlink("/proc/self/exe", exe, sizeof exe - 1) > 0) {
@@ -1062,8 +1080,8 @@ cudaError_t standin::launch(const cudaLaunchConfig_t &c, const void *kernel,
         return result(cudaErrorInvalidConfiguration);
     if (c.dynamicSmemBytes > size_t(smem_of(kernel)))
         return result(cudaErrorInvalidValue);
-    auto k = std::make_shared<Kernel>(
-        Kernel{std::move(thread), kernel, n, b, c.dynamicSmemBytes, 0});
+    auto k =
+        std::make_shared<Kernel>(Kernel{std::move(thread), kernel, n, b, c.dynamicSmemBytes, 0});
     return result(enqueue(c.stream, [k] {
         k->seed = g().random.next();
         run_kernel(*k);
@@ -1125,18 +1143,35 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr what, int device)
     if (cudaError_t e = cudaGetDeviceProperties(&p, device); e != cudaSuccess)
         return e;
     switch (what) {
-    case cudaDevAttrMaxThreadsPerBlock: *value = p.maxThreadsPerBlock; break;
-    case cudaDevAttrMaxSharedMemoryPerBlock: *value = int(p.sharedMemPerBlock); break;
-    case cudaDevAttrMultiProcessorCount: *value = p.multiProcessorCount; break;
-    case cudaDevAttrL2CacheSize: *value = p.l2CacheSize; break;
-    case cudaDevAttrMaxThreadsPerMultiProcessor: *value = p.maxThreadsPerMultiProcessor; break;
-    case cudaDevAttrComputeCapabilityMajor: *value = p.major; break;
-    case cudaDevAttrComputeCapabilityMinor: *value = p.minor; break;
+    case cudaDevAttrMaxThreadsPerBlock:
+        *value = p.maxThreadsPerBlock;
+        break;
+    case cudaDevAttrMaxSharedMemoryPerBlock:
+        *value = int(p.sharedMemPerBlock);
+        break;
+    case cudaDevAttrMultiProcessorCount:
+        *value = p.multiProcessorCount;
+        break;
+    case cudaDevAttrL2CacheSize:
+        *value = p.l2CacheSize;
+        break;
+    case cudaDevAttrMaxThreadsPerMultiProcessor:
+        *value = p.maxThreadsPerMultiProcessor;
+        break;
+    case cudaDevAttrComputeCapabilityMajor:
+        *value = p.major;
+        break;
+    case cudaDevAttrComputeCapabilityMinor:
+        *value = p.minor;
+        break;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
         *value = int(p.sharedMemPerMultiprocessor);
         break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = int(p.sharedMemPerBlockOptin); break;
-    default: return result(cudaErrorInvalidValue);
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+        *value = int(p.sharedMemPerBlockOptin);
+        break;
+    default:
+        return result(cudaErrorInvalidValue);
     }
     return cudaSuccess;
 }
@@ -1152,7 +1187,10 @@ cudaError_t cudaRuntimeGetVersion(int *version)
     *version = CUDART_VERSION;
     return cudaSuccess;
 }
-cudaError_t cudaDeviceReset() { return cudaDeviceSynchronize(); }
+cudaError_t cudaDeviceReset()
+{
+    return cudaDeviceSynchronize();
+}
 
 cudaError_t cudaGetLastError()
 {
@@ -1160,11 +1198,16 @@ cudaError_t cudaGetLastError()
     last_error = cudaSuccess;
     return e;
 }
-cudaError_t cudaPeekAtLastError() { return last_error; }
+cudaError_t cudaPeekAtLastError()
+{
+    return last_error;
+}
 const char *cudaGetErrorName(cudaError_t e)
 {
     switch (e) {
-#define X(name, number, text) case name: return #name;
+#define X(name, number, text) \
+    case name:                \
+        return #name;
         STANDIN_ERRORS(X)
 #undef X
     }
@@ -1173,7 +1216,9 @@ const char *cudaGetErrorName(cudaError_t e)
 const char *cudaGetErrorString(cudaError_t e)
 {
     switch (e) {
-#define X(name, number, text) case name: return text;
+#define X(name, number, text) \
+    case name:                \
+        return text;
         STANDIN_ERRORS(X)
 #undef X
     }
