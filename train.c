@@ -49,10 +49,14 @@ typedef struct {
 static volatile int stop_signal;  /* int: evaluate() looks at it too */
 static const char *run_to_resume; /* a run with a checkpoint, for die_hook */
 
+/* Launchers may deliver one signal twice: a second one counts only after a second. */
 static void on_signal(int sig)
 {
-    if (stop_signal)
+    static double first;
+    if (stop_signal && now() - first > 1)
         _exit(128 + sig);
+    if (!stop_signal)
+        first = now();
     stop_signal = sig;
 }
 

@@ -385,8 +385,6 @@ part_sanitize() {
 
 # ---- speed ----
 
-declare -A size=([Ti]="192 12 3 768" [S]="384 12 6 1536" [B]="768 12 12 3072"
-    [L]="1024 24 16 4096" [H]="1280 32 16 5120" [g]="1408 40 16 6144" [G]="1664 48 16 8192")
 declare -A usual=([Ti]="1024 2048" [S]="512 1024 2048" [B]="256 512 1024" [L]="128 256 512"
     [H]="64 128 256" [g]="48 96 192" [G]="32 64 128")
 
@@ -427,108 +425,6 @@ best() { # column 2 (training) or 3 (inference): "batch median rounds" of the be
         awk -v b="$batch" -v c="$1" '$1 == b {print $c}' "$tmp/ours" | median |
             awk -v b="$batch" -v n="$(grep -c "^$batch " "$tmp/ours")" '{print b, $1, n}'
     done | sort -g -k 2 | tail -n 1
-}
-
-# The kernels of a few training steps, "name<TAB>nanoseconds" in the order of their launch, to
-# $tmp/kernels: by Nsight Systems where it can make a report, else by Nsight Compute. The algorithms
-# of matrix products have been chosen by then and are in the cache.
-trace() { # model, batch
-    local run_steps=(./train_gpu train --data fake --val-data none --model "$1" --num-classes 1000
-        --batch-size "$2" --steps 6 --precision bf16 --log-every 1)
-    : >"$tmp/kernels"
-    if command -v nsys >/dev/null; then
-        rm -f "$tmp/trace."*
-        run 100 nsys profile --trace=cuda --cuda-graph-trace=node -o "$tmp/trace" \
-            "${run_steps[@]}" --out "$tmp/traced-nsys" &&
-            run 60 nsys stats --report cuda_gpu_trace --format csv "$tmp/trace.nsys-rep" &&
-            csv_columns Name 'Duration (ns)' <"$tmp/now" >"$tmp/kernels"
-    fi
-    if [ ! -s "$tmp/kernels" ] && command -v ncu >/dev/null; then
-        run 180 ncu --clock-control none --metrics gpu__time_duration.sum --graph-profiling node \
-            --print-units base --csv --log-file "$tmp/ncu.csv" \
-            "${run_steps[@]}" --out "$tmp/traced-ncu" &&
-            csv_columns 'Kernel Name' 'Metric Value' <"$tmp/ncu.csv" >"$tmp/kernels"
-    fi
-    [ -s "$tmp/kernels" ]
-}
-csv_columns() { # text column, number column: of the table that begins where both are named
-    awk -v text="$1" -v number="$2" '
-        function cells(line, c,    n, i, quoted, ch) { # into c[1..]; quotes may hold commas
-            n = 1; c[1] = ""; quoted = 0
-            for (i = 1; i <= length(line); i++) {
-                ch = substr(line, i, 1)
-                if (ch == "\"") quoted = !quoted
-                else if (ch == "," && !quoted) c[++n] = ""
-                else c[n] = c[n] ch
-            }
-            return n
-        }
-        !found {
-            n = cells($0, c); a = b = 0
-            for (i = 1; i <= n; i++) { if (c[i] == text) a = i; if (c[i] == number) b = i }
-            found = a && b
-            next
-        }
-        cells($0, c) >= n { gsub(/,/, "", c[b]); print c[a] "\t" c[b] }'
-}
-
-# Milliseconds of a training step by class of kernel, beside the floor: FLOPs at the measured rate
-# of a large product, bytes at the measured rate of a copy. Bytes per token and block in bf16: norms
-# 8C forward and 16C backward; attention 8C and 16C, or 3.5 times its forward FLOPs, whichever takes
-# longer; the activation 6F backward (forward it is part of the product). The optimiser moves 34
-# bytes a parameter.
-profile_table() { # model, batch, TFLOP/s, TB/s
-    local letter=${1%%/*} patch=${1##*/}
-    # shellcheck disable=SC2086
-    set -- $2 $3 $4 ${size[$letter]} "$patch"
-    awk -F '\t' -v B="$1" -v R="$2" -v W="$3" -v C="$4" -v L="$5" -v H="$6" -v F="$7" -v P="$8" '
-        function class(s) {
-            s = tolower(s)
-            if (s ~ /attention|flash|fmha/) return "attention"
-            if (s ~ /adam|sgd|lamb|sum_squares|finish_norm|scale_loss/) return "optimiser"
-            if (s ~ /nvjet|gemm|cutlass|splitk|cublas|xmma/) return "matrix products"
-            if (s ~ /norm/) return "norms and residuals"
-            if (s ~ /gelu|tail|column_sums|sum_ranges/) return "activation and bias gradients"
-            if (s ~ /patchify|embed|pool|loss/) return "embedding, pool, loss"
-            return "copies and other"
-        }
-        { name[NR] = $1; ns[NR] = $2 }
-        tolower($1) ~ /patchify/ { before = start; start = NR } # a step begins with it
-        END {
-            if (!before) { print "no whole step in the trace"; exit }
-            for (r = before; r < start; r++) {
-                c = class(name[r])
-                t[c] += ns[r] / 1e6
-                n[c]++
-            }
-            known = R > 0 && W > 0
-            if (!known) R = W = 1
-            N = (224 / P) ^ 2; T = N + 1; tokens = B * T * L
-            lin = 2 * T * L * (4 * C * C + 2 * C * F)
-            att = 4 * T * T * C * L
-            gemm = 3 * lin + 2 * (2 * N * 3 * P * P * C) + 3 * 2 * C * 1000
-            params = L * (4 * C * C + 2 * C * F + 9 * C + F) + C * (3 * P * P + T + 4) + 1001 * C
-            floor["matrix products"] = B * gemm / R / 1e9
-            floor["norms and residuals"] = tokens * 24 * C / W / 1e9
-            byte = tokens * 24 * C / W / 1e9; flop = B * 3.5 * att / R / 1e9
-            floor["attention"] = byte > flop ? byte : flop
-            floor["activation and bias gradients"] = tokens * 6 * F / W / 1e9
-            floor["optimiser"] = params * 34 / W / 1e9
-            floor["embedding, pool, loss"] = B * (3 * 224 * 224 + 8 * C * T) / W / 1e9
-            m = split("matrix products;attention;norms and residuals;" \
-                "activation and bias gradients;optimiser;embedding, pool, loss;copies and other",
-                o, ";")
-            print "| kernels | launches | ms | floor, ms | ratio |"
-            print "|---|---|---|---|---|"
-            for (i = 1; i <= m; i++) {
-                c = o[i]; all += t[c]; least += floor[c]
-                printf "| %s | %d | %.2f |", c, n[c], t[c]
-                if (known && floor[c]) printf " %.2f | %.2f |\n", floor[c], t[c] / floor[c]
-                else print " | |"
-            }
-            if (known) printf "| all | | %.2f | %.2f | %.2f |\n", all, least, all / least
-            else printf "| all | | %.2f | | |\n", all
-        }' "$tmp/kernels"
 }
 
 bench_model() { # MODEL[:BATCHES], seconds for it
@@ -576,7 +472,7 @@ bench_model() { # MODEL[:BATCHES], seconds for it
 
 part_bench() {
     local model batch speed ceiling='' torch='' mode=${MODE:-default} notes=() best_batches=() share
-    build train_gpu
+    build train_gpu build/gpu/bench_kernels
     page_head
     torch=$("$python" -c 'import torch
 print(torch.__version__ if torch.cuda.is_available() else "")' 2>/dev/null)
@@ -609,27 +505,18 @@ print(torch.__version__ if torch.cuda.is_available() else "")' 2>/dev/null)
         END {if (n) {for (i = 1; i <= n; i++) s += c[i]
              printf "Under load: SM clock %.0f MHz on average, %.0f W and %.0f degrees at most.\n",
                  s / n, p, t}}' "$out/clocks.csv" | tee -a "$page"
-    local has_profile=
-    ./train_gpu --help 2>/dev/null | grep -q -- '--profile' && has_profile=1
     for line in ${best_batches[@]+"${best_batches[@]}"}; do
         read -r model batch speed <<<"$line"
         put
         if [ "$(left)" -lt 30 ]; then
-            put "$model: no time left for a profile"
-        elif [ -n "$has_profile" ] && run 90 ./train_gpu bench --model "$model" \
-            --batch-size "$batch" --precision bf16 --profile; then
-            put "A training step of $model, batch $batch, as \`bench --profile\` has it:"
-            put
-            sed 's/^/    /' "$tmp/now" | tee -a "$page"
-        elif trace "$model" "$batch"; then
-            cp "$tmp/kernels" "$out/kernels-${model/\//-}.tsv"
+            put "$model: no time left to look at single operations"
+        elif run 120 build/gpu/bench_kernels "$model" "$batch" bf16; then
             put "A training step of $model, batch $batch: $(awk -v b="$batch" -v s="$speed" \
-                'BEGIN {printf "%.2f", 1000 * b / s}') ms; kernel by kernel:"
+                'BEGIN {printf "%.2f", 1000 * b / s}') ms. Operation by operation (bench/kernels.c):"
             put
-            profile_table "$model" "$batch" "$(field "$ceiling" tflops | grep . || echo 0)" \
-                "$(field "$ceiling" tbytes_per_s | grep . || echo 0)" | tee -a "$page"
+            tee -a "$page" <"$tmp/now"
         else
-            put "$model: no profile (needs nsys or ncu that may read the GPU)"
+            put "$model: bench_kernels failed: $(cat "$tmp/last")"
         fi
     done
     # A run that measured nothing of ours has failed.

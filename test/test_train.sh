@@ -187,7 +187,9 @@ check "SIGTERM: nothing is lost" \
 pid=$!
 until_true test -e twice/log.jsonl
 kill -INT $pid 2>/dev/null || kill -TERM $pid
-kill -TERM $pid
+kill -TERM $pid # at once: a launcher's echo of the first
+sleep 1.2
+kill -TERM $pid 2>/dev/null
 sleep 1
 check "a second signal ends it at once" sh -c "! kill -0 $pid 2>/dev/null"
 wait $pid
