@@ -39,7 +39,8 @@ CUDALIBS := -L$(CUDA_DIR)/lib64 -Wl,-rpath,$(CUDA_DIR)/lib64 -lcublasLt $(NCCL) 
 
 # The same source as plain C++, run on the CPU by the stand-ins of test/cuda_on_cpu.
 CXX      := $(if $(findstring clang,$(CC)),clang++,g++)
-CXXFLAGS := -std=c++20 -D_GNU_SOURCE $(CFLAGS) $(ARCH) -fopenmp -Wall -Wextra -Wno-unknown-pragmas -Itest/cuda_on_cpu -I. \
+CXXFLAGS  = -std=c++20 -D_GNU_SOURCE $(CFLAGS) $(ARCH) -fopenmp -Wall -Wextra -Wno-unknown-pragmas \
+            $(if $(findstring clang,$(CC)),-Wno-pass-failed) -Itest/cuda_on_cpu -I. \
             -I/usr/include/$(TRIPLE)/openblas-openmp $(EXTRA)
 STANDIN  := $(BUILD)/standin
 STANDIN_SRC := $(wildcard test/cuda_on_cpu/*.cpp)
@@ -124,6 +125,11 @@ $(STANDIN)/backend_cuda.o: backend_cuda.cu Makefile | $(BUILD)/found
 	@echo "  CXX  $@"
 	$(Q)$(CXX) $(CXXFLAGS) -MMD -MP -x c++ -c -o $@ $<
 
+# The fibers themselves are told to ThreadSanitizer by hand.
+ifneq ($(findstring fsanitize=thread,$(EXTRA)),)
+$(STANDIN)/kernel.o: EXTRA += -fno-sanitize=thread -DSTANDIN_TSAN
+endif
+
 $(STANDIN)/%.o: test/cuda_on_cpu/%.cpp Makefile | $(BUILD)/found
 	@echo "  CXX  $@"
 	$(Q)$(CXX) $(CXXFLAGS) -MMD -MP -c -o $@ $<
@@ -150,10 +156,11 @@ $(BUILD)/double/test_%: test/test_%.c $(LIB64) Makefile
 	$(Q)$(CC) $(FLAGS) -DREAL=double -MMD -MP -MF $@.d -o $@ $< $(LIB64) $(LIBS)
 
 standin: $(STANDIN_TESTS)
-test-programs: $(PROGRAM) $(TESTS) $(STANDIN_TESTS)
+test-programs: $(PROGRAM) $(TESTS) $(STANDIN_TESTS) $(if $(NVCC),$(GPUPROGRAM))
 
 # test/run runs each argument as a command, and ends with `N passed, N failed, N skipped`.
-# Gradients are checked in double alone: finite differences say nothing in float.
+# Gradients are checked in double alone: finite differences say nothing in float. The CUDA backend is
+# compiled by nvcc where that is found, and tested on the stand-ins everywhere.
 test: report
 	$(SUB) BUILD=$(BUILD) test-programs
 	@test/run $(BUILD)/log \
@@ -162,6 +169,10 @@ test: report
 	  $(foreach t,$(filter %/test_golden,$(TESTS)),"$t $(GOLDEN) $(FIXTURES)") \
 	  $(if $(FIXTURES),,"skip: no PyTorch fixtures in $(SHARED)/fixtures") \
 	  "test/test_train.sh $(PROGRAM) $(SHARED)" \
+	  "$(STANDIN)/test_cuda_on_cpu" \
+	  $(foreach t,fp32 tf32 bf16 fp16,"as ops $t: $(STANDIN)/test_ops --backend cuda --type $t") \
+	  $(foreach t,fp32 tf32 bf16 fp16,"as goldens $t: $(STANDIN)/test_golden --backend cuda --type $t $(GOLDEN) $(FIXTURES)") \
+	  "test/test_cuda.sh $(STANDIN)/train_gpu $(PROGRAM) $(SHARED)" \
 	  "test/test_learn.sh $(PROGRAM) $(SHARED)"
 
 # An hour rather than minutes: sanitizers, a second compiler, valgrind, and mutants of the sources

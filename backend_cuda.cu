@@ -33,8 +33,8 @@ static const struct {
 } hints[] = {
     {cudaErrorNoDevice, "no GPU is visible to this program: nvidia-smi must list one, and "
                         "CUDA_VISIBLE_DEVICES must not hide it; ./train_cpu needs none"},
-    {cudaErrorInsufficientDriver, "the NVIDIA driver is older than this CUDA: update the driver, or "
-                                  "build with an older CUDA toolkit"},
+    {cudaErrorInsufficientDriver, "there is no NVIDIA driver here, or one older than this program's "
+                                  "CUDA (nvidia-smi shows which): update it; ./train_cpu needs none"},
     {cudaErrorNoKernelImageForDevice, "this program was built for other GPUs: build it again here, "
                                       "make clean train_gpu, or name the architecture, make GPU=90a"},
     {cudaErrorMemoryAllocation, "use a smaller --micro-batch"},

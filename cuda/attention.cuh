@@ -66,8 +66,8 @@ template <class E, int D> struct Tile {
  * a multiprocessor without spills. */
 template <class E, int D, bool DROP> struct Warps {
     static constexpr bool SLOW = DROP || sizeof(E) == 4;
-    static constexpr int Q = SLOW || D > 112 ? 4 : D > 64 ? 6 : 8;
-    static constexpr int KV = SLOW || D > 64 ? 4 : 8;
+    static constexpr int Q = SLOW || D > 112 ? 4 : D > 64 ? 6 : 7;
+    static constexpr int KV = SLOW || D > 64 ? 4 : 7;
 };
 
 /* Where a thread is. Of a 16x16 tile x[2][4] it has x[i][e] at (row(e), column(i, e)); of 16 rows

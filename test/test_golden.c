@@ -417,10 +417,6 @@ static void weights_case(Case *c)
         SKIP("%s: no weights in %s", file, folder);
         return;
     }
-    if (!under.full) {
-        SKIP("%s: TEST_FULL=1 runs it where a CPU plays the GPU", file);
-        return;
-    }
     const StTensor *images = st_find(c->file, "input.images");
     if (!CHECK(images && images->ndim == 4, "%s: input.images", file))
         return;

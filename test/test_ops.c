@@ -618,8 +618,11 @@ static void attention(const AttentionCase *c, bool backward)
 {
     begin(ATTENTION, "attention_%s B %d T %d Tq %d heads %d hs %d spread %d",
           backward ? "backward" : "forward", c->B, c->T, c->Tq, c->heads, c->hs, c->spread);
-    if (c->spread < 0) /* lse is of order 1e3: as float good to 1e-4 */
+    if (c->spread < 0) { /* lse is of order 1e3: as float good to 1e-4; rounding dS, whose rows sum
+                            to 0, counts twice where keys are not: their mean is 1.7 sigma */
         gate = fmax(gate, 1e-4);
+        gate_half *= 2;
+    }
     if (c->spread > 100) { /* of order 1e5: good to 1e-2, and so it is times log2 e */
         gate = strcmp(be->name, "cpu") == 0 ? 1e-3 : 1e-2;
         gate_half = fmax(gate, gate_half);
