@@ -62,7 +62,7 @@ FIXTURES := $(filter-out %/preprocess.safetensors,$(wildcard $(SHARED)/fixtures/
 SUB = +@$(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(CORES))
 Q := $(if $(V),,@)
 
-.PHONY: all demo gpu-tests standin test test-programs test-long valgrind bench deps report objects clean help
+.PHONY: all demo gpu-tests standin test-cuda races test test-programs test-long valgrind bench deps report objects clean help
 .DELETE_ON_ERROR:
 
 all: report
@@ -127,7 +127,7 @@ $(STANDIN)/backend_cuda.o: backend_cuda.cu Makefile | $(BUILD)/found
 
 # The fibers themselves are told to ThreadSanitizer by hand.
 ifneq ($(findstring fsanitize=thread,$(EXTRA)),)
-$(STANDIN)/kernel.o: EXTRA += -fno-sanitize=thread -DSTANDIN_TSAN
+$(STANDIN)/kernel.o: CXXFLAGS += -fno-sanitize=thread -DSTANDIN_TSAN
 endif
 
 $(STANDIN)/%.o: test/cuda_on_cpu/%.cpp Makefile | $(BUILD)/found
@@ -161,6 +161,15 @@ test-programs: $(PROGRAM) $(TESTS) $(STANDIN_TESTS) $(if $(NVCC),$(GPUPROGRAM))
 # test/run runs each argument as a command, and ends with `N passed, N failed, N skipped`.
 # Gradients are checked in double alone: finite differences say nothing in float. The CUDA backend is
 # compiled by nvcc where that is found, and tested on the stand-ins everywhere.
+CUDA_TESTS := "$(STANDIN)/test_cuda_on_cpu" \
+  $(foreach t,fp32 tf32 bf16 fp16,"as ops $t: $(STANDIN)/test_ops --backend cuda --type $t") \
+  $(foreach t,fp32 tf32 bf16 fp16,"as goldens $t: $(STANDIN)/test_golden --backend cuda --type $t $(GOLDEN) $(FIXTURES)") \
+  "test/test_cuda.sh $(STANDIN)/train_gpu $(PROGRAM) $(SHARED)"
+
+test-cuda: report
+	$(SUB) BUILD=$(BUILD) $(PROGRAM) standin
+	@test/run $(BUILD)/log-cuda $(CUDA_TESTS)
+
 test: report
 	$(SUB) BUILD=$(BUILD) test-programs
 	@test/run $(BUILD)/log \
@@ -169,23 +178,32 @@ test: report
 	  $(foreach t,$(filter %/test_golden,$(TESTS)),"$t $(GOLDEN) $(FIXTURES)") \
 	  $(if $(FIXTURES),,"skip: no PyTorch fixtures in $(SHARED)/fixtures") \
 	  "test/test_train.sh $(PROGRAM) $(SHARED)" \
-	  "$(STANDIN)/test_cuda_on_cpu" \
-	  $(foreach t,fp32 tf32 bf16 fp16,"as ops $t: $(STANDIN)/test_ops --backend cuda --type $t") \
-	  $(foreach t,fp32 tf32 bf16 fp16,"as goldens $t: $(STANDIN)/test_golden --backend cuda --type $t $(GOLDEN) $(FIXTURES)") \
-	  "test/test_cuda.sh $(STANDIN)/train_gpu $(PROGRAM) $(SHARED)" \
+	  $(CUDA_TESTS) \
 	  "test/test_learn.sh $(PROGRAM) $(SHARED)"
 
 # An hour rather than minutes: sanitizers, a second compiler, valgrind, and mutants of the sources
 # that the tests above must notice.
 ASAN := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+TSAN := -O1 -g -fsanitize=thread
 test-long: report
 	-scripts/deps long
 	@TEST_SMALL= test/run build/log-long \
 	  "as tests: $(MAKE) --no-print-directory test" \
-	  "as sanitizers: TEST_SMALL=1 $(MAKE) --no-print-directory BUILD=build/asan EXTRA='$(ASAN)' test" \
+	  "as sanitizers: TEST_SMALL=1 $(MAKE) --no-print-directory BUILD=build/asan NVCC= EXTRA='$(ASAN)' test" \
 	  "check clang: command -v clang || exit 77; $(MAKE) BUILD=build/clang CC=clang EXTRA=-Werror objects" \
-	  "check valgrind: command -v valgrind || exit 77; $(MAKE) BUILD=build/x86-64 ARCH=-march=x86-64 valgrind" \
+	  "as cuda by clang: $(MAKE) --no-print-directory BUILD=build/clang CC=clang NVCC= test-cuda" \
+	  $(foreach s,2 3 4 5 6 7,"as stream order $s: VIT_STANDIN_SEED=$s $(MAKE) --no-print-directory test-cuda") \
+	  "as races: $(MAKE) --no-print-directory BUILD=build/tsan NVCC= EXTRA='$(TSAN)' races" \
+	  "check valgrind: command -v valgrind || exit 77; $(MAKE) BUILD=build/x86-64 ARCH=-march=x86-64 NVCC= valgrind" \
 	  "test/mutate.sh"
+
+# Two threads of a block on the same memory without a barrier between: ThreadSanitizer sees CUDA's
+# threads as its own. Everything else has one thread, because it does not understand OpenMP's.
+races: report
+	$(SUB) BUILD=$(BUILD) $(STANDIN)/test_ops $(STANDIN)/test_cuda_on_cpu
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 VIT_STARTED=1 test/run $(BUILD)/log \
+	  "$(STANDIN)/test_cuda_on_cpu" \
+	  $(foreach t,fp32 bf16 fp16,"as ops $t: $(STANDIN)/test_ops --backend cuda --type $t")
 
 # valgrind knows no AVX-512: a plain build, and OpenBLAS told to be as plain.
 VALGRIND := VIT_STARTED=1 OPENBLAS_CORETYPE=NEHALEM valgrind -q --error-exitcode=9 --leak-check=full \

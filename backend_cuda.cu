@@ -191,6 +191,7 @@ static dev *cuda_alloc(size_t bytes)
     }
     CHECK_CUDA(e);
     CHECK_CUDA(cudaMemsetAsync(p, 0, bytes, cu.stream));
+    CHECK_CUDA(cudaStreamSynchronize(cu.stream)); /* the other streams may write there next */
     return (dev *)p;
 }
 

@@ -63,11 +63,11 @@ template <class E, int D> struct Tile {
 };
 
 /* Most warps of a block that owns queries, keys: two such blocks shall fit the 65,536 registers of
- * a multiprocessor without spills. */
+ * a multiprocessor (8 warps: 128 for a thread; 6: 168; 4: 255) with next to no spills. */
 template <class E, int D, bool DROP> struct Warps {
     static constexpr bool SLOW = DROP || sizeof(E) == 4;
-    static constexpr int Q = SLOW || D > 112 ? 4 : D > 64 ? 6 : 7;
-    static constexpr int KV = SLOW || D > 64 ? 4 : 7;
+    static constexpr int Q = SLOW || D > 112 ? 4 : D > 64 ? 6 : 8;
+    static constexpr int KV = SLOW || D > 64 ? 4 : 8;
 };
 
 /* Where a thread is. Of a 16x16 tile x[2][4] it has x[i][e] at (row(e), column(i, e)); of 16 rows
@@ -128,6 +128,7 @@ __device__ inline void copy_rows(E *to, const E *from, long ld, int rows, int va
             bool exists = r < valid && c < a.hs;
             cp_async_16(y, exists ? x : from, exists ? 16 : 0);
         } else {
+#pragma unroll 1 /* rarely used: not worth registers */
             for (int k = 0; k < W; k++)
                 y[k] = r < valid && c + k < a.hs ? x[k] : from_float<E>(0);
         }
@@ -356,8 +357,8 @@ __device__ inline void sum_columns(float *to, const E *tile, int all_rows, const
 }
 
 /* A warp's part of the dropout mask: queries from `query` on, of each the keys from `key` on.
- * Philox makes the mask of four neighbours in (head*T + query)*T + key at a time. Four belong to two
- * threads or more and begin anywhere, T being odd, so each four are made once, into bytes, and
+ * Philox makes the mask of four neighbours in (head*T + query)*T + key at a time. Four belong to
+ * two threads or more and begin anywhere, T being odd, so each four are made once, into bytes, and
  * every query keeps its phase: key j is byte (its first element) % 4 + j. */
 struct Keep {
     uint8_t *bytes;
@@ -550,8 +551,8 @@ __global__ void __launch_bounds__(32 * Warps<E, D, DROP>::Q, 2)
         long i = ((long)p.b * a.heads + p.head) * a.Tq + p.row + row;
         if (row < p.rows) {
             lse[r] = a.lse[i] * LOG2E;
-            delta[r] = a.wide ? row_dot<E, WIDE<E>>(x, y, a.hs, p.t)
-                              : row_dot<E, 1>(x, y, a.hs, p.t);
+            delta[r] =
+                a.wide ? row_dot<E, WIDE<E>>(x, y, a.hs, p.t) : row_dot<E, 1>(x, y, a.hs, p.t);
         }
         delta[r] = quad_sum(delta[r]);
         if (p.t == 0 && row < p.rows)

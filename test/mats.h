@@ -46,8 +46,8 @@ typedef struct {
                      infinite: anything that is not finite */
     int ways;     /* way[0] is v, the others further orders of roundings */
     double *way[WAYS];
-    bool sums;    /* of rounded numbers: held to the gate of the 16-bit types */
-    int parts;    /* groups of columns that are compared each by itself */
+    bool sums; /* of rounded numbers: held to the gate of the 16-bit types */
+    int parts; /* groups of columns that are compared each by itself */
 } Mat;
 
 static const Backend *be;
@@ -138,7 +138,8 @@ static Mat *mat_of(int type, const char *name, int kind, long rows, long cols, i
         die(NULL, "%s: MAX_MATS is too small", title);
     Mat *m = &mats[n_mats++];
     long ld = cols + pad, size = (long)type_size(type), n = 2 * GUARD / size + rows * ld;
-    *m = (Mat){name, kind, type, rows, cols, ld, GUARD / size, n, NULL, {NULL, ld, type, NULL},
+    *m = (Mat){name,      kind,         type, rows, cols,
+               ld,        GUARD / size, n,    NULL, {NULL, ld, type, NULL},
                .ways = 1, .parts = 1};
     m->block = be->alloc((size_t)(n * size));
     if (!m->block)
@@ -228,10 +229,10 @@ static void sum_columns(Mat *out, const Mat *x)
  * Comparing */
 
 typedef struct {
-    double l2;           /* relative; the largest over the parts */
-    double worst;        /* by how much an element misses, see `absolute` */
+    double l2;    /* relative; the largest over the parts */
+    double worst; /* by how much an element misses, see `absolute` */
     long worst_at;
-    long other, beyond;  /* elements that differ from the rounded value, and by more than one ulp */
+    long other, beyond; /* elements that differ from the rounded value, and by more than one ulp */
 } Difference;
 
 static double finite_or_not(double x)
@@ -299,8 +300,8 @@ static void report_worst(void)
     printf("largest errors in fractions of their gates\n  %-28s %8s %8s %8s %16s %5s\n", "", "real",
            "16-bit", "sums", "beyond one ulp", "ways");
     for (const struct Worst *w = worst_of; w->op[0]; w++)
-        printf("  %-28s %8.3f %8.3f %8.3f %16.3f %5x\n", w->op, w->real, w->half, w->sums, w->beyond,
-               (unsigned)w->ways);
+        printf("  %-28s %8.3f %8.3f %8.3f %16.3f %5x\n", w->op, w->real, w->half, w->sums,
+               w->beyond, (unsigned)w->ways);
 }
 
 static void judge(const Mat *m, const double *got)

@@ -1,11 +1,13 @@
 #!/bin/bash
 # Mutation check: flip a sign (or drop a factor) in each op, and see the suite fail.
 #
-#   test/mutate.sh [BUILD]      BUILD holds the double objects of an ordinary build (default: build)
+#   test/mutate.sh [BUILD]      BUILD holds the objects of an ordinary build (default: build)
 #
-# Each line of the table is `file | sed expression`. The mutant is compiled in double and must fail
-# the finite differences (test_grad) or, for what gradients cannot see, the tests of single operations
-# or the goldens (test_ops, test_golden).
+# Each line of a table is `file | sed expression`. Mutants of the model and the CPU backend are
+# compiled in double and must fail the finite differences (test_grad) or, for what gradients cannot
+# see, the tests of single operations or the goldens (test_ops, test_golden). Mutants of the CUDA
+# backend run on the stand-ins: kernels must fail test_ops, what orders streams (a wait left out, a
+# buffer used too early) must fail training (test_cuda.sh) under one of a few orders.
 # A mutant that survives, or an expression that no longer changes its file, is a failure.
 build=${1:-build}
 cc=${CC:-gcc}
@@ -45,7 +47,7 @@ backend_cpu.c | s/\* mass - (double)y\[k\]/* mass + (double)y[k]/
 backend_cpu.c | s/(v >= 0 ? 1 : e) \/ (1 + e) - (double)y\[k\]/(v >= 0 ? 1 : e) \/ (1 + e) + (double)y[k]/
 backend_cpu.c | s/a\[i\] += b\[i\];/a[i] -= b[i];/
 backend_cpu.c | s/drop_row(dx, n, (r % a->tokens) \* n,/drop_row(dx, n, (r % a->tokens) * n + 4,/
-backend_cpu.c | s/patch_add(out, a, mix\[b\].partner, py, px, 1 -/patch_add(out, a, mix[b].partner, py, px, 0.5f -/
+backend_cpu.c | s/patch_add(out, a, g\[b\].partner, py, px, 1 -/patch_add(out, a, g[b].partner, py, px, 0.5f -/
 backend_cpu.c | s/c2 = 1 - pow(o->beta2/c2 = 1 + pow(o->beta2/
 backend_cpu.c | s/l2 = o->kind == OPT_ADAM ? (real)wd/l2 = o->kind == OPT_ADAM ? -(real)wd/
 backend_cpu.c | s/keep = o->kind == OPT_ADAMW ? (real)(1 - lr/keep = o->kind == OPT_ADAMW ? (real)(1 + lr/
@@ -57,6 +59,28 @@ vit.c | s/be->zero(m->dstream,/be->zero(m->dy,/
 vit.c | s/unit_reduce(m, l + 1);/(void)0;/
 vit.c | s/unit_reduce(m, u);/(void)0;/
 vit.c | s/\.gamma = w.norm1_w, \.mean/.gamma = w.norm2_w, .mean/
+TABLE
+}
+
+cuda_mutants() {
+    cat <<'TABLE'
+cuda/attention.cuh | s/__syncthreads(); \/\* this stage is complete/\/* this stage is complete/
+cuda/attention.cuh | s/cp_async_wait<0>();/cp_async_wait<1>();/
+cuda/attention.cuh | s/x \* (m \* dp\[i\]\[e\] - delta\[e \/ 2\])/x * (m * dp[i][e] + delta[e \/ 2])/
+cuda/attention.cuh | s/dp\[i\]\[e\] = x \* (m \* dp\[i\]\[e\] - delta\[query\]);/dp[i][e] = x * (m * dp[i][e] + delta[query]);/
+cuda/attention.cuh | s/sum\[r\] \*= shrink;/;/
+cuda/attention.cuh | s/if (!FULL \&\& 16 \* n + p.at_column(i, e) >= keys)/if (!FULL \&\& 16 * n + p.at_column(i, e) > keys)/
+cuda/layers.cuh | s/d\[k\] += rstd\[m\] \* (dyk/d[k] -= rstd[m] * (dyk/
+cuda/layers.cuh | s/sum\[SUM_DBETA\]\[j\]\[k\] += dyk;/sum[SUM_DBETA][j][k] -= dyk;/
+cuda/layers.cuh | s/if (g \&\& g->flip)/if (g \&\& !g->flip)/
+cuda/layers.cuh | s/room\[warp \* 32 + lane\] = sum;/room[warp * 32 + lane] = -sum;/
+cuda/optimizer.cuh | s/^    if (s->skip)$/    if (!s->skip)/
+cuda/gemm.cuh | s/p.C ? 1.0f : 0.0f/p.C ? 0.0f : 1.0f/
+backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(cu.stream, ring\[t % EVENTS\], 0));/;/
+backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(copies, ring\[after % EVENTS\], 0));/;/
+backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(cu.stream, join_event, 0));/;/
+backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(collectives, fork_event, 0));/;/
+vit.c | s/    be->wait(in->sent);/    (void)0;/
 TABLE
 }
 
@@ -91,5 +115,53 @@ while IFS='|' read -r file expression; do
         passed=$((passed + 1))
     fi
 done < <(mutants)
+
+# The same for the CUDA backend.
+standin="-std=c++20 -D_GNU_SOURCE -O1 -march=native -fopenmp -w -Itest/cuda_on_cpu -I. \
+  -I/usr/include/$triple/openblas-openmp"
+caught_by_training() { # under the order of some seed
+    local seed
+    for seed in 1 2 3; do
+        VIT_STANDIN_SEED=$seed TEST_SMALL=1 test/test_cuda.sh "$work/standin_train_gpu" \
+            ./train_cpu >"$work/log" 2>&1 || return 0
+    done
+    return 1
+}
+while IFS='|' read -r file expression; do
+    file=${file// /}
+    expression=${expression# }
+    rm -rf "$work/src"
+    mkdir -p "$work/src"
+    cp -r backend_cuda.cu cuda vit.c "$work/src"
+    sed -i "$expression" "$work/src/$file"
+    if cmp -s "$file" "$work/src/$file"; then
+        echo "FAIL does not apply: $file: $expression"
+        failed=$((failed + 1))
+        continue
+    fi
+    objects="$work/cuda.o $work/vit32.o"
+    for source in *.c; do
+        [ "$source" = vit.c ] || [ "$source" = train.c ] || objects="$objects $build/float/${source%.c}.o"
+    done
+    for source in test/cuda_on_cpu/*.cpp; do
+        source=${source##*/}
+        objects="$objects $build/standin/${source%.cpp}.o"
+    done
+    if ! { ${CXX:-g++} $standin -x c++ -c -o "$work/cuda.o" "$work/src/backend_cuda.cu" &&
+        $cc ${flags% -DREAL=double} -c -o "$work/vit32.o" "$work/src/vit.c" &&
+        $cc ${flags% -DREAL=double} -o "$work/test_ops" test/test_ops.c $objects -lboost_context -lrt -lstdc++ $libs &&
+        $cc ${flags% -DREAL=double} -o "$work/standin_train_gpu" "$build/float/train.o" $objects -lboost_context -lrt -lstdc++ $libs; }; then
+        echo "FAIL does not compile: $file: $expression"
+        failed=$((failed + 1))
+    elif case $file in
+        cuda/*) ! { "$work/test_ops" --backend cuda --type bf16 && "$work/test_ops" --backend cuda --type fp32; } >"$work/log" 2>&1 ;;
+        *) caught_by_training ;;
+        esac; then
+        passed=$((passed + 1))
+    else
+        echo "FAIL survived: $file: $expression"
+        failed=$((failed + 1))
+    fi
+done < <(cuda_mutants)
 echo "$passed passed, $failed failed, 0 skipped"
 [ $failed = 0 ]
