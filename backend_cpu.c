@@ -1054,7 +1054,7 @@ static void cpu_scale_loss(const LossScaling *c)
         s->patience = (uint32_t)c->hysteresis;
         scale *= 2;
     } else if (c->kind == SCALING_AUTO) {
-        scale *= (double)s->large > 1e-7 * (double)s->counted ? 0.5 : 2;
+        scale *= s->skip || (double)s->large > 1e-7 * (double)s->counted ? 0.5 : 2;
         s->large = s->counted = 0;
     }
     if (c->kind >= SCALING_DYNAMIC)

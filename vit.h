@@ -264,9 +264,9 @@ typedef struct {
 
 /* Factors that keep small gradients above fp16's smallest number. DYNAMIC: NVIDIA's (Micikevicius
  * et al. 2018, with Megatron's hysteresis): halved once `hysteresis` updates have overflowed since
- * it last grew, doubled after `interval` good ones in a row. AUTO: Graphcore's: before each update,
+ * it last grew, doubled after `interval` good ones in a row. AUTO: Graphcore's: with each update,
  * halved where more than 1e-7 of the activation gradients counted by `count_large` were above 0.125
- * of fp16's maximum, else doubled. Both stay within 1 .. 2^32. */
+ * of fp16's maximum or the step was skipped, else doubled. Both stay within 1 .. 2^32. */
 enum { SCALING_NONE, SCALING_STATIC, SCALING_DYNAMIC, SCALING_AUTO };
 typedef struct {
     int kind;
@@ -406,7 +406,7 @@ typedef struct {
  * lse [B,H,Tq] saves the log of each softmax denominator: backward recomputes the probabilities, so
  * that no T x T matrix is stored (Dao et al. 2022). Backward writes dqkv (the q columns of the
  * first Tq rows of each sample alone) and dbias [3C], its column sums; delta [B,H,Tq] is room for
- * the sums over a head of dout * out. */
+ * the sums over a head of dout * out. The CUDA backend takes hs up to 128. */
 typedef struct {
     Tensor qkv;  /* [B*T, 3C] */
     Tensor out;  /* [B*Tq, C] */

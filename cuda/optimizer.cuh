@@ -373,7 +373,8 @@ static size_t optimizer_scratch(const Config *c)
  *   DYNAMIC  skipped: good_steps = 0, patience counts down, and at 0 the scale is halved, by this
  *            and each further overflow; good: after `interval` of them good_steps starts again,
  *            patience = hysteresis and the scale is doubled (Megatron's DynamicGradScaler)
- *   AUTO     halved where large > 1e-7 counted, else doubled; both counters start again */
+ *   AUTO     halved where large > 1e-7 counted or the step was skipped, else doubled; both counters
+ *            start again */
 static __global__ void scale_loss_kernel(StepState *s, LossScaling c)
 {
     bool ours = c.kind == SCALING_DYNAMIC || c.kind == SCALING_AUTO;
@@ -385,7 +386,7 @@ static __global__ void scale_loss_kernel(StepState *s, LossScaling c)
     if (!ours)
         return;
     if (c.kind == SCALING_AUTO) {
-        scale *= (double)s->large > 1e-7 * (double)s->counted ? 0.5 : 2;
+        scale *= s->skip || (double)s->large > 1e-7 * (double)s->counted ? 0.5 : 2;
         s->large = s->counted = 0;
     } else if (s->skip) {
         s->good_steps = 0;
