@@ -181,8 +181,8 @@ test: report
 	  $(CUDA_TESTS) \
 	  "test/test_learn.sh $(PROGRAM) $(SHARED)"
 
-# An hour rather than minutes: sanitizers, a second compiler, valgrind, and mutants of the sources
-# that the tests above must notice.
+# Hours rather than minutes: sanitizers, a second compiler, valgrind, other orders of streams, and
+# mutants of the sources that the tests above must notice.
 ASAN := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 TSAN := -O1 -g -fsanitize=thread
 test-long: report
@@ -237,13 +237,17 @@ clean:
 	rm -rf build train_cpu train_gpu
 
 help:
-	@echo "make            build ./train_cpu and say what was found on this machine"
+	@echo "make            build ./train_cpu, ./train_gpu too where nvcc is found; say what was found"
 	@echo "make demo       build it, make a data set, train a small Vision Transformer (2 minutes)"
 	@echo "make test       all tests; SHARED=DIR says where the PyTorch fixtures and data are"
-	@echo "make test-long  sanitizers, clang, valgrind, mutants (about an hour)"
+	@echo "make test-cuda  of these, the tests of the CUDA backend, which need no GPU"
+	@echo "make races      the same under ThreadSanitizer: EXTRA='-O1 -g -fsanitize=thread' BUILD=build/tsan"
+	@echo "make gpu-tests  build what scripts/gpu_check.sh runs on a GPU"
+	@echo "make test-long  sanitizers, clang, valgrind, stream orders, mutants (two hours)"
 	@echo "make bench      speed against this machine's matrix product, and PyTorch where it is found"
 	@echo "make deps       install what is missing (Debian, Ubuntu; asks for sudo)"
 	@echo "make clean      remove what was built (runs and data stay)"
-	@echo "variables       CC CFLAGS ARCH EXTRA BUILD SHARED BLAS BLAS_DIR; V=1 shows the commands"
+	@echo "variables       CC CFLAGS ARCH EXTRA BUILD SHARED BLAS BLAS_DIR; V=1 shows the commands;"
+	@echo "                CUDA_HOME, GPU (architectures, such as \"80 90a\"), NCCL (its -l flag, or empty)"
 
 -include $(wildcard $(addsuffix /*.d,$(BUILD) $(BUILD)/float $(BUILD)/double $(BUILD)/gpu $(STANDIN)))

@@ -146,10 +146,11 @@ static void cuda_describe(char *out, size_t size)
     CHECK_CUDA(cudaDriverGetVersion(&driver));
     CHECK_CUDA(cudaRuntimeGetVersion(&runtime));
     static const char *const types[] = {"fp32", "bf16", "fp16"};
-    snprintf(out, size, "%s, %.0f GiB, sm_%d%d, %s, driver CUDA %d.%d, CUDA %d.%d, cuBLASLt %zu",
+    snprintf(out, size,
+             "%s, %.0f GiB, sm_%d%d, %s, driver CUDA %d.%d, CUDA %d.%d, cuBLASLt %zu (%zu MiB)",
              cu.gpu.name, (double)cu.gpu.totalGlobalMem / (1 << 30), cu.gpu.major, cu.gpu.minor,
              cu.device.tf32 ? "tf32" : types[cu.device.type], driver / 1000, driver % 1000 / 10,
-             runtime / 1000, runtime % 1000 / 10, cublasLtGetVersion());
+             runtime / 1000, runtime % 1000 / 10, cublasLtGetVersion(), workspace_bytes >> 20);
 }
 
 /* Dense rates of the vendor's data sheets, TFLOP/s: the yardstick of MFU, reached by nobody. */

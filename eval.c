@@ -18,31 +18,22 @@ typedef struct {
     long images;
 } Sums;
 
-/* One batch, in pieces that fit the model's plan. */
-static void evaluate_batch(Session *s, const Batch *b, real *targets, real *stats, Sums *sum)
+static void add_result(Session *s, int ago, int n, Sums *sum)
 {
-    int K = s->config.classes;
-    for (int at = 0, n; at < b->n; at += n) {
-        n = b->n - at < s->micro ? b->n - at : s->micro;
-        soft_targets(targets, b->labels + at, n, K, 0, false, 1, NULL);
-        vit_set_batch(s->m, n, b->images + (size_t)at * vit_image_bytes(&s->config, true), true,
-                      targets, NULL);
-        vit_evaluate(s->m);
-        vit_stats(s->m, stats);
-        for (int i = 0; i < n; i++) {
-            sum->loss += (double)stats[3 * i];
-            sum->top1 += (double)stats[3 * i + 1];
-            sum->top5 += (double)stats[3 * i + 2];
-        }
-        sum->images += n;
+    const StepResult *r = vit_result(s->m, ago);
+    for (int i = 0; i < n; i++) {
+        sum->loss += (double)r->stats[3 * i];
+        sum->top1 += (double)r->stats[3 * i + 1];
+        sum->top5 += (double)r->stats[3 * i + 2];
     }
+    sum->images += n;
 }
 
+/* What a batch came to is read while the next one is computed. */
 bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
 {
-    size_t n = (size_t)s->micro;
-    real *targets = xcalloc(n * (size_t)s->config.classes, sizeof *targets);
-    real *stats = xcalloc(n * 3, sizeof *stats);
+    int K = s->config.classes, waiting = 0; /* images of the batch before */
+    real *targets = xcalloc((size_t)s->micro * (size_t)K, sizeof *targets);
     long start = (long)s->world.rank * s->micro, stride = (long)s->world.ranks * s->micro;
     Loader *loader =
         loader_open_strided(d, s->micro, false, start, stride, data_count(d), (int)s->o.workers);
@@ -50,10 +41,17 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
     double from = now();
     const Batch *b;
     while (!(stop && *stop) && (b = loader_next(loader))) {
-        evaluate_batch(s, b, targets, stats, &sum);
+        soft_targets(targets, b->labels, b->n, K, 0, false, 1, NULL);
+        vit_set_batch(s->m, b->n, b->images, true, targets, NULL);
+        vit_evaluate(s->m);
+        if (waiting)
+            add_result(s, 1, waiting, &sum);
+        waiting = b->n;
         report_progress("evaluating", sum.images * s->world.ranks, data_count(d),
                         (double)sum.images * s->world.ranks / (now() - from));
     }
+    if (waiting)
+        add_result(s, 0, waiting, &sum);
     double all[] = {sum.loss, sum.top1, sum.top5, (double)sum.images};
     dist_sum(all, COUNT(all));
     sum = (Sums){all[0], all[1], all[2], (long)all[3]};
@@ -66,7 +64,6 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
                         .images = sum.images};
     loader_close(loader);
     free(targets);
-    free(stats);
     return complete;
 }
 

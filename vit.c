@@ -1055,8 +1055,7 @@ static uint64_t key(const Model *m, int phase)
                               m->use_augment,
                               m->averaged,
                               m->plan.clip > 0,
-                              (uint64_t)m->loss_images,
-                              m->steps % 2};
+                              (uint64_t)m->loss_images};
     uint64_t h = 0xcbf29ce484222325u;
     for (int i = 0; i < COUNT(parts); i++)
         h = (h ^ parts[i]) * 0x100000001b3u;
@@ -1136,13 +1135,19 @@ static void do_update(void *arg)
     be->scale_loss(&m->plan.scaling);
 }
 
-void vit_update(Model *m)
+/* Losses and state on their way to the host, in turn into two places. */
+static void fetch_result(Model *m, int images)
 {
-    run(m, 1, do_update);
     int slot = (int)(m->steps++ % 2);
     m->be->fetch(m->result_state[slot], m->state_dev, sizeof(StepState));
     m->results[slot].ready =
-        m->be->fetch(m->results[slot].stats, m->stats, 3 * (size_t)m->plan.batch * sizeof(real));
+        m->be->fetch(m->results[slot].stats, m->stats, 3 * (size_t)images * sizeof(real));
+}
+
+void vit_update(Model *m)
+{
+    run(m, 1, do_update);
+    fetch_result(m, m->plan.batch);
 }
 
 const StepResult *vit_result(Model *m, int ago)
@@ -1170,6 +1175,7 @@ void vit_evaluate(Model *m)
     run(m, 2, do_evaluate);
     m->train_mode = false;
     m->inputs[m->set].used = m->be->mark();
+    fetch_result(m, m->B);
 }
 
 void vit_stats(const Model *m, real *out)

@@ -602,7 +602,7 @@ typedef struct {
 /* What a step came to. */
 typedef struct {
     StepState state; /* after it */
-    real *stats;     /* [images of the step, 3] as the loss op has them */
+    real *stats;     /* [images of the step or evaluation, 3] as the loss op has them */
     Ticket ready;
 } StepResult;
 
@@ -656,7 +656,7 @@ typedef struct Model {
     bool images_u8, use_augment;
     bool averaged;   /* the average stands in the weights' place */
     int loss_images; /* the loss is divided by this */
-    uint32_t steps;  /* updates begun: results[steps % 2] is the next to be written */
+    uint32_t steps;  /* updates and evaluations: results[steps % 2] is the next to be written */
 } Model;
 
 /* Layout, memory plan, allocation; weights are zero. Dies if c is impossible or memory is short. */
@@ -703,8 +703,8 @@ void vit_begin_step(Model *m, uint32_t step, double lr, uint64_t seed);
  * step's `batch`; last: of this rank in this step. */
 void vit_micro_step(Model *m, int first_sample, int batch, bool last);
 void vit_update(Model *m);                    /* norm, clip, optimiser */
-/* The result of the newest step (ago 0) or the one before (ago 1), which it waits for; valid until
- * two more steps have been updated. NULL: there was no such step. */
+/* The result of the newest update or evaluation (ago 0) or the one before (ago 1), which it waits
+ * for; valid until two more have begun. NULL: there was none. */
 const StepResult *vit_result(Model *m, int ago);
 
 void vit_evaluate(Model *m);                  /* images, targets -> logits, stats; no dropout */

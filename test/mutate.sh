@@ -1,7 +1,8 @@
 #!/bin/bash
 # Mutation check: flip a sign (or drop a factor) in each op, and see the suite fail.
 #
-#   test/mutate.sh [BUILD]      BUILD holds the objects of an ordinary build (default: build)
+#   test/mutate.sh [BUILD [cpu|cuda]]   BUILD holds the objects of an ordinary build (default: build);
+#                                       cpu or cuda: those mutants alone
 #
 # Each line of a table is `file | sed expression`. Mutants of the model and the CPU backend are
 # compiled in double and must fail the finite differences (test_grad) or, for what gradients cannot
@@ -9,7 +10,7 @@
 # backend run on the stand-ins: kernels must fail test_ops, what orders streams (a wait left out, a
 # buffer used too early) must fail training (test_cuda.sh) under one of a few orders.
 # A mutant that survives, or an expression that no longer changes its file, is a failure.
-build=${1:-build}
+build=${1:-build} which=${2:-cpu cuda}
 cc=${CC:-gcc}
 work=$build/mutants
 triple=$($cc -print-multiarch)
@@ -114,7 +115,7 @@ while IFS='|' read -r file expression; do
     else
         passed=$((passed + 1))
     fi
-done < <(mutants)
+done < <([[ $which == *cpu* ]] && mutants)
 
 # The same for the CUDA backend.
 standin="-std=c++20 -D_GNU_SOURCE -O1 -march=native -fopenmp -w -Itest/cuda_on_cpu -I. \
@@ -162,6 +163,6 @@ while IFS='|' read -r file expression; do
         echo "FAIL survived: $file: $expression"
         failed=$((failed + 1))
     fi
-done < <(cuda_mutants)
+done < <([[ $which == *cuda* ]] && cuda_mutants)
 echo "$passed passed, $failed failed, 0 skipped"
 [ $failed = 0 ]
