@@ -150,9 +150,10 @@ static void cpu_add(dev *sum, const dev *x, long n)
         a[i] += b[i];
 }
 
-static void cpu_run(uint64_t key, void (*body)(void *), void *arg)
+static void cpu_run(uint64_t key, bool together, void (*body)(void *), void *arg)
 {
     (void)key;
+    (void)together;
     body(arg);
 }
 
@@ -1036,6 +1037,11 @@ static void cpu_finish_norm(const dev *partial, int n, double max_norm)
     s->skipped += s->skip;
 }
 
+static void cpu_round_weights(dev *work, int type, const dev *w, long n)
+{
+    cpu_convert(work, type, w, F32, n); /* fp32 needs no rounding */
+}
+
 /* A skipped step counts towards giving up only where the scale was at its lowest already. */
 static void cpu_scale_loss(const LossScaling *c)
 {
@@ -1324,6 +1330,7 @@ const Backend *backend_cpu(void)
         .sgd = cpu_sgd,
         .lamb_direction = cpu_lamb_direction,
         .lamb_apply = cpu_lamb_apply,
+        .round_weights = cpu_round_weights,
         .scale_loss = cpu_scale_loss,
         .all_reduce = cpu_all_reduce,
         .join = cpu_join,

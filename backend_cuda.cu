@@ -60,12 +60,18 @@ static bool sharing_gpu; /* VIT_SHARE_GPU: more ranks than GPUs, for tests */
 #ifdef HAVE_NCCL
 static ncclComm_t comm;
 
+/* A kernel that waits for a rank that is gone would wait for ever, and so would exit(). */
 static void nccl_check(ncclResult_t r, const char *what)
 {
-    if (r != ncclSuccess && r != ncclInProgress)
-        die("NCCL_DEBUG=INFO says more; if a rank has ended, its own error is the cause",
-            "NCCL: %s (%s, rank %d of %d)", ncclGetErrorString(r), what, cu.device.rank,
-            cu.device.ranks);
+    if (r == ncclSuccess || r == ncclInProgress)
+        return;
+    const char *text = ncclGetErrorString(r);
+    ncclComm_t broken = comm;
+    comm = NULL;
+    if (broken)
+        ncclCommAbort(broken);
+    die("NCCL_DEBUG=INFO says more; if a rank has ended, its own error is the cause",
+        "NCCL: %s (%s, rank %d of %d)", text, what, cu.device.rank, cu.device.ranks);
 }
 #define CHECK_NCCL(call) nccl_check(call, #call)
 
@@ -86,6 +92,8 @@ static void join_ranks()
     ncclUniqueId id;
     if (sharing_gpu)
         share_gpu();
+    setenv("NCCL_ALGO", "Ring", 0); /* one order of summation; NVLS has none that it keeps */
+    setenv("NCCL_NVLS_ENABLE", "0", 0);
     if (cu.device.rank == 0)
         CHECK_NCCL(ncclGetUniqueId(&id));
     cu.device.broadcast(&id, sizeof id);
@@ -108,11 +116,13 @@ static void cuda_init(const Device *d)
     if (first) {
         CHECK_CUDA(cudaGetDeviceCount(&devices));
         sharing_gpu = getenv("VIT_SHARE_GPU") != NULL;
-        if (d->local_rank >= devices && !sharing_gpu)
+        if (devices == 1 && getenv("CUDA_VISIBLE_DEVICES")) /* a launcher gave each its own */
+            cu.device.local_rank = 0;
+        if (cu.device.local_rank >= devices && !sharing_gpu)
             die("start as many processes as the machine has GPUs, see --gpus",
                 "rank %d wants GPU %d, this machine has %d", d->rank, d->local_rank, devices);
-        CHECK_CUDA(cudaSetDevice(d->local_rank % devices));
-        CHECK_CUDA(cudaGetDeviceProperties(&cu.gpu, d->local_rank % devices));
+        CHECK_CUDA(cudaSetDevice(cu.device.local_rank % devices));
+        CHECK_CUDA(cudaGetDeviceProperties(&cu.gpu, cu.device.local_rank % devices));
         if (cu.gpu.major < 8)
             die("an A100, RTX 30 or anything newer will do; ./train_cpu needs no GPU",
                 "%s has compute capability %d.%d; the kernels need 8.0", cu.gpu.name, cu.gpu.major,
@@ -159,7 +169,8 @@ static double cuda_peak_flops(void)
     static const struct {
         const char *name;
         double half, tf32, full;
-    } peaks[] = {{"H100 PCIe", 756.4, 378.2, 51.2}, {"H100", 989.4, 494.7, 66.9},
+    } peaks[] = {{"H100 PCIe", 756.4, 378.2, 51.2}, {"H100 NVL", 835, 417.5, 60},
+                 {"H200 NVL", 835, 417.5, 60},      {"H100", 989.4, 494.7, 66.9},
                  {"H200", 989.4, 494.7, 66.9},      {"GH200", 989.4, 494.7, 66.9},
                  {"H800", 989.4, 494.7, 66.9},      {"H20", 148, 74, 44},
                  {"B200", 2250, 1125, 75},          {"A100", 311.9, 156, 19.5},
@@ -218,41 +229,49 @@ static void cuda_host_release(void *p)
 }
 
 /* ------------------------------------------------------------------------------------------------
- * Transfers. Ticket t stands for an event of a ring; one that was recorded again since then marks a
- * later point, so that who waits for it waits longer than needed but never too little. */
+ * Transfers. A ticket is a stream and a count of marks on it, and stands for an event of that
+ * stream's ring: one that was recorded again since then marks a later point of the same stream, so
+ * that who waits for it waits longer than needed but never too little. */
 
 enum { EVENTS = 64 };
-static cudaEvent_t ring[EVENTS];
-static Ticket tickets;
+enum { ON_OPS = 1, ON_COPIES = 2, STREAMS = 4 }; /* low bits of a ticket, which is never 0 */
+static cudaEvent_t ring[STREAMS][EVENTS];
+static Ticket marks[STREAMS];
 
-static Ticket mark_stream(cudaStream_t s)
+static cudaEvent_t &event_of(Ticket t)
 {
-    cudaEvent_t &e = ring[++tickets % EVENTS];
+    return ring[t % STREAMS][t / STREAMS % EVENTS];
+}
+
+static Ticket mark_stream(int which)
+{
+    Ticket t = ++marks[which] * STREAMS + (Ticket)which;
+    cudaEvent_t &e = event_of(t);
     if (!e)
         CHECK_CUDA(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
-    CHECK_CUDA(cudaEventRecord(e, s));
-    return tickets;
+    CHECK_CUDA(cudaEventRecord(e, which == ON_OPS ? cu.stream : copies));
+    return t;
 }
 
 static Ticket cuda_mark(void)
 {
-    return mark_stream(cu.stream);
+    return mark_stream(ON_OPS);
 }
 
 static Ticket cuda_send(dev *dst, const void *src, size_t bytes, Ticket after)
 {
     if (after)
-        CHECK_CUDA(cudaStreamWaitEvent(copies, ring[after % EVENTS], 0));
+        CHECK_CUDA(cudaStreamWaitEvent(copies, event_of(after), 0));
     CHECK_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, copies));
-    Ticket t = mark_stream(copies);
-    CHECK_CUDA(cudaStreamWaitEvent(cu.stream, ring[t % EVENTS], 0));
+    Ticket t = mark_stream(ON_COPIES);
+    CHECK_CUDA(cudaStreamWaitEvent(cu.stream, event_of(t), 0));
     return t;
 }
 
 static Ticket cuda_fetch(void *dst, const dev *src, size_t bytes)
 {
     CHECK_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, cu.stream));
-    return mark_stream(cu.stream);
+    return mark_stream(ON_OPS);
 }
 
 /* With other ranks, look at their health while waiting: a sum whose partner is gone never ends. */
@@ -260,7 +279,7 @@ static void cuda_wait(Ticket ticket)
 {
     if (!ticket)
         return;
-    cudaEvent_t e = ring[ticket % EVENTS];
+    cudaEvent_t e = event_of(ticket);
 #ifdef HAVE_NCCL
     for (cudaError_t s; comm && (s = cudaEventQuery(e)) != cudaSuccess;) {
         ncclResult_t health = ncclSuccess;
@@ -330,30 +349,36 @@ static void cuda_join(void)
 /* ------------------------------------------------------------------------------------------------
  * Graphs */
 
+/* Twice a body is called, then it is recorded: the first time kernels are loaded, and gradients may
+ * still be zero (a new head); the second time algorithms are timed, on numbers as they will be. */
 struct Recording {
-    bool seen; /* once: the first time algorithms are chosen and kernels loaded */
+    int calls;
     cudaGraphExec_t graph;
 };
 static auto &recordings = *new std::map<uint64_t, Recording>; /* for as long as the process lives */
 
-static void cuda_run(uint64_t key, void (*body)(void *), void *arg)
+static void cuda_run(uint64_t key, bool together, void (*body)(void *), void *arg)
 {
     Recording &r = recordings[key];
-    if (!r.seen) {
-        r.seen = true;
+    if (r.calls < 2) {
+        choosing = {.together = together && cu.device.ranks > 1, .time = r.calls == 1};
+        r.calls++;
         body(arg);
         cuda_join();
+        choosing = Choosing();
         keep_choices();
         return;
     }
     if (!r.graph) {
         cudaGraph_t graph;
+        choosing = {.together = together && cu.device.ranks > 1, .time = false};
         CHECK_CUDA(cudaStreamBeginCapture(cu.stream, cudaStreamCaptureModeThreadLocal));
         body(arg);
         cuda_join(); /* what was forked must come back before the end */
         CHECK_CUDA(cudaStreamEndCapture(cu.stream, &graph));
         CHECK_CUDA(cudaGraphInstantiate(&r.graph, graph, 0));
         CHECK_CUDA(cudaGraphDestroy(graph));
+        choosing = Choosing();
     }
     CHECK_CUDA(cudaGraphLaunch(r.graph, cu.stream));
 }
@@ -422,6 +447,7 @@ extern "C" const Backend *backend_cuda(void)
         .sgd = cuda_sgd,
         .lamb_direction = cuda_lamb_direction,
         .lamb_apply = cuda_lamb_apply,
+        .round_weights = cuda_round_weights,
         .scale_loss = cuda_scale_loss,
         .all_reduce = cuda_all_reduce,
         .join = cuda_join,

@@ -258,7 +258,7 @@ static void print_rate(const char *what, double seconds, int B, double flop, dou
 int command_bench(Session *s)
 {
     if (!s->o.has_batch_size)
-        s->o.batch_size = 8;
+        s->o.batch_size = s->be->asynchronous ? 256 : 8;
     int repeat = s->o.steps ? (int)s->o.steps : s->be->asynchronous ? 30 : 5;
     double forward = vit_forward_flops(&s->config);
     setup_model(s, true);

@@ -457,7 +457,7 @@ static void choose_micro(Session *s, Plan *plan)
     plan->max_batch = (int)micro;
     plan->batch = (int)o->batch_size;
     if (have > 0) { /* a device's memory is ours, a computer's is for other programs too */
-        double share = s->be->asynchronous ? 0.97 : 0.8;
+        double share = s->be->asynchronous ? 0.95 : 0.8;
         micro = vit_largest_batch(&s->config, plan, s->be, share * have);
         micro = micro < 1 ? 1 : micro;
         while (batch % micro != 0)

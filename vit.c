@@ -575,8 +575,12 @@ void vit_read_act(const Model *m, const dev *buffer, long offset, long n, real *
 /* The working weights after the master weights were written. */
 static void refresh(Model *m)
 {
-    if (m->stale && m->work != m->weights)
+    if (m->stale && m->work != m->weights && m->plan.stochastic) {
+        m->be->bind(m->state_dev, m->scratch, m->scratch_bytes);
+        m->be->round_weights(m->work, m->plan.type, m->weights, m->n_padded);
+    } else if (m->stale && m->work != m->weights) {
         m->be->convert(m->work, m->plan.type, m->weights, F32, m->n_padded);
+    }
     m->stale = false;
 }
 
@@ -765,7 +769,7 @@ static void block_forward(Model *m, int l)
 
     be->linear_forward(&(LinearForward){
         .y = mat(a->gelu, F), .x = mat(a->norm2_y, C), .w = mat(w.fc1_w, C), .bias = w.fc1_b,
-        .rows = R, .in = C, .out = F, .act = c->act, .pre = mat(a->fc1, F), .tokens = Tq,
+        .rows = R, .in = C, .out = F, .act = c->act, .pre = m->train_mode ? mat(a->fc1, F) : NONE, .tokens = Tq,
         .drop = drop(m, c->dropout, RNG_MLP_DROPOUT, l)});
     be->linear_forward(&(LinearForward){
         .y = plain ? out : branch2, .x = mat(a->gelu, F), .w = mat(w.fc2_w, F), .bias = w.fc2_b,
@@ -1062,9 +1066,11 @@ static uint64_t key(const Model *m, int phase)
     return h;
 }
 
+/* Ranks evaluate other numbers of images. */
+enum { MICRO_STEP, UPDATE, EVALUATE };
 static void run(Model *m, int phase, void (*body)(void *))
 {
-    m->be->run(key(m, phase), body, m);
+    m->be->run(key(m, phase), phase != EVALUATE, body, m);
 }
 
 void vit_begin_step(Model *m, uint32_t step, double lr, uint64_t seed)
@@ -1092,7 +1098,7 @@ void vit_micro_step(Model *m, int first_sample, int batch, bool last)
     m->last = last;
     send_state(m);
     refresh(m);
-    run(m, 0, do_micro_step);
+    run(m, MICRO_STEP, do_micro_step);
     m->train_mode = true;
     m->inputs[m->set].used = m->be->mark();
     m->micro++;
@@ -1146,7 +1152,7 @@ static void fetch_result(Model *m, int images)
 
 void vit_update(Model *m)
 {
-    run(m, 1, do_update);
+    run(m, UPDATE, do_update);
     fetch_result(m, m->plan.batch);
 }
 
@@ -1172,7 +1178,7 @@ void vit_evaluate(Model *m)
 {
     send_state(m);
     refresh(m);
-    run(m, 2, do_evaluate);
+    run(m, EVALUATE, do_evaluate);
     m->train_mode = false;
     m->inputs[m->set].used = m->be->mark();
     fetch_result(m, m->B);

@@ -460,7 +460,8 @@ typedef struct {
     dev *w;            /* master weights */
     dev *work;         /* working weights in work_type; the same buffer as w in fp32 */
     int work_type;
-    bool stochastic;   /* round w to work up or down by chance, in proportion (RNG_ROUND) */
+    bool stochastic;   /* round w to work up or down by chance, in proportion: the bits are
+                          rng_block(seed, position in the buffer / 4, 0, t, RNG_ROUND, 0) */
     dev *grad, *m, *v; /* v unused by sgd; lamb_direction leaves u in grad */
     dev *ema;          /* or NULL */
     dev *norms;        /* lamb: real [2][n], per chunk sums of squares of w and of u */
@@ -499,8 +500,8 @@ typedef struct Backend {
     void (*add)(dev *sum, const dev *x, long n); /* sum += x, real */
 
     /* Call body(arg), or repeat what it called the last time it was run under this key: the key
-     * must tell apart whatever makes body call something else. */
-    void (*run)(uint64_t key, void (*body)(void *), void *arg);
+     * must tell apart whatever makes body call something else. together: all ranks do the same. */
+    void (*run)(uint64_t key, bool together, void (*body)(void *), void *arg);
     /* The StepState that the ops below read, and room for sums on their way: scratch_bytes says how
      * much micro-batches of B images need. */
     size_t (*scratch_bytes)(const Config *c, int B);
@@ -531,6 +532,8 @@ typedef struct Backend {
     void (*sgd)(const OptStep *a);
     void (*lamb_direction)(const OptStep *a); /* m, v, u, and the partial norms */
     void (*lamb_apply)(const OptStep *a);     /* combines the norms per tensor, updates w */
+    /* work = w [n], rounded as the optimiser's last update did with OptStep.stochastic */
+    void (*round_weights)(dev *work, int type, const dev *w, long n);
     /* after the optimiser: the next step's loss scale, its counters, and skipped_in_row */
     void (*scale_loss)(const LossScaling *s);
 

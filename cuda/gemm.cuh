@@ -54,10 +54,10 @@ static cudaDataType_t data_type(int type)
     return type == BF16 ? CUDA_R_16BF : type == F16 ? CUDA_R_16F : CUDA_R_32F;
 }
 
-/* The largest power of two up to 256 that divides the address. */
+/* The largest power of two up to 128 that divides the address: more makes no difference. */
 static uint32_t alignment(const void *p)
 {
-    uint32_t a = 256;
+    uint32_t a = 128;
     while ((uintptr_t)p % a)
         a /= 2;
     return a;
@@ -67,10 +67,11 @@ static uint32_t alignment(const void *p)
 static std::string product_key(const Product &p)
 {
     char text[256];
-    snprintf(text, sizeof text, "%ldx%ldx%ld %c%c ld%ld,%ld,%ld,%ld,%ld t%d,%d,%d e%d c%d a%u,%u,%u,%u,%u",
+    snprintf(text, sizeof text, "%ldx%ldx%ld %c%c ld%ld,%ld,%ld,%ld,%ld t%d,%d,%d e%d c%d a%u,%u,%u,%u,%u,%u",
              p.m, p.n, p.k, p.ta ? 'T' : 'N', p.tb ? 'T' : 'N', p.lda, p.ldb, p.C ? p.ldc : 0, p.ldd,
              p.aux ? p.ldaux : 0, p.in, p.out, cu.device.tf32, (int)p.epilogue, p.C != NULL,
-             alignment(p.A), alignment(p.B), alignment(p.C), alignment(p.D), alignment(p.aux));
+             alignment(p.A), alignment(p.B), alignment(p.C), alignment(p.D), alignment(p.aux),
+             alignment(p.bias));
     return text;
 }
 
@@ -131,11 +132,21 @@ struct Choice {
     cublasLtMatmulAlgo_t algo;
     bool known;    /* false: the library can't do this product at all */
     bool measured; /* by timing; else the library's own guess */
+    bool final;    /* it will not be timed any more */
     bool checked;  /* it may come from a file, which may say anything */
 };
 enum { MOST = 64 }; /* candidates under one limit of workspace */
-static std::map<std::string, Choice> choices;
+using Choices = std::map<std::string, Choice>;
+static Choices shared; /* the same in all ranks: the first one's */
+static Choices own;    /* of products that other ranks may not have: in evaluation */
 static bool choices_changed; /* since they were written to the cache */
+
+/* Set while a step runs. Outside: one rank by itself, and whatever is new may be timed. */
+struct Choosing {
+    bool together = false; /* all ranks make the same products */
+    bool time = true;      /* now */
+};
+static Choosing choosing;
 
 /* What the library proposes, best guess first, without repetitions, under several limits of
  * workspace: larger ones let it split sums, which pays for weight gradients (few tiles, long sums).
@@ -168,7 +179,8 @@ static std::vector<Choice> candidates(const Product &p, const Description &x, in
             for (const Choice &other : list)
                 seen |= memcmp(&other.algo, &algo, sizeof algo) == 0;
             if (!seen)
-                list.push_back(Choice{.algo = algo, .known = true, .measured = false, .checked = true});
+                list.push_back(Choice{.algo = algo, .known = true, .measured = false, .final = true,
+                                      .checked = true});
         }
         if (most == 1 && !list.empty())
             break;
@@ -201,18 +213,47 @@ static float time_algorithm(const Product &p, const Description &x, const cublas
     return ms[ms.size() / 2];
 }
 
-/* All candidates a few times, then the best few more often. */
-static cublasLtMatmulAlgo_t fastest(const Product &p, const Description &x,
-                                    const std::vector<Choice> &list)
+/* Weight gradients have few tiles and long sums: the best guesses again, with the sum cut into
+ * parts that are added in full precision. */
+static void add_split_sums(const Product &p, const Description &x, std::vector<Choice> &list)
 {
+    const uint32_t scheme = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+    const size_t best = std::min<size_t>(list.size(), 6);
+    for (size_t i = 0; p.out == F32 && p.k >= 4096 && i < best; i++)
+        for (uint32_t parts : {2u, 3u, 4u, 6u, 8u, 12u}) {
+            Choice c = list[i];
+            cublasLtMatmulHeuristicResult_t result;
+            if (cublasLtMatmulAlgoConfigSetAttribute(&c.algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &parts,
+                                                     sizeof parts) == CUBLAS_STATUS_SUCCESS &&
+                cublasLtMatmulAlgoConfigSetAttribute(&c.algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME,
+                                                     &scheme, sizeof scheme) == CUBLAS_STATUS_SUCCESS &&
+                cublasLtMatmulAlgoCheck(lt, x.op, x.a, x.b, x.c, x.d, &c.algo, &result) ==
+                    CUBLAS_STATUS_SUCCESS &&
+                result.workspaceSize <= workspace_bytes)
+                list.push_back(c);
+        }
+}
+
+/* All candidates a few times, then the best few in turns. The clocks rise with the first ones. */
+static Choice fastest(const Product &p, const Description &x, const std::vector<Choice> &list)
+{
+    enum { FINALISTS = 5, ROUNDS = 3 };
     std::vector<std::pair<float, size_t>> order;
+    for (size_t i = 0; i < list.size() && i < 8; i++)
+        time_algorithm(p, x, list[i].algo, 3);
     for (size_t i = 0; i < list.size(); i++)
         order.push_back({time_algorithm(p, x, list[i].algo, 3), i});
     std::sort(order.begin(), order.end());
-    order.resize(std::min<size_t>(order.size(), 5));
-    for (auto &[ms, i] : order)
-        ms = time_algorithm(p, x, list[i].algo, 15);
-    return list[std::min_element(order.begin(), order.end())->second].algo;
+    order.resize(std::min<size_t>(order.size(), FINALISTS));
+    std::vector<float> total(order.size(), 0.0f);
+    for (int r = 0; r < ROUNDS; r++)
+        for (size_t k = 0; k < order.size(); k++)
+            total[k] += time_algorithm(p, x, list[order[k].second].algo, 7);
+    size_t best = (size_t)(std::min_element(total.begin(), total.end()) - total.begin());
+    Choice c = list[order[best].second];
+    c.known = total[best] < INFINITY;
+    c.measured = true;
+    return c;
 }
 
 static bool capturing()
@@ -222,24 +263,41 @@ static bool capturing()
     return status != cudaStreamCaptureStatusNone;
 }
 
-/* Timing writes the result again and again, which must not be what is added to. All ranks take the
- * choice of the first, or their sums would differ. */
+/* Timing writes the result again and again, which must not be what is added to. */
+static bool may_time(const Product &p)
+{
+    return cu.device.measure && choosing.time && p.C != p.D && !capturing();
+}
+
+/* Where all ranks do the same, they take the choice of the first, or their sums would differ. */
 static Choice choose(const Product &p, const Description &x)
 {
     Choice c = {};
-    bool measure = cu.device.measure && p.C != p.D && !capturing();
-    if (cu.device.rank == 0) {
-        std::vector<Choice> list = candidates(p, x, measure ? MOST : 1);
-        c.known = !list.empty();
-        c.measured = measure && list.size() > 1;
-        if (c.known)
-            c.algo = c.measured ? fastest(p, x, list) : list[0].algo;
+    bool time = may_time(p);
+    if (time) /* with nothing beside it; and no rank may wait for a sum that another has not begun */
+        CHECK_CUDA(cudaDeviceSynchronize());
+    if (cu.device.rank == 0 || !choosing.together) {
+        std::vector<Choice> list = candidates(p, x, time ? MOST : 1);
+        if (time)
+            add_split_sums(p, x, list);
+        if (!list.empty())
+            c = time && list.size() > 1 ? fastest(p, x, list) : list[0];
     }
-    if (cu.device.ranks > 1)
+    if (choosing.together)
         cu.device.broadcast(&c, sizeof c);
+    c.final = time || !cu.device.measure;
     c.checked = true;
     choices_changed |= c.measured;
     return c;
+}
+
+/* A choice from a file is held to what the library says of it. */
+static bool works(const Description &x, const Choice &c)
+{
+    cublasLtMatmulHeuristicResult_t result;
+    return !c.known || (cublasLtMatmulAlgoCheck(lt, x.op, x.a, x.b, x.c, x.d, &c.algo, &result) ==
+                            CUBLAS_STATUS_SUCCESS &&
+                        result.workspaceSize <= workspace_bytes);
 }
 
 /* Returns false where the library has no algorithm for it. */
@@ -249,21 +307,17 @@ static bool product(const Product &p)
         return true;
     Description x(p);
     std::string key = product_key(p);
-    auto at = choices.find(key);
-    if (at != choices.end() && !at->second.checked) {
-        cublasLtMatmulHeuristicResult_t result;
-        Choice &c = at->second;
-        bool works = cublasLtMatmulAlgoCheck(lt, x.op, x.a, x.b, x.c, x.d, &c.algo, &result) ==
-                         CUBLAS_STATUS_SUCCESS &&
-                     result.workspaceSize <= workspace_bytes;
-        c.checked = true;
-        if (!works) {
-            choices.erase(at);
-            at = choices.end();
-        }
+    Choices &mine = choosing.together || cu.device.ranks == 1 || shared.count(key) ? shared : own;
+    auto at = mine.find(key);
+    if (at != mine.end() && !at->second.checked) {
+        at->second.checked = true;
+        if (!works(x, at->second)) /* in every rank alike: they have the same GPUs and libraries */
+            at->second.final = at->second.known = false;
     }
-    if (at == choices.end())
-        at = choices.emplace(key, choose(p, x)).first;
+    if (at == mine.end())
+        at = mine.emplace(key, choose(p, x)).first;
+    else if (!at->second.final && may_time(p))
+        at->second = choose(p, x);
     if (!at->second.known)
         return false;
     CHECK_CUBLAS(multiply(p, x, at->second.algo));
@@ -281,38 +335,62 @@ static std::string choices_title()
     return text;
 }
 
-static void read_choices(const char *path, bool of_run)
+/* The first rank's file, at all ranks; "" where there is none. */
+static std::string read_for_all(const char *path)
 {
-    FILE *f = fopen(path, "r");
-    char line[1024];
-    if (!f)
+    Error e;
+    char *text = NULL;
+    if (cu.device.rank == 0 && path_exists(path))
+        text = read_text(path, 16 << 20, &e);
+    uint64_t n = text ? strlen(text) : 0;
+    if (cu.device.ranks > 1)
+        cu.device.broadcast(&n, sizeof n);
+    std::string all(text ? text : "", (size_t)(text ? n : 0));
+    free(text);
+    all.resize((size_t)n);
+    if (cu.device.ranks > 1 && n)
+        cu.device.broadcast(&all[0], (size_t)n);
+    return all;
+}
+
+/* `of_run`: they take the place of those that are known already. */
+static void take_choices(Choices &into, const std::string &text, const char *path, bool of_run)
+{
+    size_t at = text.find('\n');
+    if (text.empty())
         return;
-    std::string title = choices_title() + "\n";
-    if (!fgets(line, sizeof line, f) || title != line) {
+    if (text.substr(0, at) != choices_title()) {
         if (of_run)
             warn("%s is of another GPU or library: the run goes on, not bit for bit", path);
-        fclose(f);
         return;
     }
-    while (fgets(line, sizeof line, f)) {
-        char *tab = strchr(line, '\t');
+    while (at != std::string::npos) {
+        size_t end = text.find('\n', at + 1);
+        std::string line = text.substr(at + 1, end == std::string::npos ? end : end - at - 1);
+        at = end;
+        size_t tab = line.find('\t');
         Choice c = {};
         unsigned char *bytes = (unsigned char *)&c.algo;
         size_t n = 0;
-        for (unsigned b; tab && n < sizeof c.algo && sscanf(tab + 1 + 2 * n, "%2x", &b) == 1; n++)
+        for (unsigned b; tab != std::string::npos && n < sizeof c.algo &&
+                         line.size() >= tab + 3 + 2 * n &&
+                         sscanf(line.c_str() + tab + 1 + 2 * n, "%2x", &b) == 1;
+             n++)
             bytes[n] = (unsigned char)b;
         if (n < sizeof c.algo)
             continue; /* damaged: it is measured again */
-        c.known = c.measured = true;
-        choices[std::string(line, tab)] = c;
+        c.known = c.measured = c.final = true;
+        if (of_run)
+            into[line.substr(0, tab)] = c;
+        else
+            into.emplace(line.substr(0, tab), c);
     }
-    fclose(f);
 }
 
-static void write_choices(const char *path)
+static void write_choices(const Choices &list, const char *path)
 {
     std::string text = choices_title() + "\n";
-    for (const auto &[key, c] : choices) {
+    for (const auto &[key, c] : list) {
         if (!c.measured)
             continue;
         text += key + "\t";
@@ -353,17 +431,23 @@ static std::string choices_cache()
 static void keep_choices()
 {
     std::string path = choices_changed && cu.device.rank == 0 ? choices_cache() : "";
+    Error e;
+    char *others = path.empty() ? NULL : read_text(path.c_str(), 16 << 20, &e);
+    Choices all = shared;
+    if (others) /* what other runs have measured meanwhile stays */
+        take_choices(all, others, path.c_str(), false);
     if (!path.empty())
-        write_choices(path.c_str());
+        write_choices(all, path.c_str());
+    free(others);
     choices_changed = false;
 }
 
 static void cuda_algorithms(const char *path, bool save)
 {
     if (save && cu.device.measure)
-        write_choices(path);
+        write_choices(shared, path);
     else if (!save)
-        read_choices(path, true);
+        take_choices(shared, read_for_all(path), path, true);
 }
 
 static void gemm_init()
@@ -375,30 +459,36 @@ static void gemm_init()
         CHECK_CUDA(cudaMalloc(&workspace, workspace_bytes));
     }
     std::string cache = cu.device.measure ? choices_cache() : "";
-    if (!cache.empty())
-        read_choices(cache.c_str(), false);
+    if (cu.device.measure)
+        take_choices(shared, read_for_all(cache.c_str()), cache.c_str(), false);
 }
 
 /* ------------------------------------------------------------------------------------------------
  * Linear layers. What the library's epilogues can do in the same pass they do; the rest is done by
  * linear_tail and input_tail of layers.cuh. */
 
+static bool usable_bias(const dev *bias)
+{
+    return bias && alignment(bias) >= 16;
+}
+
 /* y^T = w x^T: bias and residual go into the product where nothing stands between them, GELU where
  * it is the library's (tanh) and 16 bits hide how it is computed. */
 static void cuda_linear_forward(const LinearForward *a)
 {
     bool keep = a->act && a->pre.p, plain = !a->act && a->drop.p <= 0;
+    plain = plain && (!a->bias || usable_bias(a->bias));
     Tensor sum = keep ? a->pre : a->y;
     Product p = {.A = a->w.p, .B = a->x.p, .C = NULL, .D = sum.p, .ta = true, .tb = false,
                  .m = a->out, .n = a->rows, .k = a->in, .lda = a->w.ld, .ldb = a->x.ld, .ldc = 0,
                  .ldd = sum.ld, .in = a->x.type, .out = a->y.type,
-                 .epilogue = a->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT,
-                 .bias = a->bias, .aux = NULL, .ldaux = 0};
+                 .epilogue = usable_bias(a->bias) ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT,
+                 .bias = usable_bias(a->bias) ? a->bias : NULL, .aux = NULL, .ldaux = 0};
     if (plain && a->residual.p) {
         p.C = a->residual.p;
         p.ldc = a->residual.ld;
     }
-    bool fuse = a->act == ACT_GELU_TANH && a->y.type != F32 && a->bias && a->drop.p <= 0 &&
+    bool fuse = a->act == ACT_GELU_TANH && a->y.type != F32 && usable_bias(a->bias) && a->drop.p <= 0 &&
                 !a->residual.p && a->out % 8 == 0 && wide_rows(a->y) && wide_rows(a->pre);
     if (fuse) {
         Product q = p;
@@ -420,7 +510,7 @@ static void cuda_linear_forward(const LinearForward *a)
                 a->in, a->in, a->out);
     }
     if (!done || !plain)
-        linear_tail(a, done);
+        linear_tail(a, done && (!a->bias || usable_bias(a->bias)));
 }
 
 /* dx^T = w^T dy^T */

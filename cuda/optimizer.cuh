@@ -141,13 +141,35 @@ __device__ inline void put_weights(float (&w)[N], const OptStep &a, const OptCon
     if (a.work == a.w)
         return;
     if (a.stochastic) {
-        Philox r = rng_block(s->seed, (uint32_t)(at / 4), 0, s->step, RNG_ROUND, 0);
+        Philox r = rng_block(s->seed, (uint32_t)(at / 4), 0, s->t, RNG_ROUND, 0);
         auto bits = [&](long k) {
             return k == 0 ? r.v[0] : k == 1 ? r.v[1] : k == 2 ? r.v[2] : r.v[3];
         };
         each<N>([&](int k) { w[k] = round_by_chance<W>(w[k], bits((N == 4 ? 0 : at % 4) + k)); });
     }
     put((W *)a.work + at, w, left);
+}
+
+/* work = w, rounded as above. n is a multiple of 4, as parameter buffers are. */
+template <class W>
+__global__ void round_weights_kernel(W *work, const float *w, long n, const StepState *s)
+{
+    const long step = (long)gridDim.x * blockDim.x * 4;
+    for (long i = ((long)blockIdx.x * blockDim.x + threadIdx.x) * 4; i < n; i += step) {
+        Philox r = rng_block(s->seed, (uint32_t)(i / 4), 0, s->t, RNG_ROUND, 0);
+        float v[4];
+        load(v, w + i);
+        each<4>([&](int k) { v[k] = round_by_chance<W>(v[k], r.v[k]); });
+        store(work + i, v);
+    }
+}
+static void cuda_round_weights(dev *work, int type, const dev *w, long n)
+{
+    by_type(type, [&](auto e) {
+        using W = decltype(e);
+        launch(round_weights_kernel<W>, vector_blocks(n, 4), 256, 0, cu.stream, ptr<W>(work),
+               ptr<const float>(w), n, cu.state);
+    });
 }
 
 /* What all optimisers share: the kernel for this type of working weights and this alignment */

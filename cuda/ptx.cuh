@@ -2,11 +2,12 @@
  *
  * Under CUDA_ON_CPU each has a plain C++ equivalent, so this file is also the place to read what an
  * instruction does; test/test_cuda_on_cpu.cpp checks the equivalents. All need sm_80 or later.
- * Fragments follow the PTX ISA (mma.m16n8k16, with g = lane / 4 and t = lane % 4):
+ * Fragments follow the PTX ISA (mma.m16n8k16; g = lane / 4, t = lane % 4; numbers are (row, column)):
  *
- *   A [16,16] row-major   a[0]: (g, 2t..2t+1)  a[1]: (g+8, same)  a[2]: (g, 2t+8..)  a[3]: (g+8,
- * ..) B [16,8]  by column   b[0]: (2t..2t+1, g)  b[1]: (2t+8..2t+9, g) D [16,8]              d[0],
- * d[1]: (g, 2t..2t+1)   d[2], d[3]: (g+8, 2t..2t+1)
+ *   A [16,16] by rows      a[0]  (g,   2t), (g,   2t+1)     a[2]  (g,   2t+8), (g,   2t+9)
+ *                          a[1]  (g+8, 2t), (g+8, 2t+1)     a[3]  (g+8, 2t+8), (g+8, 2t+9)
+ *   B [16,8] by columns    b[0]  (2t, g), (2t+1, g)         b[1]  (2t+8, g), (2t+9, g)
+ *   D [16,8]               d[0]  (g, 2t)   d[1] (g, 2t+1)   d[2]  (g+8, 2t)  d[3] (g+8, 2t+1)
  *
  * Two 16-bit numbers share a register, the one with the lower index in the lower half.
  */

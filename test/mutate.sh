@@ -77,8 +77,8 @@ cuda/layers.cuh | s/if (g \&\& g->flip)/if (g \&\& !g->flip)/
 cuda/layers.cuh | s/room\[warp \* 32 + lane\] = sum;/room[warp * 32 + lane] = -sum;/
 cuda/optimizer.cuh | s/^    if (s->skip)$/    if (!s->skip)/
 cuda/gemm.cuh | s/p.C ? 1.0f : 0.0f/p.C ? 0.0f : 1.0f/
-backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(cu.stream, ring\[t % EVENTS\], 0));/;/
-backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(copies, ring\[after % EVENTS\], 0));/;/
+backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(cu.stream, event_of(t), 0));/;/
+backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(copies, event_of(after), 0));/;/
 backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(cu.stream, join_event, 0));/;/
 backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(collectives, fork_event, 0));/;/
 vit.c | s/    be->wait(in->sent);/    (void)0;/

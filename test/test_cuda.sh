@@ -30,11 +30,12 @@ check() { # name, command...
     shift
     if "$@"; then pass; else fail "$name"; fi
 }
-train() { # program, run directory, arguments...
+train() { # program, run directory, arguments...; or `timeout`, run directory, seconds, program, ...
     local program=$1 out=$2
     shift 2
     rm -rf "$out"
-    "$program" train --out "$out" "$@" >log 2>&1
+    [ "$program" = timeout ] && program="timeout $1 $2" && shift 2
+    $program train --out "$out" "$@" >log 2>&1
     rc=$?
     check "$out: status $rc of $*" [ $rc = 0 ]
 }
@@ -101,6 +102,11 @@ train "$gpu" half $tiny --steps 6 --save-every 3 --keep 9 $dropped
 rm -rf half/step_00000006 && echo step_00000003 >half/latest
 "$gpu" --resume half >log 2>&1
 same "resumed" whole half
+train "$gpu" sr-whole $tiny --steps 6 --stochastic-rounding --ema 0.9
+train "$gpu" sr-half $tiny --steps 6 --stochastic-rounding --ema 0.9 --save-every 3 --keep 9
+rm -rf sr-half/step_00000006 && echo step_00000003 >sr-half/latest
+"$gpu" --resume sr-half >log 2>&1
+same "resumed with stochastic rounding" sr-whole sr-half
 train "$gpu" there $tiny --steps 6 --save-every 3 --keep 9 --precision fp32
 train "$cpu" back $tiny --steps 6 --save-every 3 --keep 9
 for run in there back; do
@@ -193,6 +199,25 @@ if [ "$standin" ]; then
         same "$ranks ranks, 1 micro-batch: the bits of 1 rank, $ranks micro-batches" one$ranks ranks$ranks
         near "the same losses" one$ranks ranks$ranks 0
     done
+    # an uneven validation set: a rank has batches of sizes that the other never sees
+    for tuning in --autotune --no-autotune; do
+        train timeout uneven 120 "$gpu" $tiny $tuning --val-data fake --batch-size 24 --steps 2 --gpus 2
+        check "all is evaluated" grep -q '"event":"eval".*"images":256' uneven/log.jsonl
+    done
+    # caches of which only one rank's knows the products
+    mkdir -p cache-of-0 && cp -r cache/* cache-of-0 2>/dev/null
+    for rank in 0 1; do
+        XDG_CACHE_HOME=$tmp/cache-of-$rank RANK=$rank WORLD_SIZE=2 LOCAL_RANK=$rank \
+            MASTER_ADDR=127.0.0.1 VIT_PORT=29731 timeout 120 "$gpu" $tiny --autotune --batch-size 24 \
+            --steps 3 --out caches >log.$rank 2>&1 &
+        pids[rank]=$!
+    done
+    wait "${pids[0]}"
+    rc=$?
+    wait "${pids[1]}"
+    rc=$((rc + $?))
+    cat log.0 log.1 >log
+    check "ranks with different caches (status $rc)" [ $rc = 0 ]
     train "$gpu" ranks-fp16 $tiny --steps 8 --precision fp16 --loss-scaling auto --gpus 2 --autotune
     "$gpu" eval --weights one2 --data fake --precision fp32 >log.one 2>&1
     "$gpu" eval --weights one2 --data fake --precision fp32 --gpus 2 >log 2>&1

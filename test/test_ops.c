@@ -1036,7 +1036,7 @@ static void check_tally(const Tally *t, const char *what)
  * with the probability p of the distance from the lower one; independently of the neighbouring
  * element, of the one four places on and of the step before. (Of numbers of one sign, since
  * rounding may work on magnitudes.) */
-static void stochastic_rounding(const OptCase *c)
+static void stochastic_rounding(const OptCase *as_given)
 {
     double *w = xmalloc(N * sizeof *w), *work = xmalloc(N * sizeof *work);
     static double p[2][N];
@@ -1044,8 +1044,9 @@ static void stochastic_rounding(const OptCase *c)
     for (int k = 0; k < 2; k++) {
         Tally all = {0}, slope = {0}, same[3] = {{0}};
         long wrong = 0;
+        OptCase case_k = *as_given, *c = &case_k;
+        c->t += (uint32_t)k; /* the bits are a function of the update */
         begin(PLAIN, "stochastic rounding, %s", c->name);
-        st.step += (uint32_t)k;
         OptMats a = opt_mats(c);
         opt_step(c, &a, true);
         pull(a.w, w);
@@ -1561,7 +1562,7 @@ static void running(void)
         st.step = 100 + (uint32_t)i, st.sample0 = 7u * (uint32_t)i, st.seed += 3;
         *host = st;
         sent = be->send(pointer(input), host, STEP_HOST_BYTES, be->mark());
-        be->run(key + (uint64_t)(i % 2), body, a);
+        be->run(key + (uint64_t)(i % 2), false, body, a);
         double got[B * T * C], sum[8];
         int bad = 0;
         pull(a->x, got);

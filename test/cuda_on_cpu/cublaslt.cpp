@@ -409,6 +409,23 @@ cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t h, cublasLtMatmulDesc_t 
     return CUBLAS_STATUS_SUCCESS;
 }
 
+cublasStatus_t cublasLtMatmulAlgoConfigSetAttribute(cublasLtMatmulAlgo_t *algo,
+                                                    cublasLtMatmulAlgoConfigAttributes_t what,
+                                                    const void *value, size_t bytes)
+{
+    uint32_t v = 0;
+    if (!algo || algo->data[0] != MAGIC || !value || bytes != sizeof v)
+        return CUBLAS_STATUS_INVALID_VALUE;
+    memcpy(&v, value, sizeof v);
+    if (what == CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME)
+        return v == CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE ? CUBLAS_STATUS_SUCCESS
+                                                           : CUBLAS_STATUS_NOT_SUPPORTED;
+    if (what != CUBLASLT_ALGO_CONFIG_SPLITK_NUM || v < 1 || v > 2)
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    algo->data[1] = v == 2;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
 cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t *algo,
                                                     cublasLtMatmulAlgoConfigAttributes_t what,
                                                     void *value, size_t bytes, size_t *written)
