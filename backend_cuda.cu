@@ -33,10 +33,12 @@ static const struct {
 } hints[] = {
     {cudaErrorNoDevice, "no GPU is visible to this program: nvidia-smi must list one, and "
                         "CUDA_VISIBLE_DEVICES must not hide it; ./train_cpu needs none"},
-    {cudaErrorInsufficientDriver, "there is no NVIDIA driver here, or one older than this program's "
-                                  "CUDA (nvidia-smi shows which): update it; ./train_cpu needs none"},
-    {cudaErrorNoKernelImageForDevice, "this program was built for other GPUs: build it again here, "
-                                      "make clean train_gpu, or name the architecture, make GPU=90a"},
+    {cudaErrorInsufficientDriver,
+     "there is no NVIDIA driver here, or one older than this program's "
+     "CUDA (nvidia-smi shows which): update it; ./train_cpu needs none"},
+    {cudaErrorNoKernelImageForDevice,
+     "this program was built for other GPUs: build it again here, "
+     "make clean train_gpu, or name the architecture, make GPU=90a"},
     {cudaErrorMemoryAllocation, "use a smaller --micro-batch"},
 };
 
@@ -169,13 +171,20 @@ static double cuda_peak_flops(void)
     static const struct {
         const char *name;
         double half, tf32, full;
-    } peaks[] = {{"H100 PCIe", 756.4, 378.2, 51.2}, {"H100 NVL", 835, 417.5, 60},
-                 {"H200 NVL", 835, 417.5, 60},      {"H100", 989.4, 494.7, 66.9},
-                 {"H200", 989.4, 494.7, 66.9},      {"GH200", 989.4, 494.7, 66.9},
-                 {"H800", 989.4, 494.7, 66.9},      {"H20", 148, 74, 44},
-                 {"B200", 2250, 1125, 75},          {"A100", 311.9, 156, 19.5},
-                 {"A800", 311.9, 156, 19.5},        {"L40S", 362, 183, 91.6},
-                 {"A10G", 70, 35, 31.2},            {"RTX 4090", 165.2, 82.6, 82.6},
+    } peaks[] = {{"H100 PCIe", 756.4, 378.2, 51.2},
+                 {"H100 NVL", 835, 417.5, 60},
+                 {"H200 NVL", 835, 417.5, 60},
+                 {"H100", 989.4, 494.7, 66.9},
+                 {"H200", 989.4, 494.7, 66.9},
+                 {"GH200", 989.4, 494.7, 66.9},
+                 {"H800", 989.4, 494.7, 66.9},
+                 {"H20", 148, 74, 44},
+                 {"B200", 2250, 1125, 75},
+                 {"A100", 311.9, 156, 19.5},
+                 {"A800", 311.9, 156, 19.5},
+                 {"L40S", 362, 183, 91.6},
+                 {"A10G", 70, 35, 31.2},
+                 {"RTX 4090", 165.2, 82.6, 82.6},
                  {"RTX 3090", 71, 35.6, 35.6}};
     for (const auto &p : peaks)
         if (strstr(cu.gpu.name, p.name))

@@ -26,7 +26,8 @@ double schedule_lr(const Schedule *s, uint64_t step);
 double mixup_lambda(double alpha, uint64_t seed, uint32_t step);
 
 /* Targets [n, K]: label smoothing (1 - s) onehot + s / K, and where mixed, lambda of the own and
- * 1 - lambda of the partner's; the partner of image i is image n-1-i. augment [n] is filled if mixed.
+ * 1 - lambda of the partner's; the partner of image i is image n-1-i. augment [n] is
+ * filled if mixed.
  */
 void soft_targets(real *targets, const int *labels, int n, int K, double smoothing, bool mixed,
                   double lambda, Augment *augment);

@@ -769,7 +769,8 @@ static void block_forward(Model *m, int l)
 
     be->linear_forward(&(LinearForward){
         .y = mat(a->gelu, F), .x = mat(a->norm2_y, C), .w = mat(w.fc1_w, C), .bias = w.fc1_b,
-        .rows = R, .in = C, .out = F, .act = c->act, .pre = m->train_mode ? mat(a->fc1, F) : NONE, .tokens = Tq,
+        .rows = R, .in = C, .out = F, .act = c->act,
+        .pre = m->train_mode ? mat(a->fc1, F) : NONE, .tokens = Tq,
         .drop = drop(m, c->dropout, RNG_MLP_DROPOUT, l)});
     be->linear_forward(&(LinearForward){
         .y = plain ? out : branch2, .x = mat(a->gelu, F), .w = mat(w.fc2_w, F), .bias = w.fc2_b,

@@ -166,7 +166,7 @@ static void run(const char *name, const Config *c, int B, int rounds)
         gemm_forward[r] = time_products(be, c, B, true, buffers, &flops_forward);
     }
     double per_image = vit_forward_flops(c), fraction[MAX_ROUNDS], fraction_forward[MAX_ROUNDS];
-    for (int r = 0; r < rounds; r++) { /* of each round: the machine's speed may drift between them */
+    for (int r = 0; r < rounds; r++) { /* of each round: the speed may drift between them */
         fraction[r] = B * 3 * per_image / train[r] / (flops / gemm[r]);
         fraction_forward[r] = B * per_image / infer[r] / (flops_forward / gemm_forward[r]);
     }

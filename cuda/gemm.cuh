@@ -67,8 +67,9 @@ static uint32_t alignment(const void *p)
 static std::string product_key(const Product &p)
 {
     char text[256];
-    snprintf(text, sizeof text, "%ldx%ldx%ld %c%c ld%ld,%ld,%ld,%ld,%ld t%d,%d,%d e%d c%d a%u,%u,%u,%u,%u,%u",
-             p.m, p.n, p.k, p.ta ? 'T' : 'N', p.tb ? 'T' : 'N', p.lda, p.ldb, p.C ? p.ldc : 0, p.ldd,
+    snprintf(text, sizeof text,
+             "%ldx%ldx%ld %c%c ld%ld,%ld,%ld,%ld,%ld t%d,%d,%d e%d c%d a%u,%u,%u,%u,%u,%u", p.m,
+             p.n, p.k, p.ta ? 'T' : 'N', p.tb ? 'T' : 'N', p.lda, p.ldb, p.C ? p.ldc : 0, p.ldd,
              p.aux ? p.ldaux : 0, p.in, p.out, cu.device.tf32, (int)p.epilogue, p.C != NULL,
              alignment(p.A), alignment(p.B), alignment(p.C), alignment(p.D), alignment(p.aux),
              alignment(p.bias));
@@ -86,8 +87,8 @@ struct Description {
     }
     explicit Description(const Product &p)
     {
-        cublasComputeType_t compute = p.in == F32 && cu.device.tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32
-                                                                    : CUBLAS_COMPUTE_32F;
+        cublasComputeType_t compute =
+            p.in == F32 && cu.device.tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
         CHECK_CUBLAS(cublasLtMatmulDescCreate(&op, compute, CUDA_R_32F));
         set(CUBLASLT_MATMUL_DESC_TRANSA, p.ta ? CUBLAS_OP_T : CUBLAS_OP_N);
         set(CUBLASLT_MATMUL_DESC_TRANSB, p.tb ? CUBLAS_OP_T : CUBLAS_OP_N);
@@ -137,8 +138,8 @@ struct Choice {
 };
 enum { MOST = 64 }; /* candidates under one limit of workspace */
 using Choices = std::map<std::string, Choice>;
-static Choices shared; /* the same in all ranks: the first one's */
-static Choices own;    /* of products that other ranks may not have: in evaluation */
+static Choices shared;       /* the same in all ranks: the first one's */
+static Choices own;          /* of products that other ranks may not have: in evaluation */
 static bool choices_changed; /* since they were written to the cache */
 
 /* Set while a step runs. Outside: one rank by itself, and whatever is new may be timed. */
@@ -161,8 +162,8 @@ static std::vector<Choice> candidates(const Product &p, const Description &x, in
         auto set = [&](cublasLtMatmulPreferenceAttributes_t what, auto value) {
             CHECK_CUBLAS(cublasLtMatmulPreferenceSetAttribute(want, what, &value, sizeof value));
         };
-        uint32_t schemes = p.out == F32 ? CUBLASLT_REDUCTION_SCHEME_MASK
-                                        : CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+        uint32_t schemes =
+            p.out == F32 ? CUBLASLT_REDUCTION_SCHEME_MASK : CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
         set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, limit);
         set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, schemes);
         set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment(p.A));
@@ -170,8 +171,8 @@ static std::vector<Choice> candidates(const Product &p, const Description &x, in
         set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment(p.C ? p.C : p.D));
         set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment(p.D));
         int n = 0;
-        cublasStatus_t s = cublasLtMatmulAlgoGetHeuristic(lt, x.op, x.a, x.b, x.c, x.d, want, most,
-                                                          found, &n);
+        cublasStatus_t s =
+            cublasLtMatmulAlgoGetHeuristic(lt, x.op, x.a, x.b, x.c, x.d, want, most, found, &n);
         cublasLtMatmulPreferenceDestroy(want);
         for (int i = 0; s == CUBLAS_STATUS_SUCCESS && i < n; i++) {
             const cublasLtMatmulAlgo_t &algo = found[i].algo;
@@ -179,7 +180,10 @@ static std::vector<Choice> candidates(const Product &p, const Description &x, in
             for (const Choice &other : list)
                 seen |= memcmp(&other.algo, &algo, sizeof algo) == 0;
             if (!seen)
-                list.push_back(Choice{.algo = algo, .known = true, .measured = false, .final = true,
+                list.push_back(Choice{.algo = algo,
+                                      .known = true,
+                                      .measured = false,
+                                      .final = true,
                                       .checked = true});
         }
         if (most == 1 && !list.empty())
@@ -189,8 +193,8 @@ static std::vector<Choice> candidates(const Product &p, const Description &x, in
 }
 
 /* Median milliseconds of `repeat` products; infinite where the algorithm does not work. */
-static float time_algorithm(const Product &p, const Description &x, const cublasLtMatmulAlgo_t &algo,
-                            int repeat)
+static float time_algorithm(const Product &p, const Description &x,
+                            const cublasLtMatmulAlgo_t &algo, int repeat)
 {
     static cudaEvent_t from, to;
     if (!from) {
@@ -223,10 +227,12 @@ static void add_split_sums(const Product &p, const Description &x, std::vector<C
         for (uint32_t parts : {2u, 3u, 4u, 6u, 8u, 12u}) {
             Choice c = list[i];
             cublasLtMatmulHeuristicResult_t result;
-            if (cublasLtMatmulAlgoConfigSetAttribute(&c.algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &parts,
+            if (cublasLtMatmulAlgoConfigSetAttribute(&c.algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM,
+                                                     &parts,
                                                      sizeof parts) == CUBLAS_STATUS_SUCCESS &&
                 cublasLtMatmulAlgoConfigSetAttribute(&c.algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME,
-                                                     &scheme, sizeof scheme) == CUBLAS_STATUS_SUCCESS &&
+                                                     &scheme,
+                                                     sizeof scheme) == CUBLAS_STATUS_SUCCESS &&
                 cublasLtMatmulAlgoCheck(lt, x.op, x.a, x.b, x.c, x.d, &c.algo, &result) ==
                     CUBLAS_STATUS_SUCCESS &&
                 result.workspaceSize <= workspace_bytes)
@@ -274,7 +280,8 @@ static Choice choose(const Product &p, const Description &x)
 {
     Choice c = {};
     bool time = may_time(p);
-    if (time) /* with nothing beside it; and no rank may wait for a sum that another has not begun */
+    if (time) /* with nothing beside it; and no rank may wait for a sum that another has not begun
+               */
         CHECK_CUDA(cudaDeviceSynchronize());
     if (cu.device.rank == 0 || !choosing.together) {
         std::vector<Choice> list = candidates(p, x, time ? MOST : 1);
@@ -372,9 +379,9 @@ static void take_choices(Choices &into, const std::string &text, const char *pat
         Choice c = {};
         unsigned char *bytes = (unsigned char *)&c.algo;
         size_t n = 0;
-        for (unsigned b; tab != std::string::npos && n < sizeof c.algo &&
-                         line.size() >= tab + 3 + 2 * n &&
-                         sscanf(line.c_str() + tab + 1 + 2 * n, "%2x", &b) == 1;
+        for (unsigned b;
+             tab != std::string::npos && n < sizeof c.algo && line.size() >= tab + 3 + 2 * n &&
+             sscanf(line.c_str() + tab + 1 + 2 * n, "%2x", &b) == 1;
              n++)
             bytes[n] = (unsigned char)b;
         if (n < sizeof c.algo)
@@ -454,8 +461,8 @@ static void gemm_init()
 {
     if (!lt) {
         CHECK_CUBLAS(cublasLtCreate(&lt));
-        workspace_bytes = cu.gpu.totalGlobalMem > (size_t)16 << 30 ? (size_t)128 << 20
-                                                                   : (size_t)16 << 20;
+        workspace_bytes =
+            cu.gpu.totalGlobalMem > (size_t)16 << 30 ? (size_t)128 << 20 : (size_t)16 << 20;
         CHECK_CUDA(cudaMalloc(&workspace, workspace_bytes));
     }
     std::string cache = cu.device.measure ? choices_cache() : "";
@@ -479,17 +486,33 @@ static void cuda_linear_forward(const LinearForward *a)
     bool keep = a->act && a->pre.p, plain = !a->act && a->drop.p <= 0;
     plain = plain && (!a->bias || usable_bias(a->bias));
     Tensor sum = keep ? a->pre : a->y;
-    Product p = {.A = a->w.p, .B = a->x.p, .C = NULL, .D = sum.p, .ta = true, .tb = false,
-                 .m = a->out, .n = a->rows, .k = a->in, .lda = a->w.ld, .ldb = a->x.ld, .ldc = 0,
-                 .ldd = sum.ld, .in = a->x.type, .out = a->y.type,
-                 .epilogue = usable_bias(a->bias) ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT,
-                 .bias = usable_bias(a->bias) ? a->bias : NULL, .aux = NULL, .ldaux = 0};
+    Product p = {.A = a->w.p,
+                 .B = a->x.p,
+                 .C = NULL,
+                 .D = sum.p,
+                 .ta = true,
+                 .tb = false,
+                 .m = a->out,
+                 .n = a->rows,
+                 .k = a->in,
+                 .lda = a->w.ld,
+                 .ldb = a->x.ld,
+                 .ldc = 0,
+                 .ldd = sum.ld,
+                 .in = a->x.type,
+                 .out = a->y.type,
+                 .epilogue =
+                     usable_bias(a->bias) ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT,
+                 .bias = usable_bias(a->bias) ? a->bias : NULL,
+                 .aux = NULL,
+                 .ldaux = 0};
     if (plain && a->residual.p) {
         p.C = a->residual.p;
         p.ldc = a->residual.ld;
     }
-    bool fuse = a->act == ACT_GELU_TANH && a->y.type != F32 && usable_bias(a->bias) && a->drop.p <= 0 &&
-                !a->residual.p && a->out % 8 == 0 && wide_rows(a->y) && wide_rows(a->pre);
+    bool fuse = a->act == ACT_GELU_TANH && a->y.type != F32 && usable_bias(a->bias) &&
+                a->drop.p <= 0 && !a->residual.p && a->out % 8 == 0 && wide_rows(a->y) &&
+                wide_rows(a->pre);
     if (fuse) {
         Product q = p;
         q.epilogue = keep ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_BIAS;
@@ -516,11 +539,25 @@ static void cuda_linear_forward(const LinearForward *a)
 /* dx^T = w^T dy^T */
 static void cuda_linear_backward_input(const LinearBackwardInput *a)
 {
-    Product p = {.A = a->w.p, .B = a->dy.p, .C = a->accumulate ? a->dx.p : NULL, .D = a->dx.p,
-                 .ta = false, .tb = false, .m = a->in, .n = a->rows, .k = a->out, .lda = a->w.ld,
-                 .ldb = a->dy.ld, .ldc = a->dx.ld, .ldd = a->dx.ld, .in = a->dy.type,
-                 .out = a->dx.type, .epilogue = CUBLASLT_EPILOGUE_DEFAULT, .bias = NULL,
-                 .aux = NULL, .ldaux = 0};
+    Product p = {.A = a->w.p,
+                 .B = a->dy.p,
+                 .C = a->accumulate ? a->dx.p : NULL,
+                 .D = a->dx.p,
+                 .ta = false,
+                 .tb = false,
+                 .m = a->in,
+                 .n = a->rows,
+                 .k = a->out,
+                 .lda = a->w.ld,
+                 .ldb = a->dy.ld,
+                 .ldc = a->dx.ld,
+                 .ldd = a->dx.ld,
+                 .in = a->dy.type,
+                 .out = a->dx.type,
+                 .epilogue = CUBLASLT_EPILOGUE_DEFAULT,
+                 .bias = NULL,
+                 .aux = NULL,
+                 .ldaux = 0};
     if (!product(p))
         die("try another --precision", "cuBLASLt cannot multiply [%d,%d] by [%d,%d]", a->rows,
             a->out, a->out, a->in);
@@ -531,10 +568,25 @@ static void cuda_linear_backward_input(const LinearBackwardInput *a)
 /* dw^T = x^T dy, in full precision whatever the operands are */
 static void cuda_linear_backward_weight(const LinearBackwardWeight *a)
 {
-    Product p = {.A = a->x.p, .B = a->dy.p, .C = NULL, .D = a->dw, .ta = false, .tb = true,
-                 .m = a->in, .n = a->out, .k = a->rows, .lda = a->x.ld, .ldb = a->dy.ld, .ldc = 0,
-                 .ldd = a->in, .in = a->dy.type, .out = F32,
-                 .epilogue = CUBLASLT_EPILOGUE_DEFAULT, .bias = NULL, .aux = NULL, .ldaux = 0};
+    Product p = {.A = a->x.p,
+                 .B = a->dy.p,
+                 .C = NULL,
+                 .D = a->dw,
+                 .ta = false,
+                 .tb = true,
+                 .m = a->in,
+                 .n = a->out,
+                 .k = a->rows,
+                 .lda = a->x.ld,
+                 .ldb = a->dy.ld,
+                 .ldc = 0,
+                 .ldd = a->in,
+                 .in = a->dy.type,
+                 .out = F32,
+                 .epilogue = CUBLASLT_EPILOGUE_DEFAULT,
+                 .bias = NULL,
+                 .aux = NULL,
+                 .ldaux = 0};
     if (!product(p))
         die("try another --precision", "cuBLASLt cannot multiply [%d,%d] by [%d,%d]", a->out,
             a->rows, a->rows, a->in);
