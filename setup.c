@@ -274,11 +274,16 @@ void setup_config(Session *s)
 
 /* ---- data ---- */
 
-static int workers_of(const Options *o)
+/* Half the cores, shared with the other ranks of this machine. */
+static int workers_of(const Session *s)
 {
-    if (o->workers > 0)
-        return (int)o->workers;
-    long half = sysconf(_SC_NPROCESSORS_ONLN) / 2;
+    Error e;
+    Place place = {.local_ranks = 0};
+    if (s->o.workers > 0)
+        return (int)s->o.workers;
+    if (s->world.ranks > 1 && !dist_environment(&place, &e))
+        place.local_ranks = 0;
+    long half = sysconf(_SC_NPROCESSORS_ONLN) / 2 / (place.local_ranks ? place.local_ranks : 1);
     return half < 1 ? 1 : half > 16 ? 16 : (int)half;
 }
 
@@ -365,7 +370,7 @@ void setup_data(Session *s, bool train)
     const Options *o = &s->o;
     bool none = strcmp(o->val_data, "none") == 0;
     const char *val = *o->val_data && (train || !none) ? o->val_data : o->data;
-    s->o.workers = workers_of(o);
+    s->o.workers = workers_of(s);
     if (s->world.rank > 0) /* the first one draws `shapes` */
         dist_barrier();
     if (train)
