@@ -243,7 +243,7 @@ help:
 	@echo "make test-cuda  of these, the tests of the CUDA backend, which need no GPU"
 	@echo "make races      the same under ThreadSanitizer: EXTRA='-O1 -g -fsanitize=thread' BUILD=build/tsan"
 	@echo "make gpu-tests  build what scripts/gpu_check.sh runs on a GPU"
-	@echo "make test-long  sanitizers, clang, valgrind, stream orders, mutants (two hours)"
+	@echo "make test-long  sanitizers, clang, valgrind, stream orders, mutants: hours"
 	@echo "make bench      speed against this machine's matrix product, and PyTorch where it is found"
 	@echo "make deps       install what is missing (Debian, Ubuntu; asks for sudo)"
 	@echo "make clean      remove what was built (runs and data stay)"

@@ -7,8 +7,8 @@
  *
  * Three streams: ops run in call order on one; inputs arrive beside them on a second, so that a
  * batch is there when its step begins; sums over the ranks run on a third while the backward pass
- * goes on. Events are all that orders them. A step is recorded as a CUDA graph the second time it
- * is called and replayed from then on: ops read what changes from StepState in device memory.
+ * goes on. Events are all that orders them. A step is recorded as a CUDA graph the third time it is
+ * called and replayed from then on: ops read what changes from StepState in device memory.
  *
  * Order: errors, the device, memory, transfers, graphs, collectives, the table.
  */

@@ -94,7 +94,7 @@ struct Place {
     __device__ inline int at_column(int i, int e) const { return 8 * i + 2 * t + e % 2; }
 };
 /* f(i, e) for a thread's elements of a 16x16 tile */
-template <class F> __device__ inline void each(F f)
+template <class F> __device__ inline void each_of_tile(F f)
 {
 #pragma unroll
     for (int i = 0; i < 2; i++)
@@ -411,7 +411,7 @@ __device__ inline void forward_tile(float (&o)[D / 8][4], float (&top)[2], float
     for (int n = 0; n < N; n++) {
         if (FULL || 16 * n < keys)
             Mma<E, D>::dot(s[n], q, k + n * S);
-        each([&](int i, int e) {
+        each_of_tile([&](int i, int e) {
             if (!FULL && 16 * n + p.at_column(i, e) >= keys)
                 s[n][i][e] = -INFINITY;
             high[e / 2] = fmaxf(high[e / 2], s[n][i][e]);
@@ -432,7 +432,7 @@ __device__ inline void forward_tile(float (&o)[D / 8][4], float (&top)[2], float
     }
 #pragma unroll
     for (int n = 0; n < N; n++)
-        each([&](int i, int e) {
+        each_of_tile([&](int i, int e) {
             float x = ex2_approx(fmaf(s[n][i][e], scale2, -shift[e / 2]));
             sum[e / 2] += x; /* of this thread's columns: the quad's are added at the end */
             s[n][i][e] = DROP ? x * keep.at(p.at_row(e), 16 * n + p.at_column(i, e)) : x;
@@ -570,7 +570,7 @@ __global__ void __launch_bounds__(32 * Warps<E, D, DROP>::Q, 2)
             float s[2][4] = {}, dp[2][4] = {};
             M::dot(s, left, at.first(stage) + c * S);
             M::dot(dp, dleft, at.second(stage) + c * S);
-            each([&](int i, int e) {
+            each_of_tile([&](int i, int e) {
                 int key = c + p.at_column(i, e);
                 float x = ex2_approx(fmaf(s[i][e], a.scale2, -lse[e / 2]));
                 float m = DROP ? keep.at(p.at_row(e), key) : 1;
@@ -633,7 +633,7 @@ __global__ void __launch_bounds__(32 * Warps<E, D, DROP>::KV, 2)
             float s[2][4] = {}, dp[2][4] = {};
             M::dot(s, kleft, at.first(stage) + c * S);
             M::dot(dp, vleft, at.second(stage) + c * S);
-            each([&](int i, int e) {
+            each_of_tile([&](int i, int e) {
                 int query = c + p.at_column(i, e);
                 float x = ex2_approx(fmaf(s[i][e], a.scale2, -lse[query] * LOG2E));
                 float m = DROP ? keep.at(query, p.at_row(e)) : 1;

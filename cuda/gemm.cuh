@@ -3,9 +3,9 @@
  * The library multiplies column-major matrices; a row-major matrix [rows, cols] with leading
  * dimension ld is the column-major [cols, rows] with the same ld, so that every product below is
  * written for the transposed result. Which of its many algorithms is fastest for a shape, the
- * library guesses; here each is timed once, on the operands of the first call, and the choice is
- * kept: in a file per GPU and library version, and in the run's directory, since another algorithm
- * adds in another order.
+ * library guesses; here each is timed once, on a step's own operands (see Recording in
+ * backend_cuda.cu), and the choice is kept: in a file per GPU and library version, and in the run's
+ * directory, since another algorithm adds in another order.
  *
  * Order: a product and its key, choosing an algorithm, keeping choices, linear layers.
  */

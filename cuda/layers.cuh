@@ -1,9 +1,9 @@
 /* layers.cuh - everything between the matrix products except attention: patches, embedding, the
  * residual step with its norm, what a product's epilogue left undone, pooling, loss, conversions.
  *
- * Each host function is the Backend entry of its name; the formulas are in vit.h. All of it is
- * bound by memory, so every kernel reads its inputs once and writes its outputs once. Two shapes of
- * work are enough:
+ * Each host function is the Backend entry of its name; the formulas are in vit.h. Memory should
+ * bound all of it (GELU by erf comes near the arithmetic's limit), so every kernel reads its inputs
+ * once and writes its outputs once. Two shapes of work are enough:
  *   - a warp takes a row, where a row has to be summed before it can be written (norm forward);
  *   - a thread takes one pack of neighbouring columns and walks down a range of rows, where what
  *     belongs to a column (bias, gamma, sums over all rows) can stay in its registers.
