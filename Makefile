@@ -23,6 +23,9 @@ CFLAGS   ?= -O3
 FLAGS    := -std=c11 -D_GNU_SOURCE $(CFLAGS) $(ARCH) -fno-math-errno -fno-trapping-math -fopenmp \
             -Wall -Wextra $(if $(findstring clang,$(CC)),-Wno-pass-failed) \
             -I. -I/usr/include/$(TRIPLE)/openblas-openmp $(EXTRA)
+# What is optional is found by the same probes, which leave -D flags and -l flags behind.
+HAVE     = $$(cat $(BUILD)/have)
+OPTIONAL = $$(cat $(BUILD)/libs)
 LIBS     := -L$(BLAS_DIR) -Wl,-rpath,$(BLAS_DIR) $(BLAS) -ljpeg -lcjson -lm -lpthread
 
 # CUDA, where nvcc is found: machine code for the architectures in GPU, and PTX of the portable kernels
@@ -49,6 +52,7 @@ STANDIN_LIBS := -lboost_context -lrt -lstdc++
 
 GPUPROGRAM := $(if $(filter build,$(BUILD)),train_gpu,$(BUILD)/train_gpu)
 PROGRAM  := $(if $(filter build,$(BUILD)),train_cpu,$(BUILD)/train_cpu)
+TOOL     := $(if $(filter build,$(BUILD)),vit,$(BUILD)/vit)
 LIB_SRC  := $(filter-out train.c tools.c,$(wildcard *.c))
 LIB      := $(LIB_SRC:%.c=$(BUILD)/float/%.o)
 LIB64    := $(LIB_SRC:%.c=$(BUILD)/double/%.o)
@@ -66,8 +70,8 @@ Q := $(if $(V),,@)
 .DELETE_ON_ERROR:
 
 all: report
-	$(SUB) $(PROGRAM) $(if $(NVCC),$(GPUPROGRAM))
-	@echo "built $(PROGRAM)$(if $(NVCC), and $(GPUPROGRAM));" \
+	$(SUB) $(PROGRAM) $(TOOL) $(if $(NVCC),$(GPUPROGRAM))
+	@echo "built $(PROGRAM), $(TOOL)$(if $(NVCC), and $(GPUPROGRAM));" \
 	  "./$(PROGRAM) trains a small model, ./$(PROGRAM) --help lists the flags"
 
 demo: all
@@ -80,26 +84,30 @@ report: $(BUILD)/found
 $(BUILD)/found: scripts/probe Makefile
 	@mkdir -p $(BUILD)/float $(BUILD)/double $(STANDIN)
 	@CC="$(CC)" FLAGS="$(FLAGS)" LIBS="$(LIBS)" NVCC="$(NVCC)" GPU="$(GPU)" NCCL="$(NCCL)" \
-	  scripts/probe $@
+	  scripts/probe $@ $(BUILD)/have $(BUILD)/libs
 
-objects: $(LIB) $(LIB64) $(BUILD)/float/train.o
+objects: $(LIB) $(LIB64) $(BUILD)/float/train.o $(BUILD)/float/tools.o
 
 $(PROGRAM): $(LIB) $(BUILD)/float/train.o
 	@echo "  LINK $@"
-	$(Q)$(CC) $(FLAGS) -o $@ $^ $(LIBS)
+	$(Q)$(CC) $(FLAGS) -o $@ $^ $(LIBS) $(OPTIONAL)
+
+$(TOOL): $(LIB) $(BUILD)/float/tools.o
+	@echo "  LINK $@"
+	$(Q)$(CC) $(FLAGS) -o $@ $^ $(LIBS) $(OPTIONAL)
 
 $(BUILD)/float/%.o: %.c Makefile | $(BUILD)/found
 	@echo "  CC   $@"
-	$(Q)$(CC) $(FLAGS) -MMD -MP -c -o $@ $<
+	$(Q)$(CC) $(FLAGS) $(HAVE) -MMD -MP -c -o $@ $<
 
 $(BUILD)/double/%.o: %.c Makefile | $(BUILD)/found
 	@echo "  CC   $@"
-	$(Q)$(CC) $(FLAGS) -DREAL=double -MMD -MP -c -o $@ $<
+	$(Q)$(CC) $(FLAGS) $(HAVE) -DREAL=double -MMD -MP -c -o $@ $<
 
 
 $(GPUPROGRAM): $(LIB) $(BUILD)/float/train.o $(BUILD)/gpu/backend_cuda.o
 	@echo "  LINK $@"
-	$(Q)$(CC) $(FLAGS) -o $@ $^ $(CUDALIBS) $(LIBS)
+	$(Q)$(CC) $(FLAGS) -o $@ $^ $(CUDALIBS) $(LIBS) $(OPTIONAL)
 
 $(BUILD)/gpu/backend_cuda.o: backend_cuda.cu Makefile | $(BUILD)/found
 	@mkdir -p $(BUILD)/gpu
@@ -111,15 +119,15 @@ gpu-tests: $(GPUPROGRAM) $(BUILD)/gpu/test_ops $(BUILD)/gpu/test_golden $(BUILD)
 
 $(BUILD)/gpu/bench_kernels: bench/kernels.c $(LIB) $(BUILD)/gpu/backend_cuda.o Makefile
 	@echo "  BIN  $@"
-	$(Q)$(CC) $(FLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/gpu/backend_cuda.o $(LIB) $(CUDALIBS) $(LIBS)
+	$(Q)$(CC) $(FLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/gpu/backend_cuda.o $(LIB) $(CUDALIBS) $(LIBS) $(OPTIONAL)
 
 $(STANDIN)/bench_kernels: bench/kernels.c $(LIB) $(STANDIN_OBJ) Makefile
 	@echo "  BIN  $@"
-	$(Q)$(CC) $(FLAGS) -MMD -MP -MF $@.d -o $@ $< $(STANDIN_OBJ) $(LIB) $(STANDIN_LIBS) $(LIBS)
+	$(Q)$(CC) $(FLAGS) -MMD -MP -MF $@.d -o $@ $< $(STANDIN_OBJ) $(LIB) $(STANDIN_LIBS) $(LIBS) $(OPTIONAL)
 
 $(BUILD)/gpu/test_%: test/test_%.c $(LIB) $(BUILD)/gpu/backend_cuda.o Makefile
 	@echo "  TEST $@"
-	$(Q)$(CC) $(FLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/gpu/backend_cuda.o $(LIB) $(CUDALIBS) $(LIBS)
+	$(Q)$(CC) $(FLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/gpu/backend_cuda.o $(LIB) $(CUDALIBS) $(LIBS) $(OPTIONAL)
 
 $(STANDIN)/backend_cuda.o: backend_cuda.cu Makefile | $(BUILD)/found
 	@echo "  CXX  $@"
@@ -136,27 +144,27 @@ $(STANDIN)/%.o: test/cuda_on_cpu/%.cpp Makefile | $(BUILD)/found
 
 $(STANDIN)/train_gpu: $(LIB) $(BUILD)/float/train.o $(STANDIN_OBJ)
 	@echo "  LINK $@"
-	$(Q)$(CC) $(FLAGS) -o $@ $^ $(STANDIN_LIBS) $(LIBS)
+	$(Q)$(CC) $(FLAGS) -o $@ $^ $(STANDIN_LIBS) $(LIBS) $(OPTIONAL)
 
 $(STANDIN)/test_cuda_on_cpu: test/test_cuda_on_cpu.cpp $(STANDIN_OBJ) Makefile
 	@echo "  TEST $@"
-	$(Q)$(CXX) $(CXXFLAGS) -MMD -MP -MF $@.d -o $@ $< $(filter-out %/backend_cuda.o,$(STANDIN_OBJ)) $(STANDIN_LIBS) $(LIBS)
+	$(Q)$(CXX) $(CXXFLAGS) -MMD -MP -MF $@.d -o $@ $< $(filter-out %/backend_cuda.o,$(STANDIN_OBJ)) $(STANDIN_LIBS) $(LIBS) $(OPTIONAL)
 
 $(STANDIN)/test_%: test/test_%.c $(LIB) $(STANDIN_OBJ) Makefile
 	@echo "  TEST $@"
-	$(Q)$(CC) $(FLAGS) -MMD -MP -MF $@.d -o $@ $< $(STANDIN_OBJ) $(LIB) $(STANDIN_LIBS) $(LIBS)
+	$(Q)$(CC) $(FLAGS) -MMD -MP -MF $@.d -o $@ $< $(STANDIN_OBJ) $(LIB) $(STANDIN_LIBS) $(LIBS) $(OPTIONAL)
 
 # Test programs hold every object but train.o, which holds main.
 $(BUILD)/test_%: test/test_%.c $(LIB) Makefile
 	@echo "  TEST $@"
-	$(Q)$(CC) $(FLAGS) -MMD -MP -MF $@.d -o $@ $< $(LIB) $(LIBS)
+	$(Q)$(CC) $(FLAGS) -MMD -MP -MF $@.d -o $@ $< $(LIB) $(LIBS) $(OPTIONAL)
 
 $(BUILD)/double/test_%: test/test_%.c $(LIB64) Makefile
 	@echo "  TEST $@"
-	$(Q)$(CC) $(FLAGS) -DREAL=double -MMD -MP -MF $@.d -o $@ $< $(LIB64) $(LIBS)
+	$(Q)$(CC) $(FLAGS) -DREAL=double -MMD -MP -MF $@.d -o $@ $< $(LIB64) $(LIBS) $(OPTIONAL)
 
 standin: $(STANDIN_TESTS)
-test-programs: $(PROGRAM) $(TESTS) $(STANDIN_TESTS) $(if $(NVCC),$(GPUPROGRAM))
+test-programs: $(PROGRAM) $(TOOL) $(TESTS) $(STANDIN_TESTS) $(if $(NVCC),$(GPUPROGRAM))
 
 # test/run runs each argument as a command, and ends with `N passed, N failed, N skipped`.
 # Gradients are checked in double alone: finite differences say nothing in float. The CUDA backend is
@@ -219,7 +227,7 @@ valgrind: $(PROGRAM) $(BUILD)/test_checkpoint $(BUILD)/test_options
 
 $(BUILD)/bench: bench/bench.c $(LIB) Makefile
 	@echo "  BIN  $@"
-	$(Q)$(CC) $(FLAGS) -MMD -MP -MF $@.d -o $@ $< $(LIB) $(LIBS)
+	$(Q)$(CC) $(FLAGS) -MMD -MP -MF $@.d -o $@ $< $(LIB) $(LIBS) $(OPTIONAL)
 
 bench: report
 	$(SUB) $(BUILD)/bench
@@ -234,10 +242,10 @@ $(BUILD)/found: | deps
 endif
 
 clean:
-	rm -rf build train_cpu train_gpu
+	rm -rf build train_cpu train_gpu vit
 
 help:
-	@echo "make            build ./train_cpu, ./train_gpu too where nvcc is found; say what was found"
+	@echo "make            build ./train_cpu and ./vit, ./train_gpu too where nvcc is found; say what was found"
 	@echo "make demo       build it, make a data set, train a small Vision Transformer (2 minutes)"
 	@echo "make test       all tests; SHARED=DIR says where the PyTorch fixtures and data are"
 	@echo "make test-cuda  of these, the tests of the CUDA backend, which need no GPU"

@@ -630,7 +630,7 @@ static const Records *record_file(const Dataset *d, long i)
     return r;
 }
 
-char *data_sample_path_copy(const Dataset *d, long i)
+char *data_sample_path(const Dataset *d, long i)
 {
     if (d->kind == FOLDERS)
         return xasprintf("%s/%s", d->root, d->text + d->name[i]);
@@ -640,66 +640,62 @@ char *data_sample_path_copy(const Dataset *d, long i)
     return xasprintf("%s#%ld", r->path, i - r->first);
 }
 
-const char *data_sample_path(const Dataset *d, long i)
+long data_order(Dataset *d, long epoch, long position)
 {
-    static _Thread_local char path[PATH_MAX];
-    char *copy = data_sample_path_copy(d, i);
-    snprintf(path, sizeof path, "%s", copy);
-    free(copy);
-    return path;
+    return data_shuffle(d->o.seed, epoch, 0, d->n, position);
 }
 
 /* ---- one sample ---- */
 
 /* Planes or grey to RGB pixels. */
-static void record_image(const Dataset *d, long i, Image *im)
+static void record_image(const Dataset *d, long i, Decoder *decoder)
 {
+    Error none;
     const Records *r = record_file(d, i);
     const uint8_t *p = r->bytes + r->offset + (size_t)(i - r->first) * r->stride;
     size_t plane = (size_t)d->record_h * d->record_w, step = d->record_channels == 3 ? plane : 0;
-    *im = (Image){d->record_w, d->record_h, xmalloc(3 * plane)};
+    uint8_t *rgb = decoder_room(decoder, 3 * plane, &none);
     for (size_t k = 0; k < plane; k++)
         for (int c = 0; c < 3; c++)
-            im->rgb[3 * k + c] = p[c * step + k];
+            rgb[3 * k + c] = p[c * step + k];
+    decoder_open_pixels(decoder, rgb, d->record_w, d->record_h);
 }
 
-/* False if sample i is damaged. It is reported by whichever thread meets it first, and not tried
- * again. */
-static bool sample_image(Dataset *d, long i, Image *im)
+static bool preprocess(const Dataset *d, Decoder *decoder, View v, uint8_t *out, Error *e)
+{
+    const DataOptions *o = &d->o;
+    /* Records are objects without margin: the evaluation crop would cut into them. */
+    Target t = {.out_w = o->image_w,
+                .out_h = o->image_h,
+                .filter = o->filter,
+                .decode = o->decode,
+                .crop = d->kind == RECORDS ? CROP_STRETCH : o->crop,
+                .resize = o->resize};
+    if (!o->augment)
+        return decoder_eval(decoder, &t, out, e);
+    RngStream box = view_draw(v, DRAW_BOX), flip = view_draw(v, DRAW_FLIP);
+    Box b = image_random_box(&box, decoder_width(decoder), decoder_height(decoder), o->area_min,
+                             o->area_max, o->ratio_min, o->ratio_max);
+    return decoder_crop(decoder, &t, b, rng_next(&flip) < o->flip, out, e);
+}
+
+/* False if sample i is damaged. It is reported by whichever thread meets it first. */
+static bool sample_image(Dataset *d, Decoder *decoder, long i, View v, uint8_t *out)
 {
     Error e;
-    if (d->kind == RECORDS) {
-        record_image(d, i, im);
-        return true;
-    }
-    if (atomic_load(&d->damaged[i]))
-        return false;
-    if (image_load(data_sample_path(d, i), im, &e))
-        return true;
-    if (!atomic_exchange(&d->damaged[i], 1)) {
+    bool ok = true;
+    char *path = data_sample_path(d, i);
+    if (d->kind == RECORDS)
+        record_image(d, i, decoder);
+    else
+        ok = decoder_open_file(decoder, path, &e);
+    ok = ok && preprocess(d, decoder, v, out, &e);
+    if (!ok && !atomic_exchange(&d->damaged[i], 1)) {
         atomic_fetch_add(&d->damaged_count, 1);
-        warn("%s; the next readable image takes its place", e.what);
+        warn("%s: %s; the next readable image takes its place", path, e.what);
     }
-    return false;
-}
-
-static void preprocess(const DataOptions *o, const Image *im, bool whole, long i, long epoch,
-                       uint8_t *out)
-{
-    if (o->augment) {
-        RngStream box = {.seed = o->seed,
-                         .sample = (uint32_t)i,
-                         .step = (uint32_t)epoch,
-                         .purpose = RNG_AUGMENT};
-        RngStream flip = box;
-        flip.layer = 1;
-        Box b = image_random_box(&box, im->w, im->h, o->area_min, o->area_max, o->ratio_min,
-                                 o->ratio_max);
-        image_crop_resize(im, b, o->filter, o->image_w, o->image_h, rng_next(&flip) < o->flip, out);
-    } else {
-        image_eval(im, whole ? CROP_STRETCH : o->crop, o->resize, o->filter, o->image_w, o->image_h,
-                   out);
-    }
+    free(path);
+    return ok;
 }
 
 static void fake_image(const DataOptions *o, long i, uint8_t *out)
@@ -711,22 +707,18 @@ static void fake_image(const DataOptions *o, long i, uint8_t *out)
     }
 }
 
-int data_sample(Dataset *d, long i, long epoch, uint8_t *out)
+int data_sample(Dataset *d, Decoder *decoder, long i, long epoch, int repeat, uint8_t *out)
 {
     if (d->kind == FAKE) {
         fake_image(&d->o, i, out);
         return data_label(d, i);
     }
+    View v = {d->o.seed, (uint32_t)i, (uint32_t)epoch, (uint32_t)repeat};
     long tries = d->n < MAX_DAMAGED_IN_A_ROW ? d->n : MAX_DAMAGED_IN_A_ROW;
     for (long t = 0; t < tries; t++) {
         long j = (i + t) % d->n;
-        Image im;
-        if (sample_image(d, j, &im)) {
-            /* Records are objects without margin: the evaluation crop would cut into them. */
-            preprocess(&d->o, &im, d->kind == RECORDS, i, epoch, out);
-            image_free(&im);
+        if (sample_image(d, decoder, j, v, out))
             return d->labels[j];
-        }
     }
     static pthread_mutex_t last_words = PTHREAD_MUTEX_INITIALIZER; /* one thread's are enough */
     pthread_mutex_lock(&last_words);

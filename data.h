@@ -1,103 +1,72 @@
-/* data.h - images in: decoding, preprocessing, datasets, and batches made ahead of time.
+/* data.h - images in: data sets, their order, and batches made ahead of time.
  *
  * Everything here is a function of (seed, epoch, sample): the same bytes for any number of workers
- * and after any resume. Images are uint8 RGB, [H, W, 3]; the model normalises them.
+ * or ranks, and after any resume. Images are uint8 RGB, [H, W, 3]; the model normalises them. How
+ * one picture is decoded, cropped and changed is in image.h.
  */
 #ifndef DATA_H
 #define DATA_H
 
-#include "rng.h"
-#include "util.h"
-
-/* ---- image.c: image files ---- */
-
-typedef struct {
-    int w, h;
-    uint8_t *rgb; /* [h, w, 3]; image_free() */
-} Image;
-
-enum { FILTER_BILINEAR, FILTER_BICUBIC };
-enum { CROP_CENTER, CROP_STRETCH };
-
-/* Pixels an image may have before it is refused as a decompression bomb (Pillow's error limit). */
-#define IMAGE_MAX_PIXELS 178956970L
-/* Its longest side (JPEG's limit): the scratch of a resize grows with it. */
-#define IMAGE_MAX_SIDE 65500
-
-/* Decode JPEG (CMYK and YCCK converted as Pillow does), PNG, GIF, BMP, PPM or PGM, by content and
- * not by name; EXIF orientation applied. Truncated or corrupt data is an error, as in Pillow. */
-bool image_decode(const uint8_t *bytes, size_t n, Image *out, Error *e);
-bool image_load(const char *path, Image *out, Error *e);
-void image_free(Image *im);
-/* quality 1..100; writes a temporary file and renames it */
-bool image_write_jpeg(const char *path, const uint8_t *rgb, int w, int h, int quality, Error *e);
-
-/* ---- resize.c: to the size a model wants ---- */
-
-/* Pillow's Image.resize of the box (left, top, right, bottom): antialiased, separable, the
- * horizontal pass rounded to bytes first. out is [out_h, out_w, 3]. flip mirrors left and right
- * afterwards. */
-void image_resize(const Image *im, double left, double top, double right, double bottom, int filter,
-                  int out_w, int out_h, bool flip, uint8_t *out);
-/* Evaluation. CROP_CENTER: shorter side to `resize` (the longer side truncated), then the centre
- * out_h x out_w (offset rounded, a smaller picture padded with zeros), all as in torchvision;
- * CROP_STRETCH: straight to size. `resize` 0 is image_default_resize. */
-void image_eval(const Image *im, int crop, int resize, int filter, int out_w, int out_h,
-                uint8_t *out);
-/* What the shorter side of a w x h image becomes before the centre crop when nothing else is asked
- * for: 256/224 of what covers the crop on both sides, so 256 for 224 x 224 and any image. */
-int image_default_resize(int out_w, int out_h, int w, int h);
-typedef struct {
-    int left, top, width, height;
-} Box;
-/* Crop, then resize: as image_resize, but pixels outside the box take no part in its edges. */
-void image_crop_resize(const Image *im, Box b, int filter, int out_w, int out_h, bool flip,
-                       uint8_t *out);
-/* Random resized crop as torchvision draws it: area in [area_min, area_max] of the image,
- * log-uniform ratio in [ratio_min, ratio_max], ten attempts, then the largest central crop within
- * the ratios. */
-Box image_random_box(RngStream *rng, int w, int h, double area_min, double area_max,
-                     double ratio_min, double ratio_max);
+#include "image.h"
 
 /* ---- data.c: datasets ---- */
 
 typedef struct {
-    const char *spec;     /* DIR | cifar10:DIR | cifar100:DIR | mnist:DIR | fake */
-    const char *classes;  /* file of class names in label order, or NULL */
-    bool train;           /* DIR/train, else DIR/{val,validation,test}; DIR itself without either */
-    int image_h, image_w; /* size of the images in a batch */
+    /* DIR | wds:PATTERN | cifar10:DIR | cifar100:DIR | mnist:DIR | fake[:zeros][:COUNT] */
+    const char *spec;
+    const char *classes;   /* file of class names in label order, or NULL */
+    const char *index_dir; /* wds: folder with idx_N.txt, or NULL */
+    bool train;            /* DIR/train, else DIR/{val,validation,test}; DIR itself without either */
+    int image_h, image_w;  /* size of the images in a batch */
     int fake_classes, fake_count;
+    double classes_fraction; /* of the classes, the first in label order; 0 is 1: all */
+    double per_class;        /* of each class, the first: a share up to 1, a number above; 0: all */
+    int window;              /* wds: shards that are shuffled together; 0: 4 */
     /* preprocessing */
-    bool augment;             /* random resized crop + flip; else evaluation */
-    int crop, resize, filter; /* CROP_*, shorter side (0: image_default_resize), FILTER_* */
+    bool augment;                     /* random resized crop, flip and `changes`; else evaluation */
+    int crop, resize, filter, decode; /* CROP_*, shorter side, FILTER_*, DECODE_* */
     double area_min, area_max, ratio_min, ratio_max, flip;
+    const Augmentation *changes; /* the caller's, or NULL */
+    double max_damaged;          /* share of the samples that may be damaged; 0 is 1: all but all */
     uint64_t seed;
 } DataOptions;
 
 typedef struct Dataset Dataset;
 Dataset *data_open(const DataOptions *o, Error *e);
 void data_close(Dataset *d);
-const DataOptions *data_options(const Dataset *d); /* spec and classes are NULL */
+const DataOptions *data_options(const Dataset *d); /* its texts are NULL */
 long data_count(const Dataset *d);
 int data_classes(const Dataset *d);
 const char *data_class_name(const Dataset *d, int label);
-/* A path, or "file.bin#123"; valid until this thread asks for another. */
-const char *data_sample_path(const Dataset *d, long i);
-char *data_sample_path_copy(const Dataset *d, long i); /* the same; free() */
+/* A path, "file.bin#123" or "shard.tar#0000123.jpg"; free() it. */
+char *data_sample_path(const Dataset *d, long i);
 int data_label(const Dataset *d, long i);
-long data_damaged(const Dataset *d); /* images replaced so far */
-/* The preprocessed sample i as epoch `epoch` sees it, [image_h, image_w, 3]. A damaged image is
- * reported once, counted, and replaced by the next readable one. Returns the label. */
-int data_sample(Dataset *d, long i, long epoch, uint8_t *out);
+long data_damaged(const Dataset *d); /* samples found damaged so far */
+/* The preprocessed sample i as epoch `epoch` sees it for the `repeat`th time, [image_h, image_w, 3].
+ * A damaged image is reported once, counted, and replaced by the next readable one. Returns the
+ * label. */
+int data_sample(Dataset *d, Decoder *decoder, long i, long epoch, int repeat, uint8_t *out);
+/* Which sample stands at a position of a shuffled epoch: a bijection on [0, data_count). */
+long data_order(Dataset *d, long epoch, long position);
 
 /* ---- loader.c: order and batches ---- */
 
-/* Order of an epoch: position -> sample, a bijection on [0, n) keyed by (seed, epoch). */
-long data_shuffle(uint64_t seed, long epoch, long n, long position);
+/* A bijection on [0, n) keyed by (seed, epoch, key): position -> element. */
+long data_shuffle(uint64_t seed, long epoch, int key, long n, long position);
 
-/* Batches, decoded ahead by `workers` threads. Position p of the run is sample
- * data_shuffle(seed, p / n, n, p % n) (shuffle off: p % n), so batches run on across epochs and a
- * loader opened at a later position continues exactly. Ends before position `end` (0: never). */
+/* Batches, decoded ahead by threads. Position p of the run is sample data_order(p / n, p % n), n =
+ * data_count (shuffle off: sample p % n), so batches run on across epochs and a loader opened at a
+ * later position continues exactly. */
+typedef struct {
+    int batch;
+    bool shuffle;
+    int repeats;       /* times each sample is shown in an epoch, of 1/repeats of the samples; 0: 1 */
+    long start, stride; /* batch k begins at position start + k*stride; stride 0: batch */
+    long end;          /* ends before this position; 0: never */
+    int workers;       /* threads; 0: as many as it turns out to take, up to max_workers */
+    int max_workers;
+} LoaderOptions;
+
 typedef struct {
     int n;           /* images, = batch except at the end */
     uint8_t *images; /* [n, image_h, image_w, 3] */
@@ -105,12 +74,14 @@ typedef struct {
     long position;   /* of the first image */
 } Batch;
 typedef struct Loader Loader;
-Loader *loader_open(Dataset *d, int batch, bool shuffle, long start, long end, int workers);
-/* The same, but batch k starts at position start + k*stride: what one of several ranks reads. */
-Loader *loader_open_strided(Dataset *d, int batch, bool shuffle, long start, long stride, long end,
-                            int workers);
-const Batch *loader_next(Loader *l);   /* NULL at the end; valid until the next call */
-double loader_waited(const Loader *l); /* seconds loader_next has blocked, in total */
+Loader *loader_open(Dataset *d, const LoaderOptions *o);
+const Batch *loader_next(Loader *l); /* NULL at the end; valid until the next call */
+typedef struct {
+    double waited;  /* seconds loader_next has blocked, in total */
+    uint64_t bytes; /* of files read, in total */
+    int workers;    /* at work now */
+} LoaderStats;
+LoaderStats loader_stats(Loader *l);
 void loader_close(Loader *l);
 
 /* ---- shapes.c: the built-in image set ---- */

@@ -34,9 +34,11 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
 {
     int K = s->config.classes, waiting = 0; /* images of the batch before */
     real *targets = xcalloc((size_t)s->micro * (size_t)K, sizeof *targets);
-    long start = (long)s->world.rank * s->micro, stride = (long)s->world.ranks * s->micro;
-    Loader *loader =
-        loader_open_strided(d, s->micro, false, start, stride, data_count(d), (int)s->o.workers);
+    Loader *loader = loader_open(d, &(LoaderOptions){.batch = s->micro,
+                                                     .start = (long)s->world.rank * s->micro,
+                                                     .stride = (long)s->world.ranks * s->micro,
+                                                     .end = data_count(d),
+                                                     .workers = (int)s->o.workers});
     Sums sum = {0, 0, 0, 0};
     double from = now();
     const Batch *b;

@@ -29,7 +29,7 @@
 #define STBI_ONLY_BMP
 #include <stb/stb_image.h>
 
-#include "data.h"
+#include "image.h"
 
 #define MAX_FILE_BYTES (1L << 30)
 /* A progressive JPEG has about ten; thousands are an attack on time. */
@@ -489,6 +489,107 @@ bool image_load(const char *path, Image *out, Error *e)
     bool ok = bytes && image_decode(bytes, n, out, &why);
     free(bytes);
     return ok || fail(e, why.hint, "%s: %s", path, why.what);
+}
+
+/* ---- decoder ---- */
+
+struct Decoder {
+    uint8_t *room;
+    Image owned;
+    const uint8_t *rgb;
+    int w, h;
+    uint64_t bytes;
+};
+
+Decoder *decoder_new(void)
+{
+    return xcalloc(1, sizeof(Decoder));
+}
+
+void decoder_free(Decoder *d)
+{
+    if (!d)
+        return;
+    image_free(&d->owned);
+    free(d->room);
+    free(d);
+}
+
+uint8_t *decoder_room(Decoder *d, size_t n, Error *e)
+{
+    if (n > MAX_FILE_BYTES) {
+        fail(e, HINT_DAMAGED, "more than %ld bytes", MAX_FILE_BYTES);
+        return NULL;
+    }
+    free(d->room);
+    return d->room = xmalloc(n + 1);
+}
+
+static void decoder_set(Decoder *d, Image im)
+{
+    image_free(&d->owned);
+    d->owned = im;
+    d->rgb = im.rgb;
+    d->w = im.w;
+    d->h = im.h;
+}
+
+bool decoder_open(Decoder *d, const uint8_t *bytes, size_t n, Error *e)
+{
+    Image im;
+    if (!image_decode(bytes, n, &im, e))
+        return false;
+    d->bytes += n;
+    decoder_set(d, im);
+    return true;
+}
+
+bool decoder_open_file(Decoder *d, const char *path, Error *e)
+{
+    size_t n;
+    uint8_t *bytes = read_file(path, &n, e);
+    bool ok = bytes && decoder_open(d, bytes, n, e);
+    free(bytes);
+    return ok;
+}
+
+void decoder_open_pixels(Decoder *d, const uint8_t *rgb, int w, int h)
+{
+    decoder_set(d, (Image){0});
+    d->rgb = rgb;
+    d->w = w;
+    d->h = h;
+}
+
+int decoder_width(const Decoder *d)
+{
+    return d->w;
+}
+
+int decoder_height(const Decoder *d)
+{
+    return d->h;
+}
+
+uint64_t decoder_bytes(const Decoder *d)
+{
+    return d->bytes;
+}
+
+bool decoder_crop(Decoder *d, const Target *t, Box b, bool flip, uint8_t *out, Error *e)
+{
+    Image im = {d->w, d->h, (uint8_t *)d->rgb};
+    (void)e;
+    image_crop_resize(&im, b, t->filter, t->out_w, t->out_h, flip, out);
+    return true;
+}
+
+bool decoder_eval(Decoder *d, const Target *t, uint8_t *out, Error *e)
+{
+    Image im = {d->w, d->h, (uint8_t *)d->rgb};
+    (void)e;
+    image_eval(&im, t->crop, t->resize, t->filter, t->out_w, t->out_h, out);
+    return true;
 }
 
 /* ---- writing ---- */

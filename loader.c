@@ -18,7 +18,7 @@
 /* A Feistel network of six rounds over 2*bits bits, where 4^bits >= n: a bijection there. Walking
  * its cycle until a value below n comes up makes it one on [0, n); that takes less than four steps
  * on average. (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002.) */
-long data_shuffle(uint64_t seed, long epoch, long n, long position)
+long data_shuffle(uint64_t seed, long epoch, int key, long n, long position)
 {
     int bits = 1;
     while (bits < 31 && 1L << (2 * bits) < n)
@@ -28,7 +28,7 @@ long data_shuffle(uint64_t seed, long epoch, long n, long position)
     do {
         uint32_t left = (uint32_t)(x >> bits), right = (uint32_t)x & mask;
         for (uint32_t round = 0; round < 6; round++) {
-            uint32_t f = rng_block(seed, right, round, (uint32_t)epoch, RNG_SHUFFLE, 0).v[0];
+            uint32_t f = rng_block(seed, right, round, (uint32_t)epoch, RNG_SHUFFLE, key).v[0];
             uint32_t next = (left ^ f) & mask;
             left = right;
             right = next;
@@ -81,12 +81,12 @@ static int batch_size(const Loader *l, long index)
 
 /* ---- workers ---- */
 
-static void load_image(Loader *l, Batch *b, int at)
+static void load_image(Loader *l, Decoder *decoder, Batch *b, int at)
 {
     long n = data_count(l->data), epoch = (b->position + at) / n, i = (b->position + at) % n;
     if (l->shuffle)
-        i = data_shuffle(data_options(l->data)->seed, epoch, n, i);
-    b->labels[at] = data_sample(l->data, i, epoch, b->images + l->image_bytes * at);
+        i = data_order(l->data, epoch, i);
+    b->labels[at] = data_sample(l->data, decoder, i, epoch, 0, b->images + l->image_bytes * at);
 }
 
 /* A batch may be filled when its slot is neither being read nor waiting to be read. */
@@ -98,6 +98,7 @@ static bool may_fill(const Loader *l)
 static void *work(void *arg)
 {
     Loader *l = arg;
+    Decoder *decoder = decoder_new();
     pthread_mutex_lock(&l->lock);
     for (;;) {
         while (!l->stop && !may_fill(l))
@@ -117,12 +118,13 @@ static void *work(void *arg)
             l->filling++;
         }
         pthread_mutex_unlock(&l->lock);
-        load_image(l, &s->batch, at);
+        load_image(l, decoder, &s->batch, at);
         pthread_mutex_lock(&l->lock);
         if (--s->left == 0)
             pthread_cond_signal(&l->ready);
     }
     pthread_mutex_unlock(&l->lock);
+    decoder_free(decoder);
     return NULL;
 }
 
@@ -140,20 +142,20 @@ static void start_workers(Loader *l)
 
 /* ---- the reader's side ---- */
 
-Loader *loader_open_strided(Dataset *d, int batch, bool shuffle, long start, long stride, long end,
-                            int workers)
+Loader *loader_open(Dataset *d, const LoaderOptions *o)
 {
-    const DataOptions *o = data_options(d);
+    const DataOptions *images = data_options(d);
+    int batch = o->batch;
     Loader *l = xcalloc(1, sizeof *l);
     *l = (Loader){.data = d,
                   .size = batch,
-                  .shuffle = shuffle,
-                  .start = start,
-                  .stride = stride,
-                  .end = end,
-                  .image_bytes = (size_t)3 * o->image_h * o->image_w,
+                  .shuffle = o->shuffle,
+                  .start = o->start,
+                  .stride = o->stride ? o->stride : batch,
+                  .end = o->end,
+                  .image_bytes = (size_t)3 * images->image_h * images->image_w,
                   .reading = -1,
-                  .workers = workers < 1 ? 1 : workers};
+                  .workers = o->workers < 1 ? 1 : o->workers};
     /* One batch being read and three ahead, or enough of them for two images per worker. */
     l->slots = 4 + 2 * l->workers / batch;
     l->slot = xcalloc(l->slots, sizeof(Slot));
@@ -168,11 +170,6 @@ Loader *loader_open_strided(Dataset *d, int batch, bool shuffle, long start, lon
     l->thread = xmalloc(sizeof(pthread_t) * l->workers);
     start_workers(l);
     return l;
-}
-
-Loader *loader_open(Dataset *d, int batch, bool shuffle, long start, long end, int workers)
-{
-    return loader_open_strided(d, batch, shuffle, start, batch, end, workers);
 }
 
 const Batch *loader_next(Loader *l)
@@ -199,9 +196,9 @@ const Batch *loader_next(Loader *l)
     return b;
 }
 
-double loader_waited(const Loader *l)
+LoaderStats loader_stats(Loader *l)
 {
-    return l->waited;
+    return (LoaderStats){.waited = l->waited, .workers = l->workers};
 }
 
 void loader_close(Loader *l)

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "data.h"
+#include "image.h"
 
 /* ---- weights ---- */
 
@@ -85,7 +85,7 @@ typedef struct {
     const uint8_t *rgb;
     long stride; /* bytes from row to row */
     int w, h;
-} View;
+} Rows;
 
 /* The horizontal pass takes ROWS rows at once, interleaved to [w][ROWS][4] (the fourth value of a
  * pixel is never used), so that one weight applies to a whole vector. Values are widened once here
@@ -101,7 +101,7 @@ enum { VECTOR = 4 };
 #endif
 typedef int32_t Vector __attribute__((vector_size(4 * VECTOR), aligned(4), may_alias));
 
-static void interleave(const View *v, int y, int rows, uint8_t *restrict bytes,
+static void interleave(const Rows *v, int y, int rows, uint8_t *restrict bytes,
                        int32_t *restrict wide)
 {
     for (int r = 0; r < ROWS; r++) {
@@ -164,7 +164,7 @@ static void sum_rows(const uint8_t *restrict in, size_t stride, const int32_t *w
 
 /* Horizontal, then vertical; only the rows that the vertical pass reads go through the first. Both
  * axes are freed. */
-static void resample(const View *v, Axis ax, Axis ay, bool flip, uint8_t *out)
+static void resample(const Rows *v, Axis ax, Axis ay, bool flip, uint8_t *out)
 {
     int y0 = ay.first[0], y1 = y0;
     for (int i = 0; i < ay.n; i++)
@@ -196,7 +196,7 @@ static void resample(const View *v, Axis ax, Axis ay, bool flip, uint8_t *out)
 void image_resize(const Image *im, double left, double top, double right, double bottom, int filter,
                   int out_w, int out_h, bool flip, uint8_t *out)
 {
-    View v = {im->rgb, 3L * im->w, im->w, im->h};
+    Rows v = {im->rgb, 3L * im->w, im->w, im->h};
     resample(&v, axis_make(v.w, left, right, out_w, 0, out_w, filter),
              axis_make(v.h, top, bottom, out_h, 0, out_h, filter), flip, out);
 }
@@ -204,7 +204,7 @@ void image_resize(const Image *im, double left, double top, double right, double
 void image_crop_resize(const Image *im, Box b, int filter, int out_w, int out_h, bool flip,
                        uint8_t *out)
 {
-    View v = {im->rgb + 3 * ((long)b.top * im->w + b.left), 3L * im->w, b.width, b.height};
+    Rows v = {im->rgb + 3 * ((long)b.top * im->w + b.left), 3L * im->w, b.width, b.height};
     resample(&v, axis_make(v.w, 0, v.w, out_w, 0, out_w, filter),
              axis_make(v.h, 0, v.h, out_h, 0, out_h, filter), flip, out);
 }
@@ -239,7 +239,7 @@ void image_eval(const Image *im, int crop, int resize, int filter, int out_w, in
     int n_w = w < out_w ? (int)w : out_w, n_h = h < out_h ? (int)h : out_h;
     long x = w < out_w ? 0 : lrint((double)(w - out_w) / 2);
     long y = h < out_h ? 0 : lrint((double)(h - out_h) / 2);
-    View v = {im->rgb, 3L * im->w, im->w, im->h};
+    Rows v = {im->rgb, 3L * im->w, im->w, im->h};
     Axis ax = axis_make(v.w, 0, v.w, w, x, n_w, filter);
     Axis ay = axis_make(v.h, 0, v.h, h, y, n_h, filter);
     if (n_w == out_w && n_h == out_h) {

@@ -343,11 +343,12 @@ static void check_splits(const Session *s)
         if (strcmp(data_class_name(a, k), data_class_name(b, k)) != 0)
             die(hint, "class %d is '%s' in the training images and '%s' in the validation images",
                 k, data_class_name(a, k), data_class_name(b, k));
-    char *first = data_sample_path_copy(a, 0);
-    if (data_count(a) == data_count(b) && strcmp(first, data_sample_path(b, 0)) == 0 &&
+    char *first = data_sample_path(a, 0), *second = data_sample_path(b, 0);
+    if (data_count(a) == data_count(b) && strcmp(first, second) == 0 &&
         strcmp(s->o.data, "fake") != 0)
         warn("evaluating on the training images: the data has no split of its own, see --val-data");
     free(first);
+    free(second);
 }
 
 /* A run that is evaluated or continued keeps its classes: labels are positions in that list. */

@@ -158,7 +158,7 @@ static void report(Training *t)
     const Session *s = t->s;
     const StepState *state = &t->state;
     uint64_t step = t->settled;
-    double seconds = now() - t->since, waited = loader_waited(t->loader) - t->waited;
+    double seconds = now() - t->since, waited = loader_stats(t->loader).waited - t->waited;
     double per_step = (now() - t->began) / (double)(step - t->first);
     StepReport r = {.step = step,
                     .total = t->total,
@@ -346,12 +346,13 @@ static void begin(Training *t)
     int chunk = mine % s->micro ? mine : s->micro;
     t->targets = xcalloc(n * K, sizeof *t->targets);
     t->augment = xcalloc(n, sizeof *t->augment);
-    long start = (long)s->state.samples + (long)mine * s->world.rank;
-    if (s->world.ranks > 1) /* a rank reads its share of every batch */
-        t->loader =
-            loader_open_strided(s->train, mine, true, start, s->o.batch_size, 0, (int)s->o.workers);
-    else
-        t->loader = loader_open(s->train, chunk, true, start, 0, (int)s->o.workers);
+    bool alone = s->world.ranks == 1; /* else a rank reads its share of every batch */
+    t->loader = loader_open(
+        s->train, &(LoaderOptions){.batch = alone ? chunk : mine,
+                                   .shuffle = true,
+                                   .start = (long)s->state.samples + (long)mine * s->world.rank,
+                                   .stride = alone ? chunk : s->o.batch_size,
+                                   .workers = (int)s->o.workers});
     t->saved = t->first = t->settled = s->state.step;
     double peak;
     usage(&t->cpu, &peak);

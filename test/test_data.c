@@ -408,12 +408,12 @@ static void test_shuffle(void)
         char *seen = xcalloc(n, 1);
         bool exact = true;
         for (long p = 0; p < n; p++) {
-            long i = data_shuffle(5, 3, n, p);
+            long i = data_shuffle(5, 3, 0, n, p);
             exact &= i >= 0 && i < n && !seen[i];
             if (i >= 0 && i < n)
                 seen[i] = 1;
             moved += i != p;
-            same += i == data_shuffle(5, 4, n, p);
+            same += i == data_shuffle(5, 4, 0, n, p);
         }
         free(seen);
         CHECK(exact, "a bijection on [0, %ld)", n);
@@ -424,16 +424,29 @@ static void test_shuffle(void)
     int count[8][8] = {{0}};
     for (int epoch = 0; epoch < 8000; epoch++)
         for (int p = 0; p < 8; p++)
-            count[p][data_shuffle(1, epoch, 8, p)]++;
+            count[p][data_shuffle(1, epoch, 0, 8, p)]++;
     double chi2 = 0;
     for (int p = 0; p < 8; p++)
         for (int i = 0; i < 8; i++)
             chi2 += (count[p][i] - 1000.0) * (count[p][i] - 1000.0) / 1000;
     CHECK(chi2 < 100, "chi-squared %.1f", chi2);
-    CHECK(data_shuffle(1, 0, 1L << 40, 12345) < 1L << 40);
+    CHECK(data_shuffle(1, 0, 0, 1L << 40, 12345) < 1L << 40);
 }
 
 /* ---- datasets ---- */
+
+static Decoder *decoder;
+
+static Loader *open_strided(Dataset *d, int batch, bool shuffle, long start, long stride, long end,
+                            int workers)
+{
+    return loader_open(d, &(LoaderOptions){batch, shuffle, 1, start, stride, end, workers, workers});
+}
+
+static Loader *open_loader(Dataset *d, int batch, bool shuffle, long start, long end, int workers)
+{
+    return open_strided(d, batch, shuffle, start, batch, end, workers);
+}
 
 static const DataOptions defaults = {.train = true,
                                      .image_h = 16,
@@ -505,9 +518,9 @@ static void test_folders(void)
         uint8_t out[3 * 16 * 16];
         CHECK(data_count(d) == 12 && data_classes(d) == 4);
         CHECK(strcmp(data_class_name(d, 2), "c") == 0);
-        CHECK(data_sample(d, 7, 0, out) == 2 && out[0] == 17 && data_label(d, 7) == 2);
+        CHECK(data_sample(d, decoder, 7, 0, 0, out) == 2 && out[0] == 17 && data_label(d, 7) == 2);
         CHECK(strstr(data_sample_path(d, 7), "/c/1.PPM") != NULL);
-        char *one = data_sample_path_copy(d, 7), *other = data_sample_path_copy(d, 8);
+        char *one = data_sample_path(d, 7), *other = data_sample_path(d, 8);
         CHECK(strcmp(one, other) != 0 && strcmp(one, data_sample_path(d, 7)) == 0, "%s", one);
         free(one);
         free(other);
@@ -574,10 +587,10 @@ static void test_damaged_images(void)
     fflush(stdout);
     uint8_t out[3 * 16 * 16];
     for (int epoch = 0; epoch < 3; epoch++)
-        CHECK(data_sample(d, 2, epoch, out) == 1 && out[0] == 14, "the next readable one: level %d",
+        CHECK(data_sample(d, decoder, 2, epoch, 0, out) == 1 && out[0] == 14, "the next readable one: level %d",
               out[0]);
     CHECK(data_damaged(d) == 2, "%ld", data_damaged(d));
-    Loader *l = loader_open(d, 4, true, 0, 40, 3);
+    Loader *l = open_loader(d, 4, true, 0, 40, 3);
     while (loader_next(l))
         ;
     loader_close(l);
@@ -600,7 +613,7 @@ static void test_all_damaged(void)
         if (!freopen(log, "w", stderr))
             _exit(9);
         Dataset *d = open_dir(dir, true, NULL, &e);
-        Loader *l = d ? loader_open(d, 2, true, 0, 0, 4) : NULL;
+        Loader *l = d ? open_loader(d, 2, true, 0, 0, 4) : NULL;
         if (l)
             loader_next(l);
         _exit(8);
@@ -633,7 +646,7 @@ static void test_cifar(void)
     if (CHECK(d != NULL, "%s", e.what)) {
         uint8_t out[3 * 16 * 16];
         CHECK(data_count(d) == 4 && data_classes(d) == 10);
-        CHECK(data_sample(d, 3, 0, out) == 6 && out[0] == 3 && out[1] == 53 && out[2] == 103);
+        CHECK(data_sample(d, decoder, 3, 0, 0, out) == 6 && out[0] == 3 && out[1] == 53 && out[2] == 103);
         CHECK(strstr(data_sample_path(d, 3), "data_batch_2.bin#1") != NULL);
         data_close(d);
     }
@@ -675,7 +688,7 @@ static void test_mnist(void)
     Dataset *d = open_dir(spec, true, NULL, &e);
     if (CHECK(d != NULL, "%s", e.what)) {
         uint8_t out[3 * 16 * 16];
-        CHECK(data_count(d) == 2 && data_sample(d, 1, 0, out) == 4 && out[0] == 70 && out[2] == 70);
+        CHECK(data_count(d) == 2 && data_sample(d, decoder, 1, 0, 0, out) == 4 && out[0] == 70 && out[2] == 70);
         data_close(d);
     }
     refuse(spec, false, NULL, "t10k-images");
@@ -752,7 +765,7 @@ static uint64_t hash_run(Dataset *d, int batch, long start, long end, int worker
 {
     size_t bytes = 3 * 16 * 16;
     uint64_t h = 14695981039346656037u;
-    Loader *l = loader_open(d, batch, true, start, end, workers);
+    Loader *l = open_loader(d, batch, true, start, end, workers);
     const Batch *b;
     *images = 0;
     while ((b = loader_next(l))) {
@@ -764,7 +777,7 @@ static uint64_t hash_run(Dataset *d, int batch, long start, long end, int worker
         }
         *images += b->n;
     }
-    CHECK(loader_next(l) == NULL && loader_waited(l) >= 0);
+    CHECK(loader_next(l) == NULL && loader_stats(l).waited >= 0);
     loader_close(l);
     return h;
 }
@@ -787,9 +800,9 @@ static void test_loader(void)
     CHECK(hash_run(d, 8, 0, end - 1, 2, &n) != first);
 
     /* The later start is the tail of the whole; two strided readers are the halves of the whole. */
-    Loader *whole = loader_open(d, 8, true, 0, end, 2), *tail = loader_open(d, 8, true, 40, end, 3);
-    Loader *half[2] = {loader_open_strided(d, 4, true, 0, 8, end, 1),
-                       loader_open_strided(d, 4, true, 4, 8, end, 2)};
+    Loader *whole = open_loader(d, 8, true, 0, end, 2), *tail = open_loader(d, 8, true, 40, end, 3);
+    Loader *half[2] = {open_strided(d, 4, true, 0, 8, end, 1),
+                       open_strided(d, 4, true, 4, 8, end, 2)};
     const Batch *b;
     for (int k = 0; (b = loader_next(whole)); k++) {
         for (int r = 0; r < 2; r++) {
@@ -811,7 +824,7 @@ static void test_loader(void)
     loader_close(tail);
     loader_close(half[0]);
     loader_close(half[1]);
-    loader_close(loader_open(d, 3, true, 0, 0, 4)); /* closed while it fills */
+    loader_close(open_loader(d, 3, true, 0, 0, 4)); /* closed while it fills */
     data_close(d);
 }
 
@@ -829,10 +842,10 @@ static void test_fake(void)
     if (!CHECK(d != NULL, "%s", e.what))
         return;
     uint8_t a[768], b[768];
-    CHECK(data_count(d) == 50 && data_sample(d, 13, 0, a) == 3);
-    data_sample(d, 13, 1, b);
+    CHECK(data_count(d) == 50 && data_sample(d, decoder, 13, 0, 0, a) == 3);
+    data_sample(d, decoder, 13, 1, 0, b);
     CHECK(memcmp(a, b, 768) == 0);
-    data_sample(d, 14, 0, b);
+    data_sample(d, decoder, 14, 0, 0, b);
     CHECK(memcmp(a, b, 768) != 0);
     data_close(d);
 }
@@ -848,6 +861,7 @@ int main(int argc, char **argv)
     } else {
         SKIP("comparisons with Pillow: name the folder with fixtures/ and data/");
     }
+    decoder = decoder_new();
     test_resize();
     test_default_resize();
     test_random_box();
@@ -864,6 +878,7 @@ int main(int argc, char **argv)
     test_shapes();
     test_loader();
     test_fake();
+    decoder_free(decoder);
     char *remove_all = xasprintf("rm -rf '%s'", temporary);
     if (system(remove_all) != 0)
         printf("could not remove %s\n", temporary);
