@@ -157,7 +157,7 @@ $(STANDIN)/test_%: test/test_%.c $(LIB) $(STANDIN_OBJ) Makefile
 # Test programs hold every object but train.o, which holds main.
 $(BUILD)/test_%: test/test_%.c $(LIB) Makefile
 	@echo "  TEST $@"
-	$(Q)$(CC) $(FLAGS) -MMD -MP -MF $@.d -o $@ $< $(LIB) $(LIBS) $(OPTIONAL)
+	$(Q)$(CC) $(FLAGS) $(HAVE) -MMD -MP -MF $@.d -o $@ $< $(LIB) $(LIBS) $(OPTIONAL)
 
 $(BUILD)/double/test_%: test/test_%.c $(LIB64) Makefile
 	@echo "  TEST $@"

@@ -66,6 +66,7 @@ typedef const char *text;
     X(word,   crop,        "crop",        "center", "center|stretch", "evaluation: centre of the resized image, or the whole stretched") \
     X(long,   resize,      "resize",      "0",      "0..65536", "evaluation: shorter side before the crop; 0: 256/224 of the size") \
     X(word,   interpolation, "interpolation", "bicubic", "bilinear|bicubic", "of every resize")                          \
+    X(word,   decode,      "decode",      "exact",  "exact|fast", "JPEG: at full scale, or at 1/2 ... 1/8 while twice the size needed remains") \
   GROUP("machine")                                                                                      \
     X(long,   threads,     "threads",     "0",      "0..4096", "that compute; 0: one per core")                          \
     X(long,   workers,     "workers",     "0",      "0..256", "threads that decode images; 0: half the cores")           \

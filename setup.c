@@ -319,6 +319,7 @@ static Dataset *open_split(Session *s, const char *spec, bool train)
                      .crop = o->crop,
                      .resize = (int)o->resize,
                      .filter = o->interpolation,
+                     .decode = o->decode,
                      .area_min = o->area_min,
                      .area_max = o->area_max,
                      .ratio_min = o->ratio_min,
