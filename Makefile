@@ -38,7 +38,7 @@ NCCL     ?= $(if $(wildcard $(addsuffix /nccl.h,$(CUDA_DIR)/include /usr/include
 NVFLAGS  := -std=c++20 -O3 -I. --expt-relaxed-constexpr --threads 0 -Xcompiler -Wall,-Wextra,-Wno-unused-parameter,-Wno-unknown-pragmas \
             $(foreach a,$(GPU),-gencode arch=compute_$a,code=sm_$a) \
             -gencode arch=compute_80,code=compute_80
-CUDALIBS := -L$(CUDA_DIR)/lib64 -Wl,-rpath,$(CUDA_DIR)/lib64 -lcublasLt $(NCCL) -lcudart -lstdc++
+CUDALIBS := -L$(CUDA_DIR)/lib64 -Wl,-rpath,$(CUDA_DIR)/lib64 -lcublasLt $(NCCL) -lcudart -lstdc++ -ldl
 
 # The same source as plain C++, run on the CPU by the stand-ins of test/cuda_on_cpu.
 CXX      := $(if $(findstring clang,$(CC)),clang++,g++)
@@ -48,7 +48,7 @@ CXXFLAGS  = -std=c++20 -D_GNU_SOURCE $(CFLAGS) $(ARCH) -fopenmp -Wall -Wextra -W
 STANDIN  := $(BUILD)/standin
 STANDIN_SRC := $(wildcard test/cuda_on_cpu/*.cpp)
 STANDIN_OBJ := $(STANDIN)/backend_cuda.o $(STANDIN_SRC:test/cuda_on_cpu/%.cpp=$(STANDIN)/%.o)
-STANDIN_LIBS := -lboost_context -lrt -lstdc++
+STANDIN_LIBS := -lboost_context -lrt -lstdc++ -ldl
 
 GPUPROGRAM := $(if $(filter build,$(BUILD)),train_gpu,$(BUILD)/train_gpu)
 PROGRAM  := $(if $(filter build,$(BUILD)),train_cpu,$(BUILD)/train_cpu)

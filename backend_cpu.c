@@ -1267,6 +1267,11 @@ static double cpu_peak_flops(void)
     return 0;
 }
 
+static double cpu_busy(void)
+{
+    return -1;
+}
+
 static void cpu_describe(char *out, size_t size)
 {
     char model[128] = "CPU", line[256];
@@ -1291,6 +1296,7 @@ const Backend *backend_cpu(void)
         .threads = omp_get_max_threads,
         .describe = cpu_describe,
         .peak_flops = cpu_peak_flops,
+        .busy = cpu_busy,
         .algorithms = cpu_algorithms,
         .memory_free = cpu_memory_free,
         .alloc = cpu_alloc,

@@ -192,6 +192,42 @@ static double cuda_peak_flops(void)
     return 0;
 }
 
+/* NVML, which comes with the driver, by the few of its functions that it takes: a program that is
+ * linked with it would not start without a driver. It is asked by bus address, since its numbers of
+ * devices know nothing of CUDA_VISIBLE_DEVICES. */
+typedef struct {
+    unsigned gpu, memory; /* percent of the last sixth of a second to second */
+} NvmlUtilization;
+
+static void *nvml_device; /* NULL: nobody to ask */
+static int (*nvml_utilization)(void *device, NvmlUtilization *u);
+
+static void nvml_open()
+{
+    void *library = dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (!library)
+        return;
+    auto init = (int (*)())dlsym(library, "nvmlInit_v2");
+    auto find = (int (*)(const char *, void **))dlsym(library, "nvmlDeviceGetHandleByPciBusId_v2");
+    nvml_utilization =
+        (int (*)(void *, NvmlUtilization *))dlsym(library, "nvmlDeviceGetUtilizationRates");
+    char bus[32];
+    snprintf(bus, sizeof bus, "%08x:%02x:%02x.0", (unsigned)cu.gpu.pciDomainID,
+             (unsigned)cu.gpu.pciBusID, (unsigned)cu.gpu.pciDeviceID);
+    if (!init || !find || !nvml_utilization || init() != 0 || find(bus, &nvml_device) != 0)
+        nvml_device = NULL;
+}
+
+static double cuda_busy(void)
+{
+    static bool asked;
+    NvmlUtilization u;
+    if (!asked)
+        nvml_open();
+    asked = true;
+    return nvml_device && nvml_utilization(nvml_device, &u) == 0 ? u.gpu / 100.0 : -1;
+}
+
 /* ------------------------------------------------------------------------------------------------
  * Memory */
 
@@ -417,6 +453,7 @@ extern "C" const Backend *backend_cuda(void)
         .threads = cuda_threads,
         .describe = cuda_describe,
         .peak_flops = cuda_peak_flops,
+        .busy = cuda_busy,
         .algorithms = cuda_algorithms,
         .memory_free = cuda_memory_free,
         .alloc = cuda_alloc,

@@ -62,6 +62,7 @@ struct Loader {
     long reading; /* batch that loader_next returned last, -1 before the first */
     bool stop;
     double waited;
+    uint64_t bytes;
 
     int workers;
     pthread_t *thread;
@@ -118,8 +119,10 @@ static void *work(void *arg)
             l->filling++;
         }
         pthread_mutex_unlock(&l->lock);
+        uint64_t before = decoder_bytes(decoder);
         load_image(l, decoder, &s->batch, at);
         pthread_mutex_lock(&l->lock);
+        l->bytes += decoder_bytes(decoder) - before;
         if (--s->left == 0)
             pthread_cond_signal(&l->ready);
     }
@@ -198,7 +201,10 @@ const Batch *loader_next(Loader *l)
 
 LoaderStats loader_stats(Loader *l)
 {
-    return (LoaderStats){.waited = l->waited, .workers = l->workers};
+    pthread_mutex_lock(&l->lock);
+    LoaderStats s = {.waited = l->waited, .bytes = l->bytes, .workers = l->workers};
+    pthread_mutex_unlock(&l->lock);
+    return s;
 }
 
 void loader_close(Loader *l)

@@ -221,24 +221,32 @@ void report_step(const StepReport *r)
     if (r->loss_scale > 0)
         log_num("loss_scale", r->loss_scale);
     log_num("wait", r->wait);
+    log_num("data_bytes_per_s", r->data_bytes_per_s);
+    log_num("workers", r->workers);
+    log_num("damaged", (double)r->damaged);
     log_num("cpu", r->cpu);
+    if (r->gpu >= 0)
+        log_num("gpu", r->gpu);
     log_num("memory", r->memory);
     log_num("skipped", (double)r->skipped);
     log_end();
     if (report_terminal())
         return; /* the bar says it */
-    char eta[32], memory[32], speed[32], skipped[48] = "";
+    char eta[32], memory[32], speed[32], gpu[32] = "", skipped[48] = "";
     format_seconds(r->eta, eta, sizeof eta);
     format_count(r->memory, memory, sizeof memory);
     if (r->mfu > 0)
         snprintf(speed, sizeof speed, "MFU %.1f%%", r->mfu);
     else
         snprintf(speed, sizeof speed, "%.0f GFLOP/s", r->gflops);
+    if (r->gpu >= 0)
+        snprintf(gpu, sizeof gpu, "  gpu %.0f%%", 100 * r->gpu);
     if (r->skipped)
         snprintf(skipped, sizeof skipped, "  skipped %lu", (unsigned long)r->skipped);
     printf("step %lu/%lu  epoch %.2f  loss %.4f  acc %.1f%%  norm %.3g  lr %.3e  %.1f ms  "
-           "%.1f images/s  %s  %sB  cpu %.0f%%  wait %.0f%%  eta %s%s\n",
+           "%.1f images/s  %s  %sB  cpu %.0f%%%s  wait %.0f%%  eta %s%s\n",
            (unsigned long)r->step, (unsigned long)r->total, r->epoch, r->loss, r->acc, r->grad_norm,
-           r->lr, r->ms, r->images_per_s, speed, memory, 100 * r->cpu, 100 * r->wait, eta, skipped);
+           r->lr, r->ms, r->images_per_s, speed, memory, 100 * r->cpu, gpu, 100 * r->wait, eta,
+           skipped);
     fflush(stdout);
 }

@@ -28,7 +28,11 @@ typedef struct {
     double mfu;              /* in percent of the devices' peak; 0: not known */
     double loss_scale;       /* 0: none */
     double wait;             /* share of the time spent waiting for data */
+    double data_bytes_per_s; /* read from files */
+    int workers;             /* threads that make batches */
+    long damaged;            /* images found damaged so far */
     double cpu;              /* share of the compute threads' time that the process was busy */
+    double gpu;              /* share of the time the device was busy lately; -1: not known */
     double memory;           /* peak, bytes */
     uint64_t skipped;        /* steps left out because of non-finite gradients */
     double eta;              /* seconds to the end */

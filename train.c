@@ -36,12 +36,14 @@ typedef struct {
     /* one micro-batch on the host */
     real *targets;
     Augment *augment;
-    bool stopped; /* by a signal, here or in another rank */
+    bool stopped;     /* by a signal, here or in another rank */
     uint64_t settled; /* steps of the run whose results are known, */
     StepState state;  /* and the newest of them */
     /* since the last report */
-    double loss, hits, since, waited, cpu, reported;
+    double loss, hits, since, waited, cpu, reported, bytes;
     long images, steps;
+    /* in all since the first report: before it, nothing was there to wait for */
+    double training, stalled;
 } Training;
 
 /* ---- signals ---- */
@@ -153,6 +155,35 @@ static void usage(double *cpu_seconds, double *peak_bytes)
     *peak_bytes = 1024.0 * (double)u.ru_maxrss;
 }
 
+/* Of all ranks; an image that two ranks found damaged counts twice. */
+typedef struct {
+    double bytes, workers, damaged;
+} DataUse;
+
+static DataUse data_use(const Training *t)
+{
+    LoaderStats l = loader_stats(t->loader);
+    double all[] = {(double)l.bytes, l.workers, (double)data_damaged(t->s->train)};
+    dist_sum(all, COUNT(all));
+    return (DataUse){all[0], all[1], all[2]};
+}
+
+/* The part of a report that is not asked for at every step. */
+static void report_use(Training *t, StepReport *r, double seconds)
+{
+    const Session *s = t->s;
+    DataUse use = data_use(t);
+    double cpu;
+    usage(&cpu, &r->memory);
+    r->cpu = (cpu - t->cpu) / ((now() - t->reported) * s->be->threads());
+    r->gpu = s->be->busy();
+    r->data_bytes_per_s = (use.bytes - t->bytes) / seconds;
+    r->workers = (int)use.workers;
+    r->damaged = (long)use.damaged;
+    t->cpu = cpu;
+    t->bytes = use.bytes;
+}
+
 static void report(Training *t)
 {
     const Session *s = t->s;
@@ -179,12 +210,13 @@ static void report(Training *t)
     report_bar(&r);
     if (step % (uint64_t)s->o.log_every != 0 && step != t->total && step != t->first + 1)
         return;
-    double cpu;
-    usage(&cpu, &r.memory);
-    r.cpu = (cpu - t->cpu) / ((now() - t->reported) * s->be->threads());
-    t->cpu = cpu;
-    t->reported = now();
+    report_use(t, &r, seconds);
     report_step(&r);
+    if (step != t->first + 1) {
+        t->training += seconds;
+        t->stalled += waited;
+    }
+    t->reported = now();
     t->loss = t->hits = 0;
     t->images = t->steps = 0;
     t->since = now();
@@ -364,6 +396,28 @@ static void begin(Training *t)
     fflush(stdout);
 }
 
+/* What became of the data, and what would make it faster. */
+static void finish_data(Training *t)
+{
+    Session *s = t->s;
+    DataUse use = data_use(t);
+    double share = t->training > 0 ? t->stalled / t->training : 0;
+    log_begin("end");
+    log_num("step", (double)s->state.step);
+    log_num("seconds", now() - t->began);
+    log_num("data_bytes", use.bytes);
+    log_num("wait", share);
+    log_num("damaged", use.damaged);
+    log_end();
+    if (use.damaged > 0)
+        printf("note: %.0f damaged training images were replaced by others\n", use.damaged);
+    if (share > 0.05 && t->stalled > 0.25)
+        printf("note: %.0f%% of the time was spent waiting for images; more --workers (%.0f at "
+               "work), --decode fast,\n      or smaller images, made once by ./vit shard "
+               "--short-side 256, would help\n",
+               100 * share, use.workers);
+}
+
 static void finish(Training *t)
 {
     Session *s = t->s;
@@ -393,9 +447,7 @@ static void finish(Training *t)
                PROGRAM, s->out, PROGRAM, s->out, PROGRAM, s->out,
                fmax(2 * round(epoch_at(s, s->state.step)), 1));
     }
-    if (data_damaged(s->train))
-        printf("note: %ld damaged training images were replaced by others\n",
-               data_damaged(s->train));
+    finish_data(t);
     loader_close(t->loader);
     free(t->targets);
     free(t->augment);

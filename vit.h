@@ -474,6 +474,7 @@ typedef struct Backend {
     int (*threads)(void);
     void (*describe)(char *out, size_t size); /* device and libraries, one line */
     double (*peak_flops)(void);               /* of matrix products in this type; 0: not known */
+    double (*busy)(void); /* share of the last moment in which the device computed; -1: not known */
     /* Which algorithm each matrix product uses, where there is a choice: written to or read from a
      * text file, so that a run that is continued has the same bits. No file to read: no matter. */
     void (*algorithms)(const char *path, bool save);

@@ -180,6 +180,34 @@ if [ "$standin" ]; then
     bad "an old driver" 1 'driver' VIT_STANDIN_OLD_DRIVER=1 "$gpu" $tiny --steps 1
     bad "an old GPU" 1 'compute capability 7.5' VIT_STANDIN_SM=75 "$gpu" $tiny --steps 1
     bad "built for other GPUs" 1 'built for other GPUs' VIT_STANDIN_NO_KERNEL=1 "$gpu" $tiny --steps 1
+    # The device's use is asked of a library that the driver brings: here, of one that knows only
+    # the stand-in's bus address.
+    cat >nvml.c <<'END'
+int strcmp(const char *, const char *);
+int nvmlInit_v2(void) { return 0; }
+int nvmlDeviceGetHandleByPciBusId_v2(const char *bus, void **device)
+{
+    *device = nvmlInit_v2;
+    return strcmp(bus, "00000000:01:00.0") != 0;
+}
+int nvmlDeviceGetUtilizationRates(void *device, unsigned *u)
+{
+    u[0] = 37, u[1] = 11;
+    return device != nvmlInit_v2;
+}
+END
+    train "$gpu" unasked $tiny --steps 2 --precision fp32
+    if ! ldconfig -p | grep -q libnvidia-ml; then
+        check "no driver, no GPU use" sh -c "! grep -q '\"gpu\"' unasked/log.jsonl"
+    fi
+    if ${CC:-cc} -shared -fPIC -o libnvidia-ml.so.1 nvml.c; then
+        train "env LD_LIBRARY_PATH=$tmp${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} $gpu" asked $tiny \
+            --steps 2 --precision fp32
+        check "GPU use is logged" [ "$(grep -c '"gpu":0.37[,}]' asked/log.jsonl)" = 2 ]
+        check "and printed" grep -q 'gpu 37%' log
+    else
+        skip "no C compiler for a library of our own"
+    fi
     big="$tiny --width 64 --image-size 64 --batch-size 64 --steps 1"
     bad "out of memory" 1 'micro-batch [0-9]+ is the largest' VIT_STANDIN_MEMORY=24000000 "$gpu" $big --micro-batch 64
     fits=$(sed -n 's/.*--micro-batch \([0-9]*\) is the largest.*/\1/p' log)

@@ -52,6 +52,9 @@ same() { # name, run, run: the last checkpoints are the same bits
     check "$1: weights" cmp -s "$(last "$2")/model.safetensors" "$(last "$3")/model.safetensors"
     check "$1: state" cmp -s "$(last "$2")/train_state.safetensors" "$(last "$3")/train_state.safetensors"
 }
+field() { # run, name: of each line of its log that has it
+    sed -nE 's/.*"'"$2"'":([^,}]*)[,}].*/\1/p' "$1/log.jsonl"
+}
 until_true() { # wait up to 60 s for a command to succeed
     for _ in $(seq 600); do
         "$@" 2>/dev/null && return 0
@@ -222,6 +225,34 @@ victim=$(find folder/train/x -type f | sort | head -n 1)
 head -c 100 "$victim" >cut && mv cut "$victim"
 good "a damaged image" $folder --out damaged
 check "is counted and named" sh -c "grep -q 'damaged' log && grep -q '$(basename "$victim")' log"
+check "and logged" [ "$(field damaged damaged | tail -n 1)" = 1 ]
+
+# Copies of one file, so that what was read is a multiple of its size: what the run took, and what
+# was made ahead of it (3 batches and a half, and an image of each worker).
+mkdir -p copies/train/a copies/train/b
+for i in $(seq 8); do cp "$picture" copies/train/a/$i.jpg; cp "$picture" copies/train/b/$i.jpg; done
+size=$(stat -c %s "$picture")
+good "copies of one file" --data copies --val-data none $tiny --steps 20 --num-classes 2 --workers 2 \
+    --log-every 1 --out copied
+bytes=$(field copied data_bytes)
+check "bytes read, $bytes, are those of the files" \
+    [ $((bytes % size)) = 0 -a "$bytes" -ge $((320 * size)) -a "$bytes" -le $((400 * size)) ]
+check "their rate is theirs too" awk -v all="$bytes" -v rate="$(field copied data_bytes_per_s)" \
+    -v ms="$(field copied ms)" 'BEGIN {
+        n = split(rate, r, "\n"); split(ms, t, "\n")
+        for (i = 1; i <= n; i++) sum += r[i] * t[i] / 1000
+        exit !(n == 20 && sum > 0.5 * all && sum < 1.02 * all) }'
+check "workers are logged" [ "$(field copied workers | sort -u)" = 2 ]
+check "no GPU's use on a CPU" sh -c "! grep -q '\"gpu\"' copied/log.jsonl"
+
+# Images of 12 MB for a model of a moment.
+mkdir -p slow/train/a slow/train/b
+{ printf 'P6 2000 2000 255\n'; head -c 12000000 /dev/zero; } >slow/train/a/1.ppm
+cp slow/train/a/1.ppm slow/train/b
+good "slow data" --data slow --val-data none $tiny --steps 20 --num-classes 2 --workers 1 --out slowly
+check "is said, and what to do" grep -q 'waiting for images; more --workers .1 at' log
+check "and logged" awk -v wait="$(grep '"event":"end"' slowly/log.jsonl | sed 's/.*"wait":\([0-9.]*\).*/\1/')" \
+    'BEGIN { exit !(wait > 0.05 && wait <= 1) }'
 bad "no such folder" 1 'nofolder' --data nofolder $tiny
 mkdir -p folder/train/z folder/val/z
 bad "a class without images" 1 'folder/(train|val)/z' $folder --out empty
