@@ -19,7 +19,9 @@ void names_free(Names *l);
 void names_sort(Names *l); /* by strcmp */
 
 /* Shell braces: `{a,b}`, `{000000..000146}` (zero-padded as the wider end is), `{1..9..2}`, nested and
- * several, expanded in order; a pattern without braces gives itself. At most 10,000,000 names. */
+ * several, expanded in order; a pattern without braces gives itself. At most 10,000,000 names, and a
+ * gigabyte of them. A backslash before a brace or a comma makes it a plain character. */
+long brace_count(const char *pattern, Error *e); /* how many names; 0 is an error */
 bool brace_expand(const char *pattern, Names *out, Error *e);
 
 /* ---- reading ---- */
@@ -33,9 +35,11 @@ typedef struct {
 } TarMember;
 
 /* Calls `each` for every regular file in order, until it returns false (which then is the result).
- * Directories, links and hidden files (a base name that is empty or begins with a dot) are passed
- * over. ustar, pax and GNU headers; checksums are verified; a member that reaches beyond the file's
- * end and a file that ends without a closing zero block in the middle of a header are errors.
+ * Directories, links, hidden files (a base name that is empty or begins with a dot), files without
+ * an extension and members of unknown types are passed over. ustar, pax and GNU headers; checksums
+ * are verified; sparse files, a member that reaches beyond the file's end and a file that ends in
+ * the middle of a header are errors. A closing zero block may be missing; what follows it is not
+ * read.
  * Errors name the archive and the offset. */
 typedef bool TarEach(void *ctx, const TarMember *m, Error *e);
 bool tar_read(const char *path, TarEach *each, void *ctx, Error *e);
@@ -52,7 +56,8 @@ typedef bool IndexEach(void *ctx, long sample, const IndexPart *parts, int n, Er
 /* Calls `each` for every sample. Refused: another version, another number of samples than stated,
  * offsets that are no multiple of 512, no samples, samples without components. */
 bool index_read(const char *path, IndexEach *each, void *ctx, Error *e);
-/* What DALI's wds2idx writes for an archive, atomically; *samples may be NULL. */
+/* What DALI's wds2idx writes for an archive, atomically; *samples may be NULL. Refused: names with
+ * white space, which an index cannot hold, and archives without samples. */
 bool index_write(const char *archive, const char *path, long *samples, Error *e);
 
 /* ---- writing ---- */
