@@ -477,11 +477,16 @@ static void column_sums(dev *out, Tensor x, long rows, long n)
 /* ------------------------------------------------------------------------------------------------
  * Embedding */
 
-/* Pixel (row y, column x) of channel c of image b, as Augment wants it. */
+static bool in_rect(const Rect *r, int y, int x)
+{
+    return y >= r->y && y < r->y + r->h && x >= r->x && x < r->x + r->w;
+}
+
+/* Pixel (row y, column x) of channel c of image b, as Augment wants it before images are mixed. */
 static real augmented(const Patchify *a, int b, int c, int y, int x, real lut[3][256])
 {
     const Augment *g = (const Augment *)a->augment + b;
-    if (g->erase && y >= g->y && y < g->y + g->h && x >= g->x && x < g->x + g->w) {
+    if (g->erase && in_rect(&g->erased, y, x)) {
         if (g->erase == ERASE_ZERO)
             return 0;
         Philox r = rng_block(state->seed, (uint32_t)((c * a->H + y) * a->W + x),
@@ -489,8 +494,7 @@ static real augmented(const Patchify *a, int b, int c, int y, int x, real lut[3]
         return (real)(sqrt(-2 * log(rng_unit(r.v[0]))) *
                       cos(2 * 3.14159265358979323846 * rng_unit(r.v[1])));
     }
-    long column = g->flip ? a->W - 1 - x : x;
-    const uint8_t *in = (const uint8_t *)a->images + (((long)b * a->H + y) * a->W + column) * 3;
+    const uint8_t *in = (const uint8_t *)a->images + (((long)b * a->H + y) * a->W + x) * 3;
     if (!g->use_colour)
         return lut[c][in[c]];
     double v = (double)g->colour[9 + c];
@@ -500,37 +504,52 @@ static real augmented(const Patchify *a, int b, int c, int y, int x, real lut[3]
     return (real)((v - a->mean[c]) / a->std[c]);
 }
 
-/* One patch of one image, added to out [3*P*P] with weight `scale`. */
-static void patch_add(real *out, const Patchify *a, int b, int py, int px, real scale,
-                      real lut[3][256])
+/* n pixels of a row of channel c of image b, from (y, x) on, added to out [n] with weight `scale`. */
+static void row_add(real *out, const Patchify *a, int b, int c, int y, int x, int n, real scale,
+                    real lut[3][256])
 {
-    const int P = a->P, H = a->H, W = a->W;
     const Augment *g = a->augment ? (const Augment *)a->augment + b : NULL;
-    bool plain = !g || !(g->flip || g->use_colour || g->erase);
+    if (scale == 0)
+        return;
+    if (!a->u8) {
+        const real *in = host(a->images) + (((long)b * VIT_CHANNELS + c) * a->H + y) * a->W + x;
+        for (int j = 0; j < n; j++)
+            out[j] += scale * in[j];
+    } else if (g && (g->use_colour || g->erase)) {
+        for (int j = 0; j < n; j++)
+            out[j] += scale * augmented(a, b, c, y, x + j, lut);
+    } else {
+        const uint8_t *in =
+            (const uint8_t *)a->images + (((long)b * a->H + y) * a->W + x) * VIT_CHANNELS + c;
+        for (int j = 0; j < n; j++)
+            out[j] += scale * lut[c][in[j * VIT_CHANNELS]];
+    }
+}
+
+/* The patch (py, px) of image b, added to out [3*P*P]: pixels in `cut` with weight `inside`, others
+ * with weight `outside`. */
+static void patch_add(real *out, const Patchify *a, int b, int py, int px, Rect cut, real inside,
+                      real outside, real lut[3][256])
+{
+    const int P = a->P, x0 = px * P;
+    int from = cut.x < x0 ? x0 : cut.x, to = cut.x + cut.w < x0 + P ? cut.x + cut.w : x0 + P;
     for (int c = 0; c < VIT_CHANNELS; c++)
         for (int i = 0; i < P; i++) {
             real *o = out + (c * P + i) * P;
-            int y = py * P + i, x = px * P;
-            if (a->u8 && plain) {
-                const uint8_t *in =
-                    (const uint8_t *)a->images + (((long)b * H + y) * W + x) * VIT_CHANNELS + c;
-                for (int j = 0; j < P; j++)
-                    o[j] += scale * lut[c][in[j * VIT_CHANNELS]];
-            } else if (a->u8) {
-                for (int j = 0; j < P; j++)
-                    o[j] += scale * augmented(a, b, c, y, x + j, lut);
-            } else {
-                const real *in = host(a->images) + (((long)b * VIT_CHANNELS + c) * H + y) * W + x;
-                for (int j = 0; j < P; j++)
-                    o[j] += scale * in[j];
+            int y = py * P + i;
+            if (from >= to || y < cut.y || y >= cut.y + cut.h) {
+                row_add(o, a, b, c, y, x0, P, outside, lut);
+                continue;
             }
+            row_add(o, a, b, c, y, x0, from - x0, outside, lut);
+            row_add(o + from - x0, a, b, c, y, from, to - from, inside, lut);
+            row_add(o + to - x0, a, b, c, y, to, x0 + P - to, outside, lut);
         }
 }
 
 static void cpu_patchify(const Patchify *a)
 {
     int gh = a->H / a->P, gw = a->W / a->P, n = VIT_CHANNELS * a->P * a->P;
-    const Augment *g = (const Augment *)a->augment;
     real lut[3][256];
     for (int c = 0; c < VIT_CHANNELS; c++)
         for (int v = 0; v < 256; v++)
@@ -539,11 +558,11 @@ static void cpu_patchify(const Patchify *a)
 #pragma omp parallel for schedule(static)
     for (int i = 0; i < a->B * gh * gw; i++) {
         int b = i / (gh * gw), py = i / gw % gh, px = i % gw;
-        real *out = row(a->out, i);
+        Augment g = a->augment ? ((const Augment *)a->augment)[b] : (Augment){.lambda = 1};
+        real *out = row(a->out, i), lambda = (real)g.lambda;
         memset(out, 0, (size_t)n * sizeof(real));
-        patch_add(out, a, b, py, px, g ? (real)g[b].lambda : 1, lut);
-        if (g && g[b].lambda < 1)
-            patch_add(out, a, g[b].partner, py, px, 1 - (real)g[b].lambda, lut);
+        patch_add(out, a, b, py, px, g.cut, 0, lambda, lut);
+        patch_add(out, a, g.partner, py, px, g.cut, 1, 1 - lambda, lut);
     }
 }
 

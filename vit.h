@@ -343,21 +343,25 @@ typedef struct {
 /* Images to the matrix of patches, one row a patch, columns (channel, row, column) as the weight of
  * patch_embed has them. Float images [B,3,H,W] are taken as they are. U8 images [B,H,W,3] are
  * normalised, (v/255 - mean) / std, after what `augment` asks for, in this order:
- *   flip    left and right change places
  *   colour  (r,g,b)/255 becomes clamp(M (r,g,b)/255 + t, 0, 1), M = colour[0..8] by rows and
  *           t = colour[9..11]: brightness, contrast, saturation and hue are such maps
- *   erase   rows y..y+h-1, columns x..x+w-1 become, normalised, 0 (ERASE_ZERO) or a standard normal
+ *   erase   the pixels in `erased` become, normalised, 0 (ERASE_ZERO) or a standard normal
  *           (ERASE_NOISE) by Box and Muller, sqrt(-2 ln u0) cos(2 pi u1), of the first two numbers
- *           of rng_block(seed, (c*H + row)*W + column, sample, step, RNG_ERASE, 0), where row and
- *           column are those of the finished image (Zhong et al. 2020)
- * and image b of either kind becomes lambda*b + (1-lambda)*partner (Zhang et al. 2018), the partner
- * with its own flip, colour and erasing. */
+ *           of rng_block(seed, (c*H + row)*W + column, sample, step, RNG_ERASE, 0)
+ *           (Zhong et al. 2020)
+ * and a pixel of image b of either kind becomes the partner's in `cut` (cutmix, Yun et al. 2019),
+ * elsewhere lambda*b + (1-lambda)*partner (mixup, Zhang et al. 2018), the partner with its own
+ * colour and erasing. So an image that is not mixed has lambda = 1 and an empty cut; mixup alone has
+ * an empty cut, cutmix alone lambda = 1. */
 enum { ERASE_NONE, ERASE_ZERO, ERASE_NOISE };
+typedef struct {
+    int32_t y, x, h, w; /* rows y..y+h-1, columns x..x+w-1; h = 0: empty */
+} Rect;
 typedef struct {
     float lambda;
     int32_t partner; /* sample of the same micro-batch */
-    int32_t flip, use_colour, erase;
-    int32_t y, x, h, w;
+    int32_t use_colour, erase;
+    Rect erased, cut;
     float colour[12];
 } Augment;
 typedef struct {

@@ -246,6 +246,11 @@ __device__ __attribute__((noinline)) float erase_noise(const StepState *s, uint3
     return sqrtf(-2 * log_u) * -__cosf(6.28318530717958648f * turn);
 }
 
+__device__ inline bool in_rect(const Rect &r, int y, int x)
+{
+    return (unsigned)(y - r.y) < (unsigned)r.h && (unsigned)(x - r.x) < (unsigned)r.w;
+}
+
 /* Channel c of the pixel in row y, column x of image b, augmented and normalised. */
 __device__ inline float pixel(const Patchify &a, const Normal &norm, const StepState *s, int b,
                               int c, int y, int x)
@@ -253,12 +258,10 @@ __device__ inline float pixel(const Patchify &a, const Normal &norm, const StepS
     if (!a.u8)
         return ((const float *)a.images)[(((long)b * VIT_CHANNELS + c) * a.H + y) * a.W + x];
     const Augment *g = a.augment ? (const Augment *)a.augment + b : NULL;
-    if (g && g->erase && y >= g->y && y < g->y + g->h && x >= g->x && x < g->x + g->w)
+    if (g && g->erase && in_rect(g->erased, y, x))
         return g->erase == ERASE_ZERO
                    ? 0
                    : erase_noise(s, (uint32_t)((c * a.H + y) * a.W + x), (uint32_t)b);
-    if (g && g->flip)
-        x = a.W - 1 - x;
     const uint8_t *in = (const uint8_t *)a.images + (((long)b * a.H + y) * a.W + x) * VIT_CHANNELS;
     float v;
     if (g && g->use_colour) {
@@ -272,6 +275,16 @@ __device__ inline float pixel(const Patchify &a, const Normal &norm, const StepS
     return (v - of_channel(norm.mean, c)) * of_channel(norm.inv_std, c);
 }
 
+/* The same of image b and its partner together, as g = Augment[b] mixes them. */
+__device__ inline float mixed_pixel(const Patchify &a, const Normal &norm, const StepState *s,
+                                    const Augment *g, int b, int c, int y, int x)
+{
+    const bool cut = in_rect(g->cut, y, x);
+    const float lambda = g->lambda, v = pixel(a, norm, s, cut ? g->partner : b, c, y, x);
+    return cut || lambda == 1 ? v
+                              : lambda * v + (1 - lambda) * pixel(a, norm, s, g->partner, c, y, x);
+}
+
 /* images -> out [B*Np, 3*P*P]. A block writes one patch, a thread packs of neighbouring columns;
  * the bytes, three apart, are fetched from L1 by all but the first of their readers. Reads 38.5 MB
  * of bytes (again as much where images are mixed), writes 77.1 MB: floor 27 us. */
@@ -282,16 +295,14 @@ __global__ void patchify_kernel(Patchify a, Normal norm, const StepState *state)
     const int b = (int)(blockIdx.x / (unsigned)(gh * gw));
     const int y0 = (int)blockIdx.x / gw % gh * P, x0 = (int)blockIdx.x % gw * P;
     const Augment *g = a.augment ? (const Augment *)a.augment + b : NULL;
-    const float lambda = g ? g->lambda : 1;
+    const bool mixed = g && (g->lambda < 1 || g->cut.h > 0); /* the same for the whole block */
     E *out = row_of<E>(a.out, blockIdx.x);
     for (int col = (int)threadIdx.x * N; col < n; col += (int)blockDim.x * N) {
         int c = col / (P * P), i = col / P % P, j = col % P;
         float v[N];
         each<N>([&](int k) {
-            v[k] = pixel(a, norm, state, b, c, y0 + i, x0 + j);
-            if (lambda < 1)
-                v[k] = lambda * v[k] +
-                       (1 - lambda) * pixel(a, norm, state, g->partner, c, y0 + i, x0 + j);
+            v[k] = mixed ? mixed_pixel(a, norm, state, g, b, c, y0 + i, x0 + j)
+                         : pixel(a, norm, state, b, c, y0 + i, x0 + j);
             if (++j == P) {
                 j = 0;
                 if (++i == P) {

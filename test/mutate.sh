@@ -48,7 +48,9 @@ backend_cpu.c | s/\* mass - (double)y\[k\]/* mass + (double)y[k]/
 backend_cpu.c | s/(v >= 0 ? 1 : e) \/ (1 + e) - (double)y\[k\]/(v >= 0 ? 1 : e) \/ (1 + e) + (double)y[k]/
 backend_cpu.c | s/a\[i\] += b\[i\];/a[i] -= b[i];/
 backend_cpu.c | s/drop_row(dx, n, (r % a->tokens) \* n,/drop_row(dx, n, (r % a->tokens) * n + 4,/
-backend_cpu.c | s/patch_add(out, a, g\[b\].partner, py, px, 1 -/patch_add(out, a, g[b].partner, py, px, 0.5f -/
+backend_cpu.c | s/g.partner, py, px, g.cut, 1, 1 - lambda/g.partner, py, px, g.cut, 1, 0.5f - lambda/
+backend_cpu.c | s/g.partner, py, px, g.cut, 1, 1 - lambda/g.partner, py, px, g.cut, 0, 1 - lambda/
+backend_cpu.c | s/y < cut.y || y >= cut.y + cut.h/y <= cut.y || y >= cut.y + cut.h/
 backend_cpu.c | s/c2 = 1 - pow(o->beta2/c2 = 1 + pow(o->beta2/
 backend_cpu.c | s/l2 = o->kind == OPT_ADAM ? (real)wd/l2 = o->kind == OPT_ADAM ? -(real)wd/
 backend_cpu.c | s/keep = o->kind == OPT_ADAMW ? (real)(1 - lr/keep = o->kind == OPT_ADAMW ? (real)(1 + lr/
@@ -73,7 +75,9 @@ cuda/attention.cuh | s/sum\[r\] \*= shrink;/;/
 cuda/attention.cuh | s/if (!FULL \&\& 16 \* n + p.at_column(i, e) >= keys)/if (!FULL \&\& 16 * n + p.at_column(i, e) > keys)/
 cuda/layers.cuh | s/d\[k\] += rstd\[m\] \* (dyk/d[k] -= rstd[m] * (dyk/
 cuda/layers.cuh | s/sum\[SUM_DBETA\]\[j\]\[k\] += dyk;/sum[SUM_DBETA][j][k] -= dyk;/
-cuda/layers.cuh | s/if (g \&\& g->flip)/if (g \&\& !g->flip)/
+cuda/layers.cuh | s/cut ? g->partner : b, c, y, x/cut ? b : g->partner, c, y, x/
+cuda/layers.cuh | s/(unsigned)(x - r.x) < (unsigned)r.w/(unsigned)(x - r.x) <= (unsigned)r.w/
+cuda/layers.cuh | s/g->lambda < 1 || g->cut.h > 0/g->lambda < 1/
 cuda/layers.cuh | s/room\[warp \* 32 + lane\] = sum;/room[warp * 32 + lane] = -sum;/
 cuda/optimizer.cuh | s/^    if (s->skip)$/    if (!s->skip)/
 cuda/gemm.cuh | s/p.C ? 1.0f : 0.0f/p.C ? 0.0f : 1.0f/

@@ -213,30 +213,45 @@ static const PatchCase patch_cases[] = {
     {12, 10, 14, 2, 3, 1, ALL}, {1, 24, 16, 8, 0, 1, ALL}, {5, 16, 24, 8, 0, 0, ALL},
 };
 
-/* What may be asked for image b, in turn; some of the colour maps leave 0..1. The images of floats
- * are only mixed, whatever else is asked for. */
+/* Boxes in and across patches, to the edges, and the whole image. */
+static Rect rect(const PatchCase *c, int k)
+{
+    int y = k * 3 % c->H, x = k * 5 % c->W;
+    if (k == 8)
+        return (Rect){0, 0, c->H, c->W};
+    if (k % 5 == 4)
+        return (Rect){y, x, c->H - y, c->W - x};
+    return (Rect){y, x, 1 + (c->H - y) / 2, 1 + (c->W - x) / 3};
+}
+
+/* What may be asked for image b, in turn: shares and cut boxes alone and together, and neither; some
+ * of the colour maps leave 0..1. The images of floats are only mixed, whatever else is asked for. */
 static Augment augment(const PatchCase *c, int b)
 {
     static const float lambda[] = {0.3f, 1, 0.85f, 0};
     Augment a = {.lambda = lambda[b % 4], .partner = (2 * b + 2) % c->B};
+    if (b % 3 == 2 || b == 1)
+        a.cut = rect(c, b + 3);
     if (c->augment < ALL)
         return a;
-    a.flip = b % 2 == 0;
     a.use_colour = b % 3 != 1;
     for (int i = 0; i < 12; i++)
         a.colour[i] = (float)(i < 9 ? (i % 4 == 0) + 0.3 * draw() : 0.2 * draw());
     a.erase = (b + 1) % 3;
-    a.y = b * 3 % c->H, a.x = b * 5 % c->W;
-    a.h = b % 5 == 4 ? c->H - a.y : 1 + (c->H - a.y) / 2;
-    a.w = b % 5 == 4 ? c->W - a.x : 1 + (c->W - a.x) / 3;
+    a.erased = rect(c, b);
     return a;
+}
+
+static bool within(Rect r, long y, long x)
+{
+    return y >= r.y && y - r.y < r.h && x >= r.x && x - r.x < r.w;
 }
 
 /* Channel ch at (y, x) of image b of bytes [B,H,W,3], augmented and normalised. */
 static double pixel(const Patchify *p, const uint8_t *bytes, const Augment *a, long b, int ch,
                     int y, int x)
 {
-    const uint8_t *rgb = bytes + ((b * p->H + y) * p->W + (a->flip ? p->W - 1 - x : x)) * 3;
+    const uint8_t *rgb = bytes + ((b * p->H + y) * p->W + x) * 3;
     double v = rgb[ch] / 255.0;
     if (a->use_colour) {
         v = (double)a->colour[9 + ch];
@@ -244,7 +259,7 @@ static double pixel(const Patchify *p, const uint8_t *bytes, const Augment *a, l
             v += (double)a->colour[3 * ch + k] * rgb[k] / 255;
         v = fmin(fmax(v, 0), 1);
     }
-    if (a->erase && y >= a->y && y < a->y + a->h && x >= a->x && x < a->x + a->w) {
+    if (a->erase && within(a->erased, y, x)) {
         Philox r = rng_block(st.seed, (uint32_t)((ch * p->H + y) * p->W + x),
                              st.sample0 + (uint32_t)b, st.step, RNG_ERASE, 0);
         return a->erase == ERASE_ZERO
@@ -286,6 +301,8 @@ static void patchify(const PatchCase *c)
         long b = i / out->cols / Np, patch = i / out->cols % Np, ch = i % out->cols / PP;
         long y = patch / gw * c->P + i % PP / c->P, x = patch % gw * c->P + i % c->P;
         double v[2] = {0}, lambda = c->augment ? (double)aug[b].lambda : 1;
+        if (c->augment && within(aug[b].cut, y, x))
+            lambda = 0;
         for (int k = 0; k < (lambda < 1 ? 2 : 1); k++) {
             long image = k ? aug[b].partner : b;
             if (c->u8)
