@@ -43,7 +43,7 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
     double from = now();
     const Batch *b;
     while (!(stop && *stop) && (b = loader_next(loader))) {
-        soft_targets(targets, b->labels, b->n, K, 0, false, 1, NULL);
+        soft_targets(targets, b->labels, b->n, K, 0, NULL, 0);
         vit_set_batch(s->m, b->n, b->images, true, targets, NULL);
         vit_evaluate(s->m);
         if (waiting)
@@ -220,7 +220,7 @@ static double time_steps(Session *s, int repeat, bool training)
         images[i] = (uint8_t)(philox(1, (uint32_t)i, (uint32_t)(i >> 32), 0, 0).v[0]);
     for (int b = 0; b < B; b++)
         labels[b] = b % s->config.classes;
-    soft_targets(targets, labels, B, s->config.classes, 0.1, false, 1, NULL);
+    soft_targets(targets, labels, B, s->config.classes, 0.1, NULL, 0);
     vit_set_batch(s->m, B, images, true, targets, NULL);
     for (int i = 0; i < WARM + repeat; i++) {
         if (training) {

@@ -12,6 +12,9 @@
 #include "vit.h"
 
 enum { SCHEDULE_COSINE, SCHEDULE_LINEAR, SCHEDULE_CONSTANT, SCHEDULE_STEP };
+enum { MIX_PER_BATCH, MIX_PER_SAMPLE };
+enum { PAIRS_REVERSE, PAIRS_ROLL };
+enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
 
 typedef const char *text;
 
@@ -51,7 +54,16 @@ typedef const char *text;
     X(double, ema,         "ema",         "0",      "0..0.999999999", "decay of an average of the weights, which is then evaluated; 0: none") \
   GROUP("regularisation")                                                                               \
     X(double, label_smoothing, "label-smoothing", "0.1", "0..1", "targets (1-s) one-hot + s/K")                          \
-    X(double, mixup,       "mixup",       "0",      "0..1000", "alpha of mixup's Beta distribution; 0: off")             \
+    X(double, mixup,       "mixup",       "0",      "0..1000", "blend pairs of images: alpha of the Beta distribution of their shares; 0: off") \
+    X(double, cutmix,      "cutmix",      "0",      "0..1000", "paste a box of another image: alpha of the Beta distribution of its area; 0: off") \
+    X(double, mix_switch,  "mix-switch",  "0.5",    "0..1",  "where both are on: probability of cutmix rather than mixup") \
+    X(double, mix_prob,    "mix-prob",    "1",      "0..1",  "probability that images are mixed at all")                 \
+    X(word,   mix_per,     "mix-per",     "batch",  "batch|sample", "draw shares and boxes once a step, or for each image") \
+    X(word,   mix_pairs,   "mix-pairs",   "reverse", "reverse|roll", "partner: position counted from the group's end, or the image before") \
+    X(long,   mix_group,   "mix-group",   "auto",   "0..16777216|auto", "partners are among N consecutive images of a batch; auto: 8 or less, as divides it") \
+    X(double, erase,       "erase",       "0",      "0..1",  "random erasing: probability that an image loses a box")    \
+    X(word,   erase_mode,  "erase-mode",  "noise",  "noise|zero", "what is in the box instead: normal noise, or the mean colour") \
+    X(text,   color_twist, "color-twist", "",       "",      "B,C,S[,H] (or one number for B,C,S): brightness, contrast, saturation within 1+-x, hue within +-H degrees") \
   GROUP("start")                                                                                        \
     X(text,   init,        "init",        "timm",   "",      "initialiser: jax, timm, torch, megatron, xavier")          \
     X(double, head_bias,   "head-bias",   "0",      "",      "initial bias of the head (sigmoid loss: about -log K)")    \

@@ -30,10 +30,12 @@ enum {
     RNG_INIT,              /* initial parameters (host, double) */
     RNG_SHUFFLE,           /* order of an epoch */
     RNG_AUGMENT,           /* crop box, flip */
-    RNG_MIXUP,             /* Beta draws of mixup (host, double) */
+    RNG_MIXUP,             /* mixup and cutmix: what is drawn for a batch or an image of it (host) */
     RNG_SHAPES,            /* the generated image set */
     RNG_ERASE,             /* random erasing's noise */
-    RNG_ROUND              /* stochastic rounding; element = position in the model's buffer */
+    RNG_ROUND,             /* stochastic rounding; element = position in the model's buffer */
+    RNG_ERASE_BOX,         /* random erasing: whether, and which box (host) */
+    RNG_TWIST              /* factors of a colour twist (host) */
 };
 
 typedef struct {

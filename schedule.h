@@ -1,7 +1,4 @@
-/* schedule.h - what changes from step to step on the host: learning rate, mixup, soft targets.
- *
- * Pure functions of their arguments; test/test_options.c checks them by themselves.
- */
+/* schedule.h - the learning rate of each step, a pure function; test/test_options.c checks it. */
 #ifndef SCHEDULE_H
 #define SCHEDULE_H
 
@@ -21,15 +18,5 @@ typedef struct {
  * the step after the last (as optax.warmup_cosine_decay_schedule and timm's per-update scheduler).
  */
 double schedule_lr(const Schedule *s, uint64_t step);
-
-/* lambda ~ Beta(alpha, alpha), drawn in double from (seed, step) (Zhang et al. 2018). */
-double mixup_lambda(double alpha, uint64_t seed, uint32_t step);
-
-/* Targets [n, K]: label smoothing (1 - s) onehot + s / K, and where mixed, lambda of the own and
- * 1 - lambda of the partner's; the partner of image i is image n-1-i. augment [n] is
- * filled if mixed.
- */
-void soft_targets(real *targets, const int *labels, int n, int K, double smoothing, bool mixed,
-                  double lambda, Augment *augment);
 
 #endif

@@ -10,6 +10,7 @@
 #include "data.h"
 #include "dist.h"
 #include "options.h"
+#include "mix.h"
 #include "schedule.h"
 
 typedef struct {

@@ -114,6 +114,9 @@ static void check_options(const Options *o)
     if (o->lr_floor > o->lr)
         die_usage("--lr-floor must not exceed --lr", "the learning rate would rise from %g to %g",
                   o->lr, o->lr_floor);
+    Error e = {"", ""};
+    double twist[4];
+    check_usage(mix_parse_twist(o->color_twist, twist, &e), &e);
     if (o->epochs <= 0 && o->steps == 0)
         die_usage("give --epochs above 0, or --steps", "--epochs %g trains nothing", o->epochs);
 }
@@ -450,6 +453,36 @@ static void use_average(Session *s)
     free(dir);
 }
 
+static long largest_common(long a, long b)
+{
+    return b ? largest_common(b, a % b) : a;
+}
+
+/* --mix-group, where images are mixed, else 1: `batch` of a rank are computed `micro` at a time (0:
+ * not yet known). It goes into config.ini too. */
+static long choose_group(Session *s, long batch, long micro)
+{
+    Options *o = &s->o;
+    char hint[160];
+    if (strcmp(o->command, "train") != 0 || !mix_mixes(o))
+        return 1;
+    if (!o->mix_group)
+        o->mix_group = mix_auto_group(o->batch_size);
+    long group = o->mix_group, fits = largest_common(group, largest_common(batch, micro));
+    if (group > 1 && fits == group)
+        return group;
+    if (group == 1 || fits == 1)
+        snprintf(hint, sizeof hint,
+                 "give --batch-size and --micro-batch a number of images per rank and micro-batch "
+                 "that --mix-group of 2 or more divides");
+    else
+        snprintf(hint, sizeof hint, "--mix-group %ld divides both", fits);
+    if (group == 1)
+        die_usage(hint, "in a group of 1 an image would be mixed with itself");
+    die_usage(hint, "groups of %ld images do not divide %s of %ld", group,
+              batch % group ? "a rank's batch" : "a micro-batch", batch % group ? batch : micro);
+}
+
 /* The largest divisor of this rank's batch that fits in memory. It goes into config.ini, because a
  * resumed run has the same bits only with the same micro-batches. */
 static void choose_micro(Session *s, Plan *plan)
@@ -460,14 +493,15 @@ static void choose_micro(Session *s, Plan *plan)
         die_usage("give a --batch-size that the ranks can share",
                   "%ld images do not divide among %ld ranks", o->batch_size, ranks);
     double have = o->micro_batch ? -1 : s->be->memory_free();
+    long group = choose_group(s, batch, o->micro_batch < batch ? o->micro_batch : batch);
     long micro = o->micro_batch && o->micro_batch < batch ? o->micro_batch : batch;
     plan->max_batch = (int)micro;
     plan->batch = (int)o->batch_size;
     if (have > 0) { /* a device's memory is ours, a computer's is for other programs too */
         double share = s->be->asynchronous ? 0.95 : 0.8;
         micro = vit_largest_batch(&s->config, plan, s->be, share * have);
-        micro = micro < 1 ? 1 : micro;
-        while (batch % micro != 0)
+        micro = micro < group ? group : micro;
+        while (batch % micro != 0 || micro % group != 0)
             micro--;
     }
     plan->max_batch = s->micro = (int)micro;

@@ -25,6 +25,7 @@
 typedef struct {
     Session *s;
     Schedule schedule;
+    Mix mix;
     uint64_t total; /* steps of the run */
     uint64_t saved; /* step of the newest checkpoint */
     double began;   /* time the loop began, */
@@ -35,7 +36,7 @@ typedef struct {
     int used;
     /* one micro-batch on the host */
     real *targets;
-    Augment *augment;
+    Augment *augment; /* NULL: nothing is done to the images */
     bool stopped;     /* by a signal, here or in another rank */
     uint64_t settled; /* steps of the run whose results are known, */
     StepState state;  /* and the newest of them */
@@ -101,8 +102,7 @@ static void train_step(Training *t)
     Session *s = t->s;
     const Options *o = &s->o;
     uint32_t step = (uint32_t)s->state.step;
-    bool mixed = o->mixup > 0;
-    double lambda = mixed ? mixup_lambda(o->mixup, s->state.seed, step) : 1;
+    long pixels = (long)s->config.image_h * s->config.image_w;
     int batch = (int)o->batch_size, mine = batch / s->world.ranks, first = mine * s->world.rank;
 
     vit_begin_step(s->m, step, schedule_lr(&t->schedule, step), s->state.seed);
@@ -110,9 +110,11 @@ static void train_step(Training *t)
         const uint8_t *images;
         const int *labels;
         n = next_images(t, s->micro < mine - done ? s->micro : mine - done, &images, &labels);
-        soft_targets(t->targets, labels, n, s->config.classes, o->label_smoothing, mixed, lambda,
-                     t->augment);
-        vit_set_batch(s->m, n, images, true, t->targets, mixed ? t->augment : NULL);
+        if (t->augment)
+            mix_batch(&t->mix, s->state.seed, step, (uint32_t)(first + done), n, t->augment);
+        soft_targets(t->targets, labels, n, s->config.classes, o->label_smoothing, t->augment,
+                     pixels);
+        vit_set_batch(s->m, n, images, true, t->targets, t->augment);
         vit_micro_step(s->m, first + done, batch, done + n == mine);
     }
     vit_update(s->m);
@@ -367,6 +369,8 @@ static void plan_run(Training *t)
            t->s->micro < o->batch_size ? ", " : "\n");
     if (t->s->micro < o->batch_size)
         printf("%d at a time\n", t->s->micro);
+    if (mix_mixes(o))
+        printf("mixing    within groups of %ld images\n", o->mix_group);
 }
 
 /* The loader makes micro-batches where they divide the batch, else whole batches to cut up. */
@@ -377,7 +381,8 @@ static void begin(Training *t)
     int mine = (int)s->o.batch_size / s->world.ranks;
     int chunk = mine % s->micro ? mine : s->micro;
     t->targets = xcalloc(n * K, sizeof *t->targets);
-    t->augment = xcalloc(n, sizeof *t->augment);
+    t->mix = mix_of(&s->o, &s->config);
+    t->augment = mix_changes_anything(&t->mix) ? xcalloc(n, sizeof *t->augment) : NULL;
     bool alone = s->world.ranks == 1; /* else a rank reads its share of every batch */
     t->loader = loader_open(
         s->train, &(LoaderOptions){.batch = alone ? chunk : mine,

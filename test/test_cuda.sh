@@ -16,7 +16,8 @@ passed=0 failed=0 skipped=0
 tiny="--data fake --num-classes 4 --image-size 16 --patch-size 8 --width 32 --layers 2 --heads 2
       --mlp 64 --batch-size 8 --lr 0.001 --workers 1 --threads 1 --val-data none --log-every 1
       --no-autotune"
-dropped="--dropout 0.1 --attention-dropout 0.1 --drop-path 0.2 --mixup 0.5"
+mixed="--mixup 0.5 --cutmix 0.5 --mix-per sample --erase 0.5 --color-twist 0.3,0.3,0.3,20"
+dropped="--dropout 0.1 --attention-dropout 0.1 --drop-path 0.2 $mixed"
 
 pass() { passed=$((passed + 1)); }
 skip() { skipped=$((skipped + 1)); echo "SKIP $1"; }
@@ -222,8 +223,9 @@ fi
 
 if [ "$standin" ]; then
     for ranks in 2 4; do
-        train "$gpu" one$ranks $tiny --steps 4 --precision fp32 --micro-batch $((8 / ranks)) --dropout 0.1
-        train "$gpu" ranks$ranks $tiny --steps 4 --precision fp32 --micro-batch $((8 / ranks)) --dropout 0.1 --gpus $ranks
+        same="$tiny --steps 4 --precision fp32 --micro-batch $((8 / ranks)) --dropout 0.1 $mixed --mix-group 2"
+        train "$gpu" one$ranks $same
+        train "$gpu" ranks$ranks $same --gpus $ranks
         same "$ranks ranks, 1 micro-batch: the bits of 1 rank, $ranks micro-batches" one$ranks ranks$ranks
         near "the same losses" one$ranks ranks$ranks 0
     done

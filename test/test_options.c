@@ -1,4 +1,4 @@
-/* test_options.c - flags, recipes, learning rates, mixup and soft targets: the host's pure parts.
+/* test_options.c - flags, recipes and learning rates: the pure parts of the host.
  */
 #include "check.h"
 
@@ -263,54 +263,6 @@ static void test_schedules(void)
     CHECK(isfinite(schedule_lr(&s, 5)) && near(schedule_lr(&s, 4), 1));
 }
 
-/* ---- mixup and targets ---- */
-
-/* Beta(a, a) has mean 1/2 and variance 1 / (4 (2a + 1)). */
-static void test_mixup(void)
-{
-    static const double alphas[] = {0.01, 0.2, 0.8, 1, 4};
-    enum { N = 40000 };
-    for (int i = 0; i < COUNT(alphas); i++) {
-        double sum = 0, squares = 0, a = alphas[i];
-        bool inside = true;
-        for (uint32_t step = 0; step < N; step++) {
-            double x = mixup_lambda(a, 5, step);
-            inside &= x >= 0 && x <= 1;
-            sum += x;
-            squares += x * x;
-        }
-        double mean = sum / N, var = squares / N - mean * mean;
-        CHECK(inside);
-        CHECK(fabs(mean - 0.5) < 0.01);
-        CHECK(fabs(var - 1 / (4 * (2 * a + 1))) < 0.005);
-    }
-    CHECK(mixup_lambda(0.2, 1, 7) == mixup_lambda(0.2, 1, 7));
-    CHECK(mixup_lambda(0.2, 1, 7) != mixup_lambda(0.2, 1, 8));
-    CHECK(mixup_lambda(0.2, 1, 7) != mixup_lambda(0.2, 2, 7));
-}
-
-static void test_targets(void)
-{
-    static const int labels[] = {0, 3, 1};
-    real t[12];
-    Augment mix[3];
-    soft_targets(t, labels, 3, 4, 0.2, false, 1, NULL);
-    CHECK(fabs((double)t[0] - 0.85) < 1e-6 && fabs((double)t[1] - 0.05) < 1e-6);
-    CHECK(fabs((double)t[4 + 3] - 0.85) < 1e-6);
-    soft_targets(t, labels, 3, 4, 0.2, true, 0.75, mix);
-    CHECK(fabs((double)t[0] - (0.05 + 0.8 * 0.75)) < 1e-6);
-    CHECK(fabs((double)t[1] - (0.05 + 0.8 * 0.25)) < 1e-6);
-    CHECK(fabs((double)t[4 + 3] - 0.85) < 1e-6); /* the middle one is its own partner */
-    CHECK(mix[0].partner == 2 && mix[1].partner == 1 && mix[2].partner == 0 &&
-          mix[0].lambda == 0.75f);
-    for (int i = 0; i < 3; i++) {
-        double sum = 0;
-        for (int k = 0; k < 4; k++)
-            sum += (double)t[4 * i + k];
-        CHECK(fabs(sum - 1) < 1e-6);
-    }
-}
-
 /* ---- log lines ---- */
 
 /* Bytes that are no UTF-8, and a log that was cut in the middle of a line. */
@@ -400,8 +352,6 @@ int main(void)
     test_help();
     test_bools();
     test_schedules();
-    test_mixup();
-    test_targets();
     test_log();
     return check_report();
 }

@@ -106,7 +106,8 @@ bad "nothing to resume" 1 'nowhere' --resume nowhere
 
 # ---- bits ----
 
-full="$fake --threads 2 --steps 24 --dropout 0.1 --attention-dropout 0.1 --drop-path 0.2 --mixup 0.4 --ema 0.9
+full="$fake --threads 2 --steps 24 --dropout 0.1 --attention-dropout 0.1 --drop-path 0.2 --ema 0.9
+      --mixup 0.4 --cutmix 1 --mix-per sample --mix-pairs roll --erase 0.3 --color-twist 0.4,0.4,0.4,10
       --save-every 4 --eval-every 12 --warmup-steps 5 --keep 3"
 good "run A" $full --out a
 good "run A again" $full --out b
@@ -142,11 +143,29 @@ good "resumed after kill -9" --resume g
 same "killed and resumed is as not interrupted" j g
 
 # Accumulation: other sums, the same mathematics; 16 images are 5 + 5 + 5 + 1.
-good "micro-batches" $full --micro-batch 5 --mixup 0 --out h
-good "no micro-batches" $full --mixup 0 --out i
-near=$(for r in h i; do grep -m 1 '"event":"step"' $r/log.jsonl | sed 's/.*"loss":\([^,]*\),.*/\1/'; done |
-    awk 'NR == 1 { a = $1 } NR == 2 { d = a - $1; print (d < 1e-4 && d > -1e-4) }')
-check "accumulation gives the same loss" [ "$near" = 1 ]
+first_loss() { grep -m 1 '"event":"step"' "$1/log.jsonl" | sed 's/.*"loss":\([^,]*\),.*/\1/'; }
+near() { # name, run, run: the loss of the first step
+    local d
+    d=$(awk -v a="$(first_loss "$2")" -v b="$(first_loss "$3")" 'BEGIN { print a - b }')
+    check "$1 (difference $d)" awk -v d="$d" 'BEGIN { exit !(d < 1e-4 && d > -1e-4) }'
+}
+good "micro-batches" $full --micro-batch 5 --mixup 0 --cutmix 0 --out h
+good "no micro-batches" $full --mixup 0 --cutmix 0 --out i
+near "accumulation gives the same loss" h i
+
+# Images mix within groups, whatever the micro-batch.
+check "the group is recorded" grep -q '^mix-group = 8$' a/config.ini
+for micro in 4 8 16; do
+    good "mixed, $micro at a time" $full --steps 2 --mix-group 4 --micro-batch $micro --out mix$micro
+done
+near "mixed images, 4 and 16 at a time" mix4 mix16
+near "mixed images, 8 and 16 at a time" mix8 mix16
+check "mixing changes the loss" [ "$(first_loss i)" != "$(first_loss mix16)" ]
+good "a run that mixed is evaluated in any batches" eval --weights a --batch-size 3
+bad "groups across micro-batches" 2 'groups of 8.*micro-batch of 4' $fake --mixup 1 --micro-batch 4
+check "another group is named" grep -q '^hint: --mix-group 4' log
+bad "one image to mix" 2 'with itself' $fake --cutmix 1 --batch-size 1
+bad "a colour twist of two numbers" 2 'color-twist' $fake --color-twist 0.1,0.2
 for opt in adam sgd lamb; do
     good "$opt" $fake --opt $opt --steps 3 --out opt-$opt
 done
