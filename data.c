@@ -676,7 +676,11 @@ static bool preprocess(const Dataset *d, Decoder *decoder, View v, uint8_t *out,
     RngStream box = view_draw(v, DRAW_BOX), flip = view_draw(v, DRAW_FLIP);
     Box b = image_random_box(&box, decoder_width(decoder), decoder_height(decoder), o->area_min,
                              o->area_max, o->ratio_min, o->ratio_max);
-    return decoder_crop(decoder, &t, b, rng_next(&flip) < o->flip, out, e);
+    if (!decoder_crop(decoder, &t, b, rng_next(&flip) < o->flip, out, e))
+        return false;
+    augment_image(o->changes, v, out, t.out_w, t.out_h,
+                  decoder_scratch(decoder, image_op_scratch(t.out_w, t.out_h)));
+    return true;
 }
 
 /* False if sample i is damaged. It is reported by whichever thread meets it first. */

@@ -494,7 +494,8 @@ bool image_load(const char *path, Image *out, Error *e)
 /* ---- decoder ---- */
 
 struct Decoder {
-    uint8_t *room;
+    uint8_t *room, *scratch;
+    size_t scratch_size;
     Image owned;
     const uint8_t *rgb;
     int w, h;
@@ -512,7 +513,18 @@ void decoder_free(Decoder *d)
         return;
     image_free(&d->owned);
     free(d->room);
+    free(d->scratch);
     free(d);
+}
+
+uint8_t *decoder_scratch(Decoder *d, size_t n)
+{
+    if (n > d->scratch_size) {
+        free(d->scratch);
+        d->scratch = xmalloc(n);
+        d->scratch_size = n;
+    }
+    return d->scratch;
 }
 
 uint8_t *decoder_room(Decoder *d, size_t n, Error *e)

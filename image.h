@@ -18,7 +18,7 @@ typedef struct {
     int left, top, width, height;
 } Box;
 
-enum { FILTER_BILINEAR, FILTER_BICUBIC };
+enum { FILTER_BILINEAR, FILTER_BICUBIC, FILTER_NEAREST }; /* nearest: image_op alone */
 enum { CROP_CENTER, CROP_STRETCH };
 /* exact: as Pillow decodes. fast: JPEG at 1/2, 1/4 or 1/8 scale while at least twice the size that
  * is needed remains. */
@@ -62,6 +62,8 @@ void decoder_open_pixels(Decoder *d, const uint8_t *rgb, int w, int h);
 /* Size of the open picture, upright. */
 int decoder_width(const Decoder *d);
 int decoder_height(const Decoder *d);
+/* n bytes for whoever holds the decoder, aligned as malloc does; valid until the next call. */
+uint8_t *decoder_scratch(Decoder *d, size_t n);
 uint64_t decoder_bytes(const Decoder *d); /* of all files so far */
 
 /* What to make of a picture. */
@@ -102,6 +104,38 @@ void image_crop_resize(const Image *im, Box b, int filter, int out_w, int out_h,
 Box image_random_box(RngStream *rng, int w, int h, double area_min, double area_max,
                      double ratio_min, double ratio_max);
 
+/* ---- pixels.c: one change ---- */
+
+/* What ImageOps, ImageEnhance and Image.transform of Pillow do, bit for bit. The magnitude: bits
+ * that are kept (posterize), the first level that is inverted (solarize), what is added below 128
+ * (solarize_add), a factor where 1 changes nothing (brightness to sharpness), a part of the circle
+ * (hue), degrees against the clock about the centre (rotate), source pixels per pixel (shear_*) or
+ * source pixels (translate_*). What comes from outside the image is (128, 128, 128). */
+enum {
+    OP_IDENTITY,
+    OP_AUTOCONTRAST,
+    OP_EQUALIZE,
+    OP_INVERT,
+    OP_POSTERIZE,
+    OP_SOLARIZE,
+    OP_SOLARIZE_ADD,
+    OP_BRIGHTNESS,
+    OP_CONTRAST,
+    OP_COLOR,
+    OP_SHARPNESS,
+    OP_HUE,
+    OP_ROTATE,
+    OP_SHEAR_X,
+    OP_SHEAR_Y,
+    OP_TRANSLATE_X,
+    OP_TRANSLATE_Y,
+    OP_COUNT
+};
+const char *image_op_name(int op); /* "solarize_add" */
+/* rgb [h, w, 3] in place; `filter` is FILTER_* of the last five; scratch as malloc aligns it. */
+void image_op(int op, double magnitude, int filter, uint8_t *rgb, int w, int h, uint8_t *scratch);
+size_t image_op_scratch(int w, int h); /* bytes */
+
 /* ---- augment.c: changed at random ---- */
 
 /* One look at a sample. Repeated augmentation shows a sample several times in an epoch. */
@@ -124,13 +158,13 @@ static inline RngStream view_draw(View v, int what)
 
 /* What happens to an image after crop and flip: colour jitter, then a policy. */
 typedef struct Augmentation Augmentation;
-/* jitter: "" (none), or torchvision's ColorJitter: "0.4" for brightness, contrast and saturation
- * alike, "B,C,S" or "B,C,S,H". policy: "" (none), "imagenet" (the paper's AutoAugment policy),
+/* jitter: "" or "none", or torchvision's ColorJitter: "0.4" for brightness, contrast and saturation
+ * alike, "B,C,S" or "B,C,S,H". policy: "" or "none", "imagenet" (the paper's AutoAugment policy),
  * "imagenet-v0" (TensorFlow's policy v0), timm's "rand-m9-n2-mstd0.5-inc1", or big_vision's
  * "randaug(2,15)". NULL and an error if a text is none of these. */
 Augmentation *augmentation_new(const char *jitter, const char *policy, Error *e);
 void augmentation_free(Augmentation *a);
-/* rgb [h, w, 3] in place; scratch [h, w, 3]. a may be NULL: nothing happens. */
+/* rgb [h, w, 3] in place; scratch: image_op_scratch(w, h) bytes. a may be NULL: nothing happens. */
 void augment_image(const Augmentation *a, View v, uint8_t *rgb, int w, int h, uint8_t *scratch);
 
 #endif

@@ -69,12 +69,14 @@ typedef const char *text;
     X(double, head_bias,   "head-bias",   "0",      "",      "initial bias of the head (sigmoid loss: about -log K)")    \
     X(double, layer_scale_init, "layer-scale-init", "1e-5", "", "initial layer scale, where --layer-scale is on")        \
   GROUP("images")                                                                                       \
-    X(bool,   augment,     "augment",     "true",   "",      "training: random resized crop and flip; off: as in evaluation") \
+    X(bool,   augment,     "augment",     "true",   "",      "training: random resized crop, flip and the two below; off: as in evaluation") \
     X(double, area_min,    "area-min",    "0.08",   "0..1",  "random crop: smallest share of the image")                 \
     X(double, area_max,    "area-max",    "1",      "0..1",  "random crop: largest share")                               \
     X(double, ratio_min,   "ratio-min",   "0.75",   "0.01..100", "random crop: smallest width / height")                 \
     X(double, ratio_max,   "ratio-max",   "1.3333333333333333", "0.01..100", "random crop: largest width / height")      \
     X(double, flip,        "flip",        "0.5",    "0..1",  "probability of mirroring left and right")                  \
+    X(text,   color_jitter, "color-jitter", "",     "",      "brightness, contrast, saturation and hue by up to B,C,S,HUE; 0.4 is 0.4,0.4,0.4,0") \
+    X(text,   auto_augment, "auto-augment", "",     "",      "imagenet | imagenet-v0 | rand-m9-n2-mstd0.5-inc1 | randaug(2,15), after the colour jitter") \
     X(word,   crop,        "crop",        "center", "center|stretch", "evaluation: centre of the resized image, or the whole stretched") \
     X(long,   resize,      "resize",      "0",      "0..65536", "evaluation: shorter side before the crop; 0: 256/224 of the size") \
     X(word,   interpolation, "interpolation", "bicubic", "bilinear|bicubic", "of every resize")                          \

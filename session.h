@@ -23,6 +23,7 @@ typedef struct {
     int type;      /* F32, BF16, F16: what the model computes in */
     bool built_in; /* nothing said what to train */
     int micro;     /* images computed at a time */
+    Augmentation *changes; /* of training images */
     Dataset *train, *val;
     char *weights;    /* file to start from, or NULL */
     char *checkpoint; /* directory to resume from, or NULL */

@@ -168,6 +168,8 @@ void setup_options(Session *s, int argc, char **argv)
     free(resume);
     check_usage(options_args(o, argc, argv, &help, &e), &e);
     check_options(o);
+    s->changes = augmentation_new(o->color_jitter, o->auto_augment, &e);
+    check_usage(s->changes != NULL, &e);
 }
 
 /* ---- config ---- */
@@ -328,6 +330,7 @@ static Dataset *open_split(Session *s, const char *spec, bool train)
                      .ratio_min = o->ratio_min,
                      .ratio_max = o->ratio_max,
                      .flip = o->flip,
+                     .changes = train ? s->changes : NULL,
                      .seed = (uint64_t)o->seed};
     Dataset *data = data_open(&d, &e);
     setup_check(data != NULL, &e);
@@ -667,6 +670,7 @@ void session_free(Session *s)
         data_close(s->train);
     if (s->val)
         data_close(s->val);
+    augmentation_free(s->changes);
     if (s->m)
         vit_free(s->m);
     dist_end();
