@@ -4,13 +4,16 @@
  * all inputs when it shrinks (antialiasing), fixed-point weights, each pass rounded to bytes.
  * Around it the geometry of torchvision's Resize, CenterCrop and RandomResizedCrop.
  *
- * Order: the weights of one axis; the two passes; the public functions.
+ * The picture comes row by row (RowSource): each group of rows goes through the horizontal pass at
+ * once, and only its narrow result is kept for the vertical one.
+ *
+ * Order: the weights of one axis; the two passes; geometry; the public functions.
  */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "image.h"
+#include "decode.h"
 
 /* ---- weights ---- */
 
@@ -20,77 +23,71 @@
 
 typedef struct {
     int n, taps;
+    int lo, hi; /* inputs that are needed */
     int *first, *count;
     int32_t *weight;
+    Room rooms[3];
 } Axis;
 
-static double filter_weight(int filter, double x)
+/* Weights of the inputs lo + k, k < n, for an output at `center`; `step` is 1 / how far the filter
+ * is stretched. Loops without branches: the compiler makes vectors of them. */
+static void weigh_linear(double *restrict w, int lo, int n, double center, double step)
 {
-    x = fabs(x);
-    if (filter == FILTER_BILINEAR)
-        return x < 1 ? 1 - x : 0;
-    const double a = -0.5; /* Keys' cubic convolution */
-    if (x < 1)
-        return ((a + 2) * x - (a + 3)) * x * x + 1;
-    return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
+    for (int k = 0; k < n; k++) {
+        double x = fabs((lo + k - center + 0.5) * step);
+        w[k] = x < 1 ? 1 - x : 0;
+    }
 }
 
-/* Outputs start .. start+n-1 of the resize of input interval [from, to) to `size` outputs; inputs
- * outside [0, in) do not take part. Shrinking stretches the filter over all inputs it covers. */
-static Axis axis_make(int in, double from, double to, long size, long start, int n, int filter)
+static void weigh_cubic(double *restrict w, int lo, int n, double center, double step)
 {
-    double scale = (to - from) / size, stretch = scale < 1 ? 1 : scale;
+    const double a = -0.5; /* Keys' cubic convolution */
+    for (int k = 0; k < n; k++) {
+        double x = fabs((lo + k - center + 0.5) * step);
+        double inner = ((a + 2) * x - (a + 3)) * x * x + 1;
+        double outer = (((x - 5) * x + 8) * x - 4) * a;
+        w[k] = x < 1 ? inner : x < 2 ? outer : 0;
+    }
+}
+
+/* Inputs outside [0, in) do not take part. Shrinking stretches the filter over all inputs it
+ * covers. */
+static void axis_set(Axis *a, const Span *s, int filter)
+{
+    double scale = (s->to - s->from) / s->size, stretch = scale < 1 ? 1 : scale;
     double support = (filter == FILTER_BILINEAR ? 1 : 2) * stretch;
-    Axis a = {.n = n, .taps = (int)ceil(support) * 2 + 1};
-    a.first = xmalloc(sizeof(int) * 2 * n);
-    a.count = a.first + n;
-    a.weight = xcalloc((size_t)n * a.taps, sizeof(int32_t));
-    double *w = xmalloc(sizeof(double) * a.taps);
-    for (int i = 0; i < n; i++) {
-        double center = from + (start + i + 0.5) * scale, sum = 0;
+    a->n = s->n;
+    a->taps = (int)ceil(support) * 2 + 1;
+    a->lo = s->in;
+    a->hi = 0;
+    a->first = room_get(&a->rooms[0], sizeof(int) * 2 * a->n);
+    a->count = a->first + a->n;
+    a->weight = room_get(&a->rooms[1], sizeof(int32_t) * a->n * a->taps);
+    double *w = room_get(&a->rooms[2], sizeof(double) * a->taps);
+    for (int i = 0; i < a->n; i++) {
+        double center = s->from + (s->start + i + 0.5) * scale, sum = 0;
         int lo = (int)(center - support + 0.5), hi = (int)(center + support + 0.5);
         lo = lo < 0 ? 0 : lo;
-        hi = hi > in ? in : hi;
+        hi = hi > s->in ? s->in : hi;
+        (filter == FILTER_BILINEAR ? weigh_linear : weigh_cubic)(w, lo, hi - lo, center,
+                                                                 1 / stretch);
         for (int k = 0; k < hi - lo; k++)
-            sum += w[k] = filter_weight(filter, (lo + k - center + 0.5) * (1 / stretch));
+            sum += w[k];
+        sum = sum != 0 ? sum : 1;
+        int32_t *weight = a->weight + (size_t)i * a->taps;
         for (int k = 0; k < hi - lo; k++) {
-            double v = (sum != 0 ? w[k] / sum : w[k]) * (1 << WEIGHT_BITS);
-            a.weight[(size_t)i * a.taps + k] = (int32_t)(v < 0 ? v - 0.5 : v + 0.5);
+            double v = w[k] / sum * (1 << WEIGHT_BITS);
+            weight[k] = (int32_t)(v + (v < 0 ? -0.5 : 0.5));
         }
-        a.first[i] = lo;
-        a.count[i] = hi - lo;
+        a->first[i] = lo;
+        a->count[i] = hi - lo;
+        a->lo = lo < a->lo ? lo : a->lo;
+        a->hi = hi > a->hi ? hi : a->hi;
     }
-    free(w);
-    return a;
-}
-
-static void axis_free(Axis *a)
-{
-    free(a->first);
-    free(a->weight);
 }
 
 /* ---- the two passes ---- */
 
-static inline uint8_t to_level(int32_t sum)
-{
-    int32_t v = sum >> WEIGHT_BITS;
-    return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
-}
-
-enum { HALF = 1 << (WEIGHT_BITS - 1) }; /* makes the shift round */
-
-/* Part of an image, without a copy. */
-typedef struct {
-    const uint8_t *rgb;
-    long stride; /* bytes from row to row */
-    int w, h;
-} Rows;
-
-/* The horizontal pass takes ROWS rows at once, interleaved to [w][ROWS][4] (the fourth value of a
- * pixel is never used), so that one weight applies to a whole vector. Values are widened once here
- * and not once per tap. `bytes` is scratch of the same shape. */
-enum { ROWS = 4, LANES = ROWS * 4 };
 /* As wide as the machine's vectors: gcc takes wider ones apart element by element. */
 #if defined(__AVX512F__)
 enum { VECTOR = 16 };
@@ -100,39 +97,56 @@ enum { VECTOR = 8 };
 enum { VECTOR = 4 };
 #endif
 typedef int32_t Vector __attribute__((vector_size(4 * VECTOR), aligned(4), may_alias));
+typedef uint8_t Bytes __attribute__((vector_size(VECTOR), aligned(1), may_alias));
 
-static void interleave(const Rows *v, int y, int rows, uint8_t *restrict bytes,
-                       int32_t *restrict wide)
+enum { HALF = 1 << (WEIGHT_BITS - 1) }; /* makes the shift round */
+
+static inline Vector widen(const uint8_t *p)
+{
+    return __builtin_convertvector(*(const Bytes *)p, Vector);
+}
+
+static inline void store_levels(uint8_t *out, Vector sum)
+{
+    Vector v = sum >> WEIGHT_BITS;
+    v &= ~(v >> 31); /* below 0: 0 */
+    Vector above = v > 255;
+    v = (v & ~above) | (above & 255);
+    *(Bytes *)out = __builtin_convertvector(v, Bytes);
+}
+
+/* The horizontal pass takes ROWS rows at once, interleaved to [w][ROWS][4] (the fourth value of a
+ * pixel is never used), so that one weight applies to a whole vector. */
+enum { LANES = ROWS * 4 };
+
+static void interleave(const uint8_t *const *row, int w, uint8_t *restrict out)
 {
     for (int r = 0; r < ROWS; r++) {
-        const uint8_t *in = v->rgb + v->stride * (y + (r < rows ? r : 0));
-        uint8_t *o = bytes + 4 * r;
+        const uint8_t *in = row[r];
+        uint8_t *o = out + 4 * r;
         int x = 0;
-        for (; x < v->w - 1; x++) /* a copy of four bytes is one move; the last pixel has three */
+        for (; x < w - 1; x++) /* a copy of four bytes is one move; the last pixel has three */
             memcpy(o + (size_t)x * LANES, in + 3 * x, 4);
         memcpy(o + (size_t)x * LANES, in + 3 * x, 3);
     }
-    for (size_t i = 0; i < (size_t)v->w * LANES; i++)
-        wide[i] = bytes[i];
 }
 
-/* wide [w][ROWS][4] -> out [n][ROWS][4] */
-static void sum_pixels(const int32_t *wide, const Axis *ax, int32_t *sums, uint8_t *restrict out)
+/* in: inputs lo .. hi-1, [][ROWS][4] -> out [n][ROWS][4] */
+static void sum_pixels(const uint8_t *in, const Axis *ax, uint8_t *restrict out)
 {
     enum { N = LANES / VECTOR };
-    for (int i = 0; i < ax->n; i++) {
+    for (int i = 0; i < ax->n; i++, out += LANES) {
         const int32_t *w = ax->weight + (size_t)i * ax->taps;
-        const Vector *p = (const Vector *)(wide + (size_t)ax->first[i] * LANES);
+        const uint8_t *p = in + (size_t)(ax->first[i] - ax->lo) * LANES;
         Vector sum[N];
         for (int j = 0; j < N; j++)
             sum[j] = (Vector){0} + HALF;
-        for (int k = 0; k < ax->count[i]; k++)
+        for (int k = 0; k < ax->count[i]; k++, p += LANES)
             for (int j = 0; j < N; j++)
-                sum[j] += w[k] * p[k * N + j];
-        memcpy(sums + (size_t)i * LANES, sum, sizeof sum);
+                sum[j] += w[k] * widen(p + j * VECTOR);
+        for (int j = 0; j < N; j++)
+            store_levels(out + j * VECTOR, sum[j]);
     }
-    for (size_t i = 0; i < (size_t)ax->n * LANES; i++)
-        out[i] = to_level(sums[i]);
 }
 
 /* in [n][ROWS][4] -> `rows` rows [n][3], `stride` bytes apart, 3*n < stride: each pixel is one move
@@ -144,69 +158,209 @@ static void separate(const uint8_t *in, int n, int rows, bool flip, uint8_t *out
             memcpy(out + 3 * x, in + (size_t)(flip ? n - 1 - x : x) * LANES, 4);
 }
 
-/* One output row of the vertical pass: the weighted sum of `count` rows. Two rows a time halve the
- * traffic on sum. */
-static void sum_rows(const uint8_t *restrict in, size_t stride, const int32_t *w, int count, int n,
-                     int32_t *restrict sum, uint8_t *restrict out)
+/* One output row of the vertical pass: the weighted sum of `count` rows. STEP values are summed in
+ * registers at a time; the rows of `in` have room for a whole last step. */
+enum { STEP = 4 * VECTOR };
+
+static void sum_rows(const uint8_t *in, size_t stride, const int32_t *w, int count, int n,
+                     uint8_t *out)
 {
-    for (int j = 0; j < n; j++)
-        sum[j] = HALF;
-    int k = 0;
-    for (; k + 1 < count; k += 2, in += 2 * stride)
-        for (int j = 0; j < n; j++)
-            sum[j] += w[k] * in[j] + w[k + 1] * in[stride + j];
-    if (k < count)
-        for (int j = 0; j < n; j++)
-            sum[j] += w[k] * in[j];
-    for (int j = 0; j < n; j++)
-        out[j] = to_level(sum[j]);
+    for (int j = 0; j < n; j += STEP) {
+        Vector sum[4];
+        for (int v = 0; v < 4; v++)
+            sum[v] = (Vector){0} + HALF;
+        const uint8_t *p = in + j;
+        for (int k = 0; k < count; k++, p += stride)
+            for (int v = 0; v < 4; v++)
+                sum[v] += w[k] * widen(p + v * VECTOR);
+        uint8_t levels[STEP];
+        bool whole = n - j >= STEP;
+        for (int v = 0; v < 4; v++)
+            store_levels((whole ? out + j : levels) + v * VECTOR, sum[v]);
+        if (!whole)
+            memcpy(out + j, levels, (size_t)(n - j));
+    }
 }
 
-/* Horizontal, then vertical; only the rows that the vertical pass reads go through the first. Both
- * axes are freed. */
-static void resample(const Rows *v, Axis ax, Axis ay, bool flip, uint8_t *out)
+struct Resizer {
+    Axis x, y;
+    Room wide, summed, narrow;
+};
+
+Resizer *resizer_new(void)
 {
-    int y0 = ay.first[0], y1 = y0;
-    for (int i = 0; i < ay.n; i++)
-        y1 = ay.first[i] + ay.count[i] > y1 ? ay.first[i] + ay.count[i] : y1;
-    size_t row = (size_t)ax.n * 3, stride = row + 1;
-    size_t widest = (size_t)(v->w > ax.n ? v->w : ax.n) * LANES;
-    uint8_t *bytes = xcalloc(widest, 1), *narrow = xmalloc(stride * (y1 - y0));
-    int32_t *wide = xmalloc(widest * sizeof(int32_t));
-    int32_t *sums = xmalloc((size_t)ax.n * LANES * sizeof(int32_t));
-    for (int y = y0; y < y1; y += ROWS) {
-        int rows = y1 - y < ROWS ? y1 - y : ROWS;
-        interleave(v, y, rows, bytes, wide);
-        sum_pixels(wide, &ax, sums, bytes);
-        separate(bytes, ax.n, rows, flip, narrow + stride * (y - y0), stride);
+    return xcalloc(1, sizeof(Resizer));
+}
+
+void resizer_free(Resizer *s)
+{
+    if (!s)
+        return;
+    for (int i = 0; i < COUNT(s->x.rooms); i++) {
+        room_free(&s->x.rooms[i]);
+        room_free(&s->y.rooms[i]);
     }
-    for (int i = 0; i < ay.n; i++)
-        sum_rows(narrow + stride * (ay.first[i] - y0), stride, ay.weight + (size_t)i * ay.taps,
-                 ay.count[i], (int)row, sums, out + row * i);
-    free(bytes);
-    free(narrow);
-    free(wide);
-    free(sums);
-    axis_free(&ax);
-    axis_free(&ay);
+    room_free(&s->wide);
+    room_free(&s->summed);
+    room_free(&s->narrow);
+    free(s);
+}
+
+/* Horizontal, then vertical; only the rows that the vertical pass reads go through the first. */
+bool resizer_run(Resizer *s, const Resize *r, const RowSource *from, uint8_t *out, Error *e)
+{
+    Axis *ax = &s->x, *ay = &s->y;
+    axis_set(ax, &r->x, r->filter);
+    axis_set(ay, &r->y, r->filter);
+    int w = ax->hi - ax->lo, h = ay->hi - ay->lo;
+    if (!from->start(from->ctx, (Box){r->x.origin + ax->lo, r->y.origin + ay->lo, w, h}, e))
+        return false;
+    size_t row_bytes = (size_t)ax->n * 3, stride = (row_bytes + STEP) / STEP * STEP;
+    uint8_t *wide = room_get(&s->wide, (size_t)w * LANES);
+    uint8_t *summed = room_get(&s->summed, (size_t)ax->n * LANES);
+    uint8_t *narrow = room_get(&s->narrow, stride * h);
+    for (int y = 0; y < h; y += ROWS) {
+        int rows = h - y < ROWS ? h - y : ROWS;
+        const uint8_t *row[ROWS];
+        if (!from->rows(from->ctx, rows, row, e))
+            return false;
+        for (int i = rows; i < ROWS; i++)
+            row[i] = row[0];
+        interleave(row, w, wide);
+        sum_pixels(wide, ax, summed);
+        separate(summed, ax->n, rows, r->flip, narrow + stride * y, stride);
+    }
+    size_t out_row = (size_t)r->out_w * 3;
+    if (ax->n < r->out_w || ay->n < r->out_h)
+        memset(out, 0, out_row * r->out_h);
+    for (int i = 0; i < ay->n; i++)
+        sum_rows(narrow + stride * (ay->first[i] - ay->lo), stride,
+                 ay->weight + (size_t)i * ay->taps, ay->count[i], (int)row_bytes,
+                 out + out_row * (r->y.pad + i) + 3 * r->x.pad);
+    return true;
 }
 
 /* ---- geometry ---- */
 
+Resize resize_of_crop(Box b, int filter, int out_w, int out_h, bool flip)
+{
+    return (Resize){.x = {b.left, b.width, 0, b.width, out_w, 0, out_w, 0},
+                    .y = {b.top, b.height, 0, b.height, out_h, 0, out_h, 0},
+                    .filter = filter,
+                    .out_w = out_w,
+                    .out_h = out_h,
+                    .flip = flip};
+}
+
+/* What a centre crop of n keeps of `in` pixels resized to `size`: a smaller picture is padded. */
+static Span centre(int in, long size, int n)
+{
+    Span s = {0, in, 0, in, size, 0, n, 0};
+    if (size < n) {
+        s.n = (int)size;
+        s.pad = (n - s.n) / 2;
+    } else {
+        s.start = lrint((double)(size - n) / 2);
+    }
+    return s;
+}
+
+Resize resize_of_eval(int w, int h, const Target *t)
+{
+    if (t->crop == CROP_STRETCH)
+        return resize_of_crop((Box){0, 0, w, h}, t->filter, t->out_w, t->out_h, false);
+    int resize = t->resize ? t->resize : image_default_resize(t->out_w, t->out_h, w, h);
+    bool wide = w > h;
+    return (Resize){.x = centre(w, wide ? (long)resize * w / h : resize, t->out_w),
+                    .y = centre(h, wide ? resize : (long)resize * h / w, t->out_h),
+                    .filter = t->filter,
+                    .out_w = t->out_w,
+                    .out_h = t->out_h};
+}
+
+double resize_shrink(const Resize *r)
+{
+    double x = (r->x.to - r->x.from) / r->x.size, y = (r->y.to - r->y.from) / r->y.size;
+    return x < y ? x : y;
+}
+
+static void span_reduce(Span *s, int size, int reduced)
+{
+    double f = (double)reduced / size, from = (s->origin + s->from) * f;
+    double to = (s->origin + s->to) * f;
+    int lo = (int)floor(s->origin * f), hi = (int)ceil((s->origin + s->in) * f);
+    lo = lo > reduced - 1 ? reduced - 1 : lo;
+    hi = hi > reduced ? reduced : hi <= lo ? lo + 1 : hi;
+    s->origin = lo;
+    s->in = hi - lo;
+    s->from = from - lo;
+    s->to = to - lo;
+}
+
+void resize_reduce(Resize *r, int w, int h, int rw, int rh)
+{
+    span_reduce(&r->x, w, rw);
+    span_reduce(&r->y, h, rh);
+}
+
+/* ---- pictures in memory ---- */
+
+static bool pixel_start(void *ctx, Box area, Error *e)
+{
+    (void)e;
+    PixelRows *p = ctx;
+    p->next = p->rgb + 3 * ((size_t)area.top * p->w + area.left);
+    return true;
+}
+
+static bool pixel_rows(void *ctx, int n, const uint8_t **row, Error *e)
+{
+    (void)e;
+    PixelRows *p = ctx;
+    for (int i = 0; i < n; i++, p->next += 3 * (size_t)p->w)
+        row[i] = p->next;
+    return true;
+}
+
+RowSource rows_of_pixels(PixelRows *p)
+{
+    return (RowSource){pixel_start, pixel_rows, p};
+}
+
+static void resize_image(const Image *im, const Resize *r, uint8_t *out)
+{
+    Error none; /* pixels in memory cannot fail */
+    PixelRows pixels = {im->rgb, im->w, NULL};
+    RowSource rows = rows_of_pixels(&pixels);
+    Resizer *s = resizer_new();
+    resizer_run(s, r, &rows, out, &none);
+    resizer_free(s);
+}
+
 void image_resize(const Image *im, double left, double top, double right, double bottom, int filter,
                   int out_w, int out_h, bool flip, uint8_t *out)
 {
-    Rows v = {im->rgb, 3L * im->w, im->w, im->h};
-    resample(&v, axis_make(v.w, left, right, out_w, 0, out_w, filter),
-             axis_make(v.h, top, bottom, out_h, 0, out_h, filter), flip, out);
+    Resize r = resize_of_crop((Box){0, 0, im->w, im->h}, filter, out_w, out_h, flip);
+    r.x.from = left;
+    r.x.to = right;
+    r.y.from = top;
+    r.y.to = bottom;
+    resize_image(im, &r, out);
 }
 
 void image_crop_resize(const Image *im, Box b, int filter, int out_w, int out_h, bool flip,
                        uint8_t *out)
 {
-    Rows v = {im->rgb + 3 * ((long)b.top * im->w + b.left), 3L * im->w, b.width, b.height};
-    resample(&v, axis_make(v.w, 0, v.w, out_w, 0, out_w, filter),
-             axis_make(v.h, 0, v.h, out_h, 0, out_h, filter), flip, out);
+    Resize r = resize_of_crop(b, filter, out_w, out_h, flip);
+    resize_image(im, &r, out);
+}
+
+void image_eval(const Image *im, int crop, int resize, int filter, int out_w, int out_h,
+                uint8_t *out)
+{
+    Target t = {.out_w = out_w, .out_h = out_h, .filter = filter, .crop = crop, .resize = resize};
+    Resize r = resize_of_eval(im->w, im->h, &t);
+    resize_image(im, &r, out);
 }
 
 /* All sizes are those of the image's shorter side. A square crop asks for the first alone. */
@@ -220,39 +374,6 @@ int image_default_resize(int out_w, int out_h, int w, int h)
     long covers = (along * shorter + longer - 1) / longer; /* rounded up */
     long most = by_shorter > by_longer ? by_shorter : by_longer;
     return (int)(most > covers ? most : covers);
-}
-
-void image_eval(const Image *im, int crop, int resize, int filter, int out_w, int out_h,
-                uint8_t *out)
-{
-    if (crop == CROP_STRETCH) {
-        image_resize(im, 0, 0, im->w, im->h, filter, out_w, out_h, false, out);
-        return;
-    }
-    if (resize == 0)
-        resize = image_default_resize(out_w, out_h, im->w, im->h);
-    bool wide = im->w > im->h;
-    long w = wide ? (long)resize * im->w / im->h : resize;
-    long h = wide ? resize : (long)resize * im->h / im->w;
-    /* What the crop keeps of the w x h picture, and where in the output it goes: a picture smaller
-     * than the crop is padded with zeros. */
-    int n_w = w < out_w ? (int)w : out_w, n_h = h < out_h ? (int)h : out_h;
-    long x = w < out_w ? 0 : lrint((double)(w - out_w) / 2);
-    long y = h < out_h ? 0 : lrint((double)(h - out_h) / 2);
-    Rows v = {im->rgb, 3L * im->w, im->w, im->h};
-    Axis ax = axis_make(v.w, 0, v.w, w, x, n_w, filter);
-    Axis ay = axis_make(v.h, 0, v.h, h, y, n_h, filter);
-    if (n_w == out_w && n_h == out_h) {
-        resample(&v, ax, ay, false, out);
-        return;
-    }
-    uint8_t *part = xmalloc((size_t)n_w * n_h * 3);
-    resample(&v, ax, ay, false, part);
-    memset(out, 0, (size_t)out_w * out_h * 3);
-    out += 3 * ((long)(out_h - n_h) / 2 * out_w + (out_w - n_w) / 2);
-    for (int r = 0; r < n_h; r++)
-        memcpy(out + 3L * r * out_w, part + 3L * r * n_w, (size_t)n_w * 3);
-    free(part);
 }
 
 /* A whole number in [0, n). */

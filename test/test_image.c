@@ -3,6 +3,11 @@
  * argv[1] is the folder that holds fixtures/ and data/; what needs them is skipped without. The
  * rest runs anywhere, on files it writes into a temporary folder.
  */
+#include <dirent.h>
+#include <stdio.h>
+
+#include <jpeglib.h>
+
 #include "../checkpoint.h"
 #include "files.h"
 
@@ -359,13 +364,225 @@ static void test_damaged_bytes(void)
     CHECK(refused > 100, "%d refused", refused);
 }
 
+/* ---- parts of pictures ---- */
+
+static Decoder *decoder;
+
+static int below(RngStream *r, int n)
+{
+    return (int)(rng_next(r) * n);
+}
+
+/* A box of a w x h picture, kind by kind: any, one pixel, a corner, an edge's strip, all of it. */
+static Box some_box(RngStream *r, int kind, int w, int h)
+{
+    Box b = {0, 0, 1 + below(r, w), 1 + below(r, h)};
+    if (kind % 5 == 1)
+        b.width = b.height = 1;
+    if (kind % 5 == 3)
+        *(kind / 5 % 2 ? &b.width : &b.height) = 1;
+    if (kind % 5 == 4)
+        b = (Box){0, 0, w, h};
+    bool corner = kind % 5 == 2;
+    b.left = corner ? (kind / 5 % 2) * (w - b.width) : below(r, w - b.width + 1);
+    b.top = corner ? (kind / 10 % 2) * (h - b.height) : below(r, h - b.height + 1);
+    return b;
+}
+
+/* Parts of the picture against the same parts of the whole picture, bit for bit. */
+static void check_parts(const char *name, const uint8_t *bytes, size_t n, int boxes)
+{
+    static uint8_t part[BYTES], whole[BYTES];
+    Image im;
+    Error e = {"", ""};
+    if (!CHECK(image_decode(bytes, n, &im, &e), "%s: %s", name, e.what) ||
+        !CHECK(decoder_open(decoder, bytes, n, &e), "%s: %s", name, e.what))
+        return;
+    CHECK(decoder_width(decoder) == im.w && decoder_height(decoder) == im.h, "%s", name);
+    int wrong = 0;
+    for (int i = 0; i < boxes; i++) {
+        RngStream r = {
+            .seed = 3, .sample = (uint32_t)i, .step = (uint32_t)n, .purpose = RNG_AUGMENT};
+        Box b = some_box(&r, i, im.w, im.h);
+        Target t = {.out_w = 1 + below(&r, SIZE), .out_h = 1 + below(&r, SIZE), .filter = i % 2};
+        if (b.width <= SIZE && b.height <= SIZE && i % 3) { /* the pixels themselves */
+            t.out_w = b.width;
+            t.out_h = b.height;
+        }
+        size_t bytes_out = (size_t)3 * t.out_w * t.out_h;
+        bool flip = i / 2 % 2, ok = decoder_crop(decoder, &t, b, flip, part, &e);
+        image_crop_resize(&im, b, t.filter, t.out_w, t.out_h, flip, whole);
+        wrong += !CHECK(ok && memcmp(part, whole, bytes_out) == 0,
+                        "%s (%d x %d): %d x %d at %d, %d to %d x %d: %s", name, im.w, im.h, b.width,
+                        b.height, b.left, b.top, t.out_w, t.out_h, ok ? "other pixels" : e.what);
+        if (i % 8 == 0) {
+            t.crop = i / 8 % 2 ? CROP_STRETCH : CROP_CENTER;
+            t.resize = i % 3 ? 0 : 1 + below(&r, 300);
+            ok = decoder_eval(decoder, &t, part, &e);
+            image_eval(&im, t.crop, t.resize, t.filter, t.out_w, t.out_h, whole);
+            wrong += !CHECK(ok && memcmp(part, whole, bytes_out) == 0, "%s: evaluation to %d x %d",
+                            name, t.out_w, t.out_h);
+        }
+        if (wrong > 3)
+            break;
+    }
+    image_free(&im);
+}
+
+/* A picture with edges, colours and noise. */
+static uint8_t *draw(int w, int h)
+{
+    uint8_t *rgb = xmalloc((size_t)3 * w * h);
+    for (int i = 0; i < w * h; i++) {
+        Philox p = philox(9, (uint32_t)i, (uint32_t)w, 0, 0);
+        int x = i % w, y = i / w;
+        for (int c = 0; c < 3; c++)
+            rgb[3 * i + c] = (uint8_t)((x * (3 + c) + y * (5 - c)) % 200 +
+                                       ((x / 9 + y / 7) % 2) * 40 + p.v[c] % 16);
+    }
+    return rgb;
+}
+
+/* How a test's JPEG is made: sampling of the first component against the others', and the rest. */
+typedef struct {
+    int components, h, v, restart;
+    bool progressive, arithmetic, apart, ycck;
+} JpegKind;
+
+static size_t make_jpeg(JpegKind k, int w, int h, uint8_t *bytes, size_t room)
+{
+    uint8_t *rgb = draw(w, h), *row = xcalloc(4, (size_t)w);
+    struct jpeg_error_mgr errors;
+    struct jpeg_compress_struct c = {.err = jpeg_std_error(&errors)};
+    unsigned char *out = bytes;
+    unsigned long n = room;
+    jpeg_create_compress(&c);
+    jpeg_mem_dest(&c, &out, &n);
+    c.image_width = (JDIMENSION)w;
+    c.image_height = (JDIMENSION)h;
+    c.input_components = k.components;
+    c.in_color_space = k.components == 4 ? JCS_CMYK : k.components == 3 ? JCS_RGB : JCS_GRAYSCALE;
+    jpeg_set_defaults(&c);
+    if (k.ycck)
+        jpeg_set_colorspace(&c, JCS_YCCK);
+    jpeg_set_quality(&c, 85, TRUE);
+    c.comp_info[0].h_samp_factor = k.h;
+    c.comp_info[0].v_samp_factor = k.v;
+    if (k.components == 4) {
+        c.comp_info[3].h_samp_factor = k.h;
+        c.comp_info[3].v_samp_factor = k.v;
+    }
+    c.restart_interval = (unsigned)k.restart;
+    c.arith_code = k.arithmetic;
+    if (k.progressive)
+        jpeg_simple_progression(&c);
+    jpeg_scan_info scans[4] = {{1, {0}, 0, 63, 0, 0}, {1, {1}, 0, 63, 0, 0}, {1, {2}, 0, 63, 0, 0}};
+    if (k.apart) {
+        c.scan_info = scans;
+        c.num_scans = k.components;
+    }
+    jpeg_start_compress(&c, TRUE);
+    for (int y = 0; y < h; y++) {
+        for (int i = 0; i < w * k.components; i++)
+            row[i] = rgb[(size_t)3 * w * y + (size_t)(i % (3 * w))];
+        jpeg_write_scanlines(&c, &row, 1);
+    }
+    jpeg_finish_compress(&c);
+    jpeg_destroy_compress(&c);
+    free(rgb);
+    free(row);
+    return out == bytes ? n : 0;
+}
+
+static const struct {
+    const char *name;
+    JpegKind kind;
+} jpegs[] = {
+    {"4:4:4", {3, 1, 1, 0, 0, 0, 0, 0}},
+    {"4:2:2", {3, 2, 1, 0, 0, 0, 0, 0}},
+    {"4:2:0", {3, 2, 2, 0, 0, 0, 0, 0}},
+    {"4:4:0", {3, 1, 2, 0, 0, 0, 0, 0}},
+    {"4:1:1", {3, 4, 1, 0, 0, 0, 0, 0}},
+    {"4:1:0", {3, 4, 2, 0, 0, 0, 0, 0}},
+    {"grey", {1, 1, 1, 0, 0, 0, 0, 0}},
+    {"grey 2x2", {1, 2, 2, 0, 0, 0, 0, 0}},
+    {"CMYK", {4, 1, 1, 0, 0, 0, 0, 0}},
+    {"YCCK 4:2:0", {4, 2, 2, 0, 0, 0, 0, 1}},
+    {"4:2:0 restarts", {3, 2, 2, 3, 0, 0, 0, 0}},
+    {"progressive 4:2:0", {3, 2, 2, 0, 1, 0, 0, 0}},
+    {"progressive 4:2:2", {3, 2, 1, 0, 1, 0, 0, 0}},
+    {"progressive 4:4:0", {3, 1, 2, 5, 1, 0, 0, 0}},
+    {"arithmetic 4:2:0", {3, 2, 2, 0, 0, 1, 0, 0}},
+    {"arithmetic progressive", {3, 2, 2, 0, 1, 1, 0, 0}},
+    {"three scans 4:2:0", {3, 2, 2, 0, 0, 0, 1, 0}},
+    {"three scans 4:1:1", {3, 4, 1, 7, 0, 0, 1, 0}},
+};
+
+static uint8_t made[1 << 20];
+
+static void test_parts(void)
+{
+    static const int sizes[][2] = {{1, 1}, {3, 5}, {17, 33}, {64, 48}, {131, 97}, {250, 161}};
+    for (int k = 0; k < COUNT(jpegs); k++)
+        for (int i = 0; i < COUNT(sizes); i++) {
+            size_t n = make_jpeg(jpegs[k].kind, sizes[i][0], sizes[i][1], made, sizeof made);
+            if (CHECK(n > 0))
+                check_parts(jpegs[k].name, made, n, 60);
+        }
+}
+
+static uint8_t *read_all(const char *path, size_t *n)
+{
+    FILE *f = fopen(path, "rb");
+    uint8_t *bytes = NULL;
+    if (f && fseek(f, 0, SEEK_END) == 0) {
+        *n = (size_t)ftell(f);
+        rewind(f);
+        bytes = xmalloc(*n + 1);
+        *n = fread(bytes, 1, *n, f);
+    }
+    if (f)
+        fclose(f);
+    return bytes;
+}
+
+/* Every readable picture of a folder, and of its folders. */
+static void check_folder(const char *dir, int boxes)
+{
+    DIR *list = opendir(dir);
+    if (!list) {
+        SKIP("parts of real pictures: no %s", dir);
+        return;
+    }
+    for (struct dirent *entry; (entry = readdir(list));) {
+        char *path = xasprintf("%s/%s", dir, entry->d_name);
+        size_t n;
+        uint8_t *bytes = NULL;
+        Image im;
+        Error e;
+        if (entry->d_name[0] != '.' && is_dir(path))
+            check_folder(path, boxes);
+        else if (entry->d_name[0] != '.' && (bytes = read_all(path, &n)) && n < 1000000 &&
+                 image_decode(bytes, n, &im, &e)) {
+            image_free(&im);
+            check_parts(entry->d_name, bytes, n, boxes);
+        }
+        free(bytes);
+        free(path);
+    }
+    closedir(list);
+}
+
 int main(int argc, char **argv)
 {
     if (!files_begin(argc, argv))
         return check_report();
+    decoder = decoder_new();
     if (shared) {
         test_fixtures();
         test_odd();
+        check_folder(at(shared, "data/odd"), 20);
+        check_folder(at(shared, "data/imagenet_sample"), 3);
     } else {
         SKIP("comparisons with Pillow: name the folder with fixtures/ and data/");
     }
@@ -374,6 +591,8 @@ int main(int argc, char **argv)
     test_random_box();
     test_formats();
     test_damaged_bytes();
+    test_parts();
+    decoder_free(decoder);
     files_end();
     return check_report();
 }
