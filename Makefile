@@ -53,7 +53,9 @@ STANDIN_LIBS := -lboost_context -lrt -lstdc++ -ldl
 GPUPROGRAM := $(if $(filter build,$(BUILD)),train_gpu,$(BUILD)/train_gpu)
 PROGRAM  := $(if $(filter build,$(BUILD)),train_cpu,$(BUILD)/train_cpu)
 TOOL     := $(if $(filter build,$(BUILD)),vit,$(BUILD)/vit)
-LIB_SRC  := $(filter-out train.c tools.c,$(wildcard *.c))
+TOOL_SRC := tools.c shard.c
+TOOL_OBJ := $(TOOL_SRC:%.c=$(BUILD)/float/%.o)
+LIB_SRC  := $(filter-out train.c $(TOOL_SRC),$(wildcard *.c))
 LIB      := $(LIB_SRC:%.c=$(BUILD)/float/%.o)
 LIB64    := $(LIB_SRC:%.c=$(BUILD)/double/%.o)
 TEST_SRC := $(wildcard test/test_*.c)
@@ -86,13 +88,13 @@ $(BUILD)/found: scripts/probe Makefile
 	@CC="$(CC)" FLAGS="$(FLAGS)" LIBS="$(LIBS)" NVCC="$(NVCC)" GPU="$(GPU)" NCCL="$(NCCL)" \
 	  scripts/probe $@ $(BUILD)/have $(BUILD)/libs
 
-objects: $(LIB) $(LIB64) $(BUILD)/float/train.o $(BUILD)/float/tools.o
+objects: $(LIB) $(LIB64) $(BUILD)/float/train.o $(TOOL_OBJ)
 
 $(PROGRAM): $(LIB) $(BUILD)/float/train.o
 	@echo "  LINK $@"
 	$(Q)$(CC) $(FLAGS) -o $@ $^ $(LIBS) $(OPTIONAL)
 
-$(TOOL): $(LIB) $(BUILD)/float/tools.o
+$(TOOL): $(LIB) $(TOOL_OBJ)
 	@echo "  LINK $@"
 	$(Q)$(CC) $(FLAGS) -o $@ $^ $(LIBS) $(OPTIONAL)
 

@@ -199,8 +199,12 @@ void report_progress(const char *what, long done, long total, double images_per_
     if (!report_terminal() || (done < total && now() - drawn < 0.1))
         return;
     drawn = now();
-    char line[160];
-    snprintf(line, sizeof line, "%s %ld/%ld  %.0f images/s", what, done, total, images_per_s);
+    char line[160], eta[32];
+    int n = snprintf(line, sizeof line, "%s %ld/%ld", what, done, total);
+    if (images_per_s > 0 && n < (int)sizeof line) {
+        format_seconds((double)(total - done) / images_per_s, eta, sizeof eta);
+        snprintf(line + n, sizeof line - (size_t)n, "  %.0f images/s  %s left", images_per_s, eta);
+    }
     draw(line);
 }
 

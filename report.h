@@ -40,7 +40,7 @@ typedef struct {
 
 void report_step(const StepReport *r); /* a plain line, and the log */
 void report_bar(const StepReport *r);  /* terminals alone: redraws the bar */
-/* "evaluating 512/1000" under way: terminals alone. */
+/* "evaluating 512/1000", images/s (0: not said) and the time left: terminals alone. */
 void report_progress(const char *what, long done, long total, double images_per_s);
 void report_clear(void); /* remove the bar before other output */
 bool report_terminal(void);
