@@ -12,13 +12,15 @@
 /* ---- data.c: datasets ---- */
 
 typedef struct {
-    /* DIR | wds:PATTERN | cifar10:DIR | cifar100:DIR | mnist:DIR | fake[:zeros][:COUNT] */
+    /* DIR | wds:PATTERN[::PATTERN...] | cifar10:DIR | cifar100:DIR | mnist:DIR |
+     * fake[:zeros][:COUNT] */
     const char *spec;
     const char *classes;   /* file of class names in label order, or NULL */
     const char *index_dir; /* wds: folder with idx_N.txt, or NULL */
-    bool train;            /* DIR/train, else DIR/{val,validation,test}; DIR itself without either */
-    int image_h, image_w;  /* size of the images in a batch */
+    bool train;           /* DIR/train, else DIR/{val,validation,test}; DIR itself without either */
+    int image_h, image_w; /* size of the images in a batch */
     int fake_classes, fake_count;
+    int num_classes; /* wds without `classes`: how many there are; 0: as many as labels occur */
     double classes_fraction; /* of the classes, the first in label order; 0 is 1: all */
     double per_class;        /* of each class, the first: a share up to 1, a number above; 0: all */
     int window;              /* wds: shards that are shuffled together; 0: 4 */
@@ -27,7 +29,9 @@ typedef struct {
     int crop, resize, filter, decode; /* CROP_*, shorter side, FILTER_*, DECODE_* */
     double area_min, area_max, ratio_min, ratio_max, flip;
     const Augmentation *changes; /* the caller's, or NULL */
-    double max_damaged;          /* share of the samples that may be damaged; 0 is 1: all but all */
+    /* Share of the samples that may be damaged before the program ends with an error, though ten
+     * may always be; 0 is 1: all; below 0: not one. */
+    double max_damaged;
     uint64_t seed;
 } DataOptions;
 
@@ -41,13 +45,16 @@ const char *data_class_name(const Dataset *d, int label);
 /* A path, "file.bin#123" or "shard.tar#0000123.jpg"; free() it. */
 char *data_sample_path(const Dataset *d, long i);
 int data_label(const Dataset *d, long i);
-long data_damaged(const Dataset *d); /* samples found damaged so far */
-/* The preprocessed sample i as epoch `epoch` sees it for the `repeat`th time, [image_h, image_w, 3].
- * A damaged image is reported once, counted, and replaced by the next readable one. Returns the
+long data_damaged(Dataset *d); /* samples found damaged so far */
+/* The preprocessed sample i as epoch `epoch` sees it for the `repeat`th time, [image_h, image_w,
+ * 3]. A damaged image is reported once, counted, and replaced by the next readable one. Returns the
  * label. */
 int data_sample(Dataset *d, Decoder *decoder, long i, long epoch, int repeat, uint8_t *out);
 /* Which sample stands at a position of a shuffled epoch: a bijection on [0, data_count). */
 long data_order(Dataset *d, long epoch, long position);
+/* Says that positions first .. first+count of an epoch (shuffle off: samples) come next, and that
+ * this process reads one out of `every` positions: a hint for reading ahead. */
+void data_ahead(Dataset *d, bool shuffle, long epoch, long first, long count, double every);
 
 /* ---- loader.c: order and batches ---- */
 
@@ -60,10 +67,10 @@ long data_shuffle(uint64_t seed, long epoch, int key, long n, long position);
 typedef struct {
     int batch;
     bool shuffle;
-    int repeats;       /* times each sample is shown in an epoch, of 1/repeats of the samples; 0: 1 */
+    int repeats; /* times each sample is shown in an epoch, of 1/repeats of the samples; 0: 1 */
     long start, stride; /* batch k begins at position start + k*stride; stride 0: batch */
-    long end;          /* ends before this position; 0: never */
-    int workers;       /* threads; 0: as many as it turns out to take, up to max_workers */
+    long end;           /* ends before this position; 0: never */
+    int workers;        /* threads; 0: as many as it turns out to take, up to max_workers */
     int max_workers;
 } LoaderOptions;
 

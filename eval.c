@@ -38,7 +38,8 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
                                                      .start = (long)s->world.rank * s->micro,
                                                      .stride = (long)s->world.ranks * s->micro,
                                                      .end = data_count(d),
-                                                     .workers = (int)s->o.workers});
+                                                     .workers = (int)s->o.workers,
+                                                     .max_workers = s->max_workers});
     Sums sum = {0, 0, 0, 0};
     double from = now();
     const Batch *b;

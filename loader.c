@@ -40,6 +40,9 @@ long data_shuffle(uint64_t seed, long epoch, int key, long n, long position)
 
 /* ---- batches ---- */
 
+/* Repeats of a sample stand this far apart, so that they share a large batch but no small one. */
+#define REPEAT_APART 64
+
 typedef struct {
     Batch batch;
     long index; /* of the batch in it, -1 before the first */
@@ -48,9 +51,7 @@ typedef struct {
 
 struct Loader {
     Dataset *data;
-    int size;
-    bool shuffle;
-    long start, stride, end;
+    LoaderOptions o;
     size_t image_bytes;
 
     Slot *slot;
@@ -64,30 +65,55 @@ struct Loader {
     double waited;
     uint64_t bytes;
 
-    int workers;
+    int workers; /* of o.max_workers in thread */
     pthread_t *thread;
+    /* Since the last look at whether the workers suffice: */
+    long look_batch;
+    double look_time, look_waited;
 };
 
 static long batch_position(const Loader *l, long index)
 {
-    return l->start + index * l->stride;
+    return l->o.start + index * l->o.stride;
 }
 
 /* Images in a batch; 0 past the end. */
 static int batch_size(const Loader *l, long index)
 {
-    long left = l->end - batch_position(l, index);
-    return l->end == 0 || left >= l->size ? l->size : left > 0 ? (int)left : 0;
+    long left = l->o.end - batch_position(l, index);
+    return l->o.end == 0 || left >= l->o.batch ? l->o.batch : left > 0 ? (int)left : 0;
 }
 
 /* ---- workers ---- */
 
+/* A position within an epoch to the place in its order, and which look at that sample it is: blocks
+ * of repeats*64 positions show 64 consecutive samples `repeats` times. */
+static long place_of(const Loader *l, long position, int *repeat)
+{
+    long block = (long)REPEAT_APART * l->o.repeats;
+    *repeat = (int)(position / REPEAT_APART % l->o.repeats);
+    return position / block * REPEAT_APART + position % REPEAT_APART;
+}
+
 static void load_image(Loader *l, Decoder *decoder, Batch *b, int at)
 {
-    long n = data_count(l->data), epoch = (b->position + at) / n, i = (b->position + at) % n;
-    if (l->shuffle)
+    long n = data_count(l->data), epoch = (b->position + at) / n;
+    int repeat;
+    long i = place_of(l, (b->position + at) % n, &repeat);
+    if (l->o.shuffle)
         i = data_order(l->data, epoch, i);
-    b->labels[at] = data_sample(l->data, decoder, i, epoch, 0, b->images + l->image_bytes * at);
+    b->labels[at] =
+        data_sample(l->data, decoder, i, epoch, repeat, b->images + l->image_bytes * at);
+}
+
+/* Tells the data set what will be read after the batch that begins to be filled. */
+static void look_ahead(Loader *l, long index)
+{
+    int repeat;
+    long n = data_count(l->data), position = batch_position(l, index), size = batch_size(l, index);
+    if (size > 0)
+        data_ahead(l->data, l->o.shuffle, position / n, place_of(l, position % n, &repeat),
+                   (size + l->o.repeats - 1) / l->o.repeats, (double)l->o.stride / l->o.batch);
 }
 
 /* A batch may be filled when its slot is neither being read nor waiting to be read. */
@@ -100,6 +126,7 @@ static void *work(void *arg)
 {
     Loader *l = arg;
     Decoder *decoder = decoder_new();
+    uint64_t counted = 0;
     pthread_mutex_lock(&l->lock);
     for (;;) {
         while (!l->stop && !may_fill(l))
@@ -107,11 +134,12 @@ static void *work(void *arg)
         int n = batch_size(l, l->filling);
         if (l->stop || n == 0)
             break;
-        Slot *s = &l->slot[l->filling % l->slots];
+        long index = l->filling;
+        Slot *s = &l->slot[index % l->slots];
         if (l->taken == 0) {
-            s->index = l->filling;
+            s->index = index;
             s->left = s->batch.n = n;
-            s->batch.position = batch_position(l, l->filling);
+            s->batch.position = batch_position(l, index);
         }
         int at = l->taken++;
         if (l->taken == n) {
@@ -119,10 +147,13 @@ static void *work(void *arg)
             l->filling++;
         }
         pthread_mutex_unlock(&l->lock);
-        uint64_t before = decoder_bytes(decoder);
+        if (at == 0)
+            look_ahead(l, index + 1);
         load_image(l, decoder, &s->batch, at);
+        uint64_t bytes = decoder_bytes(decoder);
         pthread_mutex_lock(&l->lock);
-        l->bytes += decoder_bytes(decoder) - before;
+        l->bytes += bytes - counted;
+        counted = bytes;
         if (--s->left == 0)
             pthread_cond_signal(&l->ready);
     }
@@ -131,16 +162,46 @@ static void *work(void *arg)
     return NULL;
 }
 
-/* Signals are the main thread's: workers start with all of them blocked. */
-static void start_workers(Loader *l)
+/* Signals are the main thread's: workers start with all of them blocked. The lock is held, or there
+ * are no workers yet. */
+static void start_workers(Loader *l, int n)
 {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    for (int i = 0; i < l->workers; i++)
-        if (pthread_create(&l->thread[i], NULL, work, l) != 0)
-            die("use fewer --workers", "cannot start data worker %d of %d", i + 1, l->workers);
+    for (; l->workers < n; l->workers++)
+        if (pthread_create(&l->thread[l->workers], NULL, work, l) != 0) {
+            if (l->workers > 0 && l->o.workers == 0) { /* those there are must do */
+                l->o.max_workers = l->workers;
+                break;
+            }
+            die("use fewer --workers", "cannot start data worker %d of %d", l->workers + 1, n);
+        }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+/* How many workers would have kept the reader busy, judged by the last batches: w workers whose
+ * reader waited for a share x of the time made 1 - x of what it takes. At most twice as many at
+ * once, because what else slows them down (a disk, other threads) is not in the formula. */
+static void look_at_workers(Loader *l)
+{
+    double time = now(), seconds = time - l->look_time;
+    if (l->reading == 0) { /* the first batch is always waited for */
+        l->look_batch = 0;
+        l->look_time = time;
+        l->look_waited = l->waited;
+        return;
+    }
+    if (l->reading - l->look_batch < 4 || seconds < 0.02)
+        return;
+    double share = (l->waited - l->look_waited) / seconds;
+    int most = 2 * l->workers < l->o.max_workers ? 2 * l->workers : l->o.max_workers;
+    double need = share < 0.99 ? l->workers / (1 - share) : most;
+    if (share > 0.02 && l->workers < most)
+        start_workers(l, need >= most ? most : (int)need > l->workers ? (int)need : l->workers + 1);
+    l->look_batch = l->reading;
+    l->look_time = time;
+    l->look_waited = l->waited;
 }
 
 /* ---- the reader's side ---- */
@@ -148,30 +209,29 @@ static void start_workers(Loader *l)
 Loader *loader_open(Dataset *d, const LoaderOptions *o)
 {
     const DataOptions *images = data_options(d);
-    int batch = o->batch;
     Loader *l = xcalloc(1, sizeof *l);
     *l = (Loader){.data = d,
-                  .size = batch,
-                  .shuffle = o->shuffle,
-                  .start = o->start,
-                  .stride = o->stride ? o->stride : batch,
-                  .end = o->end,
+                  .o = *o,
                   .image_bytes = (size_t)3 * images->image_h * images->image_w,
-                  .reading = -1,
-                  .workers = o->workers < 1 ? 1 : o->workers};
+                  .reading = -1};
+    l->o.stride = o->stride ? o->stride : o->batch;
+    l->o.repeats = o->repeats < 1 ? 1 : o->repeats;
+    if (o->workers > 0 || o->max_workers < 1)
+        l->o.max_workers = o->workers < 1 ? 1 : o->workers;
     /* One batch being read and three ahead, or enough of them for two images per worker. */
-    l->slots = 4 + 2 * l->workers / batch;
+    l->slots = 4 + 2 * l->o.max_workers / o->batch;
     l->slot = xcalloc(l->slots, sizeof(Slot));
     for (int i = 0; i < l->slots; i++) {
         l->slot[i].index = -1;
-        l->slot[i].batch.images = xmalloc(l->image_bytes * batch);
-        l->slot[i].batch.labels = xmalloc(sizeof(int) * batch);
+        l->slot[i].batch.images = xmalloc(l->image_bytes * o->batch);
+        l->slot[i].batch.labels = xmalloc(sizeof(int) * o->batch);
     }
     pthread_mutex_init(&l->lock, NULL);
     pthread_cond_init(&l->room, NULL);
     pthread_cond_init(&l->ready, NULL);
-    l->thread = xmalloc(sizeof(pthread_t) * l->workers);
-    start_workers(l);
+    l->thread = xmalloc(sizeof(pthread_t) * l->o.max_workers);
+    look_ahead(l, 0);
+    start_workers(l, o->workers > 0 ? o->workers : 1);
     return l;
 }
 
@@ -191,6 +251,8 @@ const Batch *loader_next(Loader *l)
         }
         if (waited)
             l->waited += now() - from;
+        if (l->workers < l->o.max_workers)
+            look_at_workers(l);
         b = &s->batch;
     } else {
         l->reading--;

@@ -22,9 +22,13 @@ typedef const char *text;
 #define OPTIONS(GROUP, X)                                                                               \
   GROUP("what to work on")                                                                              \
     X(text,   recipe,      "recipe",      "",       "",      "file of `key = value` lines; what comes later on the command line wins") \
-    X(text,   data,        "data",        "shapes", "",      "DIR | shapes | fake | cifar10:DIR | cifar100:DIR | mnist:DIR") \
+    X(text,   data,        "data",        "shapes", "",      "DIR | wds:PATTERN of tar shards | shapes | fake[:zeros][:COUNT] | cifar10:DIR | cifar100:DIR | mnist:DIR") \
     X(text,   val_data,    "val-data",    "",       "",      "the same for validation; default: the other split of --data; none: do not evaluate") \
     X(text,   classes,     "classes",     "",       "",      "file with one class a line, `id` or `id name`; a folder's label is its line") \
+    X(double, classes_fraction, "classes-fraction", "1", "0..1", "share of the classes, the first in label order, that is used") \
+    X(double, data_per_class, "data-per-class", "1", "0..1000000000", "training images used of each class, the first: a share up to 1, a number above") \
+    X(text,   index_dir,   "index-dir",   "",       "",      "wds: folder with the training shards' idx_N.txt; default: read the shards' headers, once") \
+    X(text,   val_index_dir, "val-index-dir", "",   "",      "the same for the shards of --val-data") \
     X(text,   model,       "model",       "",       "",      "preset such as Ti/16, S/16, B/16, L/16; dimensions given after it override it") \
     X(text,   weights,     "weights",     "",       "",      "safetensors file with timm names to start from, or a run directory") \
     X(text,   resume,      "resume",      "",       "",      "run or checkpoint directory to continue, bit for bit")     \
@@ -34,6 +38,8 @@ typedef const char *text;
     X(long,   batch_size,  "batch-size",  "128",    "1..16777216", "images per step (eval: per forward pass)")           \
     X(long,   micro_batch, "micro-batch", "auto",   "0..16777216|auto", "images computed at a time; auto: as many as fit in memory") \
     X(double, epochs,      "epochs",      "10",     "0..",   "passes over the training images")                          \
+    X(long,   repeats,     "repeats",     "1",      "1..1000", "times a sample is shown in an epoch, each time differently; an epoch has as many fewer samples") \
+    X(long,   shuffle_shards, "shuffle-shards", "4", "1..1000000", "wds: shards whose samples are shuffled together")    \
     X(long,   steps,       "steps",       "0",      "0..4294967295", "steps in place of epochs (bench: repetitions)")    \
   GROUP("learning rate")                                                                                \
     X(double, lr,          "lr",          "0.001",  "0..",   "peak learning rate")                                       \
@@ -81,9 +87,10 @@ typedef const char *text;
     X(long,   resize,      "resize",      "0",      "0..65536", "evaluation: shorter side before the crop; 0: 256/224 of the size") \
     X(word,   interpolation, "interpolation", "bicubic", "bilinear|bicubic", "of every resize")                          \
     X(word,   decode,      "decode",      "exact",  "exact|fast", "JPEG: at full scale, or at 1/2 ... 1/8 while twice the size needed remains") \
+    X(double, max_damaged, "max-damaged", "0.01",   "0..1",  "share of the images that may be damaged before the run stops; up to 10 always may, except with 0") \
   GROUP("machine")                                                                                      \
     X(long,   threads,     "threads",     "0",      "0..4096", "that compute; 0: one per core")                          \
-    X(long,   workers,     "workers",     "0",      "0..256", "threads that decode images; 0: half the cores")           \
+    X(long,   workers,     "workers",     "0",      "0..256", "threads that decode images; 0: as many as it turns out to take") \
     X(long,   gpus,        "gpus",        "1",      "1..1024", "start one process for each of this machine's first N GPUs") \
     X(word,   precision,   "precision",   "auto",   "auto|fp32|tf32|bf16|fp16", "auto: bf16 on a GPU; the CPU computes in fp32 alone") \
     X(word,   loss_scaling, "loss-scaling", "default", "default|none|static|dynamic|auto", "of fp16 gradients; default: dynamic with fp16, else none") \

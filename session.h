@@ -24,6 +24,7 @@ typedef struct {
     bool built_in; /* nothing said what to train */
     int micro;     /* images computed at a time */
     Augmentation *changes; /* of training images */
+    int max_workers; /* data workers, where --workers does not say */
     Dataset *train, *val;
     char *weights;    /* file to start from, or NULL */
     char *checkpoint; /* directory to resume from, or NULL */

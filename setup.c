@@ -279,7 +279,7 @@ void setup_config(Session *s)
 
 /* ---- data ---- */
 
-/* Half the cores, shared with the other ranks of this machine. */
+/* One per core, shared with the other ranks of this machine. */
 static int workers_of(const Session *s)
 {
     Error e;
@@ -288,8 +288,8 @@ static int workers_of(const Session *s)
         return (int)s->o.workers;
     if (s->world.ranks > 1 && !dist_environment(&place, &e))
         place.local_ranks = 0;
-    long half = sysconf(_SC_NPROCESSORS_ONLN) / 2 / (place.local_ranks ? place.local_ranks : 1);
-    return half < 1 ? 1 : half > 16 ? 16 : (int)half;
+    long mine = sysconf(_SC_NPROCESSORS_ONLN) / (place.local_ranks ? place.local_ranks : 1);
+    return mine < 1 ? 1 : mine > 64 ? 64 : (int)mine;
 }
 
 /* `shapes` is a folder that is drawn the first time. */
@@ -313,9 +313,21 @@ static Dataset *open_split(Session *s, const char *spec, bool train)
     const Config *c = &s->config;
     Error e = {"", ""};
     char *where = data_spec(s, spec);
+    /* The validation images are in their own shards, or else in those of --data. */
+    bool own = !train && *o->val_data && strcmp(spec, o->val_data) == 0;
+    const char *index = own ? o->val_index_dir : o->index_dir;
+    bool known = s->weights || s->run_dir || options_config_given(o, "classes");
     DataOptions d = {.spec = where,
                      .classes = *o->classes ? o->classes : NULL,
+                     .index_dir = *index ? index : NULL,
                      .train = train,
+                     .num_classes = known      ? c->classes
+                                    : s->train ? data_classes(s->train)
+                                               : 0,
+                     .classes_fraction = o->classes_fraction,
+                     .per_class = o->data_per_class,
+                     .window = (int)o->shuffle_shards,
+                     .max_damaged = o->max_damaged > 0 ? o->max_damaged : -1,
                      .image_h = c->image_h,
                      .image_w = c->image_w,
                      .fake_classes = c->classes,
@@ -378,7 +390,10 @@ void setup_data(Session *s, bool train)
     const Options *o = &s->o;
     bool none = strcmp(o->val_data, "none") == 0;
     const char *val = *o->val_data && (train || !none) ? o->val_data : o->data;
-    s->o.workers = workers_of(s);
+    s->max_workers = workers_of(s);
+    if (train && !none && !*o->val_data && strncmp(o->data, "wds:", 4) == 0)
+        die("name the validation shards with --val-data wds:PATTERN, or --val-data none",
+            "%s has no validation split of its own", o->data);
     if (s->world.rank > 0) /* the first one draws `shapes` */
         dist_barrier();
     if (train)

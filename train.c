@@ -389,7 +389,9 @@ static void begin(Training *t)
                                    .shuffle = true,
                                    .start = (long)s->state.samples + (long)mine * s->world.rank,
                                    .stride = alone ? chunk : s->o.batch_size,
-                                   .workers = (int)s->o.workers});
+                                   .repeats = (int)s->o.repeats,
+                                   .workers = (int)s->o.workers,
+                                   .max_workers = s->max_workers});
     t->saved = t->first = t->settled = s->state.step;
     double peak;
     usage(&t->cpu, &peak);
