@@ -364,7 +364,7 @@ static double draw_normal(Canvas *c)
 
 static double draw_magnitude(Canvas *c, const Range *r, double level)
 {
-    double m = r->from + (r->to - r->from) * level / 10;
+    double m = r->from + (r->to - r->from) * (level / 10);
     double side = r->op == OP_TRANSLATE_X   ? c->w
                   : r->op == OP_TRANSLATE_Y ? c->h
                   : c->w < c->h             ? c->w
