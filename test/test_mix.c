@@ -180,7 +180,7 @@ static void test_cutmix(void)
              .image_w = W};
     static Augment a[N];
     static real t[N * 2];
-    int labels[N], bad = 0, edges[4] = {0}, steps = 50;
+    int labels[N], bad = 0, edges[4] = {0}, odd = 0, whole = 0, steps = 50;
     double sum = 0, squares = 0;
     for (int i = 0; i < N; i++)
         labels[i] = i % 2;
@@ -197,6 +197,10 @@ static void test_cutmix(void)
                    t[2 * i + labels[i]] != (real)(1 - share);
             sum += share;
             squares += share * share;
+            if (a[i].cut.y > 0 && a[i].cut.y + a[i].cut.h < H) {
+                odd += a[i].cut.h % 2;
+                whole++;
+            }
             edges[0] += is_cut(&a[i]) && a[i].cut.y == 0;
             edges[1] += is_cut(&a[i]) && a[i].cut.y + a[i].cut.h == H;
             edges[2] += is_cut(&a[i]) && a[i].cut.x == 0;
@@ -206,6 +210,7 @@ static void test_cutmix(void)
     double n = (double)N * steps, mean = sum / n, sd = sqrt((squares / n - mean * mean) / n);
     CHECK(bad == 0, "%d boxes whose share is not the label's", bad);
     CHECK(fabs(mean - mean_box()) < 5 * sd, "mean share %g, not %g", mean, mean_box());
+    CHECK(odd > whole / 3 && odd < whole * 2 / 3, "%d of %d heights are odd", odd, whole);
     for (int i = 0; i < 4; i += 2) /* opposite edges alike, within five standard deviations */
         CHECK(abs(edges[i] - edges[i + 1]) < 5 * sqrt(edges[i] + edges[i + 1]),
               "%d and %d boxes at opposite edges", edges[i], edges[i + 1]);
@@ -390,41 +395,77 @@ static void test_twist_dali(void)
         }
 }
 
-/* Factors that can be told from the map: its value for white and for black. */
+/* The factors of a map, from what it makes of black, of white and of a colour. */
+static void factors_of(const float map[12], double f[4])
+{
+    static const double white[] = {1, 1, 1}, colour[] = {0.7, 0.4, 0.2};
+    double top[3], out[3], chroma[2][2];
+    apply(map, white, top);
+    apply(map, colour, out);
+    double bottom = (double)map[9];
+    f[0] = bottom + top[0];          /* b (1 - c) / 2 + b (1 + c) / 2 */
+    f[1] = (top[0] - bottom) / f[0]; /* b c / b */
+    for (int k = 0; k < 2; k++) {
+        const double *v = k ? out : colour;
+        chroma[k][0] = 0.5959 * v[0] - 0.2746 * v[1] - 0.3213 * v[2];
+        chroma[k][1] = 0.2115 * v[0] - 0.5227 * v[1] + 0.3112 * v[2];
+    }
+    f[2] = hypot(chroma[1][0], chroma[1][1]) / hypot(chroma[0][0], chroma[0][1]) / (f[0] * f[1]);
+    f[3] = (atan2(chroma[0][1], chroma[0][0]) - atan2(chroma[1][1], chroma[1][0])) * 180 / acos(-1);
+}
+
 static void test_twist_draws(void)
 {
-    Mix m = {.twist = {0.4, 0.3, 0, 0}, .group = 1, .image_h = H, .image_w = W};
+    static const double middle[] = {1, 1, 1, 0};
+    Mix m = {.twist = {0.4, 0.3, 0.2, 25}, .group = 1, .image_h = H, .image_w = W};
     static Augment a[N];
     enum { STEPS = 40 };
-    double n = (double)N * STEPS, sum[2] = {0}, squares[2] = {0}, product = 0;
-    double least[2] = {9, 9}, most[2] = {0};
+    double n = (double)N * STEPS, sum[4] = {0}, products[4][4] = {{0}};
+    double most[4] = {0};
     for (uint32_t step = 0; step < STEPS; step++) {
         mix_batch(&m, 6, step, 0, N, a);
         for (int i = 0; i < N; i++) {
-            static const double white[] = {1, 1, 1};
-            double top[3], f[2];
-            apply(a[i].colour, white, top);
-            f[0] = (double)a[i].colour[9] + top[0];          /* brightness */
-            f[1] = (top[0] - (double)a[i].colour[9]) / f[0]; /* contrast */
-            for (int k = 0; k < 2; k++) {
-                sum[k] += f[k] - 1;
-                squares[k] += (f[k] - 1) * (f[k] - 1);
-                least[k] = fmin(least[k], f[k]);
-                most[k] = fmax(most[k], f[k]);
+            double f[4];
+            factors_of(a[i].colour, f);
+            for (int k = 0; k < 4; k++) {
+                f[k] = (f[k] - middle[k]) / m.twist[k]; /* -1..1 */
+                sum[k] += f[k];
+                most[k] = fmax(most[k], fabs(f[k]));
+                for (int l = 0; l <= k; l++)
+                    products[k][l] += f[k] * f[l];
             }
-            product += (f[0] - 1) * (f[1] - 1);
         }
     }
-    for (int k = 0; k < 2; k++) {
-        double x = m.twist[k], sd = x / sqrt(3);
-        CHECK(least[k] > 1 - x - 1e-5 && least[k] < 1 - 0.99 * x && most[k] < 1 + x + 1e-5 &&
-                  most[k] > 1 + 0.99 * x,
-              "factor %d in %g..%g", k, least[k], most[k]);
-        CHECK(fabs(sum[k] / n) < 5 * sd / sqrt(n), "mean of factor %d: 1 + %g", k, sum[k] / n);
-        CHECK(fabs(sqrt(squares[k] / n) / sd - 1) < 0.03, "factor %d is not uniform", k);
+    for (int k = 0; k < 4; k++) {
+        CHECK(most[k] > 0.99 && most[k] < 1 + 1e-4, "factor %d reaches %g", k, most[k]);
+        CHECK(fabs(sum[k] / n) < 5 * sqrt(1.0 / 3 / n), "mean of factor %d: %g", k, sum[k] / n);
+        for (int l = 0; l <= k; l++) /* variance 1/3, no correlation */
+            CHECK(fabs(products[k][l] / n - (k == l) / 3.0) < 5 / 3.0 / sqrt(n),
+                  "factors %d and %d: %g", k, l, products[k][l] / n);
     }
-    CHECK(fabs(product / n) < 5 * 0.4 * 0.3 / 3 / sqrt(n), "factors are correlated: %g",
-          product / n);
+}
+
+/* Whether an image is mixed, erased and brightened has nothing to do with each other. */
+static void test_independence(void)
+{
+    Mix m = everything();
+    static Augment a[N];
+    enum { STEPS = 40 };
+    double both[3] = {0};
+    m.prob = 0.5;
+    for (uint32_t step = 0; step < STEPS; step++) {
+        mix_batch(&m, 11, step, 0, N, a);
+        for (int i = 0; i < N; i++) {
+            double f[4];
+            factors_of(a[i].colour, f);
+            bool mixed = a[i].lambda < 1 || is_cut(&a[i]);
+            both[0] += mixed && a[i].erase;
+            both[1] += mixed && f[0] > 1;
+            both[2] += a[i].erase && f[0] > 1;
+        }
+    }
+    for (int k = 0; k < 3; k++)
+        CHECK(between(both[k], 0.25, N * STEPS), "pair %d: %g of %d", k, both[k], N * STEPS);
 }
 
 static void test_parse_twist(void)
@@ -499,9 +540,9 @@ static void test_targets(void)
 
 static void test_flags(void)
 {
-    static const long groups[][2] = {
-        {1, 1},   {2, 2},    {4096, 8}, {12, 6},   {15, 5},
-        {13, 13}, {121, 11}, {22, 2},   {1001, 7}, {16777213, 16777213}};
+    static const long groups[][2] = {{1, 1},  {2, 2},    {4096, 8},           {12, 6},
+                                     {15, 5}, {13, 13},  {121, 11},           {22, 2},
+                                     {18, 6}, {1001, 7}, {16777213, 16777213}};
     for (int i = 0; i < COUNT(groups); i++)
         CHECK(mix_auto_group(groups[i][0]) == groups[i][1], "%ld images: groups of %ld",
               groups[i][0], mix_auto_group(groups[i][0]));
@@ -539,6 +580,7 @@ int main(void)
     test_twist_map();
     test_twist_dali();
     test_twist_draws();
+    test_independence();
     test_parse_twist();
     test_targets();
     test_flags();
