@@ -91,7 +91,7 @@ TABLE
 
 flags="-std=c11 -D_GNU_SOURCE -O2 -march=native -fno-math-errno -fno-trapping-math -fopenmp -w -I. \
   -I/usr/include/$triple/openblas-openmp -DREAL=double"
-libs="-L/usr/lib/$triple/openblas-openmp -Wl,-rpath,/usr/lib/$triple/openblas-openmp -lopenblas -ljpeg -lcjson -lm -lpthread"
+libs="-L/usr/lib/$triple/openblas-openmp -Wl,-rpath,/usr/lib/$triple/openblas-openmp -lopenblas -ljpeg -lcjson $(cat "$build/libs") -lm -lpthread"
 while IFS='|' read -r file expression; do
     file=${file// /}
     expression=${expression# }
@@ -104,7 +104,7 @@ while IFS='|' read -r file expression; do
     fi
     objects=
     for source in *.c; do
-        [ "$source" = "$file" ] || [ "$source" = train.c ] || objects="$objects $build/double/${source%.c}.o"
+        [ "$source" = "$file" ] || [ "$source" = train.c ] || [ "$source" = tools.c ] || objects="$objects $build/double/${source%.c}.o"
     done
     if ! { $cc $flags -c -o "$work/$name.o" "$work/$file" &&
         $cc $flags -o "$work/test_grad" test/test_grad.c "$work/$name.o" $objects $libs &&
@@ -146,7 +146,7 @@ while IFS='|' read -r file expression; do
     fi
     objects="$work/cuda.o $work/vit32.o"
     for source in *.c; do
-        [ "$source" = vit.c ] || [ "$source" = train.c ] || objects="$objects $build/float/${source%.c}.o"
+        [ "$source" = vit.c ] || [ "$source" = train.c ] || [ "$source" = tools.c ] || objects="$objects $build/float/${source%.c}.o"
     done
     for source in test/cuda_on_cpu/*.cpp; do
         source=${source##*/}

@@ -216,6 +216,8 @@ END
     check "the micro-batch that is said to fit does (status $?): $fits" grep -q 'done in' log
     VIT_STANDIN_MEMORY=24000000 "$gpu" $big --micro-batch auto --out auto-micro >log 2>&1
     check "--micro-batch auto finds one" grep -qE '(16|8|4|2|1) images at a time' log
+    VIT_STANDIN_MEMORY=24000000 "$gpu" $big --mixup 1 --mix-group 4 --micro-batch auto --out auto-mixed >log 2>&1
+    check "and whole groups of images to mix" grep -qE '(16|8|4) images at a time' log
     bad "nothing fits" 1 'no memory' VIT_STANDIN_MEMORY=17800000 "$gpu" $big --width 256 --heads 4
 fi
 

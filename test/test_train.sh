@@ -170,7 +170,7 @@ for opt in adam sgd lamb; do
     good "$opt" $fake --opt $opt --steps 3 --out opt-$opt
 done
 good "sigmoid loss, layer scale, several class tokens, gap" $fake --steps 3 --loss sigmoid \
-    --layer-scale --cls-tokens 2 --pool gap --head-bias -2 --schedule step --out variant
+    --mixup 0.2 --cutmix 1 --layer-scale --cls-tokens 2 --pool gap --head-bias -2 --schedule step --out variant
 
 # ---- trouble while running ----
 
