@@ -120,7 +120,7 @@ static void autocontrast(Work *p)
 /* Spreads each channel's levels so that every one is used about as often. */
 static void equalize(Work *p)
 {
-    static const int odd_pixels = 3; /* counted apart: equal neighbours need not wait */
+    enum { ODD = 3 }; /* every other pixel is counted apart: equal neighbours need not wait */
     uint32_t count[6][256] = {{0}};
     uint8_t map[3][256];
     const uint8_t *v = p->rgb;
@@ -133,7 +133,7 @@ static void equalize(Work *p)
     for (int c = 0; c < 3; c++) {
         uint32_t last = 0, step, sum;
         for (int l = 0; l < 256; l++) {
-            count[c][l] += count[c + odd_pixels][l];
+            count[c][l] += count[c + ODD][l];
             last = count[c][l] ? count[c][l] : last;
         }
         step = (uint32_t)((n / 3 - last) / 255);
@@ -293,11 +293,8 @@ static void hue(Work *p)
 
 /* ---- geometry ---- */
 
-/* Where the centre of output pixel (x, y) comes from: X = a0 (x + 1/2) + a1 (y + 1/2) + a2, Y with
- * a3, a4, a5. What comes from outside is FILL. */
-typedef struct {
-    double a[6];
-} Affine;
+/* A matrix says where the centre of output pixel (x, y) comes from: X = a0 (x + 1/2) + a1 (y + 1/2)
+ * + a2, Y with a3, a4, a5. What comes from outside is FILL. */
 
 /* A row of the copy in scratch, moved to the left by dx. */
 static void shift_row(const Work *p, int64_t dx, int64_t y, uint8_t *out)
@@ -309,8 +306,8 @@ static void shift_row(const Work *p, int64_t dx, int64_t y, uint8_t *out)
                3 * (size_t)(end - first));
 }
 
-/* A row from the points (x, y), (x + step_x, y + step_y)... of the copy, which a grey pixel ends.
- */
+/* A row from the points (x, y), (x + step_x, y + step_y)... of the copy, which a grey pixel
+ * ends. */
 static void pick_row(const Work *p, int64_t x, int64_t y, int64_t step_x, int64_t step_y,
                      uint8_t *out)
 {
@@ -331,7 +328,7 @@ static void pick_row(const Work *p, int64_t x, int64_t y, int64_t step_x, int64_
 }
 
 /* Nearest: in fixed point with 16 bits, as Pillow steps. */
-static void transform_nearest(Work *p, const double *a)
+static void transform_nearest(Work *p, const double a[6])
 {
     int64_t fixed[6];
     double start[6] = {a[0], a[1], a[2] + a[0] * 0.5 + a[1] * 0.5,
@@ -384,7 +381,7 @@ typedef struct {
     uint32_t tap[16][RUN]; /* the 2 x 2 or 4 x 4 pixels around, row by row */
 } Run;
 
-static void locate(Run *r, const Work *p, const double *a, int x0, int y)
+static void locate(Run *r, const Work *p, const double a[6], int x0, int y)
 {
     double a1 = a[1] * (y + 0.5), a4 = a[4] * (y + 0.5), w = p->w, h = p->h;
     long stride = p->w + SIDE, outside = (SIDE + p->h + MARGIN - 1) * stride + MARGIN - 1;
@@ -452,10 +449,10 @@ static void mix_cubic(const Run *restrict r, Channels *restrict out)
         }
 }
 
-static void transform(Work *p, Affine m)
+static void transform(Work *p, const double a[6])
 {
     if (p->filter == FILTER_NEAREST) {
-        transform_nearest(p, m.a);
+        transform_nearest(p, a);
         return;
     }
     bool cubic = p->filter == FILTER_BICUBIC;
@@ -465,7 +462,7 @@ static void transform(Work *p, Affine m)
     with_margin(p, in);
     for (int y = 0; y < p->h; y++)
         for (int x = 0; x < p->w; x += RUN) {
-            locate(&r, p, m.a, x, y);
+            locate(&r, p, a, x, y);
             if (cubic) {
                 gather(&r, in, p->w + SIDE, 4);
                 mix_cubic(&r, &out);
@@ -491,27 +488,27 @@ static void rotate(Work *p)
     double angle = -(p->m - 360 * floor(p->m / 360)) * (3.14159265358979323846 / 180);
     double c = rounded(cos(angle)), s = rounded(sin(angle));
     double x = p->w / 2.0, y = p->h / 2.0;
-    transform(p, (Affine){{c, s, c * -x + s * -y + x, -s, c, -s * -x + c * -y + y}});
+    transform(p, (const double[6]){c, s, c * -x + s * -y + x, -s, c, -s * -x + c * -y + y});
 }
 
 static void shear_x(Work *p)
 {
-    transform(p, (Affine){{1, p->m, 0, 0, 1, 0}});
+    transform(p, (const double[6]){1, p->m, 0, 0, 1, 0});
 }
 
 static void shear_y(Work *p)
 {
-    transform(p, (Affine){{1, 0, 0, p->m, 1, 0}});
+    transform(p, (const double[6]){1, 0, 0, p->m, 1, 0});
 }
 
 static void translate_x(Work *p)
 {
-    transform(p, (Affine){{1, 0, p->m, 0, 1, 0}});
+    transform(p, (const double[6]){1, 0, p->m, 0, 1, 0});
 }
 
 static void translate_y(Work *p)
 {
-    transform(p, (Affine){{1, 0, 0, 0, 1, p->m}});
+    transform(p, (const double[6]){1, 0, 0, 0, 1, p->m});
 }
 
 /* ---- the table of operations ---- */
