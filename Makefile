@@ -68,7 +68,7 @@ FIXTURES := $(filter-out %/preprocess.safetensors,$(wildcard $(SHARED)/fixtures/
 SUB = +@$(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(CORES))
 Q := $(if $(V),,@)
 
-.PHONY: all demo gpu-tests standin test-cuda races test test-programs test-long valgrind bench deps report objects clean help
+.PHONY: all demo gpu-tests standin test-cuda races test test-programs test-long valgrind bench bench-data deps report objects clean help
 .DELETE_ON_ERROR:
 
 all: report
@@ -235,6 +235,14 @@ bench: report
 	$(SUB) $(BUILD)/bench
 	@BENCH=$(BUILD)/bench bench/run
 
+$(BUILD)/bench_data: bench/data.c $(LIB) Makefile
+	@echo "  BIN  $@"
+	$(Q)$(CC) $(FLAGS) $(HAVE) -MMD -MP -MF $@.d -o $@ $< $(LIB) $(LIBS) $(OPTIONAL)
+
+bench-data: report
+	$(SUB) $(BUILD)/bench_data $(PROGRAM)
+	@BENCH=$(BUILD)/bench_data SHARED=$(SHARED) bench/run_data
+
 deps:
 	@scripts/deps
 
@@ -255,6 +263,7 @@ help:
 	@echo "make gpu-tests  build what scripts/gpu_check.sh runs on a GPU"
 	@echo "make test-long  sanitizers, clang, valgrind, stream orders, mutants: hours"
 	@echo "make bench      speed against this machine's matrix product, and PyTorch where it is found"
+	@echo "make bench-data images/s of decoding and augmentation, beside Pillow's, torchvision's ... where found"
 	@echo "make deps       install what is missing (Debian, Ubuntu; asks for sudo)"
 	@echo "make clean      remove what was built (runs and data stay)"
 	@echo "variables       CC CFLAGS ARCH EXTRA BUILD SHARED BLAS BLAS_DIR; V=1 shows the commands;"
