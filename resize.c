@@ -13,6 +13,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include "decode.h"
 
 /* ---- weights ---- */
@@ -88,32 +92,77 @@ static void axis_set(Axis *a, const Span *s, int filter)
 
 /* ---- the two passes ---- */
 
-/* As wide as the machine's vectors: gcc takes wider ones apart element by element. */
-#if defined(__AVX512F__)
-enum { VECTOR = 16 };
-#elif defined(__AVX2__)
-enum { VECTOR = 8 };
-#else
-enum { VECTOR = 4 };
-#endif
-typedef int32_t Vector __attribute__((vector_size(4 * VECTOR), aligned(4), may_alias));
-typedef uint8_t Bytes __attribute__((vector_size(VECTOR), aligned(1), may_alias));
-
 enum { HALF = 1 << (WEIGHT_BITS - 1) }; /* makes the shift round */
 
-static inline Vector widen(const uint8_t *p)
+/* Sums of bytes times weights, as many at once as the machine's vectors hold. Intrinsics, because
+ * gcc 12 converts vectors of bytes element by element. */
+#if defined(__AVX512F__)
+enum { VECTOR = 16 };
+typedef __m512i Vector;
+
+static inline Vector vector_of(int32_t v)
 {
-    return __builtin_convertvector(*(const Bytes *)p, Vector);
+    return _mm512_set1_epi32(v);
+}
+
+static inline Vector add_product(Vector sum, Vector w, const uint8_t *p)
+{
+    __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm512_add_epi32(sum, _mm512_mullo_epi32(w, wide));
 }
 
 static inline void store_levels(uint8_t *out, Vector sum)
 {
-    Vector v = sum >> WEIGHT_BITS;
-    v &= ~(v >> 31); /* below 0: 0 */
-    Vector above = v > 255;
-    v = (v & ~above) | (above & 255);
-    *(Bytes *)out = __builtin_convertvector(v, Bytes);
+    __m512i v = _mm512_max_epi32(_mm512_srai_epi32(sum, WEIGHT_BITS), _mm512_setzero_si512());
+    _mm_storeu_si128((__m128i *)out, _mm512_cvtusepi32_epi8(v));
 }
+#elif defined(__AVX2__)
+enum { VECTOR = 8 };
+typedef __m256i Vector;
+
+static inline Vector vector_of(int32_t v)
+{
+    return _mm256_set1_epi32(v);
+}
+
+static inline Vector add_product(Vector sum, Vector w, const uint8_t *p)
+{
+    __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    return _mm256_add_epi32(sum, _mm256_mullo_epi32(w, wide));
+}
+
+static inline void store_levels(uint8_t *out, Vector sum)
+{
+    __m256i v = _mm256_srai_epi32(sum, WEIGHT_BITS);
+    __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    _mm_storel_epi64((__m128i *)out, _mm_packus_epi16(words, words));
+}
+#else
+enum { VECTOR = 4 };
+typedef struct {
+    int32_t v[VECTOR];
+} Vector;
+
+static inline Vector vector_of(int32_t v)
+{
+    return (Vector){{v, v, v, v}};
+}
+
+static inline Vector add_product(Vector sum, Vector w, const uint8_t *p)
+{
+    for (int i = 0; i < VECTOR; i++)
+        sum.v[i] += w.v[i] * p[i];
+    return sum;
+}
+
+static inline void store_levels(uint8_t *out, Vector sum)
+{
+    for (int i = 0; i < VECTOR; i++) {
+        int32_t v = sum.v[i] >> WEIGHT_BITS;
+        out[i] = (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
+    }
+}
+#endif
 
 /* The horizontal pass takes ROWS rows at once, interleaved to [w][ROWS][4] (the fourth value of a
  * pixel is never used), so that one weight applies to a whole vector. */
@@ -140,10 +189,10 @@ static void sum_pixels(const uint8_t *in, const Axis *ax, uint8_t *restrict out)
         const uint8_t *p = in + (size_t)(ax->first[i] - ax->lo) * LANES;
         Vector sum[N];
         for (int j = 0; j < N; j++)
-            sum[j] = (Vector){0} + HALF;
+            sum[j] = vector_of(HALF);
         for (int k = 0; k < ax->count[i]; k++, p += LANES)
             for (int j = 0; j < N; j++)
-                sum[j] += w[k] * widen(p + j * VECTOR);
+                sum[j] = add_product(sum[j], vector_of(w[k]), p + j * VECTOR);
         for (int j = 0; j < N; j++)
             store_levels(out + j * VECTOR, sum[j]);
     }
@@ -168,11 +217,11 @@ static void sum_rows(const uint8_t *in, size_t stride, const int32_t *w, int cou
     for (int j = 0; j < n; j += STEP) {
         Vector sum[4];
         for (int v = 0; v < 4; v++)
-            sum[v] = (Vector){0} + HALF;
+            sum[v] = vector_of(HALF);
         const uint8_t *p = in + j;
         for (int k = 0; k < count; k++, p += stride)
             for (int v = 0; v < 4; v++)
-                sum[v] += w[k] * widen(p + v * VECTOR);
+                sum[v] = add_product(sum[v], vector_of(w[k]), p + v * VECTOR);
         uint8_t levels[STEP];
         bool whole = n - j >= STEP;
         for (int v = 0; v < 4; v++)
