@@ -434,7 +434,7 @@ static const Format formats[] = {
 #else
     {.is = is_webp, .missing = "WebP: built without libwebp"},
 #endif
-#ifdef HAVE_TIFF_YET
+#ifdef HAVE_TIFF
     {.is = is_tiff, .parts = &tiff_reader},
 #else
     {.is = is_tiff, .missing = "TIFF: built without libtiff"},

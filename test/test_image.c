@@ -7,6 +7,9 @@
 #include <stdio.h>
 
 #include <jpeglib.h>
+#ifdef HAVE_TIFF
+#include <tiffio.h>
+#endif
 
 #include "../checkpoint.h"
 #include "files.h"
@@ -573,6 +576,242 @@ static void check_folder(const char *dir, int boxes)
     closedir(list);
 }
 
+/* ---- TIFF ---- */
+
+#ifdef HAVE_TIFF
+typedef struct {
+    const char *name;
+    int photometric, samples, bits, compression;
+    bool tiled, apart;
+    int orientation;
+} TiffKind;
+
+static const TiffKind tiffs[] = {
+    {"RGB strips", PHOTOMETRIC_RGB, 3, 8, COMPRESSION_NONE, 0, 0, 1},
+    {"RGB tiles LZW", PHOTOMETRIC_RGB, 3, 8, COMPRESSION_LZW, 1, 0, 1},
+    {"RGB strips LZW", PHOTOMETRIC_RGB, 3, 8, COMPRESSION_LZW, 0, 0, 1},
+    {"RGBA tiles deflate", PHOTOMETRIC_RGB, 4, 8, COMPRESSION_ADOBE_DEFLATE, 1, 0, 1},
+    {"RGB strips apart", PHOTOMETRIC_RGB, 3, 8, COMPRESSION_PACKBITS, 0, 1, 1},
+    {"RGB tiles apart 16", PHOTOMETRIC_RGB, 3, 16, COMPRESSION_LZW, 1, 1, 1},
+    {"RGB 16", PHOTOMETRIC_RGB, 3, 16, COMPRESSION_ADOBE_DEFLATE, 0, 0, 1},
+    {"grey", PHOTOMETRIC_MINISBLACK, 1, 8, COMPRESSION_NONE, 0, 0, 1},
+    {"grey tiles 16", PHOTOMETRIC_MINISBLACK, 1, 16, COMPRESSION_LZW, 1, 0, 1},
+    {"inverted grey", PHOTOMETRIC_MINISWHITE, 1, 8, COMPRESSION_LZW, 0, 0, 1},
+    {"grey and alpha", PHOTOMETRIC_MINISBLACK, 2, 8, COMPRESSION_LZW, 0, 0, 1},
+    {"palette", PHOTOMETRIC_PALETTE, 1, 8, COMPRESSION_LZW, 0, 0, 1},
+    {"CMYK", PHOTOMETRIC_SEPARATED, 4, 8, COMPRESSION_LZW, 1, 0, 1},
+    {"JPEG tiles", PHOTOMETRIC_YCBCR, 3, 8, COMPRESSION_JPEG, 1, 0, 1},
+    {"JPEG strips", PHOTOMETRIC_YCBCR, 3, 8, COMPRESSION_JPEG, 0, 0, 1},
+    {"turned", PHOTOMETRIC_RGB, 3, 8, COMPRESSION_LZW, 1, 0, 6},
+    {"mirrored", PHOTOMETRIC_RGB, 3, 8, COMPRESSION_LZW, 0, 0, 2},
+    {"bits", PHOTOMETRIC_MINISBLACK, 1, 1, COMPRESSION_PACKBITS, 0, 0, 1},
+    {"bits on their side", PHOTOMETRIC_MINISWHITE, 1, 1, COMPRESSION_NONE, 0, 0, 8},
+};
+
+/* One sample as stored, 16 bits wide; and what the pixel should be read as. */
+static int stored_sample(const TiffKind *k, const uint8_t *rgb, int s)
+{
+    int v = s < 3 ? rgb[k->samples == 1 ? 0 : s] : 99;
+    return k->bits == 16 ? v << 8 | 77 : k->bits == 1 ? v > 127 : v;
+}
+
+static void read_pixel(const TiffKind *k, const uint8_t *rgb, uint8_t *out)
+{
+    bool grey =
+        k->photometric == PHOTOMETRIC_MINISBLACK || k->photometric == PHOTOMETRIC_MINISWHITE;
+    for (int c = 0; c < 3; c++) {
+        int v = rgb[grey || k->photometric == PHOTOMETRIC_PALETTE ? 0 : c];
+        v = k->bits == 1 ? 255 * (v > 127) : v;
+        if (k->photometric == PHOTOMETRIC_MINISWHITE)
+            v = 255 - v;
+        if (k->photometric == PHOTOMETRIC_PALETTE)
+            v = (v * (c + 3) + 7) % 256;
+        if (k->photometric == PHOTOMETRIC_SEPARATED)
+            v = (int)lrint((255 - v) * (255 - 99) / 255.0);
+        out[c] = (uint8_t)v;
+    }
+}
+
+/* Rows y0 .. y0+h-1 of the columns from x0 on, as they are stored; beyond the picture: anything. */
+static void fill_unit(const TiffKind *k, const uint8_t *rgb, int w, int h, int x0, int y0, int uw,
+                      int uh, int plane, uint8_t *out)
+{
+    size_t row_bytes = k->bits == 1 ? ((size_t)uw + 7) / 8 : 0;
+    memset(out, 0, (size_t)uw * uh * 8);
+    for (int y = 0; y < uh; y++)
+        for (int x = 0; x < uw; x++)
+            for (int s = 0; s < k->samples; s++) {
+                int px = x0 + x < w ? x0 + x : w - 1, py = y0 + y < h ? y0 + y : h - 1;
+                int v = stored_sample(k, rgb + 3 * ((size_t)py * w + px), s);
+                size_t i = (size_t)y * uw + x;
+                i = k->apart ? i : i * k->samples + s;
+                if (k->apart && s != plane)
+                    continue;
+                if (k->bits == 1)
+                    out[y * row_bytes + x / 8] |= (uint8_t)(v << (7 - x % 8));
+                else if (k->bits == 16)
+                    memcpy(out + 2 * i, &(uint16_t){(uint16_t)v}, 2);
+                else
+                    out[i] = (uint8_t)v;
+            }
+}
+
+/* One directory of an open file; type: of subfile. */
+static void write_page(TIFF *t, const TiffKind *k, const uint8_t *rgb, int w, int h, int type)
+{
+    enum { TILE = 48, STRIP = 7 };
+    static uint8_t unit[8 * 1024 * TILE];
+    TIFFSetField(t, TIFFTAG_SUBFILETYPE, type);
+    TIFFSetField(t, TIFFTAG_IMAGEWIDTH, w);
+    TIFFSetField(t, TIFFTAG_IMAGELENGTH, h);
+    TIFFSetField(t, TIFFTAG_BITSPERSAMPLE, k->bits);
+    TIFFSetField(t, TIFFTAG_SAMPLESPERPIXEL, k->samples);
+    TIFFSetField(t, TIFFTAG_COMPRESSION, k->compression);
+    TIFFSetField(t, TIFFTAG_PHOTOMETRIC, k->photometric);
+    TIFFSetField(t, TIFFTAG_ORIENTATION, k->orientation);
+    TIFFSetField(t, TIFFTAG_PLANARCONFIG, k->apart ? PLANARCONFIG_SEPARATE : PLANARCONFIG_CONTIG);
+    if (k->compression == COMPRESSION_JPEG)
+        TIFFSetField(t, TIFFTAG_JPEGCOLORMODE, JPEGCOLORMODE_RGB);
+    uint16_t extra = EXTRASAMPLE_UNASSALPHA, map[3][256];
+    if (k->samples == 2 || (k->samples == 4 && k->photometric == PHOTOMETRIC_RGB))
+        TIFFSetField(t, TIFFTAG_EXTRASAMPLES, 1, &extra);
+    for (int i = 0; i < 768; i++)
+        map[i / 256][i % 256] = (uint16_t)((i % 256 * (i / 256 + 3) + 7) % 256 * 257);
+    if (k->photometric == PHOTOMETRIC_PALETTE)
+        TIFFSetField(t, TIFFTAG_COLORMAP, map[0], map[1], map[2]);
+    int strip = k->compression == COMPRESSION_JPEG ? 16 : STRIP;
+    int uw = k->tiled ? TILE : w, uh = k->tiled ? TILE : strip;
+    if (k->tiled) {
+        TIFFSetField(t, TIFFTAG_TILEWIDTH, uw);
+        TIFFSetField(t, TIFFTAG_TILELENGTH, uh);
+    } else {
+        TIFFSetField(t, TIFFTAG_ROWSPERSTRIP, uh);
+    }
+    bool ok = true;
+    for (int s = 0; s < (k->apart ? k->samples : 1); s++)
+        for (int y = 0; y < h; y += uh)
+            for (int x = 0; x < w; x += uw) {
+                uint16_t plane = (uint16_t)s;
+                int rows = k->tiled || h - y > uh ? uh : h - y;
+                fill_unit(k, rgb, w, h, x, y, uw, rows, s, unit);
+                tmsize_t n = k->tiled ? TIFFTileSize(t) : TIFFVStripSize(t, (uint32_t)rows);
+                ok &= (k->tiled
+                           ? TIFFWriteEncodedTile(
+                                 t, TIFFComputeTile(t, (uint32_t)x, (uint32_t)y, 0, plane), unit, n)
+                           : TIFFWriteEncodedStrip(t, TIFFComputeStrip(t, (uint32_t)y, plane), unit,
+                                                   n)) == n;
+            }
+    CHECK(ok && TIFFWriteDirectory(t), "writing %s", k->name);
+}
+
+/* Where the pixel (x, y) of the upright picture stands in the stored one of w x h. */
+static size_t stored_at(int orientation, int x, int y, int w, int h)
+{
+    int sx = orientation >= 5 ? y : x, sy = orientation >= 5 ? x : y;
+    if (strchr("\2\3\7\10", orientation))
+        sx = w - 1 - sx;
+    if (strchr("\3\4\6\7", orientation))
+        sy = h - 1 - sy;
+    return (size_t)sy * w + sx;
+}
+
+static void check_tiff(const TiffKind *k, int w, int h)
+{
+    uint8_t *rgb = draw(w, h);
+    const char *path = at(temporary, "one.tif");
+    TIFF *t = TIFFOpen(path, "w");
+    if (!CHECK(t != NULL))
+        return;
+    write_page(t, k, rgb, w, h, 0);
+    TIFFClose(t);
+    size_t n = 0;
+    uint8_t *bytes = read_all(path, &n);
+    Image im;
+    Error e;
+    if (CHECK(image_decode(bytes, n, &im, &e), "%s: %s", k->name, e.what)) {
+        bool turned = k->orientation >= 5;
+        CHECK(im.w == (turned ? h : w) && im.h == (turned ? w : h), "%s: %d x %d", k->name, im.w,
+              im.h);
+        double sum = 0;
+        for (int i = 0; i < w * h; i++) {
+            uint8_t want[3];
+            read_pixel(k, rgb + 3 * stored_at(k->orientation, i % im.w, i / im.w, w, h), want);
+            for (int c = 0; c < 3; c++)
+                sum += abs(want[c] - im.rgb[3 * i + c]) / (3.0 * w * h);
+        }
+        /* JPEG has quality 75, and colours that change faster than its chroma */
+        CHECK(sum <= (k->compression == COMPRESSION_JPEG ? 30 : 0), "%s %d x %d: %.1f levels apart",
+              k->name, w, h, sum);
+        image_free(&im);
+        check_parts(k->name, bytes, n, 40);
+    }
+    free(bytes);
+    free(rgb);
+}
+
+/* Versions of one colour each: which one a crop reads is seen by its colour. */
+static void check_pyramid(bool tiled, bool marked, bool sub, bool found)
+{
+    enum { W = 400, H = 300 };
+    const TiffKind kind = {"pyramid", PHOTOMETRIC_RGB, 3, 8, COMPRESSION_LZW, tiled, 0, 1};
+    static const int sizes[][2] = {{W, H}, {200, 150}, {90, 90}, {100, 75}, {50, 38}};
+    const char *path = at(temporary, "pyramid.tif");
+    uint8_t *rgb = xcalloc(3, W * H), out[3 * 64 * 64];
+    TIFF *t = TIFFOpen(path, "w");
+    if (!CHECK(t != NULL))
+        return;
+    uint64_t offsets[COUNT(sizes) - 1] = {0};
+    for (int i = 0; i < COUNT(sizes); i++) {
+        memset(rgb, 40 * (i + 1), 3 * W * H);
+        if (sub && i == 0)
+            TIFFSetField(t, TIFFTAG_SUBIFD, COUNT(offsets), offsets);
+        write_page(t, &kind, rgb, sizes[i][0], sizes[i][1],
+                   marked && i > 0 ? FILETYPE_REDUCEDIMAGE : 0);
+    }
+    TIFFClose(t);
+    static const struct {
+        Box box;
+        int side, version;
+    } crops[] = {{{0, 0, W, H}, 64, 3},        {{0, 0, W, H}, 32, 3},
+                 {{0, 0, W, H}, 19, 4},        {{100, 50, 64, 64}, 64, 0},
+                 {{100, 50, 128, 128}, 64, 1}, {{8, 8, 300, 256}, 64, 3}};
+    Error e;
+    if (CHECK(decoder_open_file(decoder, path, &e), "%s", e.what)) {
+        CHECK(decoder_width(decoder) == W && decoder_height(decoder) == H);
+        for (int i = 0; i < COUNT(crops); i++) {
+            Target target = {.out_w = crops[i].side, .out_h = crops[i].side};
+            bool ok = decoder_crop(decoder, &target, crops[i].box, false, out, &e);
+            int want = 40 * (1 + (found ? crops[i].version : 0));
+            CHECK(ok && out[0] == want && out[3 * crops[i].side * crops[i].side - 1] == want,
+                  "tiled %d, marked %d, sub %d, crop %d: %d instead of %d", tiled, marked, sub, i,
+                  out[0], want);
+        }
+    }
+    free(rgb);
+}
+
+static void test_tiff(void)
+{
+    static const int sizes[][2] = {{1, 1}, {50, 13}, {131, 97}};
+    for (int k = 0; k < COUNT(tiffs); k++)
+        for (int i = 0; i < COUNT(sizes); i++)
+            check_tiff(&tiffs[k], sizes[i][0], sizes[i][1]);
+    check_pyramid(true, false, false, true);
+    check_pyramid(false, true, false, true);
+    check_pyramid(true, true, true, true);
+    check_pyramid(false, false, false, false); /* pages of a document */
+}
+#else
+static void test_tiff(void)
+{
+    Image im;
+    Error e = {"", ""};
+    CHECK(!image_decode((const uint8_t *)"II*\0\10\0\0\0", 8, &im, &e) &&
+          strstr(e.what, "libtiff"));
+    SKIP("TIFF: built without libtiff");
+}
+#endif
+
 int main(int argc, char **argv)
 {
     if (!files_begin(argc, argv))
@@ -592,6 +831,7 @@ int main(int argc, char **argv)
     test_formats();
     test_damaged_bytes();
     test_parts();
+    test_tiff();
     decoder_free(decoder);
     files_end();
     return check_report();
