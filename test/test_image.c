@@ -772,7 +772,7 @@ static void check_pyramid(bool tiled, bool marked, bool sub, bool found)
     static const struct {
         Box box;
         int side, version;
-    } crops[] = {{{0, 0, W, H}, 64, 3},        {{0, 0, W, H}, 32, 3},
+    } crops[] = {{{0, 0, W, H}, 64, 3},        {{0, 0, W, H}, 32, 4},
                  {{0, 0, W, H}, 19, 4},        {{100, 50, 64, 64}, 64, 0},
                  {{100, 50, 128, 128}, 64, 1}, {{8, 8, 300, 256}, 64, 3}};
     Error e;
