@@ -9,6 +9,9 @@
 #   scripts/gpu_check.sh bench [MODEL[:BATCH,BATCH...] ...] [OUT_DIR]
 #       images/s of training and inference beside PyTorch's, in alternating rounds; where the time
 #       of a training step goes, beside what the hardware allows. Default: B/16
+#   scripts/gpu_check.sh data [OUT_DIR]
+#       images/s of decoding and augmentation beside other loaders (bench/run_data), and what a run
+#       on the GPU waits for
 #
 # Each part ends within LIMIT seconds (540). OUT_DIR (bench/results) gets <gpu>-<date>.md, to which
 # every part adds a section, and the logs behind it. The machine is taken as it is: no clock, limit
@@ -32,11 +35,11 @@ die() { # what, hint
 
 part=${1-}
 case $part in
-correct | sanitize | bench) shift ;;
+correct | sanitize | bench | data) shift ;;
 -h | --help) sed -n '2,/^set -u/s/^# \{0,1\}//p' "$0" && exit 0 ;;
 *)
     echo "error: no part '$part'" >&2
-    echo "hint: scripts/gpu_check.sh correct|sanitize|bench ... (--help says more)" >&2
+    echo "hint: scripts/gpu_check.sh correct|sanitize|bench|data ... (--help says more)" >&2
     exit 2
     ;;
 esac
@@ -524,8 +527,20 @@ print(torch.__version__ if torch.cuda.is_available() else "")' 2>/dev/null)
     [ ${#best_batches[@]} = ${#models[@]} ] || failed=1
 }
 
+# ---- data ----
+
+part_data() {
+    build train_gpu build/bench_data
+    page_head
+    local has_pillow=none
+    "$python" -c 'import PIL' 2>/dev/null && has_pillow=$python
+    within "$(left)" env SHORT=1 SHARED="$shared" PYTHON="$has_pillow" bench/run_data \
+        2>>"$log" | sed 's/^#/##/' | tee -a "$page"
+    [ "${PIPESTATUS[0]}" = 0 ] || failed=1
+}
+
 "part_$part"
-if [ "$part" != bench ]; then
+if [ "$part" != bench ] && [ "$part" != data ]; then
     put
     put "$passed passed, $failed failed, $skipped skipped"
 fi
