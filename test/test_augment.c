@@ -34,7 +34,8 @@ static const uint8_t *changed(int op, double m, int filter, const uint8_t *rgb, 
     return out;
 }
 
-static void check_golden(const SafeTensors *f, const StTensor *in, const StTensor *t)
+/* exact: what this was written against has the same bytes, but for a compiler's fused products. */
+static void check_golden(const SafeTensors *f, const StTensor *in, const StTensor *t, bool exact)
 {
     const char *name = t->name + strlen("aug."), *colon = strchr(name, ':');
     int op = find_op(name, colon ? (size_t)(colon - name) : strlen(name));
@@ -44,17 +45,19 @@ static void check_golden(const SafeTensors *f, const StTensor *in, const StTenso
     const uint8_t *got = changed(op, colon ? atof(colon + 1) : 0, FILTER_BILINEAR, st_data(f, in),
                                  (int)in->shape[1], (int)in->shape[0]);
     double sum = 0;
-    long beyond = 0;
+    long beyond = 0, other = 0;
     for (long i = 0; i < t->n; i++) {
         int d = abs(got[i] - want[i]);
         sum += d;
+        other += d > 0;
         beyond += d > 3;
     }
     CHECK(sum / (double)t->n <= 0.5 && beyond * 1000 <= t->n, "%s: mean %.3f, %ld beyond 3",
           t->name, sum / (double)t->n, beyond);
+    CHECK(!exact || other * 10000 <= t->n, "%s: %ld bytes differ", t->name, other);
 }
 
-static void test_golden(const char *path)
+static void test_golden(const char *path, bool exact)
 {
     Error e = {"", ""};
     SafeTensors *f = st_open(path, &e);
@@ -65,7 +68,7 @@ static void test_golden(const char *path)
     if (CHECK(in && in->type == ST_U8 && in->ndim == 3 && in->shape[2] == 3, "%s", path))
         for (int i = 0; i < st_count(f); i++)
             if (strncmp(st_at(f, i)->name, "aug.", 4) == 0 && st_at(f, i) != in) {
-                check_golden(f, in, st_at(f, i));
+                check_golden(f, in, st_at(f, i), exact);
                 found++;
             }
     CHECK(found > 0, "%s has no aug.*", path);
@@ -171,19 +174,20 @@ static void test_by_hand(void)
           changed(OP_SOLARIZE, 90, 0, colors, 4, 1)[9] == 165);
     CHECK(changed(OP_SOLARIZE_ADD, 60, 0, colors, 4, 1)[9] == 150 &&
           changed(OP_SOLARIZE_ADD, 60, 0, colors, 4, 1)[0] == 200);
-    /* equalize: 765 values of level 7 and 255 of 9 in each channel: the step is 3, 7 becomes 0 and
-     * 9 becomes (1 + 765) / 3 */
-    uint8_t *flat = xmalloc(3 * 1020);
-    memset(flat, 7, 3 * 765);
-    memset(flat + 3 * 765, 9, 3 * 255);
-    const uint8_t *even = changed(OP_EQUALIZE, 0, 0, flat, 1020, 1);
-    CHECK(even[0] == 0 && even[3 * 1020 - 1] == 255, "%d %d", even[0], even[3 * 1020 - 1]);
+    /* equalize 1, 509 and 10 pixels of levels 7 to 9: the step is 510 / 255 = 2, and they become
+     * (1 + 0) / 2, (1 + 1) / 2 and (1 + 510) / 2 */
+    uint8_t *flat = xmalloc(3 * 520);
+    for (int i = 0; i < 3 * 520; i++)
+        flat[i] = (uint8_t)(i < 3 ? 7 : i < 3 * 510 ? 8 : 9);
+    const uint8_t *even = changed(OP_EQUALIZE, 0, 0, flat, 520, 1);
+    CHECK(even[0] == 0 && even[3] == 1 && even[3 * 520 - 1] == 255, "%d %d %d", even[0], even[3],
+          even[3 * 520 - 1]);
     free(flat);
 }
 
 /* ---- what is drawn ---- */
 
-enum { SIDE = 12, BYTES = 3 * SIDE * SIDE };
+enum { SIDE = 12, BYTES = 3 * SIDE * SIDE, VIEWS = 100000 };
 
 static uint64_t hash(const uint8_t *rgb)
 {
@@ -407,7 +411,7 @@ static void test_auto_augment(const char *name, const char *policy, Levels *leve
                          op[1], &s[1].probability, &s[1].level) == 6))
             add_steps(&o, in, 1.0 / 25, s, 2, levels);
     }
-    check_outcomes(&o, name, in, 20000);
+    check_outcomes(&o, name, in, VIEWS);
     free(in);
 }
 
@@ -441,14 +445,14 @@ static void test_rand_augment(const char *name, double p, double level, Levels *
                 add_outcome(&o, rgb, p / (n + 1) / (SIDE * SIDE));
             }
     }
-    check_outcomes(&o, name, in, 20000);
+    check_outcomes(&o, name, in, VIEWS);
     free(in);
 }
 
 /* How much solarize_add adds says which level was drawn: 11 per level, rounded down. */
 static void check_levels(const char *policy, double mean, double sd, double least, double most)
 {
-    enum { VIEWS = 15000 };
+    enum { LEVELS = 15000 };
     uint8_t in[BYTES], *rgb = xmalloc(BYTES), *scratch = xmalloc(image_op_scratch(SIDE, SIDE));
     Error e = {"", ""};
     Augmentation *a = augmentation_new("", policy, &e);
@@ -456,7 +460,7 @@ static void check_levels(const char *policy, double mean, double sd, double leas
     for (int i = 0; i < BYTES; i++)
         in[i] = (uint8_t)(i * 7 % 16);
     CHECK(a != NULL, "%s", e.what);
-    for (int i = 0; i < VIEWS; i++) { /* without a nothing happens */
+    for (int i = 0; i < LEVELS; i++) { /* without a nothing happens */
         memcpy(rgb, in, BYTES);
         augment_image(a, (View){11, (uint32_t)i, 0, 0}, rgb, SIDE, SIDE, scratch);
         int add = rgb[0] - in[0];
@@ -470,7 +474,7 @@ static void check_levels(const char *policy, double mean, double sd, double leas
         hi = level > hi ? level : hi;
     }
     double got = sum / n, spread = sqrt(square / n - got * got);
-    CHECK(n > VIEWS / 15 - 200 && fabs(got - mean) < 5 * sd / sqrt(n) &&
+    CHECK(n > LEVELS / 15 - 200 && fabs(got - mean) < 5 * sd / sqrt(n) &&
               fabs(spread - sd) < 5 * sd / sqrt(n) && lo >= least && hi <= most,
           "%s: levels %.2f +- %.2f in %.2f..%.2f", policy, got, spread, lo, hi);
     augmentation_free(a);
@@ -570,7 +574,19 @@ static void test_views(void)
         }
         augmentation_free(a);
     }
+    /* the stream is the policy's own, and its first number chooses: the third of 16 inverts */
     uint8_t rgb[BYTES];
+    Error e = {"", ""};
+    Augmentation *a = augmentation_new("", "randaug(1,10)", &e);
+    for (uint32_t i = 0; i < 200; i++) {
+        const View v = {1, i, 3, 0};
+        RngStream s = view_draw(v, DRAW_POLICY);
+        bool third = (int)(rng_next(&s) * 16) == 2;
+        memcpy(rgb, in, BYTES);
+        augment_image(a, v, rgb, SIDE, SIDE, scratch);
+        CHECK(third == (memcmp(rgb, changed(OP_INVERT, 0, 0, in, SIDE, SIDE), BYTES) == 0));
+    }
+    augmentation_free(a);
     memcpy(rgb, in, BYTES);
     augment_image(NULL, (View){0}, rgb, SIDE, SIDE, scratch);
     CHECK(memcmp(rgb, in, BYTES) == 0);
@@ -702,11 +718,11 @@ int main(int argc, char **argv)
 {
     char *path = argc > 1 ? xasprintf("%s/fixtures/preprocess.safetensors", argv[1]) : NULL;
     if (path && path_exists(path))
-        test_golden(path);
+        test_golden(path, true);
     else
         SKIP("operations against Pillow: no fixtures/preprocess.safetensors");
     for (int i = 2; i < argc; i++)
-        test_golden(argv[i]);
+        test_golden(argv[i], false);
     free(path);
     test_neutral();
     test_by_hand();
@@ -716,7 +732,7 @@ int main(int argc, char **argv)
     test_rand_augment("rand-m10-n1-inc1-p0.8", 0.8, 10, timm_inc_levels, false);
     test_rand_augment("rand-m20-mmax15-n1-inc1-p1", 1, 15, timm_inc_levels, false);
     test_rand_augment("rand-m20-n1-p1", 1, 10, timm_levels, false);
-    test_rand_augment("randaug(1,10)", 1, 10, big_vision_levels, true);
+    test_rand_augment("randaug(1,9)", 1, 9, big_vision_levels, true);
     check_levels("rand-m5-n1-mstd1-p1", 5, 1, 0.5, 9.5);
     check_levels("rand-m9-n1-mstd101-p1", 4.5, 9 / sqrt(12), 0, 9);
     test_jitter();
