@@ -138,11 +138,22 @@ static void probabilities(const Config *c, double *p)
         p[k] /= sum;
 }
 
-static void predict_one(Session *s, const Image *im, uint8_t *pixels, real *logits, double *p,
-                        char **names)
+static bool read_image(Session *s, Decoder *d, const char *path, uint8_t *pixels, Error *e)
+{
+    Target t = {.out_w = s->config.image_w,
+                .out_h = s->config.image_h,
+                .filter = s->o.interpolation,
+                .decode = s->o.decode,
+                .crop = s->o.crop,
+                .resize = (int)s->o.resize};
+    Error why;
+    return (decoder_open_file(d, path, &why) && decoder_eval(d, &t, pixels, &why)) ||
+           fail(e, why.hint, "%s: %s", path, why.what);
+}
+
+static void predict_one(Session *s, const uint8_t *pixels, real *logits, double *p, char **names)
 {
     const Config *c = &s->config;
-    image_eval(im, s->o.crop, (int)s->o.resize, s->o.interpolation, c->image_w, c->image_h, pixels);
     vit_set_batch(s->m, 1, pixels, true, NULL, NULL);
     vit_evaluate(s->m);
     vit_logits(s->m, logits);
@@ -173,23 +184,22 @@ int command_predict(Session *s)
     uint8_t *pixels = xmalloc(vit_image_bytes(c, true));
     real *logits = xcalloc(K, sizeof *logits);
     double *p = xcalloc(K, sizeof *p);
+    Decoder *decoder = decoder_new();
     int failed = 0;
     for (int i = 0; i < s->o.n_files; i++) {
-        Image im;
         Error e = {"", ""};
-        if (!image_load(s->o.files[i], &im, &e)) {
+        if (!read_image(s, decoder, s->o.files[i], pixels, &e)) {
             fflush(stdout);
-            fprintf(stderr, "error: %s\nhint: %s\n", e.what,
-                    *e.hint ? e.hint : "name JPEG, PNG, GIF, BMP or PPM files");
+            fprintf(stderr, "error: %s\nhint: %s\n", e.what, e.hint);
             failed++;
             continue;
         }
         printf("%s\n", s->o.files[i]);
-        predict_one(s, &im, pixels, logits, p, names);
-        image_free(&im);
+        predict_one(s, pixels, logits, p, names);
     }
     for (size_t k = 0; k < K; k++)
         free(names[k]);
+    decoder_free(decoder);
     free(names);
     free(pixels);
     free(logits);

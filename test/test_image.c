@@ -5,16 +5,23 @@
  */
 #include <dirent.h>
 #include <stdio.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
 
 #include <jpeglib.h>
 #ifdef HAVE_TIFF
 #include <tiffio.h>
+#endif
+#ifdef HAVE_WEBP
+#include <webp/encode.h>
 #endif
 
 #include "../checkpoint.h"
 #include "files.h"
 
 enum { SIZE = 224, BYTES = 3 * SIZE * SIZE };
+
+static Decoder *decoder;
 
 /* ---- preprocessing against Pillow ---- */
 
@@ -217,6 +224,12 @@ static void check_odd(const char *dir, char *line)
     Error e = {"", ""};
     bool ok = image_load(at(dir, field[0]), &im, &e);
     CHECK(ok == readable, "%s: %s", field[0], ok ? "read" : e.what);
+    static uint8_t out[BYTES];
+    Error why = {"", ""};
+    Target target = {.out_w = SIZE, .out_h = SIZE, .crop = CROP_STRETCH};
+    bool part = decoder_open_file(decoder, at(dir, field[0]), &why) &&
+                decoder_eval(decoder, &target, out, &why);
+    CHECK(part == ok, "%s: %s", field[0], part ? "read" : why.what);
     if (!ok)
         CHECK(strstr(e.what, field[0]) && e.hint[0], "the error names the file: %s", e.what);
     int w, h, orientation = atoi(field[7]);
@@ -368,8 +381,6 @@ static void test_damaged_bytes(void)
 }
 
 /* ---- parts of pictures ---- */
-
-static Decoder *decoder;
 
 static int below(RngStream *r, int n)
 {
@@ -812,16 +823,346 @@ static void test_tiff(void)
 }
 #endif
 
+/* ---- JPEG at reduced scale ---- */
+
+/* Levels between what fast and exact decoding make of random boxes that are large enough for the
+ * one to differ from the other. */
+static void check_fast(const char *path, int side)
+{
+    static uint8_t fast[BYTES], exact[BYTES];
+    Error e = {"", ""};
+    double worst = 0, all = 0;
+    if (!CHECK(decoder_open_file(decoder, path, &e), "%s: %s", path, e.what))
+        return;
+    int w = decoder_width(decoder), h = decoder_height(decoder), n = 3 * side * side;
+    for (int i = 0; i < 6; i++) {
+        RngStream r = {.seed = 5, .sample = (uint32_t)i, .purpose = RNG_AUGMENT};
+        Box b = {0, 0, 4 * side + below(&r, w - 4 * side + 1),
+                 4 * side + below(&r, h - 4 * side + 1)};
+        b.left = below(&r, w - b.width + 1);
+        b.top = below(&r, h - b.height + 1);
+        Target t = {.out_w = side, .out_h = side, .filter = i % 2, .decode = DECODE_FAST};
+        bool ok = decoder_crop(decoder, &t, b, i / 2 % 2, fast, &e);
+        t.decode = DECODE_EXACT;
+        ok = ok && decoder_crop(decoder, &t, b, i / 2 % 2, exact, &e);
+        double sum = 0;
+        CHECK(ok, "%s: %s", path, e.what);
+        for (int k = 0; k < n; k++)
+            sum += abs(fast[k] - exact[k]) / (double)n;
+        worst = sum > worst ? sum : worst;
+        all += sum;
+    }
+    CHECK(worst <= 3 && all > 0, "%s to %d: %.2f levels, %.2f at worst", path, side, all / 6,
+          worst);
+}
+
+static void test_fast(void)
+{
+    static const int sides[] = {224, 96, 32};
+    for (int k = 0; k < COUNT(sides); k++) {
+        for (int i = 1; i <= 8; i++) {
+            char name[64];
+            snprintf(name, sizeof name, "data/odd/exif_landscape_%d.jpg", i);
+            check_fast(at(shared, name), sides[k]);
+        }
+        if (k < 2)
+            check_fast(at(shared, "data/odd/gen_huge_9216x6912.jpg"), sides[k]);
+    }
+    check_fast(at(shared, "data/odd/junk_jpeg_header.jpg"), 96);
+    check_fast(at(shared, "data/odd/gen_progressive_420.jpg"), 64);
+}
+
+/* ---- very large pictures ---- */
+
+/* A JPEG of side x side pixels, out of one row of blocks that is repeated: restart markers between
+ * the rows make each decodable by itself. */
+static bool write_huge(const char *path, int side)
+{
+    enum { BLOCK = 16 };
+    static uint8_t row[3 * 32768];
+    struct jpeg_error_mgr errors;
+    struct jpeg_compress_struct c = {.err = jpeg_std_error(&errors)};
+    unsigned char *bytes = NULL;
+    unsigned long n = 0;
+    jpeg_create_compress(&c);
+    jpeg_mem_dest(&c, &bytes, &n);
+    c.image_width = (JDIMENSION)side;
+    c.image_height = BLOCK;
+    c.input_components = 3;
+    c.in_color_space = JCS_RGB;
+    jpeg_set_defaults(&c);
+    jpeg_set_quality(&c, 5, TRUE);
+    c.restart_in_rows = 1;
+    jpeg_start_compress(&c, TRUE);
+    for (int y = 0; y < BLOCK; y++) {
+        for (int i = 0; i < 3 * side; i++)
+            row[i] = (uint8_t)(i / 3 * 255L / side + (i / 300 % 2) * 20);
+        jpeg_write_scanlines(&c, &(JSAMPROW){row}, 1);
+    }
+    jpeg_finish_compress(&c);
+    jpeg_destroy_compress(&c);
+    size_t head = 2; /* segments up to and with the start of the scan */
+    for (bool scan = false; !scan && head + 9 < n;
+         head += 2 + (bytes[head + 2] << 8 | bytes[head + 3])) {
+        scan = bytes[head + 1] == 0xDA;
+        if (bytes[head + 1] == 0xC0) {
+            bytes[head + 5] = (uint8_t)(side >> 8);
+            bytes[head + 6] = (uint8_t)side;
+        }
+    }
+    FILE *f = fopen(path, "wb");
+    bool ok = f && fwrite(bytes, 1, head, f) == head;
+    for (int y = 0; ok && y < side; y += BLOCK) {
+        ok = fwrite(bytes + head, 1, n - 2 - head, f) == n - 2 - head;
+        uint8_t marker[2] = {0xFF, (uint8_t)(y + BLOCK < side ? 0xD0 + y / BLOCK % 8 : 0xD9)};
+        ok = ok && fwrite(marker, 1, 2, f) == 2;
+    }
+    ok = f && fclose(f) == 0 && ok;
+    free(bytes);
+    return ok;
+}
+
+/* In a process of its own, which has nothing else in memory. */
+static void test_huge(void)
+{
+    enum { SIDE = 32768, MOST_MB = 200 };
+    const char *path = at(temporary, "huge.jpg");
+    if (!CHECK(write_huge(path, SIDE)))
+        return;
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        static uint8_t out[BYTES];
+        Decoder *d = decoder_new();
+        Error e = {"", ""};
+        bool ok = CHECK(decoder_open_file(d, path, &e), "%s", e.what);
+        static const Box boxes[] = {{0, 0, SIDE, SIDE}, {20000, 9000, 10000, 3000}};
+        for (int i = 0; ok && i < 2 * COUNT(boxes); i++) {
+            Target t = {.out_w = SIZE, .out_h = SIZE, .filter = FILTER_BICUBIC, .decode = i % 2};
+            ok = CHECK(decoder_crop(d, &t, boxes[i / 2], false, out, &e), "%s", e.what);
+            /* grey from left to right; the middle's is known */
+            int want = i / 2 ? 25000 * 255L / SIDE : 127,
+                got = out[3 * (SIZE / 2 * SIZE + SIZE / 2)];
+            ok &= CHECK(abs(got - want - 10) < 24, "box %d: %d, about %d", i, got, want);
+        }
+        decoder_free(d);
+        struct rusage use;
+        getrusage(RUSAGE_SELF, &use);
+        ok &= CHECK(use.ru_maxrss < MOST_MB * 1024L, "%ld MB", use.ru_maxrss / 1024);
+        _exit(ok ? 0 : 1);
+    }
+    int status = 1;
+    CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 0, "status %d", status);
+    remove(path);
+}
+
+/* ---- damage ---- */
+
+/* Damage is seen where the needed rows reach it, and not elsewhere. */
+static void test_needed_rows(void)
+{
+    enum { W = 250, H = 161 };
+    static uint8_t out[BYTES];
+    Error e = {"", ""};
+    size_t n = make_jpeg((JpegKind){.components = 3, .h = 2, .v = 2}, W, H, made, sizeof made);
+    Target t = {.out_w = 32, .out_h = 32};
+    for (int cut = 0; cut < 2; cut++) {
+        CHECK(decoder_open(decoder, made, cut ? n * 6 / 10 : n, &e), "%s", e.what);
+        CHECK(decoder_crop(decoder, &t, (Box){9, 0, 99, 70}, false, out, &e), "%s", e.what);
+        bool ok = decoder_crop(decoder, &t, (Box){9, 0, 99, H}, false, out, &e);
+        CHECK(ok == !cut && (ok || strstr(e.what, "truncated")), "%s", e.what);
+        CHECK(decoder_crop(decoder, &t, (Box){9, 0, 99, 70}, false, out, &e), "again: %s", e.what);
+        ok = decoder_crop(decoder, &t, (Box){0, 140, 20, 20}, false, out, &e);
+        CHECK(ok == !cut, "below the cut");
+    }
+    CHECK(!decoder_open(decoder, made, 100, &e) && e.hint[0], "cut in the header");
+    CHECK(!decoder_crop(decoder, &t, (Box){0, 0, 1, 1}, false, out, &e), "nothing is open");
+
+    /* A PNG's pixels are not looked at before they are asked for. */
+    const char *path = at(temporary, "damaged.png");
+    uint8_t *rgb = draw(40, 30);
+    CHECK(image_write_png(path, rgb, 40, 30, &e), "%s", e.what);
+    free(rgb);
+    uint8_t *png = read_all(path, &n);
+    CHECK(decoder_open(decoder, png, n, &e) && decoder_eval(decoder, &t, out, &e), "%s", e.what);
+    png[n / 2] ^= 1;
+    CHECK(decoder_open(decoder, png, n, &e) && decoder_width(decoder) == 40, "%s", e.what);
+    CHECK(!decoder_eval(decoder, &t, out, &e) && strstr(e.what, "checksum"));
+    free(png);
+
+    /* A header that promises more than the file can hold. */
+    n = make_jpeg((JpegKind){.components = 3, .h = 2, .v = 2}, 64, 64, made, sizeof made);
+    for (size_t i = 0; i + 9 < n; i++)
+        if (made[i] == 0xFF && made[i + 1] == 0xC0)
+            memset(made + i + 5, 0xF0, 4);
+    CHECK(!decoder_open(decoder, made, n, &e) && strstr(e.what, "truncated"), "%s", e.what);
+}
+
+/* Progressive files that end after some of their scans: libjpeg smooths what is missing. */
+static void test_missing_scans(void)
+{
+    size_t n = make_jpeg((JpegKind){.components = 3, .h = 2, .v = 2, .progressive = true}, 131, 97,
+                         made, sizeof made);
+    int scans = 0;
+    for (size_t i = 2; i + 1 < n; i++)
+        if (made[i] == 0xFF && made[i + 1] == 0xDA && scans++ > 0) {
+            uint8_t keep[2] = {made[i], made[i + 1]};
+            memcpy(made + i, "\xFF\xD9", 2);
+            check_parts("missing scans", made, i + 2, 40);
+            memcpy(made + i, keep, 2);
+        }
+    CHECK(scans > 3, "%d scans", scans);
+}
+
+static size_t put(uint8_t *at, uint32_t v, int bytes)
+{
+    for (int i = 0; i < bytes; i++)
+        at[i] = (uint8_t)(v >> 8 * i);
+    return (size_t)bytes;
+}
+
+static size_t make_bmp(const uint8_t *rgb, int w, int h, uint8_t *out)
+{
+    size_t stride = ((size_t)3 * w + 3) / 4 * 4, n = 0;
+    memcpy(out, "BM", 2);
+    n = 2 + put(out + 2, (uint32_t)(54 + stride * h), 4);
+    n += put(out + n, 0, 4) + put(out + n + 4, 54, 4);
+    n += put(out + n, 40, 4) + put(out + n + 4, (uint32_t)w, 4);
+    n += put(out + n, (uint32_t)h, 4) + put(out + n + 4, 1 | 24 << 16, 4);
+    memset(out + n, 0, 24 + stride * h);
+    n += 24;
+    for (int y = h - 1; y >= 0; y--, n += stride)
+        for (int i = 0; i < 3 * w; i++)
+            out[n + i] = rgb[3 * w * y + i / 3 * 3 + 2 - i % 3];
+    return n;
+}
+
+/* 128 greys; codes stay 8 bits wide because the table is cleared in time. */
+static size_t make_gif(const uint8_t *rgb, int w, int h, uint8_t *out)
+{
+    memcpy(out, "GIF89a", 6);
+    size_t n = 6 + put(out + 6, (uint32_t)w, 2);
+    n += put(out + n, (uint32_t)h, 2) + put(out + n + 2, 0xF6, 3);
+    for (int i = 0; i < 384; i++)
+        out[n++] = (uint8_t)(i / 3 * 2);
+    out[n++] = ',';
+    n += put(out + n, 0, 4) + put(out + n + 4, (uint32_t)w, 2);
+    n += put(out + n, (uint32_t)h, 3);
+    out[n++] = 7;
+    for (int i = 0; i < w * h; i += 100) {
+        int some = w * h - i < 100 ? w * h - i : 100;
+        out[n++] = (uint8_t)(some + 1);
+        out[n++] = 128;
+        for (int k = 0; k < some; k++)
+            out[n++] = rgb[3 * (i + k)] / 2;
+    }
+    memcpy(out + n, "\1\x81\0;", 4);
+    return n + 4;
+}
+
+/* Opens, crops and evaluates: an image or an error with a hint, never anything else. */
+static bool survives(const uint8_t *bytes, size_t n)
+{
+    static uint8_t out[3 * 16 * 16];
+    Error e = {"", ""};
+    uint8_t *copy = xmalloc(n); /* so that a read beyond it is seen */
+    memcpy(copy, bytes, n);
+    bool ok = decoder_open(decoder, copy, n, &e);
+    if (ok) {
+        int w = decoder_width(decoder), h = decoder_height(decoder);
+        Target t = {.out_w = 16, .out_h = 16, .filter = n % 2, .decode = n / 2 % 2};
+        Box b = {w / 3, h / 3, (w + 1) / 2, (h + 1) / 2};
+        ok = decoder_crop(decoder, &t, b, true, out, &e);
+        ok = decoder_eval(decoder, &t, out, &e) && ok;
+    }
+    CHECK(ok || (e.what[0] && e.hint[0]), "an error without words");
+    free(copy);
+    return ok;
+}
+
+static void fuzz(const char *name, const uint8_t *good, size_t n)
+{
+    int refused = 0, tries = 0;
+    if (!CHECK(survives(good, n), "%s is read", name))
+        return;
+    for (size_t cut = 0; cut < n; cut += 97, tries++)
+        refused += !survives(good, cut);
+    uint8_t *bad = xmalloc(n);
+    for (uint32_t i = 0; i < 300; i++, tries++) {
+        Philox p = philox(12, i, (uint32_t)n, 0, 0);
+        memcpy(bad, good, n);
+        /* the header more often than the rest */
+        for (uint32_t k = 0; k < 1 + i % 3; k++)
+            bad[p.v[k] % (i % 2 && n > 400 ? 400 : n)] ^= (uint8_t)(1 << (p.v[3] >> 3 * k & 7));
+        refused += !survives(bad, n);
+    }
+    free(bad);
+    CHECK(refused > 0, "%s: %d of %d refused", name, refused, tries);
+}
+
+static void fuzz_file(const char *path)
+{
+    size_t n = 0;
+    uint8_t *bytes = read_all(path, &n);
+    fuzz(path, bytes, n);
+    free(bytes);
+}
+
+static void test_fuzz(void)
+{
+    enum { W = 50, H = 40 };
+    Error e = {"", ""};
+    uint8_t *rgb = draw(W, H);
+    for (int k = 0; k < COUNT(jpegs); k++)
+        fuzz(jpegs[k].name, made, make_jpeg(jpegs[k].kind, W, H, made, sizeof made));
+    CHECK(image_write_png(at(temporary, "fuzz.png"), rgb, W, H, &e), "%s", e.what);
+    fuzz_file(at(temporary, "fuzz.png"));
+    fuzz("GIF", made, make_gif(rgb, W, H, made));
+    fuzz("BMP", made, make_bmp(rgb, W, H, made));
+    int head = sprintf((char *)made, "P6 %d %d 255\n", W, H);
+    memcpy(made + head, rgb, 3 * W * H);
+    fuzz("PPM", made, (size_t)head + 3 * W * H);
+#ifdef HAVE_WEBP
+    uint8_t *webp;
+    size_t n = WebPEncodeRGB(rgb, W, H, 3 * W, 80, &webp);
+    fuzz("WebP", webp, n);
+    WebPFree(webp);
+    n = WebPEncodeLosslessRGB(rgb, W, H, 3 * W, &webp);
+    Image im;
+    if (CHECK(image_decode(webp, n, &im, &e) && im.w == W && im.h == H, "%s", e.what))
+        CHECK(memcmp(im.rgb, rgb, 3 * W * H) == 0, "WebP without loss");
+    image_free(&im);
+    WebPFree(webp);
+#else
+    SKIP("WebP: built without libwebp");
+#endif
+#ifdef HAVE_TIFF
+    for (int k = 0; k < COUNT(tiffs); k++) {
+        TIFF *t = TIFFOpen(at(temporary, "fuzz.tif"), "w");
+        if (!CHECK(t != NULL))
+            break;
+        write_page(t, &tiffs[k], rgb, W, H, 0);
+        write_page(t, &tiffs[k], rgb, W / 2, H / 2, FILETYPE_REDUCEDIMAGE);
+        TIFFClose(t);
+        fuzz_file(at(temporary, "fuzz.tif"));
+    }
+#endif
+    free(rgb);
+}
+
 int main(int argc, char **argv)
 {
     if (!files_begin(argc, argv))
         return check_report();
+    test_huge();
     decoder = decoder_new();
     if (shared) {
         test_fixtures();
         test_odd();
         check_folder(at(shared, "data/odd"), 20);
         check_folder(at(shared, "data/imagenet_sample"), 3);
+        if (is_dir(at(shared, "data/odd")))
+            test_fast();
     } else {
         SKIP("comparisons with Pillow: name the folder with fixtures/ and data/");
     }
@@ -832,6 +1173,9 @@ int main(int argc, char **argv)
     test_damaged_bytes();
     test_parts();
     test_tiff();
+    test_needed_rows();
+    test_missing_scans();
+    test_fuzz();
     decoder_free(decoder);
     files_end();
     return check_report();
