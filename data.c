@@ -208,8 +208,8 @@ static Source *open_spec(const DataOptions *o, Error *e)
         const char *prefix;
         SourceOpen *open;
     } kinds[] = {
-        {"cifar10:", cifar10_open}, {"cifar100:", cifar100_open}, {"mnist:", mnist_open},
-        {"fake:", fake_open},       {"", folders_open},
+        {"wds:", shards_open},  {"cifar10:", cifar10_open}, {"cifar100:", cifar100_open},
+        {"mnist:", mnist_open}, {"fake:", fake_open},       {"", folders_open},
     };
     const char *spec = strcmp(o->spec, "fake") == 0 ? "fake:" : o->spec;
     int k = 0;

@@ -16,13 +16,6 @@
 
 #include "source.h"
 
-/* Listings that are read faster than this are not worth a file. */
-#define CACHE_FILES   10000
-#define CACHE_SECONDS 0.5
-/* A directory that changed so shortly before it was read may change again without a new time: FAT
- * counts in steps of two seconds, and other machines' clocks differ. */
-#define CACHE_MARGIN 3
-
 /* ---- directories ---- */
 
 /* What changes when an entry comes, goes or is renamed, or another directory takes the place. */
@@ -47,15 +40,20 @@ typedef struct {
     Error e;
 } Scan;
 
-static bool is_image(const char *name)
+bool image_extension(const char *ext)
 {
     static const char *const known[] = {"jpg", "jpeg", "png", "ppm",  "pgm",
                                         "bmp", "gif",  "tif", "tiff", "webp"};
-    const char *dot = strrchr(name, '.');
-    for (int i = 0; dot && i < COUNT(known); i++)
-        if (strcasecmp(dot + 1, known[i]) == 0)
+    for (int i = 0; i < COUNT(known); i++)
+        if (strcasecmp(ext, known[i]) == 0)
             return true;
     return false;
+}
+
+static bool is_image(const char *name)
+{
+    const char *dot = strrchr(name, '.');
+    return dot && image_extension(dot + 1);
 }
 
 /* Entries whose kind readdir knows cost no further look; nor do links with an image's name. */
@@ -335,7 +333,7 @@ static bool scan_all(const char *root, const char *key, Listing *l, Error *e)
         }
     if (ok) {
         join_scans(l, scans);
-        bool worth = l->n > CACHE_FILES || now() - from > CACHE_SECONDS;
+        bool worth = l->n > CACHE_ENTRIES || now() - from > CACHE_SECONDS;
         if (key && worth && settled(l, scans, &top, began))
             save_listing(key, l, scans, &top);
     }

@@ -92,11 +92,38 @@ bool listing_read(const char *root, Listing *out, Error *e);
 void listing_free(Listing *l);
 bool list_folders(const char *dir, Names *out, Error *e); /* class folders alone, sorted */
 
+bool image_extension(const char *ext); /* jpg, PNG, ... */
+
+/* ---- shard_index.c: the samples in tar shards ---- */
+
+typedef struct {
+    uint64_t offset; /* of the picture's bytes in the shard */
+    uint32_t size;
+    int32_t label;
+} ShardSample;
+typedef struct {
+    char *path;
+    uint64_t bytes; /* of the file */
+    long n;
+    ShardSample *sample; /* [n] */
+} ShardIndex;
+/* Fills in the n shards, whose paths are given: from idx_N.txt in index_dir, shard by shard, or
+ * from the shards' own headers where it is NULL; or from what was found the last time (cache.c). */
+bool shards_index(ShardIndex *shard, int n, const char *index_dir, Error *e);
+/* "shard.tar#0000123.jpg"; free() it. */
+char *shard_sample_path(const ShardIndex *shard, const ShardSample *s);
+
 /* ---- cache.c: what took long to find out, kept for the next run ---- */
 
 /* What was last saved for this key, or NULL: absent, damaged, another version's or not this user's.
  * free() it. */
 uint8_t *cache_load(const char *kind, const char *key, size_t *n);
+/* What is quicker to find out again is not worth a file. */
+#define CACHE_ENTRIES 10000
+#define CACHE_SECONDS 0.5
+/* What changed so shortly before it was read may change again without a new time: FAT counts in
+ * steps of two seconds, and other machines' clocks differ. */
+#define CACHE_MARGIN 3
 /* Failures are silent: it is only a cache. */
 void cache_save(const char *kind, const char *key, const void *bytes, size_t n);
 

@@ -580,6 +580,14 @@ bool tar_read(const char *path, TarEach *each, void *ctx, Error *e)
     return ok;
 }
 
+bool tar_is_header(const uint8_t *block, uint64_t size)
+{
+    const Header *h = (const Header *)block;
+    uint64_t stated;
+    return checksum_holds(h) && (h->type == '0' || !h->type || h->type == '7') &&
+           read_number(h->size, sizeof h->size, &stated) && stated == size;
+}
+
 /* ---- index files ---- */
 
 static bool bad_line(const char *path, long line, Error *e, const char *what)

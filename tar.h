@@ -44,6 +44,9 @@ typedef struct {
 typedef bool TarEach(void *ctx, const TarMember *m, Error *e);
 bool tar_read(const char *path, TarEach *each, void *ctx, Error *e);
 
+/* Whether a block of 512 bytes is the header of a regular file with so many bytes. */
+bool tar_is_header(const uint8_t *block, uint64_t size);
+
 /* ---- index files ---- */
 
 /* One component of a sample: lines of an index are `ext offset size filename` per component (v1.2) or

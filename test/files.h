@@ -39,7 +39,7 @@ static const char *at(const char *dir, const char *name)
 }
 
 /* Levels between two images, both scaled down; 1e9 if one cannot be read. */
-static double mean_difference(const char *a, const char *b)
+static inline double mean_difference(const char *a, const char *b)
 {
     enum { N = 32 };
     uint8_t x[3 * N * N], y[3 * N * N];

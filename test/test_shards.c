@@ -1,0 +1,466 @@
+/* test_shards.c - tar shards as data sets: order, bytes, index files, and what is refused.
+ *
+ * The shards are written here. A sample's picture is one colour that tells which sample it is.
+ */
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "../data.h"
+#include "../tar.h"
+#include "check.h"
+#include "files.h"
+
+enum { SIDE = 8, BYTES = 3 * SIDE * SIDE, SHARDS = 7, CLASSES = 5 };
+static const int counts[SHARDS] = {5, 9, 1, 12, 3, 8, 6}; /* samples of each shard */
+enum { SAMPLES = 44 };
+
+static Decoder *decoder;
+
+/* ---- writing shards ---- */
+
+static void add(TarWriter *w, int sample, const char *ext, const void *bytes, size_t n)
+{
+    char name[64];
+    Error e;
+    snprintf(name, sizeof name, "%07d.%s", sample, ext);
+    CHECK(tar_add(w, name, bytes, n, &e), "%s", e.what);
+}
+
+static void add_label(TarWriter *w, int sample, const char *label)
+{
+    add(w, sample, "cls", label, strlen(label));
+}
+
+static void add_picture(TarWriter *w, int sample)
+{
+    uint8_t ppm[11 + 12];
+    memcpy(ppm, "P6 2 2 255 ", 11);
+    memset(ppm + 11, 10 + sample, 12);
+    add(w, sample, "ppm", ppm, sizeof ppm);
+}
+
+static TarWriter *create(const char *path)
+{
+    Error e;
+    TarWriter *w = tar_create(path, &e);
+    if (!w)
+        die(e.hint, "%s", e.what);
+    return w;
+}
+
+static void finish(TarWriter *w)
+{
+    Error e;
+    CHECK(tar_close(w, &e), "%s", e.what);
+}
+
+static void write_shard(const char *path, int first, int n)
+{
+    TarWriter *w = create(path);
+    for (int i = first; i < first + n; i++) {
+        char label[16];
+        snprintf(label, sizeof label, i % 2 ? "%d" : " %d\n", i % CLASSES);
+        add_label(w, i, label);
+        if (i % 3 == 0)
+            add(w, i, "json", "{}", 2);
+        add_picture(w, i);
+        if (i % 4 == 0)
+            add(w, i, "seg.png", "no picture of the sample", 24);
+    }
+    finish(w);
+}
+
+/* DIR/NAME-0.tar ... with all samples; the pattern that names them. */
+static const char *write_shards(const char *name)
+{
+    char path[256];
+    for (int k = 0, first = 0; k < SHARDS; first += counts[k++]) {
+        snprintf(path, sizeof path, "%s/%s-%d.tar", temporary, name, k);
+        write_shard(path, first, counts[k]);
+    }
+    snprintf(path, sizeof path, "%s-{0..%d}.tar", name, SHARDS - 1);
+    return at(temporary, path);
+}
+
+static DataOptions options(const char *pattern)
+{
+    return (DataOptions){.spec = xasprintf("wds:%s", pattern),
+                         .train = true,
+                         .image_h = SIDE,
+                         .image_w = SIDE,
+                         .filter = FILTER_BILINEAR,
+                         .crop = CROP_STRETCH,
+                         .seed = 5};
+}
+
+static Dataset *open_options(DataOptions o)
+{
+    Error e = {"", ""};
+    Dataset *d = data_open(&o, &e);
+    CHECK(d != NULL, "%s", e.what);
+    free((char *)o.spec);
+    return d;
+}
+
+static void refuse_options(DataOptions o, const char *say)
+{
+    Error e = {"", ""};
+    Dataset *d = data_open(&o, &e);
+    CHECK(!d && strstr(e.what, say) && e.hint[0], "expected '...%s...', got '%s'", say,
+          d ? "success" : e.what);
+    data_close(d);
+    free((char *)o.spec);
+}
+
+/* ---- order ---- */
+
+static int shard_of(int sample)
+{
+    int k = 0;
+    while (sample >= counts[k])
+        sample -= counts[k++];
+    return k;
+}
+
+/* An epoch in the order of d: every sample once; at most `window` shards at a time, each shard's
+ * samples within one window. */
+static void check_epoch(Dataset *d, int window, long epoch)
+{
+    int seen[SAMPLES] = {0}, shard[SHARDS], shards = 0, left[SHARDS];
+    memcpy(left, counts, sizeof left);
+    for (long p = 0; p < SAMPLES; p++) {
+        long i = data_order(d, epoch, p);
+        if (!CHECK(i >= 0 && i < SAMPLES && !seen[i], "position %ld is sample %ld", p, i))
+            return;
+        seen[i] = 1;
+        int k = shard_of((int)i), j = 0;
+        while (j < shards && shard[j] != k)
+            j++;
+        if (j == shards)
+            shard[shards++] = k;
+        left[k]--;
+        /* A shard of a later window comes when all of the earlier ones are through. */
+        for (int m = 0; m < j / window * window; m++)
+            CHECK(left[shard[m]] == 0, "window %d: %d of shard %d left", window, left[shard[m]],
+                  shard[m]);
+    }
+}
+
+static void test_order(const char *pattern)
+{
+    static const int windows[] = {1, 2, 3, 4, 7, 100};
+    for (int w = 0; w < COUNT(windows); w++) {
+        DataOptions o = options(pattern);
+        o.window = windows[w];
+        Dataset *d = open_options(o);
+        if (!d)
+            return;
+        CHECK(data_count(d) == SAMPLES && data_classes(d) == CLASSES);
+        int moved = 0, same = 0;
+        for (long epoch = 0; epoch < 4; epoch++)
+            check_epoch(d, windows[w], epoch);
+        for (long p = 0; p < SAMPLES; p++) {
+            long i = data_order(d, 1, p);
+            moved += i != p;
+            same += i == data_order(d, 2, p);
+            CHECK(i == data_order(d, 1, p), "the same when asked again");
+        }
+        CHECK(moved > SAMPLES / 2 && same < SAMPLES / 2, "%d moved, %d as in the next epoch", moved,
+              same);
+        data_close(d);
+    }
+}
+
+static void test_samples(const char *pattern)
+{
+    Dataset *d = open_options(options(pattern));
+    uint8_t out[BYTES];
+    for (long i = 0; d && i < SAMPLES; i++) {
+        CHECK(data_sample(d, decoder, i, 0, 0, out) == i % CLASSES && out[0] == 10 + i &&
+                  out[BYTES - 1] == 10 + i,
+              "sample %ld: level %d", i, out[0]);
+        char *path = data_sample_path(d, i), name[64];
+        snprintf(name, sizeof name, "-%d.tar#%07ld.ppm", shard_of((int)i), i);
+        CHECK(strstr(path, name) != NULL, "%s, not %s", path, name);
+        free(path);
+    }
+    data_close(d);
+    /* A folder, and patterns one after the other. */
+    const char *dir = at(temporary, "two");
+    Error e;
+    CHECK(make_dirs(dir, &e));
+    write_shard(at(dir, "a.tar"), 0, 3);
+    write_shard(at(dir, "b.tar"), 3, 4);
+    d = open_options(options(dir));
+    CHECK(d && data_count(d) == 7);
+    data_close(d);
+    char *both = xasprintf("%s::%s", pattern, dir);
+    d = open_options(options(both));
+    CHECK(d && data_count(d) == SAMPLES + 7 && data_label(d, SAMPLES + 6) == 6 % CLASSES);
+    data_close(d);
+    free(both);
+}
+
+static void test_subsets(const char *pattern)
+{
+    DataOptions o = options(pattern);
+    o.classes_fraction = 0.5; /* 3 of 5 */
+    o.per_class = 4;
+    Dataset *d = open_options(o);
+    if (!d)
+        return;
+    CHECK(data_count(d) == 12 && data_classes(d) == 3, "%ld of %d classes", data_count(d),
+          data_classes(d));
+    char seen[12] = {0};
+    uint8_t out[BYTES];
+    for (long p = 0; p < 12; p++) {
+        long i = data_order(d, 3, p);
+        CHECK(i >= 0 && i < 12 && !seen[i]++);
+        CHECK(data_sample(d, decoder, i, 0, 0, out) == (out[0] - 10) % CLASSES, "level %d", out[0]);
+        CHECK((out[0] - 10) % CLASSES < 3 && out[0] - 10 < 4 * CLASSES, "one of the first");
+    }
+    data_close(d);
+}
+
+/* ---- batches ---- */
+
+static long read_run(Dataset *d, LoaderOptions o, uint8_t *images, int *labels)
+{
+    long n = 0;
+    Loader *l = loader_open(d, &o);
+    for (const Batch *b; (b = loader_next(l)); n += b->n) {
+        memcpy(images + n * BYTES, b->images, (size_t)b->n * BYTES);
+        memcpy(labels + n, b->labels, sizeof(int) * (size_t)b->n);
+    }
+    loader_close(l);
+    return n;
+}
+
+static void test_batches(const char *pattern)
+{
+    enum { END = 3 * SAMPLES + 7 };
+    static uint8_t whole[END * BYTES], other[END * BYTES];
+    static int labels[END], others[END];
+    DataOptions o = options(pattern);
+    o.augment = true;
+    o.flip = 0.5;
+    o.area_min = 0.3;
+    o.area_max = o.ratio_min = o.ratio_max = 1;
+    Dataset *d = open_options(o);
+    if (!d)
+        return;
+    LoaderOptions run = {.batch = 6, .shuffle = true, .end = END, .workers = 1};
+    CHECK(read_run(d, run, whole, labels) == END);
+    for (int workers = 0; workers < 9; workers += 2) {
+        run.workers = workers; /* 0: added while it runs */
+        run.max_workers = 6;
+        CHECK(read_run(d, run, other, others) == END && memcmp(whole, other, sizeof whole) == 0 &&
+                  memcmp(labels, others, sizeof labels) == 0,
+              "%d workers", workers);
+    }
+    run.start = 49; /* in the second epoch */
+    CHECK(read_run(d, run, other, others) == END - 49 &&
+              memcmp(whole + 49 * BYTES, other, (END - 49) * BYTES) == 0,
+          "a later start");
+    for (int rank = 0; rank < 3; rank++) { /* batches of 6, in shares of 2 */
+        LoaderOptions share = {.batch = 2, .shuffle = true, .start = 2 * rank, .stride = 6,
+                               .end = END, .workers = 2};
+        long n = read_run(d, share, other, others);
+        for (long k = 0; k < n; k++) {
+            long p = k / 2 * 6 + 2 * rank + k % 2;
+            CHECK(p < END && memcmp(whole + p * BYTES, other + k * BYTES, BYTES) == 0 &&
+                      labels[p] == others[k],
+                  "rank %d, image %ld", rank, k);
+        }
+    }
+    /* Evaluation: everything in order, once, over all ranks. */
+    int seen[SAMPLES] = {0};
+    for (int rank = 0; rank < 2; rank++) {
+        LoaderOptions eval = {.batch = 4, .start = 4 * rank, .stride = 8, .end = SAMPLES,
+                              .workers = 3};
+        long n = read_run(d, eval, other, others);
+        for (long k = 0; k < n; k++)
+            seen[other[k * BYTES] - 10]++;
+    }
+    for (int i = 0; i < SAMPLES; i++)
+        CHECK(seen[i] == 1, "sample %d: %d times", i, seen[i]);
+    data_close(d);
+}
+
+/* ---- index files ---- */
+
+static void test_index(const char *pattern)
+{
+    Error e = {"", ""};
+    const char *dir = at(temporary, "index");
+    CHECK(make_dirs(dir, &e));
+    char path[512], shard[512];
+    for (int k = 0; k < SHARDS; k++) {
+        snprintf(path, sizeof path, "%s/idx_%d.txt", dir, k + 4); /* 10 comes after 9 */
+        snprintf(shard, sizeof shard, "%s/set-%d.tar", temporary, k);
+        CHECK(index_write(shard, path, NULL, &e), "%s", e.what);
+    }
+    DataOptions o = options(pattern);
+    o.index_dir = dir;
+    Dataset *d = open_options(o), *plain = open_options(options(pattern));
+    uint8_t a[BYTES], b[BYTES];
+    for (long i = 0; d && plain && i < SAMPLES; i++)
+        CHECK(data_sample(d, decoder, i, 0, 0, a) == data_sample(plain, decoder, i, 0, 0, b) &&
+                  memcmp(a, b, BYTES) == 0,
+              "sample %ld", i);
+    data_close(d);
+    data_close(plain);
+    /* Of another archive, of one too few, of none. */
+    snprintf(path, sizeof path, "%s/idx_7.txt", dir);
+    snprintf(shard, sizeof shard, "%s/set-1.tar", temporary);
+    CHECK(index_write(shard, path, NULL, &e), "%s", e.what);
+    o = options(pattern);
+    o.index_dir = dir;
+    refuse_options(o, "set-3.tar");
+    CHECK(truncate(path, 60) == 0);
+    o = options(pattern);
+    o.index_dir = dir;
+    refuse_options(o, "idx_7.txt");
+    CHECK(unlink(path) == 0);
+    o = options(pattern);
+    o.index_dir = dir;
+    refuse_options(o, "6 files idx_N.txt for 7 shards");
+    o = options(pattern);
+    o.index_dir = at(temporary, "nowhere");
+    refuse_options(o, "cannot read the directory");
+}
+
+/* ---- what is refused ---- */
+
+static void refuse(const char *path, const char *say)
+{
+    refuse_options(options(path), say);
+}
+
+static void test_refused(const char *pattern)
+{
+    const char *path = at(temporary, "bad.tar");
+    TarWriter *w = create(path);
+    add_label(w, 0, "1");
+    add_picture(w, 0);
+    add_label(w, 1, "1");
+    finish(w);
+    refuse(path, "bad.tar: the sample 0000001 has no picture");
+    w = create(path);
+    add_picture(w, 0);
+    add_picture(w, 1);
+    finish(w);
+    refuse(path, "bad.tar: the sample 0000000 has no cls file");
+    static const char *const labels[] = {"", "x", "-1", "1.5", "1 2", "99999999999999999999",
+                                         "16777216"};
+    for (int i = 0; i < COUNT(labels); i++) {
+        w = create(path);
+        add_label(w, 0, labels[i]);
+        add_picture(w, 0);
+        finish(w);
+        refuse(path, "no label from 0");
+    }
+    w = create(path);
+    finish(w);
+    refuse(path, "bad.tar");
+    w = create(path);
+    add(w, 0, "txt", "only text", 9);
+    finish(w);
+    refuse(path, "has no picture");
+    write_shard(path, 0, 4);
+    CHECK(truncate(path, 512 * 9 + 100) == 0);
+    refuse(path, "bad.tar");
+    refuse(at(temporary, "bad-{0..2}.tar"), "bad-0.tar");
+    refuse(at(temporary, "bad-{0..2"), "bad-{0..2");
+    refuse("", "without shards");
+    Error e;
+    CHECK(make_dirs(at(temporary, "bare"), &e));
+    refuse(at(temporary, "bare"), "no .tar files");
+    /* Labels outside of what the model or the class file has. */
+    DataOptions o = options(pattern);
+    o.num_classes = 4;
+    refuse_options(o, "has label 4, but there are 4 classes");
+    o = options(pattern);
+    o.num_classes = 9;
+    Dataset *d = open_options(o);
+    CHECK(d && data_classes(d) == 9 && strcmp(data_class_name(d, 8), "8") == 0);
+    data_close(d);
+    FILE *f = fopen(at(temporary, "names.txt"), "w");
+    CHECK(f && fputs("a\nb\nc\n", f) >= 0 && fclose(f) == 0);
+    o = options(pattern);
+    o.classes = at(temporary, "names.txt");
+    refuse_options(o, "there are 3 classes");
+}
+
+/* A member that is no picture is replaced, in every epoch alike; a file that changes under our
+ * hands ends the program. */
+static void test_damage(void)
+{
+    const char *path = at(temporary, "damaged.tar"), *log = at(temporary, "damaged.log");
+    TarWriter *w = create(path);
+    for (int i = 0; i < 6; i++) {
+        add_label(w, i, "0");
+        if (i == 2)
+            add(w, i, "ppm", "P6 2 2 255 abc", 14);
+        else
+            add_picture(w, i);
+    }
+    finish(w);
+    printf("one warning about a damaged image belongs here:\n");
+    fflush(stdout);
+    Dataset *d = open_options(options(path));
+    uint8_t out[BYTES];
+    for (int epoch = 0; d && epoch < 3; epoch++)
+        CHECK(data_sample(d, decoder, 2, epoch, 0, out) == 0 && out[0] == 13, "level %d", out[0]);
+    CHECK(d && data_damaged(d) == 1);
+    data_close(d);
+    static const char *const say[] = {"had", "had", "no member of", "shorter"};
+    for (int how = 0; how < COUNT(say); how++) {
+        write_shard(path, 0, 6);
+        pid_t child = fork();
+        if (child == 0) {
+            if (!freopen(log, "w", stderr))
+                _exit(9);
+            d = open_options(options(path));
+            struct stat st;
+            if (how == 3) /* while it is open */
+                data_sample(d, decoder, 1, 0, 0, out);
+            if (stat(path, &st) != 0 || (how != 1 && truncate(path, 512 * 6) != 0))
+                _exit(9);
+            if (how == 1)
+                write_shard(path, 30, 6);
+            if (how == 2 && truncate(path, st.st_size) != 0) /* zeros from there on */
+                _exit(9);
+            data_sample(d, decoder, 5, 0, 0, out);
+            data_sample(d, decoder, 0, 0, 0, out);
+            _exit(8);
+        }
+        int status = -1;
+        Error e;
+        CHECK(child > 0 && waitpid(child, &status, 0) == child);
+        char *text = read_text(log, 1 << 16, &e);
+        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 1 && text && strstr(text, "damaged.tar"),
+              "status %d, %s", status, text ? text : e.what);
+        CHECK(text && strstr(text, say[how]), "%d: %s", how, text ? text : "");
+        free(text);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    if (!files_begin(argc, argv))
+        return check_report();
+    setenv("VIT_CACHE", "off", 1);
+    decoder = decoder_new();
+    const char *pattern = write_shards("set");
+    test_order(pattern);
+    test_samples(pattern);
+    test_subsets(pattern);
+    test_batches(pattern);
+    test_index(pattern);
+    test_refused(pattern);
+    test_damage();
+    decoder_free(decoder);
+    files_end();
+    return check_report();
+}
