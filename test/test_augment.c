@@ -187,7 +187,8 @@ static void test_by_hand(void)
 
 /* ---- what is drawn ---- */
 
-enum { SIDE = 12, BYTES = 3 * SIDE * SIDE, VIEWS = 100000 };
+/* large enough for equalize, which leaves pictures of up to 255 pixels alone */
+enum { SIDE = 17, BYTES = 3 * SIDE * SIDE, VIEWS = 100000 };
 
 static uint64_t hash(const uint8_t *rgb)
 {
@@ -420,8 +421,9 @@ static const char timm_ops[] =
     "color contrast brightness sharpness shear_x shear_y translate_x "
     "translate_y";
 
-/* Two operations of 15 or 16, each drawn from all. */
-static void test_rand_augment(const char *name, double p, double level, Levels *levels, bool cut)
+/* One or two operations of 15, each drawn from all; or one of 16 with cutout. */
+static void test_rand_augment(const char *name, int layers, double p, double level, Levels *levels,
+                              bool cut)
 {
     static Outcomes o;
     char ops[16][32];
@@ -431,7 +433,9 @@ static void test_rand_augment(const char *name, double p, double level, Levels *
         at += length;
     o.n = 0;
     for (int i = 0; i < n; i++)
-        add_steps(&o, in, 1.0 / (n + cut), &(Step){ops[i], p, level}, 1, levels);
+        for (int j = 0; j < (layers == 2 ? n : 1); j++)
+            add_steps(&o, in, 1.0 / (n + cut) / (layers == 2 ? n : 1),
+                      (const Step[]){{ops[i], p, level}, {ops[j], p, level}}, layers, levels);
     if (cut) { /* a square of twice `half` pixels about each pixel */
         int half = (int)(level * 4 * SIDE / 224);
         for (int y = 0; y < SIDE; y++)
@@ -728,11 +732,12 @@ int main(int argc, char **argv)
     test_by_hand();
     test_auto_augment("imagenet", paper, paper_levels);
     test_auto_augment("imagenet-v0", v0, v0_levels);
-    test_rand_augment("rand-m9-n1", 0.5, 9, timm_levels, false);
-    test_rand_augment("rand-m10-n1-inc1-p0.8", 0.8, 10, timm_inc_levels, false);
-    test_rand_augment("rand-m20-mmax15-n1-inc1-p1", 1, 15, timm_inc_levels, false);
-    test_rand_augment("rand-m20-n1-p1", 1, 10, timm_levels, false);
-    test_rand_augment("randaug(1,9)", 1, 9, big_vision_levels, true);
+    test_rand_augment("rand-m9-n1", 1, 0.5, 9, timm_levels, false);
+    test_rand_augment("rand-m10-n1-inc1-p0.8", 1, 0.8, 10, timm_inc_levels, false);
+    test_rand_augment("rand-m20-mmax15-n1-inc1-p1", 1, 1, 15, timm_inc_levels, false);
+    test_rand_augment("rand-m20-n1-p1", 1, 1, 10, timm_levels, false);
+    test_rand_augment("rand-m9-n2-inc1", 2, 0.5, 9, timm_inc_levels, false);
+    test_rand_augment("randaug(1,9)", 1, 1, 9, big_vision_levels, true);
     check_levels("rand-m5-n1-mstd1-p1", 5, 1, 0.5, 9.5);
     check_levels("rand-m9-n1-mstd101-p1", 4.5, 9 / sqrt(12), 0, 9);
     test_jitter();
