@@ -17,11 +17,11 @@
 
 /* What happens to a magnitude after its level has chosen it, in this order. */
 enum {
-    DOWN = 1,        /* to a whole number */
-    UP = 2,          /* so too */
-    NEAR = 4,        /* so too */
+    DOWN = 1,        /* rounded down to a whole number */
+    UP = 2,          /* up */
+    NEAR = 4,        /* to the nearest */
     EITHER_SIGN = 8, /* negated half of the time */
-    FROM_ONE = 16,   /* 1 is added */
+    FROM_ONE = 16,   /* 1 is added; then the limits hold */
     OF_SIDE = 32     /* times the side along which it moves; cutout: the shorter one */
 };
 enum { FILTER_RANDOM = -1 };   /* bilinear or bicubic, drawn each time */
@@ -91,9 +91,9 @@ static const Step paper_pairs[PAIRS][2] = {
     {{OP_EQUALIZE, 0.8, 8}, {OP_EQUALIZE, 0.6, 3}},
 };
 
-/* TensorFlow's policy v0, which DALI calls image_net. There a translation is up to 250 pixels,
- * which leaves nothing of 224; here it is up to 0.45 of the side, as timm has it. Posterize keeps
- * one bit or more, as in DALI. */
+/* TensorFlow's policy v0, which DALI calls image_net; bilinear, as in DALI. There a translation is
+ * up to 250 pixels, which leaves nothing of 224; here it is up to 0.45 of the side, as timm has it.
+ * Posterize keeps one bit or more, as in DALI. */
 static const Range v0_ranges[] = {
     {OP_AUTOCONTRAST, 0, 0, 0, 0, 0, 0},
     {OP_EQUALIZE, 0, 0, 0, 0, 0, 0},
@@ -135,8 +135,9 @@ static const Step v0_pairs[PAIRS][2] = {
     {{OP_COLOR, 0.8, 6}, {OP_ROTATE, 0.4, 5}},
 };
 
-/* timm's RandAugment. Its posterize may keep no bit at all, which Pillow refuses by now: here one
- * is left. `inc`: what changes little at level 10 above, changes most at level 10 here. */
+/* timm's RandAugment: bilinear or bicubic, drawn each time. Its posterize may keep no bit at all,
+ * which Pillow refuses by now: here one is left. `inc`: what changes little at level 10 above,
+ * changes most at level 10 here. */
 static const Range timm_ranges[] = {
     {OP_AUTOCONTRAST, 0, 0, 0, 0, 0, 0},
     {OP_EQUALIZE, 0, 0, 0, 0, 0, 0},
@@ -172,8 +173,8 @@ static const Range timm_inc_ranges[] = {
     {OP_TRANSLATE_Y, 0, 0.45, -INFINITY, INFINITY, EITHER_SIGN | OF_SIDE, FILTER_RANDOM},
 };
 
-/* big_vision's randaug. Its translation of 100 pixels and cutout of 2 x 40 are for pictures of 224
- * pixels, and in proportion for others. */
+/* big_vision's randaug: nearest, without chance but in the choice and signs. Its translation of 100
+ * pixels and cutout of 2 x 40 are for pictures of 224 pixels, and in proportion for others. */
 static const Range big_vision_ranges[] = {
     {OP_AUTOCONTRAST, 0, 0, 0, 0, 0, 0},
     {OP_EQUALIZE, 0, 0, 0, 0, 0, 0},
