@@ -188,6 +188,7 @@ test: report
 	  $(foreach t,$(filter %/test_golden,$(TESTS)),"$t $(GOLDEN) $(FIXTURES)") \
 	  $(if $(FIXTURES),,"skip: no PyTorch fixtures in $(SHARED)/fixtures") \
 	  "test/test_train.sh $(PROGRAM) $(SHARED)" \
+	  "test/test_tools.sh $(TOOL) $(PROGRAM) $(SHARED)" \
 	  $(CUDA_TESTS) \
 	  "test/test_learn.sh $(PROGRAM) $(SHARED)"
 

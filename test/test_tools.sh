@@ -1,0 +1,236 @@
+#!/bin/bash
+# ./vit, end to end: shards and their indexes, contact sheets, good and bad input.
+# test/test_tools.sh VIT TRAIN_CPU [SHARED]. Everything happens in a temporary folder.
+# Every error must say `error:` and `hint:`, with the right exit status.
+tool=$(realpath "$1")
+train=$(realpath "$2")
+shared=$(realpath -m "${3:-../shared}") # real pictures, where they are
+[ -x "$tool" ] && [ -x "$train" ] ||
+    { echo "FAIL no program $1 or $2"; echo "0 passed, 1 failed, 0 skipped"; exit 1; }
+tmp=$(mktemp -d) || exit 1
+trap 'umount "$tmp/small" 2>/dev/null; rm -rf "$tmp"' EXIT
+cd "$tmp" || exit 1
+passed=0 failed=0 skipped=0
+
+pass() { passed=$((passed + 1)); }
+skip() { skipped=$((skipped + 1)); echo "SKIP $1"; }
+fail() { # name, then the log's end
+    failed=$((failed + 1))
+    echo "FAIL $1"
+    tail -n 8 log | sed 's/^/  | /'
+}
+check() { # name, command...
+    local name=$1
+    shift
+    if "$@"; then pass; else fail "$name"; fi
+}
+good() { # name, arguments...: must end with 0
+    local name=$1
+    shift
+    "$tool" "$@" >log 2>&1
+    rc=$?
+    check "$name (status $rc)" [ $rc = 0 ]
+}
+bad() { # name, status, pattern, arguments...
+    local name=$1 status=$2 pattern=$3
+    shift 3
+    "$tool" "$@" >log 2>&1
+    rc=$?
+    check "$name: status $rc, not $status" [ $rc = "$status" ]
+    check "$name: says error and hint" \
+        sh -c "grep -q '^error: ' log && grep -q '^hint: ..' log && grep -qE -- '$pattern' log"
+}
+says() { check "$1: says $2" grep -qE -- "$2" log; }
+cls() { tar xOf "$1" "$2.cls"; } # a label
+
+# ---- pictures to work on: drawn by the training program, a few of each class ----
+
+"$train" --data shapes --steps 1 --batch-size 2 --threads 1 --out run --val-data none --image-size 32 \
+    --patch-size 16 --width 16 --layers 1 --heads 1 --mlp 16 >log 2>&1 || fail "drawing shapes"
+for class in data/shapes-32/train/*; do
+    mkdir -p "pics/train/$(basename "$class")" "pics/val/$(basename "$class")"
+    find "$class" -name '*.jpg' | sort | head -n 7 | xargs cp -t "pics/train/$(basename "$class")"
+    find "$class" -name '*.jpg' | sort | tail -n 3 | xargs cp -t "pics/val/$(basename "$class")"
+done
+rm -rf data run
+find pics -type f | sort | xargs md5sum >before
+
+# ---- commands and flags ----
+
+good "help" --help
+says "help" 'shard'
+for command in index shard; do
+    good "$command --help" $command --help
+    says "$command --help" "usage: ./vit $command"
+done
+bad "no command" 2 'no command'
+bad "unknown command" 2 'did you mean ./vit shard' shrad
+bad "unknown flag" 2 'did you mean --max-count' shard --max-conut 3
+bad "missing flag" 2 '--out is missing' shard --data pics
+bad "missing value" 2 '--out needs a value' shard --data pics --out
+bad "no number" 2 "'7x'" shard --data pics --out s --seed 7x
+bad "no size" 2 "'7T'" shard --data pics --out s --max-size 7T
+bad "huge size" 2 "99999999999999999G" shard --data pics --out s --max-size 99999999999999999G
+bad "out of range" 2 'outside 1..100' shard --data pics --out s --quality 101
+bad "stray word" 2 'more' shard --data pics --out s more
+
+# ---- shards ----
+
+good "shard" shard --data pics --out one/train-%06d.tar --threads 1
+says "shard" "^1 shards, 70 samples, "
+says "shard" "wds:one/train-\{000000\.\.000000\}\.tar' --classes 'one/classes.txt'"
+good "shard, 4 threads" shard --data pics --out four/train --threads 4
+check "same bytes for any number of threads" cmp one/train-000000.tar four/train-000000.tar
+good "shard, another seed" shard --data pics --out seed/train --seed 1
+check "the seed changes the order" sh -c '! cmp -s one/train-000000.tar seed/train-000000.tar'
+check "samples, cls first" sh -c "tar tf one/train-000000.tar | paste - - |
+    grep -cE '^([0-9]{7})\.cls	\1\.jpg$' | grep -qx 70"
+check "each sample once" sh -c 'test $(tar tf one/train-000000.tar | sort -u | wc -l) = 140'
+mkdir x && tar xf one/train-000000.tar -C x
+i=0
+for f in $(find pics/train -name '*.jpg' | LC_ALL=C sort); do # copied, with the label of its folder
+    key=$(printf %07d $i)
+    label=$(ls pics/train | LC_ALL=C sort | grep -nx "$(basename "$(dirname "$f")")" | cut -d: -f1)
+    cmp -s "$f" "x/$key.jpg" && [ "$(cat "x/$key.cls")" = $((label - 1)) ] || break
+    i=$((i + 1))
+done
+check "pictures are copied, in sorted order ($i)" [ $i = 70 ]
+check "class list" sh -c 'ls pics/train | LC_ALL=C sort | cmp - one/classes.txt'
+good "shard, validation" shard --data pics --out one/val --split val
+says "validation" '^1 shards, 30 samples'
+good "shard, --max-count" shard --data pics --out count/c-%d.tar --max-count 16
+says "max-count" '^5 shards, 70 samples'
+check "max-count" sh -c 'for k in 0 1 2 3; do
+    test $(tar tf count/c-$k.tar | wc -l) = 32 || exit 1; done; tar tf count/c-4.tar >list'
+good "shard, --max-size" shard --data pics --out size/c --max-size 20K
+check "max-size" sh -c 'test $(ls size/*.tar | wc -l) -gt 4 && ! find size -size +20000c | grep .'
+check "the same samples in the same order" sh -c 'for s in one/train* ; do tar tf $s; done >a
+    for s in size/c-*.tar; do tar tf $s; done | cmp - a'
+{ echo b && echo a && ls pics/train | LC_ALL=C sort; } >list
+good "shard, --classes" shard --data pics --out list.d/c --classes list
+check "labels are lines of --classes" sh -c "test $(cls list.d/c-000000.tar 0000000) = 2"
+good "shard, --short-side" shard --data pics --out small.d/c --short-side 16 --quality 80
+check "smaller" sh -c 'test $(wc -c <small.d/c-000000.tar) -lt $(wc -c <one/train-000000.tar)'
+check "16 pixels" sh -c 'tar xOf small.d/c-000000.tar 0000005.jpg | od -An -v -tx1 | tr -d " \n" |
+    grep -qE "ffc0001108" && tar xOf small.d/c-000000.tar 0000005.jpg | od -An -v -tx1 |
+    tr -d " \n" | grep -qE "ffc00011080010"'
+good "not larger: copied" shard --data pics --out same.d/train --short-side 64
+check "not larger: copied" cmp one/train-000000.tar same.d/train-000000.tar
+check "the pictures are untouched" sh -c 'find pics -type f | sort | xargs md5sum | cmp - before'
+
+# ---- damaged and foreign pictures ----
+
+mkdir -p odd/a odd/b
+cp pics/train/*/0000.jpg odd/a 2>/dev/null || cp "$(find pics/train -name '*.jpg' | head -n 1)" odd/a
+whole=$(find odd/a -name '*.jpg' | head -n 1)
+head -c $(($(wc -c <"$whole") / 2)) "$whole" >odd/b/cut.jpg
+: >odd/b/empty.jpg
+echo text >odd/b/text.jpg
+printf 'P6 2 2 255\nabcabcabcabc' >odd/b/two.ppm
+printf 'P6 2 2 255\nabc' >odd/b/cut.ppm
+good "damaged pictures" shard --data odd --out odd.d/c
+says "damaged pictures" 'warning: odd/b/cut.jpg: .*left out'
+says "damaged pictures" 'warning: odd/b/cut.ppm: .*left out'
+says "damaged pictures" 'warning: 4 of [0-9]+ pictures are damaged'
+says "damaged pictures" '^1 pictures that were no JPEG'
+mkdir -p none/a && : >none/a/empty.jpg
+bad "nothing but damaged pictures" 1 'all 1 pictures' shard --data none --out none.d/c
+check "no shard then" sh -c '! ls none.d/*.tar* 2>/dev/null'
+
+# ---- real pictures ----
+
+if [ -d "$shared/data/hymenoptera" ]; then
+    good "shard of photographs" shard --data "$shared/data/hymenoptera" --out bees/val --split val \
+        --short-side 64
+    says "shard of photographs" '^1 shards, 153 samples'
+    check "shard of photographs" [ "$(tar tf bees/val-000000.tar | wc -l)" = 306 ]
+else
+    skip "no pictures in $shared/data/hymenoptera"
+fi
+
+# ---- what cannot be done ----
+
+bad "no directory" 1 '/nowhere' shard --data /nowhere --out s
+bad "no folder" 1 'folders of images' shard --data cifar10:x --out s
+bad "no classes" 1 'one has no class folders' shard --data one --out s
+bad "bad split" 2 'neither train nor val' shard --data pics --out s --split test
+for pattern in 'a%d%d' 'a%s' 'a%' 'a%06x' 'a%n' 'a%-6d' 'a%06ld' 'a%99d' 'a%%' 'a{0..9}' 'a/' '%d/a'; do
+    bad "pattern $pattern" 2 -- '--out' shard --data pics --out "p/$pattern"
+done
+check "a bad pattern writes nothing" [ ! -e p ]
+bad "shards that are there" 1 'one/train-000000.tar is already there' shard --data pics --out one/train
+bad "another class list" 1 'other classes' shard --data odd --out one/odd
+bad "a file in the way" 1 'before: cannot create' shard --data pics --out before/x
+(
+    ulimit -f 8 # blocks of 1024 bytes
+    "$tool" shard --data pics --out full/c-%d.tar --max-count 3 >log 2>&1
+    echo $? >rc
+)
+check "file too large" sh -c 'test $(cat rc) = 1 && grep -q "^error: full/c-.*cannot write" log'
+check "file too large: no half shard" sh -c '! ls full/*part* 2>/dev/null'
+mkdir small
+if mount -t tmpfs -o size=64k tmpfs small 2>/dev/null; then
+    bad "full disk" 1 'No space left' shard --data pics --out small/c --max-size 20K
+    check "full disk: no half shard" sh -c '! ls small/*part* 2>/dev/null'
+    check "full disk: complete shards can be read" \
+        sh -c 'for s in small/*.tar; do tar tf $s >/dev/null || exit 1; done'
+    umount small
+else
+    skip "no right to mount a tmpfs"
+fi
+
+# ---- indexes ----
+
+good "index" index --archive 'size/c-{000000..000003}.tar' --index-dir idx
+says "index" '^4 indexes of [0-9]+ samples in idx'
+check "four indexes" [ "$(cd idx && echo *)" = "idx_0.txt idx_1.txt idx_2.txt idx_3.txt" ]
+if python3 -c '' 2>/dev/null; then
+    cat >wds2idx.py <<'PY'
+import sys, tarfile
+for path, index in zip(sys.argv[1::2], sys.argv[2::2]):
+    samples, last = [], None
+    for m in tarfile.open(path):
+        base, dot, ext = m.name.rpartition("/")[2].partition(".")
+        if not m.isfile() or not base or not dot:
+            continue
+        stem = m.name[: len(m.name) - len(ext) - 1]
+        if stem != last:
+            samples.append([])
+        last = stem
+        samples[-1].append(f"{ext} {m.offset_data} {m.size} {m.name}")
+    text = f"v1.2 {len(samples)}\n" + "".join(" ".join(s) + "\n" for s in samples)
+    if text != open(index).read():
+        sys.exit(f"{index} differs")
+PY
+    check "index as Python's tarfile sees it" \
+        python3 wds2idx.py size/c-000000.tar idx/idx_0.txt size/c-000003.tar idx/idx_3.txt
+    n50=$(printf 'n%.0s' $(seq 50))
+    mkdir -p "t/$n50/$n50" # paths of more than a header's 100 bytes, and of more than ustar's 256
+    touch "t/$n50/$n50/a.jpg" "t/$n50/$n50/$n50$n50$n50$n50.jpg" t/x.seg.png t/.hidden.jpg t/README && echo 1 >t/x.cls
+    ln -s x.cls t/link.cls
+    for format in gnu pax ustar v7; do
+        [ $format = ustar ] && rm "t/$n50/$n50/$n50$n50$n50$n50.jpg"
+        [ $format = v7 ] && rm -r "t/$n50"
+        tar cf $format.tar --format=$format -C t --sort=name . || fail "tar --format=$format"
+    done 2>log
+    good "index of other tar programs" index --archive '{gnu,pax,ustar,v7}.tar' --index-dir other
+    check "index of other tar programs" \
+        python3 wds2idx.py gnu.tar other/idx_0.txt pax.tar other/idx_1.txt \
+        ustar.tar other/idx_2.txt v7.tar other/idx_3.txt
+else
+    skip "no python3 to compare indexes with"
+fi
+good "index again, one thread" index --archive 'size/c-{000000..000001}.tar' --index-dir idx --threads 1
+says "index of fewer archives" 'warning: idx/idx_2.txt'
+bad "no archive" 1 'size/none.tar' index --archive 'size/{c-000000,none}.tar' --index-dir idx2
+bad "unbalanced braces" 1 'without its' index --archive 'size/{c-000000.tar' --index-dir idx2
+bad "no tar file" 1 'not the header' index --archive before --index-dir idx2
+head -c 5000 size/c-000000.tar >cut.tar
+bad "truncated archive" 1 'cut.tar: byte [0-9]+: ' index --archive cut.tar --index-dir idx2
+gzip -k cut.tar
+bad "compressed archive" 1 'gzip' index --archive cut.tar.gz --index-dir idx2
+bad "missing flags" 2 'index-dir is missing' index --archive cut.tar
+bad "a file in the way" 1 'before: cannot create' index --archive size/c-000000.tar --index-dir before/x
+
+echo "$passed passed, $failed failed, $skipped skipped"
+[ $failed = 0 ]
