@@ -62,13 +62,20 @@ TEST_SRC := $(wildcard test/test_*.c)
 TESTS    := $(TEST_SRC:test/%.c=$(BUILD)/%) \
             $(patsubst test/%.c,$(BUILD)/double/%,$(wildcard test/test_grad.c test/test_golden.c))
 STANDIN_TESTS := $(addprefix $(STANDIN)/,train_gpu test_ops test_golden test_cuda_on_cpu)
+# Fuzz targets, with sanitizers: under test/fuzz/driver.c by the compiler that is there, or under
+# libFuzzer by clang.
+SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+FUZZ     := $(BUILD)/fuzz
+FUZZ_OBJ := $(LIB_SRC:%.c=$(FUZZ)/obj/%.o)
+TARGETS  := $(patsubst test/fuzz/fuzz_%.c,%,$(wildcard test/fuzz/fuzz_*.c))
+FUZZ_SECONDS ?= 60
 GOLDEN   := $(wildcard test/golden/*.safetensors)
 FIXTURES := $(filter-out %/preprocess.safetensors,$(wildcard $(SHARED)/fixtures/*.safetensors))
 # Sub-makes use every core unless -j was given.
 SUB = +@$(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(CORES))
 Q := $(if $(V),,@)
 
-.PHONY: all demo gpu-tests standin test-cuda races test test-programs test-long valgrind bench bench-data deps report objects clean help
+.PHONY: all demo fuzz fuzz-targets gpu-tests standin test-cuda races test test-programs test-long valgrind bench bench-data deps report objects clean help
 .DELETE_ON_ERROR:
 
 all: report
@@ -165,8 +172,44 @@ $(BUILD)/double/test_%: test/test_%.c $(LIB64) Makefile
 	@echo "  TEST $@"
 	$(Q)$(CC) $(FLAGS) -DREAL=double -MMD -MP -MF $@.d -o $@ $< $(LIB64) $(LIBS) $(OPTIONAL)
 
+# The program's code is what coverage is of, not the targets themselves.
+COVERAGE := -fsanitize-coverage=trace-pc
+$(FUZZ)/obj/%.o: %.c Makefile | $(BUILD)/found
+	@mkdir -p $(FUZZ)/obj
+	@echo "  CC   $@"
+	$(Q)$(CC) $(FLAGS) $(SANITIZE) $(COVERAGE) $(HAVE) -MMD -MP -c -o $@ $<
+
+$(FUZZ)/driver.o: test/fuzz/driver.c Makefile | $(BUILD)/found
+	@mkdir -p $(FUZZ)
+	@echo "  CC   $@"
+	$(Q)$(CC) $(FLAGS) -O2 -MMD -MP -c -o $@ $<
+
+.SECONDARY: $(FUZZ_OBJ) $(FUZZ)/driver.o
+$(FUZZ)/fuzz_%: test/fuzz/fuzz_%.c $(FUZZ_OBJ) $(if $(LIBFUZZER),,$(FUZZ)/driver.o) Makefile
+	@echo "  FUZZ $@"
+	$(Q)$(CC) $(FLAGS) $(SANITIZE) $(LIBFUZZER) -MMD -MP -MF $@.d -o $@ $< $(FUZZ_OBJ) \
+	  $(if $(LIBFUZZER),,$(FUZZ)/driver.o) $(LIBS) $(OPTIONAL)
+
+fuzz-targets: $(TARGETS:%=$(FUZZ)/fuzz_%)
+
+# libFuzzer, where clang has it. What it finds stands in $(FUZZ), what it keeps in $(FUZZ)/NAME.
+fuzz: report
+	@mkdir -p $(FUZZ) && echo 'int LLVMFuzzerTestOneInput(const char *b, long n) { return !b && n; }' >$(FUZZ)/probe.c
+	@if clang -fsanitize=fuzzer -o $(FUZZ)/probe $(FUZZ)/probe.c 2>/dev/null; then \
+	  $(MAKE) --no-print-directory BUILD=$(BUILD)/clang CC=clang NVCC= FUZZ=$(FUZZ)/libfuzzer LIBFUZZER=-fsanitize=fuzzer \
+	    COVERAGE=-fsanitize=fuzzer-no-link fuzz-targets && \
+	  mkdir -p $(TARGETS:%=$(FUZZ)/%) && test/run $(BUILD)/log-fuzz $(foreach t,$(TARGETS),"check $t: \
+	    $(FUZZ)/libfuzzer/fuzz_$t -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2500 -timeout=20 \
+	    -artifact_prefix=$(FUZZ)/$t- $(FUZZ)/$t test/fuzz/seeds/$t"); \
+	else \
+	  $(MAKE) --no-print-directory BUILD=$(BUILD) fuzz-targets && \
+	  test/run $(BUILD)/log-fuzz $(call FUZZ_RUNS,$(FUZZ_SECONDS)); fi
+
+# The arguments of test/run: each target on its seeds for so many seconds.
+FUZZ_RUNS = $(foreach t,$(TARGETS),"as fuzz $t: $(FUZZ)/fuzz_$t $1 test/fuzz/seeds/$t")
+
 standin: $(STANDIN_TESTS)
-test-programs: $(PROGRAM) $(TOOL) $(TESTS) $(STANDIN_TESTS) $(if $(NVCC),$(GPUPROGRAM))
+test-programs: fuzz-targets $(PROGRAM) $(TOOL) $(TESTS) $(STANDIN_TESTS) $(if $(NVCC),$(GPUPROGRAM))
 
 # test/run runs each argument as a command, and ends with `N passed, N failed, N skipped`.
 # Gradients are checked in double alone: finite differences say nothing in float. The CUDA backend is
@@ -189,23 +232,24 @@ test: report
 	  $(if $(FIXTURES),,"skip: no PyTorch fixtures in $(SHARED)/fixtures") \
 	  "test/test_train.sh $(PROGRAM) $(SHARED)" \
 	  "test/test_tools.sh $(TOOL) $(PROGRAM) $(SHARED)" \
+	  $(call FUZZ_RUNS,3) \
 	  $(CUDA_TESTS) \
 	  "test/test_learn.sh $(PROGRAM) $(SHARED)"
 
 # Hours rather than minutes: sanitizers, a second compiler, valgrind, other orders of streams, and
 # mutants of the sources that the tests above must notice.
-ASAN := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 TSAN := -O1 -g -fsanitize=thread
 test-long: report
 	-scripts/deps long
 	@TEST_SMALL= test/run build/log-long \
 	  "as tests: $(MAKE) --no-print-directory test" \
-	  "as sanitizers: TEST_SMALL=1 $(MAKE) --no-print-directory BUILD=build/asan NVCC= EXTRA='$(ASAN)' test" \
+	  "as sanitizers: TEST_SMALL=1 $(MAKE) --no-print-directory BUILD=build/asan NVCC= EXTRA='$(SANITIZE)' test" \
 	  "check clang: command -v clang || exit 77; $(MAKE) BUILD=build/clang CC=clang EXTRA=-Werror objects" \
 	  "as cuda by clang: $(MAKE) --no-print-directory BUILD=build/clang CC=clang NVCC= test-cuda" \
 	  $(foreach s,2 3 4 5 6 7,"as stream order $s: VIT_STANDIN_SEED=$s $(MAKE) --no-print-directory test-cuda") \
 	  "as races: $(MAKE) --no-print-directory BUILD=build/tsan NVCC= EXTRA='$(TSAN)' races" \
 	  "check valgrind: command -v valgrind || exit 77; $(MAKE) BUILD=build/x86-64 ARCH=-march=x86-64 NVCC= valgrind" \
+	  "as fuzz: $(MAKE) --no-print-directory NVCC= fuzz FUZZ_SECONDS=600" \
 	  "test/mutate.sh"
 
 # Two threads of a block on the same memory without a barrier between: ThreadSanitizer sees CUDA's
@@ -262,7 +306,8 @@ help:
 	@echo "make test-cuda  of these, the tests of the CUDA backend, which need no GPU"
 	@echo "make races      the same under ThreadSanitizer: EXTRA='-O1 -g -fsanitize=thread' BUILD=build/tsan"
 	@echo "make gpu-tests  build what scripts/gpu_check.sh runs on a GPU"
-	@echo "make test-long  sanitizers, clang, valgrind, stream orders, mutants: hours"
+	@echo "make fuzz       fuzz targets (test/fuzz) for FUZZ_SECONDS each, with libFuzzer where clang has it"
+	@echo "make test-long  sanitizers, clang, valgrind, stream orders, fuzzing, mutants: hours"
 	@echo "make bench      speed against this machine's matrix product, and PyTorch where it is found"
 	@echo "make bench-data images/s of decoding and augmentation, beside Pillow's, torchvision's ... where found"
 	@echo "make deps       install what is missing (Debian, Ubuntu; asks for sudo)"

@@ -1,0 +1,34 @@
+/* fuzz_image.c - pictures of every format: whole, cropped, and for evaluation, exact and fast. */
+#include "fuzz.h"
+#include "image.h"
+
+#include <string.h>
+
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n)
+{
+    static Decoder *d;
+    static uint8_t out[24 * 16 * 3];
+    Error e = {"", ""};
+    if (!d)
+        d = decoder_new();
+    if (!decoder_open(d, bytes, n, &e)) {
+        MUST(*e.what);
+        return 0;
+    }
+    int w = decoder_width(d), h = decoder_height(d);
+    MUST(w > 0 && h > 0);
+    if ((double)w * h > 4e6) /* seconds: what bounds it is tested elsewhere */
+        return 0;
+    for (int decode = DECODE_EXACT; decode <= DECODE_FAST; decode++) {
+        Target t = {.out_w = 24, .out_h = 16, .filter = FILTER_BICUBIC, .decode = decode};
+        Box all = {0, 0, w, h}, part = {w / 3, h / 4, w - w / 2, h - h / 2},
+            one = {w - 1, h - 1, 1, 1};
+        bool ok = decoder_crop(d, &t, all, false, out, &e);
+        MUST(ok || *e.what);
+        decoder_crop(d, &t, part, true, out, &e);
+        decoder_crop(d, &t, one, false, out, &e);
+        t.crop = (int)(n % 2) ? CROP_STRETCH : CROP_CENTER;
+        decoder_eval(d, &t, out, &e);
+    }
+    return 0;
+}
