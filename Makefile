@@ -286,7 +286,7 @@ $(BUILD)/bench_data: bench/data.c $(LIB) Makefile
 
 bench-data: report
 	$(SUB) $(BUILD)/bench_data $(PROGRAM)
-	@BENCH=$(BUILD)/bench_data SHARED=$(SHARED) bench/run_data
+	@BENCH=$(BUILD)/bench_data PROGRAM=./$(PROGRAM) SHARED=$(SHARED) bench/run_data
 
 deps:
 	@scripts/deps

@@ -631,7 +631,7 @@ static void sweep(const Source *s)
     for (int i = 0; i < TIMES; i++)
         for (int t = 0; t < teams; t++)
             if (team[t].n == i)
-                team_race(&team[t], s, d, small ? 1 : 2);
+                team_race(&team[t], s, d, small ? 0.5 : 1);
     for (int t = 1; t < counts; t++) /* more threads for nothing are not better */
         if (median(team[t].speed, TIMES) > 1.03 * median(team[best].speed, TIMES))
             best = t;
