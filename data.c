@@ -173,7 +173,7 @@ static const SourceKind fake = {.make = make_fake, .path = fake_path, .close = c
 Source *fake_open(const char *text, const DataOptions *o, Error *e)
 {
     long n = o->fake_count;
-    bool zeros = strncmp(text, "zeros", 5) == 0;
+    bool zeros = strncmp(text, "zeros", 5) == 0 && (!text[5] || text[5] == ':');
     text += zeros ? 5 + (text[5] == ':') : 0;
     if (*text) {
         char *end;

@@ -50,7 +50,8 @@ static Decoder *decoder;
 static Loader *open_strided(Dataset *d, int batch, bool shuffle, long start, long stride, long end,
                             int workers)
 {
-    return loader_open(d, &(LoaderOptions){batch, shuffle, 1, start, stride, end, workers, workers});
+    return loader_open(d,
+                       &(LoaderOptions){batch, shuffle, 1, start, stride, end, workers, workers});
 }
 
 static Loader *open_loader(Dataset *d, int batch, bool shuffle, long start, long end, int workers)
@@ -183,6 +184,112 @@ static void test_splits(void)
     refuse(at(temporary, "splits"), false, NULL, "x is not in");
 }
 
+static void link_to(const char *target, const char *path)
+{
+    CHECK(symlink(target, path) == 0, "%s", path);
+}
+
+/* The paths below the root, in order; NULL ends them. */
+static void check_paths(Dataset *d, const char *root, const char *const *want)
+{
+    size_t n = strlen(root) + 1;
+    long i = 0;
+    for (; d && i < data_count(d) && want[i]; i++) {
+        char *path = data_sample_path(d, i);
+        CHECK(strlen(path) > n && strcmp(path + n, want[i]) == 0, "%s, not %s", path, want[i]);
+        free(path);
+    }
+    CHECK(d && i == data_count(d) && !want[i], "%ld images", d ? data_count(d) : -1);
+}
+
+/* Folders within class folders, links to files, to folders, in circles and to nowhere. */
+static void test_nested(void)
+{
+    Error e = {"", ""};
+    const char *dir = at(temporary, "nested"), *elsewhere = make_folders("elsewhere", 2);
+    static const char *const folders[] = {"a/deep/er", "a/.hidden", "b/x.jpg", "a/deep/none"};
+    for (int i = 0; i < COUNT(folders); i++)
+        CHECK(make_dirs(at(dir, folders[i]), &e), "%s", e.what);
+    static const char *const files[] = {"a/2.jpg",         "a/deep/1.WebP", "a/deep/er/3.tiff",
+                                        "a/.hidden/4.jpg", "a/.5.jpg",      "a/6.txt",
+                                        "b/x.jpg/7.GIF",   "a/jpg",         "top.jpg"};
+    for (int i = 0; i < COUNT(files); i++)
+        write_text(at(dir, files[i]), "");
+    link_to("..", at(dir, "a/deep/up"));
+    link_to("../..", at(dir, "a/deep/top"));
+    link_to(".", at(dir, "b/self"));
+    link_to("nowhere", at(dir, "b/lost"));
+    link_to("nowhere.png", at(dir, "b/lost.png")); /* found when it is read */
+    link_to("../a/deep/er", at(dir, "b/er"));
+    link_to("../a/deep/er", at(dir, "b/er2")); /* the same a second time */
+    link_to("../a/2.jpg", at(dir, "b/2.jpg"));
+    link_to(at(elsewhere, "b"), at(dir, "c"));
+    static const char *const want[] = {
+        "a/2.jpg",    "a/deep/1.WebP", "a/deep/er/3.tiff", "b/2.jpg", "b/er/3.tiff",
+        "b/lost.png", "b/x.jpg/7.GIF", "c/0.PPM",          "c/1.PPM", "c/2.PPM",
+        NULL};
+    Dataset *d = open_dir(dir, true, NULL, &e);
+    CHECK(d && data_classes(d) == 3, "%s", e.what);
+    check_paths(d, dir, want);
+    data_close(d);
+}
+
+static void test_subsets(void)
+{
+    Error e = {"", ""};
+    const char *dir = at(temporary, "subset");
+    make_folders("subset/train", 5);
+    make_folders("subset/val", 5);
+    static const struct {
+        double classes, each;
+        int K, n;
+    } cases[] = {{0, 0, 5, 15},  {1, 1, 5, 15},    {0.2, 1, 1, 3},   {0.41, 1, 3, 9},
+                 {0.4, 1, 2, 6}, {1, 2, 5, 10},    {1, 0.5, 5, 5},   {1, 0.01, 5, 5},
+                 {1, 7, 5, 15},  {0.001, 2, 1, 2}, {1, 0.67, 5, 10}, {0.6, 2, 3, 6}};
+    for (int i = 0; i < COUNT(cases); i++) {
+        DataOptions o = defaults;
+        o.spec = dir;
+        o.classes_fraction = cases[i].classes;
+        o.per_class = cases[i].each;
+        Dataset *d = data_open(&o, &e);
+        o.train = false;
+        Dataset *v = data_open(&o, &e);
+        if (CHECK(d && v, "%s", e.what)) {
+            CHECK(data_classes(d) == cases[i].K && data_count(d) == cases[i].n,
+                  "case %d: %ld images of %d classes", i, data_count(d), data_classes(d));
+            CHECK(data_classes(v) == cases[i].K && data_count(v) == 3 * cases[i].K,
+                  "case %d: validation has %ld images", i, data_count(v));
+        }
+        data_close(d);
+        data_close(v);
+    }
+    static const char *const want[] = {"train/a/0.PPM",
+                                       "train/a/1.PPM",
+                                       "train/b/0.PPM",
+                                       "train/b/1.PPM",
+                                       "train/c/0.PPM",
+                                       "train/c/1.PPM",
+                                       NULL};
+    DataOptions o = defaults;
+    o.spec = dir;
+    o.classes_fraction = 0.6;
+    o.per_class = 2;
+    Dataset *d = data_open(&o, &e);
+    check_paths(d, dir, want);
+    data_close(d);
+    /* In the label order of a class file, where the first are other ones. */
+    const char *classes = at(temporary, "reversed.txt");
+    write_text(classes, "e\nd\nc\nb\na\n");
+    o.classes = classes;
+    o.classes_fraction = 0.4;
+    d = data_open(&o, &e);
+    static const char *const reversed[] = {"train/d/0.PPM", "train/d/1.PPM", "train/e/0.PPM",
+                                           "train/e/1.PPM", NULL};
+    check_paths(d, dir, reversed);
+    CHECK(d && data_label(d, 0) == 1 && data_label(d, 3) == 0);
+    data_close(d);
+}
+
 static void test_damaged_images(void)
 {
     Error e = {"", ""};
@@ -197,8 +304,8 @@ static void test_damaged_images(void)
     fflush(stdout);
     uint8_t out[3 * 16 * 16];
     for (int epoch = 0; epoch < 3; epoch++)
-        CHECK(data_sample(d, decoder, 2, epoch, 0, out) == 1 && out[0] == 14, "the next readable one: level %d",
-              out[0]);
+        CHECK(data_sample(d, decoder, 2, epoch, 0, out) == 1 && out[0] == 14,
+              "the next readable one: level %d", out[0]);
     CHECK(data_damaged(d) == 2, "%ld", data_damaged(d));
     Loader *l = open_loader(d, 4, true, 0, 40, 3);
     while (loader_next(l))
@@ -208,33 +315,80 @@ static void test_damaged_images(void)
     data_close(d);
 }
 
-/* A data set without a readable image ends the program, with one error, from any thread. */
-static void test_all_damaged(void)
+/* Runs through one epoch in a child; its exit status, and what it said in *text. */
+static int run_apart(const char *dir, double max_damaged, char **text)
 {
+    const char *log = at(temporary, "apart.log");
     Error e = {"", ""};
-    const char *dir = make_folders("hopeless", 1), *log = at(temporary, "hopeless.log");
-    for (int i = 0; i < 3; i++) {
-        char path[512];
-        snprintf(path, sizeof path, "%s/a/%d.PPM", dir, i);
-        write_text(path, "nonsense");
-    }
+    fflush(stdout);
     pid_t child = fork();
     if (child == 0) {
         if (!freopen(log, "w", stderr))
             _exit(9);
-        Dataset *d = open_dir(dir, true, NULL, &e);
-        Loader *l = d ? open_loader(d, 2, true, 0, 0, 4) : NULL;
-        if (l)
-            loader_next(l);
+        DataOptions o = defaults;
+        o.spec = dir;
+        o.max_damaged = max_damaged;
+        Dataset *d = data_open(&o, &e);
+        Loader *l = d ? open_loader(d, 2, true, 0, data_count(d), 4) : NULL;
+        while (l && loader_next(l))
+            ;
         _exit(8);
     }
     int status = -1;
     CHECK(child > 0 && waitpid(child, &status, 0) == child);
-    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 1, "status %d", status);
-    char *text = read_text(log, 1 << 16, &e), *first = text ? strstr(text, "error:") : NULL;
-    CHECK(first && strstr(first, "no readable image") && !strstr(first + 1, "error:"), "%s",
-          text ? text : e.what);
-    free(text);
+    *text = read_text(log, 1 << 16, &e);
+    CHECK(*text != NULL, "%s", e.what);
+    return WIFEXITED(status) && *text ? WEXITSTATUS(status) : -1;
+}
+
+/* A data set without a readable image ends the program, with one error, from any thread. */
+static void test_all_damaged(void)
+{
+    const char *dir = make_folders("hopeless", 1);
+    for (int i = 0; i < 3; i++) {
+        char path[512], *text;
+        snprintf(path, sizeof path, "%s/a/%d.PPM", dir, i);
+        write_text(path, "nonsense");
+        int status = run_apart(dir, 0, &text);
+        CHECK(status == (i < 2 ? 8 : 1), "%d damaged: status %d", i + 1, status);
+        char *first = text ? strstr(text, "error:") : NULL;
+        CHECK((i < 2) == !first, "%s", text ? text : "");
+        if (first)
+            CHECK(strstr(first, "no readable image") && !strstr(first + 1, "error:"), "%s", text);
+        free(text);
+    }
+}
+
+/* Ten damaged images are borne by the smallest set, more by what is allowed of a larger one. */
+static void test_max_damaged(void)
+{
+    const char *dir = make_folders("worse", 20); /* 60 images */
+    static const struct {
+        int damaged;
+        double allowed;
+        bool stops;
+    } cases[] = {{1, 0.01, false}, {1, -1, true},    {10, 0.01, false},
+                 {11, 0.01, true}, {11, 0.18, true}, {11, 0.19, false},
+                 {30, 0.5, false}, {31, 0.5, true},  {31, 0, false}};
+    int damaged = 0;
+    for (int i = 0; i < COUNT(cases); i++) {
+        for (; damaged < cases[i].damaged; damaged++) {
+            char path[512];
+            snprintf(path, sizeof path, "%s/%c/%d.PPM", dir, 'a' + damaged / 3, damaged % 3);
+            write_text(path, "nonsense");
+        }
+        char *text;
+        int status = run_apart(dir, cases[i].allowed, &text);
+        CHECK(status == (cases[i].stops ? 1 : 8), "case %d: status %d: %s", i, status,
+              text ? text : "");
+        const char *error = text ? strstr(text, "error:") : NULL;
+        if (cases[i].stops)
+            CHECK(error && strstr(error, "of 60 images are damaged") && strstr(error, "/worse/") &&
+                      strstr(error, "--max-damaged") && strstr(error, "hint:") &&
+                      !strstr(error + 1, "error:"),
+                  "case %d: %s", i, text ? text : "");
+        free(text);
+    }
 }
 
 static void test_cifar(void)
@@ -256,7 +410,8 @@ static void test_cifar(void)
     if (CHECK(d != NULL, "%s", e.what)) {
         uint8_t out[3 * 16 * 16];
         CHECK(data_count(d) == 4 && data_classes(d) == 10);
-        CHECK(data_sample(d, decoder, 3, 0, 0, out) == 6 && out[0] == 3 && out[1] == 53 && out[2] == 103);
+        CHECK(data_sample(d, decoder, 3, 0, 0, out) == 6 && out[0] == 3 && out[1] == 53 &&
+              out[2] == 103);
         CHECK(strstr(data_sample_path(d, 3), "data_batch_2.bin#1") != NULL);
         data_close(d);
     }
@@ -298,7 +453,8 @@ static void test_mnist(void)
     Dataset *d = open_dir(spec, true, NULL, &e);
     if (CHECK(d != NULL, "%s", e.what)) {
         uint8_t out[3 * 16 * 16];
-        CHECK(data_count(d) == 2 && data_sample(d, decoder, 1, 0, 0, out) == 4 && out[0] == 70 && out[2] == 70);
+        CHECK(data_count(d) == 2 && data_sample(d, decoder, 1, 0, 0, out) == 4 && out[0] == 70 &&
+              out[2] == 70);
         data_close(d);
     }
     refuse(spec, false, NULL, "t10k-images");
@@ -438,6 +594,121 @@ static void test_loader(void)
     data_close(d);
 }
 
+/* Every rank's share together is each sample once, whatever the numbers are. */
+static void test_ranks(void)
+{
+    static const int cases[][3] = {/* images, batch, ranks */
+                                   {30, 8, 1}, {30, 8, 2},  {30, 8, 4}, {30, 6, 3}, {7, 8, 2},
+                                   {1, 4, 2},  {60, 60, 5}, {61, 7, 7}, {64, 16, 2}};
+    for (int c = 0; c < COUNT(cases); c++) {
+        int n = cases[c][0], batch = cases[c][1], ranks = cases[c][2], share = batch / ranks;
+        DataOptions o = defaults;
+        Error e;
+        char spec[32];
+        snprintf(spec, sizeof spec, "fake:%d", n);
+        o.spec = spec;
+        o.fake_classes = n; /* the label says which sample it is */
+        Dataset *d = data_open(&o, &e);
+        int epochs = 3, *seen = xcalloc((size_t)epochs * n, sizeof *seen);
+        for (int shuffle = 0; d && shuffle < 2; shuffle++) {
+            memset(seen, 0, sizeof *seen * (size_t)epochs * n);
+            for (int rank = 0; rank < ranks; rank++) {
+                Loader *l = open_strided(d, share, shuffle, (long)rank * share, batch,
+                                         (long)epochs * n, 1 + rank % 3);
+                for (const Batch *b; (b = loader_next(l));)
+                    for (int i = 0; i < b->n; i++)
+                        seen[(b->position + i) / n * n + b->labels[i]]++;
+                loader_close(l);
+            }
+            for (int i = 0; i < epochs * n; i++)
+                CHECK(seen[i] == 1, "case %d: sample %d of epoch %d: %d times", c, i % n, i / n,
+                      seen[i]);
+        }
+        free(seen);
+        data_close(d);
+    }
+}
+
+/* Repeats: each of the first n/R samples in an epoch's order R times, 64 positions apart. */
+static void test_repeats(void)
+{
+    static const int cases[][2] = {{384, 3}, {1000, 2}, {50, 4}, {129, 2}, {256, 1}};
+    for (int c = 0; c < COUNT(cases); c++) {
+        int n = cases[c][0], R = cases[c][1];
+        DataOptions o = defaults;
+        Error e;
+        char spec[32];
+        snprintf(spec, sizeof spec, "fake:%d", n);
+        o.spec = spec;
+        o.fake_classes = n;
+        Dataset *d = data_open(&o, &e);
+        if (!CHECK(d != NULL, "%s", e.what))
+            return;
+        Loader *l = loader_open(
+            d, &(LoaderOptions){
+                   .batch = 7, .shuffle = true, .repeats = R, .end = 2L * n, .workers = 3});
+        int *label = xcalloc(2 * (size_t)n, sizeof *label), *times = xcalloc(2 * (size_t)n, 4);
+        for (const Batch *b; (b = loader_next(l));)
+            memcpy(label + b->position, b->labels, sizeof(int) * (size_t)b->n);
+        loader_close(l);
+        int whole = n / (64 * R) * 64; /* samples in whole blocks */
+        for (int p = 0; p < 2 * n; p++)
+            times[p / n * n + label[p]]++;
+        for (int epoch = 0; epoch < 2; epoch++)
+            for (int k = 0; k < whole; k++) {
+                int i = (int)data_order(d, epoch, k), at = epoch * n + k / 64 * 64 * R + k % 64;
+                CHECK(times[epoch * n + i] == R, "sample %d: %d times", i, times[epoch * n + i]);
+                for (int r = 0; r < R; r++)
+                    CHECK(label[at + 64 * r] == i, "%d of %d at %d", i, r, at + 64 * r);
+            }
+        for (int i = 0; i < 2 * n; i++)
+            CHECK(times[i] <= R, "sample %d: %d times", i, times[i]);
+        free(label);
+        free(times);
+        data_close(d);
+    }
+    /* The looks differ, and are the same again. */
+    Error e;
+    Dataset *d = open_dir(at(temporary, "shapes"), true, NULL, &e);
+    uint8_t a[768], b[768];
+    int differ = 0;
+    for (int i = 0; d && i < 10; i++) {
+        data_sample(d, decoder, i, 0, 0, a);
+        data_sample(d, decoder, i, 0, 1, b);
+        differ += memcmp(a, b, sizeof a) != 0;
+        data_sample(d, decoder, i, 0, 0, b);
+        CHECK(memcmp(a, b, sizeof a) == 0);
+    }
+    CHECK(differ == 10, "%d of 10 looks differ", differ);
+    data_close(d);
+}
+
+/* A reader that waits gets more workers, up to the limit; one that does not keeps the first. */
+static void test_automatic_workers(void)
+{
+    Error e;
+    DataOptions o = defaults;
+    o.spec = "fake:4000";
+    o.image_h = o.image_w = 128;
+    Dataset *d = data_open(&o, &e);
+    if (!CHECK(d != NULL, "%s", e.what))
+        return;
+    for (int slow = 0; slow < 2; slow++) {
+        Loader *l = loader_open(
+            d, &(LoaderOptions){.batch = 16, .end = slow ? 400 : 4000, .max_workers = 3});
+        const Batch *b;
+        long n = 0;
+        for (; (b = loader_next(l)); n += b->n)
+            if (slow)
+                usleep(30000);
+        LoaderStats s = loader_stats(l);
+        CHECK(s.workers == (slow ? 1 : 3) && n == (slow ? 400 : 4000), "slow %d: %d workers", slow,
+              s.workers);
+        loader_close(l);
+    }
+    data_close(d);
+}
+
 static void test_fake(void)
 {
     Error e = {"", ""};
@@ -458,6 +729,18 @@ static void test_fake(void)
     data_sample(d, decoder, 14, 0, 0, b);
     CHECK(memcmp(a, b, 768) != 0);
     data_close(d);
+    d = open_dir("fake:zeros:1234567", true, NULL, &e);
+    memset(b, 0, sizeof b);
+    CHECK(d && data_count(d) == 1234567 && data_classes(d) == 10, "%s", e.what);
+    CHECK(d && data_sample(d, decoder, 1234566, 0, 0, a) == 6 && memcmp(a, b, 768) == 0);
+    data_close(d);
+    static const char *const bad[] = {"fake:0",      "fake:-5",     "fake:1e3",        "fake:zero",
+                                      "fake:zeros5", "fake:zeros:", "fake:99999999999"};
+    for (int i = 0; i < COUNT(bad); i++) {
+        d = open_dir(bad[i], true, NULL, &e);
+        CHECK((d != NULL) == (i == 5) && (d || e.hint[0]), "%s", bad[i]);
+        data_close(d);
+    }
 }
 
 int main(int argc, char **argv)
@@ -468,14 +751,20 @@ int main(int argc, char **argv)
     test_shuffle();
     test_folders();
     test_splits();
+    test_nested();
+    test_subsets();
     test_damaged_images();
     test_all_damaged();
+    test_max_damaged();
     test_cifar();
     test_mnist();
     test_make_dirs();
     test_shapes();
     test_loader();
     test_fake();
+    test_ranks();
+    test_repeats();
+    test_automatic_workers();
     decoder_free(decoder);
     files_end();
     return check_report();

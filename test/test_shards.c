@@ -263,8 +263,8 @@ static void test_batches(const char *pattern)
               memcmp(whole + 49 * BYTES, other, (END - 49) * BYTES) == 0,
           "a later start");
     for (int rank = 0; rank < 3; rank++) { /* batches of 6, in shares of 2 */
-        LoaderOptions share = {.batch = 2, .shuffle = true, .start = 2 * rank, .stride = 6,
-                               .end = END, .workers = 2};
+        LoaderOptions share = {
+            .batch = 2, .shuffle = true, .start = 2 * rank, .stride = 6, .end = END, .workers = 2};
         long n = read_run(d, share, other, others);
         for (long k = 0; k < n; k++) {
             long p = k / 2 * 6 + 2 * rank + k % 2;
@@ -276,8 +276,8 @@ static void test_batches(const char *pattern)
     /* Evaluation: everything in order, once, over all ranks. */
     int seen[SAMPLES] = {0};
     for (int rank = 0; rank < 2; rank++) {
-        LoaderOptions eval = {.batch = 4, .start = 4 * rank, .stride = 8, .end = SAMPLES,
-                              .workers = 3};
+        LoaderOptions eval = {
+            .batch = 4, .start = 4 * rank, .stride = 8, .end = SAMPLES, .workers = 3};
         long n = read_run(d, eval, other, others);
         for (long k = 0; k < n; k++)
             seen[other[k * BYTES] - 10]++;
@@ -351,7 +351,7 @@ static void test_refused(const char *pattern)
     add_picture(w, 1);
     finish(w);
     refuse(path, "bad.tar: the sample 0000000 has no cls file");
-    static const char *const labels[] = {"", "x", "-1", "1.5", "1 2", "99999999999999999999",
+    static const char *const labels[] = {"",        "x", "-1", "1.5", "1 2", "99999999999999999999",
                                          "16777216"};
     for (int i = 0; i < COUNT(labels); i++) {
         w = create(path);
