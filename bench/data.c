@@ -166,7 +166,7 @@ static void tile_draw(void)
                     double n = (a + (b - a) * fx) * (1 - fy) + (d + (e - d) * fx) * fy;
                     for (uint32_t k = 0; k < 3; k++)
                         if (c == 3 || c == k)
-                            v[k] += n * (c == 3 ? 260 : 60) * pow(0.55, octave);
+                            v[k] += n * (c == 3 ? 260 : 60) * pow(0.68, octave);
                 }
             }
             for (int k = 0; k < 3; k++)
