@@ -446,6 +446,8 @@ static void make_sources(const char *images)
     source[sources++] = list_images("originals", drawn ? drawn : images, "originals");
     shrink(&source[0], &dir, &pattern);
     source[sources++] = list_images("256 pixels, files", dir, "short");
+    free(dir);
+    free(drawn);
     source[sources] = source[1];
     source[sources].title = "256 pixels, tar shards";
     source[sources].spec = pattern;
