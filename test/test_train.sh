@@ -76,7 +76,7 @@ bad "patch does not divide the image" 2 '16x16' $fake --patch-size 7
 bad "unknown model" 2 'B/17' $fake --model B/17
 bad "unknown initialiser" 2 'jaxx' $fake --init jaxx
 bad "unknown augmentation" 2 'did you mean imagenet' --data /nonexistent --auto-augment imagnet
-bad "part of an augmentation" 2 "called 'x3'" --data /nonexistent --auto-augment rand-m9-x3
+bad "part of an augmentation" 2 'called .x3' --data /nonexistent --auto-augment rand-m9-x3
 bad "colour jitter" 2 'hue' --data /nonexistent --color-jitter 0.4,0.4,0.4,0.6
 bad "bf16 on a CPU" 2 'fp32' $fake --precision bf16
 bad "eval without weights" 2 'needs --weights' eval --data fake
