@@ -53,7 +53,7 @@ STANDIN_LIBS := -lboost_context -lrt -lstdc++ -ldl
 GPUPROGRAM := $(if $(filter build,$(BUILD)),train_gpu,$(BUILD)/train_gpu)
 PROGRAM  := $(if $(filter build,$(BUILD)),train_cpu,$(BUILD)/train_cpu)
 TOOL     := $(if $(filter build,$(BUILD)),vit,$(BUILD)/vit)
-TOOL_SRC := tools.c shard.c
+TOOL_SRC := tools.c shard.c show.c
 TOOL_OBJ := $(TOOL_SRC:%.c=$(BUILD)/float/%.o)
 LIB_SRC  := $(filter-out train.c $(TOOL_SRC),$(wildcard *.c))
 LIB      := $(LIB_SRC:%.c=$(BUILD)/float/%.o)

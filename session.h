@@ -37,6 +37,7 @@ typedef struct {
 void setup_options(Session *s, int argc, char **argv); /* flags, recipes, the run's config.ini */
 void setup_config(Session *s);                         /* weights or preset, then flags */
 void setup_data(Session *s, bool train);     /* the validation split, and the training one */
+Dataset *setup_split(Session *s, const char *spec, bool train); /* one of them */
 void setup_model(Session *s, bool training); /* memory plan, initial or loaded weights */
 void setup_out(Session *s);                  /* run directory with config.ini and log */
 void session_free(Session *s);

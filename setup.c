@@ -307,7 +307,7 @@ static char *data_spec(Session *s, const char *spec)
     return dir;
 }
 
-static Dataset *open_split(Session *s, const char *spec, bool train)
+Dataset *setup_split(Session *s, const char *spec, bool train)
 {
     const Options *o = &s->o;
     const Config *c = &s->config;
@@ -397,9 +397,9 @@ void setup_data(Session *s, bool train)
     if (s->world.rank > 0) /* the first one draws `shapes` */
         dist_barrier();
     if (train)
-        s->train = open_split(s, o->data, true);
+        s->train = setup_split(s, o->data, true);
     if (!train || !none)
-        s->val = open_split(s, val, false);
+        s->val = setup_split(s, val, false);
     if (s->world.rank == 0)
         dist_barrier();
     if (s->train && s->val)

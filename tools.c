@@ -206,6 +206,7 @@ static const struct {
 } commands[] = {
     {&command_index, "write index files of tar shards"},
     {&command_shard, "turn a folder of images into tar shards"},
+    {&command_show, "draw images as the model will see them"},
 };
 
 static NORETURN void list_commands(void)

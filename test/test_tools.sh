@@ -59,7 +59,7 @@ find pics -type f | sort | xargs md5sum >before
 
 good "help" --help
 says "help" 'shard'
-for command in index shard; do
+for command in index shard show; do
     good "$command --help" $command --help
     says "$command --help" "usage: ./vit $command"
 done
@@ -231,6 +231,56 @@ gzip -k cut.tar
 bad "compressed archive" 1 'gzip' index --archive cut.tar.gz --index-dir idx2
 bad "missing flags" 2 'index-dir is missing' index --archive cut.tar
 bad "a file in the way" 1 'before: cannot create' index --archive size/c-000000.tar --index-dir before/x
+
+# ---- contact sheets ----
+
+sheet() { # file, flags...: a sheet of ten images
+    local file=$1
+    shift
+    good "show $*" show --data pics --model Ti/16 --image-size 32 --out "$file" --count 10 --columns 5 "$@"
+}
+differ() { check "$1 and $2 differ" sh -c "! cmp -s $1 $2"; }
+pixels() { # file: width and height of a PNG, in hexadecimal
+    od -An -v -tx1 -j16 -N8 "$1" | tr -d ' \n'
+}
+sheet a.png
+sheet b.png --workers 3 --threads 1
+check "the same sheet for any number of workers" cmp a.png b.png
+check "tiles of 32 x 5 pixels: 5 columns, 2 rows" [ "$(pixels a.png)" = 00000368000001c8 ]
+sheet b.png --seed 1
+differ a.png b.png
+sheet b.png --epoch 1
+differ a.png b.png
+sheet c.png --epoch 1 --no-augment
+differ b.png c.png
+sheet b.png --same
+differ a.png b.png
+sheet c.png --same --no-augment # the same image again, ten times
+check "--same without augmentation is small" [ "$(wc -c <c.png)" -lt "$(wc -c <b.png)" ]
+sheet b.png --erase 1
+differ a.png b.png
+sheet c.png --erase 1 --erase-mode zero
+differ b.png c.png
+sheet b.png --mixup 1 --batch-size 8 # not a divisor of the epoch
+differ a.png b.png
+sheet c.png --mixup 1 --batch-size 8 --micro-batch 8
+check "micro-batches change nothing" cmp b.png c.png
+sheet c.png --cutmix 1 --batch-size 8
+differ b.png c.png
+sheet c.png --auto-augment "randaug(2,15)"
+differ a.png c.png
+sheet c.png --val
+differ a.png c.png
+sheet b.png --val --epoch 5 --mixup 1 --seed 3 --erase 1
+check "validation images do not change" cmp b.png c.png
+says "validation images" '^b.png: 10 of 30 images of 10 classes'
+bad "no --out" 2 '--out is missing' show --data pics
+bad "no such data" 1 '/nowhere' show --data /nowhere --out x.png
+bad "no such flag" 2 'no such setting' show --data pics --colums 3 --out x.png
+bad "too large a sheet" 2 'lower --count' show --data pics --model Ti/16 --image-size 1024 --out x.png \
+    --columns 100 --count 100
+bad "odd group" 2 'groups of 4' show --data pics --out x.png --mixup 1 --mix-group 4 --batch-size 6
+bad "no place" 1 'nowhere/x.png' show --data pics --out nowhere/x.png
 
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed = 0 ]
