@@ -65,6 +65,14 @@ extern const PartReader jpeg_reader; /* jpeg.c */
 extern const PartReader tiff_reader; /* tiff.c */
 #endif
 
+/* The entropy decoder of sequential JPEG (huffman.c), and its tables from picture to picture. It is
+ * put into a decoder that has started and not read yet, where it can be. */
+typedef struct Huffman Huffman;
+struct jpeg_decompress_struct;
+Huffman *huffman_new(void);
+void huffman_free(Huffman *h);
+void huffman_take_over(Huffman *h, struct jpeg_decompress_struct *d);
+
 extern const char hint_damaged[];
 /* Tag 0x0112 of the first directory of a TIFF block; 1 (upright) if absent or malformed. */
 int exif_orientation(const uint8_t *tiff, size_t n);

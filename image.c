@@ -550,13 +550,18 @@ bool decoder_open(Decoder *d, const uint8_t *bytes, size_t n, Error *e)
     if (!d->format)
         return fail(e, "convert it to JPEG or PNG, or remove it from the data set",
                     "not a JPEG, PNG, GIF, BMP, PPM, PGM, WebP or TIFF image");
-    if (d->format->missing)
-        return fail(e, "install the library (make deps) and build again, or convert it to PNG",
-                    "%s", d->format->missing);
+    if (d->format->missing) {
+        fail(e, "install the library (make deps) and build again, or convert it to PNG", "%s",
+             d->format->missing);
+        d->format = NULL;
+        return false;
+    }
     Header *h = &d->header;
     if (!(d->format->parts ? d->format->parts->open(reader_of(d), bytes, n, h, e)
-                           : d->format->header(bytes, n, h, e)))
+                           : d->format->header(bytes, n, h, e))) {
+        close_picture(d);
         return false;
+    }
     bool turned = orientations[h->orientation].turned;
     d->w = turned ? h->h : h->w;
     d->h = turned ? h->w : h->h;

@@ -29,6 +29,7 @@ typedef struct {
     struct jpeg_error_mgr errors;
     struct jpeg_source_mgr source;
     struct jpeg_progress_mgr progress;
+    Huffman *huffman;
     jmp_buf jump;
     char what[JMSG_LENGTH_MAX];
     const uint8_t *bytes;
@@ -105,6 +106,7 @@ static bool truncated(Error *e)
 static void *jpeg_new(void)
 {
     JpegReader *r = xcalloc(1, sizeof *r);
+    r->huffman = huffman_new();
     r->d.err = jpeg_std_error(&r->errors);
     r->errors.error_exit = on_error;
     r->errors.output_message = on_message;
@@ -128,6 +130,7 @@ static void jpeg_free(void *reader)
 {
     JpegReader *r = reader;
     jpeg_destroy_decompress(&r->d);
+    huffman_free(r->huffman);
     room_free(&r->rows);
     room_free(&r->ink);
     free(r);
@@ -242,6 +245,7 @@ static bool begin(JpegReader *r, Error *e)
     d->scale_denom = (unsigned)r->scale;
     if (!jpeg_start_decompress(d))
         return truncated(e);
+    huffman_take_over(r->huffman, d);
     r->before = 3 * (size_t)r->area.left;
     int skip = r->area.top;
     if (!smooths(d))
