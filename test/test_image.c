@@ -4,6 +4,7 @@
  * rest runs anywhere, on files it writes into a temporary folder.
  */
 #include <dirent.h>
+#include <setjmp.h>
 #include <stdio.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -545,6 +546,96 @@ static void test_parts(void)
         }
 }
 
+/* ---- against plain libjpeg ---- */
+
+static jmp_buf plain_jump;
+
+static void plain_error(j_common_ptr c)
+{
+    (void)c;
+    longjmp(plain_jump, 1);
+}
+
+static void plain_message(j_common_ptr c)
+{
+    (void)c;
+}
+
+/* The picture as libjpeg alone decodes it; false if it reports an error. */
+static bool plain_decode(const uint8_t *bytes, size_t n, Image *out)
+{
+    static struct jpeg_decompress_struct d;
+    static struct jpeg_error_mgr errors;
+    static uint8_t *rgb;
+    rgb = NULL;
+    d.err = jpeg_std_error(&errors);
+    errors.error_exit = plain_error;
+    errors.output_message = plain_message;
+    if (setjmp(plain_jump)) {
+        jpeg_destroy_decompress(&d);
+        free(rgb);
+        return false;
+    }
+    jpeg_create_decompress(&d);
+    jpeg_mem_src(&d, bytes, n);
+    jpeg_read_header(&d, TRUE);
+    d.out_color_space = JCS_RGB;
+    jpeg_start_decompress(&d);
+    rgb = xmalloc((size_t)3 * d.output_width * d.output_height);
+    while (d.output_scanline < d.output_height) {
+        JSAMPROW row = rgb + (size_t)3 * d.output_width * d.output_scanline;
+        jpeg_read_scanlines(&d, &row, 1);
+    }
+    *out = (Image){(int)d.output_width, (int)d.output_height, rgb};
+    jpeg_destroy_decompress(&d);
+    return true;
+}
+
+/* 1 if the two agree, 0 if they do not, -1 if one of them gives no picture or they are turned. */
+static int same_as_plain(const uint8_t *bytes, size_t n)
+{
+    Image ours, plain;
+    Error e;
+    if (!image_decode(bytes, n, &ours, &e))
+        return -1;
+    if (!plain_decode(bytes, n, &plain)) {
+        image_free(&ours);
+        return -1;
+    }
+    int same = ours.w != plain.w && ours.w == plain.h
+                   ? -1
+                   : ours.w == plain.w && ours.h == plain.h &&
+                         memcmp(ours.rgb, plain.rgb, (size_t)3 * ours.w * ours.h) == 0;
+    image_free(&ours);
+    image_free(&plain);
+    return same;
+}
+
+/* Codes, restarts and the bits of values are read as libjpeg reads them, of damaged files too. */
+static void test_plain(void)
+{
+    uint8_t *bad = xmalloc(sizeof made);
+    for (int k = 0; k < COUNT(jpegs); k++) {
+        if (jpegs[k].kind.components == 4)
+            continue;
+        size_t n = make_jpeg(jpegs[k].kind, 131, 97, made, sizeof made);
+        CHECK(same_as_plain(made, n) == 1, "%s", jpegs[k].name);
+        int compared = 0, same = 0;
+        for (uint32_t i = 0; i < 60; i++) {
+            Philox p = philox(13, i, (uint32_t)n, 0, 0);
+            memcpy(bad, made, n);
+            for (uint32_t b = 0; b < 1 + i % 2; b++)
+                bad[700 + p.v[b] % (n - 700)] ^= (uint8_t)(1 << (p.v[2] >> 3 * b & 7));
+            int s = same_as_plain(bad, n);
+            compared += s >= 0;
+            same += s > 0;
+        }
+        CHECK(compared > 10 && same == compared, "%s damaged: %d of %d", jpegs[k].name, same,
+              compared);
+    }
+    free(bad);
+}
+
 static uint8_t *read_all(const char *path, size_t *n)
 {
     FILE *f = fopen(path, "rb");
@@ -580,6 +671,8 @@ static void check_folder(const char *dir, int boxes)
                  image_decode(bytes, n, &im, &e)) {
             image_free(&im);
             check_parts(entry->d_name, bytes, n, boxes);
+            if (boxes < 10) /* photographs of three colours, all of them */
+                CHECK(same_as_plain(bytes, n) != 0, "%s", entry->d_name);
         }
         free(bytes);
         free(path);
@@ -1172,6 +1265,7 @@ int main(int argc, char **argv)
     test_formats();
     test_damaged_bytes();
     test_parts();
+    test_plain();
     test_tiff();
     test_needed_rows();
     test_missing_scans();
