@@ -10,6 +10,7 @@ shared=$(realpath -m "${3:-../shared}") # real pictures, where they are
 tmp=$(mktemp -d) || exit 1
 trap 'umount "$tmp/small" 2>/dev/null; rm -rf "$tmp"' EXIT
 cd "$tmp" || exit 1
+export XDG_CACHE_HOME=$tmp/cache
 passed=0 failed=0 skipped=0
 
 pass() { passed=$((passed + 1)); }
@@ -231,6 +232,27 @@ gzip -k cut.tar
 bad "compressed archive" 1 'gzip' index --archive cut.tar.gz --index-dir idx2
 bad "missing flags" 2 'index-dir is missing' index --archive cut.tar
 bad "a file in the way" 1 'before: cannot create' index --archive size/c-000000.tar --index-dir before/x
+
+# ---- training and evaluating from shards ----
+
+tiny="--image-size 32 --patch-size 16 --width 16 --layers 1 --heads 1 --mlp 16 --batch-size 10 --threads 1"
+top1() { # evaluate the run, print the last line
+    "$train" eval --weights run --threads 1 --classes one/classes.txt "$@" 2>&1 | tee log | grep '^top1'
+}
+good "shards of the validation images" shard --data pics --split val --out vals/v --max-count 12
+good "their index" index --archive 'vals/v-{000000..000002}.tar' --index-dir vals/idx
+# shellcheck disable=SC2086
+"$train" --data 'wds:size/c-{000000..000004}.tar' --classes one/classes.txt --val-data none --steps 9 \
+    --out run $tiny >log 2>&1
+check "training from shards" [ $? = 0 ]
+folders=$(top1 --data pics)
+check "evaluating folders: $folders" [ -n "$folders" ]
+shards=$(top1 --data 'wds:vals/v-{000000..000002}.tar')
+check "shards evaluate as folders do: $shards" [ "$shards" = "$folders" ]
+shards=$(top1 --data 'wds:vals/v-{000000..000002}.tar' --index-dir vals/idx)
+check "and with an index: $shards" [ "$shards" = "$folders" ]
+good "a sheet from shards" show --data 'wds:size/c-{000000..000004}.tar' --classes one/classes.txt \
+    --image-size 32 --patch-size 16 --out shards.png --count 8
 
 # ---- contact sheets ----
 
