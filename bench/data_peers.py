@@ -1,7 +1,10 @@
 """Other loaders, beside bench/data.c: the same pictures to the same size.
 
     PYTHON bench/data_peers.py                        answers requests on its input
-    PYTHON bench/data_peers.py FILE IMAGES SECONDS    random crops of one picture, with Pillow
+    PYTHON bench/data_peers.py FILE IMAGES SECONDS full|draft
+                                                      random crops of one picture, with Pillow: of
+                                                      the whole, or by draft() at 1/2, 1/4 or 1/8 as
+                                                      long as twice the size remains
 
 Says "peer NAME what it is" for each loader that is installed, then "ready". A request is
 
@@ -340,16 +343,24 @@ def serve():
         say(line.split()[0], result)
 
 
-def large(path, count, seconds):
+def large(path, count, seconds, draft):
     done, wall, cpu = 0, time.perf_counter(), time.process_time()
     while done < count or time.perf_counter() - wall < seconds:
-        im = Image.open(path).convert("RGB")
-        im.resize((SIZE, SIZE), Image.BILINEAR, box=random_box(*im.size)).tobytes()
+        im = Image.open(path)
+        w, h = im.size
+        box, scale = random_box(w, h), 8 if draft else 1
+        while scale > 1 and min(box[2] - box[0], box[3] - box[1]) < 2 * SIZE * scale:
+            scale //= 2
+        if scale > 1:
+            im.draft("RGB", (w // scale, h // scale))
+        scale = w / im.size[0]
+        im = im.convert("RGB")
+        im.resize((SIZE, SIZE), Image.BILINEAR, box=[v / scale for v in box]).tobytes()
         done += 1
     print(done, time.perf_counter() - wall, time.process_time() - cpu)
 
 
-if len(sys.argv) == 4:
-    large(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
+if len(sys.argv) == 5:
+    large(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4] == "draft")
 else:
     serve()
