@@ -38,10 +38,20 @@ enum { LOOK = 10, CODE = 16 }; /* bits that are looked at; of the longest code *
 typedef uint32_t Entry;
 enum { BOTH = 63, SIZE = 8, RUN = 16, STOP = 1 << 24, LONG = 1 << 25 };
 
+/* The same of AC codes, with values: the bits and positions to go on by, the values v[0] and v[1]
+ * and at how many positions from here they stand. One value: both stand at the same place, and v[0]
+ * is stored last. The end of the block goes on by 64 positions. RARE: see the other table. */
+typedef struct {
+    uint8_t bits, on, at[2];
+    int16_t v[2];
+} Pair;
+enum { RARE = 255 };
+
 typedef struct {
     JHUFF_TBL from; /* what it was made of */
     bool made;
     Entry look[1 << LOOK];
+    Pair pair[1 << LOOK];
     int32_t max[CODE + 2], offset[CODE + 1]; /* largest code of a length; symbol - code */
 } Table;
 
@@ -52,6 +62,39 @@ static Entry entry_of(int symbol, int length)
     int size = symbol & 15;
     return (Entry)(length + size) | (Entry)size << SIZE | (Entry)(symbol >> 4) << RUN |
            (size == 0 ? STOP : 0);
+}
+
+/* What a value's `size` bits say: the upper half stand for themselves, the lower are below zero. */
+static inline int value_of(unsigned bits, unsigned mask)
+{
+    return (int)((bits & mask) - ((bits & mask) > mask >> 1 ? 0 : mask));
+}
+
+static Pair pair_of(const Table *t, unsigned bits)
+{
+    enum { MASK = (1 << LOOK) - 1 };
+    Pair p = {.at = {RARE}};
+    Entry e = t->look[bits];
+    int run = (int)(e >> RUN & 15), used = (int)(e & BOTH);
+    if ((e & LONG) || used > LOOK || ((e & STOP) && run == 15))
+        return p;
+    p = (Pair){.bits = (uint8_t)used, .on = 64};
+    if (e & STOP)
+        return p;
+    p.on = (uint8_t)(run + 1);
+    p.at[0] = p.at[1] = (uint8_t)run;
+    p.v[0] = (int16_t)value_of(bits >> (LOOK - used), (1u << (e >> SIZE & 15)) - 1);
+    e = t->look[bits << used & MASK];
+    int more = (int)(e & BOTH), run2 = (int)(e >> RUN & 15);
+    if ((e & LONG) || used + more > LOOK || ((e & STOP) && run2 == 15))
+        return p;
+    p.bits = (uint8_t)(used + more);
+    p.at[1] = (uint8_t)(run + 1 + (e & STOP ? 0 : run2));
+    p.on = (uint8_t)(e & STOP ? 64 : p.at[1] + 1);
+    p.v[1] =
+        (int16_t)(e & STOP ? 0
+                           : value_of(bits >> (LOOK - used - more), (1u << (e >> SIZE & 15)) - 1));
+    return p;
 }
 
 /* libjpeg has checked that the codes of each length fit. */
@@ -75,6 +118,8 @@ static void make_table(Table *t, const JHUFF_TBL *from)
         }
         t->max[length] = from->bits[length] ? code - 1 : -1;
     }
+    for (int i = 0; i < 1 << LOOK; i++)
+        t->pair[i] = pair_of(t, (unsigned)i);
 }
 
 /* ---- bits ---- */
@@ -150,18 +195,13 @@ static __attribute__((noinline)) Entry long_entry(const Table *t, uint64_t bits)
                     length);
 }
 
-/* The next code and the value behind it: of `size` bits, of which the upper half stand for
- * themselves and the lower for what is below zero. Takes at most 25 bits of those that are there,
- * or 32 after filling up itself. */
+/* The next code and the value behind it. Takes at most 32 bits. */
 static inline Entry next(Bits *b, const Table *t, int *value)
 {
     Entry e = t->look[b->bits >> (64 - LOOK)];
-    if (__builtin_expect(e & LONG, 0)) {
-        fill(b);
+    if (__builtin_expect(e & LONG, 0))
         e = long_entry(t, b->bits);
-    }
-    unsigned mask = (1u << (e >> SIZE & 15)) - 1, v = (unsigned)(b->bits >> (-e & 63)) & mask;
-    *value = (int)(v - (v > mask >> 1 ? 0 : mask));
+    *value = value_of((unsigned)(b->bits >> (-e & 63)), (1u << (e >> SIZE & 15)) - 1);
     b->bits <<= e & BOTH;
     b->left -= (int)(e & BOTH);
     return e;
@@ -176,27 +216,38 @@ static const uint8_t zigzag[64 + 16] = {
     29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54,
     47, 55, 62, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63};
 
-/* One value; false at the end of the block. */
-static inline bool decode_one(Bits *b, const Table *t, JCOEF *block, int *k)
+/* One value, by the table that knows all of them. */
+static inline void decode_one(Bits *b, const Table *t, JCOEF *block, int *k)
 {
     int value;
+    fill(b);
     Entry e = next(b, t, &value);
-    int at = *k + (int)(e >> RUN & 15);
-    *k = at + 1;
-    if (__builtin_expect(e & STOP, 0))
-        return (e >> RUN & 15) == 15;
-    block[zigzag[at]] = (JCOEF)value;
-    return true;
+    fill(b);
+    int run = (int)(e >> RUN & 15), at = *k + run;
+    *k = (e & STOP) && run != 15 ? 64 : at + 1;
+    if (!(e & STOP))
+        block[zigzag[at]] = (JCOEF)value;
 }
 
-/* Two values for each time the bits are filled up. */
+/* A pair must lie within the block, which otherwise ends before its second half. */
 static inline void decode_ac(Bits *bits, const Table *t, JCOEF *block)
 {
-    Bits b = *bits; /* in registers */
+    enum { UNROLL = 4 }; /* times LOOK bits are in the buffer */
+    Bits b = *bits;      /* in registers */
     for (int k = 1; k < 64;) {
         fill(&b);
-        if (!decode_one(&b, t, block, &k) || k >= 64 || !decode_one(&b, t, block, &k))
-            break;
+        for (int i = 0; i < UNROLL && k < 64; i++) {
+            Pair p = t->pair[b.bits >> (64 - LOOK)];
+            if (__builtin_expect(p.at[0] == RARE || k + p.at[1] > 63, 0)) {
+                decode_one(&b, t, block, &k);
+                continue;
+            }
+            block[zigzag[k + p.at[1]]] = p.v[1];
+            block[zigzag[k + p.at[0]]] = p.v[0];
+            k += p.on;
+            b.bits <<= p.bits;
+            b.left -= p.bits;
+        }
     }
     *bits = b;
 }
