@@ -40,7 +40,8 @@ long data_shuffle(uint64_t seed, long epoch, int key, long n, long position)
 
 /* ---- batches ---- */
 
-/* Repeats of a sample stand this far apart, so that they share a large batch but no small one. */
+/* Repeats of a sample stand this far apart, so that they share a large batch but no small one; in
+ * an epoch that is too short for that, as far apart as can be. */
 #define REPEAT_APART 64
 
 typedef struct {
@@ -90,9 +91,10 @@ static int batch_size(const Loader *l, long index)
  * of repeats*64 positions show 64 consecutive samples `repeats` times. */
 static long place_of(const Loader *l, long position, int *repeat)
 {
-    long block = (long)REPEAT_APART * l->o.repeats;
-    *repeat = (int)(position / REPEAT_APART % l->o.repeats);
-    return position / block * REPEAT_APART + position % REPEAT_APART;
+    long apart = data_count(l->data) / l->o.repeats;
+    apart = apart > REPEAT_APART ? REPEAT_APART : apart < 1 ? 1 : apart;
+    *repeat = (int)(position / apart % l->o.repeats);
+    return position / (apart * l->o.repeats) * apart + position % apart;
 }
 
 static void load_image(Loader *l, Decoder *decoder, Batch *b, int at)

@@ -633,7 +633,7 @@ static void test_ranks(void)
 /* Repeats: each of the first n/R samples in an epoch's order R times, 64 positions apart. */
 static void test_repeats(void)
 {
-    static const int cases[][2] = {{384, 3}, {1000, 2}, {50, 4}, {129, 2}, {256, 1}};
+    static const int cases[][2] = {{384, 3}, {1000, 2}, {50, 4}, {129, 2}, {256, 1}, {2, 2}};
     for (int c = 0; c < COUNT(cases); c++) {
         int n = cases[c][0], R = cases[c][1];
         DataOptions o = defaults;
@@ -652,15 +652,16 @@ static void test_repeats(void)
         for (const Batch *b; (b = loader_next(l));)
             memcpy(label + b->position, b->labels, sizeof(int) * (size_t)b->n);
         loader_close(l);
-        int whole = n / (64 * R) * 64; /* samples in whole blocks */
+        int apart = n / R < 64 ? n / R : 64, whole = n / (apart * R) * apart; /* in whole blocks */
         for (int p = 0; p < 2 * n; p++)
             times[p / n * n + label[p]]++;
         for (int epoch = 0; epoch < 2; epoch++)
             for (int k = 0; k < whole; k++) {
-                int i = (int)data_order(d, epoch, k), at = epoch * n + k / 64 * 64 * R + k % 64;
+                int i = (int)data_order(d, epoch, k),
+                    at = epoch * n + k / apart * apart * R + k % apart;
                 CHECK(times[epoch * n + i] == R, "sample %d: %d times", i, times[epoch * n + i]);
                 for (int r = 0; r < R; r++)
-                    CHECK(label[at + 64 * r] == i, "%d of %d at %d", i, r, at + 64 * r);
+                    CHECK(label[at + apart * r] == i, "%d of %d at %d", i, r, at + apart * r);
             }
         for (int i = 0; i < 2 * n; i++)
             CHECK(times[i] <= R, "sample %d: %d times", i, times[i]);

@@ -254,6 +254,39 @@ check "and with an index: $shards" [ "$shards" = "$folders" ]
 good "a sheet from shards" show --data 'wds:size/c-{000000..000004}.tar' --classes one/classes.txt \
     --image-size 32 --patch-size 16 --out shards.png --count 8
 
+# ---- what training from shards must keep ----
+
+trains() { # name, status, pattern of the log, flags of the training program...
+    local name=$1 status=$2 pattern=$3
+    shift 3
+    "$train" "$@" >log 2>&1
+    rc=$?
+    check "$name: status $rc, not $status" [ $rc = "$status" ]
+    check "$name: says $pattern" grep -qE -- "$pattern" log
+}
+same() { check "$1" sh -c 'cmp "$1/$(cat "$1/latest")/model.safetensors" "$2/$(cat "$2/latest")/model.safetensors"' - "$2" "$3"; }
+from="--data wds:size/c-{000000..000003}.tar --val-data none"
+tiny="--image-size 16 --patch-size 8 --width 32 --layers 1 --heads 2 --mlp 32 --batch-size 8 --threads 1
+    --schedule constant --warmup-steps 0 --shuffle-shards 2"
+trains "shards" 0 '24 training images, 10 classes' $from $tiny --steps 14 --save-every 7 --out whole
+trains "shards with an index" 0 '24 training images' $from $tiny --index-dir idx --workers 3 --steps 14 --out indexed
+same "an index changes nothing, nor do workers" whole indexed
+trains "shards, half of it" 0 'done' $from $tiny --steps 5 --out part
+trains "shards, the rest" 0 '^resumed   at step 5' --resume part --steps 14
+same "resumed in mid-epoch" whole part
+trains "repeats" 0 'done' $from $tiny --repeats 2 --steps 14 --out repeats
+check "repeats are other batches" sh -c '! cmp -s whole/step_*14/model.safetensors repeats/step_*14/model.safetensors'
+trains "validation shards" 0 '30 validation images' $from --val-data wds:one/val-000000.tar $tiny --steps 2 --out both
+trains "eval" 0 ' images 30$' eval --weights both
+trains "no validation shards" 1 '--val-data wds:PATTERN' --data wds:one/train-000000.tar $tiny --steps 2 --out x
+trains "a label too large" 1 'has label 9, but there are 9 classes' $from $tiny --num-classes 9 --out x
+mkdir twisted && cp idx/idx_0.txt twisted/idx_1.txt && cp idx/idx_1.txt twisted/idx_0.txt &&
+    cp idx/idx_2.txt idx/idx_3.txt twisted
+trains "indexes of other archives" 1 'c-00000[01].tar' $from $tiny --index-dir twisted --out x
+trains "a cut archive" 1 'cut.tar: byte [0-9]+: ' --data wds:cut.tar --val-data none $tiny --out x
+trains "subsets" 0 '^data .* 9 training images, 9 validation images, 3 classes' --data pics $tiny \
+    --classes-fraction 0.3 --data-per-class 3 --steps 1 --out subset
+
 # ---- contact sheets ----
 
 sheet() { # file, flags...: a sheet of ten images
