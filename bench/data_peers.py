@@ -12,8 +12,8 @@ Says "peer NAME what it is" for each loader that is installed, then "ready". A r
     NAME loader FILTER WORKERS SECONDS LIST           a DataLoader with that many processes
 
 where LIST is a text file of paths, or wds: and the pattern of tar shards. The answer is a line
-"NAME IMAGES WALL_SECONDS CPU_SECONDS", or "NAME no" and a reason. A pipeline is built before the clock runs,
-and its first image is made before, too.
+"NAME IMAGES WALL_SECONDS CPU_SECONDS", or "NAME no" and a reason. A pipeline is built before the
+clock runs, and its first image is made before, too.
 """
 import io
 import itertools
@@ -311,8 +311,8 @@ def serve():
         say("peer", name, about)
     if Image:
         what = "Pillow-SIMD" if "post" in PIL.__version__ else "Pillow"
-        offer("pillow", f"{what} {PIL.__version__}: open, convert, resize(box), transpose; uint8 HWC",
-              pillow)
+        offer("pillow", f"{what} {PIL.__version__}: open, convert, resize(box), transpose; "
+              "uint8 HWC", pillow)
     torch, tv = have("torch"), have("torchvision")
     if Image and torch and tv:
         torch.set_num_threads(1)
