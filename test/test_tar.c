@@ -115,6 +115,7 @@ static void test_braces(void)
 /* ---- archives, block by block ---- */
 
 static uint8_t tar[1 << 16];
+static const uint8_t zeros[2048];
 static size_t tar_n;
 
 /* The sum over a header's bytes is written last, where `h` may be changed before. */
@@ -362,7 +363,7 @@ static void test_damage(void)
         tar_n = 1024 + cut;
         refused("middle of a header", 1024);
     }
-    member('0', "a.jpg", tar, 2000);
+    member('0', "a.jpg", zeros, 2000);
     tar_n -= 600;
     refused("beyond the file's end", 0);
     memset(tar, 'x', tar_n = 2048);
@@ -391,7 +392,7 @@ static void test_damage(void)
         member('0', "a.jpg", "x", 1);
         refused("pax header", 512);
     }
-    h = member('x', "p", tar, 1024); /* more than is ever read, in a file that is large enough */
+    h = member('x', "p", zeros, 1024); /* more than is ever read, in a file that is large enough */
     memcpy(h + 124, "00040000000", 11);
     seal(h);
     const char *path = write_bytes("big.tar", tar, tar_n);
