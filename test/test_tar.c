@@ -240,11 +240,13 @@ static void test_members(void)
     accepted("a.b/c.jpg@9728+0\n");
 
     /* a link has no data, whatever size its header states */
-    uint8_t *h = member('2', "link.jpg", "", 0);
-    memcpy(h + 124, "00000001000", 11);
-    seal(h);
-    member('0', "a.jpg", "x", 1);
-    accepted("a.jpg@1024+1\n");
+    for (char type = '1'; type <= '2'; type++) {
+        uint8_t *h = member(type, "link.jpg", "", 0);
+        memcpy(h + 124, "00000001000", 11);
+        seal(h);
+        member('0', "a.jpg", "x", 1);
+        accepted("a.jpg@1024+1\n");
+    }
 }
 
 static void test_names(void)
@@ -307,7 +309,8 @@ static void test_sizes(void)
     h = member('0', "c.jpg", "xyz", 3);
     memcpy(h + 124, "00000000000", 11);
     seal(h);
-    accepted("a.jpg@512+1\nb.jpg@1536+2\nc.jpg@3584+3\n");
+    member('0', "d.jpg", "x", 1); /* has its own size again */
+    accepted("a.jpg@512+1\nb.jpg@1536+2\nc.jpg@3584+3\nd.jpg@4608+1\n");
 
     static const char *const bad[] = {"00000000009", "000000000x0", "0000000-001", "7777777777777"};
     for (int i = 0; i < COUNT(bad); i++) {
@@ -328,6 +331,12 @@ static void test_sizes(void)
     h[124] = 0x80;
     seal(h);
     refused("18446744073709551615 bytes reaches beyond", 0);
+    h = member('0', "a.jpg", "x", 1); /* 2^64 */
+    memset(h + 124, 0, 12);
+    h[124] = 0x80;
+    h[127] = 1;
+    seal(h);
+    refused("no number", 0);
     h = member('0', "a.jpg", "x", 1); /* negative */
     memset(h + 124, 0xff, 12);
     seal(h);
@@ -364,8 +373,9 @@ static void test_damage(void)
         refused("middle of a header", 1024);
     }
     member('0', "a.jpg", zeros, 2000);
-    tar_n -= 600;
-    refused("beyond the file's end", 0);
+    member('0', "b.jpg", zeros, 2000);
+    tar_n -= 49; /* its last byte */
+    refused("2000 bytes reaches beyond the file's end at 5071", 2560);
     memset(tar, 'x', tar_n = 2048);
     refused("not the header of a tar file", 0);
     memcpy(tar, "\x1f\x8b\x08", 3);
