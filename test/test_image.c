@@ -965,6 +965,40 @@ static void test_fast(void)
     check_fast(at(shared, "data/odd/gen_progressive_420.jpg"), 64);
 }
 
+/* On a ramp every level is a place: a reduced picture is not shifted against the whole one. */
+static void test_fast_place(void)
+{
+    enum { W = 800, H = 640, OUT = 24 };
+    static uint8_t rgb[3 * W * H], fast[3 * OUT * OUT], exact[3 * OUT * OUT];
+    for (int i = 0; i < W * H; i++) {
+        rgb[3 * i] = (uint8_t)(i % W * 255 / W);
+        rgb[3 * i + 1] = (uint8_t)(i / W * 255 / H);
+        rgb[3 * i + 2] = 90;
+    }
+    uint8_t *bytes = NULL;
+    size_t n = 0;
+    Error e = {"", ""};
+    if (!CHECK(image_encode_jpeg(rgb, W, H, 97, &bytes, &n, &e), "%s", e.what) ||
+        !CHECK(decoder_open(decoder, bytes, n, &e), "%s", e.what))
+        return;
+    for (int i = 0; i < 16; i++) {
+        Box b = {17 + 3 * i, 40 - i, OUT * (4 << i % 3) + 5 * i, OUT * (4 << i % 3) + i};
+        b.width = b.width > W - b.left ? W - b.left : b.width;
+        b.height = b.height > H - b.top ? H - b.top : b.height;
+        Target t = {.out_w = OUT, .out_h = OUT, .filter = i / 3 % 2, .decode = DECODE_FAST};
+        bool ok = decoder_crop(decoder, &t, b, false, fast, &e);
+        t.decode = DECODE_EXACT;
+        ok = ok && decoder_crop(decoder, &t, b, false, exact, &e);
+        double shift[2] = {0, 0};
+        for (int k = 0; k < OUT * OUT; k++)
+            for (int c = 0; c < 2; c++)
+                shift[c] += (fast[3 * k + c] - exact[3 * k + c]) / (double)(OUT * OUT);
+        CHECK(ok && fabs(shift[0]) < 0.25 && fabs(shift[1]) < 0.25,
+              "box %d: %.2f levels to the side, %.2f down", i, shift[0], shift[1]);
+    }
+    free(bytes);
+}
+
 /* ---- very large pictures ---- */
 
 /* A JPEG of side x side pixels, out of one row of blocks that is repeated: restart markers between
@@ -1266,6 +1300,7 @@ int main(int argc, char **argv)
     test_damaged_bytes();
     test_parts();
     test_plain();
+    test_fast_place();
     test_tiff();
     test_needed_rows();
     test_missing_scans();
