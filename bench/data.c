@@ -779,10 +779,15 @@ static void large_row(const char *what, const char *path, int side)
             printf(" %s (**%.1f**) |", digits(c[i].images / c[i].cpu, text),
                    c[i].images / c[i].cpu / speed);
     }
-    printf(" %.0f / %.0f / %.0f / %.0f | %.1f | %.0f%% |\n", c[FULL].peak / 1e6,
-           c[DRAFT].peak / 1e6, c[EXACT].peak / 1e6, c[FAST].peak / 1e6,
-           c[FAST].images ? c[FAST].bytes / c[FAST].wall / 1e6 : 0,
-           c[FAST].images ? 100 * c[FAST].cpu / c[FAST].wall : 0);
+    printf(" %.0f / %.0f / %.0f / %.0f |", c[FULL].peak / 1e6, c[DRAFT].peak / 1e6,
+           c[EXACT].peak / 1e6, c[FAST].peak / 1e6);
+    if (!c[FAST].images)
+        printf(" - | - |\n");
+    else if (strstr(path, ".tif")) /* mapped: nobody counts which pages are touched */
+        printf(" - | %.0f%% |\n", 100 * c[FAST].cpu / c[FAST].wall);
+    else
+        printf(" %.1f | %.0f%% |\n", c[FAST].bytes / c[FAST].wall / 1e6,
+               100 * c[FAST].cpu / c[FAST].wall);
     fflush(stdout);
 }
 
