@@ -98,7 +98,7 @@ static Pair pair_of(const Table *t, unsigned bits)
 }
 
 /* libjpeg has checked that the codes of each length fit. */
-static void make_table(Table *t, const JHUFF_TBL *from)
+static void make_table(Table *t, const JHUFF_TBL *from, bool pairs)
 {
     if (t->made && memcmp(t->from.bits, from->bits, sizeof from->bits) == 0 &&
         memcmp(t->from.huffval, from->huffval, sizeof from->huffval) == 0)
@@ -118,7 +118,7 @@ static void make_table(Table *t, const JHUFF_TBL *from)
         }
         t->max[length] = from->bits[length] ? code - 1 : -1;
     }
-    for (int i = 0; i < 1 << LOOK; i++)
+    for (int i = 0; pairs && i < 1 << LOOK; i++)
         t->pair[i] = pair_of(t, (unsigned)i);
 }
 
@@ -338,8 +338,8 @@ void huffman_take_over(Huffman *h, struct jpeg_decompress_struct *d)
         return;
     for (int c = 0; c < d->comps_in_scan; c++) {
         const jpeg_component_info *comp = d->cur_comp_info[c];
-        make_table(&h->dc[comp->dc_tbl_no], d->dc_huff_tbl_ptrs[comp->dc_tbl_no]);
-        make_table(&h->ac[comp->ac_tbl_no], d->ac_huff_tbl_ptrs[comp->ac_tbl_no]);
+        make_table(&h->dc[comp->dc_tbl_no], d->dc_huff_tbl_ptrs[comp->dc_tbl_no], false);
+        make_table(&h->ac[comp->ac_tbl_no], d->ac_huff_tbl_ptrs[comp->ac_tbl_no], true);
     }
     h->module = *d->entropy;
     h->module.decode_mcu = decode_mcu;
