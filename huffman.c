@@ -1,11 +1,11 @@
 /* huffman.c - the entropy decoder of sequential JPEG, in place of libjpeg's.
  *
- * A crop of a JPEG spends four fifths of its time in Huffman codes: whatever is above, beside and
- * in the area has to go through them. libjpeg looks up a code, then takes the bits of the value
- * behind it; here one look-up gives both where they are short, as most are, out of a 64-bit buffer
- * that is filled eight bytes at a time. Everything around it stays libjpeg's, and the coefficients
- * are the same, of damaged files too: markers, restarts and codes that do not exist are treated
- * alike.
+ * A crop of a JPEG spends most of its time in Huffman codes: whatever is above, beside and in the
+ * area has to go through them. libjpeg looks up a code, then takes the bits of the value behind it,
+ * and branches on both; here one look-up gives two values with their codes, or one and the end of
+ * the block, and only what does not fit is a branch, out of a 64-bit buffer that is filled by whole
+ * words. Everything around it stays libjpeg's, and the coefficients are the same, of damaged files
+ * too: markers, restarts and codes that do not exist are treated alike.
  *
  * libjpeg's modules are joined by pointers that its header jpegint.h declares; where a system does
  * not install it, libjpeg's own decoder stays.
