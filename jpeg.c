@@ -103,16 +103,11 @@ static bool truncated(Error *e)
 
 /* ---- the header ---- */
 
-static void *jpeg_new(void)
+/* libjpeg keeps the tables of the picture before, and a damaged one may have none of its own. So
+ * each begins anew, and looks the same whatever its thread has read before. */
+static void renew(JpegReader *r)
 {
-    JpegReader *r = xcalloc(1, sizeof *r);
-    r->huffman = huffman_new();
-    r->d.err = jpeg_std_error(&r->errors);
-    r->errors.error_exit = on_error;
-    r->errors.output_message = on_message;
-    r->d.client_data = r;
-    if (setjmp(r->jump))
-        die("install one libjpeg-turbo, its library and header alike", "libjpeg: %s", r->what);
+    jpeg_destroy_decompress(&r->d);
     jpeg_create_decompress(&r->d);
     r->source = (struct jpeg_source_mgr){.init_source = source_nothing,
                                          .fill_input_buffer = source_fill,
@@ -123,6 +118,19 @@ static void *jpeg_new(void)
     r->d.src = &r->source;
     r->d.progress = &r->progress;
     jpeg_save_markers(&r->d, JPEG_APP0 + 1, 0xFFFF); /* EXIF */
+}
+
+static void *jpeg_new(void)
+{
+    JpegReader *r = xcalloc(1, sizeof *r);
+    r->huffman = huffman_new();
+    r->d.err = jpeg_std_error(&r->errors);
+    r->errors.error_exit = on_error;
+    r->errors.output_message = on_message;
+    r->d.client_data = r;
+    if (setjmp(r->jump))
+        die("install one libjpeg-turbo, its library and header alike", "libjpeg: %s", r->what);
+    renew(r);
     return r;
 }
 
@@ -159,7 +167,7 @@ static bool long_enough(const JpegReader *r)
 static bool read_header(JpegReader *r, Error *e)
 {
     j_decompress_ptr d = &r->d;
-    jpeg_abort_decompress(d);
+    renew(r);
     r->source.next_input_byte = r->bytes;
     r->source.bytes_in_buffer = r->n;
     if (jpeg_read_header(d, TRUE) != JPEG_HEADER_OK)

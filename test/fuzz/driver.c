@@ -231,8 +231,14 @@ static void too_long(int signal)
 {
     (void)signal;
     fprintf(stderr, "FAIL %s: one input took more than %d s\n", program, MAX_SECONDS_EACH);
-    save();
     abort();
+}
+
+static void aborted(int signal) /* by MUST */
+{
+    (void)signal;
+    save();
+    _exit(1);
 }
 
 static void run(void)
@@ -270,6 +276,7 @@ int main(int argc, char **argv)
         keep((const uint8_t *)"", 0);
     __sanitizer_set_death_callback(save);
     signal(SIGALRM, too_long);
+    signal(SIGABRT, aborted);
     atexit(ended);
     int seeds = corpus_n;
     for (int i = 0; i < seeds; i++) {
