@@ -53,7 +53,7 @@ int data_sample(Dataset *d, Decoder *decoder, long i, long epoch, int repeat, ui
 /* Which sample stands at a position of a shuffled epoch: a bijection on [0, data_count). */
 long data_order(Dataset *d, long epoch, long position);
 /* Says that positions first .. first+count of an epoch (shuffle off: samples) come next, and that
- * this process reads one out of `every` positions: a hint for reading ahead. */
+ * this machine reads one out of `every` positions: a hint for reading ahead. */
 void data_ahead(Dataset *d, bool shuffle, long epoch, long first, long count, double every);
 
 /* ---- loader.c: order and batches ---- */
@@ -72,6 +72,8 @@ typedef struct {
     long end;           /* ends before this position; 0: never */
     int workers;        /* threads; 0: as many as it turns out to take, up to max_workers */
     int max_workers;
+    int neighbours; /* ranks on this machine that read their shares of the same batches, besides
+                       this */
 } LoaderOptions;
 
 typedef struct {

@@ -39,7 +39,8 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
                                                      .stride = (long)s->world.ranks * s->micro,
                                                      .end = data_count(d),
                                                      .workers = (int)s->o.workers,
-                                                     .max_workers = s->max_workers});
+                                                     .max_workers = s->max_workers,
+                                                     .neighbours = s->local_ranks - 1});
     Sums sum = {0, 0, 0, 0};
     double from = now();
     const Batch *b;

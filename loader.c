@@ -115,7 +115,8 @@ static void look_ahead(Loader *l, long index)
     long n = data_count(l->data), position = batch_position(l, index), size = batch_size(l, index);
     if (size > 0)
         data_ahead(l->data, l->o.shuffle, position / n, place_of(l, position % n, &repeat),
-                   (size + l->o.repeats - 1) / l->o.repeats, (double)l->o.stride / l->o.batch);
+                   (size + l->o.repeats - 1) / l->o.repeats,
+                   (double)l->o.stride / l->o.batch / (1 + l->o.neighbours));
 }
 
 /* A batch may be filled when its slot is neither being read nor waiting to be read. */

@@ -20,11 +20,12 @@ typedef struct {
     World world; /* which of how many processes this is */
     Config config;
     Model *m;
-    int type;      /* F32, BF16, F16: what the model computes in */
-    bool built_in; /* nothing said what to train */
-    int micro;     /* images computed at a time */
+    int type;              /* F32, BF16, F16: what the model computes in */
+    bool built_in;         /* nothing said what to train */
+    int micro;             /* images computed at a time */
     Augmentation *changes; /* of training images */
-    int max_workers; /* data workers, where --workers does not say */
+    int local_ranks;       /* of this machine; 1 where that is not known */
+    int max_workers;       /* data workers, where --workers does not say */
     Dataset *train, *val;
     char *weights;    /* file to start from, or NULL */
     char *checkpoint; /* directory to resume from, or NULL */
@@ -36,7 +37,7 @@ typedef struct {
 /* ---- setup.c, in the order of use ---- */
 void setup_options(Session *s, int argc, char **argv); /* flags, recipes, the run's config.ini */
 void setup_config(Session *s);                         /* weights or preset, then flags */
-void setup_data(Session *s, bool train);     /* the validation split, and the training one */
+void setup_data(Session *s, bool train); /* the validation split, and the training one */
 Dataset *setup_split(Session *s, const char *spec, bool train); /* one of them */
 void setup_model(Session *s, bool training); /* memory plan, initial or loaded weights */
 void setup_out(Session *s);                  /* run directory with config.ini and log */

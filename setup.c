@@ -279,16 +279,20 @@ void setup_config(Session *s)
 
 /* ---- data ---- */
 
-/* One per core, shared with the other ranks of this machine. */
-static int workers_of(const Session *s)
+static int count_local_ranks(const Session *s)
 {
     Error e;
     Place place = {.local_ranks = 0};
+    bool known = s->world.ranks > 1 && dist_environment(&place, &e) && place.local_ranks > 0;
+    return known ? place.local_ranks : 1;
+}
+
+/* One per core, shared with the other ranks of this machine. */
+static int workers_of(const Session *s)
+{
     if (s->o.workers > 0)
         return (int)s->o.workers;
-    if (s->world.ranks > 1 && !dist_environment(&place, &e))
-        place.local_ranks = 0;
-    long mine = sysconf(_SC_NPROCESSORS_ONLN) / (place.local_ranks ? place.local_ranks : 1);
+    long mine = sysconf(_SC_NPROCESSORS_ONLN) / s->local_ranks;
     return mine < 1 ? 1 : mine > 64 ? 64 : (int)mine;
 }
 
@@ -390,6 +394,7 @@ void setup_data(Session *s, bool train)
     const Options *o = &s->o;
     bool none = strcmp(o->val_data, "none") == 0;
     const char *val = *o->val_data && (train || !none) ? o->val_data : o->data;
+    s->local_ranks = count_local_ranks(s);
     s->max_workers = workers_of(s);
     if (train && !none && !*o->val_data && strncmp(o->data, "wds:", 4) == 0)
         die("name the validation shards with --val-data wds:PATTERN, or --val-data none",

@@ -22,7 +22,8 @@
 #define BLOCK 512
 /* Keys of data_shuffle, besides 0, the one of data sets without shards. */
 enum { KEY_SHARDS = 1, KEY_WINDOW, KEY_MOST = 65535 };
-/* Whole windows are read ahead by processes that read at least one of so many samples. */
+/* Whole windows are read ahead on machines that read at least one of so many samples: into a page
+ * cache that all their processes share. */
 #define SHARE_FOR_WINDOWS 4
 /* Bytes asked for at a time: what a fast disk reads in the time of a batch. */
 #define AHEAD_AT_ONCE ((uint64_t)64 << 20)

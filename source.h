@@ -1,8 +1,8 @@
 /* source.h - where samples come from: what data.c asks of each kind of data set.
  *
  * A kind is one file (folders.c, records.c, shards.c, and fake data in data.c) with one table of
- * functions, a SourceKind, and one function that opens it. Nothing outside data.c and these files
- * includes this header.
+ * functions, a SourceKind, and one function that opens it. Nothing outside data.c, these files and
+ * their tests includes this header.
  */
 #ifndef SOURCE_H
 #define SOURCE_H
@@ -12,7 +12,7 @@
 
 typedef struct Source Source;
 
-/* Positions first .. first+count of an epoch are about to be read, and this process reads one out
+/* Positions first .. first+count of an epoch are about to be read, and this machine reads one out
  * of `every` positions. */
 typedef struct {
     bool shuffle;

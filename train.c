@@ -391,7 +391,8 @@ static void begin(Training *t)
                                    .stride = alone ? chunk : s->o.batch_size,
                                    .repeats = (int)s->o.repeats,
                                    .workers = (int)s->o.workers,
-                                   .max_workers = s->max_workers});
+                                   .max_workers = s->max_workers,
+                                   .neighbours = s->local_ranks - 1});
     t->saved = t->first = t->settled = s->state.step;
     double peak;
     usage(&t->cpu, &peak);

@@ -50,8 +50,12 @@ static Decoder *decoder;
 static Loader *open_strided(Dataset *d, int batch, bool shuffle, long start, long stride, long end,
                             int workers)
 {
-    return loader_open(d,
-                       &(LoaderOptions){batch, shuffle, 1, start, stride, end, workers, workers});
+    return loader_open(d, &(LoaderOptions){.batch = batch,
+                                           .shuffle = shuffle,
+                                           .start = start,
+                                           .stride = stride,
+                                           .end = end,
+                                           .workers = workers});
 }
 
 static Loader *open_loader(Dataset *d, int batch, bool shuffle, long start, long end, int workers)
