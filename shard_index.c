@@ -194,7 +194,7 @@ static bool find_indices(const char *dir, int shards, Names *out, Error *e)
 
 /* Says which files what is known was read from. *settled is false if one of them changed so lately
  * that it may change again unseen. */
-static bool add_to_key(const char *path, char **key, size_t *at, size_t *room, uint64_t *bytes,
+static bool add_to_key(const char *path, char **key, size_t *at, size_t *room, ShardIndex *shard,
                        bool *settled, Error *e)
 {
     struct stat st;
@@ -214,8 +214,10 @@ static bool add_to_key(const char *path, char **key, size_t *at, size_t *room, u
     long last =
         (long)(st.st_mtim.tv_sec > st.st_ctim.tv_sec ? st.st_mtim.tv_sec : st.st_ctim.tv_sec);
     *settled &= last < (long)time(NULL) - CACHE_MARGIN;
-    if (bytes)
-        *bytes = (uint64_t)st.st_size;
+    if (shard) {
+        shard->bytes = (uint64_t)st.st_size;
+        shard->time = st.st_mtim.tv_sec * 1000000000L + st.st_mtim.tv_nsec;
+    }
     free(line);
     free(real);
     return true;
@@ -272,7 +274,8 @@ static bool load_shards(const char *key, ShardIndex *shard, int n)
     free(file);
     for (int k = 0; !ok && k < n; k++) {
         free(shard[k].sample);
-        shard[k] = (ShardIndex){.path = shard[k].path, .bytes = shard[k].bytes};
+        shard[k].sample = NULL;
+        shard[k].n = 0;
     }
     return ok;
 }
@@ -359,7 +362,7 @@ bool shards_index(ShardIndex *shard, int n, const char *index_dir, Error *e)
     char *key = xcalloc(room, 1);
     bool settled = true, ok = !index_dir || find_indices(index_dir, n, &index, e);
     for (int k = 0; ok && k < n; k++)
-        ok = add_to_key(shard[k].path, &key, &at, &room, &shard[k].bytes, &settled, e);
+        ok = add_to_key(shard[k].path, &key, &at, &room, &shard[k], &settled, e);
     for (int k = 0; ok && k < index.n; k++)
         ok = add_to_key(index.at[k], &key, &at, &room, NULL, &settled, e);
     if (ok && !load_shards(key, shard, n)) {

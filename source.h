@@ -103,7 +103,8 @@ typedef struct {
 } ShardSample;
 typedef struct {
     char *path;
-    uint64_t bytes; /* of the file */
+    uint64_t bytes; /* of the file, */
+    int64_t time;   /* and when it was written, in nanoseconds */
     long n;
     ShardSample *sample; /* [n] */
 } ShardIndex;

@@ -126,7 +126,7 @@ static void check_damage(const char *kind, const char *spec, long n)
             byte ^= (uint8_t)(1 << p.v[1] % 8);
             CHECK(pwrite(fd, &byte, 1, where) == 1 && close(fd) == 0);
         }
-        CHECK(count_images(spec) == n, "damage %d at %ld", i, where);
+        CHECK(stat(path, &st) == 0 && count_images(spec) == n, "damage %d at %ld", i, where);
         CHECK(remembered(kind, path, sizeof path, &after) &&
                   (st.st_ino != after.st_ino || st.st_ctim.tv_nsec != after.st_ctim.tv_nsec),
               "damage %d at %ld was believed", i, where);
@@ -136,7 +136,9 @@ static void check_damage(const char *kind, const char *spec, long n)
 /* Files that are whole and lie: every number in turn is changed. */
 static void check_lies(const char *kind, const char *key, const char *spec, long n)
 {
-    static const int64_t lies[] = {-1, 0, 1, 5, INT64_MAX, INT64_MIN, 1L << 40};
+    static const int64_t lies[] = {
+        -1,         0, 1, 5, INT64_MAX, INT64_MIN, 1L << 40, 0x7fffffff00000007, -(1L << 32) + 7,
+        0x17fffffff};
     size_t size;
     uint8_t *good = cache_load(kind, key, &size);
     if (!CHECK(good != NULL && size > 400, "%s", key))
@@ -204,12 +206,28 @@ static void check_changes(const char *dir)
 }
 
 /* A directory that changed a moment ago may change again without a new time. */
-static void check_fresh(const char *dir)
+static void check_fresh(const char *kind, const char *spec, long n)
 {
     char path[512];
     struct stat st;
-    CHECK(count_images(dir) == ALL);
-    CHECK(!remembered("listing", path, sizeof path, &st), "a fresh directory is remembered");
+    CHECK(count_images(spec) == n);
+    CHECK(!remembered(kind, path, sizeof path, &st), "what is fresh is remembered: %s", spec);
+}
+
+/* Another user's file in our folder. */
+static void check_foreign(const char *dir)
+{
+    char path[512];
+    struct stat st, after;
+    if (!CHECK(count_images(dir) == ALL && remembered("listing", path, sizeof path, &st)))
+        return;
+    if (chown(path, 65534, (gid_t)-1) != 0) {
+        SKIP("another user's file: cannot make one");
+        return;
+    }
+    CHECK(count_images(dir) == ALL && remembered("listing", path, sizeof path, &after) &&
+              st.st_ino != after.st_ino,
+          "another user's file was believed");
 }
 
 static void check_off(const char *dir)
@@ -236,12 +254,14 @@ int main(int argc, char **argv)
     enum { SAMPLES = 10001 };
     const char *dir = make_set("set"), *shard = make_shard("shard.tar", SAMPLES);
     const char *spec = xasprintf("wds:%s", shard);
-    check_fresh(dir);
+    check_fresh("listing", dir, ALL);
+    check_fresh("shards", spec, SAMPLES);
     sleep(CACHE_MARGIN + 2); /* until the times above are old enough to be trusted */
     check_remembered("listing", dir, ALL);
     check_damage("listing", dir, ALL);
     check_lies("listing", dir, dir, ALL);
     check_paths(dir);
+    check_foreign(dir);
     check_off(dir);
     check_remembered("shards", spec, SAMPLES);
     check_damage("shards", spec, SAMPLES);

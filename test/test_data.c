@@ -280,6 +280,14 @@ static void test_subsets(void)
     Dataset *d = data_open(&o, &e);
     check_paths(d, dir, want);
     data_close(d);
+    /* A share that comes out a hair below a whole number. */
+    DataOptions hundred = defaults;
+    hundred.spec = "fake:100";
+    hundred.fake_classes = 1;
+    hundred.per_class = 0.29;
+    d = data_open(&hundred, &e);
+    CHECK(d && data_count(d) == 29, "%s", e.what);
+    data_close(d);
     /* In the label order of a class file, where the first are other ones. */
     const char *classes = at(temporary, "reversed.txt");
     write_text(classes, "e\nd\nc\nb\na\n");
@@ -418,6 +426,21 @@ static void test_cifar(void)
         char *path = data_sample_path(d, 3);
         CHECK(strstr(path, "data_batch_2.bin#1") != NULL, "%s", path);
         free(path);
+        data_close(d);
+    }
+    /* Evaluation shows all of a record, its upper edge too, which a crop would cut off. */
+    for (int c = 0; c < 3; c++)
+        memset(file + 1 + c * 1024, 255, 64);
+    write_file(at(temporary, "cifar/data_batch_1.bin"), file, 2 * RECORD);
+    DataOptions o = defaults;
+    o.spec = spec;
+    o.augment = false;
+    o.crop = CROP_CENTER;
+    d = data_open(&o, &e);
+    if (CHECK(d != NULL, "%s", e.what)) {
+        uint8_t out[3 * 16 * 16];
+        data_sample(d, decoder, 0, 0, 0, out);
+        CHECK(out[0] > 220 && out[3 * 16 * 2] < 30, "rows of %d and %d", out[0], out[3 * 16 * 2]);
         data_close(d);
     }
     refuse(spec, false, NULL, "no test_batch");
@@ -686,6 +709,24 @@ static void test_repeats(void)
         CHECK(memcmp(a, b, sizeof a) == 0);
     }
     CHECK(differ == 10, "%d of 10 looks differ", differ);
+    /* And that is what the loader shows, in epoch 1. */
+    long n = d ? data_count(d) : 0, apart = n / 3;
+    Loader *l = d ? loader_open(d, &(LoaderOptions){.batch = 5,
+                                                    .shuffle = true,
+                                                    .repeats = 3,
+                                                    .start = n,
+                                                    .end = n + 3 * apart,
+                                                    .workers = 2})
+                  : NULL;
+    for (const Batch *b; l && (b = loader_next(l));)
+        for (int i = 0; i < b->n; i++) {
+            long p = b->position + i - n;
+            int label =
+                data_sample(d, decoder, data_order(d, 1, p % apart), 1, (int)(p / apart), a);
+            CHECK(label == b->labels[i] && memcmp(a, b->images + i * 768, 768) == 0,
+                  "position %ld of the epoch", p);
+        }
+    loader_close(l);
     data_close(d);
 }
 

@@ -2,6 +2,7 @@
  *
  * The shards are written here. A sample's picture is one colour that tells which sample it is.
  */
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -66,6 +67,8 @@ static void write_shard(const char *path, int first, int n)
         add_picture(w, i);
         if (i % 4 == 0)
             add(w, i, "seg.png", "no picture of the sample", 24);
+        if (i % 4 == 2)
+            add(w, i, "png", "not the first picture", 21);
     }
     finish(w);
 }
@@ -80,6 +83,12 @@ static const char *write_shards(const char *name)
     }
     snprintf(path, sizeof path, "%s-{0..%d}.tar", name, SHARDS - 1);
     return at(temporary, path);
+}
+
+static void write_text(const char *path, const char *text)
+{
+    FILE *f = fopen(path, "w");
+    CHECK(f && fputs(text, f) >= 0 && fclose(f) == 0, "%s", path);
 }
 
 static DataOptions options(const char *pattern)
@@ -167,6 +176,10 @@ static void test_order(const char *pattern)
         }
         CHECK(moved > SAMPLES / 2 && same < SAMPLES / 2, "%d moved, %d as in the next epoch", moved,
               same);
+        int begins[SHARDS] = {0}, different = 0; /* shards that come first in some epoch */
+        for (long epoch = 0; epoch < 40; epoch++)
+            different += begins[shard_of((int)data_order(d, epoch, 0))]++ == 0;
+        CHECK(different > SHARDS / 2, "window %d: %d shards begin an epoch", windows[w], different);
         data_close(d);
     }
 }
@@ -311,6 +324,22 @@ static void test_index(const char *pattern)
               "sample %ld", i);
     data_close(d);
     data_close(plain);
+    /* Beyond the file's end; in the middle of another file, which begins as a label does. */
+    snprintf(path, sizeof path, "%s/alone/idx_0.txt", temporary);
+    o = options(at(temporary, "two/a.tar"));
+    o.index_dir = at(temporary, "alone");
+    CHECK(make_dirs(o.index_dir, &e));
+    write_text(path, "v1.2 1\ncls 512 3 a.cls ppm 2560 99999999 a.ppm\n");
+    refuse_options(o, "ends beyond the");
+    static const char large[2000] = "1";
+    const char *other = at(temporary, "other.tar");
+    TarWriter *w = create(other);
+    add(w, 0, "txt", large, sizeof large);
+    finish(w);
+    o = options(other);
+    o.index_dir = at(temporary, "alone");
+    write_text(path, "v1.2 1\ncls 512 1 a.cls ppm 1536 23 a.ppm\n");
+    refuse_options(o, "other.tar: byte 512: no cls file of 1 bytes");
     /* Of another archive, of one too few, of none. */
     snprintf(path, sizeof path, "%s/idx_7.txt", dir);
     snprintf(shard, sizeof shard, "%s/set-1.tar", temporary);
@@ -329,6 +358,33 @@ static void test_index(const char *pattern)
     o = options(pattern);
     o.index_dir = at(temporary, "nowhere");
     refuse_options(o, "cannot read the directory");
+}
+
+/* More shards than may be open: files are closed when nobody reads them, and not before. */
+static void test_descriptors(const char *pattern)
+{
+    struct rlimit before, few;
+    CHECK(getrlimit(RLIMIT_NOFILE, &before) == 0);
+    few = before;
+    few.rlim_cur = 20; /* of which the shards get 5 */
+    CHECK(setrlimit(RLIMIT_NOFILE, &few) == 0);
+    DataOptions o = options(pattern);
+    o.window = SHARDS;
+    Dataset *d = open_options(o);
+    Loader *l =
+        d ? loader_open(
+                d,
+                &(LoaderOptions){.batch = 4, .shuffle = true, .end = 40 * SAMPLES, .workers = 12})
+          : NULL;
+    for (const Batch *b; l && (b = loader_next(l));)
+        for (int i = 0; i < b->n; i++) {
+            int level = b->images[i * BYTES];
+            CHECK(b->labels[i] == (level - 10) % CLASSES, "level %d", level);
+        }
+    loader_close(l);
+    CHECK(data_damaged(d) == 0);
+    data_close(d);
+    CHECK(setrlimit(RLIMIT_NOFILE, &before) == 0);
 }
 
 /* ---- what is refused ---- */
@@ -386,8 +442,7 @@ static void test_refused(const char *pattern)
     Dataset *d = open_options(o);
     CHECK(d && data_classes(d) == 9 && strcmp(data_class_name(d, 8), "8") == 0);
     data_close(d);
-    FILE *f = fopen(at(temporary, "names.txt"), "w");
-    CHECK(f && fputs("a\nb\nc\n", f) >= 0 && fclose(f) == 0);
+    write_text(at(temporary, "names.txt"), "a\nb\nc\n");
     o = options(pattern);
     o.classes = at(temporary, "names.txt");
     refuse_options(o, "there are 3 classes");
@@ -415,7 +470,7 @@ static void test_damage(void)
         CHECK(data_sample(d, decoder, 2, epoch, 0, out) == 0 && out[0] == 13, "level %d", out[0]);
     CHECK(d && data_damaged(d) == 1);
     data_close(d);
-    static const char *const say[] = {"had", "had", "no member of", "shorter"};
+    static const char *const say[] = {"has changed", "has changed", "no member of", "shorter"};
     for (int how = 0; how < COUNT(say); how++) {
         write_shard(path, 0, 6);
         pid_t child = fork();
@@ -424,7 +479,7 @@ static void test_damage(void)
                 _exit(9);
             d = open_options(options(path));
             struct stat st;
-            if (how == 3) /* while it is open */
+            if (how >= 2) /* while it is open */
                 data_sample(d, decoder, 1, 0, 0, out);
             if (stat(path, &st) != 0 || (how != 1 && truncate(path, 512 * 6) != 0))
                 _exit(9);
@@ -459,6 +514,7 @@ int main(int argc, char **argv)
     test_subsets(pattern);
     test_batches(pattern);
     test_index(pattern);
+    test_descriptors(pattern);
     test_refused(pattern);
     test_damage();
     decoder_free(decoder);
