@@ -28,7 +28,8 @@ enum { DECODE_EXACT, DECODE_FAST };
  * decompression bomb (Pillow's error limit). Formats that are read row by row, or tile by tile, are
  * bounded by their sides alone. */
 #define IMAGE_MAX_PIXELS 178956970L
-/* Its longest side (JPEG's limit): the scratch of a resize grows with it. */
+/* Its longest side (JPEG's limit): the scratch of a resize grows with it. A TIFF may be longer, not
+ * what is read of it. */
 #define IMAGE_MAX_SIDE 65500
 
 /* ---- image.c: image files (JPEG in jpeg.c, TIFF in tiff.c) ---- */
