@@ -361,28 +361,34 @@ static void test_index(const char *pattern)
 }
 
 /* More shards than may be open: files are closed when nobody reads them, and not before. */
-static void test_descriptors(const char *pattern)
+static void test_descriptors(void)
 {
+    enum { MANY = 60 };
     struct rlimit before, few;
+    Error e;
+    const char *dir = at(temporary, "many");
+    CHECK(make_dirs(dir, &e));
+    for (int i = 0; i < MANY; i++) {
+        char path[256];
+        snprintf(path, sizeof path, "%s/%02d.tar", dir, i);
+        write_shard(path, i, 1);
+    }
     CHECK(getrlimit(RLIMIT_NOFILE, &before) == 0);
     few = before;
-    few.rlim_cur = 20; /* of which the shards get 5 */
+    few.rlim_cur = 48; /* of which open shards get 12 */
     CHECK(setrlimit(RLIMIT_NOFILE, &few) == 0);
-    DataOptions o = options(pattern);
-    o.window = SHARDS;
+    DataOptions o = options(dir);
+    o.window = MANY;
     Dataset *d = open_options(o);
-    Loader *l =
-        d ? loader_open(
-                d,
-                &(LoaderOptions){.batch = 4, .shuffle = true, .end = 40 * SAMPLES, .workers = 12})
-          : NULL;
+    LoaderOptions run = {.batch = 4, .shuffle = true, .end = 40 * MANY, .workers = 12};
+    Loader *l = d ? loader_open(d, &run) : NULL;
     for (const Batch *b; l && (b = loader_next(l));)
         for (int i = 0; i < b->n; i++) {
             int level = b->images[i * BYTES];
             CHECK(b->labels[i] == (level - 10) % CLASSES, "level %d", level);
         }
     loader_close(l);
-    CHECK(data_damaged(d) == 0);
+    CHECK(d && data_count(d) == MANY && data_damaged(d) == 0);
     data_close(d);
     CHECK(setrlimit(RLIMIT_NOFILE, &before) == 0);
 }
@@ -514,7 +520,7 @@ int main(int argc, char **argv)
     test_subsets(pattern);
     test_batches(pattern);
     test_index(pattern);
-    test_descriptors(pattern);
+    test_descriptors();
     test_refused(pattern);
     test_damage();
     decoder_free(decoder);
