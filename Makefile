@@ -23,6 +23,11 @@ CFLAGS   ?= -O3
 FLAGS    := -std=c11 -D_GNU_SOURCE $(CFLAGS) $(ARCH) -fno-math-errno -fno-trapping-math -fopenmp \
             -Wall -Wextra $(if $(findstring clang,$(CC)),-Wno-pass-failed) \
             -I. -I/usr/include/$(TRIPLE)/openblas-openmp $(EXTRA)
+# stb_image leaves palettes uninitialised beyond their end, and damaged files index them there: with
+# zeros, such a picture is the same in every thread.
+ZEROED   := $(firstword $(foreach v,zero pattern,$(shell echo 'int x;' | $(CC) -ftrivial-auto-var-init=$v \
+            -x c -c -o /dev/null - 2>/dev/null && echo -ftrivial-auto-var-init=$v)))
+%/image.o: FLAGS += $(ZEROED)
 # What is optional is found by the same probes, which leave -D flags and -l flags behind.
 HAVE     = $$(cat $(BUILD)/have)
 OPTIONAL = $$(cat $(BUILD)/libs)

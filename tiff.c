@@ -323,11 +323,13 @@ static void to_rgb(const Layout *l, const uint8_t *const *in, size_t step, int n
 
 /* ---- bands of rows ---- */
 
-/* The tile or strip at pixel (x, y), its sample planes one after the other. */
+/* The tile or strip at pixel (x, y), its sample planes one after the other. What a damaged one leaves
+ * out, without libtiff's saying so, is zeros and not the picture before. */
 static bool read_unit(TiffReader *r, int x, int y)
 {
     const Layout *l = &r->layout;
     uint8_t *to = r->unit.p;
+    memset(to, 0, (size_t)l->unit_bytes * (size_t)(l->apart ? l->samples : 1));
     for (int s = 0; s < (l->apart ? l->samples : 1); s++, to += l->unit_bytes) {
         uint16_t plane = (uint16_t)s;
         if (l->tiled) {
@@ -386,6 +388,7 @@ static bool read_exotic(TiffReader *r, Error *e)
         return fail(e, "convert it to PNG, or remove it from the data set",
                     "libtiff cannot read this TIFF: %s", why);
     uint32_t *pixels = room_get(&r->unit, (size_t)w * h * sizeof *pixels);
+    memset(pixels, 0, (size_t)w * h * sizeof *pixels);
     /* in the order it is stored: the caller turns it */
     if (!TIFFReadRGBAImageOriented(r->tiff, (uint32_t)w, (uint32_t)h, pixels, r->orientation, 1))
         return damaged(e);

@@ -1,8 +1,21 @@
-/* fuzz_image.c - pictures of every format: whole, cropped, and for evaluation, exact and fast. */
+/* fuzz_image.c - pictures of every format: whole, cropped, and for evaluation, exact and fast; the
+ * same whatever was read before. */
 #include "fuzz.h"
 #include "image.h"
 
 #include <string.h>
+
+/* A decoder that has read nothing before gives the same. */
+static void compare_with_fresh(const uint8_t *bytes, size_t n, const Target *t, Box b, bool ok,
+                               const uint8_t *out)
+{
+    static uint8_t again[24 * 16 * 3];
+    Error e = {"", ""};
+    Decoder *d = decoder_new();
+    MUST((decoder_open(d, bytes, n, &e) && decoder_crop(d, t, b, false, again, &e)) == ok);
+    MUST(!ok || memcmp(out, again, sizeof again) == 0);
+    decoder_free(d);
+}
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n)
 {
@@ -25,6 +38,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n)
             one = {w - 1, h - 1, 1, 1};
         bool ok = decoder_crop(d, &t, all, false, out, &e);
         MUST(ok || *e.what);
+        compare_with_fresh(bytes, n, &t, all, ok, out);
         decoder_crop(d, &t, part, true, out, &e);
         decoder_crop(d, &t, one, false, out, &e);
         t.crop = (int)(n % 2) ? CROP_STRETCH : CROP_CENTER;
