@@ -18,9 +18,9 @@ void names_add(Names *l, const char *s); /* copied */
 void names_free(Names *l);
 void names_sort(Names *l); /* by strcmp */
 
-/* Shell braces: `{a,b}`, `{000000..000146}` (zero-padded as the wider end is), `{1..9..2}`, nested and
- * several, expanded in order; a pattern without braces gives itself. At most 10,000,000 names, and a
- * gigabyte of them. A backslash before a brace or a comma makes it a plain character. */
+/* Shell braces: `{a,b}`, `{000000..000146}` (zero-padded as the wider end is), `{1..9..2}`, nested
+ * and several, expanded in order; a pattern without braces gives itself. At most 10,000,000 names,
+ * and a gigabyte of them. A backslash before a brace or a comma makes it a plain character. */
 long brace_count(const char *pattern, Error *e); /* how many names; 0 is an error */
 bool brace_expand(const char *pattern, Names *out, Error *e);
 
@@ -49,8 +49,8 @@ bool tar_is_header(const uint8_t *block, uint64_t size);
 
 /* ---- index files ---- */
 
-/* One component of a sample: lines of an index are `ext offset size filename` per component (v1.2) or
- * `ext offset size` (v1.1), one line a sample, after a first line `v1.2 <samples>`. */
+/* One component of a sample: lines of an index are `ext offset size filename` per component (v1.2)
+ * or `ext offset size` (v1.1), one line a sample, after a first line `v1.2 <samples>`. */
 typedef struct {
     const char *ext, *name; /* name: "" in v1.1 */
     uint64_t offset, size;
