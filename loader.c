@@ -150,8 +150,6 @@ static void *work(void *arg)
             l->filling++;
         }
         pthread_mutex_unlock(&l->lock);
-        if (at == 0)
-            look_ahead(l, index + 1);
         load_image(l, decoder, &s->batch, at);
         uint64_t bytes = decoder_bytes(decoder);
         pthread_mutex_lock(&l->lock);
@@ -159,6 +157,11 @@ static void *work(void *arg)
         counted = bytes;
         if (--s->left == 0)
             pthread_cond_signal(&l->ready);
+        if (at == 0) { /* once for each batch; a slow disk may take its time over it */
+            pthread_mutex_unlock(&l->lock);
+            look_ahead(l, index + 1);
+            pthread_mutex_lock(&l->lock);
+        }
     }
     pthread_mutex_unlock(&l->lock);
     decoder_free(decoder);
