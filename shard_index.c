@@ -22,7 +22,7 @@
 
 #define BLOCK     512
 #define MAX_LABEL ((1 << 24) - 1)
-#define NEEDS     "a sample needs a picture (jpg, png, ...) and a cls file, one right after the other"
+#define NEEDS "a sample needs a picture (jpg, png, ...) and a cls file, one after the other"
 
 /* A shard that is being read. */
 typedef struct {
