@@ -399,8 +399,10 @@ static void print_summary(const Writer *w, const char *classes)
     if (w->damaged)
         warn("%ld of %ld pictures are damaged, and left out", w->damaged, data_count(w->data));
     printf("%ld shards, %ld samples, %.3f GB\n", w->shards, w->samples, 1e-9 * (double)w->bytes);
-    printf("train from them: --data 'wds:%s/%s{%0*d..%0*ld}%s' --classes '%s'\n", dir,
-           w->pattern.head, width, 0, width, w->shards - 1, w->pattern.tail, classes);
+    bool train = strcmp(o.split, "train") == 0;
+    printf("%s them: --%s 'wds:%s/%s{%0*d..%0*ld}%s' --classes '%s'\n",
+           train ? "train from" : "evaluate on", train ? "data" : "val-data", dir, w->pattern.head,
+           width, 0, width, w->shards - 1, w->pattern.tail, classes);
     free(first);
 }
 
