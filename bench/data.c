@@ -825,6 +825,85 @@ static void part_large(void)
     printf("\n");
 }
 
+/* ---- opening ---- */
+
+enum { FOLDERS = 1000 };
+
+static void make_empty_files(const char *dir, int per_folder)
+{
+    for (int k = 0; k < FOLDERS; k++) {
+        char *folder = xasprintf("%s/n%04d", dir, k);
+        make_folder(folder);
+        for (int i = 0; i < per_folder; i++) {
+            char *file = xasprintf("%s/n%04d_%d.JPEG", folder, k, i);
+            FILE *f = fopen(file, "wx");
+            if (f)
+                fclose(f);
+            free(file);
+        }
+        free(folder);
+    }
+}
+
+static double time_opening(const char *dir, long *files)
+{
+    DataOptions o = evaluation(dir);
+    Error e;
+    double from = now();
+    Dataset *d = data_open(&o, &e);
+    check(d != NULL, &e);
+    double seconds = now() - from;
+    *files = data_count(d);
+    data_close(d);
+    return seconds;
+}
+
+/* ImageNet's number of files, without their bytes. What was found is remembered in a cache of the
+ * benchmark's own, which is removed for the first opening. */
+static void part_opening(void)
+{
+    int per_folder = small ? 100 : 1281;
+    char *dir = xasprintf("%s/many-%d", scratch, per_folder);
+    char *cache = xasprintf("%s/cache", scratch), *clear = xasprintf("rm -rf '%s'", cache);
+    if (system(clear) != 0)
+        die("check SCRATCH and its permissions", "cannot remove %s", cache);
+    setenv("XDG_CACHE_HOME", cache, 1);
+    if (!is_dir(dir)) {
+        make_empty_files(dir, per_folder);
+        sleep(4); /* folders that changed just now are not trusted to stay as they are */
+    }
+    printf("%d folders of %d empty files, their names in the kernel's cache; the same by "
+           "torchvision's ImageFolder where there is one.\n\n"
+           "| opening | what was found | seconds |\n|---|---|---|\n",
+           FOLDERS, per_folder);
+    long files;
+    time_opening(dir, &files); /* for the kernel's cache */
+    if (system(clear) != 0)
+        die("check SCRATCH and its permissions", "cannot remove %s", cache);
+    static const char *const which[] = {"first", "second"};
+    for (int i = 0; i < COUNT(which); i++) {
+        double seconds = time_opening(dir, &files);
+        printf("| ours, %s | %ld files | %.3f |\n", which[i], files, seconds);
+    }
+    fflush(stdout);
+    char *peer = xasprintf(
+        "%s -c 'import sys, time; from torchvision.datasets import ImageFolder; t = time.time(); "
+        "n = len(ImageFolder(sys.argv[1])); "
+        "print(\"| torchvision | %%d files | %%.3f |\" %% (n, time.time() - t))' '%s' 2>/dev/null",
+        python, dir);
+    if (*python && system(peer) != 0)
+        fprintf(stderr, "no torchvision to compare with\n");
+    printf("\n");
+    char *remove_all = xasprintf("rm -rf '%s' '%s'", cache, dir);
+    if (system(remove_all) != 0)
+        warn("cannot remove %s", dir);
+    free(remove_all);
+    free(peer);
+    free(clear);
+    free(cache);
+    free(dir);
+}
+
 static int number(const char *name, int otherwise)
 {
     const char *s = getenv(name);
@@ -839,7 +918,8 @@ int main(int argc, char **argv)
         bool needs_images;
     } parts[] = {{"pipelines", part_pipelines, true},
                  {"workers", part_workers, true},
-                 {"large", part_large, false}};
+                 {"large", part_large, false},
+                 {"opening", part_opening, false}};
     if (argc < 4)
         die_usage("bench/run_data calls it", "bench_data PART IMAGES SCRATCH [PYTHON]");
     scratch = argv[3];
@@ -859,5 +939,5 @@ int main(int argc, char **argv)
             parts[i].run();
             return 0;
         }
-    die_usage("pipelines, workers or large", "no part '%s'", argv[1]);
+    die_usage("pipelines, workers, large or opening", "no part '%s'", argv[1]);
 }
