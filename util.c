@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 /* ---- errors ---- */
 
@@ -29,6 +30,12 @@ static _Noreturn void leave(int status, const char *hint, const char *fmt, va_li
     die_hook = NULL; /* a hook that dies itself must not come back here */
     if (hook)
         hook();
+    /* exit() takes down libraries (OpenBLAS, CUDA) with which the main thread is still at work: it
+     * would crash, or wait for it forever. */
+    if (gettid() != getpid()) {
+        fflush(stderr);
+        _exit(status);
+    }
     exit(status);
 }
 
