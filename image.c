@@ -16,6 +16,8 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +25,21 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+/* What a buffer of stb may grow to in this thread, which would unpack whatever a PNG has; 0: it was
+ * not enough. */
+static _Thread_local size_t stb_most = SIZE_MAX;
+
+static void *stb_grow(void *p, size_t n)
+{
+    if (n <= stb_most)
+        return realloc(p, n);
+    stb_most = 0;
+    return NULL;
+}
+
+#define STBI_MALLOC  malloc
+#define STBI_FREE    free
+#define STBI_REALLOC stb_grow
 #define STB_IMAGE_IMPLEMENTATION
 #define STBI_NO_STDIO
 #define STBI_ONLY_PNG
@@ -239,6 +256,8 @@ static bool stb_header(const uint8_t *bytes, size_t n, Header *out, Error *e)
     int channels;
     if (!stbi_info_from_callbacks(&stb_calls, &s, &out->w, &out->h, &channels))
         return fail(e, hint_damaged, "damaged image: %s", stbi_failure_reason());
+    if (bytes[0] == 'B' && out->h > INT_MIN) /* below 0: from top to bottom */
+        out->h = abs(out->h);
     if (!size_is_sane(out->w, out->h, true, e))
         return false;
     if (bytes[0] == 'B' && (size_t)out->w * out->h / 8 > n) /* at least one bit per pixel */
@@ -251,6 +270,8 @@ static bool stb_load(const uint8_t *bytes, size_t n, Image *im, Error *e)
     StbSource s = {.p = bytes, .n = n};
     int channels;
     im->rgb = stbi_load_from_callbacks(&stb_calls, &s, &im->w, &im->h, &channels, 3);
+    if (!im->rgb && stb_most == 0)
+        return fail(e, hint_damaged, "PNG with more rows than its header says");
     if (!im->rgb)
         return fail(e, hint_damaged, "damaged image: %s", stbi_failure_reason());
     return !s.beyond || fail(e, hint_damaged, "truncated image");
@@ -263,8 +284,16 @@ static bool png_header(const uint8_t *bytes, size_t n, Header *out, Error *e)
 
 static bool png_load(const uint8_t *bytes, size_t n, Image *im, Error *e)
 {
+    static const uint8_t samples[8] = {1, 0, 3, 1, 2, 0, 4}; /* of a pixel, by colour type */
     int orientation;
-    return png_walk(bytes, n, true, &orientation, e) && stb_load(bytes, n, im, e);
+    /* Buffers double, of packed bytes and of rows; interlaced, there are almost twice as many rows,
+     * each with a byte more and up to one to fill it. */
+    size_t w = get_uint(bytes + 16, 4, false), h = get_uint(bytes + 20, 4, false);
+    size_t row = (w * bytes[24] * samples[bytes[25] & 7] + 7) / 8, rows = 2 * h * (row + 4) + 4096;
+    stb_most = rows > 2 * n ? rows : 2 * n;
+    bool ok = png_walk(bytes, n, true, &orientation, e) && stb_load(bytes, n, im, e);
+    stb_most = SIZE_MAX;
+    return ok;
 }
 
 /* ---- PPM and PGM: P2, P3 (text), P5, P6 (binary), up to 16 bits ---- */

@@ -1227,6 +1227,40 @@ static void fuzz(const char *name, const uint8_t *good, size_t n)
     CHECK(refused > 0, "%s: %d of %d refused", name, refused, tries);
 }
 
+/* What other programs write, and what only an attacker would. */
+static void test_stb(void)
+{
+    enum { W = 33, H = 20 };
+    Error e = {"", ""};
+    Image im;
+    uint8_t *rgb = draw(W, H), *flipped = xmalloc(3 * W * H);
+    for (int y = 0; y < H; y++)
+        memcpy(flipped + 3 * W * y, rgb + 3 * W * (H - 1 - y), 3 * W);
+    size_t n = make_bmp(rgb, W, H, made);
+    put(made + 22, (uint32_t)-H, 4); /* from top to bottom */
+    if (CHECK(image_decode(made, n, &im, &e) && im.w == W && im.h == H, "%s", e.what))
+        CHECK(memcmp(im.rgb, flipped, 3 * W * H) == 0, "a BMP from top to bottom");
+    image_free(&im);
+    put(made + 22, 0x80000000u, 4);
+    CHECK(!image_decode(made, n, &im, &e), "a BMP without end");
+    free(rgb);
+    free(flipped);
+    /* A PNG that says it is small, and unpacks to a megabyte. */
+    rgb = xcalloc(3 * 600, 600);
+    CHECK(image_write_png(at(temporary, "bomb.png"), rgb, 600, 600, &e), "%s", e.what);
+    free(rgb);
+    uint8_t *png = read_all(at(temporary, "bomb.png"), &n);
+    memcpy(png + 16, "\0\0\0\x08\0\0\0\x08", 8);
+    uint32_t crc = ~0u;
+    for (int i = 12; i < 29; i++)
+        for (int bit = 0; bit < 8; bit++)
+            crc = crc >> 1 ^ (((crc ^ png[i] >> bit) & 1) ? 0xEDB88320u : 0);
+    for (int i = 0; i < 4; i++)
+        png[29 + i] = (uint8_t)(~crc >> (24 - 8 * i));
+    CHECK(!image_decode(png, n, &im, &e) && strstr(e.what, "more rows"), "%s", e.what);
+    free(png);
+}
+
 static void fuzz_file(const char *path)
 {
     size_t n = 0;
@@ -1304,6 +1338,7 @@ int main(int argc, char **argv)
     test_tiff();
     test_needed_rows();
     test_missing_scans();
+    test_stb();
     test_fuzz();
     decoder_free(decoder);
     files_end();
