@@ -320,6 +320,10 @@ Dataset *setup_split(Session *s, const char *spec, bool train)
     /* The validation images are in their own shards, or else in those of --data. */
     bool own = !train && *o->val_data && strcmp(spec, o->val_data) == 0;
     const char *index = own ? o->val_index_dir : o->index_dir;
+    if (o->classes_fraction < 1 && !*o->classes &&
+        (strncmp(spec, "wds:", 4) == 0 || strncmp(spec, "fake", 4) == 0))
+        die_usage("give --classes the file with all classes, one a line",
+                  "--classes-fraction: %s does not say how many classes there are", spec);
     bool known = s->weights || s->run_dir || options_config_given(o, "classes");
     DataOptions d = {.spec = where,
                      .classes = *o->classes ? o->classes : NULL,

@@ -286,6 +286,8 @@ trains "indexes of other archives" 1 'c-00000[01].tar' $from $tiny --index-dir t
 trains "a cut archive" 1 'cut.tar: byte [0-9]+: ' --data wds:cut.tar --val-data none $tiny --out x
 trains "subsets" 0 '^data .* 9 training images, 9 validation images, 3 classes' --data pics $tiny \
     --classes-fraction 0.3 --data-per-class 3 --steps 1 --out subset
+trains "subsets of shards" 2 'give --classes' --data wds:one/train-000000.tar --val-data none $tiny \
+    --classes-fraction 0.3 --out x
 
 # ---- contact sheets ----
 
