@@ -2,6 +2,7 @@
 # ./vit, end to end: shards and their indexes, contact sheets, good and bad input.
 # test/test_tools.sh VIT TRAIN_CPU [SHARED]. Everything happens in a temporary folder.
 # Every error must say `error:` and `hint:`, with the right exit status.
+root=$(realpath "$(dirname "$0")/..")
 tool=$(realpath "$1")
 train=$(realpath "$2")
 shared=$(realpath -m "${3:-../shared}") # real pictures, where they are
@@ -331,6 +332,9 @@ differ a.png c.png
 sheet b.png --val --epoch 5 --mixup 1 --seed 3 --erase 1
 check "validation images do not change" cmp b.png c.png
 says "validation images" '^b.png: 10 of 30 images of 10 classes'
+for recipe in "$root"/recipes/*.ini; do
+    good "show with $(basename "$recipe")" show --recipe "$recipe" --data pics --out recipe.png --count 2
+done
 bad "no --out" 2 '--out is missing' show --data pics
 bad "no such data" 1 '/nowhere' show --data /nowhere --out x.png
 bad "no such flag" 2 'no such setting' show --data pics --colums 3 --out x.png
