@@ -157,8 +157,10 @@ void setup_options(Session *s, int argc, char **argv)
             setup_check(options_set(o, "precision", "auto", "", &e), &e);
         if (*resume) /* the checkpoint holds the weights now */
             setup_check(options_set(o, "weights", "", "", &e), &e);
-        if (!train && other_data) /* --data is what to evaluate, whatever the run evaluated */
+        if (!train && other_data) { /* --data is what to evaluate, whatever the run evaluated */
             setup_check(options_set(o, "val-data", "", "", &e), &e);
+            setup_check(options_set(o, "index-dir", "", "", &e), &e);
+        }
         free(ini);
     } else if (*resume && path_exists(resume) && !has_recipe) {
         die("give the settings of the run with --recipe FILE", "%s has no run with a config.ini",
