@@ -22,7 +22,7 @@
 
 #define BLOCK     512
 #define MAX_LABEL ((1 << 24) - 1)
-#define NEEDS "a sample needs a picture (jpg, png, ...) and a cls file, one after the other"
+#define NEEDS     "a sample needs a picture (jpg, png, ...) and a cls file, one after the other"
 
 /* A shard that is being read. */
 typedef struct {
@@ -201,7 +201,10 @@ static bool add_to_key(const char *path, char **key, size_t *at, size_t *room, S
     char *real = realpath(path, NULL);
     if (!real || stat(real, &st) != 0) {
         free(real);
-        return fail(e, "check the path and the pattern", "%s: %s", path, strerror(errno));
+        return fail(e,
+                    strpbrk(path, "*?") ? "write numbers as {000000..000146}: * is not expanded"
+                                        : "check the path and the pattern",
+                    "%s: %s", path, strerror(errno));
     }
     char *line =
         xasprintf("%s %ld %ld.%09ld %ld.%09ld\n", real, (long)st.st_size, (long)st.st_mtim.tv_sec,

@@ -6,7 +6,6 @@
  * into the page cache. Any position's sample is found directly, so that ranks, workers and a
  * resumed run need no state. Order: files; an epoch's order; reading ahead; opening.
  */
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -367,49 +366,6 @@ static const SourceKind kind = {.read = read_member,
                                 .order = shard_order,
                                 .ahead = read_ahead};
 
-/* All *.tar in a folder, by name. */
-static bool add_folder(const char *dir, Names *out, Error *e)
-{
-    Names found = {0};
-    DIR *d = opendir(dir);
-    if (!d)
-        return fail(e, "check the path and its permissions", "cannot read the directory %s: %s",
-                    dir, strerror(errno));
-    for (struct dirent *f; (f = readdir(d));) {
-        const char *dot = strrchr(f->d_name, '.');
-        if (f->d_name[0] != '.' && dot && strcmp(dot, ".tar") == 0)
-            names_add(&found, f->d_name);
-    }
-    closedir(d);
-    names_sort(&found);
-    for (int i = 0; i < found.n; i++) {
-        char *path = xasprintf("%s/%s", dir, found.at[i]);
-        names_add(out, path);
-        free(path);
-    }
-    bool ok = found.n > 0 ||
-              fail(e, "name the folder of the shards, or a pattern", "%s has no .tar files", dir);
-    names_free(&found);
-    return ok;
-}
-
-/* PATTERN[::PATTERN...], each with braces, or a folder. */
-static bool expand(const char *patterns, Names *out, Error *e)
-{
-    char *text = xstrdup(patterns);
-    bool ok = *text || fail(e, "such as wds:DIR/train-{000000..000146}.tar", "wds: without shards");
-    for (char *p = text, *next; ok && p; p = next) {
-        next = strstr(p, "::");
-        if (next) {
-            *next = '\0';
-            next += 2;
-        }
-        ok = is_dir(p) ? add_folder(p, out, e) : brace_expand(p, out, e);
-    }
-    free(text);
-    return ok;
-}
-
 /* All shards' samples, one shard after the other. */
 static void join_shards(Shards *s)
 {
@@ -480,7 +436,7 @@ Source *shards_open(const char *patterns, const DataOptions *o, Error *e)
     pthread_mutex_init(&s->lock, NULL);
     for (int i = 0; i < COUNT(s->epoch); i++)
         s->epoch[i].epoch = UNUSED;
-    bool ok = expand(patterns, &paths, e);
+    bool ok = tar_names(patterns, &paths, e);
     if (ok) {
         s->shards = paths.n;
         s->shard = xcalloc((size_t)paths.n, sizeof *s->shard);

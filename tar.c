@@ -14,6 +14,7 @@
 
 #include "checkpoint.h" /* write_file_atomically */
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -259,6 +260,51 @@ bool brace_expand(const char *pattern, Names *out, Error *e)
     }
     free(name);
     return true;
+}
+
+/* All *.tar in a folder, by name. */
+static bool add_folder(const char *dir, Names *out, Error *e)
+{
+    Names found = {0};
+    DIR *d = opendir(dir);
+    if (!d)
+        return fail(e, "check the path and its permissions", "cannot read the directory %s: %s",
+                    dir, strerror(errno));
+    for (struct dirent *f; (f = readdir(d));) {
+        const char *dot = strrchr(f->d_name, '.');
+        if (f->d_name[0] != '.' && dot && strcmp(dot, ".tar") == 0)
+            names_add(&found, f->d_name);
+    }
+    closedir(d);
+    names_sort(&found);
+    for (int i = 0; i < found.n; i++) {
+        char *path = xasprintf("%s/%s", dir, found.at[i]);
+        names_add(out, path);
+        free(path);
+    }
+    bool ok = found.n > 0 ||
+              fail(e, "name the folder of the shards, or a pattern", "%s has no .tar files", dir);
+    names_free(&found);
+    return ok;
+}
+
+bool tar_names(const char *patterns, Names *out, Error *e)
+{
+    char *text = xstrdup(patterns);
+    bool ok = *text || fail(e, "such as DIR/train-{000000..000146}.tar", "no shards are named");
+    for (char *p = text, *next; ok && p; p = next) {
+        next = strstr(p, "::");
+        if (next) {
+            *next = '\0';
+            next += 2;
+        }
+        if (strstr(p, "://") || strncmp(p, "pipe:", 5) == 0)
+            ok = fail(e, "mount or download it: shards are read from files", "%s is no file", p);
+        else
+            ok = is_dir(p) ? add_folder(p, out, e) : brace_expand(p, out, e);
+    }
+    free(text);
+    return ok;
 }
 
 /* ---- headers ---- */

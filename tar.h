@@ -23,6 +23,8 @@ void names_sort(Names *l); /* by strcmp */
  * and a gigabyte of them. A backslash before a brace or a comma makes it a plain character. */
 long brace_count(const char *pattern, Error *e); /* how many names; 0 is an error */
 bool brace_expand(const char *pattern, Names *out, Error *e);
+/* PATTERN[::PATTERN...], each with braces, or a folder: its *.tar, sorted. */
+bool tar_names(const char *patterns, Names *out, Error *e);
 
 /* ---- reading ---- */
 

@@ -131,8 +131,8 @@ static struct {
 } index_options;
 
 static const Flag index_flags[] = {
-    {"archive", "PATTERN", "the tar files, as in DIR/train-{000000..000146}.tar", FLAG_TEXT,
-     &index_options.archive, 0, 0},
+    {"archive", "PATTERN", "the tar files, as in DIR/train-{000000..000146}.tar, or their folder",
+     FLAG_TEXT, &index_options.archive, 0, 0},
     {"index-dir", "DIR", "where idx_0.txt, idx_1.txt, ... go", FLAG_TEXT, &index_options.dir, 0, 0},
     {"threads", "N", "archives read at a time; 0: one per core [0]", FLAG_NUMBER,
      &index_options.threads, 0, 4096},
@@ -147,7 +147,8 @@ static int run_index(const Command *c, int argc, char **argv)
     if (!index_options.archive || !index_options.dir)
         die_usage("./vit index --archive PATTERN --index-dir DIR", "--%s is missing",
                   index_options.archive ? "index-dir" : "archive");
-    if (!brace_expand(index_options.archive, &archives, &e))
+    bool wds = strncmp(index_options.archive, "wds:", 4) == 0; /* as --data has it */
+    if (!tar_names(index_options.archive + (wds ? 4 : 0), &archives, &e))
         die(e.hint, "--archive %s", e.what);
     if (!make_dirs(index_options.dir, &e))
         die(e.hint, "%s", e.what);

@@ -435,7 +435,7 @@ static void test_refused(const char *pattern)
     refuse(path, "bad.tar");
     refuse(at(temporary, "bad-{0..2}.tar"), "bad-0.tar");
     refuse(at(temporary, "bad-{0..2"), "bad-{0..2");
-    refuse("", "without shards");
+    refuse("", "no shards are named");
     Error e;
     CHECK(make_dirs(at(temporary, "bare"), &e));
     refuse(at(temporary, "bare"), "no .tar files");

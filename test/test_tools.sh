@@ -222,6 +222,11 @@ PY
 else
     skip "no python3 to compare indexes with"
 fi
+cp -r idx by-pattern && rm -rf by-folder
+mkdir only && cp size/c-00000[0-3].tar only
+good "index of a folder" index --archive wds:only::size/c-000000.tar --index-dir by-folder
+check "index of a folder" sh -c 'diff -r -x idx_4.txt by-pattern by-folder && cmp by-folder/idx_0.txt by-folder/idx_4.txt'
+bad "another machine" 1 'is no file' index --archive s3://bucket/a.tar --index-dir by-folder
 good "index again, one thread" index --archive 'size/c-{000000..000001}.tar' --index-dir idx --threads 1
 says "index of fewer archives" 'warning: idx/idx_2.txt'
 bad "no archive" 1 'size/none.tar' index --archive 'size/{c-000000,none}.tar' --index-dir idx2
@@ -272,6 +277,8 @@ tiny="--image-size 16 --patch-size 8 --width 32 --layers 1 --heads 2 --mlp 32 --
 trains "shards" 0 '24 training images, 10 classes' $from $tiny --steps 14 --save-every 7 --out whole
 trains "shards with an index" 0 '24 training images' $from $tiny --index-dir idx --workers 3 --steps 14 --out indexed
 same "an index changes nothing, nor do workers" whole indexed
+trains "eval of other shards than those of the run's index" 0 ' images 30$' eval --weights indexed --data wds:one/val-000000.tar
+trains "a star" 1 '000146' --data 'wds:size/c-*.tar' --val-data none $tiny --out x
 trains "shards, half of it" 0 'done' $from $tiny --steps 5 --out part
 trains "shards, the rest" 0 '^resumed   at step 5' --resume part --steps 14
 same "resumed in mid-epoch" whole part
