@@ -21,8 +21,9 @@
 
 #include "decode.h"
 
-/* A progressive JPEG has about ten; thousands are an attack on time. */
-#define MAX_SCANS 1000
+/* A progressive JPEG has about ten. Hundreds are an attack on time: each goes through all of the
+ * picture, in a few bytes. */
+#define MAX_SCANS 100
 
 typedef struct {
     struct jpeg_decompress_struct d;

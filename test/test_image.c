@@ -1131,14 +1131,24 @@ static void test_missing_scans(void)
     size_t n = make_jpeg((JpegKind){.components = 3, .h = 2, .v = 2, .progressive = true}, 131, 97,
                          made, sizeof made);
     int scans = 0;
+    size_t last = 0;
     for (size_t i = 2; i + 1 < n; i++)
         if (made[i] == 0xFF && made[i + 1] == 0xDA && scans++ > 0) {
             uint8_t keep[2] = {made[i], made[i + 1]};
             memcpy(made + i, "\xFF\xD9", 2);
             check_parts("missing scans", made, i + 2, 40);
             memcpy(made + i, keep, 2);
+            last = i;
         }
     CHECK(scans > 3, "%d scans", scans);
+    /* The last one over and over: each goes through the whole picture. */
+    size_t again = n - 2 - last;
+    Image im;
+    Error e = {"", ""};
+    for (int k = 0; k < 100; k++, n += again)
+        memcpy(made + n - 2, made + last, again);
+    memcpy(made + n - 2, "\xFF\xD9", 2);
+    CHECK(!image_decode(made, n, &im, &e) && strstr(e.what, "scans"), "%s", e.what);
 }
 
 static size_t put(uint8_t *at, uint32_t v, int bytes)
