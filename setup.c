@@ -326,7 +326,9 @@ Dataset *setup_split(Session *s, const char *spec, bool train)
         (strncmp(spec, "wds:", 4) == 0 || strncmp(spec, "fake", 4) == 0))
         die_usage("give --classes the file with all classes, one a line",
                   "--classes-fraction: %s does not say how many classes there are", spec);
-    bool known = s->weights || s->run_dir || options_config_given(o, "classes");
+    /* Training on with new data makes a new head, for as many classes as its labels say. */
+    bool known = options_config_given(o, "classes") || s->run_dir || s->checkpoint ||
+                 (s->weights && strcmp(o->command, "train") != 0);
     DataOptions d = {.spec = where,
                      .classes = *o->classes ? o->classes : NULL,
                      .index_dir = *index ? index : NULL,

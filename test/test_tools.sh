@@ -290,6 +290,12 @@ trains "no validation shards" 1 '--val-data wds:PATTERN' --data wds:one/train-00
 trains "a label too large" 1 'has label 9, but there are 9 classes' $from $tiny --num-classes 9 --out x
 mkdir twisted && cp idx/idx_0.txt twisted/idx_1.txt && cp idx/idx_1.txt twisted/idx_0.txt &&
     cp idx/idx_2.txt idx/idx_3.txt twisted
+mkdir few && tar xf one/train-000000.tar -C few
+for label in few/*.cls; do [ "$(cat "$label")" -lt 3 ] || rm "$label" "${label%.cls}.jpg"; done
+tar cf few.tar --sort=name -C few .
+trains "weights of more classes" 0 '^ +the head is new, for 3 classes' --weights whole --data wds:few.tar \
+    --val-data none --image-size 16 --batch-size 2 --steps 1 --out fewer
+trains "evaluation of a few classes" 0 ' images [0-9]+$' eval --weights whole --data wds:few.tar
 trains "indexes of other archives" 1 'c-00000[01].tar' $from $tiny --index-dir twisted --out x
 trains "a cut archive" 1 'cut.tar: byte [0-9]+: ' --data wds:cut.tar --val-data none $tiny --out x
 trains "subsets" 0 '^data .* 9 training images, 9 validation images, 3 classes' --data pics $tiny \
