@@ -168,12 +168,13 @@ static void *work(void *arg)
     return NULL;
 }
 
-/* Signals are the main thread's: workers start with all of them blocked. The lock is held, or there
- * are no workers yet. */
+/* Signals are the main thread's: workers start with all of them blocked but SIGBUS, which says that
+ * a mapped file has become shorter. The lock is held, or there are no workers yet. */
 static void start_workers(Loader *l, int n)
 {
     sigset_t all, before;
     sigfillset(&all);
+    sigdelset(&all, SIGBUS);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     for (; l->workers < n; l->workers++)
         if (pthread_create(&l->thread[l->workers], NULL, work, l) != 0) {

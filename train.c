@@ -70,6 +70,18 @@ static void say_how_to_resume(void)
                 run_to_resume);
 }
 
+/* Large pictures and CIFAR's files are mapped: reading what is gone of one is a signal. */
+static void on_lost_bytes(int sig)
+{
+    static const char what[] =
+        "error: a file of the data set became shorter while it was read, or its disk failed\n"
+        "hint: see whether the disk is well and still mounted; leave data in use alone\n";
+    (void)sig;
+    if (write(STDERR_FILENO, what, sizeof what - 1) > 0)
+        say_how_to_resume();
+    _exit(1);
+}
+
 static void catch_signals(void)
 {
     struct sigaction a = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
@@ -528,6 +540,7 @@ int main(int argc, char **argv)
     backend_cpu_reexec(argv);
     signal(SIGPIPE, SIG_IGN); /* `train | head` goes on training */
     signal(SIGXFSZ, SIG_IGN); /* a file too large is a failed write, which says what to do */
+    signal(SIGBUS, on_lost_bytes);
     die_hook = say_how_to_resume;
     Session s;
     setup_options(&s, argc, argv);

@@ -208,6 +208,17 @@ check "SIGTERM: status $rc" [ $rc = 0 ]
 check "SIGTERM: saved, and says how to go on" sh -c "test -e term/latest && grep -q -- '--resume term' log"
 check "SIGTERM: nothing is lost" \
     sh -c "grep -q \"stopped after step \$(cat term/latest | sed 's/step_0*//') \" log"
+mkdir mapped && head -c 307300 /dev/zero >mapped/data_batch_1.bin && cp mapped/data_batch_1.bin mapped/test_batch.bin
+"$binary" $fake --data cifar10:mapped --val-data none --num-classes 10 --image-size 32 --patch-size 8 \
+    --steps 1000000 --eval-every 1000000 --save-every 2 --out lost >log 2>&1 &
+pid=$!
+until_true test -e lost/latest
+: >mapped/data_batch_1.bin
+wait $pid
+rc=$?
+check "a mapped file that ends earlier: status $rc" [ $rc = 1 ]
+check "a mapped file that ends earlier: says so" \
+    sh -c "grep -q '^error: a file of the data set' log && grep -q '^hint: ' log && grep -q -- '--resume lost' log"
 "$binary" $fake --data fake --width 1024 --mlp 4096 --image-size 224 --out twice >log 2>&1 &
 pid=$!
 until_true test -e twice/log.jsonl
