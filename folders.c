@@ -5,6 +5,7 @@
  * Which files there are is listing.c's; a damaged file is found when it is read.
  * Order: reading; splits; labels; opening.
  */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,7 +28,12 @@ static char *folder_path(const Source *s, long i)
 static bool read_file(Source *s, long i, Decoder *d, Error *e)
 {
     char *path = folder_path(s, i);
+    errno = 0;
     bool ok = decoder_open_file(d, path, e);
+    /* It is not the picture that is damaged: another one in its place would not do. */
+    if (!ok && (errno == EMFILE || errno == ENFILE || errno == ENOMEM))
+        source_lost("raise the limit (ulimit -n), use fewer --workers, or free some memory",
+                    "%s: %s", path, strerror(errno));
     free(path);
     return ok;
 }

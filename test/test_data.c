@@ -3,6 +3,7 @@
  * It runs anywhere, on files it writes into a temporary folder.
  */
 #include <sys/stat.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 
 #include "../data.h"
@@ -332,8 +333,9 @@ static void must_not_run(void)
     _exit(7);
 }
 
-/* Runs through one epoch in a child; its exit status, and what it said in *text. */
-static int run_apart(const char *dir, double max_damaged, char **text)
+/* Runs through one epoch in a child, perhaps without files that it may open; its exit status, and
+ * what it said in *text. */
+static int run_apart(const char *dir, double max_damaged, bool files, char **text)
 {
     const char *log = at(temporary, "apart.log");
     Error e = {"", ""};
@@ -347,6 +349,9 @@ static int run_apart(const char *dir, double max_damaged, char **text)
         o.max_damaged = max_damaged;
         atexit(must_not_run);
         Dataset *d = data_open(&o, &e);
+        struct rlimit none = {STDERR_FILENO + 1, STDERR_FILENO + 1};
+        if (!files && setrlimit(RLIMIT_NOFILE, &none) != 0)
+            _exit(9);
         Loader *l = d ? open_loader(d, 2, true, 0, data_count(d), 4) : NULL;
         while (l && loader_next(l))
             ;
@@ -359,6 +364,16 @@ static int run_apart(const char *dir, double max_damaged, char **text)
     return WIFEXITED(status) && *text ? WEXITSTATUS(status) : -1;
 }
 
+/* Nor is a picture that cannot be opened for want of descriptors a damaged one. */
+static void test_no_descriptors(void)
+{
+    char *text;
+    int status = run_apart(make_folders("unopened", 2), 0, false, &text);
+    CHECK(status == 1 && text && strstr(text, "error:") && strstr(text, "ulimit"), "status %d: %s",
+          status, text ? text : "");
+    free(text);
+}
+
 /* A data set without a readable image ends the program, with one error, from any thread. */
 static void test_all_damaged(void)
 {
@@ -367,7 +382,7 @@ static void test_all_damaged(void)
         char path[512], *text;
         snprintf(path, sizeof path, "%s/a/%d.PPM", dir, i);
         write_text(path, "nonsense");
-        int status = run_apart(dir, 0, &text);
+        int status = run_apart(dir, 0, true, &text);
         CHECK(status == (i < 2 ? 8 : 1), "%d damaged: status %d", i + 1, status);
         char *first = text ? strstr(text, "error:") : NULL;
         CHECK((i < 2) == !first, "%s", text ? text : "");
@@ -396,7 +411,7 @@ static void test_max_damaged(void)
             write_text(path, "nonsense");
         }
         char *text;
-        int status = run_apart(dir, cases[i].allowed, &text);
+        int status = run_apart(dir, cases[i].allowed, true, &text);
         CHECK(status == (cases[i].stops ? 1 : 8), "case %d: status %d: %s", i, status,
               text ? text : "");
         const char *error = text ? strstr(text, "error:") : NULL;
@@ -809,6 +824,7 @@ int main(int argc, char **argv)
     test_subsets();
     test_damaged_images();
     test_all_damaged();
+    test_no_descriptors();
     test_max_damaged();
     test_cifar();
     test_mnist();
