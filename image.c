@@ -260,7 +260,12 @@ static bool stb_header(const uint8_t *bytes, size_t n, Header *out, Error *e)
         out->h = abs(out->h);
     if (!size_is_sane(out->w, out->h, true, e))
         return false;
-    if (bytes[0] == 'B' && (size_t)out->w * out->h / 8 > n) /* at least one bit per pixel */
+    size_t pixels = (size_t)out->w * out->h;
+    if (bytes[0] == 'B' && pixels / 8 > n) /* at least one bit per pixel */
+        return fail(e, hint_damaged, "truncated image");
+    /* A code of a GIF is at most 4095 pixels; a first frame may be smaller than the screen, but a
+     * few bytes must not cost a gigabyte. */
+    if (bytes[0] == 'G' && pixels > 1 << 24 && pixels / 4096 > n)
         return fail(e, hint_damaged, "truncated image");
     return true;
 }

@@ -1253,6 +1253,9 @@ static void test_stb(void)
     image_free(&im);
     put(made + 22, 0x80000000u, 4);
     CHECK(!image_decode(made, n, &im, &e), "a BMP without end");
+    n = make_gif(rgb, W, H, made);
+    put(made + 6, 13000 | 13000 << 16, 4);
+    CHECK(!image_decode(made, 4000, &im, &e) && strstr(e.what, "truncated"), "a GIF of nothing");
     free(rgb);
     free(flipped);
     /* A PNG that says it is small, and unpacks to a megabyte. */
