@@ -4,8 +4,10 @@
  * area has to go through them. libjpeg looks up a code, then takes the bits of the value behind it,
  * and branches on both; here one look-up gives two values with their codes, or one and the end of
  * the block, and only what does not fit is a branch, out of a 64-bit buffer that is filled by whole
- * words. Everything around it stays libjpeg's, and the coefficients are the same, of damaged files
- * too: markers, restarts and codes that do not exist are treated alike.
+ * words. Where no pixel is made of a block, a look-up passes over all the codes that it sees, and
+ * only DC values are kept account of. Everything around it stays libjpeg's, and the coefficients
+ * are the same, of damaged files too: markers, restarts and codes that do not exist are treated
+ * alike.
  *
  * libjpeg's modules are joined by pointers that its header jpegint.h declares; where a system does
  * not install it, libjpeg's own decoder stays.
@@ -47,11 +49,20 @@ typedef struct {
 } Pair;
 enum { RARE = 255 };
 
+/* Where values do not matter: the bits and positions to go on by, through all codes that the next
+ * WALK bits determine, with the values behind them, in MOST bits at most (of 56 in the buffer, so
+ * that it is filled once for three steps). Bits in the lowest six; from ON on positions, at most 64
+ * of them; the end of the block counts as one, and END more. NOWHERE, beyond any block: see the
+ * first table. */
+typedef uint16_t Step;
+enum { WALK = 12, MOST = 18, ON = 6, NOWHERE = 128, END = 256 };
+
 typedef struct {
     JHUFF_TBL from; /* what it was made of */
     bool made;
     Entry look[1 << LOOK];
     Pair pair[1 << LOOK];
+    Step step[2 << WALK];                    /* of n known bits: from 1 << n on */
     int32_t max[CODE + 2], offset[CODE + 1]; /* largest code of a length; symbol - code */
 } Table;
 
@@ -62,6 +73,24 @@ static Entry entry_of(int symbol, int length)
     int size = symbol & 15;
     return (Entry)(length + size) | (Entry)size << SIZE | (Entry)(symbol >> 4) << RUN |
            (size == 0 ? STOP : 0);
+}
+
+static __attribute__((noinline)) Entry long_entry(const Table *t, uint64_t bits)
+{
+    int length = LOOK + 1;
+    while (length <= CODE && (int)(bits >> (64 - length)) > t->max[length])
+        length++;
+    if (length > CODE) /* no such code: libjpeg goes on with symbol 0 */
+        return entry_of(0, CODE + 1);
+    return entry_of(t->from.huffval[((int)(bits >> (64 - length)) + t->offset[length]) & 255],
+                    length);
+}
+
+/* The code that the upper bits begin with. */
+static inline Entry entry_at(const Table *t, uint64_t bits)
+{
+    Entry e = t->look[bits >> (64 - LOOK)];
+    return __builtin_expect(e & LONG, 0) ? long_entry(t, bits) : e;
 }
 
 /* What a value's `size` bits say: the upper half stand for themselves, the lower are below zero. */
@@ -97,8 +126,31 @@ static Pair pair_of(const Table *t, unsigned bits)
     return p;
 }
 
+/* The steps of `n` known bits that begin with this code: it alone, or with the step of those bits
+ * that are known behind it and its value, which may be any. */
+static void add_steps(Step *step, int code, int length, int symbol, int n)
+{
+    int size = symbol & 15, run = symbol >> 4, rest = n - length - size;
+    bool end = size == 0 && run != 15;
+    Step first = (Step)(length + size) | (Step)((end ? END + 1 : run + 1) << ON);
+    Step *to = step + (1 << n) + (code << (n - length)), *last = to + (1 << (n - length));
+    if (length + size > MOST)
+        return;
+    if (rest < 0 || end) {
+        while (to < last)
+            *to++ = first;
+        return;
+    }
+    for (; to < last; to += 1 << rest)
+        for (int i = 0; i < 1 << rest; i++) {
+            Step both = (Step)(first + step[(1 << rest) + i]);
+            bool fits = (both & BOTH) <= MOST && (both >> ON & (END - 1)) <= 64;
+            to[i] = fits ? both : first;
+        }
+}
+
 /* libjpeg has checked that the codes of each length fit. */
-static void make_table(Table *t, const JHUFF_TBL *from, bool pairs)
+static void make_table(Table *t, const JHUFF_TBL *from, bool ac)
 {
     if (t->made && memcmp(t->from.bits, from->bits, sizeof from->bits) == 0 &&
         memcmp(t->from.huffval, from->huffval, sizeof from->huffval) == 0)
@@ -118,8 +170,16 @@ static void make_table(Table *t, const JHUFF_TBL *from, bool pairs)
         }
         t->max[length] = from->bits[length] ? code - 1 : -1;
     }
-    for (int i = 0; pairs && i < 1 << LOOK; i++)
+    for (int i = 0; ac && i < 1 << LOOK; i++)
         t->pair[i] = pair_of(t, (unsigned)i);
+    for (int i = 0; ac && i < 2 << WALK; i++)
+        t->step[i] = NOWHERE << ON;
+    for (int n = 1; ac && n <= WALK; n++) {
+        code = symbol = 0;
+        for (int length = 1; length <= n; length++, code <<= 1)
+            for (int i = 0; i < from->bits[length] && symbol < 256; i++, code++, symbol++)
+                add_steps(t->step, code, length, from->huffval[symbol], n);
+    }
 }
 
 /* ---- bits ---- */
@@ -184,23 +244,10 @@ static inline void fill(Bits *b)
     *b = copy;
 }
 
-static __attribute__((noinline)) Entry long_entry(const Table *t, uint64_t bits)
-{
-    int length = LOOK + 1;
-    while (length <= CODE && (int)(bits >> (64 - length)) > t->max[length])
-        length++;
-    if (length > CODE) /* no such code: libjpeg goes on with symbol 0 */
-        return entry_of(0, CODE + 1);
-    return entry_of(t->from.huffval[((int)(bits >> (64 - length)) + t->offset[length]) & 255],
-                    length);
-}
-
 /* The next code and the value behind it. Takes at most 32 bits. */
 static inline Entry next(Bits *b, const Table *t, int *value)
 {
-    Entry e = t->look[b->bits >> (64 - LOOK)];
-    if (__builtin_expect(e & LONG, 0))
-        e = long_entry(t, b->bits);
+    Entry e = entry_at(t, b->bits);
     *value = value_of((unsigned)(b->bits >> (-e & 63)), (1u << (e >> SIZE & 15)) - 1);
     b->bits <<= e & BOTH;
     b->left -= (int)(e & BOTH);
@@ -216,7 +263,7 @@ static const uint8_t zigzag[64 + 16] = {
     29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54,
     47, 55, 62, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63};
 
-/* One value, by the table that knows all of them. */
+/* One value, by the table that knows all of them. block may be NULL. */
 static inline void decode_one(Bits *b, const Table *t, JCOEF *block, int *k)
 {
     int value;
@@ -225,7 +272,7 @@ static inline void decode_one(Bits *b, const Table *t, JCOEF *block, int *k)
     fill(b);
     int run = (int)(e >> RUN & 15), at = *k + run;
     *k = (e & STOP) && run != 15 ? 64 : at + 1;
-    if (!(e & STOP))
+    if (block && !(e & STOP))
         block[zigzag[at]] = (JCOEF)value;
 }
 
@@ -252,6 +299,29 @@ static inline void decode_ac(Bits *bits, const Table *t, JCOEF *block)
     *bits = b;
 }
 
+/* As decode_ac, without the values. A step must not lead beyond the block, which otherwise ends
+ * before its last code. */
+static inline void skip_ac(Bits *bits, const Table *t)
+{
+    enum { UNROLL = 56 / MOST };
+    Bits b = *bits;
+    for (int k = 1; k < 64;) {
+        fill(&b);
+        for (int i = 0; i < UNROLL && k < 64; i++) {
+            Step s = t->step[1 << WALK | b.bits >> (64 - WALK)];
+            int to = k + (s >> ON);
+            if (__builtin_expect(to > 64 && (to & (END - 1)) > 64, 0)) {
+                decode_one(&b, t, NULL, &k);
+                continue;
+            }
+            k = to;
+            b.bits <<= s & BOTH;
+            b.left -= s & BOTH;
+        }
+    }
+    *bits = b;
+}
+
 struct Huffman {
     struct jpeg_entropy_decoder module; /* what libjpeg sees; first */
     Table dc[NUM_HUFF_TBLS], ac[NUM_HUFF_TBLS];
@@ -259,7 +329,7 @@ struct Huffman {
     int left;
     unsigned restarts_to_go;
     uint32_t last_dc[MAX_COMPS_IN_SCAN];
-    JBLOCK nowhere; /* for blocks that are skipped */
+    JDIMENSION column; /* of the next MCU */
 };
 
 static boolean restart(j_decompress_ptr d, Huffman *h)
@@ -278,10 +348,19 @@ static boolean restart(j_decompress_ptr d, Huffman *h)
 
 /* ---- the module ---- */
 
-/* One MCU; blocks is NULL where it is only passed over. FALSE: the file ends here. */
-static boolean decode_mcu(j_decompress_ptr d, JBLOCKROW *blocks)
+/* At an eighth of the size a block is one pixel. */
+static bool has_ac(const jpeg_component_info *comp)
 {
-    Huffman *h = (Huffman *)d->entropy;
+#if JPEG_LIB_VERSION >= 70
+    return comp->DCT_h_scaled_size > 1 || comp->DCT_v_scaled_size > 1;
+#else
+    return comp->DCT_scaled_size > 1;
+#endif
+}
+
+/* One MCU; without `blocks` it is only passed over. FALSE: the file ends here. */
+static boolean read_mcu(j_decompress_ptr d, Huffman *h, JBLOCKROW *blocks)
+{
     if (d->restart_interval && h->restarts_to_go == 0 && !restart(d, h))
         return FALSE;
     if (d->restart_interval)
@@ -293,18 +372,17 @@ static boolean decode_mcu(j_decompress_ptr d, JBLOCKROW *blocks)
     for (int i = 0; i < d->blocks_in_MCU; i++) {
         int c = d->MCU_membership[i];
         const jpeg_component_info *comp = d->cur_comp_info[c];
-        JCOEF *block = blocks && comp->component_needed ? blocks[i][0] : h->nowhere;
+        const Table *ac = &h->ac[comp->ac_tbl_no];
         int difference;
         fill(&b);
         next(&b, &h->dc[comp->dc_tbl_no], &difference);
         h->last_dc[c] += (uint32_t)difference;
-        block[0] = (JCOEF)h->last_dc[c];
-#if JPEG_LIB_VERSION >= 70
-        bool ac = comp->DCT_h_scaled_size > 1 || comp->DCT_v_scaled_size > 1;
-#else
-        bool ac = comp->DCT_scaled_size > 1;
-#endif
-        decode_ac(&b, &h->ac[comp->ac_tbl_no], ac ? block : h->nowhere);
+        if (blocks)
+            blocks[i][0][0] = (JCOEF)h->last_dc[c];
+        if (blocks && comp->component_needed && has_ac(comp))
+            decode_ac(&b, ac, blocks[i][0]);
+        else
+            skip_ac(&b, ac);
         if (b.left >= 0)
             continue;
         if (!b.marker)
@@ -318,6 +396,18 @@ static boolean decode_mcu(j_decompress_ptr d, JBLOCKROW *blocks)
     d->unread_marker = b.marker;
     d->src->bytes_in_buffer -= (size_t)(b.p - from);
     d->src->next_input_byte = b.p;
+    return TRUE;
+}
+
+/* libjpeg asks for every MCU in turn, whole rows with no blocks to put them in, and transforms
+ * those of some columns. */
+static boolean decode_mcu(j_decompress_ptr d, JBLOCKROW *blocks)
+{
+    Huffman *h = (Huffman *)d->entropy;
+    bool seen = h->column >= d->master->first_iMCU_col && h->column <= d->master->last_iMCU_col;
+    if (!read_mcu(d, h, seen ? blocks : NULL))
+        return FALSE;
+    h->column = h->column + 1 < d->MCUs_per_row ? h->column + 1 : 0;
     return TRUE;
 }
 
@@ -346,6 +436,7 @@ void huffman_take_over(Huffman *h, struct jpeg_decompress_struct *d)
     h->module.insufficient_data = FALSE;
     h->bits = 0;
     h->left = 0;
+    h->column = 0;
     h->restarts_to_go = d->restart_interval;
     memset(h->last_dc, 0, sizeof h->last_dc);
     d->entropy = &h->module;

@@ -629,11 +629,59 @@ static void test_plain(void)
             int s = same_as_plain(bad, n);
             compared += s >= 0;
             same += s > 0;
+            if (s > 0)
+                check_parts(jpegs[k].name, bad, n, 5);
         }
         CHECK(compared > 10 && same == compared, "%s damaged: %d of %d", jpegs[k].name, same,
               compared);
     }
     free(bad);
+}
+
+/* Coefficients as no photograph has them, in codes made for them: many small ones and then a large
+ * one, long runs of zeros, blocks that are full to the last. */
+static void test_coefficients(void)
+{
+    enum { WIDE = 24, HIGH = 20 };
+    unsigned char *bytes = made;
+    unsigned long n = sizeof made;
+    struct jpeg_error_mgr errors;
+    struct jpeg_compress_struct c = {.err = jpeg_std_error(&errors)};
+    jpeg_create_compress(&c);
+    jpeg_mem_dest(&c, &bytes, &n);
+    c.image_width = 8 * WIDE;
+    c.image_height = 8 * HIGH;
+    c.input_components = 1;
+    c.in_color_space = JCS_GRAYSCALE;
+    jpeg_set_defaults(&c);
+    c.optimize_coding = TRUE;
+    jvirt_barray_ptr all =
+        c.mem->request_virt_barray((j_common_ptr)&c, JPOOL_IMAGE, TRUE, WIDE, HIGH, 1);
+    jpeg_write_coefficients(&c, &all);
+    for (JDIMENSION y = 0; y < HIGH; y++) {
+        JBLOCKARRAY row = c.mem->access_virt_barray((j_common_ptr)&c, all, y, 1, TRUE);
+        for (JDIMENSION x = 0; x < WIDE; x++) {
+            Philox p = philox(17, x, y, 0, 0);
+            uint32_t every = 3 + p.v[0] % 4, last = p.v[1] % 3 ? 64 : p.v[1] % 64;
+            uint32_t zeros = p.v[2] % 4 ? 0 : p.v[2] % 64; /* that many are left out */
+            for (uint32_t k = 0, u = 0, v = 0; k < last; k++) {
+                row[0][x][8 * v + u] = (JCOEF)(k && k <= zeros ? 0 : k % every ? 1 : 1023);
+                uint32_t *up = (u + v) % 2 ? &v : &u, *down = (u + v) % 2 ? &u : &v;
+                if (*up == 7) { /* zigzag: along the edge, or on in the diagonal */
+                    ++*down;
+                } else {
+                    ++*up;
+                    *down -= *down > 0;
+                }
+            }
+        }
+    }
+    jpeg_finish_compress(&c);
+    jpeg_destroy_compress(&c);
+    if (bytes != made || !CHECK(n < sizeof made)) /* another memory where there was no room */
+        return;
+    CHECK(same_as_plain(made, n) == 1, "coefficients");
+    check_parts("coefficients", made, n, 60);
 }
 
 static uint8_t *read_all(const char *path, size_t *n)
@@ -1347,6 +1395,7 @@ int main(int argc, char **argv)
     test_damaged_bytes();
     test_parts();
     test_plain();
+    test_coefficients();
     test_fast_place();
     test_tiff();
     test_needed_rows();
