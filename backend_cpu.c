@@ -504,7 +504,8 @@ static real augmented(const Patchify *a, int b, int c, int y, int x, real lut[3]
     return (real)((v - a->mean[c]) / a->std[c]);
 }
 
-/* n pixels of a row of channel c of image b, from (y, x) on, added to out [n] with weight `scale`. */
+/* n pixels of a row of channel c of image b, from (y, x) on, added to out [n] with weight `scale`.
+ */
 static void row_add(real *out, const Patchify *a, int b, int c, int y, int x, int n, real scale,
                     real lut[3][256])
 {

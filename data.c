@@ -33,6 +33,8 @@ struct Dataset {
     pthread_mutex_t damage; /* guards the two below */
     long damaged_count;
     char *damaged_path[DAMAGED_NAMED];
+    double reported_by_all; /* the sum over the processes when they last compared, */
+    long damaged_by_all;    /* and how many samples that were */
 };
 
 /* ---- what sources share ---- */
@@ -311,7 +313,7 @@ long data_damaged(Dataset *d)
 }
 
 /* Too much of the data set is damaged: whatever is learned from the rest is not what was asked. */
-static _Noreturn void stop_for_damage(Dataset *d)
+static _Noreturn void stop_for_damage(Dataset *d, long damaged)
 {
     char *text = xstrdup("");
     for (int k = 0; k < DAMAGED_NAMED && d->damaged_path[k]; k++) {
@@ -321,9 +323,9 @@ static _Noreturn void stop_for_damage(Dataset *d)
     }
     source_lost("restore the files, or allow a larger share with --max-damaged",
                 "%ld of %ld images are damaged so far, more than the %ld that --max-damaged %g "
-                "allows; among them%s",
-                d->damaged_count, d->s->n, d->damaged_limit,
-                d->o.max_damaged < 0 ? 0 : d->o.max_damaged, text);
+                "allows%s%s",
+                damaged, d->s->n, d->damaged_limit, d->o.max_damaged < 0 ? 0 : d->o.max_damaged,
+                *text ? "; among them" : "", text);
 }
 
 /* Counts and reports a damaged sample, the first time that any thread meets it. It is not
@@ -341,8 +343,33 @@ static void report_damage(Dataset *d, long i, const char *why)
     else
         free(path);
     if (++d->damaged_count > d->damaged_limit)
-        stop_for_damage(d);
+        stop_for_damage(d, d->damaged_count);
     pthread_mutex_unlock(&d->damage);
+}
+
+/* Comparing takes n numbers, so it is done only when the sum is too high, and has changed. */
+long data_damaged_by_all(Dataset *d, void (*sum)(double *x, int n))
+{
+    enum { CHUNK = 4096 };
+    double reported = (double)data_damaged(d), found[CHUNK];
+    sum(&reported, 1);
+    if (reported <= (double)d->damaged_limit)
+        return (long)reported;
+    if (reported == d->reported_by_all)
+        return d->damaged_by_all;
+    long damaged = 0;
+    for (long from = 0; from < d->s->n; from += CHUNK) {
+        int n = d->s->n - from < CHUNK ? (int)(d->s->n - from) : CHUNK;
+        for (int i = 0; i < n; i++)
+            found[i] = atomic_load(&d->damaged[from + i]);
+        sum(found, n);
+        for (int i = 0; i < n; i++)
+            damaged += found[i] > 0;
+    }
+    if (damaged > d->damaged_limit)
+        stop_for_damage(d, damaged);
+    d->reported_by_all = reported;
+    return d->damaged_by_all = damaged;
 }
 
 /* ---- one sample ---- */

@@ -35,8 +35,8 @@ enum { DECODE_EXACT, DECODE_FAST };
 /* ---- image.c: image files (JPEG in jpeg.c, TIFF in tiff.c) ---- */
 
 /* A whole picture: JPEG (CMYK and YCCK converted as Pillow does), PNG, GIF, BMP, PPM, PGM, WebP or
- * TIFF, by content and not by name; EXIF orientation applied. Truncated or corrupt data is an error,
- * as in Pillow. */
+ * TIFF, by content and not by name; EXIF orientation applied. Truncated or corrupt data is an
+ * error, as in Pillow. */
 bool image_decode(const uint8_t *bytes, size_t n, Image *out, Error *e);
 bool image_load(const char *path, Image *out, Error *e);
 void image_free(Image *im);

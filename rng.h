@@ -30,7 +30,7 @@ enum {
     RNG_INIT,              /* initial parameters (host, double) */
     RNG_SHUFFLE,           /* order of an epoch */
     RNG_AUGMENT,           /* crop box, flip */
-    RNG_MIXUP,             /* mixup and cutmix: what is drawn for a batch or an image of it (host) */
+    RNG_MIXUP,             /* mixup and cutmix: draws for a batch or an image (host) */
     RNG_SHAPES,            /* the generated image set */
     RNG_ERASE,             /* random erasing's noise */
     RNG_ROUND,             /* stochastic rounding; element = position in the model's buffer */

@@ -12,6 +12,7 @@
 #include "report.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -289,12 +290,16 @@ static int count_local_ranks(const Session *s)
     return known ? place.local_ranks : 1;
 }
 
-/* One per core, shared with the other ranks of this machine. */
+/* One per core, shared with the other ranks of this machine; a launcher may have shared them out
+ * already. */
 static int workers_of(const Session *s)
 {
     if (s->o.workers > 0)
         return (int)s->o.workers;
     long mine = sysconf(_SC_NPROCESSORS_ONLN) / s->local_ranks;
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0 && CPU_COUNT(&allowed) < mine)
+        mine = CPU_COUNT(&allowed);
     return mine < 1 ? 1 : mine > 64 ? 64 : (int)mine;
 }
 

@@ -30,10 +30,10 @@ bool tar_names(const char *patterns, Names *out, Error *e);
 
 /* A regular file in an archive. */
 typedef struct {
-    const char *name;     /* as stored, pax and GNU long names resolved */
-    size_t stem, ext;     /* length of what names the sample; where the extension begins in name */
-    uint64_t offset;      /* of its data in the archive, a multiple of 512 */
-    uint64_t size;        /* bytes */
+    const char *name; /* as stored, pax and GNU long names resolved */
+    size_t stem, ext; /* length of what names the sample; where the extension begins in name */
+    uint64_t offset;  /* of its data in the archive, a multiple of 512 */
+    uint64_t size;    /* bytes */
 } TarMember;
 
 /* Calls `each` for every regular file in order, until it returns false (which then is the result).

@@ -323,8 +323,8 @@ static void to_rgb(const Layout *l, const uint8_t *const *in, size_t step, int n
 
 /* ---- bands of rows ---- */
 
-/* The tile or strip at pixel (x, y), its sample planes one after the other. What a damaged one leaves
- * out, without libtiff's saying so, is zeros and not the picture before. */
+/* The tile or strip at pixel (x, y), its sample planes one after the other. What a damaged one
+ * leaves out, without libtiff's saying so, is zeros and not the picture before. */
 static bool read_unit(TiffReader *r, int x, int y)
 {
     const Layout *l = &r->layout;

@@ -169,7 +169,7 @@ static void usage(double *cpu_seconds, double *peak_bytes)
     *peak_bytes = 1024.0 * (double)u.ru_maxrss;
 }
 
-/* Of all ranks; an image that two ranks found damaged counts twice. */
+/* Of all ranks. */
 typedef struct {
     double bytes, workers, damaged;
 } DataUse;
@@ -177,9 +177,9 @@ typedef struct {
 static DataUse data_use(const Training *t)
 {
     LoaderStats l = loader_stats(t->loader);
-    double all[] = {(double)l.bytes, l.workers, (double)data_damaged(t->s->train)};
+    double all[] = {(double)l.bytes, l.workers};
     dist_sum(all, COUNT(all));
-    return (DataUse){all[0], all[1], all[2]};
+    return (DataUse){all[0], all[1], (double)data_damaged_by_all(t->s->train, dist_sum)};
 }
 
 /* The part of a report that is not asked for at every step. */

@@ -351,8 +351,8 @@ typedef struct {
  *           (Zhong et al. 2020)
  * and a pixel of image b of either kind becomes the partner's in `cut` (cutmix, Yun et al. 2019),
  * elsewhere lambda*b + (1-lambda)*partner (mixup, Zhang et al. 2018), the partner with its own
- * colour and erasing. So an image that is not mixed has lambda = 1 and an empty cut; mixup alone has
- * an empty cut, cutmix alone lambda = 1. */
+ * colour and erasing. So an image that is not mixed has lambda = 1 and an empty cut; mixup alone
+ * has an empty cut, cutmix alone lambda = 1. */
 enum { ERASE_NONE, ERASE_ZERO, ERASE_NOISE };
 typedef struct {
     int32_t y, x, h, w; /* rows y..y+h-1, columns x..x+w-1; h = 0: empty */

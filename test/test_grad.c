@@ -68,8 +68,8 @@ static void set_micro(Case *c, int first, int n)
     Model *m = c->m;
     size_t pixels = (size_t)m->config.image_h * (size_t)m->config.image_w * VIT_CHANNELS;
     for (int b = 0; b < n; b++)
-        c->mix[b] = (Augment){.lambda = 0.3f + 0.2f * (float)b, .partner = n - 1 - b,
-                              .cut = {1, 0, 2 * b, 3}};
+        c->mix[b] = (Augment){
+            .lambda = 0.3f + 0.2f * (float)b, .partner = n - 1 - b, .cut = {1, 0, 2 * b, 3}};
     if (c->v->mix)
         vit_set_batch(m, n, c->bytes + (size_t)first * pixels, true,
                       c->targets + first * m->config.classes, c->mix);

@@ -224,8 +224,9 @@ static Rect rect(const PatchCase *c, int k)
     return (Rect){y, x, 1 + (c->H - y) / 2, 1 + (c->W - x) / 3};
 }
 
-/* What may be asked for image b, in turn: shares and cut boxes alone and together, and neither; some
- * of the colour maps leave 0..1. The images of floats are only mixed, whatever else is asked for. */
+/* What may be asked for image b, in turn: shares and cut boxes alone and together, and neither;
+ * some of the colour maps leave 0..1. The images of floats are only mixed, whatever else is asked
+ * for. */
 static Augment augment(const PatchCase *c, int b)
 {
     static const float lambda[] = {0.3f, 1, 0.85f, 0};
