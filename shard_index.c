@@ -220,6 +220,7 @@ static bool add_to_key(const char *path, char **key, size_t *at, size_t *room, S
     if (shard) {
         shard->bytes = (uint64_t)st.st_size;
         shard->time = st.st_mtim.tv_sec * 1000000000L + st.st_mtim.tv_nsec;
+        shard->file = st.st_ino;
     }
     free(line);
     free(real);

@@ -85,7 +85,7 @@ static int open_shard(const ShardIndex *shard)
     if (fd < 0 || fstat(fd, &st) != 0)
         source_lost("see whether it is still there, and the disk mounted", "%s: %s", shard->path,
                     strerror(errno));
-    if ((uint64_t)st.st_size != shard->bytes ||
+    if ((uint64_t)st.st_size != shard->bytes || st.st_ino != shard->file ||
         st.st_mtim.tv_sec * 1000000000L + st.st_mtim.tv_nsec != shard->time)
         source_lost("leave shards in use alone, and start again",
                     "%s: has changed since its index was read (%" PRIu64 " bytes then, %ld now)",

@@ -104,7 +104,8 @@ typedef struct {
 typedef struct {
     char *path;
     uint64_t bytes; /* of the file, */
-    int64_t time;   /* and when it was written, in nanoseconds */
+    int64_t time;   /* when it was written, in nanoseconds, */
+    uint64_t file;  /* and its inode: clocks are coarse */
     long n;
     ShardSample *sample; /* [n] */
 } ShardIndex;
