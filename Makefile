@@ -27,7 +27,7 @@ FLAGS    := -std=c11 -D_GNU_SOURCE $(CFLAGS) $(ARCH) -fno-math-errno -fno-trappi
 # zeros, such a picture is the same in every thread.
 ZEROED   := $(firstword $(foreach v,zero pattern,$(shell echo 'int x;' | $(CC) -ftrivial-auto-var-init=$v \
             -x c -c -o /dev/null - 2>/dev/null && echo -ftrivial-auto-var-init=$v)))
-%/image.o: FLAGS += $(ZEROED)
+%/image/decoder.o: ZERO = $(ZEROED)
 # What is optional is found by the same probes, which leave -D flags and -l flags behind.
 HAVE     = $$(cat $(BUILD)/have)
 OPTIONAL = $$(cat $(BUILD)/libs)
@@ -51,26 +51,30 @@ CXXFLAGS  = -std=c++20 -D_GNU_SOURCE $(CFLAGS) $(ARCH) -fopenmp -Wall -Wextra -W
             $(if $(findstring clang,$(CC)),-Wno-pass-failed) -Itest/cuda_on_cpu -I. \
             -I/usr/include/$(TRIPLE)/openblas-openmp $(EXTRA)
 STANDIN  := $(BUILD)/standin
-STANDIN_SRC := $(wildcard test/cuda_on_cpu/*.cpp)
-STANDIN_OBJ := $(STANDIN)/backend_cuda.o $(STANDIN_SRC:test/cuda_on_cpu/%.cpp=$(STANDIN)/%.o)
+STANDIN_OBJ := $(patsubst test/cuda_on_cpu/%.cpp,$(STANDIN)/%.o,$(wildcard test/cuda_on_cpu/*.cpp))
 STANDIN_LIBS := -lboost_context -lrt -lstdc++ -ldl
 
-GPUPROGRAM := $(if $(filter build,$(BUILD)),train_gpu,$(BUILD)/train_gpu)
-PROGRAM  := $(if $(filter build,$(BUILD)),train_cpu,$(BUILD)/train_cpu)
-TOOL     := $(if $(filter build,$(BUILD)),vit,$(BUILD)/vit)
-TOOL_SRC := tools.c shard.c show.c
-TOOL_OBJ := $(TOOL_SRC:%.c=$(BUILD)/float/%.o)
-LIB_SRC  := $(filter-out train.c $(TOOL_SRC),$(wildcard *.c))
+# `make` leaves the programs beside the sources; another BUILD keeps them in its own folder.
+HERE     := $(if $(filter build,$(BUILD)),,$(BUILD)/)
+PROGRAM  := $(HERE)train_cpu
+GPUPROGRAM := $(HERE)train_gpu
+TOOL     := $(HERE)vit
+
+# Everything but the two files with main() is in every program and every test.
+LIB_SRC  := $(filter-out train.c,$(wildcard *.c $(addsuffix /*.c,model image datasets weights train util)))
 LIB      := $(LIB_SRC:%.c=$(BUILD)/float/%.o)
 LIB64    := $(LIB_SRC:%.c=$(BUILD)/double/%.o)
-TEST_SRC := $(wildcard test/test_*.c)
-TESTS    := $(TEST_SRC:test/%.c=$(BUILD)/%) \
+TRAIN    := $(BUILD)/float/train.o
+TOOL_OBJ := $(patsubst %.c,$(BUILD)/float/%.o,$(wildcard tools/*.c))
+GPU_OBJ  := $(BUILD)/gpu/backend_cuda.o
+TESTS    := $(patsubst test/%.c,$(BUILD)/%,$(wildcard test/test_*.c)) \
             $(patsubst test/%.c,$(BUILD)/double/%,$(wildcard test/test_grad.c test/test_golden.c))
 STANDIN_TESTS := $(addprefix $(STANDIN)/,train_gpu test_ops test_golden test_cuda_on_cpu)
 # Fuzz targets, with sanitizers: under test/fuzz/driver.c by the compiler that is there, or under
 # libFuzzer by clang.
 SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 FUZZ     := $(BUILD)/fuzz
+COVERAGE := -fsanitize-coverage=trace-pc
 FUZZ_OBJ := $(LIB_SRC:%.c=$(FUZZ)/obj/%.o)
 TARGETS  := $(patsubst test/fuzz/fuzz_%.c,%,$(wildcard test/fuzz/fuzz_*.c))
 FUZZ_SECONDS ?= 60
@@ -100,101 +104,70 @@ $(BUILD)/found: scripts/probe Makefile
 	@CC="$(CC)" FLAGS="$(FLAGS)" LIBS="$(LIBS)" NVCC="$(NVCC)" GPU="$(GPU)" NCCL="$(NCCL)" \
 	  scripts/probe $@ $(BUILD)/have $(BUILD)/libs
 
-objects: $(LIB) $(LIB64) $(BUILD)/float/train.o $(TOOL_OBJ)
+objects: $(LIB) $(LIB64) $(TRAIN) $(TOOL_OBJ)
 
-$(PROGRAM): $(LIB) $(BUILD)/float/train.o
-	@echo "  LINK $@"
-	$(Q)$(CC) $(FLAGS) -o $@ $^ $(LIBS) $(OPTIONAL)
+# Objects: C once for each of these folders, with these flags more; C++ for the stand-ins; nvcc's.
+say = @mkdir -p $(@D); echo "  $1 $@"
+define flavour
+$1/%.o: %.c Makefile | $(BUILD)/found
+	$$(call say,CC  )
+	$(Q)$(CC) $(FLAGS) $$(ZERO) $2 $$(HAVE) -MMD -MP -c -o $$@ $$<
+endef
+$(eval $(call flavour,$(BUILD)/float,))
+$(eval $(call flavour,$(BUILD)/double,-DREAL=double))
+$(eval $(call flavour,$(FUZZ)/obj,$(SANITIZE) $(COVERAGE)))
+$(eval $(call flavour,$(FUZZ)/main,$(SANITIZE)))
+$(eval $(call flavour,$(FUZZ)/driver,-O2))
 
-$(TOOL): $(LIB) $(TOOL_OBJ)
-	@echo "  LINK $@"
-	$(Q)$(CC) $(FLAGS) -o $@ $^ $(LIBS) $(OPTIONAL)
+$(STANDIN)/%.o: test/cuda_on_cpu/%.cpp Makefile | $(BUILD)/found
+	$(call say,CXX )
+	$(Q)$(CXX) $(CXXFLAGS) -MMD -MP -c -o $@ $<
 
-$(BUILD)/float/%.o: %.c Makefile | $(BUILD)/found
-	@echo "  CC   $@"
-	$(Q)$(CC) $(FLAGS) $(HAVE) -MMD -MP -c -o $@ $<
-
-$(BUILD)/double/%.o: %.c Makefile | $(BUILD)/found
-	@echo "  CC   $@"
-	$(Q)$(CC) $(FLAGS) $(HAVE) -DREAL=double -MMD -MP -c -o $@ $<
-
-
-$(GPUPROGRAM): $(LIB) $(BUILD)/float/train.o $(BUILD)/gpu/backend_cuda.o
-	@echo "  LINK $@"
-	$(Q)$(CC) $(FLAGS) -o $@ $^ $(CUDALIBS) $(LIBS) $(OPTIONAL)
-
-$(BUILD)/gpu/backend_cuda.o: backend_cuda.cu Makefile | $(BUILD)/found
-	@mkdir -p $(BUILD)/gpu
-	@echo "  NVCC $@"
-	$(if $(NVCC),,$(error train_gpu needs nvcc: install the CUDA toolkit, or say where it is with CUDA_HOME=DIR))
-	$(Q)$(NVCC) $(NVFLAGS) -MMD -MP -c -o $@ $<
-
-gpu-tests: $(GPUPROGRAM) $(BUILD)/gpu/test_ops $(BUILD)/gpu/test_golden $(BUILD)/gpu/bench_kernels
-
-$(BUILD)/gpu/bench_kernels: bench/kernels.c $(LIB) $(BUILD)/gpu/backend_cuda.o Makefile
-	@echo "  BIN  $@"
-	$(Q)$(CC) $(FLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/gpu/backend_cuda.o $(LIB) $(CUDALIBS) $(LIBS) $(OPTIONAL)
-
-$(STANDIN)/bench_kernels: bench/kernels.c $(LIB) $(STANDIN_OBJ) Makefile
-	@echo "  BIN  $@"
-	$(Q)$(CC) $(FLAGS) -MMD -MP -MF $@.d -o $@ $< $(STANDIN_OBJ) $(LIB) $(STANDIN_LIBS) $(LIBS) $(OPTIONAL)
-
-$(BUILD)/gpu/test_%: test/test_%.c $(LIB) $(BUILD)/gpu/backend_cuda.o Makefile
-	@echo "  TEST $@"
-	$(Q)$(CC) $(FLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/gpu/backend_cuda.o $(LIB) $(CUDALIBS) $(LIBS) $(OPTIONAL)
+$(STANDIN)/%.o: test/%.cpp Makefile | $(BUILD)/found
+	$(call say,CXX )
+	$(Q)$(CXX) $(CXXFLAGS) -MMD -MP -c -o $@ $<
 
 $(STANDIN)/backend_cuda.o: backend_cuda.cu Makefile | $(BUILD)/found
-	@echo "  CXX  $@"
+	$(call say,CXX )
 	$(Q)$(CXX) $(CXXFLAGS) -MMD -MP -x c++ -c -o $@ $<
+
+$(GPU_OBJ): backend_cuda.cu Makefile | $(BUILD)/found
+	$(call say,NVCC)
+	$(if $(NVCC),,$(error train_gpu needs nvcc: install the CUDA toolkit, or say where it is with CUDA_HOME=DIR))
+	$(Q)$(NVCC) $(NVFLAGS) -MMD -MP -c -o $@ $<
 
 # The fibers themselves are told to ThreadSanitizer by hand.
 ifneq ($(findstring fsanitize=thread,$(EXTRA)),)
 $(STANDIN)/kernel.o: CXXFLAGS += -fno-sanitize=thread -DSTANDIN_TSAN
 endif
 
-$(STANDIN)/%.o: test/cuda_on_cpu/%.cpp Makefile | $(BUILD)/found
-	@echo "  CXX  $@"
-	$(Q)$(CXX) $(CXXFLAGS) -MMD -MP -c -o $@ $<
+# Programs: what each is made of, and one way to link them.
+define link
+$(call say,LINK)
+$(Q)$(CC) $(FLAGS) $(MORE) -o $@ $(filter %.o,$^) $(DEVICE) $(LIBS) $(OPTIONAL)
+endef
+$(GPUPROGRAM) $(BUILD)/gpu/%: DEVICE = $(CUDALIBS)
+$(STANDIN)/%: DEVICE = $(STANDIN_LIBS)
+$(FUZZ)/fuzz_%: MORE = $(SANITIZE) $(LIBFUZZER)
 
-$(STANDIN)/train_gpu: $(LIB) $(BUILD)/float/train.o $(STANDIN_OBJ)
-	@echo "  LINK $@"
-	$(Q)$(CC) $(FLAGS) -o $@ $^ $(STANDIN_LIBS) $(LIBS) $(OPTIONAL)
+$(PROGRAM): $(TRAIN) $(LIB); $(link)
+$(TOOL): $(TOOL_OBJ) $(LIB); $(link)
+$(GPUPROGRAM): $(TRAIN) $(LIB) $(GPU_OBJ); $(link)
+$(STANDIN)/train_gpu: $(TRAIN) $(LIB) $(STANDIN)/backend_cuda.o $(STANDIN_OBJ); $(link)
+$(STANDIN)/test_cuda_on_cpu: $(STANDIN)/test_cuda_on_cpu.o $(STANDIN_OBJ); $(link)
+$(BUILD)/test_%: $(BUILD)/float/test/test_%.o $(LIB); $(link)
+$(BUILD)/double/test_%: $(BUILD)/double/test/test_%.o $(LIB64); $(link)
+$(BUILD)/gpu/test_%: $(BUILD)/float/test/test_%.o $(LIB) $(GPU_OBJ); $(link)
+$(STANDIN)/test_%: $(BUILD)/float/test/test_%.o $(LIB) $(STANDIN)/backend_cuda.o $(STANDIN_OBJ); $(link)
+$(BUILD)/bench: $(BUILD)/float/bench/bench.o $(LIB); $(link)
+$(BUILD)/bench_data: $(BUILD)/float/bench/data.o $(LIB); $(link)
+$(BUILD)/gpu/bench_kernels: $(BUILD)/float/bench/kernels.o $(LIB) $(GPU_OBJ); $(link)
+$(STANDIN)/bench_kernels: $(BUILD)/float/bench/kernels.o $(LIB) $(STANDIN)/backend_cuda.o $(STANDIN_OBJ); $(link)
+# The program's code is what a fuzzer's coverage is of, not the targets or their driver.
+$(FUZZ)/fuzz_%: $(FUZZ)/main/test/fuzz/fuzz_%.o $(FUZZ_OBJ) $(if $(LIBFUZZER),,$(FUZZ)/driver/test/fuzz/driver.o); $(link)
+.SECONDARY:
 
-$(STANDIN)/test_cuda_on_cpu: test/test_cuda_on_cpu.cpp $(STANDIN_OBJ) Makefile
-	@echo "  TEST $@"
-	$(Q)$(CXX) $(CXXFLAGS) -MMD -MP -MF $@.d -o $@ $< $(filter-out %/backend_cuda.o,$(STANDIN_OBJ)) $(STANDIN_LIBS) $(LIBS) $(OPTIONAL)
-
-$(STANDIN)/test_%: test/test_%.c $(LIB) $(STANDIN_OBJ) Makefile
-	@echo "  TEST $@"
-	$(Q)$(CC) $(FLAGS) -MMD -MP -MF $@.d -o $@ $< $(STANDIN_OBJ) $(LIB) $(STANDIN_LIBS) $(LIBS) $(OPTIONAL)
-
-# Test programs hold every object but train.o, which holds main.
-$(BUILD)/test_%: test/test_%.c $(LIB) Makefile
-	@echo "  TEST $@"
-	$(Q)$(CC) $(FLAGS) $(HAVE) -MMD -MP -MF $@.d -o $@ $< $(LIB) $(LIBS) $(OPTIONAL)
-
-$(BUILD)/double/test_%: test/test_%.c $(LIB64) Makefile
-	@echo "  TEST $@"
-	$(Q)$(CC) $(FLAGS) -DREAL=double -MMD -MP -MF $@.d -o $@ $< $(LIB64) $(LIBS) $(OPTIONAL)
-
-# The program's code is what coverage is of, not the targets themselves.
-COVERAGE := -fsanitize-coverage=trace-pc
-$(FUZZ)/obj/%.o: %.c Makefile | $(BUILD)/found
-	@mkdir -p $(FUZZ)/obj
-	@echo "  CC   $@"
-	$(Q)$(CC) $(FLAGS) $(SANITIZE) $(COVERAGE) $(HAVE) -MMD -MP -c -o $@ $<
-
-$(FUZZ)/driver.o: test/fuzz/driver.c Makefile | $(BUILD)/found
-	@mkdir -p $(FUZZ)
-	@echo "  CC   $@"
-	$(Q)$(CC) $(FLAGS) -O2 -MMD -MP -c -o $@ $<
-
-.SECONDARY: $(FUZZ_OBJ) $(FUZZ)/driver.o
-$(FUZZ)/fuzz_%: test/fuzz/fuzz_%.c $(FUZZ_OBJ) $(if $(LIBFUZZER),,$(FUZZ)/driver.o) Makefile
-	@echo "  FUZZ $@"
-	$(Q)$(CC) $(FLAGS) $(SANITIZE) $(LIBFUZZER) -MMD -MP -MF $@.d -o $@ $< $(FUZZ_OBJ) \
-	  $(if $(LIBFUZZER),,$(FUZZ)/driver.o) $(LIBS) $(OPTIONAL)
-
+gpu-tests: $(GPUPROGRAM) $(addprefix $(BUILD)/gpu/,test_ops test_golden bench_kernels)
 fuzz-targets: $(TARGETS:%=$(FUZZ)/fuzz_%)
 
 # libFuzzer, where clang has it. What it finds stands in $(FUZZ), what it keeps in $(FUZZ)/NAME.
@@ -277,17 +250,9 @@ valgrind: $(PROGRAM) $(BUILD)/test_checkpoint $(BUILD)/test_options
 	$(VALGRIND) $(BUILD)/test_options
 	$(VALGRIND) $(BUILD)/test_checkpoint $(SHARED)
 
-$(BUILD)/bench: bench/bench.c $(LIB) Makefile
-	@echo "  BIN  $@"
-	$(Q)$(CC) $(FLAGS) -MMD -MP -MF $@.d -o $@ $< $(LIB) $(LIBS) $(OPTIONAL)
-
 bench: report
 	$(SUB) $(BUILD)/bench
 	@BENCH=$(BUILD)/bench bench/run
-
-$(BUILD)/bench_data: bench/data.c $(LIB) Makefile
-	@echo "  BIN  $@"
-	$(Q)$(CC) $(FLAGS) $(HAVE) -MMD -MP -MF $@.d -o $@ $< $(LIB) $(LIBS) $(OPTIONAL)
 
 bench-data: report
 	$(SUB) $(BUILD)/bench_data $(PROGRAM)
@@ -320,4 +285,4 @@ help:
 	@echo "variables       CC CFLAGS ARCH EXTRA BUILD SHARED BLAS BLAS_DIR; V=1 shows the commands;"
 	@echo "                CUDA_HOME, GPU (architectures, such as \"80 90a\"), NCCL (its -l flag, or empty)"
 
--include $(wildcard $(addsuffix /*.d,$(BUILD) $(BUILD)/float $(BUILD)/double $(BUILD)/gpu $(STANDIN)))
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

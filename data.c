@@ -16,7 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "source.h"
+#include "datasets/source.h"
 
 /* After so many unreadable images in a row the data set is taken to be gone (an unmounted disk). */
 #define MAX_DAMAGED_IN_A_ROW 1000

@@ -7,7 +7,7 @@
 #ifndef DATA_H
 #define DATA_H
 
-#include "image.h"
+#include "image/image.h"
 
 /* ---- data.c: datasets ---- */
 

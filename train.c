@@ -9,9 +9,9 @@
  *
  * Read in this order: signals, one step, reports, evaluation and checkpoints, the loop, main.
  */
-#include "session.h"
+#include "train/setup.h"
 
-#include "report.h"
+#include "util/report.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -15,8 +15,8 @@
 #ifndef VIT_H
 #define VIT_H
 
-#include "rng.h"
-#include "util.h"
+#include "util/rng.h"
+#include "util/util.h"
 
 /* The number of everything that is stored at full precision: master weights, gradients, optimiser
  * state, statistics, and whatever the oracle computes. float in the programs, double in the builds

@@ -10,7 +10,7 @@
  *   fraction  images/s * FLOPs per image / sgemm, attention counted in the FLOPs, training = 3
  * forward Each model runs in a process of its own, so that its peak memory is its own.
  */
-#include "../vit.h"
+#include "vit.h"
 
 #include <math.h>
 #include <stdlib.h>

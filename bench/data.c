@@ -15,8 +15,8 @@
  *
  * Order: clocks and medians; the peers; pictures; the three parts.
  */
-#include "../data.h"
-#include "../tar.h"
+#include "data.h"
+#include "datasets/tar.h"
 
 #include <errno.h>
 #include <math.h>

@@ -11,7 +11,7 @@
  * What a sum of single operations does not show: launches between them, and a cache that the
  * operation before has filled with something else.
  */
-#include "../vit.h"
+#include "vit.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -12,7 +12,7 @@
 #ifndef DEVICE_H
 #define DEVICE_H
 
-#include "../vit.h"
+#include "vit.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "../image.h"
+#include "image/image.h"
 #include "check.h"
 
 static char temporary[] = "/tmp/vit_test.XXXXXX";

@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../checkpoint.h"
-#include "../data.h"
+#include "checkpoint.h"
+#include "data.h"
 #include "check.h"
 
 /* ---- operations ---- */

@@ -8,7 +8,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
-#include "../source.h"
+#include "datasets/source.h"
 #include "check.h"
 #include "files.h"
 

@@ -5,7 +5,7 @@
  * Everything is written into a temporary directory, which is removed at the end. Read in this
  * order: round trip, damaged headers, fuzzing, weights, resuming, the run's directory, full disk.
  */
-#include "../checkpoint.h"
+#include "checkpoint.h"
 #include "check.h"
 
 #include <ftw.h>

@@ -6,7 +6,7 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 
-#include "../data.h"
+#include "data.h"
 #include "files.h"
 
 /* ---- order ---- */

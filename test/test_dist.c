@@ -7,7 +7,7 @@
  *
  * Read in this order: processes; the environment; calls; strangers; ends; the launcher.
  */
-#include "dist.h"
+#include "train/hosts.h"
 
 #include "check.h"
 

@@ -23,7 +23,7 @@
  *
  * Between any two of the model's buffers lies a gap full of NaN, which must be there in the end.
  */
-#include "../checkpoint.h"
+#include "checkpoint.h"
 #include "check.h"
 #include "device.h"
 

@@ -5,7 +5,7 @@
  * tensor. Masks of dropout are functions of counters, so the loss is a smooth function of w with
  * them too. The batch is made of two micro-batches, so that the sum over them is checked as well.
  */
-#include "../vit.h"
+#include "vit.h"
 #include "check.h"
 
 #include <math.h>

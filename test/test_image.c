@@ -17,7 +17,7 @@
 #include <webp/encode.h>
 #endif
 
-#include "../checkpoint.h"
+#include "checkpoint.h"
 #include "files.h"
 
 enum { SIZE = 224, BYTES = 3 * SIZE * SIZE };

@@ -4,7 +4,7 @@
  */
 #include "check.h"
 
-#include "mix.h"
+#include "train/mixup.h"
 
 #include <math.h>
 #include <stdlib.h>

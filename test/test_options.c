@@ -2,9 +2,9 @@
  */
 #include "check.h"
 
-#include "options.h"
-#include "report.h"
-#include "schedule.h"
+#include "train/options.h"
+#include "util/report.h"
+#include "train/schedule.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -6,8 +6,8 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-#include "../data.h"
-#include "../tar.h"
+#include "data.h"
+#include "datasets/tar.h"
 #include "check.h"
 #include "files.h"
 

@@ -4,7 +4,7 @@
  */
 #include "check.h"
 
-#include "tar.h"
+#include "datasets/tar.h"
 
 #include <stdlib.h>
 #include <string.h>

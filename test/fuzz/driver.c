@@ -21,7 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "rng.h"
+#include "util/rng.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n);
 void __sanitizer_set_death_callback(void (*f)(void));

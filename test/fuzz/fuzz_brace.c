@@ -1,6 +1,6 @@
 /* fuzz_brace.c - brace_count, and brace_expand where the names are few. */
 #include "fuzz.h"
-#include "tar.h"
+#include "datasets/tar.h"
 
 #include <string.h>
 

@@ -1,7 +1,7 @@
 /* fuzz_image.c - pictures of every format: whole, cropped, and for evaluation, exact and fast; the
  * same whatever was read before. */
 #include "fuzz.h"
-#include "image.h"
+#include "image/image.h"
 
 #include <string.h>
 

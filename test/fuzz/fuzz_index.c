@@ -1,6 +1,6 @@
 /* fuzz_index.c - index_read. */
 #include "fuzz.h"
-#include "tar.h"
+#include "datasets/tar.h"
 
 #include <string.h>
 

@@ -1,6 +1,6 @@
 /* fuzz_tar.c - tar_read: as given, and with the checksums of what looks like a header put right. */
 #include "fuzz.h"
-#include "tar.h"
+#include "datasets/tar.h"
 
 #include <string.h>
 

@@ -1,0 +1,937 @@
+/* tar.c - tar files of samples: patterns of names, members, index files, writing.
+ *
+ * Reading hops from header to header with pread() and never touches the members' data, so that a
+ * shard of a gigabyte costs a few thousand small reads. What is read is untrusted: each size is
+ * compared with what is left of the file before it is used. It does not read the members (their
+ * offsets are what its callers want), nor compressed archives, nor sparse files.
+ *
+ * Formats: POSIX.1-2001 pax and ustar, GNU tar's long names and base-256 numbers, NVIDIA DALI's
+ * index files.
+ *
+ * Read in this order: names, braces, headers, extended headers, members, index files, writing.
+ */
+#include "datasets/tar.h"
+
+#include "checkpoint.h" /* write_file_atomically */
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { BLOCK = 512 };
+
+/* ---- lists of names ---- */
+
+void names_add(Names *l, const char *s)
+{
+    if (l->n == l->room) {
+        l->room = l->room ? 2 * l->room : 16;
+        l->at = xrealloc(l->at, sizeof(char *) * (size_t)l->room);
+    }
+    l->at[l->n++] = xstrdup(s);
+}
+
+void names_free(Names *l)
+{
+    for (int i = 0; i < l->n; i++)
+        free(l->at[i]);
+    free(l->at);
+    *l = (Names){0};
+}
+
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+void names_sort(Names *l)
+{
+    if (l->n > 1)
+        qsort(l->at, (size_t)l->n, sizeof(char *), by_name);
+}
+
+/* ---- braces ----
+ *
+ * A pattern is a row of plain characters and groups; its names are the product of its groups'
+ * alternatives, the last group changing fastest. So the number of names is known before the first
+ * is made, and name k is found by dividing k by the groups' counts: nothing is stored in between.
+ */
+
+enum { MAX_NAMES = 10000000, MAX_PATTERN = 4096, MAX_DEPTH = 16 };
+static const uint64_t MAX_NAME_BYTES = 1u << 30; /* of all names of a pattern */
+
+typedef struct {
+    long first, step, count;
+    int width; /* zero-padded to so many characters, the sign included */
+} Range;
+
+/* A whole number of at most 18 digits; where it ends, or NULL. */
+static const char *read_whole(const char *s, const char *end, long *n)
+{
+    bool minus = s < end && *s == '-';
+    const char *digit = s + minus;
+    long v = 0;
+    for (s = digit; s < end && *s >= '0' && *s <= '9' && s - digit < 18; s++)
+        v = 10 * v + (*s - '0');
+    *n = minus ? -v : v;
+    return s > digit && !(s < end && *s >= '0' && *s <= '9') ? s : NULL;
+}
+
+/* `{0..9}` and `{0..9..2}`, between the braces. As in bash: counts down where the second end is the
+ * lower one, whatever the sign of the step; padded to the wider end if either begins with a 0. */
+static bool read_range(const char *s, const char *end, Range *r)
+{
+    long last, step = 1;
+    const char *a = s, *dots = read_whole(a, end, &r->first);
+    if (!dots || end - dots < 3 || dots[0] != '.' || dots[1] != '.')
+        return false;
+    const char *b = dots + 2, *stop = read_whole(b, end, &last);
+    if (!stop)
+        return false;
+    if (stop < end && (end - stop < 3 || stop[0] != '.' || stop[1] != '.' ||
+                       read_whole(stop + 2, end, &step) != end || step == 0))
+        return false;
+    bool zero = (a[*a == '-'] == '0' && dots - a > 1 + (*a == '-')) ||
+                (b[*b == '-'] == '0' && stop - b > 1 + (*b == '-'));
+    long wider = dots - a > stop - b ? dots - a : stop - b;
+    r->width = zero ? (int)wider : 0;
+    r->step = step < 0 ? -step : step;
+    long distance = last < r->first ? r->first - last : last - r->first;
+    r->count = distance / r->step + 1;
+    if (last < r->first)
+        r->step = -r->step;
+    return true;
+}
+
+/* Where the part that begins at s ends: at the first `stop` (or `stop2`) outside inner groups, or
+ * at `end`. A backslash takes the next character as it is. */
+static const char *part_end(const char *s, const char *end, char stop, char stop2)
+{
+    int depth = 0;
+    for (; s < end; s++) {
+        if (depth == 0 && (*s == stop || *s == stop2))
+            return s;
+        if (*s == '\\' && s + 1 < end)
+            s++;
+        else if (*s == '{')
+            depth++;
+        else if (*s == '}')
+            depth--;
+    }
+    return end;
+}
+
+/* Products and sums of counts stay at most one beyond what is allowed. */
+static long capped(long n)
+{
+    return n > MAX_NAMES ? MAX_NAMES + 1 : n;
+}
+
+static long count_names(const char *s, const char *end, int depth, Error *e);
+
+/* Alternatives of a group, between its braces; 0 and an error if it is none. */
+static long count_group(const char *s, const char *end, int depth, Error *e)
+{
+    Range r;
+    if (read_range(s, end, &r))
+        return capped(r.count);
+    const char *comma = part_end(s, end, ',', ',');
+    if (comma == end) {
+        fail(e, "braces hold a list {a,b} or a range {000000..000146}; write \\{ for a plain brace",
+             "{%.*s} is neither a list nor a range", (int)(end - s > 60 ? 60 : end - s), s);
+        return 0;
+    }
+    long sum = 0;
+    for (;; comma = part_end(s, end, ',', ',')) {
+        long n = count_names(s, comma, depth, e);
+        if (n == 0)
+            return 0;
+        sum = capped(sum + n);
+        if (comma == end)
+            return sum;
+        s = comma + 1;
+    }
+}
+
+static long count_names(const char *s, const char *end, int depth, Error *e)
+{
+    long product = 1;
+    if (depth > MAX_DEPTH) {
+        fail(e, "use fewer braces inside braces", "braces are nested more than %d deep", MAX_DEPTH);
+        return 0;
+    }
+    for (; s < end; s++) {
+        if (*s == '\\' && s + 1 < end) {
+            s++;
+        } else if (*s == '}') {
+            fail(e, "give each } its {, or write \\} for a plain brace", "a } without its {");
+            return 0;
+        } else if (*s == '{') {
+            const char *close = part_end(s + 1, end, '}', '}');
+            if (close == end) {
+                fail(e, "give each { its }, or write \\{ for a plain brace", "a { without its }");
+                return 0;
+            }
+            long n = count_group(s + 1, close, depth + 1, e);
+            if (n == 0)
+                return 0;
+            product = capped(product * n);
+            s = close;
+        }
+    }
+    return product;
+}
+
+static char *put_name(const char *s, const char *end, long k, char *out);
+
+static char *put_choice(const char *s, const char *end, long k, char *out)
+{
+    Range r;
+    if (read_range(s, end, &r)) {
+        long v = r.first + k * r.step; /* never wider than the wider end */
+        return out + sprintf(out, "%0*ld", r.width, v);
+    }
+    for (;;) {
+        const char *comma = part_end(s, end, ',', ',');
+        long n = count_names(s, comma, 0, NULL);
+        if (k < n)
+            return put_name(s, comma, k, out);
+        k -= n;
+        s = comma + 1;
+    }
+}
+
+/* Name k of the pattern from s to end, to out; returns where it ends. */
+static char *put_name(const char *s, const char *end, long k, char *out)
+{
+    long left = count_names(s, end, 0, NULL); /* names of what follows, the next group included */
+    for (; s < end; s++) {
+        if (*s == '\\' && s + 1 < end) {
+            *out++ = *++s;
+        } else if (*s == '{') {
+            const char *close = part_end(s + 1, end, '}', '}');
+            long n = count_group(s + 1, close, 0, NULL);
+            left /= n;
+            out = put_choice(s + 1, close, k / left % n, out);
+            s = close;
+        } else {
+            *out++ = *s;
+        }
+    }
+    return out;
+}
+
+long brace_count(const char *pattern, Error *e)
+{
+    size_t length = strlen(pattern);
+    Error why = {"", ""};
+    if (length > MAX_PATTERN) {
+        fail(e, "use a shorter pattern", "a pattern of %zu characters, at most %d are read", length,
+             MAX_PATTERN);
+        return 0;
+    }
+    long n = count_names(pattern, pattern + length, 0, &why);
+    if (n == 0)
+        fail(e, why.hint, "%.200s: %s", pattern, why.what);
+    else if (n > MAX_NAMES)
+        fail(e, "use fewer or smaller ranges", "%.200s: more than %d names", pattern, MAX_NAMES);
+    else if ((uint64_t)n * length > MAX_NAME_BYTES)
+        fail(e, "use fewer or shorter names", "%.200s: %ld names of such a length", pattern, n);
+    else
+        return n;
+    return 0;
+}
+
+bool brace_expand(const char *pattern, Names *out, Error *e)
+{
+    long n = brace_count(pattern, e);
+    if (n == 0)
+        return false;
+    size_t length = strlen(pattern);
+    char *name = xmalloc(length + 1); /* a group is longer than each name that it stands for */
+    for (long k = 0; k < n; k++) {
+        *put_name(pattern, pattern + length, k, name) = 0;
+        names_add(out, name);
+    }
+    free(name);
+    return true;
+}
+
+/* All *.tar in a folder, by name. */
+static bool add_folder(const char *dir, Names *out, Error *e)
+{
+    Names found = {0};
+    DIR *d = opendir(dir);
+    if (!d)
+        return fail(e, "check the path and its permissions", "cannot read the directory %s: %s",
+                    dir, strerror(errno));
+    for (struct dirent *f; (f = readdir(d));) {
+        const char *dot = strrchr(f->d_name, '.');
+        if (f->d_name[0] != '.' && dot && strcmp(dot, ".tar") == 0)
+            names_add(&found, f->d_name);
+    }
+    closedir(d);
+    names_sort(&found);
+    for (int i = 0; i < found.n; i++) {
+        char *path = xasprintf("%s/%s", dir, found.at[i]);
+        names_add(out, path);
+        free(path);
+    }
+    bool ok = found.n > 0 ||
+              fail(e, "name the folder of the shards, or a pattern", "%s has no .tar files", dir);
+    names_free(&found);
+    return ok;
+}
+
+bool tar_names(const char *patterns, Names *out, Error *e)
+{
+    char *text = xstrdup(patterns);
+    bool ok = *text || fail(e, "such as DIR/train-{000000..000146}.tar", "no shards are named");
+    for (char *p = text, *next; ok && p; p = next) {
+        next = strstr(p, "::");
+        if (next) {
+            *next = '\0';
+            next += 2;
+        }
+        if (strstr(p, "://") || strncmp(p, "pipe:", 5) == 0)
+            ok = fail(e, "mount or download it: shards are read from files", "%s is no file", p);
+        else
+            ok = is_dir(p) ? add_folder(p, out, e) : brace_expand(p, out, e);
+    }
+    free(text);
+    return ok;
+}
+
+/* ---- headers ---- */
+
+/* ustar's header; what is not used has no name here. */
+typedef struct {
+    char name[100], mode[8], uid[8], gid[8], size[12], mtime[12], checksum[8], type, link[100];
+    char magic[6], version[2], owner[80], prefix[155], rest[12];
+} Header;
+_Static_assert(sizeof(Header) == BLOCK, "a header is a block");
+
+/* Open for reading. The window holds what was read last: the label of a sample and the headers
+ * around it stand close together. */
+typedef struct {
+    const char *path;
+    int fd;
+    uint64_t size; /* of the file */
+    uint64_t at;   /* the window's first byte in the file */
+    size_t have;   /* bytes in it */
+    uint8_t window[4096];
+    /* what extended headers said of the next member: */
+    char *name; /* or NULL */
+    bool has_size, sparse;
+    uint64_t extended, member_size; /* where the first of them stands; the size */
+} Tar;
+
+static bool damaged(const Tar *t, uint64_t at, Error *e, const char *what)
+{
+    return fail(e, "write the archive again, or take it out of the pattern",
+                "%s: byte %" PRIu64 ": %s", t->path, at, what);
+}
+
+static bool read_at(const Tar *t, void *out, size_t n, uint64_t at, Error *e)
+{
+    for (size_t done = 0; done < n;) {
+        ssize_t got = pread(t->fd, (char *)out + done, n - done, (off_t)(at + done));
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return fail(e, "see whether the disk is well and still mounted",
+                        "%s: byte %" PRIu64 ": cannot read: %s", t->path, at, strerror(errno));
+        if (got == 0)
+            return damaged(t, at, e, "the file became shorter while it was read");
+        done += (size_t)got;
+    }
+    return true;
+}
+
+/* The block at `at`, which must be in the file; NULL and an error. */
+static const Header *header_at(Tar *t, uint64_t at, Error *e)
+{
+    if (at < t->at || at + BLOCK > t->at + t->have) {
+        size_t n = t->size - at < sizeof t->window ? (size_t)(t->size - at) : sizeof t->window;
+        t->have = 0;
+        if (!read_at(t, t->window, n, at, e))
+            return NULL;
+        t->at = at;
+        t->have = n;
+    }
+    return (const Header *)(t->window + (at - t->at));
+}
+
+/* A number of a header: octal digits with blanks around them, or, after a byte 128, big-endian
+ * binary. */
+static bool read_number(const char *field, int n, uint64_t *out)
+{
+    uint64_t v = 0;
+    int i = 0;
+    if ((uint8_t)field[0] == 0x80) {
+        for (i = 1; i < n; i++) {
+            if (v >> 56)
+                return false;
+            v = v << 8 | (uint8_t)field[i];
+        }
+    } else {
+        while (i < n && field[i] == ' ')
+            i++;
+        for (; i < n && field[i] >= '0' && field[i] <= '7'; i++)
+            v = v << 3 | (uint64_t)(field[i] - '0'); /* 12 digits: 36 bits */
+        while (i < n && (field[i] == ' ' || !field[i]))
+            i++;
+        if (i < n)
+            return false;
+    }
+    *out = v;
+    return true;
+}
+
+/* The sum of the header's bytes, its checksum counted as blanks. Some old programs summed signed
+ * bytes. */
+static bool checksum_holds(const Header *h)
+{
+    uint64_t stated;
+    long sum = 0, signed_sum = 0;
+    for (size_t i = 0; i < sizeof *h; i++) {
+        bool blank =
+            i >= offsetof(Header, checksum) && i < offsetof(Header, checksum) + sizeof h->checksum;
+        sum += blank ? ' ' : ((const uint8_t *)h)[i];
+        signed_sum += blank ? ' ' : ((const int8_t *)h)[i];
+    }
+    return read_number(h->checksum, sizeof h->checksum, &stated) &&
+           (stated == (uint64_t)sum || (signed_sum >= 0 && stated == (uint64_t)signed_sum));
+}
+
+static bool all_zero(const Header *h)
+{
+    const uint8_t *b = (const uint8_t *)h;
+    for (size_t i = 0; i < sizeof *h; i++)
+        if (b[i])
+            return false;
+    return true;
+}
+
+/* ---- extended headers: what a header has no room for ---- */
+
+enum { MAX_EXTENDED = 1 << 20 };
+
+static void set_name(Tar *t, const char *name, size_t n)
+{
+    free(t->name);
+    t->name = xmalloc(n + 1);
+    memcpy(t->name, name, n);
+    t->name[n] = 0;
+}
+
+/* One `key=value` of a pax header, at `at` in the file. */
+static bool pax_record(Tar *t, const char *key, size_t n, uint64_t at, Error *e)
+{
+    const char *value = memchr(key, '=', n);
+    if (!value)
+        return damaged(t, at, e, "a record of a pax header has no '='");
+    size_t length = (size_t)(value++ - key), size = n - length - 1;
+    if (length == 4 && memcmp(key, "path", 4) == 0) {
+        if (size == 0 || memchr(value, 0, size))
+            return damaged(t, at, e, "a pax header's path is empty or has a zero byte");
+        set_name(t, value, size);
+    } else if (length == 4 && memcmp(key, "size", 4) == 0) {
+        uint64_t v = 0;
+        bool ok = size > 0 && size < 20; /* 19 digits: below 2^64 */
+        for (size_t i = 0; ok && i < size; i++) {
+            ok = value[i] >= '0' && value[i] <= '9';
+            v = 10 * v + (uint64_t)(value[i] - '0');
+        }
+        if (!ok)
+            return damaged(t, at, e, "a pax header's size is no number");
+        t->has_size = true;
+        t->member_size = v;
+    } else if (length >= 11 && memcmp(key, "GNU.sparse.", 11) == 0) {
+        t->sparse = true;
+    }
+    return true;
+}
+
+/* Records `length key=value\n`, the length counting itself and the end of the line. */
+static bool pax_records(Tar *t, const char *text, size_t n, uint64_t at, Error *e)
+{
+    for (size_t i = 0; i < n;) {
+        size_t length = 0, digit = i;
+        for (; digit < n && digit - i < 8 && text[digit] >= '0' && text[digit] <= '9'; digit++)
+            length = 10 * length + (size_t)(text[digit] - '0');
+        if (digit == i || digit == n || text[digit] != ' ' || length > n - i ||
+            length < digit - i + 3 || text[i + length - 1] != '\n')
+            return damaged(t, at + i, e, "a pax header's record has a wrong length");
+        if (!pax_record(t, text + digit + 1, i + length - 1 - (digit + 1), at + i, e))
+            return false;
+        i += length;
+    }
+    return true;
+}
+
+/* pax 'x' and GNU 'L' change the next member; a global 'g' and a long link target 'K' say nothing
+ * that is used here. */
+static bool read_extended(Tar *t, char type, uint64_t at, uint64_t size, Error *e)
+{
+    if (type == 'g' || type == 'K')
+        return true;
+    if (size > MAX_EXTENDED)
+        return damaged(t, at, e, "an extended header of more than a megabyte");
+    char *text = xmalloc((size_t)size + 1);
+    bool ok = read_at(t, text, (size_t)size, at, e);
+    text[ok ? size : 0] = 0;
+    if (ok && type == 'L') {
+        set_name(t, text, strlen(text));
+        ok = *t->name || damaged(t, at, e, "a long name that is empty");
+    } else if (ok) {
+        ok = pax_records(t, text, (size_t)size, at, e);
+    }
+    free(text);
+    return ok;
+}
+
+/* ---- members ---- */
+
+/* Member's name when no extended header gives one. GNU's old format keeps times where ustar keeps
+ * the prefix. */
+static void header_name(Tar *t, const Header *h)
+{
+    char name[sizeof h->prefix + 1 + sizeof h->name];
+    size_t n = 0;
+    if (memcmp(h->magic, "ustar", sizeof h->magic) == 0 && h->prefix[0]) {
+        n = strnlen(h->prefix, sizeof h->prefix);
+        memcpy(name, h->prefix, n);
+        name[n++] = '/';
+    }
+    size_t m = strnlen(h->name, sizeof h->name);
+    memcpy(name + n, h->name, m);
+    set_name(t, name, n + m);
+}
+
+static void split_name(TarMember *m)
+{
+    const char *slash = strrchr(m->name, '/'), *base = slash ? slash + 1 : m->name;
+    const char *dot = strchr(base, '.');
+    m->stem = dot ? (size_t)(dot - m->name) : strlen(m->name);
+    m->ext = dot ? m->stem + 1 : m->stem;
+}
+
+/* Whether a header is a regular file's: '0', nothing (older than ustar), or '7', a contiguous one.
+ * A name that ends in a slash was a directory before there was a type for them. */
+static bool is_regular(const Tar *t, char type)
+{
+    return (type == '0' || !type || type == '7') && t->name[strlen(t->name) - 1] != '/';
+}
+
+/* A member behind its header `h` at `at`; *next is where the next header stands. */
+static bool read_member(Tar *t, const Header *h, uint64_t at, uint64_t *next, TarEach *each,
+                        void *ctx, Error *e)
+{
+    TarMember m = {.offset = at + BLOCK};
+    char type = h->type;
+    if (!read_number(h->size, sizeof h->size, &m.size))
+        return damaged(t, at, e, "a size that is no number");
+    bool extended = type && strchr("xXgLK", type);
+    if (t->has_size && !extended)
+        m.size = t->member_size;
+    if (type >= '1' && type <= '6') /* links, devices, directories, pipes: no data */
+        m.size = 0;
+    if (m.size > t->size - m.offset) {
+        char what[160];
+        snprintf(what, sizeof what,
+                 "a member of %" PRIu64 " bytes reaches beyond the file's end at %" PRIu64, m.size,
+                 t->size);
+        return damaged(t, at, e, what);
+    }
+    *next = m.offset + (m.size + BLOCK - 1) / BLOCK * BLOCK;
+    if (extended) {
+        if (!t->extended)
+            t->extended = at + 1; /* 0: none */
+        return read_extended(t, type, m.offset, m.size, e);
+    }
+    if (!t->name)
+        header_name(t, h);
+    bool ok = true;
+    if (type == 'S' || t->sparse || type == 'M') {
+        ok = fail(e, "write the archive again without --sparse and in one volume",
+                  "%s: byte %" PRIu64 ": a sparse or divided file cannot be read", t->path, at);
+    } else if (*t->name && is_regular(t, type)) {
+        m.name = t->name;
+        split_name(&m);
+        if (m.name[m.ext] && m.stem > 0 && m.name[m.stem - 1] != '/')
+            ok = each(ctx, &m, e);
+    }
+    free(t->name);
+    t->name = NULL;
+    t->has_size = t->sparse = false;
+    t->extended = 0;
+    return ok;
+}
+
+static bool read_members(Tar *t, TarEach *each, void *ctx, Error *e)
+{
+    uint64_t at = 0;
+    while (at < t->size) {
+        if (t->size - at < BLOCK)
+            return damaged(t, at, e, "the file ends in the middle of a header");
+        const Header *h = header_at(t, at, e);
+        if (!h)
+            return false;
+        if (all_zero(h))
+            break;
+        if (!checksum_holds(h)) {
+            const uint8_t *b = (const uint8_t *)h;
+            if (at == 0 && b[0] == 0x1f && b[1] == 0x8b)
+                return fail(e, "unpack it with gunzip: samples are read at random",
+                            "%s: compressed with gzip", t->path);
+            return damaged(t, at, e,
+                           at ? "the checksum of a header is wrong"
+                              : "not the header of a tar file");
+        }
+        if (!read_member(t, h, at, &at, each, ctx, e))
+            return false;
+    }
+    return !t->extended || damaged(t, t->extended - 1, e, "an extended header without its member");
+}
+
+bool tar_read(const char *path, TarEach *each, void *ctx, Error *e)
+{
+    Tar t = {.path = path, .fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
+    struct stat st;
+    if (t.fd < 0 || fstat(t.fd, &st) != 0) {
+        fail(e, "check the path and its permissions", "%s: cannot open: %s", path, strerror(errno));
+        if (t.fd >= 0)
+            close(t.fd);
+        return false;
+    }
+    bool ok;
+    if (!S_ISREG(st.st_mode)) {
+        ok = fail(e, "name a tar file", "%s: not a regular file", path);
+    } else if (st.st_size == 0) {
+        ok = fail(e, "write the archive again, or take it out of the pattern", "%s: an empty file",
+                  path);
+    } else {
+        t.size = (uint64_t)st.st_size;
+        (void)posix_fadvise(t.fd, 0, 0, POSIX_FADV_RANDOM); /* headers alone: no reading ahead */
+        ok = read_members(&t, each, ctx, e);
+    }
+    free(t.name);
+    close(t.fd);
+    return ok;
+}
+
+bool tar_is_header(const uint8_t *block, uint64_t size)
+{
+    const Header *h = (const Header *)block;
+    uint64_t stated;
+    return checksum_holds(h) && (h->type == '0' || !h->type || h->type == '7') &&
+           read_number(h->size, sizeof h->size, &stated) && stated == size;
+}
+
+/* ---- index files ---- */
+
+static bool bad_line(const char *path, long line, Error *e, const char *what)
+{
+    return fail(e, "write the index again: ./vit index", "%s:%ld: %s", path, line, what);
+}
+
+/* The next word of a line, ended with a zero byte; NULL at the line's end. */
+static char *next_word(char **line)
+{
+    char *word;
+    while ((word = strsep(line, " \t\r")) && !*word)
+        ;
+    return word;
+}
+
+static bool read_decimal(const char *s, uint64_t *out)
+{
+    uint64_t v = 0;
+    if (!*s || strlen(s) > 18)
+        return false;
+    for (; *s; s++) {
+        if (*s < '0' || *s > '9')
+            return false;
+        v = 10 * v + (uint64_t)(*s - '0');
+    }
+    *out = v;
+    return true;
+}
+
+typedef struct {
+    IndexPart *at;
+    int n, room;
+} Parts;
+
+static bool index_line(Parts *parts, char *line, bool names, const char *path, long number,
+                       Error *e)
+{
+    parts->n = 0;
+    for (char *ext; (ext = next_word(&line));) {
+        char *offset = next_word(&line), *size = offset ? next_word(&line) : NULL;
+        char *name = names && size ? next_word(&line) : size ? "" : NULL;
+        if (!name)
+            return bad_line(path, number, e, "the line ends within a component");
+        IndexPart p = {.ext = ext, .name = name};
+        if (!read_decimal(offset, &p.offset) || !read_decimal(size, &p.size))
+            return bad_line(path, number, e, "an offset or a size that is no number");
+        if (p.offset % BLOCK || p.offset == 0)
+            return bad_line(path, number, e, "an offset that is no multiple of 512");
+        if (parts->n == parts->room) {
+            parts->room = parts->room ? 2 * parts->room : 8;
+            parts->at = xrealloc(parts->at, sizeof *parts->at * (size_t)parts->room);
+        }
+        parts->at[parts->n++] = p;
+    }
+    return parts->n > 0 || bad_line(path, number, e, "a sample without components");
+}
+
+/* `v1.2 1000` */
+static bool index_head(char *line, bool *names, uint64_t *samples, const char *path, Error *e)
+{
+    char *version = line ? next_word(&line) : NULL, *count = version ? next_word(&line) : NULL;
+    if (!version || (strcmp(version, "v1.2") != 0 && strcmp(version, "v1.1") != 0))
+        return bad_line(path, 1, e, "not an index of version v1.1 or v1.2");
+    *names = version[3] == '2';
+    if (!count || !read_decimal(count, samples) || next_word(&line))
+        return bad_line(path, 1, e, "no number of samples behind the version");
+    return *samples > 0 || bad_line(path, 1, e, "no samples");
+}
+
+static bool index_lines(char *text, const char *path, IndexEach *each, void *ctx, Error *e)
+{
+    bool names = false;
+    uint64_t samples = 0, n = 0;
+    if (!index_head(strsep(&text, "\n"), &names, &samples, path, e))
+        return false;
+    Parts parts = {0};
+    bool ok = true;
+    while (ok && text && *text) {
+        char *line = strsep(&text, "\n");
+        if (n == samples)
+            ok = bad_line(path, (long)n + 2, e, "more samples than the first line says");
+        else
+            ok = index_line(&parts, line, names, path, (long)n + 2, e) &&
+                 each(ctx, (long)n, parts.at, parts.n, e);
+        n += ok;
+    }
+    free(parts.at);
+    if (ok && n < samples)
+        ok = fail(e, "write the index again: ./vit index",
+                  "%s: %" PRIu64 " samples, but its first line says %" PRIu64, path, n, samples);
+    return ok;
+}
+
+bool index_read(const char *path, IndexEach *each, void *ctx, Error *e)
+{
+    enum { MAX_INDEX = 1 << 30 };
+    char *text = read_text(path, MAX_INDEX, e);
+    bool ok = text && index_lines(text, path, each, ctx, e);
+    free(text);
+    return ok;
+}
+
+/* An index as it grows: text of the samples so far, and the stem of the last. */
+typedef struct {
+    const char *archive;
+    char *text, *stem;
+    size_t n, room, stem_size;
+    long samples;
+} IndexText;
+
+static bool add_to_index(void *ctx, const TarMember *m, Error *e)
+{
+    IndexText *x = ctx;
+    if (strpbrk(m->name, " \t\r\n\v\f"))
+        return fail(e, "an index file has words between blanks: rename the member",
+                    "%s: byte %" PRIu64 ": white space in the name '%.200s'", x->archive, m->offset,
+                    m->name);
+    bool same = x->samples > 0 && m->stem == x->stem_size && memcmp(x->stem, m->name, m->stem) == 0;
+    size_t need = x->n + strlen(m->name) * 2 + 64;
+    if (need > x->room)
+        x->text = xrealloc(x->text, x->room = 2 * need);
+    x->n += (size_t)sprintf(x->text + x->n, "%s%s %" PRIu64 " %" PRIu64 " %s",
+                            same         ? " "
+                            : x->samples ? "\n"
+                                         : "",
+                            m->name + m->ext, m->offset, m->size, m->name);
+    if (!same) {
+        x->samples++;
+        x->stem_size = m->stem;
+        x->stem = xrealloc(x->stem, m->stem + 1);
+        memcpy(x->stem, m->name, m->stem);
+    }
+    return true;
+}
+
+bool index_write(const char *archive, const char *path, long *samples, Error *e)
+{
+    IndexText x = {.archive = archive};
+    bool ok = tar_read(archive, add_to_index, &x, e);
+    if (ok && x.samples == 0)
+        ok = fail(e, "an archive of samples has files such as 0000001.jpg and 0000001.cls",
+                  "%s: no samples", archive);
+    if (ok) {
+        char *text = xasprintf("v1.2 %ld\n%s\n", x.samples, x.text);
+        ok = write_file_atomically(path, text, e);
+        free(text);
+    }
+    if (samples)
+        *samples = x.samples;
+    free(x.text);
+    free(x.stem);
+    return ok;
+}
+
+/* ---- writing ---- */
+
+struct TarWriter {
+    char *path, *part; /* the file's name, and its name until it is finished */
+    int fd;
+    uint64_t bytes; /* written */
+    size_t n;       /* in the buffer */
+    uint8_t buffer[1 << 16];
+};
+
+static bool cannot_write(const TarWriter *w, int why, Error *e)
+{
+    return fail(e,
+                why == ENOSPC || why == EDQUOT || why == EFBIG
+                    ? "free some space, or write to another disk"
+                    : "name a directory that you may write to",
+                "%s: cannot write: %s", w->path, strerror(why));
+}
+
+static void writer_free(TarWriter *w)
+{
+    if (w->fd >= 0)
+        close(w->fd);
+    free(w->path);
+    free(w->part);
+    free(w);
+}
+
+TarWriter *tar_create(const char *path, Error *e)
+{
+    TarWriter *w = xmalloc(sizeof *w);
+    w->path = xstrdup(path);
+    w->part = xasprintf("%s.%ld.part", path, (long)getpid());
+    w->bytes = w->n = 0;
+    w->fd = open(w->part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (w->fd >= 0)
+        return w;
+    cannot_write(w, errno, e);
+    writer_free(w);
+    return NULL;
+}
+
+static bool flush(TarWriter *w, Error *e)
+{
+    for (size_t done = 0; done < w->n;) {
+        ssize_t put = write(w->fd, w->buffer + done, w->n - done);
+        if (put < 0 && errno != EINTR)
+            return cannot_write(w, errno, e);
+        done += put > 0 ? (size_t)put : 0;
+    }
+    w->n = 0;
+    return true;
+}
+
+/* bytes NULL: zeros */
+static bool put(TarWriter *w, const void *bytes, size_t n, Error *e)
+{
+    w->bytes += n;
+    while (n > 0) {
+        size_t part = sizeof w->buffer - w->n < n ? sizeof w->buffer - w->n : n;
+        if (bytes)
+            memcpy(w->buffer + w->n, bytes, part);
+        else
+            memset(w->buffer + w->n, 0, part);
+        w->n += part;
+        n -= part;
+        bytes = bytes ? (const char *)bytes + part : NULL;
+        if (w->n == sizeof w->buffer && !flush(w, e))
+            return false;
+    }
+    return true;
+}
+
+/* A name longer than 100 bytes is divided at a slash; false if it cannot be. */
+static bool put_header_name(Header *h, const char *name)
+{
+    size_t n = strlen(name), from = 0;
+    if (n == 0)
+        return false;
+    if (n > sizeof h->name) {
+        const char *slash = strchr(name + n - sizeof h->name - 1, '/');
+        if (!slash || slash == name || !slash[1] || (size_t)(slash - name) > sizeof h->prefix)
+            return false;
+        from = (size_t)(slash - name) + 1;
+        memcpy(h->prefix, name, from - 1);
+    }
+    memcpy(h->name, name + from, n - from);
+    return true;
+}
+
+bool tar_add(TarWriter *w, const char *name, const void *bytes, size_t n, Error *e)
+{
+    union {
+        Header h;
+        uint8_t bytes[BLOCK];
+    } u = {.h = {.mode = "0000644",
+                 .uid = "0000000",
+                 .gid = "0000000",
+                 .mtime = "00000000000",
+                 .checksum = "        ",
+                 .type = '0',
+                 .magic = "ustar",
+                 .version = "00"}};
+    if (!put_header_name(&u.h, name))
+        return fail(e, "use names of up to 100 bytes", "%s: '%.200s' is no name for a member",
+                    w->path, name);
+    if ((uint64_t)n >> 33)
+        return fail(e, "store smaller files", "%s: %s: %zu bytes, at most 8 GiB fit in a member",
+                    w->path, name, n);
+    unsigned sum = 0;
+    snprintf(u.h.size, sizeof u.h.size, "%011zo", n);
+    for (int i = 0; i < BLOCK; i++)
+        sum += u.bytes[i];
+    snprintf(u.h.checksum, sizeof u.h.checksum, "%06o", sum); /* then a zero byte and a blank */
+    u.h.checksum[7] = ' ';
+    return put(w, u.bytes, BLOCK, e) && put(w, bytes, n, e) &&
+           put(w, NULL, (BLOCK - n % BLOCK) % BLOCK, e);
+}
+
+uint64_t tar_bytes(const TarWriter *w)
+{
+    return w->bytes;
+}
+
+void tar_abandon(TarWriter *w)
+{
+    unlink(w->part);
+    writer_free(w);
+}
+
+bool tar_close(TarWriter *w, Error *e)
+{
+    bool ok = put(w, NULL, 2 * BLOCK, e) && flush(w, e);
+    if (ok && fsync(w->fd) != 0)
+        ok = cannot_write(w, errno, e);
+    if (close(w->fd) != 0 && ok)
+        ok = cannot_write(w, errno, e);
+    w->fd = -1;
+    if (ok && rename(w->part, w->path) != 0)
+        ok = cannot_write(w, errno, e);
+    if (ok)
+        writer_free(w);
+    else
+        tar_abandon(w);
+    return ok;
+}

@@ -1,0 +1,78 @@
+/* tar.h - tar files of samples (WebDataset shards): members, names, DALI's index files.
+ *
+ * A sample is the members whose names share everything before the first dot of the last path
+ * component: `0000123.cls` and `0000123.jpg`. Everything read here is untrusted.
+ */
+#ifndef TAR_H
+#define TAR_H
+
+#include "util/util.h"
+
+/* ---- lists of names ---- */
+
+typedef struct {
+    char **at;
+    int n, room;
+} Names;
+void names_add(Names *l, const char *s); /* copied */
+void names_free(Names *l);
+void names_sort(Names *l); /* by strcmp */
+
+/* Shell braces: `{a,b}`, `{000000..000146}` (zero-padded as the wider end is), `{1..9..2}`, nested
+ * and several, expanded in order; a pattern without braces gives itself. At most 10,000,000 names,
+ * and a gigabyte of them. A backslash before a brace or a comma makes it a plain character. */
+long brace_count(const char *pattern, Error *e); /* how many names; 0 is an error */
+bool brace_expand(const char *pattern, Names *out, Error *e);
+/* PATTERN[::PATTERN...], each with braces, or a folder: its *.tar, sorted. */
+bool tar_names(const char *patterns, Names *out, Error *e);
+
+/* ---- reading ---- */
+
+/* A regular file in an archive. */
+typedef struct {
+    const char *name; /* as stored, pax and GNU long names resolved */
+    size_t stem, ext; /* length of what names the sample; where the extension begins in name */
+    uint64_t offset;  /* of its data in the archive, a multiple of 512 */
+    uint64_t size;    /* bytes */
+} TarMember;
+
+/* Calls `each` for every regular file in order, until it returns false (which then is the result).
+ * Directories, links, hidden files (a base name that is empty or begins with a dot), files without
+ * an extension and members of unknown types are passed over. ustar, pax and GNU headers; checksums
+ * are verified; sparse files, a member that reaches beyond the file's end and a file that ends in
+ * the middle of a header are errors. A closing zero block may be missing; what follows it is not
+ * read.
+ * Errors name the archive and the offset. */
+typedef bool TarEach(void *ctx, const TarMember *m, Error *e);
+bool tar_read(const char *path, TarEach *each, void *ctx, Error *e);
+
+/* Whether a block of 512 bytes is the header of a regular file with so many bytes. */
+bool tar_is_header(const uint8_t *block, uint64_t size);
+
+/* ---- index files ---- */
+
+/* One component of a sample: lines of an index are `ext offset size filename` per component (v1.2)
+ * or `ext offset size` (v1.1), one line a sample, after a first line `v1.2 <samples>`. */
+typedef struct {
+    const char *ext, *name; /* name: "" in v1.1 */
+    uint64_t offset, size;
+} IndexPart;
+typedef bool IndexEach(void *ctx, long sample, const IndexPart *parts, int n, Error *e);
+/* Calls `each` for every sample. Refused: another version, another number of samples than stated,
+ * offsets that are no multiple of 512, no samples, samples without components. */
+bool index_read(const char *path, IndexEach *each, void *ctx, Error *e);
+/* What DALI's wds2idx writes for an archive, atomically; *samples may be NULL. Refused: names with
+ * white space, which an index cannot hold, and archives without samples. */
+bool index_write(const char *archive, const char *path, long *samples, Error *e);
+
+/* ---- writing ---- */
+
+typedef struct TarWriter TarWriter;
+/* Writes path.PID.part; tar_close renames it to path. Same members, same bytes: times are 0. */
+TarWriter *tar_create(const char *path, Error *e);
+bool tar_add(TarWriter *w, const char *name, const void *bytes, size_t n, Error *e);
+uint64_t tar_bytes(const TarWriter *w); /* written so far */
+bool tar_close(TarWriter *w, Error *e); /* frees w in any case */
+void tar_abandon(TarWriter *w);         /* removes the unfinished file */
+
+#endif

@@ -1,0 +1,453 @@
+/* resize.c - an image to the size a model wants.
+ *
+ * Bit for bit what Pillow's Image.resize makes of uint8 pixels: a separable filter, stretched over
+ * all inputs when it shrinks (antialiasing), fixed-point weights, each pass rounded to bytes.
+ * Around it the geometry of torchvision's Resize, CenterCrop and RandomResizedCrop.
+ *
+ * The picture comes row by row (RowSource): each group of rows goes through the horizontal pass at
+ * once, and only its narrow result is kept for the vertical one.
+ *
+ * Order: the weights of one axis; the two passes; geometry; the public functions.
+ */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "image/parts.h"
+
+/* ---- weights ---- */
+
+/* One axis of a resize: output i is the sum over k < count[i] of weight[i*taps + k] times input
+ * first[i] + k. Weights are fixed point with WEIGHT_BITS bits, like Pillow's. */
+#define WEIGHT_BITS 22
+
+typedef struct {
+    int n, taps;
+    int lo, hi; /* inputs that are needed */
+    int *first, *count;
+    int32_t *weight;
+    Room rooms[3];
+} Axis;
+
+/* Weights of the inputs lo + k, k < n, for an output at `center`; `step` is 1 / how far the filter
+ * is stretched. Loops without branches: the compiler makes vectors of them. */
+static void weigh_linear(double *restrict w, int lo, int n, double center, double step)
+{
+    for (int k = 0; k < n; k++) {
+        double x = fabs((lo + k - center + 0.5) * step);
+        w[k] = x < 1 ? 1 - x : 0;
+    }
+}
+
+static void weigh_cubic(double *restrict w, int lo, int n, double center, double step)
+{
+    const double a = -0.5; /* Keys' cubic convolution */
+    for (int k = 0; k < n; k++) {
+        double x = fabs((lo + k - center + 0.5) * step);
+        double inner = ((a + 2) * x - (a + 3)) * x * x + 1;
+        double outer = (((x - 5) * x + 8) * x - 4) * a;
+        w[k] = x < 1 ? inner : x < 2 ? outer : 0;
+    }
+}
+
+/* Inputs outside [0, in) do not take part. Shrinking stretches the filter over all inputs it
+ * covers. */
+static void axis_set(Axis *a, const Span *s, int filter)
+{
+    double scale = (s->to - s->from) / s->size, stretch = scale < 1 ? 1 : scale;
+    double support = (filter == FILTER_BILINEAR ? 1 : 2) * stretch;
+    a->n = s->n;
+    a->taps = (int)ceil(support) * 2 + 1;
+    a->lo = s->in;
+    a->hi = 0;
+    a->first = room_get(&a->rooms[0], sizeof(int) * 2 * a->n);
+    a->count = a->first + a->n;
+    a->weight = room_get(&a->rooms[1], sizeof(int32_t) * a->n * a->taps);
+    double *w = room_get(&a->rooms[2], sizeof(double) * a->taps);
+    for (int i = 0; i < a->n; i++) {
+        double center = s->from + (s->start + i + 0.5) * scale, sum = 0;
+        int lo = (int)(center - support + 0.5), hi = (int)(center + support + 0.5);
+        lo = lo < 0 ? 0 : lo;
+        hi = hi > s->in ? s->in : hi;
+        (filter == FILTER_BILINEAR ? weigh_linear : weigh_cubic)(w, lo, hi - lo, center,
+                                                                 1 / stretch);
+        for (int k = 0; k < hi - lo; k++)
+            sum += w[k];
+        sum = sum != 0 ? sum : 1;
+        int32_t *weight = a->weight + (size_t)i * a->taps;
+        for (int k = 0; k < hi - lo; k++) {
+            double v = w[k] / sum * (1 << WEIGHT_BITS);
+            weight[k] = (int32_t)(v + (v < 0 ? -0.5 : 0.5));
+        }
+        a->first[i] = lo;
+        a->count[i] = hi - lo;
+        a->lo = lo < a->lo ? lo : a->lo;
+        a->hi = hi > a->hi ? hi : a->hi;
+    }
+}
+
+/* ---- the two passes ---- */
+
+enum { HALF = 1 << (WEIGHT_BITS - 1) }; /* makes the shift round */
+
+/* Sums of bytes times weights, as many at once as the machine's vectors hold. Intrinsics, because
+ * gcc 12 converts vectors of bytes element by element. */
+#if defined(__AVX512F__)
+enum { VECTOR = 16 };
+typedef __m512i Vector;
+
+static inline Vector vector_of(int32_t v)
+{
+    return _mm512_set1_epi32(v);
+}
+
+static inline Vector add_product(Vector sum, Vector w, const uint8_t *p)
+{
+    __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm512_add_epi32(sum, _mm512_mullo_epi32(w, wide));
+}
+
+static inline void store_levels(uint8_t *out, Vector sum)
+{
+    __m512i v = _mm512_max_epi32(_mm512_srai_epi32(sum, WEIGHT_BITS), _mm512_setzero_si512());
+    _mm_storeu_si128((__m128i *)out, _mm512_cvtusepi32_epi8(v));
+}
+#elif defined(__AVX2__)
+enum { VECTOR = 8 };
+typedef __m256i Vector;
+
+static inline Vector vector_of(int32_t v)
+{
+    return _mm256_set1_epi32(v);
+}
+
+static inline Vector add_product(Vector sum, Vector w, const uint8_t *p)
+{
+    __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    return _mm256_add_epi32(sum, _mm256_mullo_epi32(w, wide));
+}
+
+static inline void store_levels(uint8_t *out, Vector sum)
+{
+    __m256i v = _mm256_srai_epi32(sum, WEIGHT_BITS);
+    __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    _mm_storel_epi64((__m128i *)out, _mm_packus_epi16(words, words));
+}
+#else
+enum { VECTOR = 4 };
+typedef struct {
+    int32_t v[VECTOR];
+} Vector;
+
+static inline Vector vector_of(int32_t v)
+{
+    return (Vector){{v, v, v, v}};
+}
+
+static inline Vector add_product(Vector sum, Vector w, const uint8_t *p)
+{
+    for (int i = 0; i < VECTOR; i++)
+        sum.v[i] += w.v[i] * p[i];
+    return sum;
+}
+
+static inline void store_levels(uint8_t *out, Vector sum)
+{
+    for (int i = 0; i < VECTOR; i++) {
+        int32_t v = sum.v[i] >> WEIGHT_BITS;
+        out[i] = (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
+    }
+}
+#endif
+
+/* The horizontal pass takes ROWS rows at once, interleaved to [w][ROWS][4] (the fourth value of a
+ * pixel is never used), so that one weight applies to a whole vector. */
+enum { LANES = ROWS * 4 };
+
+static void interleave(const uint8_t *const *row, int w, uint8_t *restrict out)
+{
+    for (int r = 0; r < ROWS; r++) {
+        const uint8_t *in = row[r];
+        uint8_t *o = out + 4 * r;
+        int x = 0;
+        for (; x < w - 1; x++) /* a copy of four bytes is one move; the last pixel has three */
+            memcpy(o + (size_t)x * LANES, in + 3 * x, 4);
+        memcpy(o + (size_t)x * LANES, in + 3 * x, 3);
+    }
+}
+
+/* in: inputs lo .. hi-1, [][ROWS][4] -> out [n][ROWS][4] */
+static void sum_pixels(const uint8_t *in, const Axis *ax, uint8_t *restrict out)
+{
+    enum { N = LANES / VECTOR };
+    for (int i = 0; i < ax->n; i++, out += LANES) {
+        const int32_t *w = ax->weight + (size_t)i * ax->taps;
+        const uint8_t *p = in + (size_t)(ax->first[i] - ax->lo) * LANES;
+        Vector sum[N];
+        for (int j = 0; j < N; j++)
+            sum[j] = vector_of(HALF);
+        for (int k = 0; k < ax->count[i]; k++, p += LANES)
+            for (int j = 0; j < N; j++)
+                sum[j] = add_product(sum[j], vector_of(w[k]), p + j * VECTOR);
+        for (int j = 0; j < N; j++)
+            store_levels(out + j * VECTOR, sum[j]);
+    }
+}
+
+/* in [n][ROWS][4] -> `rows` rows [n][3], `stride` bytes apart, 3*n < stride: each pixel is one move
+ * of four bytes, of which the next pixel overwrites the last. */
+static void separate(const uint8_t *in, int n, int rows, bool flip, uint8_t *out, size_t stride)
+{
+    for (int r = 0; r < rows; r++, in += 4, out += stride)
+        for (int x = 0; x < n; x++)
+            memcpy(out + 3 * x, in + (size_t)(flip ? n - 1 - x : x) * LANES, 4);
+}
+
+/* One output row of the vertical pass: the weighted sum of `count` rows. STEP values are summed in
+ * registers at a time; the rows of `in` have room for a whole last step. */
+enum { STEP = 4 * VECTOR };
+
+static void sum_rows(const uint8_t *in, size_t stride, const int32_t *w, int count, int n,
+                     uint8_t *out)
+{
+    for (int j = 0; j < n; j += STEP) {
+        Vector sum[4];
+        for (int v = 0; v < 4; v++)
+            sum[v] = vector_of(HALF);
+        const uint8_t *p = in + j;
+        for (int k = 0; k < count; k++, p += stride)
+            for (int v = 0; v < 4; v++)
+                sum[v] = add_product(sum[v], vector_of(w[k]), p + v * VECTOR);
+        uint8_t levels[STEP];
+        bool whole = n - j >= STEP;
+        for (int v = 0; v < 4; v++)
+            store_levels((whole ? out + j : levels) + v * VECTOR, sum[v]);
+        if (!whole)
+            memcpy(out + j, levels, (size_t)(n - j));
+    }
+}
+
+struct Resizer {
+    Axis x, y;
+    Room wide, summed, narrow;
+};
+
+Resizer *resizer_new(void)
+{
+    return xcalloc(1, sizeof(Resizer));
+}
+
+void resizer_free(Resizer *s)
+{
+    if (!s)
+        return;
+    for (int i = 0; i < COUNT(s->x.rooms); i++) {
+        room_free(&s->x.rooms[i]);
+        room_free(&s->y.rooms[i]);
+    }
+    room_free(&s->wide);
+    room_free(&s->summed);
+    room_free(&s->narrow);
+    free(s);
+}
+
+/* Horizontal, then vertical; only the rows that the vertical pass reads go through the first. */
+bool resizer_run(Resizer *s, const Resize *r, const RowSource *from, uint8_t *out, Error *e)
+{
+    Axis *ax = &s->x, *ay = &s->y;
+    axis_set(ax, &r->x, r->filter);
+    axis_set(ay, &r->y, r->filter);
+    int w = ax->hi - ax->lo, h = ay->hi - ay->lo;
+    if (!from->start(from->ctx, (Box){r->x.origin + ax->lo, r->y.origin + ay->lo, w, h}, e))
+        return false;
+    size_t row_bytes = (size_t)ax->n * 3, stride = (row_bytes + STEP) / STEP * STEP;
+    uint8_t *wide = room_get(&s->wide, (size_t)w * LANES);
+    uint8_t *summed = room_get(&s->summed, (size_t)ax->n * LANES);
+    uint8_t *narrow = room_get(&s->narrow, stride * h);
+    for (int y = 0; y < h; y += ROWS) {
+        int rows = h - y < ROWS ? h - y : ROWS;
+        const uint8_t *row[ROWS];
+        if (!from->rows(from->ctx, rows, row, e))
+            return false;
+        for (int i = rows; i < ROWS; i++)
+            row[i] = row[0];
+        interleave(row, w, wide);
+        sum_pixels(wide, ax, summed);
+        separate(summed, ax->n, rows, r->flip, narrow + stride * y, stride);
+    }
+    size_t out_row = (size_t)r->out_w * 3;
+    if (ax->n < r->out_w || ay->n < r->out_h)
+        memset(out, 0, out_row * r->out_h);
+    for (int i = 0; i < ay->n; i++)
+        sum_rows(narrow + stride * (ay->first[i] - ay->lo), stride,
+                 ay->weight + (size_t)i * ay->taps, ay->count[i], (int)row_bytes,
+                 out + out_row * (r->y.pad + i) + 3 * r->x.pad);
+    return true;
+}
+
+/* ---- geometry ---- */
+
+Resize resize_of_crop(Box b, int filter, int out_w, int out_h, bool flip)
+{
+    return (Resize){.x = {b.left, b.width, 0, b.width, out_w, 0, out_w, 0},
+                    .y = {b.top, b.height, 0, b.height, out_h, 0, out_h, 0},
+                    .filter = filter,
+                    .out_w = out_w,
+                    .out_h = out_h,
+                    .flip = flip};
+}
+
+/* What a centre crop of n keeps of `in` pixels resized to `size`: a smaller picture is padded. */
+static Span centre(int in, long size, int n)
+{
+    Span s = {0, in, 0, in, size, 0, n, 0};
+    if (size < n) {
+        s.n = (int)size;
+        s.pad = (n - s.n) / 2;
+    } else {
+        s.start = lrint((double)(size - n) / 2);
+    }
+    return s;
+}
+
+Resize resize_of_eval(int w, int h, const Target *t)
+{
+    if (t->crop == CROP_STRETCH)
+        return resize_of_crop((Box){0, 0, w, h}, t->filter, t->out_w, t->out_h, false);
+    int resize = t->resize ? t->resize : image_default_resize(t->out_w, t->out_h, w, h);
+    bool wide = w > h;
+    return (Resize){.x = centre(w, wide ? (long)resize * w / h : resize, t->out_w),
+                    .y = centre(h, wide ? resize : (long)resize * h / w, t->out_h),
+                    .filter = t->filter,
+                    .out_w = t->out_w,
+                    .out_h = t->out_h};
+}
+
+double resize_shrink(const Resize *r)
+{
+    double x = (r->x.to - r->x.from) / r->x.size, y = (r->y.to - r->y.from) / r->y.size;
+    return x < y ? x : y;
+}
+
+static void span_reduce(Span *s, int size, int reduced)
+{
+    double f = (double)reduced / size, from = (s->origin + s->from) * f;
+    double to = (s->origin + s->to) * f;
+    int lo = (int)floor(s->origin * f), hi = (int)ceil((s->origin + s->in) * f);
+    lo = lo > reduced - 1 ? reduced - 1 : lo;
+    hi = hi > reduced ? reduced : hi <= lo ? lo + 1 : hi;
+    s->origin = lo;
+    s->in = hi - lo;
+    s->from = from - lo;
+    s->to = to - lo;
+}
+
+void resize_reduce(Resize *r, int w, int h, int rw, int rh)
+{
+    span_reduce(&r->x, w, rw);
+    span_reduce(&r->y, h, rh);
+}
+
+/* ---- pictures in memory ---- */
+
+static bool pixel_start(void *ctx, Box area, Error *e)
+{
+    (void)e;
+    PixelRows *p = ctx;
+    p->next = p->rgb + 3 * ((size_t)area.top * p->w + area.left);
+    return true;
+}
+
+static bool pixel_rows(void *ctx, int n, const uint8_t **row, Error *e)
+{
+    (void)e;
+    PixelRows *p = ctx;
+    for (int i = 0; i < n; i++, p->next += 3 * (size_t)p->w)
+        row[i] = p->next;
+    return true;
+}
+
+RowSource rows_of_pixels(PixelRows *p)
+{
+    return (RowSource){pixel_start, pixel_rows, p};
+}
+
+static void resize_image(const Image *im, const Resize *r, uint8_t *out)
+{
+    Error none; /* pixels in memory cannot fail */
+    PixelRows pixels = {im->rgb, im->w, NULL};
+    RowSource rows = rows_of_pixels(&pixels);
+    Resizer *s = resizer_new();
+    resizer_run(s, r, &rows, out, &none);
+    resizer_free(s);
+}
+
+void image_resize(const Image *im, double left, double top, double right, double bottom, int filter,
+                  int out_w, int out_h, bool flip, uint8_t *out)
+{
+    Resize r = resize_of_crop((Box){0, 0, im->w, im->h}, filter, out_w, out_h, flip);
+    r.x.from = left;
+    r.x.to = right;
+    r.y.from = top;
+    r.y.to = bottom;
+    resize_image(im, &r, out);
+}
+
+void image_crop_resize(const Image *im, Box b, int filter, int out_w, int out_h, bool flip,
+                       uint8_t *out)
+{
+    Resize r = resize_of_crop(b, filter, out_w, out_h, flip);
+    resize_image(im, &r, out);
+}
+
+void image_eval(const Image *im, int crop, int resize, int filter, int out_w, int out_h,
+                uint8_t *out)
+{
+    Target t = {.out_w = out_w, .out_h = out_h, .filter = filter, .crop = crop, .resize = resize};
+    Resize r = resize_of_eval(im->w, im->h, &t);
+    resize_image(im, &r, out);
+}
+
+/* All sizes are those of the image's shorter side. A square crop asks for the first alone. */
+int image_default_resize(int out_w, int out_h, int w, int h)
+{
+    bool wide = w > h;
+    long shorter = wide ? h : w, longer = wide ? w : h;
+    long across = wide ? out_h : out_w, along = wide ? out_w : out_h;
+    long by_shorter = (across * 256 + 112) / 224;
+    long by_longer = (along * shorter * 256 + longer * 112) / (longer * 224);
+    long covers = (along * shorter + longer - 1) / longer; /* rounded up */
+    long most = by_shorter > by_longer ? by_shorter : by_longer;
+    return (int)(most > covers ? most : covers);
+}
+
+/* A whole number in [0, n). */
+static int random_below(RngStream *rng, int n)
+{
+    return (int)(rng_next(rng) * n);
+}
+
+Box image_random_box(RngStream *rng, int w, int h, double area_min, double area_max,
+                     double ratio_min, double ratio_max)
+{
+    double log_min = log(ratio_min), log_max = log(ratio_max);
+    for (int attempt = 0; attempt < 10; attempt++) {
+        double area = (area_min + (area_max - area_min) * rng_next(rng)) * w * h;
+        double ratio = exp(log_min + (log_max - log_min) * rng_next(rng));
+        double bw = nearbyint(sqrt(area * ratio)), bh = nearbyint(sqrt(area / ratio));
+        if (bw >= 1 && bw <= w && bh >= 1 && bh <= h) {
+            int top = random_below(rng, h - (int)bh + 1), left = random_below(rng, w - (int)bw + 1);
+            return (Box){left, top, (int)bw, (int)bh};
+        }
+    }
+    double ratio = (double)w / h, bw = w, bh = h;
+    if (ratio < ratio_min)
+        bh = fmax(1, fmin(h, nearbyint(w / ratio_min)));
+    else if (ratio > ratio_max)
+        bw = fmax(1, fmin(w, nearbyint(h * ratio_max)));
+    return (Box){(w - (int)bw) / 2, (h - (int)bh) / 2, (int)bw, (int)bh};
+}

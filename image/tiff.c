@@ -1,0 +1,455 @@
+/* tiff.c - TIFF files in parts, through libtiff: slides of gigabytes too.
+ *
+ * Only the tiles, or the strips, that the area touches are decoded: one row of them at a time. Of a
+ * pyramid (smaller versions of the picture as further pages or in SubIFDs) the coarsest version is
+ * read in which an output pixel still has an input pixel. Read like this are 8 and 16 bits of grey,
+ * RGB, CMYK and palette, in any compression, with samples together or apart, and YCbCr in JPEG;
+ * 16 bits keep the upper 8, and alpha is dropped. Everything else (bits, nibbles, other YCbCr) is
+ * decoded whole by libtiff's own conversion to RGBA, within the limits of pictures in memory.
+ *
+ * Files are untrusted: libtiff checks offsets against the file's size, and here the sizes that it
+ * would allocate are checked before.
+ *
+ * Order: the file in memory, the header and its versions, samples to pixels, bands of rows.
+ */
+#ifdef HAVE_TIFF
+#include <math.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <tiffio.h>
+
+#include "image/parts.h"
+
+enum {
+    MAX_SIDE = 1 << 20,  /* of a slide; what is read of it is at most IMAGE_MAX_SIDE wide */
+    MAX_VERSIONS = 32,   /* pages that are looked at */
+    MAX_SAMPLES = 16,    /* per pixel */
+    MAX_BAND = 512 << 20 /* bytes of a row of tiles */
+};
+#define MAX_AREA ((double)IMAGE_MAX_SIDE * IMAGE_MAX_SIDE) /* pixels that are read at once */
+
+typedef struct {
+    int w, h;
+    uint64_t offset; /* of its directory */
+} Version;
+
+/* How the pixels of the chosen version are laid out. */
+typedef struct {
+    uint16_t bits, samples, photometric;
+    bool apart, tiled, exotic;
+    int strip; /* rows of a strip that has to be decoded from its first; 0: any row can be read */
+    int unit_w, unit_h; /* of a tile, or of a strip */
+    tmsize_t unit_bytes;
+    uint16_t *palette[3];
+} Layout;
+
+typedef struct {
+    TIFF *tiff;
+    const uint8_t *bytes;
+    uint64_t n, at;
+    uint16_t orientation;
+    Version version[MAX_VERSIONS];
+    int versions, chosen;
+    Layout layout;
+    Box area;
+    int y;                /* next row */
+    int band_y, band_end; /* rows in `band`, [][area.width, 3] */
+    Room unit, band, rows;
+} TiffReader;
+
+static bool damaged(Error *e)
+{
+    return fail(e, hint_damaged, "damaged or truncated TIFF");
+}
+
+/* ---- the file in memory ---- */
+
+static tmsize_t file_read(thandle_t ctx, void *out, tmsize_t want)
+{
+    TiffReader *r = ctx;
+    uint64_t left = r->at < r->n ? r->n - r->at : 0;
+    size_t n = want < 0 ? 0 : (uint64_t)want < left ? (size_t)want : (size_t)left;
+    if (n)
+        memcpy(out, r->bytes + r->at, n);
+    r->at += n;
+    return (tmsize_t)n;
+}
+
+static tmsize_t file_write(thandle_t ctx, void *bytes, tmsize_t n)
+{
+    (void)ctx, (void)bytes, (void)n;
+    return -1;
+}
+
+static toff_t file_seek(thandle_t ctx, toff_t to, int whence)
+{
+    TiffReader *r = ctx;
+    r->at = whence == SEEK_SET ? to : whence == SEEK_CUR ? r->at + to : r->n + to;
+    return r->at;
+}
+
+static int file_close(thandle_t ctx)
+{
+    (void)ctx;
+    return 0;
+}
+
+static toff_t file_size(thandle_t ctx)
+{
+    return ((TiffReader *)ctx)->n;
+}
+
+static int file_map(thandle_t ctx, void **base, toff_t *size)
+{
+    TiffReader *r = ctx;
+    *base = (void *)(uintptr_t)r->bytes;
+    *size = r->n;
+    return 1;
+}
+
+static void file_unmap(thandle_t ctx, void *base, toff_t size)
+{
+    (void)ctx, (void)base, (void)size;
+}
+
+static void be_quiet(void)
+{
+    TIFFSetErrorHandler(NULL);
+    TIFFSetWarningHandler(NULL);
+}
+
+static void tiff_close(TiffReader *r)
+{
+    if (r->tiff)
+        TIFFClose(r->tiff);
+    r->tiff = NULL;
+}
+
+static void *tiff_new(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT; /* the handlers are the whole process's */
+    pthread_once(&once, be_quiet);
+    return xcalloc(1, sizeof(TiffReader));
+}
+
+static void tiff_free(void *reader)
+{
+    TiffReader *r = reader;
+    tiff_close(r);
+    room_free(&r->unit);
+    room_free(&r->band);
+    room_free(&r->rows);
+    free(r);
+}
+
+/* ---- the header and its versions ---- */
+
+static bool current_size(TiffReader *r, Version *out)
+{
+    uint32_t w = 0, h = 0;
+    TIFFGetField(r->tiff, TIFFTAG_IMAGEWIDTH, &w);
+    TIFFGetField(r->tiff, TIFFTAG_IMAGELENGTH, &h);
+    *out = (Version){(int)w, (int)h, TIFFCurrentDirOffset(r->tiff)};
+    return w >= 1 && h >= 1 && w <= MAX_SIDE && h <= MAX_SIDE;
+}
+
+/* The current directory, if it holds a smaller version of the picture: of the same shape but for
+ * the rounding of its sides. */
+static void add_version(TiffReader *r)
+{
+    Version v, first = r->version[0];
+    if (r->versions == MAX_VERSIONS || !current_size(r, &v) || v.w >= first.w || v.h >= first.h)
+        return;
+    double fx = (double)first.w / v.w, fy = (double)first.h / v.h, f = fx > fy ? fx : fy;
+    if (fabs(fx - fy) / f <= f / (v.w < v.h ? first.w : first.h) + 0.002)
+        r->version[r->versions++] = v;
+}
+
+static void find_versions(TiffReader *r)
+{
+    uint16_t count = 0;
+    uint64_t *listed = NULL, offset[MAX_VERSIONS];
+    bool tiled = TIFFIsTiled(r->tiff);
+    if (TIFFGetField(r->tiff, TIFFTAG_SUBIFD, &count, &listed)) {
+        count = count < MAX_VERSIONS ? count : MAX_VERSIONS;
+        memcpy(offset, listed, sizeof *offset * count);
+    } else {
+        count = 0;
+    }
+    for (int i = 1; i < MAX_VERSIONS && TIFFReadDirectory(r->tiff); i++) {
+        uint32_t type = 0;
+        TIFFGetField(r->tiff, TIFFTAG_SUBFILETYPE, &type);
+        /* Slides' versions are tiled and often not marked as such. Pages of a document are not
+         * versions of the first. */
+        if ((type & FILETYPE_REDUCEDIMAGE) || (tiled && TIFFIsTiled(r->tiff)))
+            add_version(r);
+    }
+    for (int i = 0; i < count; i++)
+        if (TIFFSetSubDirectory(r->tiff, offset[i]))
+            add_version(r);
+}
+
+static bool tiff_open(void *reader, const uint8_t *bytes, size_t n, Header *out, Error *e)
+{
+    TiffReader *r = reader;
+    tiff_close(r);
+    r->bytes = bytes;
+    r->n = n;
+    r->at = 0;
+    r->chosen = 0;
+    r->versions = 1;
+    r->tiff = TIFFClientOpen("TIFF", "r", r, file_read, file_write, file_seek, file_close,
+                             file_size, file_map, file_unmap);
+    if (!r->tiff)
+        return damaged(e);
+    if (!current_size(r, &r->version[0]))
+        return fail(e, "scale it down, or remove it from the data set",
+                    "TIFF of %u x %u pixels, the limit of a side is %d", (unsigned)r->version[0].w,
+                    (unsigned)r->version[0].h, MAX_SIDE);
+    TIFFGetFieldDefaulted(r->tiff, TIFFTAG_ORIENTATION, &r->orientation);
+    int orientation = r->orientation >= 1 && r->orientation <= 8 ? r->orientation : 1;
+    find_versions(r);
+    *out = (Header){r->version[0].w, r->version[0].h, orientation};
+    return true;
+}
+
+static void tiff_reduce(void *reader, double shrink, int decode, int *w, int *h)
+{
+    (void)decode;
+    TiffReader *r = reader;
+    r->chosen = 0;
+    for (int i = 1; i < r->versions; i++) {
+        const Version *v = &r->version[i], *first = r->version;
+        bool enough = first->w <= shrink * v->w && first->h <= shrink * v->h;
+        if (enough && v->w < r->version[r->chosen].w)
+            r->chosen = i;
+    }
+    *w = r->version[r->chosen].w;
+    *h = r->version[r->chosen].h;
+}
+
+/* ---- samples to pixels ---- */
+
+static bool read_layout(TiffReader *r, Error *e)
+{
+    TIFF *t = r->tiff;
+    Layout *l = &r->layout;
+    uint16_t compression = 0, planar = 0, format = 0, ink = INKSET_CMYK;
+    uint32_t unit_w = 0, unit_h = 0;
+    *l = (Layout){0};
+    if (!TIFFSetSubDirectory(t, r->version[r->chosen].offset))
+        return damaged(e);
+    TIFFGetFieldDefaulted(t, TIFFTAG_COMPRESSION, &compression);
+    if (!TIFFGetField(t, TIFFTAG_PHOTOMETRIC, &l->photometric))
+        return damaged(e);
+    if (!TIFFIsCODECConfigured(compression))
+        return fail(e, "convert it to PNG, or remove it from the data set",
+                    "libtiff cannot read TIFF compression %d", compression);
+    if (l->photometric == PHOTOMETRIC_YCBCR && compression == COMPRESSION_JPEG) {
+        TIFFSetField(t, TIFFTAG_JPEGCOLORMODE, JPEGCOLORMODE_RGB);
+        l->photometric = PHOTOMETRIC_RGB;
+    }
+    TIFFGetFieldDefaulted(t, TIFFTAG_BITSPERSAMPLE, &l->bits);
+    TIFFGetFieldDefaulted(t, TIFFTAG_SAMPLESPERPIXEL, &l->samples);
+    TIFFGetFieldDefaulted(t, TIFFTAG_PLANARCONFIG, &planar);
+    TIFFGetFieldDefaulted(t, TIFFTAG_SAMPLEFORMAT, &format);
+    TIFFGetField(t, TIFFTAG_INKSET, &ink);
+    l->apart = planar == PLANARCONFIG_SEPARATE && l->samples > 1;
+    l->tiled = TIFFIsTiled(t);
+    int needed = l->photometric == PHOTOMETRIC_RGB         ? 3
+                 : l->photometric == PHOTOMETRIC_SEPARATED ? 4
+                                                           : 1;
+    bool known = l->photometric <= PHOTOMETRIC_PALETTE ||
+                 (l->photometric == PHOTOMETRIC_SEPARATED && ink == INKSET_CMYK);
+    if (l->photometric == PHOTOMETRIC_PALETTE)
+        known = l->bits == 8 &&
+                TIFFGetField(t, TIFFTAG_COLORMAP, &l->palette[0], &l->palette[1], &l->palette[2]);
+    l->exotic = !known || (l->bits != 8 && l->bits != 16) || format != SAMPLEFORMAT_UINT ||
+                l->samples < needed || l->samples > MAX_SAMPLES || compression == COMPRESSION_OJPEG;
+    if (l->tiled) {
+        TIFFGetField(t, TIFFTAG_TILEWIDTH, &unit_w);
+        TIFFGetField(t, TIFFTAG_TILELENGTH, &unit_h);
+    } else {
+        unit_w = (uint32_t)r->version[r->chosen].w;
+        TIFFGetFieldDefaulted(t, TIFFTAG_ROWSPERSTRIP, &unit_h);
+        uint32_t h = (uint32_t)r->version[r->chosen].h;
+        unit_h = unit_h < h ? unit_h : h;
+        l->strip = compression != COMPRESSION_NONE ? (int)unit_h : 0;
+        unit_h = l->apart ? unit_h : 1; /* samples together: row by row */
+    }
+    if (unit_w < 1 || unit_h < 1 || unit_w > MAX_SIDE || unit_h > MAX_SIDE)
+        return damaged(e);
+    l->unit_w = (int)unit_w;
+    l->unit_h = (int)unit_h;
+    uint64_t bytes = l->tiled ? TIFFTileSize64(t) : TIFFScanlineSize64(t) * unit_h;
+    uint64_t least = (uint64_t)unit_w * unit_h * (l->apart ? 1 : l->samples) * (l->bits / 8);
+    uint64_t most = l->exotic && !l->tiled ? TIFFStripSize64(t) : bytes;
+    if ((!l->exotic && bytes < least) || most < 1 || most > MAX_BAND)
+        return damaged(e);
+    l->unit_bytes = (tmsize_t)bytes;
+    return true;
+}
+
+/* n pixels; sample s of pixel x is `bytes` wide at in[s] + x * step. */
+static void to_rgb(const Layout *l, const uint8_t *const *in, size_t step, int n, uint8_t *out)
+{
+    int upper = l->bits == 16 && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__; /* the byte kept */
+    for (int x = 0; x < n; x++, out += 3) {
+        size_t at = x * step + (size_t)upper;
+        int v = in[0][at];
+        switch (l->photometric) {
+        case PHOTOMETRIC_RGB:
+            out[0] = (uint8_t)v;
+            out[1] = in[1][at];
+            out[2] = in[2][at];
+            break;
+        case PHOTOMETRIC_SEPARATED: /* as Pillow: white - black - ink * (1 - black) */
+            for (int c = 0, light = 255 - in[3][at]; c < 3; c++) {
+                int t = in[c][at] * light + 128;
+                out[c] = (uint8_t)(light - ((t + (t >> 8)) >> 8));
+            }
+            break;
+        case PHOTOMETRIC_PALETTE:
+            for (int c = 0; c < 3; c++)
+                out[c] = (uint8_t)(l->palette[c][v] >> 8);
+            break;
+        default:
+            memset(out, l->photometric == PHOTOMETRIC_MINISWHITE ? 255 - v : v, 3);
+        }
+    }
+}
+
+/* ---- bands of rows ---- */
+
+/* The tile or strip at pixel (x, y), its sample planes one after the other. What a damaged one
+ * leaves out, without libtiff's saying so, is zeros and not the picture before. */
+static bool read_unit(TiffReader *r, int x, int y)
+{
+    const Layout *l = &r->layout;
+    uint8_t *to = r->unit.p;
+    memset(to, 0, (size_t)l->unit_bytes * (size_t)(l->apart ? l->samples : 1));
+    for (int s = 0; s < (l->apart ? l->samples : 1); s++, to += l->unit_bytes) {
+        uint16_t plane = (uint16_t)s;
+        if (l->tiled) {
+            uint32_t tile = TIFFComputeTile(r->tiff, (uint32_t)x, (uint32_t)y, 0, plane);
+            if (TIFFReadEncodedTile(r->tiff, tile, to, l->unit_bytes) != l->unit_bytes)
+                return false;
+        } else if (l->apart) {
+            uint32_t strip = TIFFComputeStrip(r->tiff, (uint32_t)y, plane);
+            int rows = r->version[r->chosen].h - y / l->unit_h * l->unit_h;
+            tmsize_t want = l->unit_bytes / l->unit_h * (rows < l->unit_h ? rows : l->unit_h);
+            if (TIFFReadEncodedStrip(r->tiff, strip, to, want) != want)
+                return false;
+        } else if (TIFFReadScanline(r->tiff, to, (uint32_t)y, 0) < 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* What the area has of the row of units at row y. */
+static bool read_band(TiffReader *r, int y)
+{
+    const Layout *l = &r->layout;
+    int top = y / l->unit_h * l->unit_h, right = r->area.left + r->area.width;
+    int bottom = r->area.top + r->area.height;
+    r->band_y = top > r->area.top ? top : r->area.top;
+    r->band_end = top + l->unit_h < bottom ? top + l->unit_h : bottom;
+    size_t bytes = l->bits / 8, step = bytes * (l->apart ? 1 : l->samples);
+    for (int left = r->area.left / l->unit_w * l->unit_w; left < right; left += l->unit_w) {
+        if (!read_unit(r, left, y))
+            return false;
+        int x0 = left > r->area.left ? left : r->area.left;
+        int x1 = left + l->unit_w < right ? left + l->unit_w : right;
+        for (int row = r->band_y; row < r->band_end; row++) {
+            const uint8_t *in[MAX_SAMPLES];
+            size_t at = ((size_t)(row - top) * l->unit_w + (size_t)(x0 - left)) * step;
+            for (int s = 0; s < l->samples; s++)
+                in[s] = (const uint8_t *)r->unit.p + at +
+                        (l->apart ? (size_t)s * l->unit_bytes : s * bytes);
+            to_rgb(l, in, step, x1 - x0,
+                   (uint8_t *)r->band.p +
+                       3 * ((size_t)(row - r->band_y) * r->area.width + (x0 - r->area.left)));
+        }
+    }
+    return true;
+}
+
+/* Everything that is not read in units: the whole picture, of which the band is the area. */
+static bool read_exotic(TiffReader *r, Error *e)
+{
+    int w = r->version[r->chosen].w, h = r->version[r->chosen].h;
+    char why[1024];
+    if (!size_is_sane(w, h, true, e))
+        return false;
+    if (!TIFFRGBAImageOK(r->tiff, why))
+        return fail(e, "convert it to PNG, or remove it from the data set",
+                    "libtiff cannot read this TIFF: %s", why);
+    uint32_t *pixels = room_get(&r->unit, (size_t)w * h * sizeof *pixels);
+    memset(pixels, 0, (size_t)w * h * sizeof *pixels);
+    /* in the order it is stored: the caller turns it */
+    if (!TIFFReadRGBAImageOriented(r->tiff, (uint32_t)w, (uint32_t)h, pixels, r->orientation, 1))
+        return damaged(e);
+    uint8_t *out = room_get(&r->band, (size_t)r->area.width * r->area.height * 3);
+    for (int y = 0; y < r->area.height; y++)
+        for (int x = 0; x < r->area.width; x++, out += 3) {
+            uint32_t p = pixels[(size_t)(r->area.top + y) * w + (size_t)(r->area.left + x)];
+            out[0] = (uint8_t)TIFFGetR(p);
+            out[1] = (uint8_t)TIFFGetG(p);
+            out[2] = (uint8_t)TIFFGetB(p);
+        }
+    r->band_y = r->area.top;
+    r->band_end = r->area.top + r->area.height;
+    return true;
+}
+
+static bool tiff_start(void *reader, Box area, Error *e)
+{
+    TiffReader *r = reader;
+    const Layout *l = &r->layout;
+    r->area = area;
+    r->y = r->band_y = r->band_end = area.top;
+    if (!read_layout(r, e))
+        return false;
+    if (l->exotic)
+        return read_exotic(r, e);
+    uint64_t band = (uint64_t)area.width * 3 * l->unit_h;
+    uint64_t unit = (uint64_t)l->unit_bytes * (l->apart ? l->samples : 1);
+    if (area.width > IMAGE_MAX_SIDE || (double)area.width * area.height > MAX_AREA ||
+        band > MAX_BAND || unit > MAX_BAND)
+        return fail(e, "save it in smaller tiles or strips",
+                    "TIFF is too large to read in parts: %d x %d pixels in tiles or strips %d x %d",
+                    area.width, area.height, l->unit_w, l->unit_h);
+    room_get(&r->unit, unit);
+    room_get(&r->band, band);
+    room_get(&r->rows, (size_t)area.width * 3 * ROWS);
+    /* Most compressions cannot begin within a strip. */
+    for (int y = l->strip ? area.top / l->strip * l->strip : area.top;
+         !l->tiled && !l->apart && y < area.top; y++)
+        if (TIFFReadScanline(r->tiff, r->unit.p, (uint32_t)y, 0) < 0)
+            return damaged(e);
+    return true;
+}
+
+static bool tiff_rows(void *reader, int n, const uint8_t **row, Error *e)
+{
+    TiffReader *r = reader;
+    size_t bytes = (size_t)r->area.width * 3;
+    for (int i = 0; i < n; i++, r->y++) {
+        if (r->y >= r->band_end && !read_band(r, r->y))
+            return damaged(e);
+        const uint8_t *from = (const uint8_t *)r->band.p + bytes * (r->y - r->band_y);
+        row[i] = from;
+        if (!r->layout.exotic) { /* the next row may be in another band */
+            row[i] = memcpy((uint8_t *)r->rows.p + bytes * i, from, bytes);
+        }
+    }
+    return true;
+}
+
+const PartReader tiff_reader = {tiff_new, tiff_free, tiff_open, tiff_reduce, tiff_start, tiff_rows};
+#else
+typedef int tiff_is_optional; /* ISO C has no empty files */
+#endif

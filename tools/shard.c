@@ -1,0 +1,450 @@
+/* shard.c - ./vit shard: a folder of images becomes tar files of samples, as WebDataset's
+ * makeshards writes them.
+ *
+ * A sample is `0001234.cls`, the label in decimal, and `0001234.jpg`; 1234 is its position in the
+ * folder's sorted order. The order of the samples in the shards is shuffled once, by the seed.
+ * Pictures are read, resized and encoded by all threads, a chunk of samples at a time, and written
+ * in order by one: the same bytes for any number of threads.
+ *
+ * Read in this order: flags, names of shards, one picture, writing, the command.
+ */
+#include "tools/tools.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <omp.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "checkpoint.h" /* write_file_atomically */
+#include "data.h"
+#include "util/report.h"
+#include "datasets/tar.h"
+
+/* ---- flags ---- */
+
+static struct {
+    const char *data, *out, *split, *classes;
+    long short_side, quality, max_count, max_size, seed, threads;
+} o = {.split = "train", .quality = 92, .max_count = 100000, .max_size = 1000000000};
+
+static const Flag flags[] = {
+    {"data", "DIR", "folder with train/ and val/, or with a folder for each class", FLAG_TEXT,
+     &o.data, 0, 0},
+    {"out", "PATTERN", "shards to write, as in DIR/train-%06d.tar, or DIR/train for that",
+     FLAG_TEXT, &o.out, 0, 0},
+    {"split", "train|val", "which images [train]", FLAG_TEXT, &o.split, 0, 0},
+    {"classes", "FILE", "one class a line; a folder's label is its line [sorted folder names]",
+     FLAG_TEXT, &o.classes, 0, 0},
+    {"short-side", "N", "resize larger images to N pixels on the shorter side; 0: leave them [0]",
+     FLAG_NUMBER, &o.short_side, 0, IMAGE_MAX_SIDE},
+    {"quality", "N", "of the JPEG files that are encoded [92]", FLAG_NUMBER, &o.quality, 1, 100},
+    {"max-count", "N", "samples in a shard [100000]", FLAG_NUMBER, &o.max_count, 1, 1000000000},
+    {"max-size", "BYTES", "size of a shard; K, M and G are powers of 1000 [1G]", FLAG_BYTES,
+     &o.max_size, 10000, 1000000000000000L},
+    {"seed", "N", "of the order [0]", FLAG_NUMBER, &o.seed, 0, INT64_MAX},
+    {"threads", "N", "that read and encode; 0: one per core [0]", FLAG_NUMBER, &o.threads, 0, 4096},
+};
+
+/* ---- names of shards ---- */
+
+/* dir/head + a number of `width` digits + tail */
+typedef struct {
+    char *dir, *head, *tail;
+    int width;
+} Pattern;
+
+static NORETURN void bad_pattern(const char *what)
+{
+    die_usage("name the shards as in --out DIR/train-%06d.tar, or --out DIR/train", "--out %s: %s",
+              o.out, what);
+}
+
+/* One conversion %d, %6d or %06d (all are padded with zeros); without any, -%06d.tar is added. */
+static Pattern read_pattern(const char *text)
+{
+    Pattern p = {.width = 6};
+    const char *slash = strrchr(text, '/'), *base = slash ? slash + 1 : text;
+    p.dir = slash == text ? xstrdup("/")
+            : slash       ? xasprintf("%.*s", (int)(slash - text), text)
+                          : xstrdup(".");
+    if (strchr(text, '{') || strchr(text, '}'))
+        bad_pattern("the number of shards is not known beforehand: braces cannot be used here");
+    if (!*base)
+        bad_pattern("a directory, not a name");
+    const char *percent = strchr(base, '%');
+    if (strcspn(text, "%") < (size_t)(base - text))
+        bad_pattern("the number must stand in the file's name, not in the directory's");
+    if (!percent) {
+        size_t n = strlen(base);
+        if (n > 4 && strcmp(base + n - 4, ".tar") == 0)
+            n -= 4;
+        p.head = xasprintf("%.*s-", (int)n, base);
+        p.tail = xstrdup(".tar");
+        return p;
+    }
+    const char *s = percent + 1;
+    p.width = 0;
+    for (; *s >= '0' && *s <= '9' && p.width < 10; s++)
+        p.width = 10 * p.width + (*s - '0');
+    if (*s != 'd' || p.width > 18 || strchr(s, '%'))
+        bad_pattern("it must hold one integer conversion such as %06d, and no other %");
+    p.head = xasprintf("%.*s", (int)(percent - base), base);
+    p.tail = xstrdup(s + 1);
+    return p;
+}
+
+static char *shard_path(const Pattern *p, long shard)
+{
+    const char *between = strcmp(p->dir, "/") == 0 ? "" : "/";
+    return xasprintf("%s%s%s%0*ld%s", p->dir, between, p->head, p->width, shard, p->tail);
+}
+
+/* Shards that are there already would be mixed with these. */
+static void refuse_existing(const Pattern *p)
+{
+    DIR *dir = opendir(p->dir);
+    if (!dir)
+        die("name a directory that you may write to", "%s: cannot open: %s", p->dir,
+            strerror(errno));
+    size_t head = strlen(p->head), tail = strlen(p->tail);
+    for (struct dirent *f; (f = readdir(dir));) {
+        size_t n = strlen(f->d_name);
+        if (n <= head + tail || strncmp(f->d_name, p->head, head) != 0 ||
+            strcmp(f->d_name + n - tail, p->tail) != 0 ||
+            strspn(f->d_name + head, "0123456789") != n - head - tail)
+            continue;
+        die("remove the older shards, or choose another --out", "%s/%s is already there", p->dir,
+            f->d_name);
+    }
+    closedir(dir);
+}
+
+/* ---- one picture ---- */
+
+typedef struct {
+    long sample;
+    uint8_t *bytes; /* of a JPEG file; NULL: damaged */
+    size_t n;
+    bool converted; /* it was no JPEG */
+    Error why;
+} Picture;
+
+static uint8_t *read_file(Decoder *d, const char *path, size_t *n, Error *e)
+{
+    struct stat st;
+    uint8_t *bytes = NULL;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
+        fail(e, "", "cannot open: %s", fd < 0 ? strerror(errno) : "not a regular file");
+    } else if ((bytes = decoder_room(d, *n = (size_t)st.st_size, e))) {
+        for (size_t done = 0; bytes && done < *n;) {
+            ssize_t got = read(fd, bytes + done, *n - done);
+            if (got <= 0 && !(got < 0 && errno == EINTR)) {
+                fail(e, "", "cannot read: %s", got < 0 ? strerror(errno) : "it became shorter");
+                bytes = NULL;
+            }
+            done += got > 0 ? (size_t)got : 0;
+        }
+    }
+    if (fd >= 0)
+        close(fd);
+    return bytes;
+}
+
+/* The picture in its size, or with its shorter side at --short-side (the longer truncated, as
+ * torchvision does), encoded. */
+static bool encode(Decoder *d, int w, int h, Picture *p)
+{
+    Box all = {0, 0, decoder_width(d), decoder_height(d)};
+    Target t = {.out_w = w, .out_h = h, .filter = FILTER_BICUBIC, .decode = DECODE_EXACT};
+    uint8_t *rgb = malloc((size_t)w * (size_t)h * 3);
+    if (!rgb)
+        return fail(&p->why, "", "%d x %d pixels do not fit in memory", w, h);
+    bool ok = decoder_crop(d, &t, all, false, rgb, &p->why) &&
+              image_encode_jpeg(rgb, w, h, (int)o.quality, &p->bytes, &p->n, &p->why);
+    free(rgb);
+    return ok;
+}
+
+/* A JPEG file that stays as it is: decoded all the same, an eighth as large, to see that it can be.
+ */
+static bool copy(Decoder *d, const uint8_t *bytes, size_t n, Picture *p)
+{
+    uint8_t small[8 * 8 * 3];
+    Box all = {0, 0, decoder_width(d), decoder_height(d)};
+    Target t = {.out_w = 8, .out_h = 8, .filter = FILTER_BILINEAR, .decode = DECODE_FAST};
+    if (!decoder_crop(d, &t, all, false, small, &p->why))
+        return false;
+    p->bytes = memcpy(xmalloc(n), bytes, n);
+    p->n = n;
+    return true;
+}
+
+static bool make_picture(Decoder *d, const char *path, Picture *p)
+{
+    size_t n = 0;
+    uint8_t *bytes = read_file(d, path, &n, &p->why);
+    if (!bytes || !decoder_open(d, bytes, n, &p->why))
+        return false;
+    long w = decoder_width(d), h = decoder_height(d), shorter = w < h ? w : h;
+    bool jpeg = n > 3 && memcmp(bytes, "\xff\xd8\xff", 3) == 0;
+    bool resize = o.short_side > 0 && shorter > o.short_side;
+    p->converted = !jpeg;
+    if (jpeg && !resize)
+        return copy(d, bytes, n, p);
+    if (resize) {
+        w = w * o.short_side / shorter;
+        h = h * o.short_side / shorter;
+    }
+    return encode(d, (int)w, (int)h, p);
+}
+
+/* ---- writing ---- */
+
+typedef struct {
+    Dataset *data;
+    Pattern pattern;
+    TarWriter *tar;
+    long shards, in_shard; /* begun so far; samples in the open one */
+    long samples, converted, damaged;
+    uint64_t bytes; /* of finished shards */
+} Writer;
+
+static volatile sig_atomic_t stopped;
+
+static void stop(int signal)
+{
+    stopped = signal;
+}
+
+/* No half shard stays behind an error; complete ones do. */
+static NORETURN void give_up(Writer *w, const Error *e)
+{
+    report_clear();
+    if (w->tar)
+        tar_abandon(w->tar);
+    long complete = w->shards - (w->tar != NULL);
+    if (complete > 0)
+        warn("%ld complete shards stay in %s", complete, w->pattern.dir);
+    die(e->hint, "%s", e->what);
+}
+
+static void close_shard(Writer *w)
+{
+    Error e = {"", ""};
+    if (!w->tar)
+        return;
+    uint64_t size = tar_bytes(w->tar) + 1024;
+    bool ok = tar_close(w->tar, &e);
+    w->tar = NULL;
+    w->shards -= !ok;
+    if (!ok)
+        give_up(w, &e);
+    w->bytes += size;
+}
+
+static uint64_t member_bytes(size_t n)
+{
+    return 512 + ((uint64_t)n + 511) / 512 * 512;
+}
+
+static void write_picture(Writer *w, const Picture *p)
+{
+    Error e = {"", ""};
+    char label[16], name[32];
+    int n = snprintf(label, sizeof label, "%d", data_label(w->data, p->sample));
+    uint64_t need = member_bytes((size_t)n) + member_bytes(p->n) + 1024;
+    if (w->tar && (w->in_shard == o.max_count || tar_bytes(w->tar) + need > (uint64_t)o.max_size))
+        close_shard(w);
+    if (!w->tar) {
+        char *path = shard_path(&w->pattern, w->shards);
+        w->tar = tar_create(path, &e);
+        free(path);
+        if (!w->tar)
+            give_up(w, &e);
+        w->shards++;
+        w->in_shard = 0;
+        if (need > (uint64_t)o.max_size) {
+            report_clear();
+            warn("a picture of %zu bytes alone is more than --max-size", p->n);
+        }
+    }
+    snprintf(name, sizeof name, "%07ld.cls", p->sample);
+    bool ok = tar_add(w->tar, name, label, (size_t)n, &e);
+    snprintf(name, sizeof name, "%07ld.jpg", p->sample);
+    if (!ok || !tar_add(w->tar, name, p->bytes, p->n, &e))
+        give_up(w, &e);
+    w->in_shard++;
+    w->samples++;
+    w->converted += p->converted;
+}
+
+static void report_damaged(Writer *w, const Picture *p)
+{
+    enum { SHOWN = 20 };
+    char *path = data_sample_path(w->data, p->sample);
+    report_clear();
+    if (w->damaged < SHOWN)
+        warn("%s: %s; left out", path, p->why.what);
+    else if (w->damaged == SHOWN)
+        warn("more damaged pictures, which are counted");
+    w->damaged++;
+    free(path);
+}
+
+/* All samples in shuffled order. A chunk is long enough for the threads not to wait for each other,
+ * and short enough for memory. */
+static void write_samples(Writer *w, int threads)
+{
+    long n = data_count(w->data), chunk = 16 * threads;
+    Decoder **decoders = xcalloc((size_t)threads, sizeof *decoders);
+    Picture *pictures = xcalloc((size_t)chunk, sizeof *pictures);
+    double start = now();
+    for (int i = 0; i < threads; i++)
+        decoders[i] = decoder_new();
+    for (long at = 0; at < n; at += chunk) {
+        int count = (int)(n - at < chunk ? n - at : chunk);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+        for (int i = 0; i < count; i++) {
+            if (stopped)
+                continue;
+            pictures[i] = (Picture){
+                .sample = data_shuffle((uint64_t)o.seed, 0, 0, n, at + i),
+            };
+            char *path = data_sample_path(w->data, pictures[i].sample);
+            make_picture(decoders[omp_get_thread_num()], path, &pictures[i]);
+            free(path);
+        }
+        for (int i = 0; i < count && !stopped; i++) {
+            if (pictures[i].bytes)
+                write_picture(w, &pictures[i]);
+            else
+                report_damaged(w, &pictures[i]);
+            free(pictures[i].bytes);
+        }
+        if (stopped) {
+            Error e;
+            fail(&e, "nothing of the open shard was kept", "stopped by signal %d", (int)stopped);
+            give_up(w, &e);
+        }
+        report_progress("writing", at + count, n, (double)(at + count) / (now() - start));
+    }
+    for (int i = 0; i < threads; i++)
+        decoder_free(decoders[i]);
+    free(decoders);
+    free(pictures);
+    close_shard(w);
+    report_clear();
+}
+
+/* ---- the command ---- */
+
+/* Class names by label, for --classes; another list in its place belongs to other shards. */
+static char *write_classes(const Dataset *d, const char *dir)
+{
+    Error e = {"", ""};
+    char *path = xasprintf("%s/classes.txt", dir), *text = NULL;
+    size_t size = 0;
+    FILE *f = open_memstream(&text, &size);
+    if (!f)
+        die("free some memory", "out of memory: cannot write %s", path);
+    for (int k = 0; k < data_classes(d); k++)
+        fprintf(f, "%s\n", data_class_name(d, k));
+    fclose(f);
+    char *old = path_exists(path) ? read_text(path, 64 << 20, &e) : NULL;
+    if (path_exists(path) && (!old || strcmp(old, text) != 0))
+        die("write to another directory, or remove the file",
+            "%s is already there, with other classes", path);
+    if (!old && !write_file_atomically(path, text, &e))
+        die(e.hint, "%s", e.what);
+    free(old);
+    free(text);
+    return path;
+}
+
+static Dataset *open_source(void)
+{
+    Error e = {"", ""};
+    bool train = strcmp(o.split, "train") == 0;
+    if (!o.data || !o.out)
+        die_usage("./vit shard --data DIR --out PATTERN", "--%s is missing",
+                  o.data ? "out" : "data");
+    if (!train && strcmp(o.split, "val") != 0)
+        die_usage("give --split train or --split val", "--split: '%s' is neither train nor val",
+                  o.split);
+    if (!is_dir(o.data))
+        die("name a folder with a folder for each class", "%s: %s", o.data,
+            strchr(o.data, ':') ? "shards are made from folders of images" : "no such directory");
+    DataOptions d = {
+        .spec = o.data, .classes = o.classes, .train = train, .image_h = 1, .image_w = 1};
+    Dataset *data = data_open(&d, &e);
+    if (!data)
+        die(e.hint, "%s", e.what);
+    return data;
+}
+
+static void print_summary(const Writer *w, const char *classes)
+{
+    char *first = shard_path(&w->pattern, 0);
+    const char *dir = strcmp(w->pattern.dir, "/") == 0 ? "" : w->pattern.dir;
+    int width = w->pattern.width;
+    if (w->converted)
+        printf("%ld pictures that were no JPEG files were encoded, at quality %ld\n", w->converted,
+               o.quality);
+    if (w->damaged)
+        warn("%ld of %ld pictures are damaged, and left out", w->damaged, data_count(w->data));
+    printf("%ld shards, %ld samples, %.3f GB\n", w->shards, w->samples, 1e-9 * (double)w->bytes);
+    bool train = strcmp(o.split, "train") == 0;
+    printf("%s them: --%s 'wds:%s/%s{%0*d..%0*ld}%s' --classes '%s'\n",
+           train ? "train from" : "evaluate on", train ? "data" : "val-data", dir, w->pattern.head,
+           width, 0, width, w->shards - 1, w->pattern.tail, classes);
+    free(first);
+}
+
+static int run_shard(const Command *c, int argc, char **argv)
+{
+    Error e = {"", ""};
+    flags_take(c, &argc, argv);
+    flags_none_left(c, argc, argv);
+    Writer w = {.data = open_source()};
+    w.pattern = read_pattern(o.out);
+    if (!make_dirs(w.pattern.dir, &e))
+        die(e.hint, "%s", e.what);
+    refuse_existing(&w.pattern);
+    char *classes = write_classes(w.data, w.pattern.dir);
+    struct sigaction action = {.sa_handler = stop, .sa_flags = (int)SA_RESETHAND};
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    signal(SIGXFSZ, SIG_IGN); /* write() says so */
+    int threads = o.threads ? (int)o.threads : omp_get_num_procs();
+    printf("%ld images of %d classes in %s\n", data_count(w.data), data_classes(w.data), o.data);
+    fflush(stdout);
+    write_samples(&w, threads);
+    if (w.samples == 0)
+        die("see the warnings above", "%s: all %ld pictures are damaged", o.data, w.damaged);
+    print_summary(&w, classes);
+    free(classes);
+    data_close(w.data);
+    free(w.pattern.dir);
+    free(w.pattern.head);
+    free(w.pattern.tail);
+    return 0;
+}
+
+const Command command_shard = {
+    .name = "shard",
+    .usage = "--data DIR --out PATTERN [--split train|val] [--short-side 256] [...]",
+    .help =
+        "Writes a folder of images as tar files of samples, as WebDataset does: 0001234.cls (the "
+        "label) and\n0001234.jpg, in an order that is shuffled once. JPEG files are copied as they "
+        "are unless they are\nresized; others are encoded as JPEG. The class list goes beside "
+        "them, to classes.txt.\nThe same bytes for any number of threads.\n",
+    .flags = flags,
+    .n_flags = COUNT(flags),
+    .run = run_shard,
+};

@@ -1,0 +1,388 @@
+/* show.c - ./vit show: a contact sheet of the images as the model will see them, with their labels.
+ *
+ * The images come from the loader in the order of training, and go through the CPU backend's
+ * patchify with the Augments of their steps, so that mixing, erasing and colour twist are there
+ * too; then the normalisation is undone. Flags are those of the training program, from the same
+ * table.
+ *
+ * Read in this order: flags, drawing, images, labels, the command.
+ */
+#include "tools/tools.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function"
+#pragma GCC diagnostic ignored "-Wsign-compare"
+#include <stb/stb_easy_font.h>
+#pragma GCC diagnostic pop
+
+#include "util/report.h"
+#include "train/setup.h"
+
+/* ---- flags ---- */
+
+static struct {
+    long count, columns, epoch;
+    bool val, same;
+} o = {.count = 32, .columns = 8};
+
+static const Flag flags[] = {
+    {"count", "N", "images on the sheet [32]", FLAG_NUMBER, &o.count, 1, 10000},
+    {"columns", "N", "images in a row [8]", FLAG_NUMBER, &o.columns, 1, 1000},
+    {"epoch", "N", "begin with this epoch's first image [0]", FLAG_NUMBER, &o.epoch, 0, 1000000},
+    {"val", "", "validation images from all over the set, as evaluation sees them", FLAG_SWITCH,
+     &o.val, 0, 0},
+    {"same", "", "the first image again and again, in the epochs that follow", FLAG_SWITCH, &o.same,
+     0, 0},
+};
+
+/* ---- drawing ---- */
+
+enum { GAP = 12, SCALE = 2, BIG = 65535, PAPER = 236, INK = 20, SECOND_INK = 100 };
+
+typedef struct {
+    uint8_t *rgb; /* [h, w, 3] */
+    int w, h;
+} Canvas;
+
+static void fill(const Canvas *c, int x0, int y0, int x1, int y1, int grey)
+{
+    for (int y = y0 < 0 ? 0 : y0; y < y1 && y < c->h; y++)
+        for (int x = x0 < 0 ? 0 : x0; x < x1 && x < c->w; x++)
+            memset(c->rgb + ((size_t)y * (size_t)c->w + (size_t)x) * 3, grey, 3);
+}
+
+/* A character is about 6 x 9 units; bytes that are no printable ASCII become one '?' for each UTF-8
+ * character. */
+static void plain(const char *text, char *out, size_t size)
+{
+    size_t n = 0;
+    for (; *text && n + 1 < size; text++) {
+        uint8_t b = (uint8_t)*text;
+        if (b >= 32 && b < 127)
+            out[n++] = *text;
+        else if (b < 128 || b >= 0xc0)
+            out[n++] = '?';
+    }
+    out[n] = 0;
+}
+
+/* One line, cut off with dots where it is wider than `width` pixels. stb gives rectangles, four
+ * corners of (float x, y, z, colour) each. */
+static void write_line(const Canvas *c, int x, int y, int width, int grey, const char *text)
+{
+    static float quads[512 * 70][4];
+    char line[256], cut[256 + 4];
+    plain(text, line, sizeof line);
+    snprintf(cut, sizeof cut, "%s", line);
+    for (size_t n = strlen(line); n > 0 && stb_easy_font_width(cut) * SCALE > width;)
+        snprintf(cut, sizeof cut, "%.*s..", (int)--n, line);
+    int n = stb_easy_font_print(0, 0, cut, NULL, quads, sizeof quads);
+    for (int i = 0; i < n; i++) {
+        const float *from = quads[4 * i], *to = quads[4 * i + 2];
+        fill(c, x + SCALE * (int)from[0], y + SCALE * (int)from[1], x + SCALE * (int)to[0],
+             y + SCALE * (int)to[1], grey);
+    }
+}
+
+/* Pixels of small images become squares of `zoom` pixels. */
+static void draw_image(const Canvas *c, int x0, int y0, int zoom, const uint8_t *rgb, int w, int h)
+{
+    for (int y = 0; y < h * zoom; y++)
+        for (int x = 0; x < w * zoom; x++)
+            memcpy(c->rgb + ((size_t)(y0 + y) * (size_t)c->w + (size_t)(x0 + x)) * 3,
+                   rgb + ((size_t)(y / zoom) * (size_t)w + (size_t)(x / zoom)) * 3, 3);
+}
+
+/* The sheet: a title, then tiles of an image with a line or two of text under it. */
+typedef struct {
+    Canvas canvas;
+    int w, h, zoom; /* of an image, and its pixels' size */
+    int lines, tile_w, tile_h, top, columns;
+} Sheet;
+
+static Sheet sheet_new(int w, int h, int lines, int count, int columns)
+{
+    Sheet s = {.w = w, .h = h, .lines = lines, .columns = columns < count ? columns : count};
+    s.zoom = w >= 150 ? 1 : (159 + w) / w;
+    s.tile_w = w * s.zoom + GAP;
+    s.tile_h = h * s.zoom + 6 + lines * 11 * SCALE + GAP;
+    s.top = 2 * GAP + 20;
+    long width = GAP + (long)s.tile_w * s.columns;
+    long height = s.top + (long)s.tile_h * ((count + s.columns - 1) / s.columns) + GAP;
+    if (width > BIG || height > BIG || width * height > 500000000)
+        die_usage("lower --count, --columns or --image-size", "a sheet of %ld x %ld pixels", width,
+                  height);
+    s.canvas = (Canvas){.w = (int)width, .h = (int)height};
+    size_t bytes = (size_t)width * (size_t)height * 3;
+    s.canvas.rgb = memset(xmalloc(bytes), PAPER, bytes);
+    return s;
+}
+
+static void draw_tile(const Sheet *s, int i, const uint8_t *rgb, char lines[2][256])
+{
+    int x = GAP + i % s->columns * s->tile_w, y = s->top + i / s->columns * s->tile_h;
+    draw_image(&s->canvas, x, y, s->zoom, rgb, s->w, s->h);
+    for (int k = 0; k < s->lines; k++)
+        write_line(&s->canvas, x, y + s->h * s->zoom + 6 + k * 11 * SCALE, s->tile_w - GAP,
+                   k ? SECOND_INK : INK, lines[k]);
+}
+
+/* ---- images ---- */
+
+/* What makes of loaded images what the model sees: one group of images that mix among themselves
+ * at a time. */
+typedef struct {
+    Session *s;
+    Mix mix;
+    int group;
+    Augment *augment;         /* [group]; NULL: nothing is done to the images */
+    dev *state, *sums;        /* of the backend */
+    dev *images, *augment_in; /* its inputs */
+    dev *patches;             /* [group * Np, 3*P*P] */
+    uint8_t *seen;            /* [group, H, W, 3] */
+} Viewer;
+
+static dev *device_room(const Session *s, size_t bytes)
+{
+    dev *p = s->be->alloc(bytes);
+    if (!p)
+        die("lower --mix-group or --image-size", "out of memory: cannot allocate %zu bytes", bytes);
+    return p;
+}
+
+static Viewer viewer_new(Session *s, bool train)
+{
+    enum { SUMS = 1 << 16 };
+    Options *p = &s->o;
+    Viewer v = {.s = s, .group = 1};
+    size_t bytes = vit_image_bytes(&s->config, true);
+    if (train) {
+        if (!p->mix_group)
+            p->mix_group = mix_auto_group(p->batch_size);
+        v.mix = mix_of(p, &s->config);
+        v.group = v.mix.group;
+        if (p->batch_size % v.group)
+            die_usage("give --batch-size and --mix-group numbers of which one divides the other",
+                      "groups of %d images do not divide a batch of %ld", v.group, p->batch_size);
+        if (mix_changes_anything(&v.mix))
+            v.augment = xcalloc((size_t)v.group, sizeof *v.augment);
+    }
+    size_t n = (size_t)v.group;
+    v.state = device_room(s, sizeof(StepState));
+    v.sums = device_room(s, SUMS);
+    s->be->bind(v.state, v.sums, SUMS);
+    v.images = device_room(s, n * bytes);
+    v.augment_in = device_room(s, n * sizeof(Augment));
+    v.patches = device_room(s, n * bytes * sizeof(real));
+    v.seen = xmalloc(n * bytes);
+    return v;
+}
+
+static void viewer_free(Viewer *v)
+{
+    dev *all[] = {v->state, v->sums, v->images, v->augment_in, v->patches};
+    for (int i = 0; i < COUNT(all); i++)
+        v->s->be->release(all[i]);
+    free(v->augment);
+    free(v->seen);
+}
+
+/* Normalised patches [Np, 3*P*P] of an image to bytes [H, W, 3]. */
+static void unpatch(const Config *c, const real *patches, uint8_t *rgb)
+{
+    const double mean[3] = {c->mean_r, c->mean_g, c->mean_b};
+    const double std[3] = {c->std_r, c->std_g, c->std_b};
+    int P = c->patch, columns = c->image_w / P;
+    for (int y = 0; y < c->image_h; y++)
+        for (int x = 0; x < c->image_w; x++)
+            for (int k = 0; k < 3; k++) {
+                const real *patch =
+                    patches + (size_t)(y / P * columns + x / P) * (size_t)(3 * P * P);
+                double value = (double)patch[(k * P + y % P) * P + x % P] * std[k] + mean[k];
+                *rgb++ = (uint8_t)lround(fmin(fmax(255 * value, 0), 255));
+            }
+}
+
+/* `images` [group] stand at positions first.. of a step's batch; v->seen and v->augment say what
+ * becomes of them. */
+static void view(Viewer *v, const uint8_t *images, long step, long first)
+{
+    Session *s = v->s;
+    const Config *c = &s->config;
+    size_t bytes = vit_image_bytes(c, true);
+    int np = vit_patches(c), pixels = 3 * c->patch * c->patch;
+    StepState state = {
+        .seed = (uint64_t)s->o.seed, .step = (uint32_t)step, .sample0 = (uint32_t)first};
+    s->be->upload(v->state, &state, sizeof state);
+    s->be->upload(v->images, images, (size_t)v->group * bytes);
+    if (v->augment) {
+        mix_batch(&v->mix, state.seed, state.step, state.sample0, v->group, v->augment);
+        s->be->upload(v->augment_in, v->augment, (size_t)v->group * sizeof *v->augment);
+    }
+    s->be->patchify(&(Patchify){
+        .out = {.p = v->patches, .type = F32, .ld = pixels},
+        .images = v->images,
+        .u8 = true,
+        .augment = v->augment ? v->augment_in : NULL,
+        .B = v->group,
+        .H = c->image_h,
+        .W = c->image_w,
+        .P = c->patch,
+        .mean = {c->mean_r, c->mean_g, c->mean_b},
+        .std = {c->std_r, c->std_g, c->std_b},
+    });
+    real *patches = xmalloc((size_t)v->group * bytes * sizeof *patches);
+    s->be->download(patches, v->patches, (size_t)v->group * bytes * sizeof *patches);
+    for (int i = 0; i < v->group; i++)
+        unpatch(c, patches + (size_t)i * (size_t)np * (size_t)pixels, v->seen + (size_t)i * bytes);
+    free(patches);
+}
+
+/* ---- labels ---- */
+
+/* A class list's line may be `id name`: the name is what people read. */
+static const char *readable(const Session *s, const Dataset *d, int label)
+{
+    const char *name = data_class_name(d, label), *blank = strpbrk(name, " \t");
+    return *s->o.classes && blank && blank[1] ? blank + 1 : name;
+}
+
+/* "ants", or "62% ants" and under it "38% bees". */
+static void label_lines(const Viewer *v, const Dataset *d, const int *labels, int i,
+                        char lines[2][256])
+{
+    const Session *s = v->s;
+    const char *name = readable(s, d, labels[i]);
+    double own = 1;
+    const Augment *a = v->augment ? &v->augment[i] : NULL;
+    if (a)
+        own = a->lambda *
+              (1 - (double)a->cut.h * a->cut.w / ((double)s->config.image_h * s->config.image_w));
+    const char *other = a ? readable(s, d, labels[a->partner]) : name;
+    lines[1][0] = 0;
+    if (own > 0.995 || other == name)
+        snprintf(lines[0], 256, "%s", name);
+    else if (own < 0.005)
+        snprintf(lines[0], 256, "%s", other);
+    else {
+        snprintf(lines[0], 256, "%.0f%% %s", 100 * own, name);
+        snprintf(lines[1], 256, "%.0f%% %s", 100 * (1 - own), other);
+    }
+}
+
+/* ---- the command ---- */
+
+static void show_image(const Viewer *v, const Dataset *d, const Sheet *sheet, long tile,
+                       const int *labels, int i)
+{
+    char lines[2][256];
+    label_lines(v, d, labels, i, lines);
+    draw_tile(sheet, (int)tile, v->seen + (size_t)i * vit_image_bytes(&v->s->config, true), lines);
+}
+
+/* Training images in their order: groups from the one that holds the epoch's first image on. */
+static void show_run(Viewer *v, Dataset *d, const Sheet *sheet)
+{
+    long batch = v->s->o.batch_size, start = o.epoch * data_count(d);
+    long begin = start - start % batch % v->group;
+    Loader *l = loader_open(d, &(LoaderOptions){.batch = v->group,
+                                                .shuffle = true,
+                                                .repeats = (int)v->s->o.repeats,
+                                                .start = begin,
+                                                .workers = 2});
+    for (long at = begin, drawn = 0; drawn < o.count; at += v->group) {
+        const Batch *b = loader_next(l);
+        view(v, b->images, at / batch, at % batch);
+        for (int i = at < start ? (int)(start - at) : 0; i < v->group && drawn < o.count; i++)
+            show_image(v, d, sheet, drawn++, b->labels, i);
+    }
+    loader_close(l);
+}
+
+/* Group after group, made of these samples of an epoch:
+ *   --same  the one that comes first in --epoch, as epoch after epoch sees it, and behind it those
+ *           that it may be mixed with
+ *   --val   samples all over the set, which is sorted by class; nothing is mixed */
+static void show_chosen(Viewer *v, Dataset *d, const Sheet *sheet)
+{
+    size_t bytes = vit_image_bytes(&v->s->config, true);
+    long n = data_count(d), first = o.val ? 0 : data_order(d, o.epoch, 0);
+    uint8_t *images = xmalloc((size_t)v->group * bytes);
+    int *labels = xcalloc((size_t)v->group, sizeof *labels);
+    Decoder *decoder = decoder_new();
+    for (long k = 0; k < o.count; k++) {
+        long epoch = o.epoch + (o.same ? k : 0);
+        for (int i = 0; i < v->group; i++) {
+            long sample = i ? data_order(d, epoch, i % n) : o.same ? first : k * n / o.count;
+            labels[i] = data_sample(d, decoder, sample, epoch, 0, images + (size_t)i * bytes);
+        }
+        view(v, images, k, 0);
+        show_image(v, d, sheet, k, labels, 0);
+    }
+    decoder_free(decoder);
+    free(images);
+    free(labels);
+}
+
+static void write_title(const Session *s, const Sheet *sheet, const char *spec)
+{
+    char title[256], from[64] = "";
+    if (!o.val)
+        snprintf(from, sizeof from, ", epoch %ld%s, seed %ld", o.epoch, o.same ? " and on" : "",
+                 s->o.seed);
+    snprintf(title, sizeof title, "%s: %s images%s, %d x %d", spec,
+             o.val ? "validation" : "training", from, s->config.image_h, s->config.image_w);
+    write_line(&sheet->canvas, GAP, GAP, sheet->canvas.w - 2 * GAP, INK, title);
+}
+
+static int run_show(const Command *c, int argc, char **argv)
+{
+    Session s;
+    Error e = {"", ""};
+    flags_take(c, &argc, argv);
+    if (argc > 1 && argv[1][0] != '-')
+        die_usage("./vit show --help lists all flags", "'%s' is no flag", argv[1]);
+    setup_options(&s, argc, argv);
+    if (!*s.o.out)
+        die_usage("name the picture: --out grid.png", "--out is missing");
+    setup_config(&s);
+    const char *spec = o.val && *s.o.val_data ? s.o.val_data : s.o.data;
+    Dataset *d = setup_split(&s, spec, !o.val);
+    Viewer v = viewer_new(&s, !o.val);
+    if (o.val && !o.same && o.count > data_count(d))
+        o.count = data_count(d);
+    Sheet sheet = sheet_new(s.config.image_w, s.config.image_h, v.group > 1 ? 2 : 1, (int)o.count,
+                            (int)o.columns);
+    write_title(&s, &sheet, spec);
+    (o.same || o.val ? show_chosen : show_run)(&v, d, &sheet);
+    setup_check(image_write_png(s.o.out, sheet.canvas.rgb, sheet.canvas.w, sheet.canvas.h, &e), &e);
+    printf("%s: %ld of %ld images of %d classes\n", s.o.out, o.count, data_count(d),
+           data_classes(d));
+    free(sheet.canvas.rgb);
+    viewer_free(&v);
+    data_close(d);
+    session_free(&s);
+    return 0;
+}
+
+static void more_help(FILE *f)
+{
+    fprintf(f, "\nand the flags of the training program:\n\n");
+    options_help(f);
+}
+
+const Command command_show = {
+    .name = "show",
+    .usage = "--data DIR --out grid.png [--count 32] [...]",
+    .help = "Draws a contact sheet of the images as the model will see them, in the order of "
+            "training, with their\nlabels; where images are mixed, with the shares of both. All "
+            "flags of the training program that\nsay what becomes of images do the same here.\n",
+    .flags = flags,
+    .n_flags = COUNT(flags),
+    .run = run_show,
+    .more_help = more_help,
+};

@@ -1,0 +1,284 @@
+/* eval.c - accuracy over a data set, classes of single images, and the speed of both passes.
+ *
+ * evaluate() serves the eval command and the training loop. The bench command times steps without
+ * data; how far that is from what the machine's matrix product allows is measured by bench/bench.c.
+ */
+#include "train/setup.h"
+
+#include "util/report.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- evaluate ---- */
+
+typedef struct {
+    double loss, top1, top5;
+    long images;
+} Sums;
+
+static void add_result(Session *s, int ago, int n, Sums *sum)
+{
+    const StepResult *r = vit_result(s->m, ago);
+    for (int i = 0; i < n; i++) {
+        sum->loss += (double)r->stats[3 * i];
+        sum->top1 += (double)r->stats[3 * i + 1];
+        sum->top5 += (double)r->stats[3 * i + 2];
+    }
+    sum->images += n;
+}
+
+/* What a batch came to is read while the next one is computed. */
+bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
+{
+    int K = s->config.classes, waiting = 0; /* images of the batch before */
+    real *targets = xcalloc((size_t)s->micro * (size_t)K, sizeof *targets);
+    Loader *loader = loader_open(d, &(LoaderOptions){.batch = s->micro,
+                                                     .start = (long)s->world.rank * s->micro,
+                                                     .stride = (long)s->world.ranks * s->micro,
+                                                     .end = data_count(d),
+                                                     .workers = (int)s->o.workers,
+                                                     .max_workers = s->max_workers,
+                                                     .neighbours = s->local_ranks - 1});
+    Sums sum = {0, 0, 0, 0};
+    double from = now();
+    const Batch *b;
+    while (!(stop && *stop) && (b = loader_next(loader))) {
+        soft_targets(targets, b->labels, b->n, K, 0, NULL, 0);
+        vit_set_batch(s->m, b->n, b->images, true, targets, NULL);
+        vit_evaluate(s->m);
+        if (waiting)
+            add_result(s, 1, waiting, &sum);
+        waiting = b->n;
+        report_progress("evaluating", sum.images * s->world.ranks, data_count(d),
+                        (double)sum.images * s->world.ranks / (now() - from));
+    }
+    if (waiting)
+        add_result(s, 0, waiting, &sum);
+    double all[] = {sum.loss, sum.top1, sum.top5, (double)sum.images};
+    dist_sum(all, COUNT(all));
+    sum = (Sums){all[0], all[1], all[2], (long)all[3]};
+    bool complete = sum.images == data_count(d);
+    double count = sum.images ? (double)sum.images : 1;
+    *out = (Evaluation){.top1 = 100 * sum.top1 / count,
+                        .top5 = 100 * sum.top5 / count,
+                        .loss = sum.loss / count,
+                        .seconds = now() - from,
+                        .images = sum.images};
+    loader_close(loader);
+    free(targets);
+    return complete;
+}
+
+int command_eval(Session *s)
+{
+    Evaluation v;
+    setup_data(s, false);
+    setup_model(s, false);
+    fflush(stdout);
+    evaluate(s, s->val, NULL, &v);
+    report_clear();
+    if (data_damaged(s->val))
+        printf("note: %ld damaged images were replaced by others\n", data_damaged(s->val));
+    if (!isfinite(v.loss))
+        die("use a checkpoint from before training diverged", "the model's outputs are not finite");
+    printf("%ld images in %.1f s, %.1f images/s\n", v.images, v.seconds,
+           (double)v.images / v.seconds);
+    printf("top1 %.2f top5 %.2f loss %.4f images %ld\n", v.top1, v.top5, v.loss, v.images);
+    return 0;
+}
+
+/* ---- predict ---- */
+
+/* Names of classes: --classes, else the classes.txt of the run the weights come from, else none.
+ * A line is `id` or `id name`: the name is shown where there is one. */
+static char **class_names(const Session *s, int K)
+{
+    Error e = {"", ""};
+    char *path = *s->o.classes ? xstrdup(s->o.classes)
+                 : s->run_dir  ? xasprintf("%s/classes.txt", s->run_dir)
+                               : NULL;
+    char **names = xcalloc((size_t)K, sizeof *names);
+    if (!path || (!*s->o.classes && !path_exists(path))) {
+        free(path);
+        return names;
+    }
+    char *lines = read_text(path, 16 << 20, &e), *rest = lines, *line;
+    setup_check(lines != NULL, &e);
+    int n = 0;
+    while ((line = strsep(&rest, "\n"))) {
+        line[strcspn(line, "\r")] = 0;
+        if (!*line)
+            continue;
+        if (n < K) {
+            char *space = strchr(line, ' ');
+            names[n] = xstrdup(*s->o.classes && space && space[1] ? space + 1 : line);
+        }
+        n++;
+    }
+    if (n != K)
+        die("give --classes the file with the model's classes, in order",
+            "%s names %d classes, the model has %d", path, n, K);
+    free(lines);
+    free(path);
+    return names;
+}
+
+/* Probabilities in place: softmax, or one sigmoid per class. */
+static void probabilities(const Config *c, double *p)
+{
+    double max = p[0], sum = 0;
+    for (int k = 1; k < c->classes; k++)
+        max = p[k] > max ? p[k] : max;
+    for (int k = 0; k < c->classes; k++) {
+        p[k] = c->loss == LOSS_SIGMOID ? 1 / (1 + exp(-p[k])) : exp(p[k] - max);
+        sum += p[k];
+    }
+    for (int k = 0; k < c->classes && c->loss == LOSS_SOFTMAX; k++)
+        p[k] /= sum;
+}
+
+static bool read_image(Session *s, Decoder *d, const char *path, uint8_t *pixels, Error *e)
+{
+    Target t = {.out_w = s->config.image_w,
+                .out_h = s->config.image_h,
+                .filter = s->o.interpolation,
+                .decode = s->o.decode,
+                .crop = s->o.crop,
+                .resize = (int)s->o.resize};
+    Error why;
+    return (decoder_open_file(d, path, &why) && decoder_eval(d, &t, pixels, &why)) ||
+           fail(e, why.hint, "%s: %s", path, why.what);
+}
+
+static void predict_one(Session *s, const uint8_t *pixels, real *logits, double *p, char **names)
+{
+    const Config *c = &s->config;
+    vit_set_batch(s->m, 1, pixels, true, NULL, NULL);
+    vit_evaluate(s->m);
+    vit_logits(s->m, logits);
+    for (int k = 0; k < c->classes; k++)
+        p[k] = (double)logits[k];
+    probabilities(c, p);
+    for (int rank = 0; rank < 5 && rank < c->classes; rank++) {
+        int best = -1;
+        for (int k = 0; k < c->classes; k++)
+            if (p[k] >= 0 && (best < 0 || p[k] > p[best]))
+                best = k;
+        if (best < 0)
+            die("use a checkpoint from before training diverged",
+                "the model's outputs are not finite");
+        printf("  %6.2f%%  %s%s%d\n", 100 * p[best], names[best] ? names[best] : "class",
+               names[best] ? "  class " : " ", best);
+        p[best] = -1;
+    }
+}
+
+int command_predict(Session *s)
+{
+    const Config *c = &s->config;
+    s->o.batch_size = 1;
+    setup_model(s, false);
+    size_t K = (size_t)c->classes;
+    char **names = class_names(s, c->classes);
+    uint8_t *pixels = xmalloc(vit_image_bytes(c, true));
+    real *logits = xcalloc(K, sizeof *logits);
+    double *p = xcalloc(K, sizeof *p);
+    Decoder *decoder = decoder_new();
+    int failed = 0;
+    for (int i = 0; i < s->o.n_files; i++) {
+        Error e = {"", ""};
+        if (!read_image(s, decoder, s->o.files[i], pixels, &e)) {
+            fflush(stdout);
+            fprintf(stderr, "error: %s\nhint: %s\n", e.what, e.hint);
+            failed++;
+            continue;
+        }
+        printf("%s\n", s->o.files[i]);
+        predict_one(s, pixels, logits, p, names);
+    }
+    for (size_t k = 0; k < K; k++)
+        free(names[k]);
+    decoder_free(decoder);
+    free(names);
+    free(pixels);
+    free(logits);
+    free(p);
+    return failed ? 1 : 0;
+}
+
+/* ---- bench ---- */
+
+static int ascending(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Median seconds of a step out of `repeat`, on images that are on the device already. A device that
+ * computes by itself is given each step while it is at the one before. */
+static double time_steps(Session *s, int repeat, bool training)
+{
+    enum { WARM = 4 }; /* memory is touched, algorithms are chosen, graphs recorded */
+    int B = s->micro, lag = s->be->asynchronous ? 1 : 0;
+    size_t bytes = vit_image_bytes(&s->config, true), K = (size_t)s->config.classes;
+    uint8_t *images = xmalloc(bytes * (size_t)B);
+    int *labels = xcalloc((size_t)B, sizeof *labels);
+    real *targets = xcalloc(K * (size_t)B, sizeof *targets);
+    double *took = xcalloc((size_t)repeat, sizeof *took), from = now();
+    Ticket done[2] = {0, 0};
+    for (size_t i = 0; i < bytes * (size_t)B; i++)
+        images[i] = (uint8_t)(philox(1, (uint32_t)i, (uint32_t)(i >> 32), 0, 0).v[0]);
+    for (int b = 0; b < B; b++)
+        labels[b] = b % s->config.classes;
+    soft_targets(targets, labels, B, s->config.classes, 0.1, NULL, 0);
+    vit_set_batch(s->m, B, images, true, targets, NULL);
+    for (int i = 0; i < WARM + repeat; i++) {
+        if (training) {
+            vit_begin_step(s->m, (uint32_t)i, 1e-4, 1);
+            vit_micro_step(s->m, 0, B, true);
+            vit_update(s->m);
+        } else {
+            vit_evaluate(s->m);
+        }
+        done[i % 2] = s->be->mark();
+        s->be->wait(done[(i + lag) % 2]); /* the one before, with a lag */
+        if (i >= WARM)
+            took[i - WARM] = now() - from;
+        from = now();
+        report_progress(training ? "training" : "inference", i + 1, WARM + repeat, 0);
+    }
+    report_clear();
+    qsort(took, (size_t)repeat, sizeof *took, ascending);
+    double median = took[repeat / 2];
+    free(images);
+    free(labels);
+    free(targets);
+    free(took);
+    return median;
+}
+
+static void print_rate(const char *what, double seconds, int B, double flop, double peak)
+{
+    printf("%-10s %8.2f images/s  %8.2f ms per step of %d  %7.1f GFLOP/s", what, B / seconds,
+           1000 * seconds, B, B * flop / seconds / 1e9);
+    if (peak > 0)
+        printf("  MFU %.1f%%", 100 * B * flop / seconds / peak);
+    printf("\n");
+    fflush(stdout);
+}
+
+int command_bench(Session *s)
+{
+    if (!s->o.has_batch_size)
+        s->o.batch_size = s->be->asynchronous ? 256 : 8;
+    int repeat = s->o.steps ? (int)s->o.steps : s->be->asynchronous ? 30 : 5;
+    double forward = vit_forward_flops(&s->config);
+    setup_model(s, true);
+    print_rate("training", time_steps(s, repeat, true), s->micro, 3 * forward, s->be->peak_flops());
+    vit_free(s->m);
+    setup_model(s, false);
+    print_rate("inference", time_steps(s, repeat, false), s->micro, forward, s->be->peak_flops());
+    return 0;
+}

@@ -1,0 +1,801 @@
+/* dist.c - how the hosts of a run's processes talk.
+ *
+ * The ranks' hosts form a star of TCP connections with rank 0 in the middle. On each rank one
+ * thread, the watcher, does all the reading: messages wait in a queue until the main thread asks
+ * for them, so that the end of a connection is noticed while the main thread computes, and nobody
+ * who sends ever waits for a reader who is busy. Only rank 0 sees every rank end; it tells the
+ * others which one. A rank that leaves in good order says goodbye first.
+ *
+ * Connections are neither encrypted nor proof against an attacker on the cluster's network:
+ * strangers and other jobs are kept out by a key made from the job's name, no more. All ranks must
+ * have the same byte order and be builds of the same version.
+ *
+ * Read in this order: messages, the watcher, coming together, the calls. Who the processes are is
+ * in launch.c.
+ */
+#include "train/hosts.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+/* Numbers that begin what is sent: neither text nor the reverse of each other. */
+#define HELLO_MAGIC   0x7669742e63a1b201u
+#define WELCOME_MAGIC 0x7669742e63a1b202u
+#define MESSAGE_MAGIC 0x76a1b203u
+#define PROTOCOL      1u
+
+#define GRACE 5 /* seconds that the main thread has to end when another rank has ended */
+
+/* ---- messages ---- */
+
+enum { BROADCAST, SUM, GOODBYE, ENDED }; /* ENDED: text, why all must end */
+static const char *const kinds[] = {"broadcast", "sum", "goodbye", "end"};
+
+typedef struct {
+    uint32_t magic, kind;
+    uint64_t count; /* of the calls so far: all ranks must be at the same one */
+    uint64_t bytes; /* that follow */
+} Header;
+
+typedef struct Message {
+    struct Message *next;
+    Header header;
+    unsigned char body[];
+} Message;
+
+typedef struct {
+    int fd; /* -1: has not come yet */
+    int rank;
+    char host[64];
+    bool goodbye;            /* has said so; guarded by net.lock, like the queue */
+    Message *first, **last;  /* received, in order, for the main thread */
+    pthread_mutex_t sending; /* one whole message at a time */
+    /* the watcher's: what is being received */
+    Header header;
+    Message *message;
+    size_t got; /* bytes, of the header and then of the body */
+    bool gone;  /* nothing more will come */
+} Peer;
+
+static struct {
+    World world;
+    Peer *peer; /* rank 0: [ranks - 1], ranks 1, 2, ...; others: rank 0 alone */
+    int peers;
+    uint64_t count;
+    pthread_t watcher;
+    int wake[2]; /* a pipe: the watcher looks again at what to watch */
+    pthread_mutex_t lock;
+    pthread_cond_t news;
+    bool closing; /* the watcher shall return */
+    bool failing; /* all must end, for this reason: */
+    char what[256];
+    bool failed; /* and the others have been told */
+    bool ending; /* someone is ending this process */
+} net;
+
+static const char end_hint[] =
+    "its own message says why; where there is none, see that machine's system log (memory?)";
+
+/* All of it, or false. */
+static bool send_bytes(int fd, const void *data, size_t bytes)
+{
+    const char *p = data;
+    while (bytes) {
+        ssize_t n = send(fd, p, bytes, MSG_NOSIGNAL);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return false;
+        p += n;
+        bytes -= (size_t)n;
+    }
+    return true;
+}
+
+static bool send_message(Peer *p, int kind, uint64_t count, const void *data, size_t bytes)
+{
+    Header h = {MESSAGE_MAGIC, (uint32_t)kind, count, bytes};
+    pthread_mutex_lock(&p->sending);
+    bool ok = send_bytes(p->fd, &h, sizeof h) && send_bytes(p->fd, data, bytes);
+    pthread_mutex_unlock(&p->sending);
+    return ok;
+}
+
+/* That all must end. To a peer whose machine is gone no more than a second goes. */
+static void tell(Peer *p, const char *what, size_t bytes)
+{
+    Header h = {MESSAGE_MAGIC, ENDED, 0, bytes};
+    struct timeval second = {.tv_sec = 1};
+    struct timespec until;
+    pthread_mutex_lock(&net.lock);
+    int fd = p->fd;
+    pthread_mutex_unlock(&net.lock);
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec++;
+    if (fd < 0 || pthread_mutex_timedlock(&p->sending, &until) != 0)
+        return;
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &second, sizeof second);
+    if (send_bytes(fd, &h, sizeof h))
+        send_bytes(fd, what, bytes);
+    pthread_mutex_unlock(&p->sending);
+}
+
+/* The first reason stays. Whoever can be told is told before the own main thread, which may end the
+ * process. */
+PRINTF_LIKE(1, 2) static void end_all(const char *fmt, ...)
+{
+    char what[sizeof net.what];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(what, sizeof what, fmt, args);
+    va_end(args);
+    pthread_mutex_lock(&net.lock);
+    bool first = !net.failing;
+    net.failing = true;
+    if (first)
+        memcpy(net.what, what, sizeof what);
+    pthread_mutex_unlock(&net.lock);
+    for (int i = 0; first && net.world.rank == 0 && i < net.peers; i++)
+        tell(&net.peer[i], what, sizeof what);
+    pthread_mutex_lock(&net.lock);
+    net.failed |= first;
+    pthread_cond_broadcast(&net.news);
+    pthread_mutex_unlock(&net.lock);
+    (void)!write(net.wake[1], "", 1);
+}
+
+/* The main thread's end. Where the watcher was first, it ends the process. */
+static _Noreturn void end_here(void)
+{
+    pthread_mutex_lock(&net.lock);
+    while (!net.failed || net.ending)
+        pthread_cond_wait(&net.news, &net.lock);
+    net.ending = true;
+    pthread_cond_broadcast(&net.news);
+    pthread_mutex_unlock(&net.lock);
+    die(end_hint, "%s", net.what);
+}
+
+/* ---- the watcher ---- */
+
+/* A whole message: the main thread's, or the watcher's own business. */
+static void deliver(Peer *p)
+{
+    Message *m = p->message;
+    p->message = NULL;
+    p->got = 0;
+    if (m->header.kind == ENDED) {
+        m->body[m->header.bytes - 1] = 0;
+        end_all("%s", (char *)m->body);
+        free(m);
+        return;
+    }
+    pthread_mutex_lock(&net.lock);
+    if (m->header.kind == GOODBYE) {
+        p->goodbye = true;
+        free(m);
+    } else {
+        *p->last = m;
+        p->last = &m->next;
+    }
+    pthread_cond_broadcast(&net.news);
+    pthread_mutex_unlock(&net.lock);
+}
+
+/* Reads what is there. False: the connection has ended, or what came makes no sense. */
+static bool receive(Peer *p)
+{
+    for (;;) {
+        char *to = p->message ? (char *)p->message->body : (char *)&p->header;
+        size_t size = p->message ? p->header.bytes : sizeof p->header;
+        if (p->got < size) {
+            ssize_t n = recv(p->fd, to + p->got, size - p->got, MSG_DONTWAIT);
+            if (n < 0 && (errno == EAGAIN || errno == EINTR))
+                return true;
+            if (n <= 0)
+                return false;
+            p->got += (size_t)n;
+            if (p->got < size)
+                continue;
+        }
+        if (!p->message) {
+            const Header *h = &p->header;
+            if (h->magic != MESSAGE_MAGIC || h->bytes > SIZE_MAX / 2 || h->kind > ENDED ||
+                (h->kind == ENDED && h->bytes == 0))
+                return false;
+            p->message = malloc(sizeof *p->message + h->bytes);
+            if (!p->message)
+                return false;
+            *p->message = (Message){.header = *h};
+            p->got = 0;
+        }
+        if (p->got == p->header.bytes)
+            deliver(p);
+    }
+}
+
+/* The main thread ends the process at its next call here. It may never make one: a device that
+ * waits for the rank that has ended waits forever. exit() can hang for the same reason. */
+static _Noreturn void see_to_the_end(void)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += GRACE;
+    pthread_mutex_lock(&net.lock);
+    while (!net.ending && pthread_cond_timedwait(&net.news, &net.lock, &until) != ETIMEDOUT)
+        ;
+    bool own = !net.ending;
+    net.ending = true;
+    pthread_mutex_unlock(&net.lock);
+    if (own) {
+        fprintf(stderr, "error: %s\nhint: %s\n", net.what, end_hint);
+        if (die_hook)
+            die_hook();
+    } else {
+        sleep(GRACE);
+    }
+    fflush(stderr);
+    _exit(1);
+}
+
+static void *watch(void *arg)
+{
+    (void)arg;
+    struct pollfd *fds = xcalloc((size_t)net.peers + 1, sizeof *fds);
+    for (;;) {
+        pthread_mutex_lock(&net.lock);
+        bool closing = net.closing, failed = net.failed;
+        fds[0] = (struct pollfd){.fd = net.wake[0], .events = POLLIN};
+        for (int i = 0; i < net.peers; i++)
+            fds[i + 1] =
+                (struct pollfd){.fd = net.peer[i].gone ? -1 : net.peer[i].fd, .events = POLLIN};
+        pthread_mutex_unlock(&net.lock);
+        if (failed)
+            see_to_the_end();
+        if (closing)
+            break;
+        if (poll(fds, (nfds_t)net.peers + 1, -1) <= 0)
+            continue;
+        char drain[64];
+        if (fds[0].revents)
+            (void)!read(net.wake[0], drain, sizeof drain);
+        for (int i = 0; i < net.peers; i++) {
+            Peer *p = &net.peer[i];
+            if (fds[i + 1].fd < 0 || !fds[i + 1].revents || receive(p))
+                continue;
+            p->gone = true;
+            shutdown(p->fd, SHUT_RDWR); /* open yet: the main thread may be sending */
+            if (!p->goodbye)
+                end_all("rank %d (%s) ended", p->rank, p->host);
+        }
+    }
+    free(fds);
+    return NULL;
+}
+
+/* ---- coming together ---- */
+
+typedef struct {
+    uint64_t magic, key;
+    uint32_t version, ranks, rank, zero;
+    char host[64];
+} Hello;
+
+enum { ADMITTED, OTHER_VERSION, OTHER_JOB, OTHER_SIZE, NO_SUCH_RANK, TWICE };
+static const char *const refusals[] = {
+    NULL,
+    "it is another version of this program",
+    "it belongs to another job",
+    "it counts another number of ranks",
+    "there is no such rank",
+    "that rank is here already",
+};
+
+typedef struct {
+    uint64_t magic;
+    uint32_t refusal, ranks;
+    char host[64];
+} Welcome;
+
+static int timeout_seconds(void)
+{
+    Error e = {"", ""};
+    int seconds = dist_env_int("VIT_DIST_TIMEOUT", 1, 1 << 20, 120, &e);
+    if (*e.what)
+        die("it is in seconds", "%s", e.what);
+    return seconds;
+}
+
+/* Small messages go at once; a machine that vanishes without a word is noticed in half a minute. */
+static void set_up_socket(int fd)
+{
+    int on = 1, idle = 10, interval = 5, probes = 4, unheard = 30000;
+    struct timeval forever = {0};
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof interval);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
+    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unheard, sizeof unheard);
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &forever, sizeof forever);
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
+}
+
+static struct addrinfo *resolve(const char *host, int port, int flags, char *why, size_t size)
+{
+    char service[8];
+    struct addrinfo hints = {.ai_flags = flags, .ai_socktype = SOCK_STREAM}, *list;
+    snprintf(service, sizeof service, "%d", port);
+    int code = getaddrinfo(host, service, &hints, &list);
+    if (code == 0)
+        return list;
+    snprintf(why, size, "%s", code == EAI_SYSTEM ? strerror(errno) : gai_strerror(code));
+    return NULL;
+}
+
+int dist_listen(const char *host, int port, char *why, size_t size)
+{
+    bool local =
+        strncmp(host, "127.", 4) == 0 || strcmp(host, "::1") == 0 || strcmp(host, "localhost") == 0;
+    struct addrinfo *list = resolve(local ? host : NULL, port, local ? 0 : AI_PASSIVE, why, size);
+    int fd = -1, on = 1, off = 0;
+    for (int family = AF_INET6; fd < 0; family = AF_INET) { /* IPv6 hears IPv4 too */
+        for (struct addrinfo *a = list; a && fd < 0; a = a->ai_next) {
+            if (a->ai_family != family)
+                continue;
+            fd = socket(family, SOCK_STREAM, 0);
+            setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+            if (family == AF_INET6)
+                setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
+            if (fd >= 0 && bind(fd, a->ai_addr, a->ai_addrlen) == 0 && listen(fd, 1024) == 0)
+                break;
+            snprintf(why, size, "%s", strerror(errno));
+            if (fd >= 0)
+                close(fd);
+            fd = -1;
+        }
+        if (family == AF_INET)
+            break;
+    }
+    if (list)
+        freeaddrinfo(list);
+    return fd;
+}
+
+/* The launcher's socket, or one of our own, for which an ending job may have to make room. */
+static int open_listener(const Place *p, double until)
+{
+    Error e = {"", ""};
+    char why[256] = "";
+    int fd = dist_env_int("VIT_DIST_FD", 3, 1 << 20, -1, &e), listening = 0;
+    socklen_t size = sizeof listening;
+    unsetenv("VIT_DIST_FD");
+    if (fd >= 0 && getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) == 0 && listening) {
+        fcntl(fd, F_SETFD, FD_CLOEXEC);
+        return fd;
+    }
+    double patience = now() + 10 < until ? now() + 10 : until;
+    while ((fd = dist_listen(p->host, p->port, why, sizeof why)) < 0) {
+        if (now() > patience)
+            die("another job may be using it: set VIT_PORT to a free port, the same on every rank",
+                "rank 0 cannot listen on port %d: %s", p->port, why);
+        usleep(100000);
+    }
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    return fd;
+}
+
+typedef struct {
+    int fd;
+    double since;
+    size_t got;
+    Hello hello;
+} Guest;
+
+static int judge(const Hello *h, uint64_t key)
+{
+    if (h->version != PROTOCOL)
+        return OTHER_VERSION;
+    if (h->key != key)
+        return OTHER_JOB;
+    if (h->ranks != (uint32_t)net.world.ranks)
+        return OTHER_SIZE;
+    if (h->rank == 0 || h->rank >= h->ranks)
+        return NO_SUCH_RANK;
+    return net.peer[h->rank - 1].fd >= 0 ? TWICE : ADMITTED;
+}
+
+/* Reads on; true when nothing more is to be done with this guest. Those who do not speak as we do
+ * are strangers, or not for long: they are not answered. */
+static bool greet(Guest *g, uint64_t key, int *come)
+{
+    ssize_t n = recv(g->fd, (char *)&g->hello + g->got, sizeof g->hello - g->got, MSG_DONTWAIT);
+    if (n > 0)
+        g->got += (size_t)n;
+    bool stranger = g->got >= sizeof g->hello.magic && g->hello.magic != HELLO_MAGIC;
+    bool waits = n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR));
+    if (g->got < sizeof g->hello && !stranger && waits && now() - g->since < 5)
+        return false;
+    if (g->got < sizeof g->hello || stranger) {
+        close(g->fd);
+        return true;
+    }
+    Hello *h = &g->hello;
+    Welcome w = {WELCOME_MAGIC, (uint32_t)judge(h, key), (uint32_t)net.world.ranks, ""};
+    gethostname(w.host, sizeof w.host - 1);
+    h->host[sizeof h->host - 1] = 0;
+    set_up_socket(g->fd);
+    if (!send_bytes(g->fd, &w, sizeof w) || w.refusal != ADMITTED) {
+        if (w.refusal != ADMITTED && w.refusal != OTHER_JOB)
+            warn("refused rank %u (%s): %s", h->rank, h->host, refusals[w.refusal]);
+        close(g->fd);
+        return true;
+    }
+    pthread_mutex_lock(&net.lock);
+    Peer *p = &net.peer[h->rank - 1];
+    memcpy(p->host, h->host, sizeof p->host);
+    p->fd = g->fd;
+    ++*come;
+    pthread_mutex_unlock(&net.lock);
+    (void)!write(net.wake[1], "", 1);
+    return true;
+}
+
+/* "2", "1, 3", "1, 2, 5, ..." */
+static const char *missing(char *out, size_t size)
+{
+    size_t n = 0;
+    for (int i = 0; i < net.peers && n < size - 32; i++)
+        if (net.peer[i].fd < 0)
+            n += (size_t)snprintf(out + n, size - n, "%s%d", n ? ", " : "", i + 1);
+    if (n >= size - 32)
+        snprintf(out + n, size - n, ", ...");
+    return out;
+}
+
+static bool must_end(void)
+{
+    pthread_mutex_lock(&net.lock);
+    bool failing = net.failing;
+    pthread_mutex_unlock(&net.lock);
+    return failing;
+}
+
+/* Rank 0: until every other rank has come. */
+static void gather(const Place *place, double until)
+{
+    Guest guest[64];
+    struct pollfd fds[COUNT(guest) + 1];
+    char list[128];
+    int guests = 0, come = 1, ranks = net.world.ranks, listener = open_listener(place, until);
+    fcntl(listener, F_SETFL, fcntl(listener, F_GETFL) | O_NONBLOCK);
+    while (come < ranks) {
+        fds[0] = (struct pollfd){.fd = guests < COUNT(guest) ? listener : -1, .events = POLLIN};
+        for (int i = 0; i < guests; i++)
+            fds[i + 1] = (struct pollfd){.fd = guest[i].fd, .events = POLLIN};
+        poll(fds, (nfds_t)guests + 1, 100);
+        if (must_end())
+            end_here();
+        for (int i = guests - 1; i >= 0; i--)
+            if (greet(&guest[i], place->key, &come))
+                guest[i] = guest[--guests];
+        int fd = fds[0].revents ? accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK) : -1;
+        if (fd >= 0)
+            guest[guests++] = (Guest){.fd = fd, .since = now()};
+        if (now() > until && come < ranks) {
+            end_all("%d of %d ranks came to %s port %d within %d s; missing: %s", come, ranks,
+                    place->host, place->port, timeout_seconds(), missing(list, sizeof list));
+            end_here();
+        }
+    }
+    for (int i = 0; i < guests; i++)
+        close(guest[i].fd);
+    close(listener);
+}
+
+/* A connection, or -1 and why. While nobody listens there, a socket can be given that very port and
+ * connect to itself: that is nobody. */
+static int connect_once(const struct addrinfo *a, int milliseconds, char *why, size_t size)
+{
+    int fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), error = 0;
+    struct pollfd waiting = {.fd = fd, .events = POLLOUT};
+    struct sockaddr_storage own = {0}, other = {0};
+    socklen_t n = sizeof error, own_size = sizeof own, other_size = sizeof other;
+    if (fd < 0 || connect(fd, a->ai_addr, a->ai_addrlen) != 0)
+        error = errno;
+    if (error == EINPROGRESS) {
+        error = ETIMEDOUT;
+        if (poll(&waiting, 1, milliseconds) == 1)
+            getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &n);
+    }
+    if (!error && (getsockname(fd, (struct sockaddr *)&own, &own_size) != 0 ||
+                   getpeername(fd, (struct sockaddr *)&other, &other_size) != 0 ||
+                   (own_size == other_size && memcmp(&own, &other, own_size) == 0)))
+        error = ECONNREFUSED;
+    if (!error)
+        return fd;
+    snprintf(why, size, "%s", strerror(error));
+    if (fd >= 0)
+        close(fd);
+    return -1;
+}
+
+static int connect_any(const char *host, int port, char *why, size_t size)
+{
+    struct addrinfo *list = resolve(host, port, 0, why, size);
+    int fd = -1;
+    for (struct addrinfo *a = list; a && fd < 0; a = a->ai_next)
+        fd = connect_once(a, 3000, why, size);
+    if (list)
+        freeaddrinfo(list);
+    return fd;
+}
+
+/* Shows who we are. True: admitted; otherwise there is a reason to try again. */
+static bool introduce(int fd, const Place *place, double until, char *why, size_t size)
+{
+    Hello h = {
+        HELLO_MAGIC, place->key, PROTOCOL, (uint32_t)net.world.ranks, (uint32_t)net.world.rank,
+        0,           ""};
+    Welcome w;
+    double left = until - now();
+    struct timeval patience = {.tv_sec = left > 5 ? 5 : left > 1 ? (long)left : 1};
+    gethostname(h.host, sizeof h.host - 1);
+    set_up_socket(fd);
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    if (!send_bytes(fd, &h, sizeof h) || recv(fd, &w, sizeof w, MSG_WAITALL) != sizeof w ||
+        w.magic != WELCOME_MAGIC || w.refusal >= COUNT(refusals)) {
+        snprintf(why, size, "another program answers there, or none");
+        return false;
+    }
+    w.host[sizeof w.host - 1] = 0;
+    if (w.refusal == OTHER_JOB) {
+        snprintf(why, size, "another job's rank 0 (%s) answers there", w.host);
+        return false;
+    }
+    if (w.refusal != ADMITTED)
+        die("start every rank once, with the same program and the same number of ranks",
+            "rank 0 (%s, of %u ranks) refused rank %d of %d: %s", w.host, w.ranks, net.world.rank,
+            net.world.ranks, refusals[w.refusal]);
+    set_up_socket(fd);
+    memcpy(net.peer[0].host, w.host, sizeof w.host);
+    return true;
+}
+
+/* Every other rank: rank 0 may be minutes late, and its host's name not known yet. */
+static void join(const Place *place, double until)
+{
+    char why[256] = "";
+    for (double pause = 0.02;; pause = pause < 0.5 ? 2 * pause : 1) {
+        int fd = connect_any(place->host, place->port, why, sizeof why);
+        if (fd >= 0 && introduce(fd, place, until, why, sizeof why)) {
+            net.peer[0].fd = fd;
+            return;
+        }
+        if (fd >= 0)
+            close(fd);
+        if (now() + pause > until)
+            die("see whether rank 0 runs there, and no firewall is in between; VIT_PORT takes "
+                "another "
+                "port, VIT_DIST_TIMEOUT more seconds",
+                "rank %d of %d could not reach rank 0 at %s port %d within %d s: %s",
+                net.world.rank, net.world.ranks, place->host, place->port, timeout_seconds(), why);
+        usleep((useconds_t)(pause * 1e6));
+    }
+}
+
+/* Signals are the main thread's. */
+static void start_watcher(void)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    if (pthread_create(&net.watcher, NULL, watch, NULL) != 0)
+        die("raise the limit of processes (ulimit -u)", "cannot start a thread");
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+static void open_net(const Place *place)
+{
+    World w = place->world;
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0) { /* one socket a rank */
+        files.rlim_cur = files.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &files);
+    }
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&net.news, &attr);
+    pthread_mutex_init(&net.lock, NULL);
+    if (pipe2(net.wake, O_CLOEXEC | O_NONBLOCK) != 0)
+        die("raise the limit of open files (ulimit -n)", "cannot make a pipe: %s", strerror(errno));
+    net.world = w;
+    net.peers = w.rank == 0 ? w.ranks - 1 : 1;
+    net.peer = xcalloc((size_t)net.peers, sizeof *net.peer);
+    for (int i = 0; i < net.peers; i++) {
+        Peer *p = &net.peer[i];
+        p->fd = -1;
+        p->rank = w.rank == 0 ? i + 1 : 0;
+        p->last = &p->first;
+        pthread_mutex_init(&p->sending, NULL);
+    }
+    double until = now() + timeout_seconds();
+    if (w.rank != 0)
+        join(place, until);
+    start_watcher();
+    if (w.rank == 0)
+        gather(place, until);
+    dist_barrier();
+}
+
+World dist_start(int gpus, char **argv)
+{
+    Error e = {"", ""};
+    Place p;
+    if (!dist_environment(&p, &e))
+        die(e.hint, "%s", e.what);
+    int ranks = p.world.ranks;
+    bool fits = gpus <= 1 || gpus == ranks || gpus == p.local_ranks ||
+                (!p.local_ranks && ranks % gpus == 0);
+    if (ranks > 1 && !fits)
+        die_usage("leave --gpus out: the launcher says how many processes there are",
+                  "--gpus %d, but %s has started %d processes", gpus, p.launcher, ranks);
+    if (ranks == 1 && gpus > 1)
+        dist_launch(gpus, argv);
+    int tasks = dist_env_int("SLURM_NTASKS", 1, 1 << 20, 1, &e);
+    if (!p.launcher && tasks > 1 && getenv("SLURM_PROCID"))
+        warn("one process alone, though the Slurm job has %d tasks: srun starts them all", tasks);
+    if (ranks > 1)
+        open_net(&p);
+    return p.world;
+}
+
+/* ---- the calls ---- */
+
+static _Noreturn void out_of_step(int rank, const Header *h, int kind, size_t bytes)
+{
+    static const char mistake[] = "this is a mistake in the program, or the ranks' settings differ";
+    if (!h)
+        die(mistake, "rank %d has ended its work while rank %d goes on", rank, net.world.rank);
+    die(mistake,
+        "ranks out of step: rank %d is at call %llu (%s of %llu bytes), rank %d at %llu (%s of "
+        "%zu)",
+        rank, (unsigned long long)h->count, kinds[h->kind], (unsigned long long)h->bytes,
+        net.world.rank, (unsigned long long)net.count, kinds[kind], bytes);
+}
+
+/* The next message of p, which must be this one; its body goes to `to`. */
+static void take(Peer *p, int kind, void *to, size_t bytes)
+{
+    pthread_mutex_lock(&net.lock);
+    while (!p->first && !p->goodbye && !net.failing)
+        pthread_cond_wait(&net.news, &net.lock);
+    bool failing = net.failing;
+    Message *m = p->first;
+    if (m && !failing) {
+        p->first = m->next;
+        if (!p->first)
+            p->last = &p->first;
+    }
+    pthread_mutex_unlock(&net.lock);
+    if (failing)
+        end_here();
+    if (!m || m->header.kind != (uint32_t)kind || m->header.count != net.count ||
+        m->header.bytes != bytes)
+        out_of_step(p->rank, m ? &m->header : NULL, kind, bytes);
+    memcpy(to, m->body, bytes);
+    free(m);
+}
+
+/* Where the connection has ended, the watcher will know why. */
+static void give(Peer *p, int kind, const void *data, size_t bytes)
+{
+    if (!must_end() && send_message(p, kind, net.count, data, bytes))
+        return;
+    pthread_mutex_lock(&net.lock);
+    while (!p->goodbye && !net.failing)
+        pthread_cond_wait(&net.news, &net.lock);
+    bool failing = net.failing;
+    pthread_mutex_unlock(&net.lock);
+    if (failing)
+        end_here();
+    out_of_step(p->rank, NULL, kind, bytes);
+}
+
+static void give_all(int kind, const void *data, size_t bytes)
+{
+    for (int i = 0; i < net.peers; i++)
+        give(&net.peer[i], kind, data, bytes);
+}
+
+void dist_broadcast(void *data, size_t bytes)
+{
+    if (!net.peers)
+        return;
+    if (net.world.rank == 0)
+        give_all(BROADCAST, data, bytes);
+    else
+        take(&net.peer[0], BROADCAST, data, bytes);
+    net.count++;
+}
+
+void dist_sum(double *x, int n)
+{
+    if (!net.peers)
+        return;
+    size_t bytes = (size_t)n * sizeof *x;
+    if (net.world.rank == 0) {
+        double *other = xmalloc(bytes);
+        for (int i = 0; i < net.peers; i++) {
+            take(&net.peer[i], SUM, other, bytes);
+            for (int k = 0; k < n; k++)
+                x[k] += other[k];
+        }
+        free(other);
+        give_all(SUM, x, bytes);
+    } else {
+        give(&net.peer[0], SUM, x, bytes);
+        take(&net.peer[0], SUM, x, bytes);
+    }
+    net.count++;
+}
+
+void dist_barrier(void)
+{
+    double nothing = 0;
+    dist_sum(&nothing, 0);
+}
+
+static void wait_for_goodbye(Peer *p)
+{
+    pthread_mutex_lock(&net.lock);
+    while (!p->goodbye && !p->first && !net.failing)
+        pthread_cond_wait(&net.news, &net.lock);
+    bool failing = net.failing, more = p->first != NULL;
+    pthread_mutex_unlock(&net.lock);
+    if (failing)
+        end_here();
+    if (more)
+        out_of_step(p->rank, &p->first->header, GOODBYE, 0);
+}
+
+/* Rank 0 is the last to say it. */
+void dist_end(void)
+{
+    if (!net.peers)
+        return;
+    if (net.world.rank != 0)
+        give_all(GOODBYE, NULL, 0);
+    for (int i = 0; i < net.peers; i++)
+        wait_for_goodbye(&net.peer[i]);
+    if (net.world.rank == 0)
+        for (int i = 0; i < net.peers; i++)
+            send_message(&net.peer[i], GOODBYE, net.count, NULL, 0);
+    pthread_mutex_lock(&net.lock);
+    net.closing = true;
+    pthread_mutex_unlock(&net.lock);
+    (void)!write(net.wake[1], "", 1);
+    pthread_join(net.watcher, NULL);
+    for (int i = 0; i < net.peers; i++) {
+        close(net.peer[i].fd);
+        pthread_mutex_destroy(&net.peer[i].sending);
+    }
+    close(net.wake[0]);
+    close(net.wake[1]);
+    free(net.peer);
+    net.peer = NULL;
+    net.peers = 0;
+}

@@ -1,0 +1,386 @@
+/* launch.c - who the processes of a run are: what launchers say in the environment, and a launcher
+ * of our own for one machine.
+ *
+ * Nothing here talks to another rank: dist.c does. Read in this order: the environment, the
+ * launcher.
+ */
+#include "train/hosts.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define LAST_GRACE   10.0  /* seconds that processes have between SIGTERM and SIGKILL */
+#define DEFAULT_PORT 29401 /* under an MPI that does not name the job */
+
+/* ---- the environment ---- */
+
+/* A variable's text; NULL where it is not set or empty. */
+static const char *env(const char *name)
+{
+    const char *value = name ? getenv(name) : NULL;
+    return value && *value ? value : NULL;
+}
+
+int dist_env_int(const char *name, int low, int high, int absent, Error *e)
+{
+    const char *text = env(name);
+    if (!text)
+        return absent;
+    char *end;
+    errno = 0;
+    long value = strtol(text, &end, 10);
+    if (*text < '0' || *text > '9' || *end || errno || value < low || value > high) {
+        fail(e, "the launcher (torchrun, mpirun, srun) sets it; unset it where none is used",
+             "environment: %s=%s is not a whole number in %d..%d", name, text, low, high);
+        return absent;
+    }
+    return (int)value;
+}
+
+typedef struct {
+    const char *name, *rank, *ranks, *local, *local_ranks;
+    const char *job[2]; /* together they name the job: its key, and its port where none is given */
+} Launcher;
+
+/* Inner ones first: torchrun may run under srun, and so may mpirun's own helpers. */
+enum { TORCHRUN, OPEN_MPI, HYDRA, SLURM };
+static const Launcher launchers[] = {
+    [TORCHRUN] = {"torchrun",
+                  "RANK",
+                  "WORLD_SIZE",
+                  "LOCAL_RANK",
+                  "LOCAL_WORLD_SIZE",
+                  {"VIT_DIST_KEY", "TORCHELASTIC_RUN_ID"}},
+    [OPEN_MPI] = {"mpirun",
+                  "OMPI_COMM_WORLD_RANK",
+                  "OMPI_COMM_WORLD_SIZE",
+                  "OMPI_COMM_WORLD_LOCAL_RANK",
+                  "OMPI_COMM_WORLD_LOCAL_SIZE",
+                  {"PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid"}},
+    [HYDRA] = {"mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", {0}},
+    [SLURM] = {"srun",
+               "SLURM_PROCID",
+               "SLURM_STEP_NUM_TASKS",
+               "SLURM_LOCALID",
+               NULL,
+               {"SLURM_JOB_ID", "SLURM_STEP_ID"}},
+};
+
+static uint64_t hash(uint64_t h, const char *text)
+{
+    for (; text && *text; text++)
+        h = (h ^ (unsigned char)*text) * 0x100000001b3u; /* FNV-1a */
+    return (h ^ 0xff) * 0x100000001b3u;                  /* an end, so that ab,c is not a,bc */
+}
+
+/* srun --mpi=pmi2 sets PMI_RANK as well, but not what Intel's and MPICH's mpiexec add to it. */
+static const Launcher *find_launcher(void)
+{
+    bool step = env("SLURM_PROCID") && env("SLURM_STEP_NODELIST");
+    if (env("RANK") && env("WORLD_SIZE"))
+        return &launchers[TORCHRUN];
+    if (env("OMPI_COMM_WORLD_RANK"))
+        return &launchers[OPEN_MPI];
+    if (env("PMI_RANK") && !(step && !env("MPI_LOCALRANKID")))
+        return &launchers[HYDRA];
+    return step ? &launchers[SLURM] : NULL;
+}
+
+/* "gpu[01-04,07]-ib,login" -> "gpu01-ib": each bracket's first entry, up to the first comma outside
+ * of brackets. */
+static bool first_node(const char *list, char *host, size_t size)
+{
+    size_t n = 0;
+    for (const char *p = list; *p && *p != ','; p++) {
+        if (*p == '[') {
+            for (p++; *p && !strchr("-,]", *p) && n + 1 < size; p++)
+                host[n++] = *p;
+            p += strcspn(p, "]");
+            if (!*p)
+                return false;
+        } else if (n + 1 < size) {
+            host[n++] = *p;
+        }
+    }
+    host[n] = 0;
+    return n > 0;
+}
+
+static bool find_host(Place *p, const Launcher *l, Error *e)
+{
+    const char *given = env("MASTER_ADDR"), *nodes = env("SLURM_STEP_NODELIST");
+    bool slurm = l == &launchers[SLURM];
+    bool one_machine = p->local_ranks == p->world.ranks;
+    if (slurm) {
+        const char *count = env("SLURM_STEP_NUM_NODES");
+        one_machine = count && strcmp(count, "1") == 0;
+    }
+    if (given && strlen(given) >= sizeof p->host)
+        return fail(e, "give it a host's name or address", "environment: MASTER_ADDR is too long");
+    if (given || one_machine) {
+        strcpy(p->host, given ? given : "127.0.0.1");
+        return true;
+    }
+    if (slurm && first_node(nodes, p->host, sizeof p->host))
+        return true;
+    if (slurm)
+        return fail(e, "set MASTER_ADDR to the host of rank 0",
+                    "environment: SLURM_STEP_NODELIST=%s names no host", nodes);
+    return fail(e, "set MASTER_ADDR to the host of rank 0, on every rank (mpirun -x MASTER_ADDR)",
+                "environment: %s started %d ranks, but not where rank 0 is", l->name,
+                p->world.ranks);
+}
+
+/* MASTER_PORT + 1, since torchrun listens on MASTER_PORT itself; the job's own number otherwise,
+ * below the ports that systems give to those who ask for any. */
+static bool find_port(Place *p, const Launcher *l, Error *e)
+{
+    int master = dist_env_int("MASTER_PORT", 1, 65534, 0, e);
+    p->port = dist_env_int("VIT_PORT", 1, 65535, master ? master + 1 : 0, e);
+    if (*e->what || p->port)
+        return !*e->what;
+    if (l == &launchers[TORCHRUN])
+        return fail(e, "set MASTER_PORT (rank 0 will listen on the next one) or VIT_PORT",
+                    "environment: RANK and WORLD_SIZE without MASTER_PORT");
+    p->port = env(l->job[0]) ? 15000 + (int)(p->key % 16000) : DEFAULT_PORT;
+    return true;
+}
+
+static bool find_rank(Place *p, const Launcher *l, Error *e)
+{
+    World *w = &p->world;
+    const char *size = l == &launchers[SLURM] && !env(l->ranks) ? "SLURM_NTASKS" : l->ranks;
+    w->ranks = dist_env_int(size, 1, 1 << 20, 0, e);
+    w->rank = dist_env_int(l->rank, 0, 1 << 20, 0, e);
+    w->local_rank = dist_env_int(l->local, 0, 1 << 20, w->ranks == 1 ? 0 : -1, e);
+    p->local_ranks = dist_env_int(l->local_ranks, 1, 1 << 20, 0, e);
+    if (*e->what)
+        return false;
+    if (!w->ranks)
+        return fail(e, "start all ranks by a launcher, or unset the variable",
+                    "environment: %s without %s", l->rank, size);
+    if (w->rank >= w->ranks)
+        return fail(e, "ranks count from 0", "environment: %s=%d, but %s=%d", l->rank, w->rank,
+                    size, w->ranks);
+    if (w->local_rank < 0)
+        return fail(e, "set it to this process's number on its machine, from 0",
+                    "environment: %s and %s without %s", l->rank, size, l->local);
+    int most = p->local_ranks ? p->local_ranks : w->ranks;
+    if (w->local_rank >= most || most > w->ranks)
+        return fail(e, "a machine's processes count from 0, and are no more than all",
+                    "environment: %s=%d of %d on this machine, and %s=%d", l->local, w->local_rank,
+                    most, size, w->ranks);
+    return true;
+}
+
+bool dist_environment(Place *p, Error *e)
+{
+    const Launcher *l = find_launcher();
+    World *w = &p->world;
+    *p = (Place){.world = {0, 1, 0}, .launcher = l ? l->name : NULL};
+    e->what[0] = e->hint[0] = 0;
+    if (l && !find_rank(p, l, e))
+        return false;
+    /* Scripts for srun often export one of the two; alone they may repeat the truth, no more. */
+    int ranks = dist_env_int("WORLD_SIZE", 1, 1 << 20, 1, e);
+    int rank = dist_env_int("RANK", 0, 1 << 20, w->rank, e);
+    if (*e->what)
+        return false;
+    if (l != &launchers[TORCHRUN] && ((ranks > 1 && ranks != w->ranks) || rank != w->rank))
+        return fail(e, "start all ranks by a launcher (torchrun, srun, mpirun), or unset it",
+                    "environment: %s=%d, but this is process %d of %d",
+                    rank != w->rank ? "RANK" : "WORLD_SIZE", rank != w->rank ? rank : ranks,
+                    w->rank, w->ranks);
+    if (w->ranks == 1)
+        return true;
+    p->key = hash(0xcbf29ce484222325u, l->name);
+    for (int i = 0; i < COUNT(l->job); i++)
+        p->key = hash(p->key, env(l->job[i]));
+    return find_host(p, l, e) && find_port(p, l, e);
+}
+
+/* ---- the launcher ---- */
+
+typedef struct {
+    pid_t *pid; /* 0: has ended */
+    int n, alive;
+    int rank, how;    /* the first failure: whose, and as waitpid says it; 0: none */
+    double failed_at; /* the time of it */
+    bool stopping;    /* a signal has been passed on: ending by it is no failure to explain */
+} Family;
+
+static void set_int(const char *name, int value)
+{
+    char text[16];
+    snprintf(text, sizeof text, "%d", value);
+    setenv(name, text, 1);
+}
+
+/* Between fork and exec. Its own process group: Ctrl-C reaches the launcher alone, which passes it
+ * on once (train.c takes a second signal as an order to exit at once). Such a group may not read
+ * the terminal, and writes to it undisturbed only when SIGTTOU is ignored. */
+static _Noreturn void become_rank(pid_t launcher, char **argv, const sigset_t *mask)
+{
+    setpgid(0, 0);
+    signal(SIGTTOU, SIG_IGN);
+    int null = open("/dev/null", O_RDONLY);
+    if (null >= 0)
+        dup2(null, 0);
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != launcher) /* it was gone before prctl */
+        _exit(1);
+    sigprocmask(SIG_SETMASK, mask, NULL);
+    execv("/proc/self/exe", argv);
+    execvp(argv[0], argv);
+    _exit(127);
+}
+
+static void signal_all(const Family *f, int sig)
+{
+    for (int i = 0; i < f->n; i++)
+        if (f->pid[i])
+            kill(f->pid[i], sig);
+}
+
+/* The first failure is the cause, and the others' ends are its consequences: they exit with 1 or
+ * are stopped by us. But they may be over before it is: the system takes a while to clear away a
+ * large process. So for two seconds a better explanation is taken. */
+static int weight(int how)
+{
+    return WIFSIGNALED(how) ? 3 : WEXITSTATUS(how) > 1 ? 2 : WEXITSTATUS(how);
+}
+
+static void note_end(Family *f, int rank, int how)
+{
+    bool first = f->how == 0, by_us = !first && WIFSIGNALED(how) && WTERMSIG(how) == SIGTERM;
+    if (weight(how) <= weight(f->how) || by_us || (!first && now() > f->failed_at + 2))
+        return;
+    f->rank = rank;
+    f->how = how;
+    if (first) {
+        f->failed_at = now();
+        signal_all(f, SIGTERM);
+    }
+}
+
+static void reap(Family *f)
+{
+    int how;
+    for (int i = 0; i < f->n; i++)
+        if (f->pid[i] && waitpid(f->pid[i], &how, WNOHANG) == f->pid[i]) {
+            f->pid[i] = 0;
+            f->alive--;
+            note_end(f, i, how);
+        }
+}
+
+static int explain(const Family *f)
+{
+    int sig = WIFSIGNALED(f->how) ? WTERMSIG(f->how) : 0;
+    int status = sig ? 128 + sig : WEXITSTATUS(f->how);
+    if (status == 0 || f->stopping)
+        return status;
+    fflush(stdout);
+    if (sig)
+        fprintf(stderr, "error: rank %d was killed by signal %d (%s)\nhint: %s\n", f->rank, sig,
+                strsignal(sig),
+                sig == SIGKILL ? "the system kills when memory runs out: see dmesg"
+                               : "the other ranks were stopped");
+    else if (status == 1) /* whose is not known: those who noticed exit with 1 as well */
+        fprintf(stderr,
+                "error: a rank failed\nhint: its own message is above; the other ranks were "
+                "stopped\n");
+    else
+        fprintf(stderr, "error: rank %d ended with status %d\nhint: %s\n", f->rank, status,
+                "its own message is above; the other ranks were stopped");
+    return status;
+}
+
+static _Noreturn void wait_for_all(Family *f, const sigset_t *set)
+{
+    while (f->alive) {
+        struct timespec tick = {.tv_nsec = 100000000};
+        int sig = sigtimedwait(set, NULL, f->how ? &tick : NULL);
+        if (sig > 0 && sig != SIGCHLD) {
+            f->stopping = true;
+            signal_all(f, sig);
+        }
+        reap(f);
+        if (f->how && now() > f->failed_at + LAST_GRACE)
+            signal_all(f, SIGKILL);
+    }
+    int status = explain(f);
+    fflush(NULL);
+    exit(status);
+}
+
+/* Rank 0 inherits the socket that it will listen on, so that nobody can take the port in between.
+ */
+_Noreturn void dist_launch(int gpus, char **argv)
+{
+    Error e = {"", ""};
+    char why[256], key[17];
+    int wanted = dist_env_int("VIT_PORT", 1, 65535, 0, &e);
+    uint64_t random = 0;
+    if (*e.what)
+        die(e.hint, "%s", e.what);
+    int listener = dist_listen("127.0.0.1", wanted, why, sizeof why);
+    if (listener < 0)
+        die("set VIT_PORT to a free port", "cannot listen on 127.0.0.1 port %d: %s", wanted, why);
+    struct sockaddr_in a = {0};
+    socklen_t size = sizeof a;
+    getsockname(listener, (struct sockaddr *)&a, &size);
+    if (getrandom(&random, sizeof random, GRND_NONBLOCK) != sizeof random)
+        random = (uint64_t)getpid() << 32 ^ (uint64_t)(now() * 1e9);
+    snprintf(key, sizeof key, "%016llx", (unsigned long long)random);
+    setenv("VIT_DIST_KEY", key, 1);
+    setenv("MASTER_ADDR", "127.0.0.1", 1);
+    set_int("MASTER_PORT", ntohs(a.sin_port));
+    set_int("VIT_PORT", ntohs(a.sin_port));
+    set_int("WORLD_SIZE", gpus);
+    set_int("LOCAL_WORLD_SIZE", gpus);
+
+    sigset_t set, before;
+    sigemptyset(&set);
+    sigaddset(&set, SIGCHLD);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGUSR1);
+    signal(SIGCHLD, SIG_DFL); /* inherited as ignored, ended children would not wait for us */
+    sigprocmask(SIG_BLOCK, &set, &before);
+    fflush(NULL);
+    pid_t self = getpid();
+    Family f = {.pid = xcalloc((size_t)gpus, sizeof *f.pid), .n = gpus};
+    for (int rank = 0; rank < gpus; rank++) {
+        set_int("RANK", rank);
+        set_int("LOCAL_RANK", rank);
+        if (rank == 0)
+            set_int("VIT_DIST_FD", listener);
+        pid_t pid = fork();
+        if (pid == 0)
+            become_rank(self, argv, &before);
+        if (pid < 0) {
+            int reason = errno;
+            signal_all(&f, SIGKILL);
+            die("lower --gpus, or raise the limit of processes (ulimit -u)",
+                "cannot start process %d of %d: %s", rank + 1, gpus, strerror(reason));
+        }
+        f.pid[rank] = pid;
+        f.alive++;
+        if (rank == 0) {
+            unsetenv("VIT_DIST_FD");
+            close(listener);
+        }
+    }
+    wait_for_all(&f, &set);
+}

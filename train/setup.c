@@ -1,0 +1,715 @@
+/* setup.c - from flags to a session: config, data, model, run directory.
+ *
+ * What wins, from weakest to strongest: defaults; the built-in recipe (training without model,
+ * weights or recipe), or the config.ini of the run that is continued or evaluated; recipes and
+ * flags in the order they were given. The model's settings start from the weights file or the
+ * preset. The training loop is in train.c; what flags are called is in options.h.
+ *
+ * Read in this order: the built-in recipe, options, config, data, model, run directory.
+ */
+#include "train/setup.h"
+
+#include "util/report.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* What trains when nothing says what to: a model that two cores train in two minutes. Crops stay
+ * large, because a shape that is cut away cannot be named. */
+static const char built_in[] = "image-size = 64\n"
+                               "patch-size = 8\n"
+                               "width = 128\n"
+                               "layers = 4\n"
+                               "heads = 4\n"
+                               "mlp = 256\n"
+                               "batch-size = 64\n"
+                               "epochs = 16\n"
+                               "lr = 0.001\n"
+                               "label-smoothing = 0.1\n"
+                               "area-min = 0.7\n";
+/* The same for pictures of 32 and 28 pixels. */
+static const char built_in_tiny[] = "image-size = 32\n"
+                                    "patch-size = 4\n"
+                                    "area-min = 0.5\n";
+enum { SHAPES_TRAIN = 500, SHAPES_VAL = 100 }; /* images per class */
+
+void setup_check(bool ok, const Error *e)
+{
+    if (!ok)
+        die(e->hint, "%s", e->what);
+}
+
+static void check_usage(bool ok, const Error *e)
+{
+    if (!ok)
+        die_usage(*e->hint ? e->hint : "--help lists all flags with what they take", "%s", e->what);
+}
+
+/* ---- options ---- */
+
+static char *parent_of(const char *path)
+{
+    char *copy = xstrdup(path);
+    for (size_t n = strlen(copy); n > 1 && copy[n - 1] == '/';)
+        copy[--n] = 0;
+    char *slash = strrchr(copy, '/');
+    if (!slash) {
+        free(copy);
+        return xstrdup(".");
+    }
+    slash[slash == copy] = 0;
+    return copy;
+}
+
+/* Whether dir holds a run of ours, and not just anybody's config.ini. */
+static bool is_run(const char *dir)
+{
+    char *ini = xasprintf("%s/config.ini", dir), *latest = xasprintf("%s/latest", dir);
+    bool yes = path_exists(ini) && path_exists(latest);
+    free(ini);
+    free(latest);
+    return yes;
+}
+
+/* The run that a run directory, one of its checkpoints or a file in one belongs to, or NULL. */
+static char *run_of(const char *path)
+{
+    if (is_run(path))
+        return xstrdup(path);
+    char *dir = realpath(path, NULL);
+    for (int up = 0; dir && up < 2; up++) {
+        char *parent = parent_of(dir);
+        free(dir);
+        dir = parent;
+        if (is_run(dir))
+            return dir;
+    }
+    free(dir);
+    return NULL;
+}
+
+/* Whether nothing says what to train, so that the built-in recipe does. */
+static bool wants_built_in(const Options *o)
+{
+    return strcmp(o->command, "train") == 0 && !*o->recipe && !*o->model && !*o->weights &&
+           !*o->resume;
+}
+
+static bool is_tiny_data(const char *spec)
+{
+    return strncmp(spec, "cifar", 5) == 0 || strncmp(spec, "mnist:", 6) == 0;
+}
+
+static void check_options(const Options *o)
+{
+    if (o->area_min > o->area_max || o->area_max <= 0)
+        die_usage("--area-min must not exceed --area-max", "no crop has an area in %g..%g",
+                  o->area_min, o->area_max);
+    if (o->ratio_min > o->ratio_max)
+        die_usage("--ratio-min must not exceed --ratio-max", "no crop has a ratio in %g..%g",
+                  o->ratio_min, o->ratio_max);
+    if (o->lr_floor > o->lr)
+        die_usage("--lr-floor must not exceed --lr", "the learning rate would rise from %g to %g",
+                  o->lr, o->lr_floor);
+    Error e = {"", ""};
+    double twist[4];
+    check_usage(mix_parse_twist(o->color_twist, twist, &e), &e);
+    if (o->epochs <= 0 && o->steps == 0)
+        die_usage("give --epochs above 0, or --steps", "--epochs %g trains nothing", o->epochs);
+}
+
+/* The command line is read twice: first to learn which run or recipe lies under it. */
+void setup_options(Session *s, int argc, char **argv)
+{
+    memset(s, 0, sizeof *s);
+    s->argv = argv;
+    Options *o = &s->o;
+    Error e = {"", ""};
+    bool help = false;
+    options_init(o);
+    check_usage(options_args(o, argc, argv, &help, &e), &e);
+    if (help) {
+        options_help(stdout);
+        exit(0);
+    }
+    bool train = strcmp(o->command, "train") == 0, built = wants_built_in(o);
+    bool tiny = is_tiny_data(o->data), other_data = *o->val_data == 0 && o->has_data;
+    if (*o->resume && *o->weights)
+        die_usage("give one of the two", "--weights and --resume both name weights");
+    const char *base = *o->resume ? o->resume : !train && *o->weights ? o->weights : NULL;
+    s->run_dir = base ? run_of(base) : NULL;
+    char *resume = xstrdup(o->resume);
+    bool has_recipe = *o->recipe != 0;
+
+    options_free(o);
+    options_init(o);
+    if (built) {
+        setup_check(options_lines(o, built_in, "built-in recipe", &e), &e);
+        if (tiny)
+            setup_check(options_lines(o, built_in_tiny, "built-in recipe", &e), &e);
+    } else if (s->run_dir) {
+        char *ini = xasprintf("%s/config.ini", s->run_dir);
+        setup_check(options_file(o, ini, &e), &e);
+        if (!backend_cuda) /* a run of the GPU goes on here, in fp32 */
+            setup_check(options_set(o, "precision", "auto", "", &e), &e);
+        if (*resume) /* the checkpoint holds the weights now */
+            setup_check(options_set(o, "weights", "", "", &e), &e);
+        if (!train && other_data) { /* --data is what to evaluate, whatever the run evaluated */
+            setup_check(options_set(o, "val-data", "", "", &e), &e);
+            setup_check(options_set(o, "index-dir", "", "", &e), &e);
+        }
+        free(ini);
+    } else if (*resume && path_exists(resume) && !has_recipe) {
+        die("give the settings of the run with --recipe FILE", "%s has no run with a config.ini",
+            resume);
+    }
+    s->built_in = built;
+    free(resume);
+    check_usage(options_args(o, argc, argv, &help, &e), &e);
+    check_options(o);
+    s->changes = augmentation_new(o->color_jitter, o->auto_augment, &e);
+    check_usage(s->changes != NULL, &e);
+}
+
+/* ---- config ---- */
+
+/* A weights file, or the best or newest checkpoint of a run. */
+static char *find_weights(const char *path)
+{
+    if (!path_exists(path))
+        die("name a safetensors file or a run directory", "there is no %s", path);
+    if (!is_dir(path))
+        return xstrdup(path);
+    char *file = xasprintf("%s/model.safetensors", path);
+    if (path_exists(file))
+        return file;
+    free(file);
+    char dir[4096];
+    Error e = {"", ""};
+    setup_check(ckpt_best(path, dir, sizeof dir, &e), &e);
+    return xasprintf("%s/model.safetensors", dir);
+}
+
+static void find_start(Session *s)
+{
+    const Options *o = &s->o;
+    Error e = {"", ""};
+    if (*o->resume) {
+        char dir[4096];
+        setup_check(ckpt_find(o->resume, dir, sizeof dir, &e), &e);
+        s->checkpoint = xstrdup(dir);
+        s->weights = xasprintf("%s/model.safetensors", dir);
+    } else if (*o->weights) {
+        s->weights = find_weights(o->weights);
+    }
+}
+
+static void use_preset(const char *name, Config *c)
+{
+    if (!*name || vit_preset(name, c))
+        return;
+    const char *near = nearest(name, vit_preset_names);
+    char hint[160];
+    snprintf(hint, sizeof hint,
+             "%s%s%sthere are Ti/16 S/16 B/16 B/32 L/16 H/16 H/14 g/14 G/14 10B/14",
+             near ? "did you mean " : "", near ? near : "", near ? "? " : "");
+    die_usage(hint, "no model is called '%s'", name);
+}
+
+/* Words of --precision, and what they mean for the model and for its matrix products. */
+enum { PRECISION_AUTO, PRECISION_FP32, PRECISION_TF32, PRECISION_BF16, PRECISION_FP16 };
+
+/* Which process this is, and its device. Ranks other than the first keep silent. */
+static void start_device(Session *s)
+{
+    Options *o = &s->o;
+    s->be = backend_cuda ? backend_cuda() : backend_cpu();
+    s->world = (World){0, 1, 0};
+    if (backend_cuda)
+        s->world = dist_start((int)o->gpus, s->argv);
+    else if (o->gpus > 1)
+        die_usage("build ./train_gpu with nvcc", "this program was built for the CPU: no --gpus");
+    if (s->world.rank > 0 && !freopen("/dev/null", "w", stdout))
+        warn("cannot silence rank %d", s->world.rank);
+    if (o->precision == PRECISION_AUTO)
+        o->precision = backend_cuda ? PRECISION_BF16 : PRECISION_FP32;
+    s->type = o->precision == PRECISION_BF16 ? BF16 : o->precision == PRECISION_FP16 ? F16 : F32;
+    s->be->init(&(Device){.threads = (int)o->threads,
+                          .type = s->type,
+                          .tf32 = o->precision == PRECISION_TF32,
+                          .measure = o->autotune,
+                          .rank = s->world.rank,
+                          .ranks = s->world.ranks,
+                          .local_rank = s->world.local_rank,
+                          .broadcast = dist_broadcast});
+}
+
+void setup_config(Session *s)
+{
+    Options *o = &s->o;
+    Error e = {"", ""};
+    char assumed[1024] = "";
+    start_device(s);
+    if (s->built_in)
+        printf(
+            "recipe    built-in, a small model (--model, --weights or --recipe choose another)\n");
+    s->be->describe(assumed, sizeof assumed);
+    printf("device    %s\n", assumed);
+    if (s->world.ranks > 1)
+        printf("ranks     %d processes, one device each\n", s->world.ranks);
+    find_start(s);
+    s->config = vit_config_default();
+    if (s->weights) {
+        printf("weights   %s\n", s->weights);
+        setup_check(ckpt_config(s->weights, &s->config, assumed, sizeof assumed, &e), &e);
+        if (*assumed)
+            printf("          %s\n", assumed);
+    }
+    use_preset(o->model, &s->config);
+    options_apply_config(o, &s->config);
+    check_usage(vit_config_check(&s->config, &e), &e);
+    bool known = false;
+    for (int i = 0; vit_init_names[i]; i++)
+        known |= strcmp(vit_init_names[i], o->init) == 0;
+    if (!known)
+        die_usage("choose jax, timm, torch, megatron or xavier", "no initialiser is called '%s'",
+                  o->init);
+}
+
+/* ---- data ---- */
+
+static int count_local_ranks(const Session *s)
+{
+    Error e;
+    Place place = {.local_ranks = 0};
+    bool known = s->world.ranks > 1 && dist_environment(&place, &e) && place.local_ranks > 0;
+    return known ? place.local_ranks : 1;
+}
+
+/* One per core, shared with the other ranks of this machine; a launcher may have shared them out
+ * already. */
+static int workers_of(const Session *s)
+{
+    if (s->o.workers > 0)
+        return (int)s->o.workers;
+    long mine = sysconf(_SC_NPROCESSORS_ONLN) / s->local_ranks;
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0 && CPU_COUNT(&allowed) < mine)
+        mine = CPU_COUNT(&allowed);
+    return mine < 1 ? 1 : mine > 64 ? 64 : (int)mine;
+}
+
+/* `shapes` is a folder that is drawn the first time. */
+static char *data_spec(Session *s, const char *spec)
+{
+    if (strcmp(spec, "shapes") != 0)
+        return xstrdup(spec);
+    int size = s->config.image_h > s->config.image_w ? s->config.image_h : s->config.image_w;
+    char *dir = xasprintf("data/shapes-%d", size);
+    if (!path_exists(dir))
+        printf("data      drawing %d images into %s\n", 10 * (SHAPES_TRAIN + SHAPES_VAL), dir);
+    fflush(stdout);
+    Error e = {"", ""};
+    setup_check(shapes_write(dir, SHAPES_TRAIN, SHAPES_VAL, size, 0, &e), &e);
+    return dir;
+}
+
+Dataset *setup_split(Session *s, const char *spec, bool train)
+{
+    const Options *o = &s->o;
+    const Config *c = &s->config;
+    Error e = {"", ""};
+    char *where = data_spec(s, spec);
+    /* The validation images are in their own shards, or else in those of --data. */
+    bool own = !train && *o->val_data && strcmp(spec, o->val_data) == 0;
+    const char *index = own ? o->val_index_dir : o->index_dir;
+    if (o->classes_fraction < 1 && !*o->classes &&
+        (strncmp(spec, "wds:", 4) == 0 || strncmp(spec, "fake", 4) == 0))
+        die_usage("give --classes the file with all classes, one a line",
+                  "--classes-fraction: %s does not say how many classes there are", spec);
+    /* Training on with new data makes a new head, for as many classes as its labels say. */
+    bool known = options_config_given(o, "classes") || s->run_dir || s->checkpoint ||
+                 (s->weights && strcmp(o->command, "train") != 0);
+    DataOptions d = {.spec = where,
+                     .classes = *o->classes ? o->classes : NULL,
+                     .index_dir = *index ? index : NULL,
+                     .train = train,
+                     .num_classes = known      ? c->classes
+                                    : s->train ? data_classes(s->train)
+                                               : 0,
+                     .classes_fraction = o->classes_fraction,
+                     .per_class = o->data_per_class,
+                     .window = (int)o->shuffle_shards,
+                     .max_damaged = o->max_damaged > 0 ? o->max_damaged : -1,
+                     .image_h = c->image_h,
+                     .image_w = c->image_w,
+                     .fake_classes = c->classes,
+                     .fake_count = train ? 1280 : 256,
+                     .augment = train && o->augment,
+                     .crop = o->crop,
+                     .resize = (int)o->resize,
+                     .filter = o->interpolation,
+                     .decode = o->decode,
+                     .area_min = o->area_min,
+                     .area_max = o->area_max,
+                     .ratio_min = o->ratio_min,
+                     .ratio_max = o->ratio_max,
+                     .flip = o->flip,
+                     .changes = train ? s->changes : NULL,
+                     .seed = (uint64_t)o->seed};
+    Dataset *data = data_open(&d, &e);
+    setup_check(data != NULL, &e);
+    free(where);
+    return data;
+}
+
+/* Both splits must number their classes alike: labels come from sorted folder names. */
+static void check_splits(const Session *s)
+{
+    const Dataset *a = s->train, *b = s->val;
+    const char *hint = "give --classes a file with all classes, one a line";
+    if (data_classes(a) != data_classes(b))
+        die(hint, "the training images have %d classes, the validation images %d", data_classes(a),
+            data_classes(b));
+    for (int k = 0; k < data_classes(a); k++)
+        if (strcmp(data_class_name(a, k), data_class_name(b, k)) != 0)
+            die(hint, "class %d is '%s' in the training images and '%s' in the validation images",
+                k, data_class_name(a, k), data_class_name(b, k));
+    char *first = data_sample_path(a, 0), *second = data_sample_path(b, 0);
+    if (data_count(a) == data_count(b) && strcmp(first, second) == 0 &&
+        strcmp(s->o.data, "fake") != 0)
+        warn("evaluating on the training images: the data has no split of its own, see --val-data");
+    free(first);
+    free(second);
+}
+
+/* A run that is evaluated or continued keeps its classes: labels are positions in that list. */
+static void check_run_classes(const Session *s, const Dataset *d)
+{
+    Error e = {"", ""};
+    char *path = xasprintf("%s/classes.txt", s->run_dir), *line;
+    char *text = path_exists(path) ? read_text(path, 64 << 20, &e) : NULL, *rest = text;
+    for (int k = 0; text && k < data_classes(d) && (line = strsep(&rest, "\n")); k++)
+        if (strcmp(line, data_class_name(d, k)) != 0)
+            die("give --classes the file with the model's classes, in order",
+                "class %d is '%s' in the data and '%s' in %s", k, data_class_name(d, k), line,
+                path);
+    free(text);
+    free(path);
+}
+
+void setup_data(Session *s, bool train)
+{
+    const Options *o = &s->o;
+    bool none = strcmp(o->val_data, "none") == 0;
+    const char *val = *o->val_data && (train || !none) ? o->val_data : o->data;
+    s->local_ranks = count_local_ranks(s);
+    s->max_workers = workers_of(s);
+    if (train && !none && !*o->val_data && strncmp(o->data, "wds:", 4) == 0)
+        die("name the validation shards with --val-data wds:PATTERN, or --val-data none",
+            "%s has no validation split of its own", o->data);
+    if (s->world.rank > 0) /* the first one draws `shapes` */
+        dist_barrier();
+    if (train)
+        s->train = setup_split(s, o->data, true);
+    if (!train || !none)
+        s->val = setup_split(s, val, false);
+    if (s->world.rank == 0)
+        dist_barrier();
+    if (s->train && s->val)
+        check_splits(s);
+    Dataset *any = s->train ? s->train : s->val;
+    int K = data_classes(any);
+    if (train && !options_config_given(o, "classes"))
+        s->config.classes = K;
+    if (K > s->config.classes)
+        die(s->weights && !options_config_given(o, "classes")
+                ? "give --classes the file with the model's classes, in order"
+                : "raise --num-classes, or leave it out",
+            "the data has %d classes, the model %d", K, s->config.classes);
+    if (!train && K < s->config.classes)
+        die("labels would be wrong: give --classes the file with the model's classes, in order",
+            "%s has %d classes, the model %d", *o->classes ? o->classes : "the data", K,
+            s->config.classes);
+    if (s->run_dir && (!train || s->checkpoint))
+        check_run_classes(s, any);
+    printf("data      %s: ", train ? o->data : val);
+    if (s->train)
+        printf("%ld training images, ", data_count(s->train));
+    if (s->val)
+        printf("%ld validation images, ", data_count(s->val));
+    printf("%d classes, %dx%d pixels\n", K, s->config.image_h, s->config.image_w);
+}
+
+/* ---- model ---- */
+
+/* Runs with --ema are judged by the average of their weights, which is in the checkpoint's
+ * train_state: put it in the weights' place. */
+typedef struct {
+    Model *m;
+    const SafeTensors *file;
+    int found;
+} EmaLoad;
+
+static bool load_average(void *ctx, int unit, const ParamInfo *p, const char *name, long offset)
+{
+    EmaLoad *a = ctx;
+    Error e = {"", ""};
+    (void)unit;
+    char *key = xasprintf("ema.%s", name);
+    const StTensor *t = st_find(a->file, key);
+    free(key);
+    if (!t || t->n != p->n)
+        return false;
+    real *values = xmalloc((size_t)p->n * sizeof *values);
+    setup_check(st_read_real(a->file, t, values, &e), &e);
+    vit_write(a->m, a->m->weights, offset, p->n, values);
+    free(values);
+    a->found++;
+    return true;
+}
+
+static void use_average(Session *s)
+{
+    Error e = {"", ""};
+    char *dir = parent_of(s->weights), *path = xasprintf("%s/train_state.safetensors", dir);
+    SafeTensors *file = path_exists(path) ? st_open(path, &e) : NULL;
+    EmaLoad a = {s->m, file, 0};
+    if (file && vit_each_param(s->m, load_average, &a))
+        printf("          averaged weights (--no-ema: those of the last step)\n");
+    else if (a.found || s->o.has_ema)
+        die("leave --ema out", "%s has no averaged weights", path);
+    if (file)
+        st_close(file);
+    free(path);
+    free(dir);
+}
+
+static long largest_common(long a, long b)
+{
+    return b ? largest_common(b, a % b) : a;
+}
+
+/* --mix-group, where images are mixed, else 1: `batch` of a rank are computed `micro` at a time (0:
+ * not yet known). It goes into config.ini too. */
+static long choose_group(Session *s, long batch, long micro)
+{
+    Options *o = &s->o;
+    char hint[160];
+    if (strcmp(o->command, "train") != 0 || !mix_mixes(o))
+        return 1;
+    if (!o->mix_group)
+        o->mix_group = mix_auto_group(o->batch_size);
+    long group = o->mix_group, fits = largest_common(group, largest_common(batch, micro));
+    if (group > 1 && fits == group)
+        return group;
+    if (group == 1 || fits == 1)
+        snprintf(hint, sizeof hint,
+                 "give --batch-size and --micro-batch a number of images per rank and micro-batch "
+                 "that --mix-group of 2 or more divides");
+    else
+        snprintf(hint, sizeof hint, "--mix-group %ld divides both", fits);
+    if (group == 1)
+        die_usage(hint, "in a group of 1 an image would be mixed with itself");
+    die_usage(hint, "groups of %ld images do not divide %s of %ld", group,
+              batch % group ? "a rank's batch" : "a micro-batch", batch % group ? batch : micro);
+}
+
+/* The largest divisor of this rank's batch that fits in memory. It goes into config.ini, because a
+ * resumed run has the same bits only with the same micro-batches. */
+static void choose_micro(Session *s, Plan *plan)
+{
+    Options *o = &s->o;
+    long ranks = plan->training ? s->world.ranks : 1, batch = o->batch_size / ranks;
+    if (o->batch_size % ranks != 0)
+        die_usage("give a --batch-size that the ranks can share",
+                  "%ld images do not divide among %ld ranks", o->batch_size, ranks);
+    double have = o->micro_batch ? -1 : s->be->memory_free();
+    long group = choose_group(s, batch, o->micro_batch < batch ? o->micro_batch : batch);
+    long micro = o->micro_batch && o->micro_batch < batch ? o->micro_batch : batch;
+    plan->max_batch = (int)micro;
+    plan->batch = (int)o->batch_size;
+    if (have > 0) { /* a device's memory is ours, a computer's is for other programs too */
+        double share = s->be->asynchronous ? 0.95 : 0.8;
+        micro = vit_largest_batch(&s->config, plan, s->be, share * have);
+        micro = micro < group ? group : micro;
+        while (batch % micro != 0 || micro % group != 0)
+            micro--;
+    }
+    plan->max_batch = s->micro = (int)micro;
+    o->micro_batch = micro;
+}
+
+static void describe_model(const Session *s, bool training)
+{
+    const Config *c = &s->config;
+    const Model *m = s->m;
+    const Plan *p = &m->plan;
+    char params[32], flops[32], part[5][32];
+    const double bytes[] = {(double)m->bytes_params, (double)m->bytes_grads, (double)m->bytes_opt,
+                            (double)m->bytes_acts, (double)m->bytes_inputs};
+    format_count((double)m->n_params, params, sizeof params);
+    format_count(vit_forward_flops(c) * (training ? 3 : 1), flops, sizeof flops);
+    for (int i = 0; i < COUNT(bytes); i++)
+        format_count(bytes[i], part[i], sizeof part[i]);
+    printf("model     width %d, %d layers, %d heads, mlp %d, patch %d, %d classes: %s parameters, "
+           "%sFLOP per image\n",
+           c->width, c->layers, c->heads, c->mlp, c->patch, c->classes, params, flops);
+    printf("memory    %sB weights", part[0]);
+    if (training)
+        printf(", %sB gradients, %sB optimiser", part[1], part[2]);
+    printf(", %sB activations, %sB inputs; %d images at a time\n", part[3], part[4], p->max_batch);
+}
+
+void setup_model(Session *s, bool training)
+{
+    const Options *o = &s->o;
+    Error e = {"", ""};
+    check_usage(vit_config_check(&s->config, &e), &e); /* again: classes may come from the data */
+    int scaling = o->loss_scaling;                     /* auto: what the precision needs */
+    if (scaling == 0)
+        scaling = s->type == F16 ? SCALING_DYNAMIC + 1 : SCALING_NONE + 1;
+    Plan plan = {.training = training,
+                 .type = s->type,
+                 .stochastic = o->stochastic_rounding,
+                 .scaling = {.kind = scaling - 1,
+                             .init = o->loss_scale,
+                             .interval = (int)o->scale_interval,
+                             .hysteresis = (int)o->hysteresis},
+                 .ema = training && o->ema > 0,
+                 .decay = o->decay,
+                 .clip = o->clip,
+                 .opt = {.kind = o->opt,
+                         .beta1 = o->beta1,
+                         .beta2 = o->beta2,
+                         .eps = o->adam_eps,
+                         .momentum = o->momentum,
+                         .weight_decay = o->weight_decay,
+                         .ema_decay = o->ema}};
+    choose_micro(s, &plan);
+    s->m = vit_create(&s->config, &plan, s->be);
+    describe_model(s, training);
+    if (s->checkpoint && training) {
+        setup_check(ckpt_resume(s->m, s->checkpoint, &s->state, &e), &e);
+        if (s->state.seed != (uint64_t)o->seed) /* order and augmentation would not continue */
+            die("leave --seed out, or start a new run from --weights",
+                "the run in %s has seed %lu, not %ld", s->checkpoint, (unsigned long)s->state.seed,
+                o->seed);
+        return;
+    }
+    /* a new head on trained weights starts at zero: random logits would only disturb them */
+    const char *scheme = s->weights && !o->has_init ? "jax" : o->init;
+    bool init = vit_init(s->m, scheme, (uint64_t)o->seed, o->head_bias, o->layer_scale_init, &e);
+    setup_check(init, &e);
+    if (s->weights) {
+        char report[1024] = "";
+        setup_check(ckpt_load_weights(s->m, s->weights, training, report, sizeof report, &e), &e);
+        if (*report)
+            printf("          %s\n", report);
+        if (!training && o->ema > 0)
+            use_average(s);
+    }
+    s->state = (RunState){.seed = (uint64_t)o->seed, .best_metric = -1};
+}
+
+/* ---- run directory ---- */
+
+/* runs/<data>-<model>-NNN with the first free number; mkdir decides between two that start at once.
+ */
+static char *new_run_dir(const Options *o)
+{
+    Error e = {"", ""};
+    char data[64], model[64];
+    const char *colon = strchr(o->data, ':'), *path = colon ? colon + 1 : o->data;
+    char *copy = xstrdup(colon ? "" : path);
+    for (size_t n = strlen(copy); n && copy[n - 1] == '/';)
+        copy[--n] = 0;
+    char *slash = strrchr(copy, '/');
+    snprintf(data, sizeof data, "%.*s", colon ? (int)(colon - o->data) : 48,
+             colon   ? o->data
+             : slash ? slash + 1
+                     : copy);
+    free(copy);
+    snprintf(model, sizeof model, "%s", *o->model ? o->model : "vit");
+    for (char *p = model; *p; p++)
+        if (*p == '/')
+            *p = '-';
+    setup_check(make_dirs("runs", &e), &e);
+    for (int i = 1; i < 100000; i++) {
+        char *dir = xasprintf("runs/%s-%s-%03d", *data ? data : "data", model, i);
+        if (mkdir(dir, 0777) == 0)
+            return dir;
+        int failed = errno;
+        if (failed != EEXIST)
+            die("choose another place with --out", "cannot make %s: %s", dir, strerror(failed));
+        free(dir);
+    }
+    die("clear out runs/, or name a place with --out", "runs/ is full");
+}
+
+/* Names of the classes beside the weights, for predict. */
+static void write_classes(const Session *s)
+{
+    Error e = {"", ""};
+    size_t size = 1, at = 0;
+    for (int k = 0; k < data_classes(s->train); k++)
+        size += strlen(data_class_name(s->train, k)) + 1;
+    char *path = xasprintf("%s/classes.txt", s->out), *text = xcalloc(size, 1);
+    for (int k = 0; k < data_classes(s->train); k++)
+        at += (size_t)snprintf(text + at, size - at, "%s\n", data_class_name(s->train, k));
+    setup_check(write_file_atomically(path, text, &e), &e);
+    free(text);
+    free(path);
+}
+
+void setup_out(Session *s)
+{
+    const Options *o = &s->o;
+    Error e = {"", ""};
+    if (s->world.rank > 0) /* the first one writes */
+        return;
+    bool same_run = s->checkpoint && s->run_dir && !*o->out;
+    if (same_run) {
+        s->out = xstrdup(s->run_dir);
+    } else if (*o->out) {
+        s->out = xstrdup(o->out);
+        setup_check(make_dirs(s->out, &e), &e);
+        char *latest = xasprintf("%s/latest", s->out);
+        same_run = s->checkpoint && s->run_dir && strcmp(s->run_dir, s->out) == 0;
+        if (path_exists(latest) && !same_run)
+            die("continue it with --resume, or choose another --out", "%s already holds a run",
+                s->out);
+        free(latest);
+    } else {
+        s->out = new_run_dir(o);
+    }
+    char *ini = xasprintf("%s/config.ini", s->out), *log = xasprintf("%s/log.jsonl", s->out);
+    setup_check(options_write(o, &s->config, ini, &e), &e);
+    setup_check(log_open(log, same_run, &e), &e);
+    free(ini);
+    free(log);
+    write_classes(s);
+    printf("run       %s\n", s->out);
+}
+
+void session_free(Session *s)
+{
+    log_close();
+    if (s->train)
+        data_close(s->train);
+    if (s->val)
+        data_close(s->val);
+    augmentation_free(s->changes);
+    if (s->m)
+        vit_free(s->m);
+    dist_end();
+    free(s->weights);
+    free(s->checkpoint);
+    free(s->run_dir);
+    free(s->out);
+    options_free(&s->o);
+}

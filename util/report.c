@@ -1,0 +1,256 @@
+/* report.c - see report.h. The bar is drawn on a terminal alone; a pipe gets one line per interval,
+ * so that logs stay readable. Nothing here computes: the numbers come in a StepReport. */
+#include "util/report.h"
+
+#include <errno.h>
+#include <math.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+/* ---- log.jsonl ---- */
+
+static FILE *log_file;
+static bool log_failed;
+
+/* Whether a full disk or a kill left half a line at the end of the file. */
+static bool ends_in_part(const char *path)
+{
+    FILE *f = fopen(path, "rb");
+    bool part = f && fseek(f, -1, SEEK_END) == 0 && fgetc(f) != '\n';
+    if (f)
+        fclose(f);
+    return part;
+}
+
+bool log_open(const char *path, bool append, Error *e)
+{
+    bool cut = append && ends_in_part(path);
+    log_file = fopen(path, append ? "a" : "w");
+    if (!log_file)
+        return fail(e, "choose another --out", "cannot write %s: %s", path, strerror(errno));
+    if (cut)
+        fputc('\n', log_file);
+    return true;
+}
+
+void log_close(void)
+{
+    if (log_file)
+        fclose(log_file);
+    log_file = NULL;
+}
+
+/* Bytes of the UTF-8 character at s: 1 to 4; 0 where none starts. */
+static int utf8_bytes(const unsigned char *s)
+{
+    static const unsigned least[] = {0, 0, 0x80, 0x800, 0x10000}; /* shorter forms are wrong */
+    int n = s[0] < 0x80 ? 1 : s[0] >> 5 == 6 ? 2 : s[0] >> 4 == 14 ? 3 : s[0] >> 3 == 30 ? 4 : 0;
+    if (n < 2)
+        return n;
+    unsigned c = s[0] & (0x7fu >> n);
+    for (int i = 1; i < n; i++) {
+        if (s[i] >> 6 != 2) /* the end of the text, too */
+            return 0;
+        c = c << 6 | (s[i] & 0x3f);
+    }
+    return c < least[n] || c > 0x10ffff || (c >= 0xd800 && c <= 0xdfff) ? 0 : n;
+}
+
+/* JSON is UTF-8, names of files are any bytes: a byte that is none becomes U+FFFD. */
+static void log_string(const char *text)
+{
+    const unsigned char *s = (const unsigned char *)text;
+    fputc('"', log_file);
+    while (*s) {
+        int n = utf8_bytes(s);
+        if (n == 0)
+            fputs("\xef\xbf\xbd", log_file);
+        else if (*s == '"' || *s == '\\')
+            fprintf(log_file, "\\%c", *s);
+        else if (*s < 0x20)
+            fprintf(log_file, "\\u%04x", *s);
+        else
+            fwrite(s, 1, (size_t)n, log_file);
+        s += n ? n : 1;
+    }
+    fputc('"', log_file);
+}
+
+void log_begin(const char *event)
+{
+    if (!log_file)
+        return;
+    fputs("{\"event\":", log_file);
+    log_string(event);
+}
+
+void log_num(const char *key, double value)
+{
+    if (!log_file)
+        return;
+    if (!isfinite(value))
+        fprintf(log_file, ",\"%s\":null", key);
+    else if (value == floor(value) && fabs(value) < 1e15)
+        fprintf(log_file, ",\"%s\":%.0f", key, value);
+    else
+        fprintf(log_file, ",\"%s\":%.9g", key, value);
+}
+
+void log_text(const char *key, const char *value)
+{
+    if (!log_file)
+        return;
+    fprintf(log_file, ",\"%s\":", key);
+    log_string(value);
+}
+
+void log_end(void)
+{
+    if (!log_file)
+        return;
+    fputs("}\n", log_file);
+    /* a full disk costs log lines; the run goes on until a checkpoint cannot be written */
+    if (fflush(log_file) != 0 && !log_failed) {
+        log_failed = true;
+        warn("cannot write the log: %s", strerror(errno));
+    }
+}
+
+/* ---- the screen ---- */
+
+static bool bar_shown;
+
+bool report_terminal(void)
+{
+    static int terminal = -1;
+    if (terminal < 0)
+        terminal = isatty(STDOUT_FILENO);
+    return terminal;
+}
+
+static int columns(void)
+{
+    struct winsize w;
+    return ioctl(STDOUT_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col > 20 ? w.ws_col : 80;
+}
+
+void report_clear(void)
+{
+    if (bar_shown)
+        fputs("\r\033[K", stdout);
+    bar_shown = false;
+    fflush(stdout);
+}
+
+/* One line that the next one overwrites, cut to the terminal's width. */
+static void draw(const char *line)
+{
+    printf("\r%.*s\033[K", columns() - 1, line);
+    bar_shown = true;
+    fflush(stdout);
+}
+
+void format_seconds(double s, char *out, size_t size)
+{
+    long n = s > 0 && s < 1e9 ? (long)(s + 0.5) : 0;
+    if (n < 60)
+        snprintf(out, size, "%lds", n);
+    else if (n < 3600)
+        snprintf(out, size, "%ldm%02lds", n / 60, n % 60);
+    else
+        snprintf(out, size, "%ldh%02ldm", n / 3600, n / 60 % 60);
+}
+
+void format_count(double n, char *out, size_t size)
+{
+    static const char *const units[] = {"", " k", " M", " G", " T", " P"};
+    int i = 0;
+    while (n >= 999.5 && i < COUNT(units) - 1) {
+        n /= 1000;
+        i++;
+    }
+    snprintf(out, size, n < 10 && i ? "%.2f%s" : n < 100 && i ? "%.1f%s" : "%.0f%s", n, units[i]);
+}
+
+void report_bar(const StepReport *r)
+{
+    static double drawn;
+    if (!report_terminal() || now() - drawn < 0.1)
+        return;
+    drawn = now();
+    enum { WIDTH = 20 };
+    char bar[WIDTH + 1], eta[32], line[256];
+    int full = r->total ? (int)(r->step * WIDTH / r->total) : 0;
+    for (int i = 0; i < WIDTH; i++)
+        bar[i] = i < full ? '=' : i == full ? '>' : ' ';
+    bar[WIDTH] = 0;
+    format_seconds(r->eta, eta, sizeof eta);
+    snprintf(line, sizeof line,
+             "[%s] %lu/%lu  eta %s  loss %.3f  acc %.1f%%  %.0f images/s  lr %.2e  wait %.0f%%",
+             bar, (unsigned long)r->step, (unsigned long)r->total, eta, r->loss, r->acc,
+             r->images_per_s, r->lr, 100 * r->wait);
+    draw(line);
+}
+
+void report_progress(const char *what, long done, long total, double images_per_s)
+{
+    static double drawn;
+    if (!report_terminal() || (done < total && now() - drawn < 0.1))
+        return;
+    drawn = now();
+    char line[160], eta[32];
+    int n = snprintf(line, sizeof line, "%s %ld/%ld", what, done, total);
+    if (images_per_s > 0 && n < (int)sizeof line) {
+        format_seconds((double)(total - done) / images_per_s, eta, sizeof eta);
+        snprintf(line + n, sizeof line - (size_t)n, "  %.0f images/s  %s left", images_per_s, eta);
+    }
+    draw(line);
+}
+
+void report_step(const StepReport *r)
+{
+    log_begin("step");
+    log_num("step", (double)r->step);
+    log_num("epoch", r->epoch);
+    log_num("loss", r->loss);
+    log_num("acc", r->acc);
+    log_num("lr", r->lr);
+    log_num("grad_norm", r->grad_norm);
+    log_num("ms", r->ms);
+    log_num("images_per_s", r->images_per_s);
+    log_num("gflops", r->gflops);
+    if (r->mfu > 0)
+        log_num("mfu", r->mfu);
+    if (r->loss_scale > 0)
+        log_num("loss_scale", r->loss_scale);
+    log_num("wait", r->wait);
+    log_num("data_bytes_per_s", r->data_bytes_per_s);
+    log_num("workers", r->workers);
+    log_num("damaged", (double)r->damaged);
+    log_num("cpu", r->cpu);
+    if (r->gpu >= 0)
+        log_num("gpu", r->gpu);
+    log_num("memory", r->memory);
+    log_num("skipped", (double)r->skipped);
+    log_end();
+    if (report_terminal())
+        return; /* the bar says it */
+    char eta[32], memory[32], speed[32], gpu[32] = "", skipped[48] = "";
+    format_seconds(r->eta, eta, sizeof eta);
+    format_count(r->memory, memory, sizeof memory);
+    if (r->mfu > 0)
+        snprintf(speed, sizeof speed, "MFU %.1f%%", r->mfu);
+    else
+        snprintf(speed, sizeof speed, "%.0f GFLOP/s", r->gflops);
+    if (r->gpu >= 0)
+        snprintf(gpu, sizeof gpu, "  gpu %.0f%%", 100 * r->gpu);
+    if (r->skipped)
+        snprintf(skipped, sizeof skipped, "  skipped %lu", (unsigned long)r->skipped);
+    printf("step %lu/%lu  epoch %.2f  loss %.4f  acc %.1f%%  norm %.3g  lr %.3e  %.1f ms  "
+           "%.1f images/s  %s  %sB  cpu %.0f%%%s  wait %.0f%%  eta %s%s\n",
+           (unsigned long)r->step, (unsigned long)r->total, r->epoch, r->loss, r->acc, r->grad_norm,
+           r->lr, r->ms, r->images_per_s, speed, memory, 100 * r->cpu, gpu, 100 * r->wait, eta,
+           skipped);
+    fflush(stdout);
+}
