@@ -1,14 +1,16 @@
-/* backend_cpu.c - the oracle: every op of vit.h in plain C, OpenMP and OpenBLAS.
+/* backend_cpu.c - the oracle: every op of backend.h in plain C, OpenMP and OpenBLAS.
  *
  * Matrix products are cblas_?gemm, everything else is written out so that it can be compared with
- * the formula above its entry in vit.h. Built once with float and once with double. Never built
+ * the formula above its entry in backend.h. Built once with float and once with double. Never built
  * with -ffast-math: NaN checks must work, and a sum must be summed in the order that is written
  * here. Results do not depend on the number of threads, except inside OpenBLAS.
  *
  * Order: memory, random masks, elementary functions, linear, embedding, residual and norm,
  * attention, pooling and loss, optimisers, the table.
  */
-#include "vit.h"
+#include "backend.h"
+#include "util/machine.h"
+#include "util/rng.h"
 
 #include <cblas.h>
 #include <math.h>
@@ -61,34 +63,6 @@ static void cpu_release(dev *p)
 static void *cpu_host_alloc(size_t bytes)
 {
     return xmalloc(bytes);
-}
-
-static double read_number(const char *path, const char *key)
-{
-    FILE *f = fopen(path, "r");
-    char line[256];
-    double value = -1;
-    size_t skip = strlen(key);
-    while (f && value < 0 && fgets(line, sizeof line, f))
-        if (strncmp(line, key, skip) == 0 && sscanf(line + skip, "%lf", &value) != 1)
-            value = -1;
-    if (f)
-        fclose(f);
-    return value;
-}
-
-/* What the machine, and the container it may be, can still give. */
-static double cpu_memory_free(void)
-{
-    double kib = read_number("/proc/meminfo", "MemAvailable:");
-    double machine = kib < 0 ? -1 : kib * 1024;
-    double limit = read_number("/sys/fs/cgroup/memory.max", "");
-    double used = read_number("/sys/fs/cgroup/memory.current", "");
-    if (limit < 0 || used < 0)
-        return machine;
-    double cache = read_number("/sys/fs/cgroup/memory.stat", "inactive_file ");
-    used -= cache > 0 ? cache : 0; /* the kernel gives this back when asked */
-    return machine < 0 || limit - used < machine ? limit - used : machine;
 }
 
 static void cpu_upload(dev *dst, const void *src, size_t bytes)
@@ -491,8 +465,7 @@ static real augmented(const Patchify *a, int b, int c, int y, int x, real lut[3]
             return 0;
         Philox r = rng_block(state->seed, (uint32_t)((c * a->H + y) * a->W + x),
                              state->sample0 + (uint32_t)b, state->step, RNG_ERASE, 0);
-        return (real)(sqrt(-2 * log(rng_unit(r.v[0]))) *
-                      cos(2 * 3.14159265358979323846 * rng_unit(r.v[1])));
+        return (real)rng_normal(rng_unit(r.v[0]), rng_unit(r.v[1]));
     }
     const uint8_t *in = (const uint8_t *)a->images + (((long)b * a->H + y) * a->W + x) * 3;
     if (!g->use_colour)
@@ -1211,57 +1184,9 @@ static void cpu_lamb_apply(const OptStep *a)
 /* ------------------------------------------------------------------------------------------------
  * Start-up */
 
-/* Which kernels this CPU could run and which OpenBLAS chose: 3 AVX-512, 2 AVX2, 1 older. */
-static int cpu_level(void)
-{
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-        return 3;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return 2;
-#endif
-    return 1;
-}
-
-static int openblas_level(void)
-{
-    static const char *const names[][4] = {{"SkylakeX", "Cooperlake", "SapphireRapids", NULL},
-                                           {"Haswell", "Zen", "Excavator", NULL}};
-    const char *core = openblas_get_corename();
-    for (int level = 0; level < COUNT(names); level++)
-        for (int i = 0; names[level][i]; i++)
-            if (strcasecmp(core, names[level][i]) == 0)
-                return 3 - level;
-    return 1;
-}
-
-/* Both libraries read their variables as they load, hence a new start of the program.
- * GOMP_SPINCOUNT: threads that wait for each other at a barrier by spinning are hardly faster on an
- * idle machine, and many times slower beside one other busy process. */
 void backend_cpu_reexec(char **argv)
 {
-    static const char *const types[] = {NULL, NULL, "HASWELL", "SKYLAKEX"};
-    static const char mark[] = "VIT_STARTED"; /* once: the library may lack the better kernels */
-    int can = cpu_level();
-    bool slow = can > openblas_level();
-    bool spins = !getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT");
-    if (getenv(mark) || (!slow && !spins))
-        return;
-    if (slow) {
-        fprintf(stderr,
-                "note: OpenBLAS %s %s kernels on a faster CPU; starting again with "
-                "OPENBLAS_CORETYPE=%s\n",
-                getenv("OPENBLAS_CORETYPE") ? "was told to use" : "chose", openblas_get_corename(),
-                types[can]);
-        setenv("OPENBLAS_CORETYPE", types[can], 1);
-    }
-    if (spins)
-        setenv("GOMP_SPINCOUNT", "1000", 1);
-    setenv(mark, "1", 1);
-    fflush(NULL);
-    execv("/proc/self/exe", argv); /* only returns if it failed: slower, but it works */
+    machine_restart(argv, openblas_get_corename());
 }
 
 static void cpu_init(const Device *d)
@@ -1294,13 +1219,8 @@ static double cpu_busy(void)
 
 static void cpu_describe(char *out, size_t size)
 {
-    char model[128] = "CPU", line[256];
-    FILE *f = fopen("/proc/cpuinfo", "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "model name : %127[^\n]", model) == 1)
-            break;
-    if (f)
-        fclose(f);
+    char model[128];
+    machine_cpu(model, sizeof model);
     char version[32] = "";
     sscanf(openblas_get_config(), "OpenBLAS %31s", version);
     snprintf(out, size, "%s, %d threads, OpenBLAS %s (%s kernels)", model, omp_get_max_threads(),
@@ -1318,7 +1238,7 @@ const Backend *backend_cpu(void)
         .peak_flops = cpu_peak_flops,
         .busy = cpu_busy,
         .algorithms = cpu_algorithms,
-        .memory_free = cpu_memory_free,
+        .memory_free = machine_memory_free,
         .alloc = cpu_alloc,
         .release = cpu_release,
         .host_alloc = cpu_host_alloc,

@@ -10,6 +10,7 @@
  * Read in this order: names, configuration of a file, tensors from a file, tensors to a file, the
  * run's directory, resuming. */
 #include "checkpoint.h"
+#include "util/files.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -784,7 +785,7 @@ static bool write_pointer(const char *dir, const char *which, const char *name, 
 {
     char path[PATH_SIZE], text[64];
     snprintf(text, sizeof text, "%s\n", name);
-    return path_of(path, dir, which, "", e) && write_file_atomically(path, text, e);
+    return path_of(path, dir, which, "", e) && save_text(path, text, e);
 }
 
 /* The checkpoint that a pointer file names, if it is there. */
@@ -829,7 +830,7 @@ static bool publish(const char *dir, const char *name, const char *temporary, Er
             rename(old, path);
         return false;
     }
-    bool ok = st_sync_dir(dir, e);
+    bool ok = sync_dir(dir, e);
     if (exchanged)
         remove_or_warn(temporary);
     if (aside)

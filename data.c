@@ -17,6 +17,8 @@
 #include <string.h>
 
 #include "datasets/source.h"
+#include "util/names.h"
+#include "util/rng.h"
 
 /* After so many unreadable images in a row the data set is taken to be gone (an unmounted disk). */
 #define MAX_DAMAGED_IN_A_ROW 1000
@@ -299,7 +301,7 @@ long data_order(Dataset *d, long epoch, long position)
 {
     if (d->s->kind->order)
         return d->s->kind->order(d->s, d->o.seed, epoch, position);
-    return data_shuffle(d->o.seed, epoch, 0, d->s->n, position);
+    return rng_shuffle(d->o.seed, epoch, 0, d->s->n, position);
 }
 
 /* ---- damage ---- */

@@ -4,8 +4,7 @@
  * or ranks, and after any resume. Images are uint8 RGB, [H, W, 3]; the model normalises them. How
  * one picture is decoded, cropped and changed is in image.h.
  */
-#ifndef DATA_H
-#define DATA_H
+#pragma once
 
 #include "image/image.h"
 
@@ -62,8 +61,6 @@ void data_ahead(Dataset *d, bool shuffle, long epoch, long first, long count, do
 
 /* ---- loader.c: order and batches ---- */
 
-/* A bijection on [0, n) keyed by (seed, epoch, key): position -> element. */
-long data_shuffle(uint64_t seed, long epoch, int key, long n, long position);
 
 /* Batches, decoded ahead by threads. Position p of the run is sample data_order(p / n, p % n), n =
  * data_count (shuffle off: sample p % n), so batches run on across epochs and a loader opened at a
@@ -104,5 +101,3 @@ void loader_close(Loader *l);
  * set. Reproducible from seed. */
 bool shapes_write(const char *dir, int train_per_class, int val_per_class, int size, uint64_t seed,
                   Error *e);
-
-#endif

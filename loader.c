@@ -4,7 +4,7 @@
  * reader; the reader takes whole batches, in order. What a batch holds depends on its position
  * alone, so any number of workers makes the same bytes, and a run resumes from its position.
  *
- * Order: data_shuffle; which batches there are; workers; the reader's side.
+ * Order: rng_shuffle; which batches there are; workers; the reader's side.
  */
 #include <pthread.h>
 #include <signal.h>
@@ -12,31 +12,6 @@
 #include <string.h>
 
 #include "data.h"
-
-/* ---- order ---- */
-
-/* A Feistel network of six rounds over 2*bits bits, where 4^bits >= n: a bijection there. Walking
- * its cycle until a value below n comes up makes it one on [0, n); that takes less than four steps
- * on average. (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002.) */
-long data_shuffle(uint64_t seed, long epoch, int key, long n, long position)
-{
-    int bits = 1;
-    while (bits < 31 && 1L << (2 * bits) < n)
-        bits++;
-    uint32_t mask = (1u << bits) - 1;
-    uint64_t x = (uint64_t)position;
-    do {
-        uint32_t left = (uint32_t)(x >> bits), right = (uint32_t)x & mask;
-        for (uint32_t round = 0; round < 6; round++) {
-            uint32_t f = rng_block(seed, right, round, (uint32_t)epoch, RNG_SHUFFLE, key).v[0];
-            uint32_t next = (left ^ f) & mask;
-            left = right;
-            right = next;
-        }
-        x = (uint64_t)left << bits | right;
-    } while (x >= (uint64_t)n);
-    return (long)x;
-}
 
 /* ---- batches ---- */
 

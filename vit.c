@@ -7,6 +7,8 @@
  * config.c.
  */
 #include "vit.h"
+#include "util/rng.h"
+#include "util/text.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -151,12 +153,6 @@ static const unsigned char init_rows[][INIT_LS + 1] = {
 };
 /* clang-format on */
 
-/* A standard normal by Box and Muller from two of the four numbers of a counter. */
-static double init_normal(Philox r)
-{
-    return sqrt(-2 * log(rng_unit(r.v[0]))) * cos(2 * 3.14159265358979323846 * rng_unit(r.v[1]));
-}
-
 bool vit_init_param(const Model *m, int unit, const ParamInfo *p, const char *scheme, uint64_t seed,
                     double head_bias, double layer_scale, real *out)
 {
@@ -224,8 +220,8 @@ bool vit_init_param(const Model *m, int unit, const ParamInfo *p, const char *sc
                          rng_block(seed, (uint32_t)i, (uint32_t)number, 0, RNG_INIT, unit).v[0]) -
                  1);
         for (uint32_t attempt = 0; std > 0; attempt++) {
-            v = init_normal(
-                rng_block(seed, (uint32_t)i, (uint32_t)number, attempt, RNG_INIT, unit));
+            Philox r = rng_block(seed, (uint32_t)i, (uint32_t)number, attempt, RNG_INIT, unit);
+            v = rng_normal(rng_unit(r.v[0]), rng_unit(r.v[1]));
             if (fabs(v) > cut)
                 continue;
             v *= std;

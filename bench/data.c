@@ -17,6 +17,8 @@
  */
 #include "data.h"
 #include "datasets/tar.h"
+#include "util/files.h"
+#include "util/rng.h"
 
 #include <errno.h>
 #include <math.h>

@@ -12,6 +12,7 @@
  * operation before has filled with something else.
  */
 #include "vit.h"
+#include "util/rng.h"
 
 #include <math.h>
 #include <stdlib.h>

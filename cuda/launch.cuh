@@ -3,8 +3,7 @@
  * Kernels are started by a function call, never with <<<>>>, so that the same source is ordinary
  * C++ for the stand-ins of test/cuda_on_cpu. It does not choose grids or streams.
  */
-#ifndef LAUNCH_CUH
-#define LAUNCH_CUH
+#pragma once
 
 #include <cuda_runtime.h>
 
@@ -61,5 +60,3 @@ template <class T> __device__ __forceinline__ T *dynamic_smem()
     return reinterpret_cast<T *>(launch_dynamic_smem);
 #endif
 }
-
-#endif

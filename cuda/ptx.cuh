@@ -11,8 +11,7 @@
  *
  * Two 16-bit numbers share a register, the one with the lower index in the lower half.
  */
-#ifndef PTX_CUH
-#define PTX_CUH
+#pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -297,5 +296,3 @@ __device__ __forceinline__ float tanh_approx(float x)
     return y;
 #endif
 }
-
-#endif

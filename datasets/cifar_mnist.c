@@ -15,6 +15,8 @@
 #include <unistd.h>
 
 #include "datasets/source.h"
+#include "util/files.h"
+#include "util/names.h"
 
 /* A file of equal records: image k starts at bytes + offset + k*stride. */
 typedef struct {

@@ -6,6 +6,8 @@
 #include <string.h>
 
 #include "datasets/source.h"
+#include "util/files.h"
+#include "util/names.h"
 
 /* ---- class files ---- */
 

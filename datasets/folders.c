@@ -10,6 +10,8 @@
 #include <string.h>
 
 #include "datasets/source.h"
+#include "util/files.h"
+#include "util/names.h"
 
 typedef struct {
     Source base; /* item: where its path begins in list.text */

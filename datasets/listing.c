@@ -15,6 +15,9 @@
 #include <time.h>
 
 #include "datasets/source.h"
+#include "util/cache.h"
+#include "util/files.h"
+#include "util/names.h"
 
 /* ---- directories ---- */
 

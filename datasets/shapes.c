@@ -15,6 +15,8 @@
 #include <string.h>
 
 #include "data.h"
+#include "util/files.h"
+#include "util/rng.h"
 
 #define VERSION 1 /* of the drawings: part of the stamp */
 #define PI      3.14159265358979323846

@@ -4,11 +4,11 @@
  * functions, a SourceKind, and one function that opens it. Nothing outside data.c, these files and
  * their tests includes this header.
  */
-#ifndef SOURCE_H
-#define SOURCE_H
+#pragma once
 
 #include "data.h"
-#include "datasets/tar.h" /* Names */
+#include "datasets/tar.h"
+#include "util/names.h"
 
 typedef struct Source Source;
 
@@ -29,7 +29,7 @@ typedef struct {
     void (*make)(const Source *s, long i, const DataOptions *o, uint8_t *out);
     char *(*path)(const Source *s, long i); /* free() it */
     void (*close)(Source *s);               /* what is not in Source */
-    /* Both may be NULL. A bijection on [0, n) in data_shuffle's place; reading ahead. */
+    /* Both may be NULL. A bijection on [0, n) in rng_shuffle's place; reading ahead. */
     long (*order)(Source *s, uint64_t seed, long epoch, long position);
     void (*ahead)(Source *s, uint64_t seed, const Upcoming *u);
 } SourceKind;
@@ -114,19 +114,3 @@ typedef struct {
 bool shards_index(ShardIndex *shard, int n, const char *index_dir, Error *e);
 /* "shard.tar#0000123.jpg"; free() it. */
 char *shard_sample_path(const ShardIndex *shard, const ShardSample *s);
-
-/* ---- cache.c: what took long to find out, kept for the next run ---- */
-
-/* What was last saved for this key, or NULL: absent, damaged, another version's or not this user's.
- * free() it. */
-uint8_t *cache_load(const char *kind, const char *key, size_t *n);
-/* What is quicker to find out again is not worth a file. */
-#define CACHE_ENTRIES 10000
-#define CACHE_SECONDS 0.5
-/* What changed so shortly before it was read may change again without a new time: FAT counts in
- * steps of two seconds, and other machines' clocks differ. */
-#define CACHE_MARGIN 3
-/* Failures are silent: it is only a cache. */
-void cache_save(const char *kind, const char *key, const void *bytes, size_t n);
-
-#endif

@@ -3,26 +3,13 @@
  * A sample is the members whose names share everything before the first dot of the last path
  * component: `0000123.cls` and `0000123.jpg`. Everything read here is untrusted.
  */
-#ifndef TAR_H
-#define TAR_H
+#pragma once
 
+#include "util/names.h"
 #include "util/util.h"
 
-/* ---- lists of names ---- */
+/* ---- names ---- */
 
-typedef struct {
-    char **at;
-    int n, room;
-} Names;
-void names_add(Names *l, const char *s); /* copied */
-void names_free(Names *l);
-void names_sort(Names *l); /* by strcmp */
-
-/* Shell braces: `{a,b}`, `{000000..000146}` (zero-padded as the wider end is), `{1..9..2}`, nested
- * and several, expanded in order; a pattern without braces gives itself. At most 10,000,000 names,
- * and a gigabyte of them. A backslash before a brace or a comma makes it a plain character. */
-long brace_count(const char *pattern, Error *e); /* how many names; 0 is an error */
-bool brace_expand(const char *pattern, Names *out, Error *e);
 /* PATTERN[::PATTERN...], each with braces, or a folder: its *.tar, sorted. */
 bool tar_names(const char *patterns, Names *out, Error *e);
 
@@ -68,11 +55,9 @@ bool index_write(const char *archive, const char *path, long *samples, Error *e)
 /* ---- writing ---- */
 
 typedef struct TarWriter TarWriter;
-/* Writes path.PID.part; tar_close renames it to path. Same members, same bytes: times are 0. */
+/* The file appears when tar_close has published it. Same members, same bytes: times are 0. */
 TarWriter *tar_create(const char *path, Error *e);
 bool tar_add(TarWriter *w, const char *name, const void *bytes, size_t n, Error *e);
 uint64_t tar_bytes(const TarWriter *w); /* written so far */
 bool tar_close(TarWriter *w, Error *e); /* frees w in any case */
 void tar_abandon(TarWriter *w);         /* removes the unfinished file */
-
-#endif

@@ -17,9 +17,10 @@
 #include <unistd.h>
 
 #include "datasets/source.h"
+#include "util/names.h"
 
 #define BLOCK 512
-/* Keys of data_shuffle, besides 0, the one of data sets without shards. */
+/* Keys of rng_shuffle, besides 0, the one of data sets without shards. */
 enum { KEY_SHARDS = 1, KEY_WINDOW, KEY_MOST = 65535 };
 /* Whole windows are read ahead on machines that read at least one of so many samples: into a page
  * cache that all their processes share. */
@@ -202,7 +203,7 @@ static Epoch *epoch_of(Shards *s, uint64_t seed, long epoch)
     t->byte = xcalloc((size_t)s->shards + 1, sizeof *t->byte);
     for (int k = 0; k < s->shards; k++) {
         int shard =
-            epoch == IN_ORDER ? k : (int)data_shuffle(seed, epoch, KEY_SHARDS, s->shards, k);
+            epoch == IN_ORDER ? k : (int)rng_shuffle(seed, epoch, KEY_SHARDS, s->shards, k);
         t->shard[k] = shard;
         t->first[k + 1] = t->first[k] + s->count[shard];
         t->byte[k + 1] = t->byte[k] + (s->count[shard] ? s->shard[shard].bytes : 0);
@@ -241,7 +242,7 @@ static long sample_at(Shards *s, const Epoch *t, uint64_t seed, long position)
     window_of(s, t, find_shard(s, t, position), &from, &to);
     long first = t->first[from];
     int key = KEY_WINDOW + from / s->window % (KEY_MOST - KEY_WINDOW);
-    position = first + data_shuffle(seed, t->epoch, key, t->first[to] - first, position - first);
+    position = first + rng_shuffle(seed, t->epoch, key, t->first[to] - first, position - first);
     int k = find_shard(s, t, position);
     return s->first[t->shard[k]] + position - t->first[k];
 }

@@ -17,6 +17,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "util/cache.h"
+#include "util/names.h"
 #include "util/report.h"
 #include "datasets/source.h"
 

@@ -12,6 +12,8 @@
 #include <string.h>
 
 #include "image/image.h"
+#include "util/rng.h"
+#include "util/text.h"
 
 /* ---- the schemes ---- */
 
@@ -357,12 +359,6 @@ static int draw_below(Canvas *c, int n)
     return (int)(rng_next(&c->rng) * n);
 }
 
-static double draw_normal(Canvas *c)
-{
-    double r = sqrt(-2 * log(rng_next(&c->rng)));
-    return r * cos(2 * 3.14159265358979323846 * rng_next(&c->rng));
-}
-
 static double draw_magnitude(Canvas *c, const Range *r, double level)
 {
     double m = r->from + (r->to - r->from) * (level / 10);
@@ -423,7 +419,7 @@ static void rand_augment(Canvas *c, const Augmentation *a)
         if (a->mstd > 100) /* timm's way to say uniform */
             level *= rng_next(&c->rng);
         else if (a->mstd > 0)
-            level += a->mstd * draw_normal(c);
+            level += a->mstd * rng_next_normal(&c->rng);
         apply(c, r, fmin(fmax(level, 0), a->mmax));
     }
 }

@@ -54,6 +54,7 @@ static void *stb_grow(void *p, size_t n)
 #endif
 
 #include "image/parts.h"
+#include "util/files.h"
 
 /* Larger files are mapped and not read: slides have gigabytes, of which a crop needs a few parts.
  */
@@ -789,30 +790,13 @@ bool image_load(const char *path, Image *out, Error *e)
 
 /* ---- writing ---- */
 
-/* A temporary file, then renamed. */
-static bool write_bytes(const char *path, const uint8_t *bytes, size_t n, Error *e)
-{
-    char *part = xasprintf("%s.%ld.part", path, (long)getpid());
-    FILE *f = fopen(part, "wb");
-    bool ok = f && fwrite(bytes, 1, n, f) == n;
-    ok = f && fclose(f) == 0 && ok;
-    ok = ok && rename(part, path) == 0;
-    if (!ok) {
-        fail(e, "check the directory, its permissions and the free space", "cannot write %s: %s",
-             path, strerror(errno));
-        remove(part);
-    }
-    free(part);
-    return ok;
-}
-
 bool image_write_jpeg(const char *path, const uint8_t *rgb, int w, int h, int quality, Error *e)
 {
     uint8_t *bytes;
     size_t n;
     if (!image_encode_jpeg(rgb, w, h, quality, &bytes, &n, e))
         return false;
-    bool ok = write_bytes(path, bytes, n, e);
+    bool ok = save_file(path, bytes, n, false, e);
     free(bytes);
     return ok;
 }
@@ -821,7 +805,7 @@ bool image_write_png(const char *path, const uint8_t *rgb, int w, int h, Error *
 {
     int n;
     unsigned char *bytes = stbi_write_png_to_mem(rgb, 3 * w, w, h, 3, &n);
-    bool ok = bytes ? write_bytes(path, bytes, (size_t)n, e)
+    bool ok = bytes ? save_file(path, bytes, (size_t)n, false, e)
                     : fail(e, "make it smaller", "cannot encode %d x %d pixels as PNG", w, h);
     free(bytes);
     return ok;

@@ -3,8 +3,7 @@
  * Pixels are uint8 RGB, [h, w, 3]; the model normalises them. What is random is a function of a
  * View: which sample, in which epoch.
  */
-#ifndef IMAGE_H
-#define IMAGE_H
+#pragma once
 
 #include "util/rng.h"
 #include "util/util.h"
@@ -167,5 +166,3 @@ Augmentation *augmentation_new(const char *jitter, const char *policy, Error *e)
 void augmentation_free(Augmentation *a);
 /* rgb [h, w, 3] in place; scratch: image_op_scratch(w, h) bytes. a may be NULL: nothing happens. */
 void augment_image(const Augmentation *a, View v, uint8_t *rgb, int w, int h, uint8_t *scratch);
-
-#endif

@@ -4,8 +4,7 @@
  * read row by row, or pixels in memory. It asks for the area it needs and for nothing else, so that
  * a picture is never in memory where it need not be.
  */
-#ifndef DECODE_H
-#define DECODE_H
+#pragma once
 
 #include "image/image.h"
 
@@ -108,5 +107,3 @@ typedef struct Resizer Resizer; /* scratch */
 Resizer *resizer_new(void);
 void resizer_free(Resizer *r);
 bool resizer_run(Resizer *s, const Resize *r, const RowSource *from, uint8_t *out, Error *e);
-
-#endif

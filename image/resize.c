@@ -18,6 +18,7 @@
 #endif
 
 #include "image/parts.h"
+#include "util/rng.h"
 
 /* ---- weights ---- */
 

@@ -66,7 +66,7 @@ static bool damaged(Error *e)
 
 /* ---- the file in memory ---- */
 
-static tmsize_t file_read(thandle_t ctx, void *out, tmsize_t want)
+static tmsize_t client_read(thandle_t ctx, void *out, tmsize_t want)
 {
     TiffReader *r = ctx;
     uint64_t left = r->at < r->n ? r->n - r->at : 0;
@@ -77,31 +77,31 @@ static tmsize_t file_read(thandle_t ctx, void *out, tmsize_t want)
     return (tmsize_t)n;
 }
 
-static tmsize_t file_write(thandle_t ctx, void *bytes, tmsize_t n)
+static tmsize_t client_write(thandle_t ctx, void *bytes, tmsize_t n)
 {
     (void)ctx, (void)bytes, (void)n;
     return -1;
 }
 
-static toff_t file_seek(thandle_t ctx, toff_t to, int whence)
+static toff_t client_seek(thandle_t ctx, toff_t to, int whence)
 {
     TiffReader *r = ctx;
     r->at = whence == SEEK_SET ? to : whence == SEEK_CUR ? r->at + to : r->n + to;
     return r->at;
 }
 
-static int file_close(thandle_t ctx)
+static int client_close(thandle_t ctx)
 {
     (void)ctx;
     return 0;
 }
 
-static toff_t file_size(thandle_t ctx)
+static toff_t client_size(thandle_t ctx)
 {
     return ((TiffReader *)ctx)->n;
 }
 
-static int file_map(thandle_t ctx, void **base, toff_t *size)
+static int client_map(thandle_t ctx, void **base, toff_t *size)
 {
     TiffReader *r = ctx;
     *base = (void *)(uintptr_t)r->bytes;
@@ -109,7 +109,7 @@ static int file_map(thandle_t ctx, void **base, toff_t *size)
     return 1;
 }
 
-static void file_unmap(thandle_t ctx, void *base, toff_t size)
+static void client_unmap(thandle_t ctx, void *base, toff_t size)
 {
     (void)ctx, (void)base, (void)size;
 }
@@ -200,8 +200,8 @@ static bool tiff_open(void *reader, const uint8_t *bytes, size_t n, Header *out,
     r->at = 0;
     r->chosen = 0;
     r->versions = 1;
-    r->tiff = TIFFClientOpen("TIFF", "r", r, file_read, file_write, file_seek, file_close,
-                             file_size, file_map, file_unmap);
+    r->tiff = TIFFClientOpen("TIFF", "r", r, client_read, client_write, client_seek, client_close,
+                             client_size, client_map, client_unmap);
     if (!r->tiff)
         return damaged(e);
     if (!current_size(r, &r->version[0]))

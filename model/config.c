@@ -4,6 +4,7 @@
  * messages all go through the functions here.
  */
 #include "vit.h"
+#include "util/text.h"
 
 #include <ctype.h>
 #include <math.h>
@@ -92,58 +93,11 @@ bool vit_preset(const char *name, Config *c)
 
 /* ---- text in and out ---- */
 
-bool vit_same_name(const char *a, const char *b)
-{
-    while (*a && (*a == '_' ? '-' : *a) == (*b == '_' ? '-' : *b))
-        a++, b++;
-    return !*a && !*b;
-}
-
-int vit_find_word(const char *words, const char *value)
-{
-    size_t n = strlen(value);
-    for (int i = 0; n; i++) {
-        size_t len = strcspn(words, "|");
-        if (len == n && memcmp(words, value, n) == 0)
-            return i;
-        if (!words[len])
-            break;
-        words += len + 1;
-    }
-    return -1;
-}
-
-/* A capital may begin the word, as in Python's True. */
-int vit_find_bool(const char *value)
-{
-    char word[8];
-    snprintf(word, sizeof word, "%s", value);
-    *word = (char)tolower((unsigned char)*word);
-    int k = strlen(value) < sizeof word ? vit_find_word("false|true|no|yes|off|on|0|1", word) : -1;
-    return k < 0 ? -1 : k % 2;
-}
-
-void vit_word_text(const char *words, int k, char *out, size_t size)
-{
-    while (k-- > 0)
-        words += strcspn(words, "|") + 1;
-    snprintf(out, size, "%.*s", (int)strcspn(words, "|"), words);
-}
-
-void vit_double_text(double v, char *out, size_t size)
-{
-    for (int digits = 6; digits <= 17; digits++) {
-        snprintf(out, size, "%.*g", digits, v);
-        if (strtod(out, NULL) == v)
-            break;
-    }
-}
-
 const ConfigField *vit_config_find(const char *name)
 {
     for (int i = 0; i < vit_config_count; i++)
-        if (vit_same_name(vit_config_fields[i].name, name) ||
-            vit_same_name(vit_config_fields[i].flag, name))
+        if (same_name(vit_config_fields[i].name, name) ||
+            same_name(vit_config_fields[i].flag, name))
             return &vit_config_fields[i];
     return NULL;
 }
@@ -166,12 +120,12 @@ bool vit_config_set(Config *c, const char *name, const char *value, Error *e)
             return fail(e, "give a number such as 0.1", "%s: '%s' is not a number", name, value);
         *(double *)p = v;
     } else if (f->type == T_BOOL) {
-        int found = vit_find_bool(value);
+        int found = find_bool(value);
         if (found < 0)
             return fail(e, "give true or false", "%s: '%s' is neither true nor false", name, value);
         *(bool *)p = found;
     } else {
-        int row = word_row(f->name), k = vit_find_word(vit_word_table[row].names, value);
+        int row = word_row(f->name), k = find_word(vit_word_table[row].names, value);
         if (k < 0)
             return fail(e, "choose one of the words above", "%s: '%s' is none of %s", name, value,
                         vit_word_table[row].names);
@@ -186,12 +140,12 @@ void vit_config_get(const Config *c, const ConfigField *f, char *out, size_t siz
     if (f->type == T_INT)
         snprintf(out, size, "%d", *(const int *)p);
     else if (f->type == T_DOUBLE)
-        vit_double_text(*(const double *)p, out, size);
+        double_text(*(const double *)p, out, size);
     else if (f->type == T_BOOL)
         snprintf(out, size, "%s", *(const bool *)p ? "true" : "false");
     else {
         int row = word_row(f->name);
-        vit_word_text(vit_word_table[row].names, *(const word *)p - vit_word_table[row].first, out,
+        word_text(vit_word_table[row].names, *(const word *)p - vit_word_table[row].first, out,
                       size);
     }
 }

@@ -5,8 +5,7 @@
  * run here (no data, no device) is skipped with a reason rather than passed in silence.
  * Build trees and sanitizers read the exit status; people read the last line.
  */
-#ifndef CHECK_H
-#define CHECK_H
+#pragma once
 
 #include <stdarg.h>
 #include <stdbool.h>
@@ -63,5 +62,3 @@ static int check_report(void)
     fflush(stdout);
     return check_failed > 0 || check_passed + check_skipped == 0;
 }
-
-#endif

@@ -9,8 +9,7 @@
  * backend, and anywhere with TEST_FULL=1 in the environment.
  * The 16-bit types are converted here by arithmetic in double, independently of every backend.
  */
-#ifndef DEVICE_H
-#define DEVICE_H
+#pragma once
 
 #include "vit.h"
 
@@ -152,5 +151,3 @@ static inline double get(const void *from, int type, long i)
     double a = e == 31 ? (m ? NAN : INFINITY) : e ? ldexp(1024 + m, e - 25) : ldexp(m, -24);
     return bits & 0x8000 ? -a : a;
 }
-
-#endif

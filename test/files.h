@@ -1,7 +1,6 @@
 /* files.h - what tests of files share: a temporary folder, the shared one, paths, comparing images.
  */
-#ifndef FILES_H
-#define FILES_H
+#pragma once
 
 #include <math.h>
 #include <stdlib.h>
@@ -10,6 +9,7 @@
 
 #include "image/image.h"
 #include "check.h"
+#include "util/files.h"
 
 static char temporary[] = "/tmp/vit_test.XXXXXX";
 static const char *shared; /* argv[1], the folder with fixtures/ and data/; NULL if absent */
@@ -56,5 +56,3 @@ static inline double mean_difference(const char *a, const char *b)
     image_free(&q);
     return sum;
 }
-
-#endif

@@ -22,11 +22,11 @@
  * and of 16-bit elements, but attention's, at most one in a hundred may be beyond one ulp. One
  * element that rounds to the other neighbour is no error, however small the matrix.
  */
-#ifndef MATS_H
-#define MATS_H
+#pragma once
 
 #include "check.h"
 #include "device.h"
+#include "util/rng.h"
 
 enum { GUARD = 256 }; /* bytes */
 enum { SCRATCH_BYTES = 8 << 20, MAX_MATS = 24, MAX_CASES = 512, WAYS = 8 };
@@ -374,5 +374,3 @@ static void finish(int exact)
         CHECK(digests[n_cases] == digest, "%s %s: other bits in pass %d", under.name, title, pass);
     digests[n_cases++] = digest;
 }
-
-#endif

@@ -10,6 +10,8 @@
 #include "checkpoint.h"
 #include "data.h"
 #include "check.h"
+#include "util/files.h"
+#include "util/rng.h"
 
 /* ---- operations ---- */
 

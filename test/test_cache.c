@@ -11,6 +11,9 @@
 #include "datasets/source.h"
 #include "check.h"
 #include "files.h"
+#include "util/cache.h"
+#include "util/files.h"
+#include "util/rng.h"
 
 /* So many images make a listing worth keeping, in three folders. */
 enum { FOLDERS = 3, FILES = 3400, ALL = FOLDERS * FILES };

@@ -7,6 +7,8 @@
  */
 #include "checkpoint.h"
 #include "check.h"
+#include "util/files.h"
+#include "util/rng.h"
 
 #include <ftw.h>
 #include <math.h>
@@ -126,7 +128,7 @@ static void test_round_trip(void)
     Error e = {0};
     const char *path = below("sample.safetensors");
     CHECK(write_sample(path, &e), "%s", e.what);
-    CHECK(!path_exists(below("sample.safetensors.tmp")));
+    CHECK(!path_exists(below("sample.safetensors.%ld.tmp", (long)getpid())));
     SafeTensors *f = st_open(path, &e);
     if (!CHECK(f, "%s", e.what))
         return;
@@ -170,7 +172,7 @@ static void test_writer_errors(void)
     SafeTensors *f = st_open(path, &e);
     CHECK(f && st_count(f) == 8, "an unfinished writer touched the old file: %s", e.what);
     st_close(f);
-    CHECK(!path_exists(below("kept.safetensors.tmp")));
+    CHECK(!path_exists(below("kept.safetensors.%ld.tmp", (long)getpid())));
 
     make_dirs(below("a.safetensors"), &e);
     CHECK(!write_sample(below("a.safetensors"), &e) && contains(e.what, "rename"), "%s", e.what);

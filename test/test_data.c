@@ -8,6 +8,7 @@
 
 #include "data.h"
 #include "files.h"
+#include "util/files.h"
 
 /* ---- order ---- */
 
@@ -19,12 +20,12 @@ static void test_shuffle(void)
         char *seen = xcalloc(n, 1);
         bool exact = true;
         for (long p = 0; p < n; p++) {
-            long i = data_shuffle(5, 3, 0, n, p);
+            long i = rng_shuffle(5, 3, 0, n, p);
             exact &= i >= 0 && i < n && !seen[i];
             if (i >= 0 && i < n)
                 seen[i] = 1;
             moved += i != p;
-            same += i == data_shuffle(5, 4, 0, n, p);
+            same += i == rng_shuffle(5, 4, 0, n, p);
         }
         free(seen);
         CHECK(exact, "a bijection on [0, %ld)", n);
@@ -35,13 +36,13 @@ static void test_shuffle(void)
     int count[8][8] = {{0}};
     for (int epoch = 0; epoch < 8000; epoch++)
         for (int p = 0; p < 8; p++)
-            count[p][data_shuffle(1, epoch, 0, 8, p)]++;
+            count[p][rng_shuffle(1, epoch, 0, 8, p)]++;
     double chi2 = 0;
     for (int p = 0; p < 8; p++)
         for (int i = 0; i < 8; i++)
             chi2 += (count[p][i] - 1000.0) * (count[p][i] - 1000.0) / 1000;
     CHECK(chi2 < 100, "chi-squared %.1f", chi2);
-    CHECK(data_shuffle(1, 0, 0, 1L << 40, 12345) < 1L << 40);
+    CHECK(rng_shuffle(1, 0, 0, 1L << 40, 12345) < 1L << 40);
 }
 
 /* ---- datasets ---- */

@@ -10,6 +10,7 @@
 #include "train/hosts.h"
 
 #include "check.h"
+#include "util/files.h"
 
 #include <arpa/inet.h>
 #include <fcntl.h>

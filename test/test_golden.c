@@ -26,6 +26,7 @@
 #include "checkpoint.h"
 #include "check.h"
 #include "device.h"
+#include "util/files.h"
 
 static double gate; /* relative L2 */
 

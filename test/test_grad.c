@@ -7,6 +7,7 @@
  */
 #include "vit.h"
 #include "check.h"
+#include "util/rng.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -19,6 +19,8 @@
 
 #include "checkpoint.h"
 #include "files.h"
+#include "util/files.h"
+#include "util/rng.h"
 
 enum { SIZE = 224, BYTES = 3 * SIZE * SIZE };
 

@@ -5,6 +5,7 @@
 #include "check.h"
 
 #include "train/mixup.h"
+#include "util/rng.h"
 
 #include <math.h>
 #include <stdlib.h>

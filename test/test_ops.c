@@ -9,6 +9,7 @@
  * Order: the ops in the order of vit.h, then memory and the order of calls, random numbers, main.
  */
 #include "mats.h"
+#include "util/rng.h"
 
 static const double pi = 3.14159265358979323846;
 

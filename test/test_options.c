@@ -3,7 +3,9 @@
 #include "check.h"
 
 #include "train/options.h"
+#include "util/files.h"
 #include "util/report.h"
+#include "util/text.h"
 #include "train/schedule.h"
 
 #include <math.h>
@@ -173,7 +175,7 @@ static void test_echo_texts(void)
     Error e = {"", ""};
     Config c = vit_config_default();
     CHECK(mkdtemp(dir));
-    char *path = xasprintf("%s/config.ini", dir), *temporary = xasprintf("%s.tmp", path);
+    char *path = xasprintf("%s/config.ini", dir), *temporary = xasprintf("%s.%ld.tmp", path, (long)getpid());
     for (int i = 0; i < COUNT(texts); i++) {
         Options o, back;
         options_init(&back);
@@ -230,9 +232,9 @@ static void test_bools(void)
     static const char *const words[] = {"false", "true", "no", "yes", "off",   "on",
                                         "0",     "1",    "No", "Yes", "False", "True"};
     for (int i = 0; i < COUNT(words); i++)
-        CHECK(vit_find_bool(words[i]) == i % 2, "%s", words[i]);
-    CHECK(vit_find_bool("") == -1 && vit_find_bool("truely") == -1 && vit_find_bool("tRUE") == -1);
-    CHECK(vit_find_bool("true|no") == -1 && vit_find_bool("2") == -1);
+        CHECK(find_bool(words[i]) == i % 2, "%s", words[i]);
+    CHECK(find_bool("") == -1 && find_bool("truely") == -1 && find_bool("tRUE") == -1);
+    CHECK(find_bool("true|no") == -1 && find_bool("2") == -1);
 }
 
 /* ---- learning rates ---- */

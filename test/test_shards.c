@@ -10,6 +10,7 @@
 #include "datasets/tar.h"
 #include "check.h"
 #include "files.h"
+#include "util/files.h"
 
 enum { SIDE = 8, BYTES = 3 * SIDE * SIDE, SHARDS = 7, CLASSES = 5 };
 static const int counts[SHARDS] = {5, 9, 1, 12, 3, 8, 6}; /* samples of each shard */

@@ -5,6 +5,8 @@
 #include "check.h"
 
 #include "datasets/tar.h"
+#include "util/files.h"
+#include "util/names.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -20,7 +20,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "checkpoint.h" /* write_file_atomically */
+#include "util/files.h"
 #include "data.h"
 #include "util/report.h"
 #include "datasets/tar.h"
@@ -314,7 +314,7 @@ static void write_samples(Writer *w, int threads)
             if (stopped)
                 continue;
             pictures[i] = (Picture){
-                .sample = data_shuffle((uint64_t)o.seed, 0, 0, n, at + i),
+                .sample = rng_shuffle((uint64_t)o.seed, 0, 0, n, at + i),
             };
             char *path = data_sample_path(w->data, pictures[i].sample);
             make_picture(decoders[omp_get_thread_num()], path, &pictures[i]);
@@ -360,7 +360,7 @@ static char *write_classes(const Dataset *d, const char *dir)
     if (path_exists(path) && (!old || strcmp(old, text) != 0))
         die("write to another directory, or remove the file",
             "%s is already there, with other classes", path);
-    if (!old && !write_file_atomically(path, text, &e))
+    if (!old && !save_text(path, text, &e))
         die(e.hint, "%s", e.what);
     free(old);
     free(text);

@@ -12,9 +12,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "util/files.h"
+#include "util/names.h"
 #include "util/report.h"
 #include "datasets/tar.h"
-#include "vit.h" /* vit_same_name */
+#include "util/text.h"
 
 /* ---- flags ---- */
 
@@ -66,7 +68,7 @@ static const Flag *find_flag(const Command *c, const char *arg, const char **val
     name[n] = 0;
     *value = equals ? equals + 1 : NULL;
     for (int i = 0; i < c->n_flags; i++)
-        if (vit_same_name(c->flags[i].name, name))
+        if (same_name(c->flags[i].name, name))
             return &c->flags[i];
     return NULL;
 }

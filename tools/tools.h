@@ -3,8 +3,7 @@
  * tools.c has main() and `index`, shard.c `shard`, show.c `show`. A command returns its exit
  * status, or ends the program through die().
  */
-#ifndef TOOLS_H
-#define TOOLS_H
+#pragma once
 
 #include "util/util.h"
 
@@ -31,5 +30,3 @@ void flags_take(const Command *c, int *argc, char **argv);
 void flags_none_left(const Command *c, int argc, char **argv);
 
 extern const Command command_shard, command_show;
-
-#endif

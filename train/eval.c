@@ -5,7 +5,9 @@
  */
 #include "train/setup.h"
 
+#include "util/files.h"
 #include "util/report.h"
+#include "util/rng.h"
 
 #include <math.h>
 #include <stdlib.h>

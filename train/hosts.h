@@ -13,8 +13,7 @@
  *                     may be on MASTER_PORT; under Slurm or MPI a number made from the job's)
  *   VIT_DIST_TIMEOUT  seconds until every rank must have come (120)
  */
-#ifndef DIST_H
-#define DIST_H
+#pragma once
 
 #include "util/util.h"
 
@@ -74,5 +73,3 @@ NORETURN void dist_launch(int gpus, char **argv);
  * localhost) only this machine is heard; on any other host's name, whatever it may stand for here,
  * all are. Port 0 is any free one. */
 int dist_listen(const char *host, int port, char *why, size_t size);
-
-#endif

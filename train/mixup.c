@@ -4,6 +4,7 @@
  * Read in this order: mixup and cutmix, erasing, colour twist, a batch, targets, flags.
  */
 #include "train/mixup.h"
+#include "util/rng.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -23,8 +24,7 @@ static double log_gamma_draw(double shape, RngStream *rng)
     }
     double d = shape - 1.0 / 3, c = 1 / sqrt(9 * d);
     for (;;) {
-        double radius = sqrt(-2 * log(rng_next(rng)));
-        double x = radius * cos(2 * M_PI * rng_next(rng)); /* normal (Box-Muller) */
+        double x = rng_next_normal(rng);
         double v = 1 + c * x, u = rng_next(rng);
         v = v * v * v;
         if (v > 0 && log(u) < 0.5 * x * x + d - d * v + d * log(v))

@@ -7,10 +7,10 @@
  * neither micro-batches nor ranks change anything, and ranks never exchange images.
  * Crop, flip and what else happens to single images on the CPU is in image.h.
  */
-#ifndef MIX_H
-#define MIX_H
+#pragma once
 
 #include "train/options.h"
+#include "util/rng.h"
 
 typedef struct {
     double mixup, cutmix;   /* alpha of their Beta distributions; 0: off */
@@ -51,5 +51,3 @@ double mix_beta(double alpha, RngStream *rng);
 /* The affine map of a colour twist, as Augment.colour has it; hue in degrees. */
 void mix_twist_map(double brightness, double contrast, double saturation, double hue,
                    float map[12]);
-
-#endif

@@ -6,7 +6,8 @@
  *
  * Read in this order: tables, one setting, recipe lines, command line, output.
  */
-#include "checkpoint.h" /* write_file_atomically */
+#include "util/files.h"
+#include "util/text.h"
 #include "train/options.h"
 
 #include <ctype.h>
@@ -59,7 +60,7 @@ static const struct {
 static const Option *find_option(const char *flag)
 {
     for (int i = 0; i < COUNT(options); i++)
-        if (options[i].type != O_group && vit_same_name(options[i].flag, flag))
+        if (options[i].type != O_group && same_name(options[i].flag, flag))
             return &options[i];
     return NULL;
 }
@@ -131,13 +132,13 @@ static bool set_option(Options *o, const Option *p, const char *name, const char
         *(text *)at = xstrdup(value);
         break;
     case O_bool:
-        if ((k = vit_find_bool(value)) < 0)
+        if ((k = find_bool(value)) < 0)
             return fail(e, "give true or false", "%s%s: '%s' is neither true nor false", where,
                         name, value);
         *(bool *)at = k;
         break;
     case O_word:
-        if ((k = vit_find_word(p->allowed, value)) < 0)
+        if ((k = find_word(p->allowed, value)) < 0)
             return fail(e, "choose one of the words above", "%s%s: '%s' is none of %s", where, name,
                         value, p->allowed);
         *(word *)at = k;
@@ -183,7 +184,7 @@ static bool set_shorthand(Options *o, int row, const char *name, const char *val
 bool options_set(Options *o, const char *name, const char *value, const char *where, Error *e)
 {
     for (int i = 0; i < COUNT(shorthands); i++)
-        if (vit_same_name(shorthands[i].flag, name))
+        if (same_name(shorthands[i].flag, name))
             return set_shorthand(o, i, name, value, where, e);
     const Option *p = find_option(name);
     if (p) {
@@ -353,7 +354,7 @@ static bool options_flag(Options *o, int argc, char **argv, int *i, Error *e)
     if (equals) {
         value = equals + 1;
     } else if (is_switch(name)) {
-        bool takes = next && vit_find_bool(next) >= 0;
+        bool takes = next && find_bool(next) >= 0;
         value = takes ? argv[++*i] : "true";
     } else if ((strncmp(name, "no-", 3) == 0 || strncmp(name, "no_", 3) == 0) &&
                is_flag(name + 3)) {
@@ -466,7 +467,7 @@ void options_help(FILE *f)
     }
 }
 
-static void write_text(FILE *f, const char *value)
+static void write_value(FILE *f, const char *value)
 {
     size_t n = strlen(value);
     bool quote = n && (strpbrk(value, "#\"\n") || isspace((unsigned char)value[0]) ||
@@ -490,18 +491,18 @@ static void write_option(FILE *f, const Options *o, const Option *p)
     char value[64];
     fprintf(f, "%s = ", p->flag);
     if (p->type == O_text) {
-        write_text(f, *(const text *)at);
+        write_value(f, *(const text *)at);
         fputc('\n', f);
         return;
     }
     if (p->type == O_long)
         snprintf(value, sizeof value, "%ld", *(const long *)at);
     else if (p->type == O_double)
-        vit_double_text(*(const double *)at, value, sizeof value);
+        double_text(*(const double *)at, value, sizeof value);
     else if (p->type == O_bool)
         snprintf(value, sizeof value, "%s", *(const bool *)at ? "true" : "false");
     else
-        vit_word_text(p->allowed, *(const word *)at, value, sizeof value);
+        word_text(p->allowed, *(const word *)at, value, sizeof value);
     fprintf(f, "%s\n", value);
 }
 
@@ -509,7 +510,7 @@ static void write_all(FILE *f, const Options *o, const Config *c, const char *pa
 {
     static const char *const places[] = {"recipe", "resume", "out"};
     fprintf(f, "# repeat this run: %s --recipe ", PROGRAM);
-    write_text(f, path);
+    write_value(f, path);
     fputc('\n', f);
     for (int i = 0; i < COUNT(options); i++) {
         bool skip = false;
@@ -537,7 +538,7 @@ bool options_write(const Options *o, const Config *c, const char *path, Error *e
         write_all(f, o, c, path);
     if (!f || fclose(f) != 0)
         die("free some memory", "out of memory: cannot write %s", path);
-    bool ok = write_file_atomically(path, text, e);
+    bool ok = save_text(path, text, e);
     free(text);
     return ok;
 }

@@ -6,8 +6,7 @@
  * in the order of the enum that vit.h or data.h has for them; "a..b" is a range, either end
  * optional.
  */
-#ifndef OPTIONS_H
-#define OPTIONS_H
+#pragma once
 
 #include "vit.h"
 
@@ -147,5 +146,3 @@ void options_help(FILE *f);
 /* Everything as a recipe that repeats the run: the options, and c as the model's settings. Left out
  * is what names places: recipe, resume, out. On failure the old file, if any, is untouched. */
 bool options_write(const Options *o, const Config *c, const char *path, Error *e);
-
-#endif

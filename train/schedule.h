@@ -1,6 +1,5 @@
 /* schedule.h - the learning rate of each step, a pure function; test/test_options.c checks it. */
-#ifndef SCHEDULE_H
-#define SCHEDULE_H
+#pragma once
 
 #include "train/options.h"
 
@@ -18,5 +17,3 @@ typedef struct {
  * the step after the last (as optax.warmup_cosine_decay_schedule and timm's per-update scheduler).
  */
 double schedule_lr(const Schedule *s, uint64_t step);
-
-#endif

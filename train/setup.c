@@ -9,7 +9,9 @@
  */
 #include "train/setup.h"
 
+#include "util/files.h"
 #include "util/report.h"
+#include "util/text.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -661,7 +663,7 @@ static void write_classes(const Session *s)
     char *path = xasprintf("%s/classes.txt", s->out), *text = xcalloc(size, 1);
     for (int k = 0; k < data_classes(s->train); k++)
         at += (size_t)snprintf(text + at, size - at, "%s\n", data_class_name(s->train, k));
-    setup_check(write_file_atomically(path, text, &e), &e);
+    setup_check(save_text(path, text, &e), &e);
     free(text);
     free(path);
 }

@@ -3,8 +3,7 @@
  * setup.c fills a Session, train.c runs the training loop, eval.c evaluates, predicts and times.
  * All of these end the program through die() when something is wrong.
  */
-#ifndef SESSION_H
-#define SESSION_H
+#pragma once
 
 #include "checkpoint.h"
 #include "data.h"
@@ -56,5 +55,3 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
 int command_eval(Session *s);
 int command_predict(Session *s);
 int command_bench(Session *s);
-
-#endif

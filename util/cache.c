@@ -4,13 +4,16 @@
  * VIT_CACHE=off neither reads nor writes any. A file is whole and this key's, or it is as if it
  * were not there; whether what it says still holds is for its reader to find out.
  */
+#include "util/cache.h"
+
+#include "util/files.h"
+
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "datasets/source.h"
 
 #define CACHE_VERSION   1
 #define CACHE_MAX_BYTES ((int64_t)4 << 30)
@@ -104,24 +107,20 @@ uint8_t *cache_load(const char *kind, const char *key, size_t *n)
 void cache_save(const char *kind, const char *key, const void *bytes, size_t n)
 {
     char *dir = cache_dir();
-    Error ignored;
-    if (!dir || !make_dirs(dir, &ignored)) {
+    if (!dir || !make_dirs(dir, NULL)) {
         free(dir);
         return;
     }
     char *path = cache_path(dir, kind, key);
-    char *part = xasprintf("%s.%ld.part", path, (long)getpid());
     Header h = {.version = CACHE_VERSION, .key = strlen(key), .bytes = n};
     memcpy(h.magic, magic, sizeof magic);
     h.sum = sum_of(key, bytes, n);
-    FILE *f = fopen(part, "wb");
-    bool ok = f && fwrite(&h, sizeof h, 1, f) == 1 && fwrite(key, 1, h.key, f) == h.key &&
-              fwrite(bytes, 1, n, f) == n;
-    if (f && fclose(f) != 0)
-        ok = false;
-    if (f && (!ok || rename(part, path) != 0))
-        remove(part);
-    free(part);
+    FileWriter *f = file_create(path, NULL);
+    if (f && file_write(f, &h, sizeof h, NULL) && file_write(f, key, h.key, NULL) &&
+        file_write(f, bytes, n, NULL))
+        file_publish(f, false, NULL);
+    else
+        file_abandon(f);
     free(path);
     free(dir);
 }

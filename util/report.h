@@ -1,6 +1,5 @@
 /* report.h - what a run says: lines or a progress bar on the screen, JSON lines in log.jsonl. */
-#ifndef REPORT_H
-#define REPORT_H
+#pragma once
 
 #include "util/util.h"
 
@@ -46,5 +45,3 @@ void report_clear(void); /* remove the bar before other output */
 bool report_terminal(void);
 void format_seconds(double s, char *out, size_t size); /* "1m05s" */
 void format_count(double n, char *out, size_t size);   /* "5.7 M" */
-
-#endif

@@ -9,9 +9,9 @@
  * SC 2011); test/test_ops.c checks it on the vectors published with Random123.
  * Plain C, also valid as C++ and CUDA.
  */
-#ifndef RNG_H
-#define RNG_H
+#pragma once
 
+#include <math.h>
 #include <stdint.h>
 
 #ifndef RNG_FN
@@ -97,4 +97,38 @@ RNG_FN double rng_next(RngStream *s)
     return rng_unit(s->block.v[s->at++ % 4]);
 }
 
-#endif
+/* A standard normal number from two uniform ones (Box and Muller 1958). */
+RNG_FN double rng_normal(double u, double v)
+{
+    return sqrt(-2 * log(u)) * cos(2 * 3.14159265358979323846 * v);
+}
+
+RNG_FN double rng_next_normal(RngStream *s)
+{
+    double u = rng_next(s);
+    return rng_normal(u, rng_next(s));
+}
+
+/* A bijection on [0, n) keyed by (seed, epoch, key): position -> element. A Feistel network of six
+ * rounds over 2*bits bits, where 4^bits >= n, is a bijection there; walking its cycle until a value
+ * below n comes up makes it one on [0, n), in less than four steps on average. (Black and Rogaway,
+ * "Ciphers with arbitrary finite domains", CT-RSA 2002.) */
+RNG_FN long rng_shuffle(uint64_t seed, long epoch, int key, long n, long position)
+{
+    int bits = 1;
+    while (bits < 31 && 1L << (2 * bits) < n)
+        bits++;
+    uint32_t mask = (1u << bits) - 1;
+    uint64_t x = (uint64_t)position;
+    do {
+        uint32_t left = (uint32_t)(x >> bits), right = (uint32_t)x & mask;
+        for (uint32_t round = 0; round < 6; round++) {
+            uint32_t f = rng_block(seed, right, round, (uint32_t)epoch, RNG_SHUFFLE, key).v[0];
+            uint32_t next = (left ^ f) & mask;
+            left = right;
+            right = next;
+        }
+        x = (uint64_t)left << bits | right;
+    } while (x >= (uint64_t)n);
+    return (long)x;
+}

@@ -1,6 +1,5 @@
-/* util.h - errors, memory, files and time: the few things every host file needs. */
-#ifndef UTIL_H
-#define UTIL_H
+/* util.h - errors, memory and time: the few things every host file needs. */
+#pragma once
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -46,15 +45,4 @@ void *xrealloc(void *p, size_t bytes);
 char *xstrdup(const char *s);
 char *xasprintf(const char *fmt, ...) PRINTF_LIKE(1, 2);
 
-double now(void);                           /* seconds, monotonic */
-bool make_dirs(const char *path, Error *e); /* mkdir -p */
-bool path_exists(const char *path);
-bool is_dir(const char *path);
-char *read_text(const char *path, size_t max_bytes,
-                Error *e); /* whole file, zero-terminated; free() */
-
-/* The word in `list` (NULL-terminated) nearest to `word` by edit distance, or NULL if none is near.
- */
-const char *nearest(const char *word, const char *const *list);
-
-#endif
+double now(void); /* seconds, monotonic */

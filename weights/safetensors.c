@@ -12,7 +12,8 @@
  *
  * Read in this order: types, numbers in the header, one entry, the whole header, opening, access,
  * writer. */
-#include "checkpoint.h"
+#include "weights/safetensors.h"
+#include "util/files.h"
 
 #include <cjson/cJSON.h>
 #include <errno.h>
@@ -74,7 +75,6 @@ struct SafeTensors {
 static const char damaged[] =
     "the file is damaged, incomplete, or was not written by a careful program";
 static const char open_hint[] = "is the path right, and may you read it?";
-static const char write_hint[] = "free some space, or write to another directory";
 static const char mistake[] = "this is a mistake in the program that writes the file";
 
 PRINTF_LIKE(4, 5)
@@ -572,8 +572,8 @@ bool st_read_i64(const SafeTensors *f, const StTensor *t, int64_t *out, Error *e
 /* ---- writer ---- */
 
 struct StWriter {
-    char *path, *temporary;
-    int fd;
+    char *path;
+    FileWriter *file;
     cJSON *header, *meta;
     uint64_t declared, written; /* bytes of data */
     bool sound;                 /* no declaration has failed */
@@ -581,17 +581,12 @@ struct StWriter {
 
 StWriter *st_create(const char *path, Error *e)
 {
+    FileWriter *file = file_create(path, e);
+    if (!file)
+        return NULL;
     StWriter *w = xcalloc(1, sizeof *w);
     w->path = xstrdup(path);
-    w->temporary = xasprintf("%s.tmp", path);
-    w->fd = open(w->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (w->fd < 0) {
-        fail(e, write_hint, "%s: cannot create: %s", w->temporary, strerror(errno));
-        free(w->path);
-        free(w->temporary);
-        free(w);
-        return NULL;
-    }
+    w->file = file;
     w->header = cJSON_CreateObject();
     w->meta = cJSON_AddObjectToObject(w->header, "__metadata__");
     w->sound = w->meta != NULL;
@@ -622,21 +617,6 @@ void st_add_tensor(StWriter *w, const char *name, StType type, int ndim, const i
         w->declared = end;
 }
 
-static bool put(StWriter *w, const void *data, size_t bytes, Error *e)
-{
-    const char *p = data;
-    while (bytes > 0) {
-        ssize_t n = write(w->fd, p, bytes < (1u << 30) ? bytes : 1u << 30);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return fail(e, write_hint, "%s: cannot write: %s", w->path, strerror(errno));
-        p += n;
-        bytes -= (size_t)n;
-    }
-    return true;
-}
-
 /* Length and header, padded with blanks so that the data starts at a multiple of 8. */
 bool st_begin(StWriter *w, Error *e)
 {
@@ -652,8 +632,8 @@ bool st_begin(StWriter *w, Error *e)
         ok = fail(e, "the file would have too many tensors",
                   "%s: a header of %" PRIu64 " bytes is over the limit of %d", w->path, length,
                   MAX_HEADER);
-    ok = ok && put(w, &length, sizeof length, e) && put(w, text, n, e) &&
-         put(w, "       ", padding, e);
+    ok = ok && file_write(w->file, &length, sizeof length, e) &&
+         file_write(w->file, text, n, e) && file_write(w->file, "       ", padding, e);
     cJSON_free(text);
     return ok;
 }
@@ -664,16 +644,13 @@ bool st_write(StWriter *w, const void *data, size_t bytes, Error *e)
         return fail(e, mistake, "%s: more data than the %" PRIu64 " bytes that were declared",
                     w->path, w->declared);
     w->written += bytes;
-    return put(w, data, bytes, e);
+    return file_write(w->file, data, bytes, e);
 }
 
 static void free_writer(StWriter *w)
 {
-    if (w->fd >= 0)
-        close(w->fd);
     cJSON_Delete(w->header);
     free(w->path);
-    free(w->temporary);
     free(w);
 }
 
@@ -681,75 +658,19 @@ void st_abandon(StWriter *w)
 {
     if (!w)
         return;
-    unlink(w->temporary);
+    file_abandon(w->file);
     free_writer(w);
 }
 
-/* Some file systems cannot sync a directory and say so with EINVAL; they have nothing to sync. */
-bool st_sync_dir(const char *path, Error *e)
-{
-    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    bool ok = fd >= 0 && (fsync(fd) == 0 || errno == EINVAL);
-    int error = errno;
-    if (fd >= 0)
-        close(fd);
-    return ok || fail(e, write_hint, "%s: cannot sync directory: %s", path, strerror(error));
-}
-
-static bool sync_parent(const char *path, Error *e)
-{
-    const char *slash = strrchr(path, '/');
-    char *parent = !slash          ? xstrdup(".")
-                   : slash == path ? xstrdup("/")
-                                   : xasprintf("%.*s", (int)(slash - path), path);
-    bool ok = st_sync_dir(parent, e);
-    free(parent);
-    return ok;
-}
-
-/* fsync before rename: the name must never point at data that a power cut can still lose. */
 bool st_finish(StWriter *w, Error *e)
 {
-    bool ok = true;
-    if (w->written != w->declared)
-        ok = fail(e, mistake, "%s: %" PRIu64 " of %" PRIu64 " declared bytes were written", w->path,
-                  w->written, w->declared);
-    else if (fsync(w->fd) != 0)
-        ok = fail(e, write_hint, "%s: cannot sync: %s", w->path, strerror(errno));
-    if (close(w->fd) != 0 && ok)
-        ok = fail(e, write_hint, "%s: cannot write: %s", w->path, strerror(errno));
-    w->fd = -1;
-    if (ok && rename(w->temporary, w->path) != 0)
-        ok = fail(e, write_hint, "%s: cannot rename the finished file: %s", w->path,
-                  strerror(errno));
-    if (!ok) {
-        st_abandon(w);
-        return false;
+    bool whole = w->written == w->declared;
+    if (!whole) {
+        fail(e, mistake, "%s: %" PRIu64 " of %" PRIu64 " declared bytes were written", w->path,
+             w->written, w->declared);
+        file_abandon(w->file);
     }
-    ok = sync_parent(w->path, e);
+    bool ok = whole && file_publish(w->file, true, e);
     free_writer(w);
     return ok;
-}
-
-bool write_file_atomically(const char *path, const char *text, Error *e)
-{
-    char *temporary = xasprintf("%s.tmp", path);
-    size_t n = strlen(text);
-    errno = ENOSPC; /* a short write sets none */
-    FILE *f = fopen(temporary, "w");
-    bool ok = f && fwrite(text, 1, n, f) == n && fflush(f) == 0 && fsync(fileno(f)) == 0;
-    int error = errno;
-    if (f && fclose(f) != 0 && ok) {
-        ok = false;
-        error = errno;
-    }
-    if (ok && rename(temporary, path) != 0) {
-        ok = false;
-        error = errno;
-    }
-    if (f && !ok)
-        unlink(temporary);
-    free(temporary);
-    return ok ? sync_parent(path, e)
-              : fail(e, write_hint, "%s: cannot write: %s", path, strerror(error));
 }

@@ -1,6 +1,5 @@
 /* fuzz.h - what fuzz targets share: an input as a file, and what must hold. */
-#ifndef FUZZ_H
-#define FUZZ_H
+#pragma once
 
 #include <stdint.h>
 #include <stdio.h>
@@ -29,5 +28,3 @@ static inline const char *fuzz_file(const uint8_t *bytes, size_t n)
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     return path;
 }
-
-#endif

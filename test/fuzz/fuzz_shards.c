@@ -2,6 +2,7 @@
  * where there is no such line, without. */
 #include "data.h"
 #include "fuzz.h"
+#include "util/files.h"
 
 #include <fcntl.h>
 #include <string.h>

@@ -1,0 +1,90 @@
+/* params.h - every tensor of the model, once: name, shape, initialiser, place. */
+#pragma once
+
+#include "model/config.h"
+#include "util/real.h"
+
+/* The model is a row of units: unit 0 embeds, units 1..L are the blocks, unit L+1 is the head.
+ * A unit begins and ends with the complete residual stream [B,T,C], and no fusion crosses its edge;
+ * it is therefore what is gathered, recomputed, updated and sent. One line per tensor says all:
+ *
+ *   field      name in files (timm's)      shape (0: no such) initialiser split present if
+ *
+ * The order of the lines is the layout of a unit's buffers (weights, gradients, optimiser state)
+ * and of the file. `split` is the axis that tensor parallelism cuts: 0 rows, 1 columns, -1 neither.
+ * N is the number of class tokens, R the width of the representation layer. */
+
+enum { UNIT_EMBED, UNIT_BLOCK, UNIT_HEAD, UNIT_KINDS };
+/* Roles of a tensor, for which each initialiser has a rule (vit.c). */
+enum { INIT_ZERO, INIT_ONE, INIT_CLS, INIT_POS, INIT_PATCH, INIT_QKV, INIT_PROJ, INIT_FC1,
+       INIT_FC2, INIT_BIAS, INIT_MLP_BIAS, INIT_PATCH_BIAS, INIT_REP, INIT_REP_BIAS, INIT_HEAD,
+       INIT_HEAD_BIAS, INIT_LS };
+
+/* clang-format off */
+#define EMBED_PARAMS(X)                                                                           \
+    X(cls_token, "cls_token",               (1, N, C, 0),         CLS,        -1, N > 0)          \
+    X(pos_embed, "pos_embed",               (1, T, C, 0),         POS,        -1, true)           \
+    X(patch_w,   "patch_embed.proj.weight", (C, 3, P, P),         PATCH,      -1, true)           \
+    X(patch_b,   "patch_embed.proj.bias",   (C, 0, 0, 0),         PATCH_BIAS, -1, c->patch_bias)  \
+    X(norm_w,    "norm_pre.weight",         (C, 0, 0, 0),         ONE,        -1, c->norm_pre)    \
+    X(norm_b,    "norm_pre.bias",           (C, 0, 0, 0),         ZERO,       -1, c->norm_pre)
+#define BLOCK_PARAMS(X)                                                                           \
+    X(norm1_w,   "norm1.weight",            (C, 0, 0, 0),         ONE,        -1, true)           \
+    X(norm1_b,   "norm1.bias",              (C, 0, 0, 0),         ZERO,       -1, true)           \
+    X(qkv_w,     "attn.qkv.weight",         (3 * C, C, 0, 0),     QKV,        0,  true)           \
+    X(qkv_b,     "attn.qkv.bias",           (3 * C, 0, 0, 0),     BIAS,       0,  true)           \
+    X(proj_w,    "attn.proj.weight",        (C, C, 0, 0),         PROJ,       1,  true)           \
+    X(proj_b,    "attn.proj.bias",          (C, 0, 0, 0),         BIAS,       -1, true)           \
+    X(ls1,       "ls1.gamma",               (C, 0, 0, 0),         LS,         -1, c->layer_scale) \
+    X(norm2_w,   "norm2.weight",            (C, 0, 0, 0),         ONE,        -1, true)           \
+    X(norm2_b,   "norm2.bias",              (C, 0, 0, 0),         ZERO,       -1, true)           \
+    X(fc1_w,     "mlp.fc1.weight",          (F, C, 0, 0),         FC1,        0,  true)           \
+    X(fc1_b,     "mlp.fc1.bias",            (F, 0, 0, 0),         MLP_BIAS,   0,  true)           \
+    X(fc2_w,     "mlp.fc2.weight",          (C, F, 0, 0),         FC2,        1,  true)           \
+    X(fc2_b,     "mlp.fc2.bias",            (C, 0, 0, 0),         MLP_BIAS,   -1, true)           \
+    X(ls2,       "ls2.gamma",               (C, 0, 0, 0),         LS,         -1, c->layer_scale)
+#define HEAD_PARAMS(X)                                                                            \
+    X(norm_w,    "norm.weight",             (C, 0, 0, 0),         ONE,        -1, true)           \
+    X(norm_b,    "norm.bias",               (C, 0, 0, 0),         ZERO,       -1, true)           \
+    X(rep_w,     "pre_logits.fc.weight",    (R, C, 0, 0),         REP,        -1, R > 0)          \
+    X(rep_b,     "pre_logits.fc.bias",      (R, 0, 0, 0),         REP_BIAS,   -1, R > 0)          \
+    X(head_w,    "head.weight",             (K, R ? R : C, 0, 0), HEAD,       -1, true)           \
+    X(head_b,    "head.bias",               (K, 0, 0, 0),         HEAD_BIAS,  -1, true)
+/* clang-format on */
+
+typedef struct dev dev; /* device memory; incomplete, so that the model cannot dereference it */
+
+/* One unit's tensors as named device pointers (NULL where absent). */
+#define X(field, ...) dev *field;
+typedef struct { EMBED_PARAMS(X) } EmbedParams;
+typedef struct { BLOCK_PARAMS(X) } BlockParams;
+typedef struct { HEAD_PARAMS(X) } HeadParams;
+#undef X
+
+/* The same lines as data: what the layout, checkpoints, initialisers and tests walk over. */
+typedef struct {
+    const char *name; /* within the unit */
+    int ndim, shape[4];
+    int init, split;
+    long n;      /* elements; 0 where this configuration lacks the tensor */
+    long offset; /* first element in the unit's buffer */
+} ParamInfo;
+
+/* Norms, optimisers and sharding work on chunks: at most VIT_CHUNK consecutive elements of one
+ * tensor. Sums over chunks, combined in order, are the same however the chunks are distributed. */
+#define VIT_CHUNK 4096
+typedef struct {
+    long offset;  /* first element, in the model's buffer */
+    int n;        /* elements, 1..VIT_CHUNK */
+    int tensor;   /* number of the tensor in the model, counted over all units */
+    int flags;    /* CHUNK_* */
+} Chunk;
+enum { CHUNK_DECAY = 1, CHUNK_1D = 2 };
+
+typedef struct {
+    int kind;          /* UNIT_* */
+    int count;         /* tensors, absent ones included */
+    ParamInfo *params; /* [count], shared by the blocks */
+    long offset;       /* first element of this unit in the model's buffers */
+    long n;            /* elements of the unit's buffer */
+} Unit;

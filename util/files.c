@@ -1,0 +1,190 @@
+/* files.c - paths, whole text files, and files that appear only when complete. See files.h. */
+#include "util/files.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* ---- paths and whole files ---- */
+
+bool path_exists(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0;
+}
+
+bool is_dir(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+/* One component. Another process may create it at the same moment, so existing is no failure;
+ * existing as something else than a directory is. */
+static bool make_dir(const char *path, Error *e)
+{
+    if (mkdir(path, 0777) == 0)
+        return true;
+    int why = errno; /* of mkdir: is_dir has its own */
+    if (is_dir(path))
+        return true;
+    return fail(e, "name a directory that you may write to", "%s: cannot create directory: %s",
+                path, why == EEXIST ? "a file is in its place" : strerror(why));
+}
+
+bool make_dirs(const char *path, Error *e)
+{
+    if (!*path)
+        return fail(e, "give the directory a name", "cannot create a directory with an empty name");
+    char *copy = xstrdup(path);
+    bool ok = true;
+    for (char *p = copy + 1; ok && *p; p++) {
+        if (*p != '/' || p[-1] == '/')
+            continue;
+        *p = 0;
+        ok = make_dir(copy, e);
+        *p = '/';
+    }
+    ok = ok && make_dir(copy, e);
+    free(copy);
+    return ok;
+}
+
+/* Reads until the end rather than trusting a size: pipes and /proc files have none. */
+char *read_text(const char *path, size_t max_bytes, Error *e)
+{
+    FILE *f = fopen(path, "rb");
+    if (!f) {
+        fail(e, "check the path and its permissions", "%s: cannot open: %s", path, strerror(errno));
+        return NULL;
+    }
+    size_t n = 0, room = 4096;
+    char *text = xmalloc(room + 1);
+    errno = 0;
+    for (;;) {
+        size_t got = fread(text + n, 1, room - n, f);
+        n += got;
+        if (got == 0 || n > max_bytes)
+            break;
+        if (n == room)
+            text = xrealloc(text, (room *= 2) + 1);
+    }
+    bool ok = true;
+    if (ferror(f))
+        ok = fail(e, "name a readable text file", "%s: cannot read: %s", path, strerror(errno));
+    else if (n > max_bytes)
+        ok = fail(e, "name a text file of its usual size",
+                  "%s: larger than the %zu bytes allowed here", path, max_bytes);
+    else if (memchr(text, 0, n))
+        ok = fail(e, "name a text file", "%s: not a text file (it has zero bytes)", path);
+    fclose(f);
+    if (!ok) {
+        free(text);
+        return NULL;
+    }
+    text[n] = 0;
+    return text;
+}
+
+/* ---- writing ---- */
+
+struct FileWriter {
+    FILE *f;
+    char *path, *temporary;
+};
+
+/* Always false. */
+static bool cannot(const char *what, const char *path, int why, Error *e)
+{
+    bool full = why == ENOSPC || why == EDQUOT || why == EFBIG;
+    return fail(e,
+                full ? "free some space, or write to another directory"
+                     : "name a directory that you may write to",
+                "%s: cannot %s: %s", path, what, strerror(why));
+}
+
+FileWriter *file_create(const char *path, Error *e)
+{
+    FileWriter *f = xcalloc(1, sizeof *f);
+    f->path = xstrdup(path);
+    f->temporary = xasprintf("%s.%ld.tmp", path, (long)getpid());
+    f->f = fopen(f->temporary, "we");
+    if (f->f)
+        return f;
+    cannot("create", path, errno, e);
+    file_abandon(f);
+    return NULL;
+}
+
+bool file_write(FileWriter *f, const void *bytes, size_t n, Error *e)
+{
+    errno = ENOSPC; /* a short write sets none */
+    return fwrite(bytes, 1, n, f->f) == n || cannot("write", f->path, errno, e);
+}
+
+void file_abandon(FileWriter *f)
+{
+    if (!f)
+        return;
+    if (f->f) {
+        fclose(f->f);
+        unlink(f->temporary);
+    }
+    free(f->path);
+    free(f->temporary);
+    free(f);
+}
+
+/* Some file systems cannot sync a directory and say so with EINVAL; they have nothing to sync. */
+bool sync_dir(const char *path, Error *e)
+{
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    bool ok = fd >= 0 && (fsync(fd) == 0 || errno == EINVAL);
+    int why = errno;
+    if (fd >= 0)
+        close(fd);
+    return ok || cannot("sync the directory", path, why, e);
+}
+
+static bool sync_parent(const char *path, Error *e)
+{
+    const char *slash = strrchr(path, '/');
+    char *parent = slash ? xasprintf("%.*s", (int)(slash - path) + (slash == path), path)
+                         : xstrdup(".");
+    bool ok = sync_dir(parent, e);
+    free(parent);
+    return ok;
+}
+
+/* fsync before rename: the name must never point at data that a power cut can still lose. */
+bool file_publish(FileWriter *f, bool durable, Error *e)
+{
+    bool ok = (fflush(f->f) == 0 && (!durable || fsync(fileno(f->f)) == 0)) ||
+              cannot("write", f->path, errno, e);
+    ok = ok && (rename(f->temporary, f->path) == 0 ||
+                cannot("rename the finished file to its name", f->path, errno, e));
+    if (ok) {
+        ok = (fclose(f->f) == 0 || cannot("write", f->path, errno, e)) &&
+             (!durable || sync_parent(f->path, e));
+        f->f = NULL; /* there is no temporary file any more */
+    }
+    file_abandon(f);
+    return ok;
+}
+
+bool save_file(const char *path, const void *bytes, size_t n, bool durable, Error *e)
+{
+    FileWriter *f = file_create(path, e);
+    if (f && file_write(f, bytes, n, e))
+        return file_publish(f, durable, e);
+    file_abandon(f);
+    return false;
+}
+
+bool save_text(const char *path, const char *text, Error *e)
+{
+    return save_file(path, text, strlen(text), true, e);
+}

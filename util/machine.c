@@ -1,0 +1,113 @@
+/* machine.c - what this computer is and can give. See machine.h.
+ *
+ * Read in this order: memory, cores, the new start.
+ */
+#include "util/machine.h"
+
+#include "util/util.h"
+
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <unistd.h>
+
+static double read_number(const char *path, const char *key)
+{
+    FILE *f = fopen(path, "r");
+    char line[256];
+    double value = -1;
+    size_t skip = strlen(key);
+    while (f && value < 0 && fgets(line, sizeof line, f))
+        if (strncmp(line, key, skip) == 0 && sscanf(line + skip, "%lf", &value) != 1)
+            value = -1;
+    if (f)
+        fclose(f);
+    return value;
+}
+
+/* What the machine, and the container it may be, can still give. */
+double machine_memory_free(void)
+{
+    double kib = read_number("/proc/meminfo", "MemAvailable:");
+    double machine = kib < 0 ? -1 : kib * 1024;
+    double limit = read_number("/sys/fs/cgroup/memory.max", "");
+    double used = read_number("/sys/fs/cgroup/memory.current", "");
+    if (limit < 0 || used < 0)
+        return machine;
+    double cache = read_number("/sys/fs/cgroup/memory.stat", "inactive_file ");
+    used -= cache > 0 ? cache : 0; /* the kernel gives this back when asked */
+    return machine < 0 || limit - used < machine ? limit - used : machine;
+}
+
+void machine_cpu(char *out, size_t size)
+{
+    char line[256], name[128] = "CPU";
+    FILE *f = fopen("/proc/cpuinfo", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "model name : %127[^\n]", name) == 1)
+            break;
+    if (f)
+        fclose(f);
+    snprintf(out, size, "%s", name);
+}
+
+int machine_cores(void)
+{
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0)
+        return CPU_COUNT(&allowed);
+    return (int)sysconf(_SC_NPROCESSORS_ONLN);
+}
+
+/* Which kernels this CPU could run and which OpenBLAS chose: 3 AVX-512, 2 AVX2, 1 older. */
+static int cpu_level(void)
+{
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+        return 3;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return 2;
+#endif
+    return 1;
+}
+
+static int openblas_level(const char *core)
+{
+    static const char *const names[][4] = {{"SkylakeX", "Cooperlake", "SapphireRapids", NULL},
+                                           {"Haswell", "Zen", "Excavator", NULL}};
+    for (int level = 0; level < COUNT(names); level++)
+        for (int i = 0; names[level][i]; i++)
+            if (strcasecmp(core, names[level][i]) == 0)
+                return 3 - level;
+    return 1;
+}
+
+/* Both libraries read their variables as they load, hence a new start of the program.
+ * GOMP_SPINCOUNT: threads that wait for each other at a barrier by spinning are hardly faster on an
+ * idle machine, and many times slower beside one other busy process. */
+void machine_restart(char **argv, const char *core)
+{
+    static const char *const types[] = {NULL, NULL, "HASWELL", "SKYLAKEX"};
+    static const char mark[] = "VIT_STARTED"; /* once: the library may lack the better kernels */
+    int can = cpu_level();
+    bool slow = can > openblas_level(core);
+    bool spins = !getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT");
+    if (getenv(mark) || (!slow && !spins))
+        return;
+    if (slow) {
+        fprintf(stderr,
+                "note: OpenBLAS %s %s kernels on a faster CPU; starting again with "
+                "OPENBLAS_CORETYPE=%s\n",
+                getenv("OPENBLAS_CORETYPE") ? "was told to use" : "chose", core,
+                types[can]);
+        setenv("OPENBLAS_CORETYPE", types[can], 1);
+    }
+    if (spins)
+        setenv("GOMP_SPINCOUNT", "1000", 1);
+    setenv(mark, "1", 1);
+    fflush(NULL);
+    execv("/proc/self/exe", argv); /* only returns if it failed: slower, but it works */
+}

@@ -1,0 +1,96 @@
+/* text.c - values as text, and the nearest word. See text.h. */
+#include "util/text.h"
+
+#include <ctype.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+bool same_name(const char *a, const char *b)
+{
+    while (*a && (*a == '_' ? '-' : *a) == (*b == '_' ? '-' : *b))
+        a++, b++;
+    return !*a && !*b;
+}
+
+int find_word(const char *words, const char *value)
+{
+    size_t n = strlen(value);
+    for (int i = 0; n; i++) {
+        size_t len = strcspn(words, "|");
+        if (len == n && memcmp(words, value, n) == 0)
+            return i;
+        if (!words[len])
+            break;
+        words += len + 1;
+    }
+    return -1;
+}
+
+/* A capital may begin the word, as in Python's True. */
+int find_bool(const char *value)
+{
+    char word[8];
+    snprintf(word, sizeof word, "%s", value);
+    *word = (char)tolower((unsigned char)*word);
+    int k = strlen(value) < sizeof word ? find_word("false|true|no|yes|off|on|0|1", word) : -1;
+    return k < 0 ? -1 : k % 2;
+}
+
+void word_text(const char *words, int k, char *out, size_t size)
+{
+    while (k-- > 0)
+        words += strcspn(words, "|") + 1;
+    snprintf(out, size, "%.*s", (int)strcspn(words, "|"), words);
+}
+
+void double_text(double v, char *out, size_t size)
+{
+    for (int digits = 6; digits <= 17; digits++) {
+        snprintf(out, size, "%.*g", digits, v);
+        if (strtod(out, NULL) == v)
+            break;
+    }
+}
+
+/* ---- the nearest word ---- */
+
+/* Levenshtein distance, one row of the table at a time; words are cut at 63 characters. */
+static int edit_distance(const char *a, const char *b)
+{
+    int row[64];
+    int n = (int)strnlen(b, 63), m = (int)strnlen(a, 63);
+    for (int j = 0; j <= n; j++)
+        row[j] = j;
+    for (int i = 1; i <= m; i++) {
+        int diagonal = row[0];
+        row[0] = i;
+        for (int j = 1; j <= n; j++) {
+            int best = diagonal + (a[i - 1] != b[j - 1]);
+            diagonal = row[j];
+            if (row[j] + 1 < best)
+                best = row[j] + 1;
+            if (row[j - 1] + 1 < best)
+                best = row[j - 1] + 1;
+            row[j] = best;
+        }
+    }
+    return row[n];
+}
+
+/* Near means: at most a third of the longer word's letters differ (at least one may). */
+const char *nearest(const char *word, const char *const *list)
+{
+    const char *best = NULL;
+    int least = 0;
+    for (; *list; list++) {
+        size_t longer = strlen(word) > strlen(*list) ? strlen(word) : strlen(*list);
+        int allowed = longer < 3 ? 1 : (int)(longer + 2) / 3;
+        int d = edit_distance(word, *list);
+        if (d <= allowed && d < (int)longer && (!best || d < least)) {
+            best = *list;
+            least = d;
+        }
+    }
+    return best;
+}
