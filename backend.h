@@ -33,7 +33,14 @@ typedef struct {
 
 static inline size_t type_size(int type)
 {
-    return type == F32 ? sizeof(real) : type == U64 ? 8 : type <= F16 ? 2 : 1;
+    static const unsigned char size[] = {sizeof(real), 2, 2, 1, 1, 8};
+    return size[type];
+}
+
+/* The place n elements further on; NULL stays NULL. */
+static inline dev *dev_at(dev *p, long n, int type)
+{
+    return p ? (dev *)((char *)p + n * (long)type_size(type)) : NULL;
 }
 
 /* What a process is and what its device shall do; given to init before anything else. */
@@ -59,12 +66,16 @@ typedef struct {
     int interval, hysteresis;
 } LossScaling;
 
-/* The state of a step, in device memory. The host writes the first part before a micro-batch. */
+/* The state of a step, in device memory. The host writes the first part before a micro-batch.
+ * The tally is summed over the ranks with the step's statistics: what they must know of each other
+ * at every step costs no message of its own. */
+enum { TALLY = 4 };
 typedef struct {
     uint64_t seed;
     double lr;
     uint32_t step;    /* counter of all random numbers */
     uint32_t sample0; /* first image of this micro-batch within the global batch */
+    real tally[TALLY];
     /* the device's part: */
     uint32_t t;       /* updates done: Adam's t; a skipped step does not advance it */
     uint32_t skip;    /* this step's gradients are not finite: leave the parameters alone */
@@ -119,9 +130,10 @@ typedef struct {
 
 /* dw = dy^T @ x */
 typedef struct {
-    dev *dw;   /* [out, in] */
-    Tensor dy; /* [rows, out] */
-    Tensor x;  /* [rows, in] */
+    dev *dw;    /* [out, in] */
+    dev *dbias; /* [out]: column sums of dy, where no other op has made them; NULL: not wanted */
+    Tensor dy;  /* [rows, out] */
+    Tensor x;   /* [rows, in] */
     int rows, in, out;
 } LinearBackwardWeight;
 
@@ -222,7 +234,6 @@ typedef struct {
     Tensor logits, dlogits; /* [B, K]; dlogits.p NULL: not wanted */
     const dev *targets;     /* real [B, K] */
     dev *stats;             /* real [images of the step, 3] */
-    dev *dbias;             /* [K]: column sums of dlogits; NULL: not wanted */
     int B, K, kind;         /* LOSS_* */
     double scale;
 } Loss;
@@ -251,10 +262,19 @@ typedef struct {
     int work_type;
     bool stochastic;   /* round w to work up or down by chance, in proportion: the bits are
                           rng_block(seed, position in the buffer / 4, 0, t, RNG_ROUND, 0) */
-    dev *grad, *m, *v; /* v unused by sgd; lamb_direction leaves u in grad */
+    dev *grad;         /* lamb_direction leaves u in it */
+    dev *exp_avg;      /* m; sgd: its momentum */
+    dev *exp_avg_sq;   /* v; sgd does without */
     dev *ema;          /* or NULL */
     dev *norms;        /* lamb: real [2][n], per chunk sums of squares of w and of u */
 } OptStep;
+
+/* How large the largest calls will be. */
+typedef struct {
+    int B, T, C, H; /* of a micro-batch: images, tokens, width, heads */
+    int F, K, R;    /* other widths: MLP, classes, representation */
+    int chunks;
+} Sizes;
 
 typedef struct Backend {
     const char *name;  /* "cpu", "cuda" */
@@ -293,8 +313,8 @@ typedef struct Backend {
      * must tell apart whatever makes body call something else. together: all ranks do the same. */
     void (*run)(uint64_t key, bool together, void (*body)(void *), void *arg);
     /* The StepState that the ops below read, and room for sums on their way: scratch_bytes says how
-     * much micro-batches of B images need. */
-    size_t (*scratch_bytes)(const Config *c, int B);
+     * much that is. */
+    size_t (*scratch_bytes)(const Sizes *s);
     void (*bind)(dev *state, dev *scratch, size_t scratch_bytes);
 
     void (*linear_forward)(const LinearForward *a);
@@ -320,7 +340,7 @@ typedef struct Backend {
     void (*finish_norm)(const dev *partial, int n, double max_norm);
     void (*adam)(const OptStep *a); /* adam and adamw */
     void (*sgd)(const OptStep *a);
-    void (*lamb_direction)(const OptStep *a); /* m, v, u, and the partial norms */
+    void (*lamb_direction)(const OptStep *a); /* moments, u, and the partial norms */
     void (*lamb_apply)(const OptStep *a);     /* combines the norms per tensor, updates w */
     /* work = w [n], rounded as the optimiser's last update did with OptStep.stochastic */
     void (*round_weights)(dev *work, int type, const dev *w, long n);

@@ -131,10 +131,9 @@ static void cpu_run(uint64_t key, bool together, void (*body)(void *), void *arg
     body(arg);
 }
 
-static size_t cpu_scratch_bytes(const Config *c, int B)
+static size_t cpu_scratch_bytes(const Sizes *s)
 {
-    (void)c;
-    (void)B;
+    (void)s;
     return 0;
 }
 
@@ -427,12 +426,6 @@ static void cpu_linear_backward_input(const LinearBackwardInput *a)
         sum_groups(a->dbias, partial, n);
 }
 
-static void cpu_linear_backward_weight(const LinearBackwardWeight *a)
-{
-    gemm(CblasTrans, CblasNoTrans, a->out, a->in, a->rows, 1, row(a->dy, 0), a->dy.ld, row(a->x, 0),
-         a->x.ld, 0, host(a->dw), a->in);
-}
-
 /* Column sums of x [rows, n] */
 static void column_sums(dev *out, Tensor x, long rows, long n)
 {
@@ -446,6 +439,14 @@ static void column_sums(dev *out, Tensor x, long rows, long n)
                 sum[j] += row(x, r)[j];
     }
     sum_groups(out, partial, n);
+}
+
+static void cpu_linear_backward_weight(const LinearBackwardWeight *a)
+{
+    gemm(CblasTrans, CblasNoTrans, a->out, a->in, a->rows, 1, row(a->dy, 0), a->dy.ld, row(a->x, 0),
+         a->x.ld, 0, host(a->dw), a->in);
+    if (a->dbias)
+        column_sums(a->dbias, a->dy, a->rows, a->out);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -976,8 +977,6 @@ static void cpu_loss(const Loss *a)
         stats[1] = finite && above < 1;
         stats[2] = finite && above < 5;
     }
-    if (a->dbias && a->dlogits.p)
-        column_sums(a->dbias, a->dlogits, a->B, K);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -1088,7 +1087,7 @@ static void cpu_adam(const OptStep *a)
         double wd = c->flags & CHUNK_DECAY ? o->weight_decay : 0;
         real keep = o->kind == OPT_ADAMW ? (real)(1 - lr * wd) : 1,
              l2 = o->kind == OPT_ADAM ? (real)wd : 0;
-        real *w = host(a->w) + c->offset, *m = host(a->m) + c->offset, *v = host(a->v) + c->offset;
+        real *w = host(a->w) + c->offset, *m = host(a->exp_avg) + c->offset, *v = host(a->exp_avg_sq) + c->offset;
         const real *grad = host(a->grad) + c->offset;
 #pragma omp simd
         for (int i = 0; i < c->n; i++) {
@@ -1115,7 +1114,7 @@ static void cpu_sgd(const OptStep *a)
     for (int k = 0; k < a->n; k++) {
         const Chunk *c = &chunks[k];
         real wd = c->flags & CHUNK_DECAY ? (real)o->weight_decay : 0;
-        real *w = host(a->w) + c->offset, *m = host(a->m) + c->offset;
+        real *w = host(a->w) + c->offset, *m = host(a->exp_avg) + c->offset;
         const real *grad = host(a->grad) + c->offset;
 #pragma omp simd
         for (int i = 0; i < c->n; i++) {
@@ -1140,7 +1139,7 @@ static void cpu_lamb_direction(const OptStep *a)
     for (int k = 0; k < a->n; k++) {
         const Chunk *c = &chunks[k];
         real wd = c->flags & CHUNK_DECAY ? (real)o->weight_decay : 0;
-        real *w = host(a->w) + c->offset, *m = host(a->m) + c->offset, *v = host(a->v) + c->offset;
+        real *w = host(a->w) + c->offset, *m = host(a->exp_avg) + c->offset, *v = host(a->exp_avg_sq) + c->offset;
         real *u = host(a->grad) + c->offset;
         for (int i = 0; i < c->n; i++) {
             real g = gscale * u[i];

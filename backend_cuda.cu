@@ -428,10 +428,10 @@ static void cuda_run(uint64_t key, bool together, void (*body)(void *), void *ar
     CHECK_CUDA(cudaGraphLaunch(r.graph, cu.stream));
 }
 
-static size_t cuda_scratch_bytes(const Config *c, int B)
+static size_t cuda_scratch_bytes(const Sizes *s)
 {
     return sizeof(float) *
-           std::max({attention_scratch(c, B), layers_scratch(c, B), optimizer_scratch(c)});
+           std::max({attention_scratch(s), layers_scratch(s), (size_t)s->chunks});
 }
 
 static void cuda_bind(dev *state, dev *scratch, size_t bytes)

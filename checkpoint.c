@@ -339,7 +339,7 @@ static const StTensor *find_part(const Transfer *x, const char *name)
     return st_find(x->f, full);
 }
 
-static bool same_shape(const StTensor *t, const ParamInfo *p)
+static bool same_shape(const StTensor *t, const Param *p)
 {
     bool same = t->ndim == p->ndim;
     for (int i = 0; same && i < t->ndim; i++)
@@ -381,14 +381,14 @@ static const char *grid_text(Grid g, char *out, size_t size)
 static const char grid_hint[] =
     "use the file's image and patch size: positions are not resized yet";
 
-static bool wrong_shape(const Transfer *x, const StTensor *t, const ParamInfo *p)
+static bool wrong_shape(const Transfer *x, const StTensor *t, const Param *p)
 {
     char theirs[128], ours[128], grid[32], hint[256];
     const Config *c = &x->m->config;
     shape_text(theirs, sizeof theirs, t->ndim, t->shape);
     shape_text(ours, sizeof ours, p->ndim,
                (long[]){p->shape[0], p->shape[1], p->shape[2], p->shape[3]});
-    if (p->init == INIT_POS && t->ndim == 3) {
+    if (p->role == ROLE_POS && t->ndim == 3) {
         char own[32];
         return fail(x->e, grid_hint,
                     "%s: tensor %s has shape %s, a grid of %s patches; the model's is %s, %s",
@@ -407,8 +407,18 @@ static bool wrong_shape(const Transfer *x, const StTensor *t, const ParamInfo *p
                 t->name, theirs, ours);
 }
 
+typedef bool (*ParamVisitor)(void *ctx, int unit, const Param *p, const char *name, long offset);
+static bool vit_each_param(const Model *m, ParamVisitor visit, void *ctx)
+{
+    const Layout *l = m->layout;
+    for (int i = 0; i < l->tensors; i++)
+        if (!visit(ctx, l->param[i].unit, &l->param[i], l->param[i].name, l->param[i].offset))
+            return false;
+    return true;
+}
+
 /* Visitor, first pass: nothing is written before everything is known to fit. */
-static bool check_one(void *ctx, int unit, const ParamInfo *p, const char *name, long offset)
+static bool check_one(void *ctx, int unit, const Param *p, const char *name, long offset)
 {
     Transfer *x = ctx;
     (void)unit, (void)offset;
@@ -430,7 +440,7 @@ static bool check_one(void *ctx, int unit, const ParamInfo *p, const char *name,
     return same_shape(t, p) || wrong_shape(x, t, p);
 }
 
-static bool load_one(void *ctx, int unit, const ParamInfo *p, const char *name, long offset)
+static bool load_one(void *ctx, int unit, const Param *p, const char *name, long offset)
 {
     Transfer *x = ctx;
     (void)unit;
@@ -438,11 +448,11 @@ static bool load_one(void *ctx, int unit, const ParamInfo *p, const char *name, 
         return true;
     if (!st_read_real(x->f, find_part(x, name), x->host, x->e))
         return false;
-    vit_write(x->m, x->part.buffer, offset, p->n, x->host);
+    units_write(&x->m->own, x->part.buffer, offset, p->n, x->host);
     return true;
 }
 
-static bool largest_one(void *ctx, int unit, const ParamInfo *p, const char *name, long offset)
+static bool largest_one(void *ctx, int unit, const Param *p, const char *name, long offset)
 {
     long *most = ctx;
     (void)unit, (void)name, (void)offset;
@@ -493,7 +503,7 @@ static bool load_parts(Model *m, const SafeTensors *f, const Part *parts, int n,
 }
 
 /* Counts the head's tensors that fit; stops at one that does not. */
-static bool head_one(void *ctx, int unit, const ParamInfo *p, const char *name, long offset)
+static bool head_one(void *ctx, int unit, const Param *p, const char *name, long offset)
 {
     Transfer *x = ctx;
     (void)unit, (void)offset;
@@ -509,7 +519,7 @@ static bool head_one(void *ctx, int unit, const ParamInfo *p, const char *name, 
 /* The head fits as a whole or not at all: a last layer is no use behind another pre_logits. */
 static bool head_fits(Model *m, const SafeTensors *f)
 {
-    Transfer x = {.m = m, .f = f, .part = {"", m->weights}};
+    Transfer x = {.m = m, .f = f, .part = {"", m->own.weights}};
     x.used = xcalloc((size_t)st_count(f), sizeof *x.used);
     bool fits = vit_each_param(m, head_one, &x);
     for (int i = 0; i < st_count(f); i++)
@@ -552,9 +562,9 @@ bool ckpt_load_weights(Model *m, const char *path, bool new_head, char *report, 
         return false;
     bool skip = new_head && !head_fits(m, f);
     const StTensor *head = st_find(f, "head.weight");
-    const Part parts[] = {{"", m->weights}, {"", m->ema}}; /* an average starts at the weights */
+    const Part parts[] = {{"", m->own.weights}, {"", m->own.ema}}; /* an average starts at the weights */
     bool ok = check_heads(m, f, e) && check_parts(m, f, parts, 1, skip, e) && check_grid(m, f, e) &&
-              load_parts(m, f, parts, m->ema ? 2 : 1, skip, e);
+              load_parts(m, f, parts, m->own.ema ? 2 : 1, skip, e);
     snprintf(report, size, "%s", "");
     if (ok && skip && head && head->ndim > 0)
         snprintf(report, size, "the head is new, for %d classes; the file's has %ld outputs",
@@ -576,7 +586,7 @@ typedef struct {
     Error *e;
 } Output;
 
-static bool declare_one(void *ctx, int unit, const ParamInfo *p, const char *name, long offset)
+static bool declare_one(void *ctx, int unit, const Param *p, const char *name, long offset)
 {
     Output *x = ctx;
     char full[NAME_SIZE];
@@ -586,11 +596,11 @@ static bool declare_one(void *ctx, int unit, const ParamInfo *p, const char *nam
     return true;
 }
 
-static bool write_one(void *ctx, int unit, const ParamInfo *p, const char *name, long offset)
+static bool write_one(void *ctx, int unit, const Param *p, const char *name, long offset)
 {
     Output *x = ctx;
     (void)unit, (void)name;
-    vit_read(x->m, x->part.buffer, offset, p->n, x->host);
+    units_read(&x->m->own, x->part.buffer, offset, p->n, x->host);
     return st_write(x->w, x->host, (size_t)p->n * sizeof(real), x->e);
 }
 
@@ -630,7 +640,7 @@ static bool save_model(Model *m, const char *path, Error *e)
         vit_config_get(&m->config, &vit_config_fields[i], value, sizeof value);
         st_add_meta(w, vit_config_fields[i].name, value);
     }
-    return write_parts(m, w, &(Part){"", m->weights}, 1, e);
+    return write_parts(m, w, &(Part){"", m->own.weights}, 1, e);
 }
 
 static const char *const optimisers[] = {"adamw", "adam", "sgd", "lamb"}; /* by OPT_* */
@@ -641,11 +651,11 @@ static int state_parts(const Model *m, Part *parts)
 {
     int n = 0;
     bool sgd = m->plan.opt.kind == OPT_SGD;
-    parts[n++] = (Part){sgd ? "momentum." : "exp_avg.", m->m};
+    parts[n++] = (Part){sgd ? "momentum." : "exp_avg.", m->own.exp_avg};
     if (!sgd)
-        parts[n++] = (Part){"exp_avg_sq.", m->v};
+        parts[n++] = (Part){"exp_avg_sq.", m->own.exp_avg_sq};
     if (m->plan.ema)
-        parts[n++] = (Part){"ema.", m->ema};
+        parts[n++] = (Part){"ema.", m->own.ema};
     return n;
 }
 
@@ -886,7 +896,7 @@ bool ckpt_save(Model *m, const char *dir, const RunState *run, int keep, Error *
 {
     char name[32], temporary[PATH_SIZE];
     step_name(name, sizeof name, run->step);
-    if (!m->m)
+    if (!m->own.exp_avg)
         return fail(e, "only a model that was set up for training is saved as a checkpoint",
                     "%s: a model without optimiser state has no run to save", dir);
     if (!path_of(temporary, dir, name, TEMPORARY, e) || !make_dirs(dir, e))
@@ -1065,7 +1075,7 @@ static bool check_optimiser(const Model *m, const SafeTensors *f, Error *e)
 static bool resume_from(Model *m, const SafeTensors *model, const SafeTensors *state, RunState *run,
                         Error *e)
 {
-    Part weights = {"", m->weights}, parts[MAX_STATE_PARTS];
+    Part weights = {"", m->own.weights}, parts[MAX_STATE_PARTS];
     int n = state_parts(m, parts);
     RunState r;
     StepState s = *vit_state(m);
@@ -1083,7 +1093,7 @@ bool ckpt_resume(Model *m, const char *checkpoint_dir, RunState *run, Error *e)
 {
     char path[PATH_SIZE];
     SafeTensors *model = NULL, *state = NULL;
-    if (!m->m)
+    if (!m->own.exp_avg)
         return fail(e, "load the weights alone with --weights",
                     "%s: a model without optimiser state cannot resume", checkpoint_dir);
     bool ok = path_of(path, checkpoint_dir, "model.safetensors", "", e) &&

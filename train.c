@@ -269,7 +269,7 @@ static void log_start(const Training *t)
     log_num("train_images", (double)data_count(s->train));
     log_num("val_images", s->val ? (double)data_count(s->val) : 0);
     log_num("classes", s->config.classes);
-    log_num("parameters", (double)s->m->n_params);
+    log_num("parameters", (double)s->m->layout->n_params);
     log_num("forward_gflop", vit_forward_flops(&s->config) / 1e9);
     log_num("batch", (double)s->o.batch_size);
     log_num("micro_batch", s->micro);
@@ -285,11 +285,11 @@ static bool train_evaluate(Training *t)
     Session *s = t->s;
     Evaluation v;
     double from = now();
-    if (s->m->ema)
-        vit_swap_ema(s->m);
+    if (s->m->own.ema)
+        units_swap_ema(&s->m->own);
     bool complete = evaluate(s, s->val, &stop_signal, &v);
-    if (s->m->ema)
-        vit_swap_ema(s->m);
+    if (s->m->own.ema)
+        units_swap_ema(&s->m->own);
     report_clear();
     t->since += now() - from; /* speeds are those of training */
     if (!complete)

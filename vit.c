@@ -1,278 +1,681 @@
-/* vit.c - the Vision Transformer, once: layout, initialisation, forward and backward pass.
+/* vit.c - the Vision Transformer, once: forward and backward pass, a step of training, memory.
  *
- * A reader who wants the model starts at "Forward" and reads down; embed_forward, block_forward and
- * head_forward are the paper's equations, and each backward function undoes its forward one line by
- * line. All arithmetic is behind the Backend table of vit.h; what is here is order and shape.
- * There is no device code, no file format and no training loop in this file; settings are in
- * config.c.
+ * Read from the top: embed_forward, block_forward and head_forward are the paper's equations, and
+ * each backward function undoes its forward one line by line. Then comes what a step is made of,
+ * and last the memory that all of it lives in. All arithmetic is behind the Backend table of
+ * backend.h; what is here is order and shape. There is no device code, no file format and no
+ * training loop in this file, and it does not know which rank holds which part of the weights.
  */
 #include "vit.h"
-#include "util/rng.h"
-#include "util/text.h"
 
-#include <math.h>
+#include "util/rng.h"
+
 #include <stdlib.h>
 #include <string.h>
 
 /* ------------------------------------------------------------------------------------------------
- * Parameters: the tables of vit.h become a layout */
+ * What the passes share. Shapes: B images, T tokens, C width, H heads, F width of the MLP, K
+ * classes, R width of the representation layer. Laid out by hand: one operation, one sentence. */
+/* clang-format off */
 
-#define ALIGN 64 /* elements: every tensor starts 256 bytes aligned in fp32 */
+/* A matrix of the model's type with rows of `ld` elements, and the place n such elements further
+ * on. Macros, so that the equations below need not repeat which model they speak of. */
+#define mat(p, ld)  ((Tensor){p, ld, m->plan.type, NULL})
+#define from(p, n)  dev_at(p, n, m->plan.type)
+#define NONE        ((Tensor){NULL, 0, F32, NULL})
 
-static long round_up(long n, long to)
+/* A unit's tensors by name, in a buffer of numbers of `type`: weights, or gradients. */
+#define X(field, ...) p.field = *place < 0 ? NULL : dev_at(unit, *place, type), place++;
+static EmbedParams embed_params(const Model *m, dev *unit, int type)
 {
-    return (n + to - 1) / to * to;
+    const long *place = m->layout->place[UNIT_EMBED];
+    EmbedParams p;
+    EMBED_PARAMS(X)
+    return p;
 }
 
-/* The tensors of one kind of unit with shapes and offsets; returns the unit's padded size. */
-static long param_table(const Config *c, int kind, ParamInfo *p, int *count)
+static BlockParams block_params(const Model *m, dev *unit, int type)
 {
-    int C = c->width, F = c->mlp, K = c->classes, P = c->patch, R = c->representation;
-    int N = c->cls_tokens, T = vit_tokens(c);
-#define SHAPE(a, b, d, e) {a, b, d, e}
-#define X(field, name, shape, init, split, present) \
-    *p++ = (ParamInfo){name, 0, SHAPE shape, INIT_##init, split, present, 0};
-    ParamInfo *first = p;
-    if (kind == UNIT_EMBED) {
-        EMBED_PARAMS(X)
-    } else if (kind == UNIT_BLOCK) {
-        BLOCK_PARAMS(X)
-    } else {
-        HEAD_PARAMS(X)
-    }
+    const long *place = m->layout->place[UNIT_BLOCK];
+    BlockParams p;
+    BLOCK_PARAMS(X)
+    return p;
+}
+
+static HeadParams head_params(const Model *m, dev *unit, int type)
+{
+    const long *place = m->layout->place[UNIT_HEAD];
+    HeadParams p;
+    HEAD_PARAMS(X)
+    return p;
+}
 #undef X
-    long offset = 0;
-    *count = (int)(p - first);
-    for (ParamInfo *q = first; q < p; q++) {
-        while (q->ndim < 4 && q->shape[q->ndim])
-            q->n *= q->shape[q->ndim++]; /* n was 1 where present, 0 where absent */
-        q->offset = offset;
-        offset = round_up(offset + q->n, ALIGN);
-    }
-    return offset;
+
+static Drop drop(const Micro *b, double p, int purpose, int layer)
+{
+    return (Drop){b->train_mode ? p : 0, purpose, layer};
 }
 
-#define MAX_UNIT_PARAMS 16
+/* Stochastic depth rises linearly from 0 in the first block to drop_path in the last. */
+static Drop path(const Model *m, const Micro *b, int purpose, int l)
+{
+    int L = m->config.layers;
+    return drop(b, L > 1 ? m->config.drop_path * l / (L - 1) : m->config.drop_path, purpose, l);
+}
 
-static void build_layout(Model *m)
+/* Rows of the residual stream that go on: Tq of each image's, n in all, `ld` elements apart. */
+typedef struct {
+    int Tq, n;
+    long ld;
+} Rows;
+
+static Rows rows_of(const Model *m, const Micro *b, bool class_only)
+{
+    int T = vit_tokens(&m->config), C = m->config.width;
+    return class_only ? (Rows){1, b->B, (long)T * C} : (Rows){T, b->B * T, C};
+}
+
+/* Only the class token leaves the last block of a class-token model, so that its queries, its MLP
+ * and the final norm need the class rows alone: exact, and 7% of the work of ViT-B/16. */
+static bool class_rows_only(const Model *m, int l)
+{
+    return l == m->config.layers - 1 && m->config.pool == POOL_CLS && !m->plan.keep_streams;
+}
+
+/* A branch that nothing is done to joins the residual stream inside its last linear layer. */
+static bool plain_branch(const Model *m, const Micro *b, int l)
 {
     const Config *c = &m->config;
-    ParamInfo *table[UNIT_KINDS];
-    long size[UNIT_KINDS];
-    int count[UNIT_KINDS];
-    for (int k = 0; k < UNIT_KINDS; k++) {
-        table[k] = xcalloc(MAX_UNIT_PARAMS, sizeof(ParamInfo));
-        size[k] = param_table(c, k, table[k], &count[k]);
-    }
-    m->units = c->layers + 2;
-    m->unit = xcalloc((size_t)m->units, sizeof(Unit));
-    for (int u = 0; u < m->units; u++) {
-        int k = u == 0 ? UNIT_EMBED : u <= c->layers ? UNIT_BLOCK : UNIT_HEAD;
-        m->unit[u] = (Unit){k, count[k], table[k], m->n_padded, size[k]};
-        m->n_padded += size[k];
-        for (int i = 0; i < count[k]; i++) {
-            m->n_params += table[k][i].n;
-            m->tensors += table[k][i].n > 0;
-        }
-    }
+    return !c->layer_scale && !(b->train_mode && (c->dropout > 0 || path(m, b, 0, l).p > 0));
 }
 
-bool vit_each_param(const Model *m, ParamVisitor visit, void *ctx)
+/* y = x w^T + bias: the layers with nothing else to them. x [rows, in], y [rows, out] */
+static void linear(const Model *m, Tensor y, Tensor x, dev *w, dev *bias, int rows, int in, int out)
 {
-    for (int u = 0; u < m->units; u++) {
-        const Unit *unit = &m->unit[u];
-        for (int i = 0; i < unit->count; i++) {
-            const ParamInfo *p = &unit->params[i];
-            char name[96];
-            if (!p->n)
-                continue;
-            if (unit->kind == UNIT_BLOCK)
-                snprintf(name, sizeof name, "blocks.%d.%s", u - 1, p->name);
-            else
-                snprintf(name, sizeof name, "%s", p->name);
-            if (!visit(ctx, u, p, name, unit->offset + p->offset))
-                return false;
-        }
-    }
-    return true;
+    m->be->linear_forward(&(LinearForward){.y = y, .x = x, .w = mat(w, in), .bias = bias,
+                                           .rows = rows, .in = in, .out = out, .tokens = 1});
 }
 
-/* Chunks of all tensors, in order, with the decay mask. */
-typedef struct {
-    Chunk *list;
-    int n, tensor, decay;
-} ChunkList;
-
-static bool add_chunks(void *ctx, int unit, const ParamInfo *p, const char *name, long offset)
+/* dw = dy^T x and dx = dy w */
+static void linear_backward(const Model *m, dev *dw, Tensor dx, Tensor dy, Tensor x, dev *w,
+                            int rows, int in, int out)
 {
-    ChunkList *l = ctx;
-    size_t len = strlen(name);
-    bool is_weight = len > 7 && strcmp(name + len - 7, ".weight") == 0;
-    bool decay = l->decay == DECAY_ALL || (p->ndim > 1 && (l->decay == DECAY_NO_1D || is_weight));
-    int flags = (decay ? CHUNK_DECAY : 0) | (p->ndim <= 1 ? CHUNK_1D : 0);
-    (void)unit;
-    for (long at = 0; at < p->n; at += VIT_CHUNK, l->n++) {
-        long left = p->n - at;
-        if (!l->list)
-            continue;
-        l->list[l->n] =
-            (Chunk){offset + at, (int)(left < VIT_CHUNK ? left : VIT_CHUNK), l->tensor, flags};
-    }
-    l->tensor++;
-    return true;
+    m->be->linear_backward_weight(&(LinearBackwardWeight){.dw = dw, .dy = dy, .x = x,
+                                                          .rows = rows, .in = in, .out = out});
+    m->be->linear_backward_input(&(LinearBackwardInput){.dx = dx, .dy = dy, .w = mat(w, in),
+                                                        .rows = rows, .in = in, .out = out,
+                                                        .tokens = 1});
 }
 
 /* ------------------------------------------------------------------------------------------------
- * Initialisers: one row per scheme, one column per role of a tensor */
+ * Forward: images [B,3,H,W] -> stream [B,T,C] -> ... -> logits [B,K] */
 
-enum {
-    Z,   /* zero */
-    N02, /* normal(0.02) */
-    N_6, /* normal(1e-6) */
-    XU,  /* Xavier uniform: U(+-sqrt(6 / (fan_in + fan_out))), Glorot & Bengio 2010 */
-    XN,  /* Xavier normal: std sqrt(2 / (fan_in + fan_out)) */
-    LN_, /* LeCun normal as Flax: std sqrt(1 / fan_in), cut at two deviations, variance restored */
-    TU,  /* PyTorch's default: U(+-1 / sqrt(fan_in)) */
-    OUT, /* Megatron's output layers: normal(0.02 / sqrt(2 L)) */
-    KF,  /* Kaiming normal, fan out: std sqrt(2 / fan_out) */
-    ONE, /* one */
-    HB,  /* the head bias given */
-    LS_  /* the layer scale given */
-};
+/* x = drop(concat(cls, patches w^T + b) + pos) */
+static void embed_forward(Model *m, Micro *b)
+{
+    const Config *c = &m->config;
+    const Inputs *in = &b->inputs[b->set];
+    int B = b->B, T = vit_tokens(c), C = c->width, Np = vit_patches(c);
+    int PP = VIT_CHANNELS * c->patch * c->patch;
+    EmbedParams w = embed_params(m, unit_acquire(&m->own, 0), m->plan.type);
 
-const char *const vit_init_names[] = {"jax", "timm", "torch", "megatron", "xavier", NULL};
+    m->be->patchify(&(Patchify){ /* patches [B*Np, 3PP] */
+        .out = mat(b->patches, PP), .images = in->images, .u8 = b->images_u8,
+        .augment = b->use_augment ? in->augment : NULL,
+        .B = B, .H = c->image_h, .W = c->image_w, .P = c->patch,
+        .mean = {c->mean_r, c->mean_g, c->mean_b}, .std = {c->std_r, c->std_g, c->std_b}});
+    linear(m, mat(b->patch_out, C), mat(b->patches, PP), w.patch_w, w.patch_b, B * Np, PP, C);
+    m->be->embed_forward(&(Embed){ /* x [B,T,C] */
+        .x = mat(c->norm_pre ? b->embed_x : b->stream[0], C), .patches = mat(b->patch_out, C),
+        .cls = w.cls_token, .pos = w.pos_embed, .B = B, .T = T, .cls_tokens = c->cls_tokens, .C = C,
+        .drop = drop(b, c->dropout, RNG_EMBED_DROPOUT, 0)});
+    if (c->norm_pre)
+        m->be->residual_norm_forward(&(ResidualNorm){ /* stream[0] = LN(x) */
+            .x = mat(b->embed_x, C), .y = mat(b->stream[0], C), .gamma = w.norm_w, .beta = w.norm_b,
+            .mean = b->embed_mean, .rstd = b->embed_rstd, .eps = c->eps, .rows = B * T, .C = C,
+            .tokens = T});
+    unit_release(&m->own, 0);
+}
 
-/* clang-format off */
-static const unsigned char init_rows[][INIT_LS + 1] = {
-/*            ZERO ONE  CLS  POS  PATCH QKV  PROJ FC1 FC2 BIAS MLPB PATCHB REP REPB HEAD HEADB LS */
-/* jax */      {Z, ONE, Z,   N02, LN_,  XU,  XU,  XU, XU, Z,   N_6, Z,     LN_, Z,  Z,   HB,   LS_},
-/* timm */     {Z, ONE, N_6, N02, TU,   N02, N02, N02,N02,Z,   Z,   TU,    N02, Z,  N02, HB,   LS_},
-/* torch */    {Z, ONE, Z,   N02, TU,   TU,  TU,  TU, TU, TU,  TU,  TU,    TU,  TU, TU,  TU,   LS_},
-/* megatron */ {Z, ONE, Z,   N02, TU,   N02, OUT, N02,OUT,Z,   Z,   TU,    TU,  TU, TU,  HB,   LS_},
-/* xavier */   {Z, ONE, Z,   N02, KF,   XN,  XN,  XN, XN, Z,   Z,   Z,     XN,  Z,  XN,  HB,   LS_},
-};
+/* x = x + proj(attention(qkv(LN1(x))));  x = x + fc2(gelu(fc1(LN2(x)))) */
+static void block_forward(Model *m, Micro *b, int l)
+{
+    const Config *c = &m->config;
+    const Backend *be = m->be;
+    int B = b->B, T = vit_tokens(c), C = c->width, F = c->mlp, H = c->heads;
+    BlockParams w = block_params(m, unit_acquire(&m->own, l + 1), m->plan.type);
+    BlockActs *a = &b->blocks[l];
+    bool few = class_rows_only(m, l), plain = plain_branch(m, b, l);
+    Rows r = rows_of(m, b, few); /* that leave the attention */
+    Tensor x = mat(b->stream[l], r.ld), mid = mat(a->mid, r.ld), out = mat(b->stream[l + 1], r.ld);
+    Tensor branch1 = plain ? NONE : mat(c->layer_scale ? a->branch1 : m->branch, C);
+    Tensor branch2 = plain ? NONE : mat(c->layer_scale ? a->branch2 : m->branch, C);
+
+    be->residual_norm_forward(&(ResidualNorm){ /* norm1_y [B,T,C] = LN1(x) */
+        .x = mat(b->stream[l], C), .y = mat(a->norm1_y, C), .gamma = w.norm1_w, .beta = w.norm1_b,
+        .mean = a->norm1_mean, .rstd = a->norm1_rstd, .eps = c->eps, .rows = B * T, .C = C,
+        .tokens = T});
+    if (few) { /* q [B,1,C] of the class rows; k and v [B,T,2C] of all rows */
+        linear(m, mat(a->qkv, 3L * C * T), mat(a->norm1_y, r.ld), w.qkv_w, w.qkv_b, B, C, C);
+        linear(m, mat(from(a->qkv, C), 3L * C), mat(a->norm1_y, C), from(w.qkv_w, (long)C * C),
+               from(w.qkv_b, C), B * T, C, 2 * C);
+    } else { /* qkv [B,T,3C] */
+        linear(m, mat(a->qkv, 3L * C), mat(a->norm1_y, C), w.qkv_w, w.qkv_b, B * T, C, 3 * C);
+    }
+    be->attention_forward(&(Attention){ /* att [B,Tq,C] = softmax(q k^T / sqrt(hs)) v, by heads */
+        .qkv = mat(a->qkv, 3L * C), .out = mat(a->att, C), .lse = a->lse, .B = B, .T = T,
+        .Tq = r.Tq, .heads = H, .hs = C / H,
+        .drop = drop(b, c->attention_dropout, RNG_ATTN_DROPOUT, l)});
+    be->linear_forward(&(LinearForward){ /* branch1 [B,Tq,C] = proj(att), or mid = x + that */
+        .y = plain ? mid : branch1, .x = mat(a->att, C), .w = mat(w.proj_w, C), .bias = w.proj_b,
+        .rows = r.n, .in = C, .out = C, .residual = plain ? x : NONE, .tokens = r.Tq});
+    be->residual_norm_forward(&(ResidualNorm){ /* mid = x + branch1; norm2_y [B,Tq,C] = LN2(mid) */
+        .x = plain ? mid : x, .x_out = mid, .branch = branch1, .y = mat(a->norm2_y, C),
+        .gamma = w.norm2_w, .beta = w.norm2_b, .mean = a->norm2_mean, .rstd = a->norm2_rstd,
+        .ls = w.ls1, .drop = drop(b, c->dropout, RNG_PROJ_DROPOUT, l),
+        .path = path(m, b, RNG_ATTN_PATH, l), .eps = c->eps, .rows = r.n, .C = C, .tokens = r.Tq});
+
+    be->linear_forward(&(LinearForward){ /* gelu [B,Tq,F] = gelu(fc1(norm2_y)) */
+        .y = mat(a->gelu, F), .x = mat(a->norm2_y, C), .w = mat(w.fc1_w, C), .bias = w.fc1_b,
+        .rows = r.n, .in = C, .out = F, .act = c->act,
+        .pre = b->train_mode ? mat(a->fc1, F) : NONE, .tokens = r.Tq,
+        .drop = drop(b, c->dropout, RNG_MLP_DROPOUT, l)});
+    be->linear_forward(&(LinearForward){ /* branch2 [B,Tq,C] = fc2(gelu), or out = mid + that */
+        .y = plain ? out : branch2, .x = mat(a->gelu, F), .w = mat(w.fc2_w, F), .bias = w.fc2_b,
+        .rows = r.n, .in = F, .out = C, .residual = plain ? mid : NONE, .tokens = r.Tq});
+    if (!plain)
+        be->residual_norm_forward(&(ResidualNorm){ /* out = mid + branch2 */
+            .x = mid, .x_out = out, .branch = branch2, .ls = w.ls2,
+            .drop = drop(b, c->dropout, RNG_FC2_DROPOUT, l), .path = path(m, b, RNG_MLP_PATH, l),
+            .rows = r.n, .C = C, .tokens = r.Tq});
+    unit_release(&m->own, l + 1);
+}
+
+/* logits = head(tanh(rep(pool(LN(x))))), the middle layer where there is one */
+static void head_forward(Model *m, Micro *b)
+{
+    const Config *c = &m->config;
+    int B = b->B, T = vit_tokens(c), C = c->width, K = c->classes, R = c->representation;
+    int u = m->layout->units - 1;
+    HeadParams w = head_params(m, unit_acquire(&m->own, u), m->plan.type);
+    Rows r = rows_of(m, b, c->pool == POOL_CLS);
+    Tensor features = R ? mat(b->rep, R) : mat(b->pooled, C);
+
+    m->be->residual_norm_forward(&(ResidualNorm){ /* final_y = LN(x), [B,C] or [B,T,C] */
+        .x = mat(b->stream[c->layers], r.ld), .y = mat(b->final_y, C), .gamma = w.norm_w,
+        .beta = w.norm_b, .mean = b->final_mean, .rstd = b->final_rstd, .eps = c->eps_final,
+        .rows = r.n, .C = C, .tokens = r.Tq});
+    if (c->pool == POOL_GAP) /* pooled [B,C]; with a class token final_y itself */
+        m->be->pool_forward(&(Pool){.y = mat(b->pooled, C), .x = mat(b->final_y, C), .B = B, .T = T,
+                                    .C = C, .first = c->cls_tokens});
+    if (R)
+        m->be->linear_forward(&(LinearForward){ /* rep [B,R] */
+            .y = mat(b->rep, R), .x = mat(b->pooled, C), .w = mat(w.rep_w, C), .bias = w.rep_b,
+            .rows = B, .in = C, .out = R, .act = ACT_TANH, .pre = mat(b->rep_pre, R), .tokens = 1});
+    linear(m, mat(b->logits, K), features, w.head_w, w.head_b, B, R ? R : C, K); /* [B,K] */
+    unit_release(&m->own, u);
+}
+
+static void forward(Model *m, Micro *b, bool train_mode)
+{
+    b->train_mode = train_mode;
+    m->be->bind(m->state_dev, m->scratch, m->scratch_bytes);
+    embed_forward(m, b);
+    for (int l = 0; l < m->config.layers; l++)
+        block_forward(m, b, l);
+    head_forward(m, b);
+}
+
+/* Loss, hits and, where something is learned, dlogits [B,K]. */
+static void loss(Model *m, Micro *b, double scale)
+{
+    const Config *c = &m->config;
+    bool learn = m->plan.training && b->train_mode;
+    m->be->loss(&(Loss){.logits = mat(b->logits, c->classes),
+                        .dlogits = learn ? mat(b->dlogits, c->classes) : NONE,
+                        .targets = b->inputs[b->set].targets, .stats = m->stats,
+                        .B = b->B, .K = c->classes, .kind = c->loss, .scale = scale});
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Backward: each function mirrors its forward one, from the bottom up. dstream [B,T,C] is the
+ * gradient of the residual stream, wherever the pass has come to: branches add to it. */
+
+/* Automatic loss scaling looks at the gradients of activations. */
+static void watch(const Model *m, Tensor gradient, int rows, int cols)
+{
+    if (m->plan.scaling.kind == SCALING_AUTO)
+        m->be->count_large(gradient, rows, cols);
+}
+
+static void head_backward(Model *m, Micro *b)
+{
+    const Config *c = &m->config;
+    const Backend *be = m->be;
+    int B = b->B, T = vit_tokens(c), C = c->width, K = c->classes, R = c->representation;
+    int u = m->layout->units - 1;
+    HeadParams w = head_params(m, unit_acquire(&m->own, u), m->plan.type);
+    HeadParams g = head_params(m, unit_gradient(&m->own, u, b->number), F32);
+    Rows r = rows_of(m, b, c->pool == POOL_CLS);
+    Tensor dlogits = mat(b->dlogits, K), pooled = mat(b->pooled, C), dpooled = mat(m->dpooled, C);
+    Tensor rep = mat(b->rep, R), drep = mat(m->drep, R);
+
+    watch(m, dlogits, B, K);
+    be->linear_backward_weight(&(LinearBackwardWeight){ /* head_w [K, R or C], head_b [K] */
+        .dw = g.head_w, .dbias = g.head_b, .dy = dlogits, .x = R ? rep : pooled, .rows = B,
+        .in = R ? R : C, .out = K});
+    if (R) { /* drep [B,R], before its tanh */
+        be->linear_backward_input(&(LinearBackwardInput){
+            .dx = drep, .dy = dlogits, .w = mat(w.head_w, R), .rows = B, .in = R, .out = K,
+            .act = ACT_TANH, .pre = mat(b->rep_pre, R), .dbias = g.rep_b, .tokens = 1});
+        linear_backward(m, g.rep_w, dpooled, drep, pooled, w.rep_w, B, C, R);
+    } else { /* dpooled [B,C] */
+        be->linear_backward_input(&(LinearBackwardInput){
+            .dx = dpooled, .dy = dlogits, .w = mat(w.head_w, C), .rows = B, .in = C, .out = K,
+            .tokens = 1});
+    }
+    if (c->pool == POOL_GAP) /* dy [B,T,C] */
+        be->pool_backward(&(Pool){.y = dpooled, .x = mat(m->dy, C), .B = B, .T = T, .C = C,
+                                  .first = c->cls_tokens});
+    be->zero(m->dstream, (size_t)B * T * C * type_size(m->plan.type)); /* the sum starts here */
+    be->residual_norm_backward(&(ResidualNorm){
+        .x = mat(b->stream[c->layers], r.ld), .gamma = w.norm_w, .mean = b->final_mean,
+        .rstd = b->final_rstd, .rows = r.n, .C = C, .tokens = r.Tq,
+        .dy = c->pool == POOL_GAP ? mat(m->dy, C) : dpooled, .dx = mat(m->dstream, r.ld),
+        .dgamma = g.norm_w, .dbeta = g.norm_b});
+    unit_release(&m->own, u);
+    unit_reduce(&m->own, u, b->number, b->last);
+}
+
+static void block_backward(Model *m, Micro *b, int l)
+{
+    const Config *c = &m->config;
+    const Backend *be = m->be;
+    int B = b->B, T = vit_tokens(c), C = c->width, F = c->mlp, H = c->heads;
+    BlockParams w = block_params(m, unit_acquire(&m->own, l + 1), m->plan.type);
+    BlockParams g = block_params(m, unit_gradient(&m->own, l + 1, b->number), F32);
+    BlockActs *a = &b->blocks[l];
+    bool few = class_rows_only(m, l), plain = plain_branch(m, b, l);
+    Rows r = rows_of(m, b, few);
+    Tensor dx = mat(m->dstream, r.ld); /* the gradient of out, of mid and of x in turn */
+    Tensor dbranch = plain ? dx : mat(m->dbranch, C), dbranch_out = plain ? NONE : dbranch;
+    Tensor dwide = mat(m->dwide, F), dy = mat(m->dy, C), dqkv = mat(m->dqkv, 3L * C);
+
+    /* MLP */
+    be->residual_norm_backward(&(ResidualNorm){ /* dbranch [B,Tq,C] */
+        .branch = mat(a->branch2, C), .ls = w.ls2, .drop = drop(b, c->dropout, RNG_FC2_DROPOUT, l),
+        .path = path(m, b, RNG_MLP_PATH, l), .rows = r.n, .C = C, .tokens = r.Tq, .dx = dx,
+        .dbranch = dbranch_out, .dls = g.ls2, .dbias = g.fc2_b});
+    be->linear_backward_weight(&(LinearBackwardWeight){
+        .dw = g.fc2_w, .dy = dbranch, .x = mat(a->gelu, F), .rows = r.n, .in = F, .out = C});
+    be->linear_backward_input(&(LinearBackwardInput){ /* dwide [B,Tq,F], before the GELU */
+        .dx = dwide, .dy = dbranch, .w = mat(w.fc2_w, F), .rows = r.n, .in = F, .out = C,
+        .act = c->act, .pre = mat(a->fc1, F), .dbias = g.fc1_b, .tokens = r.Tq,
+        .drop = drop(b, c->dropout, RNG_MLP_DROPOUT, l)});
+    watch(m, dwide, r.n, F);
+    linear_backward(m, g.fc1_w, dy, dwide, mat(a->norm2_y, C), w.fc1_w, r.n, C, F);
+    be->residual_norm_backward(&(ResidualNorm){ /* dx += LN2'(dy); dbranch [B,Tq,C] of it */
+        .x = mat(a->mid, r.ld), .branch = mat(a->branch1, C), .gamma = w.norm2_w,
+        .mean = a->norm2_mean, .rstd = a->norm2_rstd, .ls = w.ls1,
+        .drop = drop(b, c->dropout, RNG_PROJ_DROPOUT, l), .path = path(m, b, RNG_ATTN_PATH, l),
+        .rows = r.n, .C = C, .tokens = r.Tq, .dy = dy, .dx = dx, .dbranch = dbranch_out,
+        .dgamma = g.norm2_w, .dbeta = g.norm2_b, .dls = g.ls1, .dbias = g.proj_b});
+
+    /* attention */
+    linear_backward(m, g.proj_w, dy, dbranch, mat(a->att, C), w.proj_w, r.n, C, C);
+    be->attention_backward(&(Attention){ /* dqkv [B,T,3C] */
+        .qkv = mat(a->qkv, 3L * C), .out = mat(a->att, C), .lse = a->lse, .B = B, .T = T,
+        .Tq = r.Tq, .heads = H, .hs = C / H,
+        .drop = drop(b, c->attention_dropout, RNG_ATTN_DROPOUT, l),
+        .dqkv = dqkv, .dout = dy, .delta = m->delta, .dbias = g.qkv_b});
+    watch(m, mat(from(m->dqkv, C), 3L * C), B * T, 2 * C);
+    if (few) { /* k and v gave to all rows, q to the class rows */
+        linear_backward(m, dev_at(g.qkv_w, (long)C * C, F32), dy, mat(from(m->dqkv, C), 3L * C),
+                        mat(a->norm1_y, C), from(w.qkv_w, (long)C * C), B * T, C, 2 * C);
+        be->linear_backward_weight(&(LinearBackwardWeight){
+            .dw = g.qkv_w, .dy = mat(m->dqkv, 3L * C * T), .x = mat(a->norm1_y, r.ld), .rows = B,
+            .in = C, .out = C});
+        be->linear_backward_input(&(LinearBackwardInput){
+            .dx = mat(m->dy, r.ld), .dy = mat(m->dqkv, 3L * C * T), .w = mat(w.qkv_w, C),
+            .rows = B, .in = C, .out = C, .tokens = 1, .accumulate = true});
+    } else { /* dy [B,T,C] */
+        linear_backward(m, g.qkv_w, dy, dqkv, mat(a->norm1_y, C), w.qkv_w, B * T, C, 3 * C);
+    }
+    be->residual_norm_backward(&(ResidualNorm){ /* dstream += LN1'(dy) */
+        .x = mat(b->stream[l], C), .gamma = w.norm1_w, .mean = a->norm1_mean,
+        .rstd = a->norm1_rstd, .rows = B * T, .C = C, .tokens = T, .dy = dy,
+        .dx = mat(m->dstream, C), .dgamma = g.norm1_w, .dbeta = g.norm1_b});
+    watch(m, mat(m->dstream, C), B * T, C);
+    unit_release(&m->own, l + 1);
+    unit_reduce(&m->own, l + 1, b->number, b->last);
+}
+
+static void embed_backward(Model *m, Micro *b)
+{
+    const Config *c = &m->config;
+    int B = b->B, T = vit_tokens(c), C = c->width, Np = vit_patches(c);
+    int PP = VIT_CHANNELS * c->patch * c->patch;
+    EmbedParams w = embed_params(m, unit_acquire(&m->own, 0), m->plan.type);
+    EmbedParams g = embed_params(m, unit_gradient(&m->own, 0, b->number), F32);
+    Tensor dx = mat(m->dstream, C);
+
+    if (c->norm_pre) { /* the one norm that is not beside the stream but in it */
+        dx = mat(m->dbranch, C);
+        m->be->zero(m->dbranch, (size_t)B * T * C * type_size(m->plan.type));
+        m->be->residual_norm_backward(&(ResidualNorm){
+            .x = mat(b->embed_x, C), .gamma = w.norm_w, .mean = b->embed_mean,
+            .rstd = b->embed_rstd, .rows = B * T, .C = C, .tokens = T, .dy = mat(m->dstream, C),
+            .dx = dx, .dgamma = g.norm_w, .dbeta = g.norm_b});
+    }
+    m->be->embed_backward(&(Embed){ /* patch_out [B*Np, C] becomes its own gradient */
+        .x = dx, .patches = mat(b->patch_out, C), .cls = g.cls_token, .pos = g.pos_embed,
+        .dbias = g.patch_b, .B = B, .T = T, .cls_tokens = c->cls_tokens, .C = C,
+        .drop = drop(b, c->dropout, RNG_EMBED_DROPOUT, 0)});
+    m->be->linear_backward_weight(&(LinearBackwardWeight){
+        .dw = g.patch_w, .dy = mat(b->patch_out, C), .x = mat(b->patches, PP), .rows = B * Np,
+        .in = PP, .out = C});
+    unit_release(&m->own, 0);
+    unit_reduce(&m->own, 0, b->number, b->last);
+}
 /* clang-format on */
 
-bool vit_init_param(const Model *m, int unit, const ParamInfo *p, const char *scheme, uint64_t seed,
-                    double head_bias, double layer_scale, real *out)
+static void backward(Model *m, Micro *b)
 {
-    int row = 0;
-    while (vit_init_names[row] && strcmp(vit_init_names[row], scheme) != 0)
-        row++;
-    if (!vit_init_names[row])
-        return false;
-    const ParamInfo *unit_params = m->unit[unit].params;
-    int rule = init_rows[row][p->init], number = (int)(p - unit_params);
-
-    /* fans: of q, k and v each for the fused qkv; a bias takes its weight's, which stands before it
-     */
-    const ParamInfo *of = p->ndim <= 1 && number > 0 ? p - 1 : p;
-    double fan_in = of->ndim > 1 ? (double)of->n / of->shape[0] : 1, fan_out = of->shape[0];
-    if (p->init == INIT_QKV)
-        fan_out /= 3;
-    if (p->init == INIT_PATCH && rule == KF)
-        fan_out *= (double)m->config.patch * m->config.patch;
-    double std = 0, bound = 0, value = 0, cut = 1e30;
-    switch (rule) {
-    case N02:
-        std = 0.02;
-        break;
-    case N_6:
-        std = 1e-6;
-        break;
-    case XN:
-        std = sqrt(2 / (fan_in + fan_out));
-        break;
-    case LN_:
-        std = sqrt(1 / fan_in) / 0.87962566103423978;
-        cut = 2;
-        break;
-    case OUT:
-        std = 0.02 / sqrt(2.0 * m->config.layers);
-        break;
-    case KF:
-        std = sqrt(2 / fan_out);
-        break;
-    case XU:
-        bound = sqrt(6 / (fan_in + fan_out));
-        break;
-    case TU:
-        bound = 1 / sqrt(fan_in);
-        break;
-    case ONE:
-        value = 1;
-        break;
-    case HB:
-        value = head_bias;
-        break;
-    case LS_:
-        value = layer_scale;
-        break;
-    default:
-        break;
-    }
-#pragma omp parallel for schedule(static)
-    for (long i = 0; i < p->n; i++) {
-        double v = value;
-        if (bound > 0)
-            v = bound *
-                (2 * rng_unit(
-                         rng_block(seed, (uint32_t)i, (uint32_t)number, 0, RNG_INIT, unit).v[0]) -
-                 1);
-        for (uint32_t attempt = 0; std > 0; attempt++) {
-            Philox r = rng_block(seed, (uint32_t)i, (uint32_t)number, attempt, RNG_INIT, unit);
-            v = rng_normal(rng_unit(r.v[0]), rng_unit(r.v[1]));
-            if (fabs(v) > cut)
-                continue;
-            v *= std;
-            break;
-        }
-        out[i] = (real)v;
-    }
-    return true;
+    m->be->bind(m->state_dev, m->scratch, m->scratch_bytes);
+    head_backward(m, b);
+    for (int l = m->config.layers - 1; l >= 0; l--)
+        block_backward(m, b, l);
+    embed_backward(m, b);
 }
 
+/* ------------------------------------------------------------------------------------------------
+ * A step. What runs on the device is in the functions do_*, which a backend may record once and
+ * repeat: they depend on nothing but what Key tells apart. */
+
+size_t vit_image_bytes(const Config *c, bool u8)
+{
+    return (size_t)c->image_h * (size_t)c->image_w * VIT_CHANNELS * (u8 ? 1 : sizeof(real));
+}
+
+/* The host's copy of the inputs may be written once the last transfer from it has ended; the
+ * device's, which the transfer waits for, once the pass that used it is done. */
+void vit_set_batch(Model *m, int B, const void *images, bool u8, const real *targets,
+                   const Augment *augment)
+{
+    const Backend *be = m->be;
+    if (B < 1 || B > m->plan.max_batch)
+        die("plan the model for the largest micro-batch",
+            "a micro-batch of %d images, planned for %d", B, m->plan.max_batch);
+    if (!u8 && !m->plan.float_images)
+        die("plan the model for float images", "a micro-batch of float images");
+    Micro *b = m->now = &m->micro[m->begun % m->plan.in_flight];
+    b->B = B;
+    b->images_u8 = u8;
+    b->use_augment = augment != NULL;
+    b->sample0 = 0;
+    b->set = !b->set;
+    Inputs *in = &b->inputs[b->set];
+    be->wait(in->sent);
+    const struct {
+        dev *dst;
+        void *host;
+        const void *src;
+        size_t bytes; /* of one image */
+    } parts[] = {
+        {in->images, in->host_images, images, vit_image_bytes(&m->config, u8)},
+        {in->targets, in->host_targets, targets, (size_t)m->config.classes * sizeof(real)},
+        {in->augment, in->host_augment, augment, sizeof(Augment)},
+    };
+    for (int i = 0; i < COUNT(parts); i++) {
+        size_t bytes = (size_t)B * parts[i].bytes;
+        if (!parts[i].src)
+            continue;
+        memcpy(parts[i].host, parts[i].src, bytes);
+        in->sent = be->send(parts[i].dst, parts[i].host, bytes, in->used);
+    }
+}
+
+/* The host's part of the state, the same way. */
+static void send_state(Model *m, Micro *b)
+{
+    Inputs *in = &b->inputs[b->set];
+    m->state.sample0 = b->sample0;
+    m->be->wait(in->state_sent);
+    memcpy(in->host_state, &m->state, STEP_HOST_BYTES);
+    in->state_sent = m->be->send(in->state, in->host_state, STEP_HOST_BYTES, in->used);
+}
+
+static void take_state(Model *m, const Micro *b)
+{
+    m->be->copy(m->state_dev, b->inputs[b->set].state, STEP_HOST_BYTES);
+}
+
+/* The working weights after the master weights were written. */
+static void refresh(Model *m)
+{
+    m->be->bind(m->state_dev, m->scratch, m->scratch_bytes);
+    units_refresh(&m->own);
+}
+
+/* Everything that makes a phase call other operations, or with other arguments. */
+typedef struct {
+    uint64_t model;
+    int phase, micro, B, set, loss_images;
+    bool first, last, images_u8, use_augment, averaged;
+} Key;
+
+/* FNV-1a of a Key's bytes. */
+static uint64_t key_of(const Model *m, const Micro *b, int phase)
+{
+    Key key;
+    memset(&key, 0, sizeof key); /* the bytes between the fields too */
+    key.model = m->id;
+    key.phase = phase;
+    key.micro = (int)(b - m->micro);
+    key.B = b->B;
+    key.set = b->set;
+    key.loss_images = b->loss_images;
+    key.first = b->number == 0;
+    key.last = b->last;
+    key.images_u8 = b->images_u8;
+    key.use_augment = b->use_augment;
+    key.averaged = m->own.averaged;
+    uint64_t h = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < sizeof key; i++)
+        h = (h ^ ((const unsigned char *)&key)[i]) * 0x100000001b3u;
+    return h;
+}
+
+/* Ranks evaluate other numbers of images: only the phases of a step are the same on all. */
+enum { FORWARD, BACKWARD, UPDATE, EVALUATE };
 typedef struct {
     Model *m;
-    const char *scheme;
-    uint64_t seed;
-    double head_bias, layer_scale;
-} InitArgs;
+    Micro *b;
+} Work;
 
-static bool init_one(void *ctx, int unit, const ParamInfo *p, const char *name, long offset)
+static void run(Model *m, Micro *b, int phase, void (*body)(void *))
 {
-    InitArgs *a = ctx;
-    real *host = xmalloc((size_t)p->n * sizeof *host);
-    bool ok = vit_init_param(a->m, unit, p, a->scheme, a->seed, a->head_bias, a->layer_scale, host);
-    if (ok)
-        vit_write(a->m, a->m->weights, offset, p->n, host);
-    free(host);
-    (void)name;
-    return ok;
+    m->be->run(key_of(m, b, phase), phase != EVALUATE, body, &(Work){m, b});
 }
 
-bool vit_init(Model *m, const char *scheme, uint64_t seed, double head_bias, double layer_scale,
-              Error *e)
+void vit_begin_step(Model *m, uint32_t step, double lr, uint64_t seed)
 {
-    InitArgs a = {m, scheme, seed, head_bias, layer_scale};
-    bool ok = vit_each_param(m, init_one, &a);
-    if (ok && m->ema)
-        m->be->copy(m->ema, m->weights, (size_t)m->n_padded * sizeof(real));
-    if (ok)
-        return true;
-    const char *near = nearest(scheme, vit_init_names);
-    return fail(e, "choose jax, timm, torch, megatron or xavier",
-                "no initialiser is called '%s'%s%s", scheme, near ? "; did you mean " : "",
-                near ? near : "");
+    m->state.step = step;
+    m->state.lr = lr;
+    m->state.seed = seed;
+    m->begun = 0;
+    m->be->zero(m->stats, 3 * (size_t)m->plan.batch * sizeof(real)); /* other ranks fill the rest */
+}
+
+void vit_tell(Model *m, const real *tally)
+{
+    memcpy(m->state.tally, tally, sizeof m->state.tally);
+}
+
+static void do_forward(void *arg)
+{
+    const Work *w = arg;
+    take_state(w->m, w->b);
+    forward(w->m, w->b, true);
+    loss(w->m, w->b, 1.0 / w->b->loss_images);
+}
+
+void vit_micro_forward(Model *m, int first_sample, int batch)
+{
+    Micro *b = m->now;
+    b->number = m->begun++;
+    b->sample0 = (uint32_t)first_sample;
+    b->loss_images = batch;
+    b->last = false; /* not known yet, and the same recording serves all */
+    send_state(m, b);
+    refresh(m);
+    run(m, b, FORWARD, do_forward);
+    b->train_mode = true;
+}
+
+/* Masks are drawn anew: the state must be this micro-batch's again. */
+static void do_backward(void *arg)
+{
+    const Work *w = arg;
+    take_state(w->m, w->b);
+    backward(w->m, w->b);
+}
+
+void vit_micro_backward(Model *m, int micro, bool last)
+{
+    Micro *b = &m->micro[micro % m->plan.in_flight];
+    b->last = last;
+    run(m, b, BACKWARD, do_backward);
+    b->inputs[b->set].used = m->be->mark();
+}
+
+void vit_micro_step(Model *m, int first_sample, int batch, bool last)
+{
+    vit_micro_forward(m, first_sample, batch);
+    vit_micro_backward(m, m->now->number, last);
+}
+
+/* The ranks' statistics and tallies become one sum, then the optimiser has its turn. */
+static void do_update(void *arg)
+{
+    Model *m = ((const Work *)arg)->m;
+    const Backend *be = m->be;
+    long stats = 3L * m->plan.batch;
+    be->bind(m->state_dev, m->scratch, m->scratch_bytes);
+    be->copy(dev_at(m->stats, stats, F32),
+             (dev *)((char *)m->state_dev + offsetof(StepState, tally)), sizeof m->state.tally);
+    be->all_reduce(m->stats, F32, stats + TALLY);
+    if (m->plan.scaling.kind == SCALING_AUTO)
+        be->all_reduce((dev *)((char *)m->state_dev + offsetof(StepState, large)), U64, 2);
+    be->join();
+    units_update(&m->own);
+    be->scale_loss(&m->plan.scaling);
+}
+
+/* Losses and state on their way to the host, in turn into two places. */
+static void fetch_result(Model *m, int images)
+{
+    StepResult *r = &m->results[m->steps % 2];
+    m->be->fetch(m->result_state[m->steps++ % 2], m->state_dev, sizeof(StepState));
+    m->be->fetch(r->tally, dev_at(m->stats, 3L * m->plan.batch, F32), TALLY * sizeof(real));
+    r->ready = m->be->fetch(r->stats, m->stats, 3 * (size_t)images * sizeof(real));
+}
+
+void vit_update(Model *m)
+{
+    run(m, m->now, UPDATE, do_update);
+    fetch_result(m, m->plan.batch);
+}
+
+const StepResult *vit_result(Model *m, int ago)
+{
+    if (ago < 0 || ago > 1 || m->steps <= (uint32_t)ago)
+        return NULL;
+    int slot = (int)((m->steps - 1 - (uint32_t)ago) % 2);
+    m->be->wait(m->results[slot].ready);
+    m->results[slot].state = *(StepState *)m->result_state[slot];
+    return &m->results[slot];
+}
+
+static void do_evaluate(void *arg)
+{
+    const Work *w = arg;
+    take_state(w->m, w->b);
+    forward(w->m, w->b, false);
+    loss(w->m, w->b, 1);
+}
+
+void vit_evaluate(Model *m)
+{
+    Micro *b = m->now;
+    send_state(m, b);
+    refresh(m);
+    run(m, b, EVALUATE, do_evaluate);
+    b->train_mode = false;
+    b->inputs[b->set].used = m->be->mark();
+    fetch_result(m, b->B);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * The parts of a micro-step, and what they left */
+
+void vit_forward(Model *m, bool train_mode)
+{
+    refresh(m);
+    forward(m, m->now, train_mode);
+}
+
+void vit_loss(Model *m, double scale)
+{
+    loss(m, m->now, scale);
+}
+
+void vit_backward(Model *m)
+{
+    backward(m, m->now);
+}
+
+void vit_stats(const Model *m, real *out)
+{
+    const Micro *b = m->now;
+    m->be->download(out, dev_at(m->stats, 3L * m->state.sample0, F32), 3 * (size_t)b->B * sizeof(real));
+}
+
+void vit_logits(const Model *m, real *out)
+{
+    vit_read_act(m, m->now->logits, 0, (long)m->now->B * m->config.classes, out);
+}
+
+const StepState *vit_state(Model *m)
+{
+    m->be->download(&m->state, m->state_dev, sizeof m->state);
+    return &m->state;
+}
+
+void vit_set_state(Model *m, const StepState *s)
+{
+    m->state = *s;
+    m->be->upload(m->state_dev, &m->state, sizeof m->state);
+}
+
+void vit_read_act(const Model *m, const dev *buffer, long offset, long n, real *out)
+{
+    int type = m->plan.type;
+    dev *from = dev_at((dev *)buffer, offset, type);
+    if (type == F32) {
+        m->be->download(out, from, (size_t)n * sizeof(real));
+        return;
+    }
+    dev *full = m->be->alloc((size_t)n * sizeof(real));
+    if (!full)
+        die("use a smaller --micro-batch", "no memory to read %ld numbers", n);
+    m->be->convert(full, F32, from, type, n);
+    m->be->download(out, full, (size_t)n * sizeof(real));
+    m->be->release(full);
 }
 
 /* ------------------------------------------------------------------------------------------------
  * Memory: everything is planned here, once; no pass allocates */
-
-static dev *at(dev *base, long elements, int type)
-{
-    return base ? (dev *)((char *)base + elements * (long)type_size(type)) : NULL;
-}
 
 /* A plan runs twice over the same list of take()s: first without memory, to add up, then with it.
  * Tests leave room between buffers, to see that nothing is written there. */
@@ -289,13 +692,10 @@ static dev *take_bytes(Arena *a, double bytes)
     if (bytes <= 0)
         return NULL;
     dev *p = a->base ? (dev *)((char *)a->base + a->bytes) : NULL;
-    size_t used = (size_t)bytes;
-    a->bytes += (size_t)round_up((long)used, 256);
-    if (a->plan->gap) {
-        a->bytes += GAP;
-        if (p)
-            a->plan->gap((dev *)((char *)p + used), (size_t)round_up((long)used, 256) + GAP - used);
-    }
+    size_t used = (size_t)bytes, room = (used + 255) / 256 * 256 + (a->plan->gap ? GAP : 0);
+    a->bytes += room;
+    if (a->plan->gap && p)
+        a->plan->gap((dev *)((char *)p + used), room - used);
     return p;
 }
 
@@ -313,41 +713,53 @@ static void take_block(Arena *a, const Config *c, double B, BlockActs *b)
 #undef X
 }
 
-static void plan_activations(Model *m, Arena *a)
+static void plan_micro(const Model *m, Arena *a, Micro *b)
 {
     const Config *c = &m->config;
     bool train = m->plan.training, all = train || m->plan.keep_streams;
-    double B = m->plan.max_batch, T = vit_tokens(c), C = c->width, F = c->mlp, K = c->classes;
+    double B = m->plan.max_batch, T = vit_tokens(c), C = c->width, K = c->classes;
     double Np = vit_patches(c), PP = VIT_CHANNELS * c->patch * c->patch, R = c->representation;
     double pooled_rows = c->pool == POOL_CLS ? B : B * T;
     int ACT = m->plan.type;
 
-    m->patches = take(a, ACT, B * Np * PP);
-    m->patch_out = take(a, ACT, B * Np * C); /* its gradient too, in the backward pass */
-    m->embed_x = take(a, ACT, c->norm_pre ? B * T * C : 0);
-    m->embed_mean = take(a, STAT, c->norm_pre ? B * T : 0);
-    m->embed_rstd = take(a, STAT, c->norm_pre ? B * T : 0);
+    b->patches = take(a, ACT, B * Np * PP);
+    b->patch_out = take(a, ACT, B * Np * C); /* its gradient too, in the backward pass */
+    b->embed_x = take(a, ACT, c->norm_pre ? B * T * C : 0);
+    b->embed_mean = take(a, STAT, c->norm_pre ? B * T : 0);
+    b->embed_rstd = take(a, STAT, c->norm_pre ? B * T : 0);
     for (int l = 0; l <= c->layers; l++) /* without a backward pass two streams take turns */
-        m->stream[l] = all || l < 2 ? take(a, ACT, B * T * C) : m->stream[l % 2];
+        b->stream[l] = all || l < 2 ? take(a, ACT, B * T * C) : b->stream[l % 2];
     for (int l = 0; l < c->layers; l++)
         if (train || l == 0)
-            take_block(a, c, B, &m->blocks[l]);
+            take_block(a, c, B, &b->blocks[l]);
         else
-            m->blocks[l] = m->blocks[0];
+            b->blocks[l] = b->blocks[0];
+    b->final_y = take(a, ACT, pooled_rows * C);
+    b->final_mean = take(a, STAT, pooled_rows);
+    b->final_rstd = take(a, STAT, pooled_rows);
+    b->pooled = c->pool == POOL_CLS ? b->final_y : take(a, ACT, B * C);
+    b->rep = take(a, ACT, B * R);
+    b->rep_pre = take(a, ACT, B * R);
+    b->logits = take(a, ACT, B * K);
+    b->dlogits = take(a, ACT, train ? B * K : 0);
+}
+
+static void plan_activations(Model *m, Arena *a)
+{
+    const Config *c = &m->config;
+    double B = m->plan.max_batch, T = vit_tokens(c), C = c->width, F = c->mlp;
+    int ACT = m->plan.type;
+
+    for (int i = 0; i < m->plan.in_flight; i++)
+        plan_micro(m, a, &m->micro[i]);
     m->branch = take(a, ACT, B * T * C);
-    m->final_y = take(a, ACT, pooled_rows * C);
-    m->final_mean = take(a, STAT, pooled_rows);
-    m->final_rstd = take(a, STAT, pooled_rows);
-    m->pooled = c->pool == POOL_CLS ? m->final_y : take(a, ACT, B * C);
-    m->rep = take(a, ACT, B * R);
-    m->rep_pre = take(a, ACT, B * R);
-    m->logits = take(a, ACT, B * K);
-    m->scratch_bytes = m->be->scratch_bytes(c, m->plan.max_batch);
+    m->scratch_bytes = m->be->scratch_bytes(
+        &(Sizes){m->plan.max_batch, vit_tokens(c), c->width, c->heads, c->mlp, c->classes,
+                 c->representation, m->layout->chunks});
     m->scratch = take_bytes(a, (double)m->scratch_bytes);
-    if (!train)
+    if (!m->plan.training)
         return;
-    m->dlogits = take(a, ACT, B * K);
-    m->drep = take(a, ACT, B * R);
+    m->drep = take(a, ACT, B * c->representation);
     m->dpooled = take(a, ACT, B * C);
     m->dstream = take(a, ACT, B * T * C);
     m->dbranch = take(a, ACT, B * T * C);
@@ -365,42 +777,40 @@ static size_t planned_image_bytes(const Model *m)
 static void plan_inputs(Model *m, Arena *a)
 {
     double B = m->plan.max_batch;
-    for (int i = 0; i < COUNT(m->inputs); i++) {
-        Inputs *in = &m->inputs[i];
+    for (int i = 0; i < 2 * m->plan.in_flight; i++) {
+        Inputs *in = &m->micro[i / 2].inputs[i % 2];
         in->images = take_bytes(a, B * (double)planned_image_bytes(m));
         in->targets = take(a, F32, B * m->config.classes);
         in->augment = take_bytes(a, B * sizeof(Augment));
         in->state = take_bytes(a, STEP_HOST_BYTES);
     }
-    m->stats = take(a, F32, 3.0 * m->plan.batch);
+    m->stats = take(a, F32, 3.0 * m->plan.batch + TALLY);
     m->state_dev = take_bytes(a, sizeof(StepState));
 }
 
 static void plan_parameters(Model *m, Arena *a)
 {
+    const Layout *l = m->layout;
+    Units *u = &m->own;
     long largest = 0;
-    double n = (double)m->n_padded;
-    bool same = m->plan.type == F32;
-    for (int u = 0; u < m->units; u++)
-        largest = m->unit[u].n > largest ? m->unit[u].n : largest;
-    m->weights = take(a, F32, n);
-    m->work = same ? m->weights : take(a, m->plan.type, n);
+    double n = (double)l->n_padded;
+    for (int i = 0; i < l->units; i++)
+        largest = l->unit[i].n > largest ? l->unit[i].n : largest;
+    u->weights = take(a, F32, n);
+    u->work = u->type == F32 ? u->weights : take(a, u->type, n);
     m->bytes_params = a->bytes;
-    if (m->plan.ema)
-        m->ema = take(a, F32, n);
+    u->ema = take(a, F32, m->plan.ema ? n : 0);
     if (!m->plan.training)
         return;
     size_t before = a->bytes;
-    m->grads = take(a, F32, n);
-    m->unit_grad = take(a, F32, (double)largest);
+    u->grads = take(a, F32, n);
+    u->unit_grad = take(a, F32, (double)largest);
     m->bytes_grads = a->bytes - before;
-    m->m = take(a, F32, n);
-    if (m->plan.opt.kind != OPT_SGD)
-        m->v = take(a, F32, n);
-    m->chunks = take_bytes(a, (double)m->n_chunks * sizeof(Chunk));
-    m->partial = take(a, F32, m->n_chunks);
-    if (m->plan.opt.kind == OPT_LAMB)
-        m->norms = take(a, F32, 2.0 * m->n_chunks);
+    u->exp_avg = take(a, F32, n);
+    u->exp_avg_sq = take(a, F32, u->opt.kind == OPT_SGD ? 0 : n);
+    u->chunks = take_bytes(a, (double)l->chunks * sizeof(Chunk));
+    u->partial = take(a, F32, l->chunks);
+    u->norms = take(a, F32, u->opt.kind == OPT_LAMB ? 2.0 * l->chunks : 0);
     m->bytes_opt = a->bytes - m->bytes_params - m->bytes_grads;
 }
 
@@ -410,6 +820,9 @@ static const struct {
 } plans[] = {{plan_parameters, "parameters and optimiser state"},
              {plan_activations, "activations"},
              {plan_inputs, "inputs"}};
+
+/* ------------------------------------------------------------------------------------------------
+ * Creation */
 
 static void place(Model *m, int which, size_t *bytes)
 {
@@ -435,6 +848,7 @@ static void place(Model *m, int which, size_t *bytes)
     plans[which].plan(m, &a);
 }
 
+/* Everything but device memory. */
 static Model *new_model(const Config *c, const Plan *plan, const Backend *be)
 {
     static uint64_t id;
@@ -443,13 +857,21 @@ static Model *new_model(const Config *c, const Plan *plan, const Backend *be)
     m->config = *c;
     m->plan = *plan;
     m->plan.batch = plan->batch > plan->max_batch ? plan->batch : plan->max_batch;
+    m->plan.in_flight = plan->in_flight > 1 ? plan->in_flight : 1;
     m->be = be;
-    build_layout(m);
-    ChunkList list = {NULL, 0, 0, plan->decay};
-    vit_each_param(m, add_chunks, &list);
-    m->n_chunks = list.n;
-    m->stream = xcalloc((size_t)c->layers + 1, sizeof *m->stream);
-    m->blocks = xcalloc((size_t)c->layers, sizeof *m->blocks);
+    m->layout = layout_new(c, plan->decay);
+    m->own = (Units){.layout = m->layout,
+                     .be = be,
+                     .type = plan->type,
+                     .stochastic = plan->stochastic,
+                     .opt = plan->opt,
+                     .clip = plan->clip,
+                     .stale = true};
+    m->now = m->micro = xcalloc((size_t)m->plan.in_flight, sizeof *m->micro);
+    for (int i = 0; i < m->plan.in_flight; i++) {
+        m->micro[i].stream = xcalloc((size_t)c->layers + 1, sizeof(dev *));
+        m->micro[i].blocks = xcalloc((size_t)c->layers, sizeof(BlockActs));
+    }
     return m;
 }
 
@@ -480,6 +902,25 @@ int vit_largest_batch(const Config *c, const Plan *plan, const Backend *be, doub
     return fits;
 }
 
+/* Pinned memory on the host's side of each transfer. */
+static void allocate_host(Model *m)
+{
+    const Backend *be = m->be;
+    size_t B = (size_t)m->plan.max_batch;
+    for (int i = 0; i < 2 * m->plan.in_flight; i++) {
+        Inputs *in = &m->micro[i / 2].inputs[i % 2];
+        in->host_images = be->host_alloc(B * planned_image_bytes(m));
+        in->host_targets = be->host_alloc(B * (size_t)m->config.classes * sizeof(real));
+        in->host_augment = be->host_alloc(B * sizeof(Augment));
+        in->host_state = be->host_alloc(STEP_HOST_BYTES);
+    }
+    for (int i = 0; i < 2; i++) {
+        m->results[i].stats = be->host_alloc(3 * (size_t)m->plan.batch * sizeof(real));
+        m->results[i].tally = be->host_alloc(TALLY * sizeof(real));
+        m->result_state[i] = be->host_alloc(sizeof(StepState));
+    }
+}
+
 Model *vit_create(const Config *c, const Plan *plan, const Backend *be)
 {
     Error e;
@@ -491,29 +932,20 @@ Model *vit_create(const Config *c, const Plan *plan, const Backend *be)
     size_t ignored, *bytes[] = {&ignored, &m->bytes_acts, &m->bytes_inputs};
     for (int i = 0; i < COUNT(plans); i++)
         place(m, i, bytes[i]);
-
-    size_t B = (size_t)plan->max_batch;
-    for (int i = 0; i < 2; i++) {
-        m->inputs[i].host_images = be->host_alloc(B * planned_image_bytes(m));
-        m->inputs[i].host_targets = be->host_alloc(B * (size_t)c->classes * sizeof(real));
-        m->inputs[i].host_augment = be->host_alloc(B * sizeof(Augment));
-        m->inputs[i].host_state = be->host_alloc(STEP_HOST_BYTES);
-        m->results[i].stats = be->host_alloc(3 * (size_t)m->plan.batch * sizeof(real));
-        m->result_state[i] = be->host_alloc(sizeof(StepState));
-    }
-    if (plan->training) {
-        ChunkList list = {xcalloc((size_t)m->n_chunks, sizeof(Chunk)), 0, 0, plan->decay};
-        vit_each_param(m, add_chunks, &list);
-        be->upload(m->chunks, list.list, (size_t)m->n_chunks * sizeof(Chunk));
-        free(list.list);
-    }
-    bool scaled = plan->scaling.kind != SCALING_NONE;
-    m->state.loss_scale = scaled ? plan->scaling.init : 1;
+    allocate_host(m);
+    if (plan->training)
+        be->upload(m->own.chunks, m->layout->chunk, (size_t)m->layout->chunks * sizeof(Chunk));
+    m->state.loss_scale = plan->scaling.kind == SCALING_NONE ? 1 : plan->scaling.init;
     m->state.patience = (uint32_t)plan->scaling.hysteresis;
     m->state.clip = 1;
     vit_set_state(m, &m->state);
-    m->stale = true;
     return m;
+}
+
+static void host_free(const Backend *be, void *p)
+{
+    if (p)
+        be->host_release(p);
 }
 
 void vit_free(Model *m)
@@ -524,692 +956,41 @@ void vit_free(Model *m)
     for (int i = 0; i < COUNT(m->memory); i++)
         if (m->memory[i])
             be->release(m->memory[i]);
-    for (int i = 0; i < 2; i++) {
-        void *host[] = {m->inputs[i].host_images,  m->inputs[i].host_targets,
-                        m->inputs[i].host_augment, m->inputs[i].host_state,
-                        m->results[i].stats,       m->result_state[i]};
-        for (int k = 0; k < COUNT(host); k++)
-            if (host[k])
-                be->host_release(host[k]);
+    for (int i = 0; i < 2 * m->plan.in_flight; i++) {
+        const Inputs *in = &m->micro[i / 2].inputs[i % 2];
+        host_free(be, in->host_images);
+        host_free(be, in->host_targets);
+        host_free(be, in->host_augment);
+        host_free(be, in->host_state);
     }
-    free(m->unit[0].params);
-    free(m->unit[1].params);
-    free(m->unit[m->units - 1].params);
-    free(m->unit);
-    free(m->stream);
-    free(m->blocks);
+    for (int i = 0; i < 2; i++) {
+        host_free(be, m->results[i].stats);
+        host_free(be, m->results[i].tally);
+        host_free(be, m->result_state[i]);
+    }
+    for (int i = 0; i < m->plan.in_flight; i++) {
+        free(m->micro[i].stream);
+        free(m->micro[i].blocks);
+    }
+    free(m->micro);
+    layout_free(m->layout);
     free(m);
 }
 
-void vit_read(const Model *m, const dev *buffer, long offset, long n, real *out)
+bool vit_init(Model *m, const char *scheme, uint64_t seed, double head_bias, double layer_scale,
+              Error *e)
 {
-    m->be->download(out, at((dev *)buffer, offset, F32), (size_t)n * sizeof(real));
-}
-
-void vit_write(Model *m, dev *buffer, long offset, long n, const real *in)
-{
-    m->be->upload(at(buffer, offset, F32), in, (size_t)n * sizeof(real));
-    m->stale |= buffer == m->weights;
-}
-
-void vit_read_act(const Model *m, const dev *buffer, long offset, long n, real *out)
-{
-    int type = m->plan.type;
-    dev *from = at((dev *)buffer, offset, type);
-    if (type == F32) {
-        m->be->download(out, from, (size_t)n * sizeof(real));
-        return;
+    const Layout *l = m->layout;
+    bool ok = true;
+    for (int i = 0; ok && i < l->tensors; i++) {
+        const Param *p = &l->param[i];
+        real *values = xmalloc((size_t)p->n * sizeof *values);
+        ok = param_init(l, p, scheme, seed, head_bias, layer_scale, values, e);
+        if (ok)
+            units_write(&m->own, m->own.weights, p->offset, p->n, values);
+        free(values);
     }
-    dev *full = m->be->alloc((size_t)n * sizeof(real));
-    if (!full)
-        die("use a smaller --micro-batch", "no memory to read %ld numbers", n);
-    m->be->convert(full, F32, from, type, n);
-    m->be->download(out, full, (size_t)n * sizeof(real));
-    m->be->release(full);
-}
-
-/* The working weights after the master weights were written. */
-static void refresh(Model *m)
-{
-    if (m->stale && m->work != m->weights && m->plan.stochastic) {
-        m->be->bind(m->state_dev, m->scratch, m->scratch_bytes);
-        m->be->round_weights(m->work, m->plan.type, m->weights, m->n_padded);
-    } else if (m->stale && m->work != m->weights) {
-        m->be->convert(m->work, m->plan.type, m->weights, F32, m->n_padded);
-    }
-    m->stale = false;
-}
-
-/* ------------------------------------------------------------------------------------------------
- * Units: where weights come from and where gradients go. With one process these hand out places in
- * the model's buffers; gathering, sharding and recomputing a unit happen behind the same four
- * calls. */
-
-static dev *unit_acquire(Model *m, int u)
-{
-    return at(m->work, m->unit[u].offset, m->plan.type);
-}
-
-static void unit_release(Model *m, int u)
-{
-    (void)m;
-    (void)u;
-}
-
-/* The first micro-batch writes its gradient where the sum will stand, later ones beside it. */
-static dev *unit_gradient(Model *m, int u)
-{
-    return m->micro == 0 ? at(m->grads, m->unit[u].offset, F32) : m->unit_grad;
-}
-
-static void unit_reduce(Model *m, int u)
-{
-    dev *sum = at(m->grads, m->unit[u].offset, F32);
-    if (m->micro > 0)
-        m->be->add(sum, m->unit_grad, m->unit[u].n);
-    if (m->last)
-        m->be->all_reduce(sum, F32, m->unit[u].n);
-}
-
-#define X(field, ...) p.field = i->n ? at(base, i->offset, type) : NULL, i++;
-static EmbedParams embed_params(const Model *m, dev *base, int type)
-{
-    const ParamInfo *i = m->unit[0].params;
-    EmbedParams p;
-    EMBED_PARAMS(X)
-    return p;
-}
-
-static BlockParams block_params(const Model *m, dev *base, int type)
-{
-    const ParamInfo *i = m->unit[1].params;
-    BlockParams p;
-    BLOCK_PARAMS(X)
-    return p;
-}
-
-static HeadParams head_params(const Model *m, dev *base, int type)
-{
-    const ParamInfo *i = m->unit[m->units - 1].params;
-    HeadParams p;
-    HEAD_PARAMS(X)
-    return p;
-}
-#undef X
-
-/* A unit's weights, and its gradients. */
-#define EMBED_WEIGHTS(m)    embed_params(m, unit_acquire(m, 0), m->plan.type)
-#define EMBED_GRADS(m)      embed_params(m, unit_gradient(m, 0), F32)
-#define BLOCK_WEIGHTS(m, l) block_params(m, unit_acquire(m, (l) + 1), m->plan.type)
-#define BLOCK_GRADS(m, l)   block_params(m, unit_gradient(m, (l) + 1), F32)
-#define HEAD_WEIGHTS(m)     head_params(m, unit_acquire(m, m->units - 1), m->plan.type)
-#define HEAD_GRADS(m)       head_params(m, unit_gradient(m, m->units - 1), F32)
-
-/* ------------------------------------------------------------------------------------------------
- * Forward. Laid out by hand: one operation, one sentence. */
-/* clang-format off */
-
-/* A matrix of the model's type, and the place n such elements further on. Macros, so that the
- * equations below need not repeat which model they speak of. */
-#define mat(p, ld)  ((Tensor){p, ld, m->plan.type, NULL})
-#define from(p, n)  at(p, n, m->plan.type)
-#define NONE        ((Tensor){NULL, 0, F32, NULL})
-
-static Drop drop(const Model *m, double p, int purpose, int layer)
-{
-    return (Drop){m->train_mode ? p : 0, purpose, layer};
-}
-
-/* Stochastic depth rises linearly from 0 in the first block to drop_path in the last. */
-static Drop path(const Model *m, int purpose, int l)
-{
-    int L = m->config.layers;
-    return drop(m, L > 1 ? m->config.drop_path * l / (L - 1) : m->config.drop_path, purpose, l);
-}
-
-/* Only the class token leaves the last block of a class-token model, so that its queries, its MLP
- * and the final norm need the class rows alone: exact, and 7% of the work of ViT-B/16. */
-static bool class_rows_only(const Model *m, int l)
-{
-    return l == m->config.layers - 1 && m->config.pool == POOL_CLS && !m->plan.keep_streams;
-}
-
-/* A branch that nothing is done to joins the residual stream inside its last linear layer. */
-static bool plain_branch(const Model *m, int l)
-{
-    const Config *c = &m->config;
-    return !c->layer_scale && !(m->train_mode && (c->dropout > 0 || path(m, 0, l).p > 0));
-}
-
-/* y = x w^T + bias: the layers with nothing else to them. x [rows, in], y [rows, out] */
-static void linear(const Model *m, Tensor y, Tensor x, dev *w, dev *bias, int rows, int in, int out)
-{
-    m->be->linear_forward(&(LinearForward){.y = y, .x = x, .w = mat(w, in), .bias = bias,
-                                           .rows = rows, .in = in, .out = out, .tokens = 1});
-}
-
-/* dw = dy^T x and dx = dy w */
-static void linear_backward(const Model *m, dev *dw, Tensor dx, Tensor dy, Tensor x, dev *w,
-                            int rows, int in, int out)
-{
-    m->be->linear_backward_weight(&(LinearBackwardWeight){.dw = dw, .dy = dy, .x = x,
-                                                          .rows = rows, .in = in, .out = out});
-    m->be->linear_backward_input(&(LinearBackwardInput){.dx = dx, .dy = dy, .w = mat(w, in),
-                                                        .rows = rows, .in = in, .out = out,
-                                                        .tokens = 1});
-}
-
-/* x = drop(concat(cls, patches w^T + b) + pos) */
-static void embed_forward(Model *m)
-{
-    const Config *c = &m->config;
-    int B = m->B, T = vit_tokens(c), C = c->width, Np = vit_patches(c);
-    int PP = VIT_CHANNELS * c->patch * c->patch;
-    EmbedParams w = EMBED_WEIGHTS(m);
-
-    m->be->patchify(&(Patchify){
-        .out = mat(m->patches, PP), .images = m->inputs[m->set].images, .u8 = m->images_u8,
-        .augment = m->use_augment ? m->inputs[m->set].augment : NULL,
-        .B = B, .H = c->image_h, .W = c->image_w, .P = c->patch,
-        .mean = {c->mean_r, c->mean_g, c->mean_b}, .std = {c->std_r, c->std_g, c->std_b}});
-    linear(m, mat(m->patch_out, C), mat(m->patches, PP), w.patch_w, w.patch_b, B * Np, PP, C);
-    m->be->embed_forward(&(Embed){
-        .x = mat(c->norm_pre ? m->embed_x : m->stream[0], C), .patches = mat(m->patch_out, C),
-        .cls = w.cls_token, .pos = w.pos_embed, .B = B, .T = T, .cls_tokens = c->cls_tokens, .C = C,
-        .drop = drop(m, c->dropout, RNG_EMBED_DROPOUT, 0)});
-    if (c->norm_pre)
-        m->be->residual_norm_forward(&(ResidualNorm){
-            .x = mat(m->embed_x, C), .y = mat(m->stream[0], C), .gamma = w.norm_w, .beta = w.norm_b,
-            .mean = m->embed_mean, .rstd = m->embed_rstd, .eps = c->eps, .rows = B * T, .C = C,
-            .tokens = T});
-    unit_release(m, 0);
-}
-
-/* x = x + proj(attention(qkv(LN1(x))));  x = x + fc2(gelu(fc1(LN2(x)))) */
-static void block_forward(Model *m, int l)
-{
-    const Config *c = &m->config;
-    const Backend *be = m->be;
-    int B = m->B, T = vit_tokens(c), C = c->width, F = c->mlp, H = c->heads;
-    BlockParams w = BLOCK_WEIGHTS(m, l);
-    BlockActs *a = &m->blocks[l];
-    bool few = class_rows_only(m, l), plain = plain_branch(m, l);
-    int Tq = few ? 1 : T, R = B * Tq;   /* rows that leave the attention */
-    long ld = few ? (long)T * C : C;    /* from one of them to the next in the residual stream */
-    Tensor x = mat(m->stream[l], ld), mid = mat(a->mid, ld), out = mat(m->stream[l + 1], ld);
-    Tensor branch1 = plain ? NONE : mat(c->layer_scale ? a->branch1 : m->branch, C);
-    Tensor branch2 = plain ? NONE : mat(c->layer_scale ? a->branch2 : m->branch, C);
-
-    be->residual_norm_forward(&(ResidualNorm){
-        .x = mat(m->stream[l], C), .y = mat(a->norm1_y, C), .gamma = w.norm1_w, .beta = w.norm1_b,
-        .mean = a->norm1_mean, .rstd = a->norm1_rstd, .eps = c->eps, .rows = B * T, .C = C,
-        .tokens = T});
-    if (few) { /* q of the class rows; k and v of all rows */
-        linear(m, mat(a->qkv, 3L * C * T), mat(a->norm1_y, ld), w.qkv_w, w.qkv_b, R, C, C);
-        linear(m, mat(from(a->qkv, C), 3L * C), mat(a->norm1_y, C), from(w.qkv_w, (long)C * C),
-               from(w.qkv_b, C), B * T, C, 2 * C);
-    } else {
-        linear(m, mat(a->qkv, 3L * C), mat(a->norm1_y, C), w.qkv_w, w.qkv_b, R, C, 3 * C);
-    }
-    be->attention_forward(&(Attention){
-        .qkv = mat(a->qkv, 3L * C), .out = mat(a->att, C), .lse = a->lse, .B = B, .T = T, .Tq = Tq,
-        .heads = H, .hs = C / H, .drop = drop(m, c->attention_dropout, RNG_ATTN_DROPOUT, l)});
-    be->linear_forward(&(LinearForward){
-        .y = plain ? mid : branch1, .x = mat(a->att, C), .w = mat(w.proj_w, C), .bias = w.proj_b,
-        .rows = R, .in = C, .out = C, .residual = plain ? x : NONE, .tokens = Tq});
-    be->residual_norm_forward(&(ResidualNorm){
-        .x = plain ? mid : x, .x_out = mid, .branch = branch1, .y = mat(a->norm2_y, C),
-        .gamma = w.norm2_w, .beta = w.norm2_b, .mean = a->norm2_mean, .rstd = a->norm2_rstd,
-        .ls = w.ls1, .drop = drop(m, c->dropout, RNG_PROJ_DROPOUT, l),
-        .path = path(m, RNG_ATTN_PATH, l), .eps = c->eps, .rows = R, .C = C, .tokens = Tq});
-
-    be->linear_forward(&(LinearForward){
-        .y = mat(a->gelu, F), .x = mat(a->norm2_y, C), .w = mat(w.fc1_w, C), .bias = w.fc1_b,
-        .rows = R, .in = C, .out = F, .act = c->act,
-        .pre = m->train_mode ? mat(a->fc1, F) : NONE, .tokens = Tq,
-        .drop = drop(m, c->dropout, RNG_MLP_DROPOUT, l)});
-    be->linear_forward(&(LinearForward){
-        .y = plain ? out : branch2, .x = mat(a->gelu, F), .w = mat(w.fc2_w, F), .bias = w.fc2_b,
-        .rows = R, .in = F, .out = C, .residual = plain ? mid : NONE, .tokens = Tq});
-    if (!plain)
-        be->residual_norm_forward(&(ResidualNorm){
-            .x = mid, .x_out = out, .branch = branch2, .ls = w.ls2,
-            .drop = drop(m, c->dropout, RNG_FC2_DROPOUT, l), .path = path(m, RNG_MLP_PATH, l),
-            .rows = R, .C = C, .tokens = Tq});
-    unit_release(m, l + 1);
-}
-
-/* The rows that the final norm takes: class token 0 of each image, or all tokens. */
-static void final_rows(const Model *m, int *rows, long *ld)
-{
-    bool cls = m->config.pool == POOL_CLS;
-    int T = vit_tokens(&m->config);
-    *rows = cls ? m->B : m->B * T;
-    *ld = (cls ? (long)T : 1) * m->config.width;
-}
-
-/* logits = head(tanh(rep(pool(LN(x))))), the middle layer where there is one */
-static void head_forward(Model *m)
-{
-    const Config *c = &m->config;
-    int B = m->B, T = vit_tokens(c), C = c->width, K = c->classes, R = c->representation, rows;
-    long ld;
-    HeadParams w = HEAD_WEIGHTS(m);
-    Tensor features = R ? mat(m->rep, R) : mat(m->pooled, C);
-
-    final_rows(m, &rows, &ld);
-    m->be->residual_norm_forward(&(ResidualNorm){
-        .x = mat(m->stream[c->layers], ld), .y = mat(m->final_y, C), .gamma = w.norm_w,
-        .beta = w.norm_b, .mean = m->final_mean, .rstd = m->final_rstd, .eps = c->eps_final,
-        .rows = rows, .C = C, .tokens = rows / B});
-    if (c->pool == POOL_GAP)
-        m->be->pool_forward(&(Pool){.y = mat(m->pooled, C), .x = mat(m->final_y, C), .B = B, .T = T,
-                                    .C = C, .first = c->cls_tokens});
-    if (R)
-        m->be->linear_forward(&(LinearForward){
-            .y = mat(m->rep, R), .x = mat(m->pooled, C), .w = mat(w.rep_w, C), .bias = w.rep_b,
-            .rows = B, .in = C, .out = R, .act = ACT_TANH, .pre = mat(m->rep_pre, R), .tokens = 1});
-    linear(m, mat(m->logits, K), features, w.head_w, w.head_b, B, R ? R : C, K);
-    unit_release(m, m->units - 1);
-}
-
-static void forward(Model *m, bool train_mode)
-{
-    m->train_mode = train_mode;
-    m->be->bind(m->state_dev, m->scratch, m->scratch_bytes);
-    embed_forward(m);
-    for (int l = 0; l < m->config.layers; l++)
-        block_forward(m, l);
-    head_forward(m);
-}
-
-void vit_forward(Model *m, bool train_mode)
-{
-    refresh(m);
-    forward(m, train_mode);
-}
-
-void vit_loss(Model *m, double scale)
-{
-    const Config *c = &m->config;
-    bool learn = m->plan.training && m->train_mode;
-    dev *dbias = learn ? HEAD_GRADS(m).head_b : NULL;
-    m->be->loss(&(Loss){.logits = mat(m->logits, c->classes),
-                        .dlogits = learn ? mat(m->dlogits, c->classes) : NONE,
-                        .targets = m->inputs[m->set].targets, .stats = m->stats, .dbias = dbias,
-                        .B = m->B, .K = c->classes, .kind = c->loss, .scale = scale});
-}
-
-/* ------------------------------------------------------------------------------------------------
- * Backward: each function mirrors its forward one, from the bottom up */
-
-/* Automatic loss scaling looks at the gradients of activations. */
-static void watch(const Model *m, Tensor gradient, int rows, int cols)
-{
-    if (m->plan.scaling.kind == SCALING_AUTO)
-        m->be->count_large(gradient, rows, cols);
-}
-
-static void head_backward(Model *m)
-{
-    const Config *c = &m->config;
-    const Backend *be = m->be;
-    int B = m->B, T = vit_tokens(c), C = c->width, K = c->classes, R = c->representation;
-    int u = m->units - 1, rows;
-    long ld;
-    HeadParams w = HEAD_WEIGHTS(m), g = HEAD_GRADS(m);
-    Tensor dlogits = mat(m->dlogits, K), pooled = mat(m->pooled, C), dpooled = mat(m->dpooled, C);
-    Tensor rep = mat(m->rep, R), drep = mat(m->drep, R);
-
-    watch(m, dlogits, B, K);
-    if (R) {
-        be->linear_backward_weight(&(LinearBackwardWeight){
-            .dw = g.head_w, .dy = dlogits, .x = rep, .rows = B, .in = R, .out = K});
-        be->linear_backward_input(&(LinearBackwardInput){
-            .dx = drep, .dy = dlogits, .w = mat(w.head_w, R), .rows = B, .in = R, .out = K,
-            .act = ACT_TANH, .pre = mat(m->rep_pre, R), .dbias = g.rep_b, .tokens = 1});
-        linear_backward(m, g.rep_w, dpooled, drep, pooled, w.rep_w, B, C, R);
-    } else {
-        linear_backward(m, g.head_w, dpooled, dlogits, pooled, w.head_w, B, C, K);
-    }
-    if (c->pool == POOL_GAP)
-        be->pool_backward(&(Pool){.y = dpooled, .x = mat(m->dy, C), .B = B, .T = T, .C = C,
-                                  .first = c->cls_tokens});
-    final_rows(m, &rows, &ld);
-    be->zero(m->dstream, (size_t)B * T * C * type_size(m->plan.type)); /* the sum starts here */
-    be->residual_norm_backward(&(ResidualNorm){
-        .x = mat(m->stream[c->layers], ld), .gamma = w.norm_w, .mean = m->final_mean,
-        .rstd = m->final_rstd, .rows = rows, .C = C, .tokens = rows / B,
-        .dy = c->pool == POOL_GAP ? mat(m->dy, C) : dpooled, .dx = mat(m->dstream, ld),
-        .dgamma = g.norm_w, .dbeta = g.norm_b});
-    unit_release(m, u);
-    unit_reduce(m, u);
-}
-
-static void block_backward(Model *m, int l)
-{
-    const Config *c = &m->config;
-    const Backend *be = m->be;
-    int B = m->B, T = vit_tokens(c), C = c->width, F = c->mlp, H = c->heads;
-    BlockParams w = BLOCK_WEIGHTS(m, l), g = BLOCK_GRADS(m, l);
-    BlockActs *a = &m->blocks[l];
-    bool few = class_rows_only(m, l), plain = plain_branch(m, l);
-    int Tq = few ? 1 : T, R = B * Tq;
-    long ld = few ? (long)T * C : C;
-    Tensor dx = mat(m->dstream, ld); /* the gradient of the residual stream, at every point of it */
-    Tensor dbranch = plain ? dx : mat(m->dbranch, C), dbranch_out = plain ? NONE : dbranch;
-    Tensor dwide = mat(m->dwide, F), dy = mat(m->dy, C), dqkv = mat(m->dqkv, 3L * C);
-
-    /* MLP */
-    be->residual_norm_backward(&(ResidualNorm){
-        .branch = mat(a->branch2, C), .ls = w.ls2, .drop = drop(m, c->dropout, RNG_FC2_DROPOUT, l),
-        .path = path(m, RNG_MLP_PATH, l), .rows = R, .C = C, .tokens = Tq, .dx = dx,
-        .dbranch = dbranch_out, .dls = g.ls2, .dbias = g.fc2_b});
-    be->linear_backward_weight(&(LinearBackwardWeight){
-        .dw = g.fc2_w, .dy = dbranch, .x = mat(a->gelu, F), .rows = R, .in = F, .out = C});
-    be->linear_backward_input(&(LinearBackwardInput){
-        .dx = dwide, .dy = dbranch, .w = mat(w.fc2_w, F), .rows = R, .in = F, .out = C,
-        .act = c->act, .pre = mat(a->fc1, F), .dbias = g.fc1_b, .tokens = Tq,
-        .drop = drop(m, c->dropout, RNG_MLP_DROPOUT, l)});
-    watch(m, dwide, R, F);
-    linear_backward(m, g.fc1_w, dy, dwide, mat(a->norm2_y, C), w.fc1_w, R, C, F);
-    be->residual_norm_backward(&(ResidualNorm){
-        .x = mat(a->mid, ld), .branch = mat(a->branch1, C), .gamma = w.norm2_w,
-        .mean = a->norm2_mean, .rstd = a->norm2_rstd, .ls = w.ls1,
-        .drop = drop(m, c->dropout, RNG_PROJ_DROPOUT, l), .path = path(m, RNG_ATTN_PATH, l),
-        .rows = R, .C = C, .tokens = Tq, .dy = dy, .dx = dx, .dbranch = dbranch_out,
-        .dgamma = g.norm2_w, .dbeta = g.norm2_b, .dls = g.ls1, .dbias = g.proj_b});
-
-    /* attention */
-    linear_backward(m, g.proj_w, dy, dbranch, mat(a->att, C), w.proj_w, R, C, C);
-    be->attention_backward(&(Attention){
-        .qkv = mat(a->qkv, 3L * C), .out = mat(a->att, C), .lse = a->lse, .B = B, .T = T, .Tq = Tq,
-        .heads = H, .hs = C / H, .drop = drop(m, c->attention_dropout, RNG_ATTN_DROPOUT, l),
-        .dqkv = dqkv, .dout = dy, .delta = m->delta, .dbias = g.qkv_b});
-    watch(m, mat(from(m->dqkv, C), 3L * C), B * T, 2 * C);
-    if (few) { /* k and v gave to all rows, q to the class rows */
-        linear_backward(m, at(g.qkv_w, (long)C * C, F32), dy, mat(from(m->dqkv, C), 3L * C),
-                        mat(a->norm1_y, C), from(w.qkv_w, (long)C * C), B * T, C, 2 * C);
-        be->linear_backward_weight(&(LinearBackwardWeight){
-            .dw = g.qkv_w, .dy = mat(m->dqkv, 3L * C * T), .x = mat(a->norm1_y, ld), .rows = R,
-            .in = C, .out = C});
-        be->linear_backward_input(&(LinearBackwardInput){
-            .dx = mat(m->dy, ld), .dy = mat(m->dqkv, 3L * C * T), .w = mat(w.qkv_w, C), .rows = R,
-            .in = C, .out = C, .tokens = Tq, .accumulate = true});
-    } else {
-        linear_backward(m, g.qkv_w, dy, dqkv, mat(a->norm1_y, C), w.qkv_w, R, C, 3 * C);
-    }
-    be->residual_norm_backward(&(ResidualNorm){
-        .x = mat(m->stream[l], C), .gamma = w.norm1_w, .mean = a->norm1_mean,
-        .rstd = a->norm1_rstd, .rows = B * T, .C = C, .tokens = T, .dy = dy,
-        .dx = mat(m->dstream, C), .dgamma = g.norm1_w, .dbeta = g.norm1_b});
-    watch(m, mat(m->dstream, C), B * T, C);
-    unit_release(m, l + 1);
-    unit_reduce(m, l + 1);
-}
-
-static void embed_backward(Model *m)
-{
-    const Config *c = &m->config;
-    int B = m->B, T = vit_tokens(c), C = c->width, Np = vit_patches(c);
-    int PP = VIT_CHANNELS * c->patch * c->patch;
-    EmbedParams w = EMBED_WEIGHTS(m), g = EMBED_GRADS(m);
-    Tensor dx = mat(m->dstream, C);
-
-    if (c->norm_pre) { /* the one norm that is not beside the stream but in it */
-        dx = mat(m->dbranch, C);
-        m->be->zero(m->dbranch, (size_t)B * T * C * type_size(m->plan.type));
-        m->be->residual_norm_backward(&(ResidualNorm){
-            .x = mat(m->embed_x, C), .gamma = w.norm_w, .mean = m->embed_mean,
-            .rstd = m->embed_rstd, .rows = B * T, .C = C, .tokens = T, .dy = mat(m->dstream, C),
-            .dx = dx, .dgamma = g.norm_w, .dbeta = g.norm_b});
-    }
-    m->be->embed_backward(&(Embed){
-        .x = dx, .patches = mat(m->patch_out, C), .cls = g.cls_token, .pos = g.pos_embed,
-        .dbias = g.patch_b, .B = B, .T = T, .cls_tokens = c->cls_tokens, .C = C,
-        .drop = drop(m, c->dropout, RNG_EMBED_DROPOUT, 0)});
-    m->be->linear_backward_weight(&(LinearBackwardWeight){
-        .dw = g.patch_w, .dy = mat(m->patch_out, C), .x = mat(m->patches, PP), .rows = B * Np,
-        .in = PP, .out = C});
-    unit_release(m, 0);
-    unit_reduce(m, 0);
-}
-
-void vit_backward(Model *m)
-{
-    head_backward(m);
-    for (int l = m->config.layers - 1; l >= 0; l--)
-        block_backward(m, l);
-    embed_backward(m);
-}
-/* clang-format on */
-
-/* ------------------------------------------------------------------------------------------------
- * A step. What runs on the device is in the functions do_*, which a backend may record once and
- * repeat: they depend on nothing but what key() tells apart. */
-
-size_t vit_image_bytes(const Config *c, bool u8)
-{
-    return (size_t)c->image_h * (size_t)c->image_w * VIT_CHANNELS * (u8 ? 1 : sizeof(real));
-}
-
-/* The host's copy of the inputs may be written once the last transfer from it has ended; the
- * device's, which the transfer waits for, once the micro-batch before the last is done. */
-void vit_set_batch(Model *m, int B, const void *images, bool u8, const real *targets,
-                   const Augment *augment)
-{
-    const Backend *be = m->be;
-    if (B < 1 || B > m->plan.max_batch)
-        die("plan the model for the largest micro-batch",
-            "a micro-batch of %d images, planned for %d", B, m->plan.max_batch);
-    if (!u8 && !m->plan.float_images)
-        die("plan the model for float images", "a micro-batch of float images");
-    m->B = B;
-    m->images_u8 = u8;
-    m->use_augment = augment != NULL;
-    m->set = !m->set;
-    Inputs *in = &m->inputs[m->set];
-    be->wait(in->sent);
-    struct {
-        dev *dst;
-        void *host;
-        const void *src;
-        size_t bytes;
-    } parts[] = {
-        {in->images, in->host_images, images, (size_t)B * vit_image_bytes(&m->config, u8)},
-        {in->targets, in->host_targets, targets,
-         (size_t)B * (size_t)m->config.classes * sizeof(real)},
-        {in->augment, in->host_augment, augment, (size_t)B * sizeof(Augment)},
-    };
-    for (int i = 0; i < COUNT(parts); i++)
-        if (parts[i].src) {
-            memcpy(parts[i].host, parts[i].src, parts[i].bytes);
-            in->sent = be->send(parts[i].dst, parts[i].host, parts[i].bytes, in->used);
-        }
-    m->state.sample0 = 0;
-}
-
-/* The host's part of the state, the same way. */
-static void send_state(Model *m)
-{
-    Inputs *in = &m->inputs[m->set];
-    m->be->wait(in->state_sent);
-    memcpy(in->host_state, &m->state, STEP_HOST_BYTES);
-    in->state_sent = m->be->send(in->state, in->host_state, STEP_HOST_BYTES, in->used);
-}
-
-static void take_state(Model *m)
-{
-    m->be->copy(m->state_dev, m->inputs[m->set].state, STEP_HOST_BYTES);
-}
-
-/* FNV-1a of what a recorded step depends on. */
-static uint64_t key(const Model *m, int phase)
-{
-    const uint64_t parts[] = {m->id,
-                              (uint64_t)phase,
-                              (uint64_t)m->B,
-                              m->micro > 0,
-                              m->last,
-                              (uint64_t)m->set,
-                              m->images_u8,
-                              m->use_augment,
-                              m->averaged,
-                              m->plan.clip > 0,
-                              (uint64_t)m->loss_images};
-    uint64_t h = 0xcbf29ce484222325u;
-    for (int i = 0; i < COUNT(parts); i++)
-        h = (h ^ parts[i]) * 0x100000001b3u;
-    return h;
-}
-
-/* Ranks evaluate other numbers of images. */
-enum { MICRO_STEP, UPDATE, EVALUATE };
-static void run(Model *m, int phase, void (*body)(void *))
-{
-    m->be->run(key(m, phase), phase != EVALUATE, body, m);
-}
-
-void vit_begin_step(Model *m, uint32_t step, double lr, uint64_t seed)
-{
-    m->state.step = step;
-    m->state.lr = lr;
-    m->state.seed = seed;
-    m->micro = 0;
-    m->be->zero(m->stats, 3 * (size_t)m->plan.batch * sizeof(real)); /* other ranks fill the rest */
-}
-
-static void do_micro_step(void *arg)
-{
-    Model *m = arg;
-    take_state(m);
-    forward(m, true);
-    vit_loss(m, 1.0 / m->loss_images);
-    vit_backward(m);
-}
-
-void vit_micro_step(Model *m, int first_sample, int batch, bool last)
-{
-    m->state.sample0 = (uint32_t)first_sample;
-    m->loss_images = batch;
-    m->last = last;
-    send_state(m);
-    refresh(m);
-    run(m, MICRO_STEP, do_micro_step);
-    m->train_mode = true;
-    m->inputs[m->set].used = m->be->mark();
-    m->micro++;
-}
-
-static void do_update(void *arg)
-{
-    Model *m = arg;
-    const Backend *be = m->be;
-    OptStep s = {.opt = &m->plan.opt,
-                 .chunks = m->chunks,
-                 .n = m->n_chunks,
-                 .w = m->weights,
-                 .work = m->work,
-                 .work_type = m->plan.type,
-                 .stochastic = m->plan.stochastic,
-                 .grad = m->grads,
-                 .m = m->m,
-                 .v = m->v,
-                 .ema = m->ema,
-                 .norms = m->norms};
-    be->bind(m->state_dev, m->scratch, m->scratch_bytes);
-    be->all_reduce(m->stats, F32, 3L * m->plan.batch);
-    if (m->plan.scaling.kind == SCALING_AUTO)
-        be->all_reduce((dev *)((char *)m->state_dev + offsetof(StepState, large)), U64, 2);
-    be->join();
-    be->sum_squares(m->partial, m->grads, m->chunks, m->n_chunks);
-    be->finish_norm(m->partial, m->n_chunks, m->plan.clip);
-    switch (m->plan.opt.kind) {
-    case OPT_SGD:
-        be->sgd(&s);
-        break;
-    case OPT_LAMB:
-        be->lamb_direction(&s);
-        be->lamb_apply(&s);
-        break;
-    default:
-        be->adam(&s);
-    }
-    be->scale_loss(&m->plan.scaling);
-}
-
-/* Losses and state on their way to the host, in turn into two places. */
-static void fetch_result(Model *m, int images)
-{
-    int slot = (int)(m->steps++ % 2);
-    m->be->fetch(m->result_state[slot], m->state_dev, sizeof(StepState));
-    m->results[slot].ready =
-        m->be->fetch(m->results[slot].stats, m->stats, 3 * (size_t)images * sizeof(real));
-}
-
-void vit_update(Model *m)
-{
-    run(m, UPDATE, do_update);
-    fetch_result(m, m->plan.batch);
-}
-
-const StepResult *vit_result(Model *m, int ago)
-{
-    if (ago < 0 || ago > 1 || m->steps <= (uint32_t)ago)
-        return NULL;
-    int slot = (int)((m->steps - 1 - (uint32_t)ago) % 2);
-    m->be->wait(m->results[slot].ready);
-    m->results[slot].state = *(StepState *)m->result_state[slot];
-    return &m->results[slot];
-}
-
-static void do_evaluate(void *arg)
-{
-    Model *m = arg;
-    take_state(m);
-    forward(m, false);
-    vit_loss(m, 1);
-}
-
-void vit_evaluate(Model *m)
-{
-    send_state(m);
-    refresh(m);
-    run(m, EVALUATE, do_evaluate);
-    m->train_mode = false;
-    m->inputs[m->set].used = m->be->mark();
-    fetch_result(m, m->B);
-}
-
-void vit_stats(const Model *m, real *out)
-{
-    m->be->download(out, at(m->stats, 3L * m->state.sample0, F32), 3 * (size_t)m->B * sizeof(real));
-}
-
-void vit_logits(const Model *m, real *out)
-{
-    vit_read_act(m, m->logits, 0, (long)m->B * m->config.classes, out);
-}
-
-const StepState *vit_state(Model *m)
-{
-    m->be->download(&m->state, m->state_dev, sizeof m->state);
-    return &m->state;
-}
-
-void vit_set_state(Model *m, const StepState *s)
-{
-    m->state = *s;
-    m->be->upload(m->state_dev, &m->state, sizeof m->state);
-}
-
-void vit_swap_ema(Model *m)
-{
-    dev *t = m->weights;
-    m->weights = m->ema;
-    m->ema = t;
-    if (m->plan.type == F32)
-        m->work = m->weights;
-    m->averaged = !m->averaged;
-    m->stale = true;
+    if (ok && m->own.ema)
+        m->be->copy(m->own.ema, m->own.weights, (size_t)l->n_padded * sizeof(real));
+    return ok;
 }

@@ -1,12 +1,7 @@
-/* vit.h - the manual: configuration, parameters, backend interface, model API.
+/* vit.h - the model: its memory plan, and the calls that train.c makes.
  *
- * Read in this order:
- *   1. Config       what a Vision Transformer is made of (Dosovitskiy et al. 2021, and variants)
- *   2. Parameters   every tensor, once: name, shape, initialiser, position in the model
- *   3. Backend      the operations a device must offer: formula, shapes, what is overwritten
- *   4. Model        memory plan and the calls that train.c makes
- *
- * config.c implements 1, vit.c 2 and 4 over 3, and backend_cpu.c 3 in plain C.
+ * What a Vision Transformer is made of stands in model/config.h (settings) and model/params.h
+ * (every tensor, once), what a device must offer in backend.h, what this rank owns in dist.h.
  *
  * Names of the field:  B images  T tokens per image  C width  H heads  hs head size (C = H*hs)
  * F width of the MLP  L blocks  K classes  P side of a patch  Np patches (T = class tokens + Np).
@@ -14,10 +9,7 @@
  */
 #pragma once
 
-#include "backend.h"
-
-/* ------------------------------------------------------------------------------------------------
- * 4. Model */
+#include "dist.h"
 
 /* A block's activations, one line each: field, what it stores (ACT: numbers of the model's type,
  * STAT: real ones), elements. In training every block has its own, saved for the backward
@@ -45,6 +37,7 @@ typedef struct { BLOCK_ACTS(X) } BlockActs;
 typedef struct {
     int max_batch;       /* images in one micro-batch */
     int batch;           /* images of a whole step, all ranks; 0: max_batch */
+    int in_flight;       /* micro-batches between their forward and backward pass; 0: 1 */
     int type;            /* F32, BF16, F16: activations and working weights */
     bool training;       /* plan gradients, optimiser state and saved activations */
     bool keep_streams;   /* compute every row of every block: tests compare the streams */
@@ -57,7 +50,6 @@ typedef struct {
     bool stochastic;     /* stochastic rounding of the working weights */
     void (*gap)(dev *p, size_t bytes); /* tests: told of room left between any two buffers */
 } Plan;
-enum { DECAY_ALL, DECAY_NO_1D, DECAY_MATRICES }; /* matrices: `.weight` of two or more dimensions */
 
 /* One of two sets of inputs: the host fills one while the device computes on the other. */
 typedef struct {
@@ -67,10 +59,29 @@ typedef struct {
     Ticket used;             /* the device's parts may be */
 } Inputs;
 
+/* What belongs to one micro-batch, from its inputs to the end of its backward pass. */
+typedef struct {
+    int B;            /* images */
+    int number;       /* of the micro-batch in its step */
+    uint32_t sample0; /* its first image within the step's */
+    int loss_images;  /* the loss is divided by this */
+    bool last;        /* of this rank in this step: gradients go to the other ranks */
+    bool train_mode;  /* dropout and drop path are on */
+    bool images_u8, use_augment;
+    Inputs inputs[2];
+    int set; /* which of them is this micro-batch's */
+    /* activations; blocks[l] share one set of buffers where nothing is saved */
+    BlockActs *blocks;
+    dev **stream; /* [L+1]: residual stream before block 0 and after each block, [B,T,C] */
+    dev *patches, *patch_out, *embed_x, *embed_mean, *embed_rstd;
+    dev *final_y, *final_mean, *final_rstd, *pooled, *rep, *rep_pre, *logits, *dlogits;
+} Micro;
+
 /* What a step came to. */
 typedef struct {
     StepState state; /* after it */
     real *stats;     /* [images of the step or evaluation, 3] as the loss op has them */
+    real *tally;     /* [TALLY]: sums over the ranks of what vit_tell was given */
     Ticket ready;
 } StepResult;
 
@@ -79,51 +90,27 @@ typedef struct Model {
     Plan plan;
     const Backend *be;
     uint64_t id;     /* of this model among all of the process */
-    int units;       /* L + 2 */
-    Unit *unit;      /* [units] */
-    long n_params;   /* elements, without the gaps between tensors */
-    long n_padded;   /* elements of each parameter buffer */
-    int tensors;     /* present tensors, over all units */
-    int n_chunks;
-
+    Layout *layout;  /* units, tensors, chunks */
+    Units own;       /* weights, gradients and optimiser state */
     dev *memory[3];  /* the three allocations: parameters, activations, inputs */
+    size_t bytes_params, bytes_grads, bytes_opt, bytes_acts, bytes_inputs;
 
-    /* parameter buffers, n_padded elements each (training: all; else weights and work alone) */
-    dev *weights;    /* master weights */
-    dev *work;       /* working weights in plan.type; F32: the same buffer */
-    bool stale;      /* work is older than weights */
-    dev *grads;      /* sum over the micro-batches, and after vit_update over the ranks */
-    dev *unit_grad;  /* one unit's gradient of micro-batches after the first */
-    dev *m, *v, *ema;
-    dev *chunks, *partial, *norms;
+    Micro *micro;    /* [plan.in_flight] */
+    Micro *now;      /* the one whose inputs were set last */
+    int begun;       /* micro-batches of this step */
 
-    /* activations: blocks[l] share one set of buffers where nothing is saved */
-    BlockActs *blocks;
-    dev **stream;    /* [L+1]: residual stream before block 0 and after each block */
-    dev *patches, *patch_out, *embed_x, *embed_mean, *embed_rstd;
-    dev *final_y, *final_mean, *final_rstd, *pooled, *rep, *rep_pre, *logits, *dlogits;
-    dev *branch;     /* scratch: a branch's output on its way into the residual stream */
-    dev *dstream, *dbranch, *dy, *dwide, *dqkv, *dpooled, *drep; /* gradients, scratch */
-    dev *delta;      /* scratch of attention_backward */
+    /* scratch, of one block at a time */
+    dev *branch;     /* a branch's output on its way into the residual stream */
+    dev *dstream, *dbranch, *dy, *dwide, *dqkv, *dpooled, *drep; /* gradients */
+    dev *delta;      /* of attention_backward */
     dev *scratch;    /* the backend's */
     size_t scratch_bytes;
 
-    Inputs inputs[2];
+    /* the step */
+    StepState state; /* host copy; the device's part is fresh after vit_state */
+    dev *state_dev, *stats; /* stats: [images of the step, 3], then the tally */
     StepResult results[2];
     void *result_state[2]; /* results[i].state on its way from the device */
-    dev *stats, *state_dev;
-    int set;         /* which inputs are this micro-batch's */
-    StepState state; /* host copy; the device's part is fresh after vit_state */
-    size_t bytes_params, bytes_grads, bytes_opt, bytes_acts, bytes_inputs;
-
-    /* the current micro-batch */
-    int B;           /* images */
-    int micro;       /* its number in the step */
-    bool last;       /* of the step: gradients go to the other ranks */
-    bool train_mode; /* dropout and drop path are on */
-    bool images_u8, use_augment;
-    bool averaged;   /* the average stands in the weights' place */
-    int loss_images; /* the loss is divided by this */
     uint32_t steps;  /* updates and evaluations: results[steps % 2] is the next to be written */
 } Model;
 
@@ -135,26 +122,9 @@ void vit_free(Model *m);
 double vit_bytes(const Config *c, const Plan *plan, const Backend *be);
 int vit_largest_batch(const Config *c, const Plan *plan, const Backend *be, double bytes);
 
-/* Parameters by `scheme`: "jax" (zero head, Xavier uniform), "timm" (truncated normal 0.02),
- * "torch" (U(+-1/sqrt(fan_in))), "megatron" (normal 0.02, output layers / sqrt(2L)), "xavier"
- * (normal).
- * Every scheme draws in double from counters, so CPU and GPU start from the same bits. */
+/* All parameters by param_init's schemes; an average starts where the weights do. */
 bool vit_init(Model *m, const char *scheme, uint64_t seed, double head_bias, double layer_scale,
               Error *e);
-/* The one initialiser behind it, for a single tensor (a new head, a missing tensor). */
-bool vit_init_param(const Model *m, int unit, const ParamInfo *p, const char *scheme, uint64_t seed,
-                    double head_bias, double layer_scale, real *out);
-extern const char *const vit_init_names[]; /* NULL-terminated */
-
-/* Walk over all present tensors in layout order. `name` is the full name ("blocks.3.mlp.fc1.bias");
- * `offset` counts elements in the model's buffers. Return false from the visitor to stop. */
-typedef bool (*ParamVisitor)(void *ctx, int unit, const ParamInfo *p, const char *name,
-                             long offset);
-bool vit_each_param(const Model *m, ParamVisitor visit, void *ctx);
-
-/* Move one tensor between host and a parameter buffer (weights, grads, m, v, ema). */
-void vit_read(const Model *m, const dev *buffer, long offset, long n, real *out);
-void vit_write(Model *m, dev *buffer, long offset, long n, const real *in);
 
 /* Bytes of one image as vit_set_batch takes it. */
 size_t vit_image_bytes(const Config *c, bool u8);
@@ -163,13 +133,18 @@ size_t vit_image_bytes(const Config *c, bool u8);
 void vit_set_batch(Model *m, int B, const void *images, bool u8, const real *targets,
                    const Augment *augment);
 
-/* A step of training: vit_begin_step, for each of its micro-batches vit_set_batch and
- * vit_micro_step, then vit_update. Nothing of it waits for the device, but vit_set_batch for the
- * micro-batch before the last. */
+/* A step of training: vit_begin_step; for each of its micro-batches, as run_schedule (dist.h) says,
+ * vit_set_batch and vit_micro_forward, then vit_micro_backward; then vit_update. Nothing of it
+ * waits for the device, but vit_set_batch for the inputs before the last. */
 void vit_begin_step(Model *m, uint32_t step, double lr, uint64_t seed);
-/* Forward, loss divided by `batch`, backward. first_sample: of the micro-batch's images within the
- * step's `batch`; last: of this rank in this step. */
-void vit_micro_step(Model *m, int first_sample, int batch, bool last);
+/* What this rank has to say to all with the steps that begin from now on: tally [TALLY]. */
+void vit_tell(Model *m, const real *tally);
+/* Forward, and the loss divided by `batch`. first_sample: of the micro-batch's images within the
+ * step's `batch`. */
+void vit_micro_forward(Model *m, int first_sample, int batch);
+/* Backward, of micro-batch number `micro` of the step; last: of this rank in this step. */
+void vit_micro_backward(Model *m, int micro, bool last);
+void vit_micro_step(Model *m, int first_sample, int batch, bool last); /* one after the other */
 void vit_update(Model *m);                    /* norm, clip, optimiser */
 /* The result of the newest update or evaluation (ago 0) or the one before (ago 1), which it waits
  * for; valid until two more have begun. NULL: there was none. */
@@ -186,6 +161,5 @@ void vit_backward(Model *m);                  /* dlogits -> grads, added to thos
 
 const StepState *vit_state(Model *m);         /* waits for the device */
 void vit_set_state(Model *m, const StepState *s);
-void vit_swap_ema(Model *m);                  /* exchange weights and average, for evaluation */
 /* Any activation as real numbers, n of them from element `offset` on: tests compare them. */
 void vit_read_act(const Model *m, const dev *buffer, long offset, long n, real *out);

@@ -138,7 +138,7 @@ static Model *prepare(const Config *c, int B)
 static void step(Model *m, uint32_t number)
 {
     vit_begin_step(m, number, 1e-4, 1);
-    vit_micro_step(m, 0, m->B, true);
+    vit_micro_step(m, 0, m->now->B, true);
     vit_update(m);
 }
 

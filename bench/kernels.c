@@ -251,7 +251,6 @@ static void loss(void)
                      .dlogits = mat(y, K),
                      .targets = targets,
                      .stats = stats,
-                     .dbias = sums,
                      .B = B,
                      .K = K,
                      .kind = LOSS_SOFTMAX,
@@ -271,8 +270,8 @@ static void adamw(void)
                         .work = type == F32 ? param[0] : work,
                         .work_type = type,
                         .grad = param[3],
-                        .m = param[1],
-                        .v = param[2]});
+                        .exp_avg = param[1],
+                        .exp_avg_sq = param[2]});
 }
 static void copy_much(void)
 {
@@ -338,12 +337,11 @@ static void set_up(void)
     state = get(sizeof(StepState));
     StepState s = {.lr = 1e-3, .t = 1, .clip = 1, .loss_scale = 1};
     be->upload(state, &s, sizeof s);
-    size_t room = be->scratch_bytes(&c, B);
-    scratch = get((double)room + 256);
-    be->bind(state, scratch, room);
-
     n_params = (long)c.layers * (4L * C * C + 2L * C * F) + (long)K * C;
     n_chunks = (int)((n_params + VIT_CHUNK - 1) / VIT_CHUNK);
+    size_t room = be->scratch_bytes(&(Sizes){B, T, C, H, F, K, 0, n_chunks});
+    scratch = get((double)room + 256);
+    be->bind(state, scratch, room);
     Chunk *list = xcalloc((size_t)n_chunks, sizeof *list);
     for (int i = 0; i < n_chunks; i++)
         list[i] = (Chunk){(long)i * VIT_CHUNK, VIT_CHUNK, i, CHUNK_DECAY};

@@ -31,9 +31,9 @@
  */
 #pragma once
 
-#include "common.cuh"
+#include "cuda/common.cuh"
 
-/* What the kernels are told. Shapes and formulas: Attention in vit.h. */
+/* What the kernels are told. Shapes and formulas: Attention in backend.h. */
 template <class E> struct AttentionArgs {
     const E *qkv, *dout;
     E *out, *dqkv;
@@ -725,17 +725,17 @@ template <class E, int D, bool DROP> static AttentionPlan attention_plan(int row
 
 /* Floats of scratch memory that cuda_attention_backward needs for B images: the column sums of each
  * block, the most over types, dropout or not, and numbers of query rows. Needs cu.smem. */
-static size_t attention_scratch(const Config *c, int B)
+static size_t attention_scratch(const Sizes *s)
 {
     size_t most = 0;
     for (int i = 0; i < 6; i++)
-        by_attention(i / 2, c->width / c->heads, i % 2, [&](auto e, auto d, auto drop) {
+        by_attention(i / 2, s->C / s->H, i % 2, [&](auto e, auto d, auto drop) {
             using E = decltype(e);
             constexpr int D = d;
             constexpr bool DROP = drop;
-            int q = attention_plan<E, D, DROP>(vit_tokens(c), Warps<E, D, DROP>::Q).blocks;
-            int kv = attention_plan<E, D, DROP>(vit_tokens(c), Warps<E, D, DROP>::KV).blocks;
-            size_t n = (size_t)B * c->width * (q + 2 * (size_t)kv);
+            int q = attention_plan<E, D, DROP>(s->T, Warps<E, D, DROP>::Q).blocks;
+            int kv = attention_plan<E, D, DROP>(s->T, Warps<E, D, DROP>::KV).blocks;
+            size_t n = (size_t)s->B * s->C * (q + 2 * (size_t)kv);
             most = n > most ? n : most;
         });
     return most;

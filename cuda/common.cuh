@@ -11,6 +11,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #include <dlfcn.h>
+#include <math.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,11 +19,13 @@
 
 #define RNG_FN static inline __host__ __device__
 extern "C" {
-#include "vit.h"
+#include "backend.h"
+#include "util/files.h"
+#include "util/rng.h"
 }
 
-#include "launch.cuh"
-#include "ptx.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/ptx.cuh"
 
 #define CHECK_CUDA(call) cuda_check(call, #call)
 
@@ -158,7 +161,7 @@ __device__ inline float warp_max(float x)
 }
 
 /* ------------------------------------------------------------------------------------------------
- * Dropout (see Drop in vit.h): the mask of elements 4*block .. 4*block+3 of one sample */
+ * Dropout (see Drop in backend.h): the mask of elements 4*block .. 4*block+3 of one sample */
 
 struct Mask { /* a Drop, made ready on the host */
     uint32_t keep; /* an element is kept when its bits reach this; 0: no dropout */

@@ -11,7 +11,7 @@
  */
 #pragma once
 
-#include "common.cuh"
+#include "cuda/layers.cuh"
 
 #include <cublasLt.h>
 
@@ -408,14 +408,8 @@ static void write_choices(const Choices &list, const char *path)
         }
         text += "\n";
     }
-    std::string part = std::string(path) + ".part." + std::to_string(getpid());
-    FILE *f = fopen(part.c_str(), "w");
-    bool ok = f && fputs(text.c_str(), f) >= 0;
-    ok = (!f || fclose(f) == 0) && ok;
-    if (!ok || rename(part.c_str(), path) != 0) { /* a pity, but the run has them in memory */
+    if (!save_file(path, text.data(), text.size(), false, NULL)) /* the run has them in memory */
         warn("cannot write %s: matrix products will be timed again", path);
-        unlink(part.c_str());
-    }
 }
 
 /* ~/.cache/vit.c/<GPU>-<library>.txt, "" where there is no home. */
@@ -590,4 +584,6 @@ static void cuda_linear_backward_weight(const LinearBackwardWeight *a)
     if (!product(p))
         die("try another --precision", "cuBLASLt cannot multiply [%d,%d] by [%d,%d]", a->out,
             a->rows, a->rows, a->in);
+    if (a->dbias)
+        column_sums(ptr<float>(a->dbias), a->dy, a->rows, a->out);
 }

@@ -1,7 +1,7 @@
 /* layers.cuh - everything between the matrix products except attention: patches, embedding, the
  * residual step with its norm, what a product's epilogue left undone, pooling, loss, conversions.
  *
- * Each host function is the Backend entry of its name; the formulas are in vit.h. Memory should
+ * Each host function is the Backend entry of its name; the formulas are in backend.h. Memory should
  * bound all of it (GELU by erf comes near the arithmetic's limit), so every kernel reads its inputs
  * once and writes its outputs once. Two shapes of work are enough:
  *   - a warp takes a row, where a row has to be summed before it can be written (norm forward);
@@ -15,7 +15,7 @@
  */
 #pragma once
 
-#include "common.cuh"
+#include "cuda/common.cuh"
 
 #include <math.h>
 
@@ -1104,8 +1104,6 @@ static void cuda_loss(const Loss *a)
                    64 * sizeof(float), cu.stream, *a, cu.state);
         });
     });
-    if (a->dbias && a->dlogits.p)
-        column_sums(ptr<float>(a->dbias), a->dlogits, a->B, a->K);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -1209,10 +1207,10 @@ static void cuda_add(dev *sum, const dev *x, long n)
  *   ranges * n         column sums of a matrix [B*T, n], n up to max(3C, F, K, representation)
  *   4 * ranges * C     the norm's backward pass
  * where the number of ranges depends on whether rows can be read in packs (N = 1, 4 or 8). */
-static size_t layers_scratch(const Config *c, int B)
+static size_t layers_scratch(const Sizes *s)
 {
-    const long rows = (long)B * vit_tokens(c), C = c->width;
-    const long columns[] = {C, 3 * C, c->mlp, c->classes, c->representation};
+    const long rows = (long)s->B * s->T, C = s->C;
+    const long columns[] = {C, 3 * C, s->F, s->K, s->R};
     size_t most = 0;
     for (int N = 1; N <= 8; N = N == 1 ? 4 : 2 * N) {
         for (long n : columns) {

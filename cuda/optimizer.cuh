@@ -1,6 +1,6 @@
 /* optimizer.cuh - gradient norm, Adam, SGD, LAMB, loss scaling.
  *
- * Each host function is the Backend entry of its name; formulas are in vit.h. A block takes one
+ * Each host function is the Backend entry of its name; formulas are in backend.h. A block takes one
  * chunk: at most VIT_CHUNK consecutive elements of one tensor, beginning at a multiple of 64, so
  * that a thread reads 4 neighbours at once. Arithmetic on weights is in float; sums of squares and
  * whatever is computed once per step are in double. What a step depends on (t, lr, clip, loss
@@ -10,7 +10,7 @@
  */
 #pragma once
 
-#include "layers.cuh"
+#include "cuda/layers.cuh"
 
 enum { CHUNK_THREADS = 256 };
 
@@ -175,8 +175,8 @@ static void cuda_round_weights(dev *work, int type, const dev *w, long n)
 /* What all optimisers share: the kernel for this type of working weights and this alignment */
 template <class F> static void by_weights(const OptStep *a, F f)
 {
-    bool quads = aligned(a->w) && aligned(a->work) && aligned(a->grad) && aligned(a->m) &&
-                 aligned(a->v) && aligned(a->ema);
+    bool quads = aligned(a->w) && aligned(a->work) && aligned(a->grad) && aligned(a->exp_avg) &&
+                 aligned(a->exp_avg_sq) && aligned(a->ema);
     by_type(a->work_type, [&](auto w) { by_quads(quads, [&](auto quad) { f(w, quad); }); });
 }
 
@@ -212,16 +212,16 @@ template <class W, int N> __global__ void adam_kernel(OptStep a, OptConfig o, co
         float w[N], g[N], m[N], v[N];
         take(w, (float *)a.w + at, left);
         take(g, (float *)a.grad + at, left);
-        take(m, (float *)a.m + at, left);
-        take(v, (float *)a.v + at, left);
+        take(m, (float *)a.exp_avg + at, left);
+        take(v, (float *)a.exp_avg_sq + at, left);
         each<N>([&](int k) {
             g[k] = gscale * g[k] + l2 * w[k];
             m[k] = b1 * m[k] + a1 * g[k];
             v[k] = b2 * v[k] + a2 * g[k] * g[k];
             w[k] = keep * w[k] - step * m[k] / (sqrtf(v[k]) * root + eps);
         });
-        put((float *)a.m + at, m, left);
-        put((float *)a.v + at, v, left);
+        put((float *)a.exp_avg + at, m, left);
+        put((float *)a.exp_avg_sq + at, v, left);
         put_weights<W>(w, a, o, s, c, i);
     }
 }
@@ -251,12 +251,12 @@ template <class W, int N> __global__ void sgd_kernel(OptStep a, OptConfig o, con
         float w[N], g[N], m[N];
         take(w, (float *)a.w + at, left);
         take(g, (float *)a.grad + at, left);
-        take(m, (float *)a.m + at, left);
+        take(m, (float *)a.exp_avg + at, left);
         each<N>([&](int k) {
             m[k] = (fresh ? 0 : momentum * m[k]) + gscale * g[k] + wd * w[k];
             w[k] -= lr * m[k];
         });
-        put((float *)a.m + at, m, left);
+        put((float *)a.exp_avg + at, m, left);
         put_weights<W>(w, a, o, s, c, i);
     }
 }
@@ -294,8 +294,8 @@ template <int N> __global__ void lamb_direction_kernel(OptStep a, OptConfig o, c
         float w[N], u[N], m[N], v[N];
         take(w, (float *)a.w + at, left);
         take(u, (float *)a.grad + at, left);
-        take(m, (float *)a.m + at, left);
-        take(v, (float *)a.v + at, left);
+        take(m, (float *)a.exp_avg + at, left);
+        take(v, (float *)a.exp_avg_sq + at, left);
         each<N>([&](int k) {
             float g = gscale * u[k];
             m[k] = b1 * m[k] + a1 * g;
@@ -304,8 +304,8 @@ template <int N> __global__ void lamb_direction_kernel(OptStep a, OptConfig o, c
         });
         ww += squares(w);
         uu += squares(u);
-        put((float *)a.m + at, m, left);
-        put((float *)a.v + at, v, left);
+        put((float *)a.exp_avg + at, m, left);
+        put((float *)a.exp_avg_sq + at, v, left);
         put((float *)a.grad + at, u, left);
     }
     ww = block_sum(ww, dynamic_smem<double>()); /* after a barrier: the factors have been read */
@@ -317,7 +317,7 @@ template <int N> __global__ void lamb_direction_kernel(OptStep a, OptConfig o, c
 }
 static void cuda_lamb_direction(const OptStep *a)
 {
-    bool quads = aligned(a->w) && aligned(a->grad) && aligned(a->m) && aligned(a->v);
+    bool quads = aligned(a->w) && aligned(a->grad) && aligned(a->exp_avg) && aligned(a->exp_avg_sq);
     by_quads(quads, [&](auto quad) {
         launch(lamb_direction_kernel<quad>, (unsigned)a->n, CHUNK_THREADS, 32 * sizeof(double),
                cu.stream, *a, *a->opt, cu.state);
@@ -377,19 +377,8 @@ static void cuda_lamb_apply(const OptStep *a)
     });
 }
 
-/* Floats of scratch memory: a ratio per chunk, of which there are at most one per VIT_CHUNK
- * parameters and one more per tensor. */
-static size_t optimizer_scratch(const Config *c)
-{
-    size_t C = (size_t)c->width, F = (size_t)c->mlp, K = (size_t)c->classes,
-           R = (size_t)c->representation, T = (size_t)vit_tokens(c), L = (size_t)c->layers;
-    size_t embed = C * (2 * T + VIT_CHANNELS * (size_t)(c->patch * c->patch) + 3);
-    size_t block = C * (4 * C + 2 * F + 11) + F, head = R * (C + 1) + K * (C + R + 1) + 2 * C;
-    return (embed + L * block + head) / VIT_CHUNK + 14 * (L + 2);
-}
-
 /* ------------------------------------------------------------------------------------------------
- * Loss scaling (see LossScaling in vit.h); one thread.
+ * Loss scaling (see LossScaling in backend.h); one thread.
  *   skipped_in_row  0 after a good step; after a skipped one, 1 more if its loss scale was already
  *                   the lowest there is (or is not ours to lower), else as before
  *   DYNAMIC  skipped: good_steps = 0, patience counts down, and at 0 the scale is halved, by this

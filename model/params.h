@@ -1,24 +1,28 @@
-/* params.h - every tensor of the model, once: name, shape, initialiser, place. */
+/* params.h - every tensor of the model, once: name, shape, initialiser, place; and the layout that
+ * follows from it.
+ *
+ * The model is a row of units: unit 0 embeds, units 1..L are the blocks, unit L+1 is the head.
+ * A unit begins and ends with the complete residual stream [B,T,C], and no fusion crosses its edge;
+ * it is therefore what is gathered, recomputed, updated and sent.
+ */
 #pragma once
 
 #include "model/config.h"
 #include "util/real.h"
 
-/* The model is a row of units: unit 0 embeds, units 1..L are the blocks, unit L+1 is the head.
- * A unit begins and ends with the complete residual stream [B,T,C], and no fusion crosses its edge;
- * it is therefore what is gathered, recomputed, updated and sent. One line per tensor says all:
+enum { UNIT_EMBED, UNIT_BLOCK, UNIT_HEAD, UNIT_KINDS };
+/* Roles of a tensor, for which each initialiser has a rule. */
+enum { ROLE_ZERO, ROLE_ONE, ROLE_CLS, ROLE_POS, ROLE_PATCH, ROLE_QKV, ROLE_PROJ, ROLE_FC1,
+       ROLE_FC2, ROLE_BIAS, ROLE_MLP_BIAS, ROLE_PATCH_BIAS, ROLE_REP, ROLE_REP_BIAS, ROLE_HEAD,
+       ROLE_HEAD_BIAS, ROLE_LS, ROLES };
+
+/* One line per tensor says all:
  *
- *   field      name in files (timm's)      shape (0: no such) initialiser split present if
+ *   field      name in files (timm's)      shape (0: no such) role       split present if
  *
  * The order of the lines is the layout of a unit's buffers (weights, gradients, optimiser state)
  * and of the file. `split` is the axis that tensor parallelism cuts: 0 rows, 1 columns, -1 neither.
  * N is the number of class tokens, R the width of the representation layer. */
-
-enum { UNIT_EMBED, UNIT_BLOCK, UNIT_HEAD, UNIT_KINDS };
-/* Roles of a tensor, for which each initialiser has a rule (vit.c). */
-enum { INIT_ZERO, INIT_ONE, INIT_CLS, INIT_POS, INIT_PATCH, INIT_QKV, INIT_PROJ, INIT_FC1,
-       INIT_FC2, INIT_BIAS, INIT_MLP_BIAS, INIT_PATCH_BIAS, INIT_REP, INIT_REP_BIAS, INIT_HEAD,
-       INIT_HEAD_BIAS, INIT_LS };
 
 /* clang-format off */
 #define EMBED_PARAMS(X)                                                                           \
@@ -61,30 +65,61 @@ typedef struct { BLOCK_PARAMS(X) } BlockParams;
 typedef struct { HEAD_PARAMS(X) } HeadParams;
 #undef X
 
-/* The same lines as data: what the layout, checkpoints, initialisers and tests walk over. */
+/* The same lines as data, for one configuration and all of its units: what checkpoints,
+ * initialisers, sharding and tests walk over. */
 typedef struct {
-    const char *name; /* within the unit */
+    char name[64]; /* in full: "blocks.3.mlp.fc1.bias" */
+    int unit, line; /* which unit, and which line of its table */
+    int role, split;
     int ndim, shape[4];
-    int init, split;
-    long n;      /* elements; 0 where this configuration lacks the tensor */
-    long offset; /* first element in the unit's buffer */
-} ParamInfo;
+    long n;      /* elements */
+    long offset; /* first element, in the model's buffers */
+} Param;
 
-/* Norms, optimisers and sharding work on chunks: at most VIT_CHUNK consecutive elements of one
- * tensor. Sums over chunks, combined in order, are the same however the chunks are distributed. */
+typedef struct {
+    int kind;         /* UNIT_* */
+    int first, count; /* its tensors: param[first] .. param[first + count - 1] */
+    long offset;      /* first element of its buffers, in the model's */
+    long n;           /* elements of its buffer, the gaps between tensors included */
+} Unit;
+
+/* Norms, optimisers and sharding work on chunks: consecutive elements of one tensor, up to its end
+ * or to the next multiple of VIT_CHUNK in the unit's buffer. Equal shards of a unit that is padded
+ * to ranks * VIT_CHUNK are therefore whole chunks, and sums over chunks, combined in order, are the
+ * same however the chunks are distributed. */
 #define VIT_CHUNK 4096
 typedef struct {
-    long offset;  /* first element, in the model's buffer */
-    int n;        /* elements, 1..VIT_CHUNK */
-    int tensor;   /* number of the tensor in the model, counted over all units */
-    int flags;    /* CHUNK_* */
+    long offset; /* first element, in the model's buffers */
+    int n;       /* elements, 1..VIT_CHUNK */
+    int tensor;  /* param[tensor] */
+    int flags;   /* CHUNK_* */
 } Chunk;
 enum { CHUNK_DECAY = 1, CHUNK_1D = 2 };
+/* What is decayed: everything, all but vectors, or `.weight` of two or more dimensions. */
+enum { DECAY_ALL, DECAY_NO_1D, DECAY_MATRICES };
 
+enum { MAX_UNIT_PARAMS = 16 };
 typedef struct {
-    int kind;          /* UNIT_* */
-    int count;         /* tensors, absent ones included */
-    ParamInfo *params; /* [count], shared by the blocks */
-    long offset;       /* first element of this unit in the model's buffers */
-    long n;            /* elements of the unit's buffer */
-} Unit;
+    Config config;
+    int units; /* L + 2 */
+    Unit *unit;
+    int tensors; /* that are present, over all units */
+    Param *param;
+    int chunks;
+    Chunk *chunk;
+    long n_params; /* elements, without the gaps between tensors */
+    long n_padded; /* elements of each parameter buffer */
+    /* First element of each line's tensor in its unit's buffer; -1: this configuration has none. */
+    long place[UNIT_KINDS][MAX_UNIT_PARAMS];
+} Layout;
+
+Layout *layout_new(const Config *c, int decay); /* DECAY_*; layout_free() */
+void layout_free(Layout *l);
+
+/* Initial values of one tensor, out [p->n], by `scheme`: "jax" (zero head, Xavier uniform), "timm"
+ * (truncated normal 0.02), "torch" (U(+-1/sqrt(fan_in))), "megatron" (normal 0.02, output layers
+ * / sqrt(2L)), "xavier" (normal). Drawn in double from counters, so that CPU and GPU start from the
+ * same bits. False and an error for another scheme. */
+bool param_init(const Layout *l, const Param *p, const char *scheme, uint64_t seed,
+                double head_bias, double layer_scale, real *out, Error *e);
+extern const char *const param_init_names[]; /* NULL-terminated */

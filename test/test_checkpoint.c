@@ -430,37 +430,27 @@ static void train(Model *m, uint32_t from, uint32_t to)
     free(targets);
 }
 
-typedef struct {
-    Model *a, *b;
-    int differ;
-} Compare;
-
-static bool compare_one(void *ctx, int unit, const ParamInfo *p, const char *name, long offset)
-{
-    Compare *x = ctx;
-    size_t bytes_of = (size_t)p->n * sizeof(real);
-    real *a = xmalloc(bytes_of), *b = xmalloc(bytes_of);
-    dev *const in_a[] = {x->a->weights, x->a->m, x->a->v, x->a->ema};
-    dev *const in_b[] = {x->b->weights, x->b->m, x->b->v, x->b->ema};
-    (void)unit, (void)name;
-    for (int i = 0; i < COUNT(in_a); i++) {
-        if (!in_a[i] || !in_b[i])
-            continue;
-        vit_read(x->a, in_a[i], offset, p->n, a);
-        vit_read(x->b, in_b[i], offset, p->n, b);
-        x->differ += memcmp(a, b, bytes_of) != 0;
-    }
-    free(a);
-    free(b);
-    return true;
-}
-
 /* Buffers of tensors that differ in any bit: weights, moments, average. */
 static int differences(Model *a, Model *b)
 {
-    Compare x = {a, b, 0};
-    vit_each_param(a, compare_one, &x);
-    return x.differ;
+    dev *const in_a[] = {a->own.weights, a->own.exp_avg, a->own.exp_avg_sq, a->own.ema};
+    dev *const in_b[] = {b->own.weights, b->own.exp_avg, b->own.exp_avg_sq, b->own.ema};
+    int differ = 0;
+    for (int t = 0; t < a->layout->tensors; t++) {
+        const Param *p = &a->layout->param[t];
+        size_t bytes = (size_t)p->n * sizeof(real);
+        real *of_a = xmalloc(bytes), *of_b = xmalloc(bytes);
+        for (int i = 0; i < COUNT(in_a); i++) {
+            if (!in_a[i] || !in_b[i])
+                continue;
+            units_read(&a->own, in_a[i], p->offset, p->n, of_a);
+            units_read(&b->own, in_b[i], p->offset, p->n, of_b);
+            differ += memcmp(of_a, of_b, bytes) != 0;
+        }
+        free(of_a);
+        free(of_b);
+    }
+    return differ;
 }
 
 /* Train 3 steps, save, train 2 more; a fresh model resumes and trains the same 2: all bits agree.
@@ -615,17 +605,16 @@ typedef struct {
     Model *fresh;
 } HeadCheck;
 
-static bool head_check_one(void *ctx, int unit, const ParamInfo *p, const char *name, long offset)
+static void head_check_one(HeadCheck *x, const Param *p)
 {
-    HeadCheck *x = ctx;
+    const char *name = p->name;
     real *a = xmalloc((size_t)p->n * sizeof *a), *b = xmalloc((size_t)p->n * sizeof *b);
     const StTensor *t = st_find(x->f, name);
     Error e;
-    (void)unit;
     bool head = strncmp(name, "head.", 5) == 0 || strncmp(name, "pre_logits.", 11) == 0;
-    vit_read(x->m, x->m->weights, offset, p->n, a);
+    units_read(&x->m->own, x->m->own.weights, p->offset, p->n, a);
     if (head)
-        vit_read(x->fresh, x->fresh->weights, offset, p->n, b);
+        units_read(&x->fresh->own, x->fresh->own.weights, p->offset, p->n, b);
     else if (!t || !st_read_real(x->f, t, b, &e))
         x->rest_loaded = false;
     bool same = memcmp(a, b, (size_t)p->n * sizeof *a) == 0;
@@ -633,7 +622,6 @@ static bool head_check_one(void *ctx, int unit, const ParamInfo *p, const char *
     x->rest_loaded = x->rest_loaded && (head || same);
     free(a);
     free(b);
-    return true;
 }
 
 /* With a new head: the head stays as initialised as a whole, the rest is the file's. */
@@ -645,7 +633,8 @@ static void check_new_head(const char *path, const Config *c, const char *says)
     x.fresh = make_model(c, OPT_SGD, false, 4);
     CHECK(ckpt_load_weights(x.m, path, true, report, sizeof report, &e), "%s", e.what);
     CHECK(contains(report, says), "\"%s\" is not in \"%s\"", says, report);
-    vit_each_param(x.m, head_check_one, &x);
+    for (int i = 0; i < x.m->layout->tensors; i++)
+        head_check_one(&x, &x.m->layout->param[i]);
     CHECK(x.head_kept, "the new head was touched");
     CHECK(x.rest_loaded, "not everything else was loaded");
     st_close((SafeTensors *)x.f);
@@ -842,7 +831,7 @@ static void test_deit(const char *shared)
           c.patch_bias && !c.layer_scale);
     Plan plan = {.max_batch = 1};
     Model *m = vit_create(&c, &plan, backend_cpu());
-    CHECK(m->n_params == 5717416, "%ld parameters", m->n_params);
+    CHECK(m->layout->n_params == 5717416, "%ld parameters", m->layout->n_params);
     CHECK(ckpt_load_weights(m, path, false, report, sizeof report, &e), "%s", e.what);
     RunState run = {0};
     CHECK(!ckpt_save(m, below("inference"), &run, 1, &e) && contains(e.what, "optimiser"), "%s",

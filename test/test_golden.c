@@ -170,7 +170,7 @@ static void compare_grad(Case *c, const char *name, long offset, long n)
     double worst, length;
     if (!expected(c, name, n))
         return;
-    vit_read(c->m, c->m->grads, offset, n, c->host);
+    units_read(&c->m->own, c->m->own.grads, offset, n, c->host);
     for (long i = 0; i < n; i++)
         c->host[i] /= (real)c->scale;
     if (is_half(under.type) || under.tf32) {
@@ -186,7 +186,7 @@ static void compare_step(Case *c, const char *name, long offset, long n)
     double worst, length;
     if (!expected(c, name, n))
         return;
-    vit_read(c->m, c->m->weights, offset, n, c->host);
+    units_read(&c->m->own, c->m->own.weights, offset, n, c->host);
     if (c->adam_type) {
         n = without_keys(c, name, n, &worst, &length);
         CHECK(worst <= (is_half(under.type) ? 2 : 1) * c->steps * c->lr,
@@ -267,7 +267,7 @@ static bool read_case(Case *c, Config *config, Plan *plan)
 }
 
 /* param.NAME, grad.NAME and step.NAME have the parameter's shape, not only its size. */
-static bool same_shape(Case *c, const char *key, const ParamInfo *p)
+static bool same_shape(Case *c, const char *key, const Param *p)
 {
     const StTensor *t = st_find(c->file, key);
     bool same = t && t->ndim == p->ndim;
@@ -276,36 +276,27 @@ static bool same_shape(Case *c, const char *key, const ParamInfo *p)
     return CHECK(same, "%s: %s has another shape than the model's", st_path(c->file), key);
 }
 
-static bool load_param(void *ctx, int unit, const ParamInfo *p, const char *name, long offset)
+static bool load_param(Case *c, const Param *p)
 {
-    Case *c = ctx;
     char key[128];
-    (void)unit;
-    snprintf(key, sizeof key, "param.%s", name);
+    snprintf(key, sizeof key, "param.%s", p->name);
     if (!expected(c, key, p->n) || !same_shape(c, key, p))
         return false;
-    vit_write(c->m, c->m->weights, offset, p->n, c->want);
+    units_write(&c->m->own, c->m->own.weights, p->offset, p->n, c->want);
     return true;
 }
 
-static bool check_grad(void *ctx, int unit, const ParamInfo *p, const char *name, long offset)
+/* `compare_it` for all tensors, against the file's PREFIX.NAME. */
+static void compare_all(Case *c, const char *prefix,
+                        void (*compare_it)(Case *c, const char *name, long offset, long n))
 {
-    char key[128];
-    (void)unit;
-    snprintf(key, sizeof key, "grad.%s", name);
-    if (same_shape(ctx, key, p))
-        compare_grad(ctx, key, offset, p->n);
-    return true;
-}
-
-static bool check_step(void *ctx, int unit, const ParamInfo *p, const char *name, long offset)
-{
-    char key[128];
-    (void)unit;
-    snprintf(key, sizeof key, "step.%s", name);
-    if (same_shape(ctx, key, p))
-        compare_step(ctx, key, offset, p->n);
-    return true;
+    for (int i = 0; i < c->m->layout->tensors; i++) {
+        const Param *p = &c->m->layout->param[i];
+        char key[128];
+        snprintf(key, sizeof key, "%s.%s", prefix, p->name);
+        if (same_shape(c, key, p))
+            compare_it(c, key, p->offset, p->n);
+    }
 }
 
 static real mean_loss(const real *stats, int B)
@@ -321,8 +312,9 @@ static bool start(Case *c, const Config *config, const Plan *plan)
 {
     long B = plan->max_batch, pixels = (long)(vit_image_bytes(config, false) / sizeof(real));
     c->m = vit_create(config, plan, under.be);
-    if (!vit_each_param(c->m, load_param, c))
-        return false;
+    for (int i = 0; i < c->m->layout->tensors; i++)
+        if (!load_param(c, &c->m->layout->param[i]))
+            return false;
     if (!expected(c, "input.targets", B * config->classes))
         return false;
     real *targets = xmalloc((size_t)(B * config->classes) * sizeof(real));
@@ -340,25 +332,25 @@ static void check_passes(Case *c, bool streams)
 {
     Model *m = c->m;
     const Config *config = &m->config;
-    long B = m->B, stream = B * vit_tokens(config) * config->width;
+    long B = m->now->B, stream = B * vit_tokens(config) * config->width;
     real *stats = xmalloc(3 * (size_t)B * sizeof(real)), loss, norm;
     vit_evaluate(m);
     vit_stats(m, stats);
     loss = mean_loss(stats, (int)B);
     compare(c, "out.loss", &loss, 1);
-    compare_act(c, "out.logits", m->logits, B * config->classes);
+    compare_act(c, "out.logits", m->now->logits, B * config->classes);
     vit_begin_step(m, 0, c->lr, 0);
     vit_micro_step(m, 0, (int)B, true);
     for (int k = 0; streams && k <= config->layers; k++) {
         char name[32];
         snprintf(name, sizeof name, "act.%d", k);
-        compare_act(c, name, m->stream[k], stream);
+        compare_act(c, name, m->now->stream[k], stream);
     }
-    compare_act(c, "out.logits", m->logits, B * config->classes);
+    compare_act(c, "out.logits", m->now->logits, B * config->classes);
     vit_stats(m, stats);
     loss = mean_loss(stats, (int)B);
     compare(c, "out.loss", &loss, 1);
-    vit_each_param(m, check_grad, c);
+    compare_all(c, "grad", compare_grad);
     vit_update(m);
     const StepResult *r = vit_result(m, 0);
     CHECK(memcmp(stats, r->stats, 3 * (size_t)B * sizeof(real)) == 0, "%s: stats of the result",
@@ -373,17 +365,17 @@ static void check_passes(Case *c, bool streams)
 static void check_steps(Case *c)
 {
     real losses[1000];
-    losses[0] = mean_loss(vit_result(c->m, 0)->stats, c->m->B); /* it was made by check_passes */
+    losses[0] = mean_loss(vit_result(c->m, 0)->stats, c->m->now->B); /* it was made by check_passes */
     for (int step = 1; step < c->steps; step++) {
         vit_begin_step(c->m, (uint32_t)step, c->lr, 0);
-        vit_micro_step(c->m, 0, c->m->B, true);
+        vit_micro_step(c->m, 0, c->m->now->B, true);
         vit_update(c->m);
         if (step > 1) /* the step before, while this one is under way */
-            losses[step - 1] = mean_loss(vit_result(c->m, 1)->stats, c->m->B);
+            losses[step - 1] = mean_loss(vit_result(c->m, 1)->stats, c->m->now->B);
     }
-    losses[c->steps - 1] = mean_loss(vit_result(c->m, 0)->stats, c->m->B);
+    losses[c->steps - 1] = mean_loss(vit_result(c->m, 0)->stats, c->m->now->B);
     compare(c, "losses", losses, c->steps);
-    vit_each_param(c->m, check_step, c);
+    compare_all(c, "step", compare_step);
 }
 
 static void model_case(Case *c)
@@ -432,7 +424,7 @@ static void weights_case(Case *c)
         expected(c, "input.images", B * (long)(vit_image_bytes(&config, false) / sizeof(real)))) {
         vit_set_batch(c->m, B, c->want, false, NULL, NULL);
         vit_forward(c->m, false);
-        compare_act(c, "out.logits", c->m->logits, (long)B * config.classes);
+        compare_act(c, "out.logits", c->m->now->logits, (long)B * config.classes);
         check_gaps(c);
     }
     n_gaps = 0;

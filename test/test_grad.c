@@ -98,24 +98,22 @@ static double batch_loss(Case *c)
     return sum / BATCH;
 }
 
-static bool check_tensor(void *ctx, int unit, const ParamInfo *p, const char *name, long offset)
+static void check_tensor(Case *c, const Param *p)
 {
-    Case *c = ctx;
-    Model *m = c->m;
+    Units *own = &c->m->own;
     const double e = 3e-4;
     double diff = 0, norm = 0;
-    (void)unit;
-    const real *grad = c->grads + offset;
+    const real *grad = c->grads + p->offset;
     for (long i = 0; i < p->n; i += c->v->sparse ? 7 : 1) {
         real w, moved;
         double loss[4];
-        vit_read(m, m->weights, offset + i, 1, &w);
+        units_read(own, own->weights, p->offset + i, 1, &w);
         for (int k = 0; k < 4; k++) {
             moved = w + (real)(e * (k == 0 ? -2 : k == 1 ? -1 : k == 2 ? 1 : 2));
-            vit_write(m, m->weights, offset + i, 1, &moved);
+            units_write(own, own->weights, p->offset + i, 1, &moved);
             loss[k] = batch_loss(c);
         }
-        vit_write(m, m->weights, offset + i, 1, &w);
+        units_write(own, own->weights, p->offset + i, 1, &w);
         double fd = (8 * (loss[2] - loss[1]) - (loss[3] - loss[0])) / (12 * e);
         diff += ((double)grad[i] - fd) * ((double)grad[i] - fd);
         norm += fd * fd;
@@ -123,26 +121,22 @@ static bool check_tensor(void *ctx, int unit, const ParamInfo *p, const char *na
     double error = sqrt(diff) / sqrt(norm > 0 ? norm : 1);
     if (!(error <= c->worst)) {
         c->worst = error;
-        snprintf(c->worst_name, sizeof c->worst_name, "%s", name);
+        snprintf(c->worst_name, sizeof c->worst_name, "%s", p->name);
     }
-    CHECK(norm > 0, "%s: %s: the gradient is zero: nothing was checked", c->v->name, name);
-    CHECK(error <= gate, "%s: %s: relative L2 %.2e is above %.0e", c->v->name, name, error, gate);
-    return true;
+    CHECK(norm > 0, "%s: %s: the gradient is zero: nothing was checked", c->v->name, p->name);
+    CHECK(error <= gate, "%s: %s: relative L2 %.2e is above %.0e", c->v->name, p->name, error,
+          gate);
 }
 
 /* Parameters that make every path matter: weights of order 1/sqrt(fan in), gains around 1. */
-static bool draw(void *ctx, int unit, const ParamInfo *p, const char *name, long offset)
+static void draw(Units *own, const Param *p)
 {
-    Model *m = ctx;
     double std = p->ndim == 2 ? 1.5 / sqrt((double)p->shape[1]) : p->ndim == 4 ? 0.3 : 0.3;
-    double mean = p->init == INIT_ONE || p->init == INIT_LS ? 1 : 0;
-    (void)unit;
-    (void)name;
+    double mean = p->role == ROLE_ONE || p->role == ROLE_LS ? 1 : 0;
     for (long i = 0; i < p->n; i++) {
-        real w = (real)(mean + std * normal(5, (uint32_t)(offset + i)));
-        vit_write(m, m->weights, offset + i, 1, &w);
+        real w = (real)(mean + std * normal(5, (uint32_t)(p->offset + i)));
+        units_write(own, own->weights, p->offset + i, 1, &w);
     }
-    return true;
 }
 
 static void configure(const Variation *v, Config *c)
@@ -191,7 +185,9 @@ static void check_variation(const Variation *v)
                  .float_images = true,
                  .keep_streams = v->streams};
     c.m = vit_create(&config, &plan, backend_cpu());
-    vit_each_param(c.m, draw, c.m);
+    const Layout *l = c.m->layout;
+    for (int i = 0; i < l->tensors; i++)
+        draw(&c.m->own, &l->param[i]);
     make_inputs(&c, &config);
 
     vit_begin_step(c.m, 11, 0, 77);
@@ -199,13 +195,12 @@ static void check_variation(const Variation *v)
         set_micro(&c, first, BATCH - first < MICRO ? BATCH - first : MICRO);
         vit_micro_step(c.m, first, BATCH, first + MICRO >= BATCH);
     }
-    c.m->micro = 0;
-    c.grads = xmalloc((size_t)c.m->n_padded *
-                      sizeof(real)); /* evaluating the loss overwrites the head's */
-    vit_read(c.m, c.m->grads, 0, c.m->n_padded, c.grads);
+    c.grads = xmalloc((size_t)l->n_padded * sizeof(real));
+    units_read(&c.m->own, c.m->own.grads, 0, l->n_padded, c.grads);
     int before = check_failed;
-    vit_each_param(c.m, check_tensor, &c);
-    printf("%-48s %7ld parameters, worst %.1e %-26s %s\n", v->name, c.m->n_params, c.worst,
+    for (int i = 0; i < l->tensors; i++)
+        check_tensor(&c, &l->param[i]);
+    printf("%-48s %7ld parameters, worst %.1e %-26s %s\n", v->name, l->n_params, c.worst,
            c.worst_name, check_failed > before ? "FAILED" : "ok");
     vit_free(c.m);
     free(c.grads);

@@ -275,8 +275,8 @@ void setup_config(Session *s)
     options_apply_config(o, &s->config);
     check_usage(vit_config_check(&s->config, &e), &e);
     bool known = false;
-    for (int i = 0; vit_init_names[i]; i++)
-        known |= strcmp(vit_init_names[i], o->init) == 0;
+    for (int i = 0; param_init_names[i]; i++)
+        known |= strcmp(param_init_names[i], o->init) == 0;
     if (!known)
         die_usage("choose jax, timm, torch, megatron or xavier", "no initialiser is called '%s'",
                   o->init);
@@ -451,42 +451,31 @@ void setup_data(Session *s, bool train)
 
 /* Runs with --ema are judged by the average of their weights, which is in the checkpoint's
  * train_state: put it in the weights' place. */
-typedef struct {
-    Model *m;
-    const SafeTensors *file;
-    int found;
-} EmaLoad;
-
-static bool load_average(void *ctx, int unit, const ParamInfo *p, const char *name, long offset)
-{
-    EmaLoad *a = ctx;
-    Error e = {"", ""};
-    (void)unit;
-    char *key = xasprintf("ema.%s", name);
-    const StTensor *t = st_find(a->file, key);
-    free(key);
-    if (!t || t->n != p->n)
-        return false;
-    real *values = xmalloc((size_t)p->n * sizeof *values);
-    setup_check(st_read_real(a->file, t, values, &e), &e);
-    vit_write(a->m, a->m->weights, offset, p->n, values);
-    free(values);
-    a->found++;
-    return true;
-}
-
 static void use_average(Session *s)
 {
     Error e = {"", ""};
+    const Layout *l = s->m->layout;
     char *dir = parent_of(s->weights), *path = xasprintf("%s/train_state.safetensors", dir);
     SafeTensors *file = path_exists(path) ? st_open(path, &e) : NULL;
-    EmaLoad a = {s->m, file, 0};
-    if (file && vit_each_param(s->m, load_average, &a))
+    int found = 0;
+    for (int i = 0; file && i < l->tensors; i++) {
+        const Param *p = &l->param[i];
+        char key[80];
+        snprintf(key, sizeof key, "ema.%s", p->name);
+        const StTensor *t = st_find(file, key);
+        if (!t || t->n != p->n)
+            break;
+        real *values = xmalloc((size_t)p->n * sizeof *values);
+        setup_check(st_read_real(file, t, values, &e), &e);
+        units_write(&s->m->own, s->m->own.weights, p->offset, p->n, values);
+        free(values);
+        found++;
+    }
+    if (found == l->tensors)
         printf("          averaged weights (--no-ema: those of the last step)\n");
-    else if (a.found || s->o.has_ema)
+    else if (found || s->o.has_ema)
         die("leave --ema out", "%s has no averaged weights", path);
-    if (file)
-        st_close(file);
+    st_close(file);
     free(path);
     free(dir);
 }
@@ -554,7 +543,7 @@ static void describe_model(const Session *s, bool training)
     char params[32], flops[32], part[5][32];
     const double bytes[] = {(double)m->bytes_params, (double)m->bytes_grads, (double)m->bytes_opt,
                             (double)m->bytes_acts, (double)m->bytes_inputs};
-    format_count((double)m->n_params, params, sizeof params);
+    format_count((double)m->layout->n_params, params, sizeof params);
     format_count(vit_forward_flops(c) * (training ? 3 : 1), flops, sizeof flops);
     for (int i = 0; i < COUNT(bytes); i++)
         format_count(bytes[i], part[i], sizeof part[i]);
