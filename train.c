@@ -329,7 +329,9 @@ static void save(Training *t)
     char *algorithms = xasprintf("%s/algorithms.txt", s->out);
     s->be->algorithms(algorithms, true);
     free(algorithms);
-    if (!ckpt_save(s->m, s->out, &s->state, (int)s->o.keep, &e)) {
+    s->state.counters = *vit_state(s->m);
+    s->state.scaled = s->m->plan.scaling.kind != SCALING_NONE;
+    if (!ckpt_save(&s->m->own, s->out, &s->state, (int)s->o.keep, &e)) {
         report_clear();
         die(e.hint, "%s", e.what);
     }

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "checkpoint.h"
+#include "weights/safetensors.h"
 #include "data.h"
 #include "check.h"
 #include "util/files.h"
@@ -68,9 +68,9 @@ static void test_golden(const char *path, bool exact)
     const StTensor *in = st_find(f, "aug.input");
     int found = 0;
     if (CHECK(in && in->type == ST_U8 && in->ndim == 3 && in->shape[2] == 3, "%s", path))
-        for (int i = 0; i < st_count(f); i++)
-            if (strncmp(st_at(f, i)->name, "aug.", 4) == 0 && st_at(f, i) != in) {
-                check_golden(f, in, st_at(f, i), exact);
+        for (int i = 0; i < f->count; i++)
+            if (strncmp(f->tensor[i].name, "aug.", 4) == 0 && &f->tensor[i] != in) {
+                check_golden(f, in, &f->tensor[i], exact);
                 found++;
             }
     CHECK(found > 0, "%s has no aug.*", path);

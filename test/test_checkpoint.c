@@ -9,6 +9,8 @@
 #include "check.h"
 #include "util/files.h"
 #include "util/rng.h"
+#include "vit.h"
+#include "weights/weights.h"
 
 #include <ftw.h>
 #include <math.h>
@@ -132,7 +134,7 @@ static void test_round_trip(void)
     SafeTensors *f = st_open(path, &e);
     if (!CHECK(f, "%s", e.what))
         return;
-    CHECK(st_count(f) == 8 && st_meta_count(f) == 2 && strcmp(st_path(f), path) == 0);
+    CHECK(f->count == 8 && f->metas == 2 && strcmp(f->path, path) == 0);
     CHECK(st_meta(f, "odd \"key\"\n") &&
           strcmp(st_meta(f, "odd \"key\"\n"), "value with \\ and \u00e9") == 0);
     CHECK(!st_meta(f, "absent") && !st_find(f, "absent") && !st_find(f, "zzz") && !st_find(f, ""));
@@ -140,7 +142,7 @@ static void test_round_trip(void)
     CHECK(t && t->type == ST_F32 && strcmp(t->dtype, "F32") == 0 && t->ndim == 2 && t->n == 6 &&
           t->shape[0] == 2 && t->shape[1] == 3 && t->bytes == 24);
     CHECK(st_find(f, "empty") && st_find(f, "empty")->n == 0 && st_find(f, "scalar")->ndim == 0);
-    CHECK(strcmp(st_at(f, 0)->name, "bytes") == 0 && st_at(f, 0)->begin % 8 == 0);
+    CHECK(strcmp(f->tensor[0].name, "bytes") == 0 && f->tensor[0].begin % 8 == 0);
     CHECK(memcmp(st_data(f, t), floats, sizeof floats) == 0);
     check_values(f);
     st_close(f);
@@ -170,7 +172,7 @@ static void test_writer_errors(void)
     CHECK(!st_begin(w, &e) && contains(e.what, "impossible shapes"), "%s", e.what);
     st_abandon(w);
     SafeTensors *f = st_open(path, &e);
-    CHECK(f && st_count(f) == 8, "an unfinished writer touched the old file: %s", e.what);
+    CHECK(f && f->count == 8, "an unfinished writer touched the old file: %s", e.what);
     st_close(f);
     CHECK(!path_exists(below("kept.safetensors.%ld.tmp", (long)getpid())));
 
@@ -309,18 +311,15 @@ static void test_unusual(void)
 static uint64_t touch_all(const SafeTensors *f)
 {
     uint64_t sum = 0;
-    for (int i = 0; i < st_count(f); i++) {
-        const StTensor *t = st_at(f, i);
+    for (int i = 0; i < f->count; i++) {
+        const StTensor *t = &f->tensor[i];
         const uint8_t *p = st_data(f, t);
         for (uint64_t k = 0; k < t->bytes; k++)
             sum += p[k];
         sum += st_find(f, t->name) != NULL;
     }
-    for (int i = 0; i < st_meta_count(f); i++) {
-        const char *key, *value;
-        st_meta_at(f, i, &key, &value);
-        sum += strlen(key) + strlen(value);
-    }
+    for (int i = 0; i < f->metas; i++)
+        sum += strlen(f->meta[i].key) + strlen(f->meta[i].value);
     return sum;
 }
 
@@ -372,7 +371,7 @@ static void fuzz(const char *source, int variants, bool as_weights)
         accepted++;
         sum += touch_all(f);
         st_close(f);
-        if (as_weights && !ckpt_config(below("fuzzed"), &c, assumed, sizeof assumed, &e))
+        if (as_weights && !weights_config(below("fuzzed"), &c, assumed, sizeof assumed, &e))
             silent += !e.what[0];
     }
     CHECK(silent == 0, "%d files refused without a reason", silent);
@@ -430,6 +429,23 @@ static void train(Model *m, uint32_t from, uint32_t to)
     free(targets);
 }
 
+static bool save(Model *m, const char *dir, RunState run, int keep, Error *e)
+{
+    run.counters = *vit_state(m);
+    run.scaled = m->plan.scaling.kind != SCALING_NONE;
+    return ckpt_save(&m->own, dir, &run, keep, e);
+}
+
+static bool resume(Model *m, const char *dir, RunState *run, Error *e)
+{
+    run->counters = *vit_state(m);
+    run->scaled = m->plan.scaling.kind != SCALING_NONE;
+    if (!ckpt_resume(&m->own, dir, run, e))
+        return false;
+    vit_set_state(m, &run->counters);
+    return true;
+}
+
 /* Buffers of tensors that differ in any bit: weights, moments, average. */
 static int differences(Model *a, Model *b)
 {
@@ -459,17 +475,22 @@ static void check_resume(const char *name, const Config *c, int optimiser, bool 
 {
     Error e = {0};
     char found[1024];
-    RunState run = {3, 6, 0xfedcba9876543210u, 1.0 / 3, 3}, back = {0};
+    RunState run = {.step = 3,
+                    .samples = 6,
+                    .seed = 0xfedcba9876543210u,
+                    .best_metric = 1.0 / 3,
+                    .best_step = 3},
+             back = {0};
     const char *dir = below("resume-%s", name);
     Model *a = make_model(c, optimiser, ema, 1), *b = make_model(c, optimiser, ema, 2);
     train(a, 0, 3);
     StepState s = *vit_state(a);
     s.skipped = 5, s.skipped_in_row = 2, s.loss_scale = 1.0 / 7;
     vit_set_state(a, &s);
-    CHECK(ckpt_save(a, dir, &run, 3, &e), "%s: %s", name, e.what);
+    CHECK(save(a, dir, run, 3, &e), "%s: %s", name, e.what);
     CHECK(differences(a, b) > 0);
-    CHECK(ckpt_find(dir, found, sizeof found, &e) && ckpt_resume(b, found, &back, &e), "%s: %s",
-          name, e.what);
+    CHECK(ckpt_find(dir, found, sizeof found, &e) && resume(b, found, &back, &e), "%s: %s", name,
+          e.what);
     CHECK(back.step == run.step && back.samples == run.samples && back.seed == run.seed &&
           back.best_metric == run.best_metric && back.best_step == run.best_step);
     CHECK(differences(a, b) == 0, "%s: %d buffers differ", name, differences(a, b));
@@ -503,8 +524,8 @@ static void test_resume(void)
     Config back;
     Error e = {0};
     char assumed[256] = "?";
-    CHECK(ckpt_config(below("resume-every-tensor/step_00000003/model.safetensors"), &back, assumed,
-                      sizeof assumed, &e),
+    CHECK(weights_config(below("resume-every-tensor/step_00000003/model.safetensors"), &back,
+                         assumed, sizeof assumed, &e),
           "%s", e.what);
     CHECK(assumed[0] == 0, "%s", assumed);
     for (int i = 0; i < vit_config_count; i++) {
@@ -523,7 +544,7 @@ static void refuse_resume(const char *dir, const Config *c, int optimiser, bool 
     Error e = {0};
     RunState run = {.step = 99};
     Model *m = make_model(c, optimiser, ema, 4), *same = make_model(c, optimiser, ema, 4);
-    CHECK(!ckpt_resume(m, dir, &run, &e) && contains(e.what, says), "%s: \"%s\"", says, e.what);
+    CHECK(!resume(m, dir, &run, &e) && contains(e.what, says), "%s: \"%s\"", says, e.what);
     CHECK(run.step == 99 && differences(m, same) == 0);
     CHECK(*e.hint && !contains(e.hint, "head"), "%s: hint \"%s\"", says, e.hint);
     vit_free(m);
@@ -579,7 +600,7 @@ static void test_refused_resume(void)
     Model *m = make_model(&other, OPT_ADAMW, true, 4);
     Error e = {0};
     RunState run;
-    CHECK(ckpt_resume(m, dir, &run, &e), "%s", e.what);
+    CHECK(resume(m, dir, &run, &e), "%s", e.what);
     vit_free(m);
 }
 
@@ -590,8 +611,8 @@ static void refuse_weights(const char *path, const Config *c, const char *says, 
     Error e = {0};
     char report[256] = "?";
     Model *m = make_model(c, OPT_SGD, false, 4), *same = make_model(c, OPT_SGD, false, 4);
-    CHECK(!ckpt_load_weights(m, path, false, report, sizeof report, &e) && contains(e.what, says) &&
-              contains(e.hint, hint),
+    CHECK(!ckpt_load_weights(&m->own, path, false, report, sizeof report, &e) &&
+              contains(e.what, says) && contains(e.hint, hint),
           "%s: \"%s\", \"%s\"", says, e.what, e.hint);
     CHECK(differences(m, same) == 0, "a refused file changed the model");
     vit_free(m);
@@ -631,7 +652,7 @@ static void check_new_head(const char *path, const Config *c, const char *says)
     char report[256] = "?";
     HeadCheck x = {make_model(c, OPT_SGD, true, 4), true, true, st_open(path, &e), NULL};
     x.fresh = make_model(c, OPT_SGD, false, 4);
-    CHECK(ckpt_load_weights(x.m, path, true, report, sizeof report, &e), "%s", e.what);
+    CHECK(ckpt_load_weights(&x.m->own, path, true, report, sizeof report, &e), "%s", e.what);
     CHECK(contains(report, says), "\"%s\" is not in \"%s\"", says, report);
     for (int i = 0; i < x.m->layout->tensors; i++)
         head_check_one(&x, &x.m->layout->param[i]);
@@ -649,10 +670,10 @@ static void test_weights(void)
     char report[256] = "?", path[1024];
     snprintf(path, sizeof path, "%s", below("resume-sgd/step_00000003/model.safetensors"));
     Model *m = make_model(&c, OPT_SGD, true, 4);
-    CHECK(ckpt_load_weights(m, path, false, report, sizeof report, &e) && report[0] == 0, "%s %s",
-          e.what, report);
-    CHECK(ckpt_load_weights(m, path, true, report, sizeof report, &e) && report[0] == 0, "%s %s",
-          e.what, report);
+    CHECK(ckpt_load_weights(&m->own, path, false, report, sizeof report, &e) && report[0] == 0,
+          "%s %s", e.what, report);
+    CHECK(ckpt_load_weights(&m->own, path, true, report, sizeof report, &e) && report[0] == 0,
+          "%s %s", e.what, report);
     vit_free(m);
 
     other.classes = 7;
@@ -738,7 +759,7 @@ static void refuse_foreign(Foreign v, const char *says)
     Error e = {0};
     Config c;
     char assumed[256];
-    CHECK(!ckpt_config(write_foreign(&v), &c, assumed, sizeof assumed, &e) &&
+    CHECK(!weights_config(write_foreign(&v), &c, assumed, sizeof assumed, &e) &&
               contains(e.what, says),
           "%s: \"%s\"", says, e.what);
 }
@@ -750,7 +771,7 @@ static void test_foreign(void)
     Config c;
     Error e = {0};
     char assumed[256] = "?";
-    CHECK(ckpt_config(write_foreign(&v), &c, assumed, sizeof assumed, &e), "%s", e.what);
+    CHECK(weights_config(write_foreign(&v), &c, assumed, sizeof assumed, &e), "%s", e.what);
     CHECK(c.width == 192 && c.layers == 12 && c.heads == 3 && c.mlp == 768 && c.patch == 16 &&
           c.classes == 10 && c.image_h == 112 && c.image_w == 112 && c.cls_tokens == 1 &&
           c.pool == POOL_CLS && !c.patch_bias && !c.norm_pre && !c.layer_scale && c.eps == 1e-6 &&
@@ -760,7 +781,7 @@ static void test_foreign(void)
           "%s", assumed);
 
     v.width = 128, v.layers = 2, v.cls = 0, v.positions = 9, v.classes = 0, v.representation = 6;
-    CHECK(ckpt_config(write_foreign(&v), &c, assumed, sizeof assumed, &e), "%s", e.what);
+    CHECK(weights_config(write_foreign(&v), &c, assumed, sizeof assumed, &e), "%s", e.what);
     CHECK(c.heads == 2 && c.pool == POOL_GAP && c.cls_tokens == 0 && c.classes == 0 &&
           c.representation == 6 && c.image_h == 48);
     CHECK(contains(assumed, "no head") && contains(assumed, "width / 64"), "%s", assumed);
@@ -781,7 +802,7 @@ static void test_foreign(void)
     refuse_foreign(v, "no square grid"); /* 66560 pixels: too many */
     v = plain, v.layers = 0;
     refuse_foreign(v, "no tensor blocks.0.mlp.fc1.weight");
-    CHECK(!ckpt_config(below("sample.safetensors"), &c, assumed, sizeof assumed, &e) &&
+    CHECK(!weights_config(below("sample.safetensors"), &c, assumed, sizeof assumed, &e) &&
           contains(e.what, "patch_embed"));
 }
 
@@ -806,7 +827,7 @@ static void test_edited_metadata(void)
             continue;
         memcpy(hit, changes[i][1], strlen(changes[i][1]));
         write_bytes(below("edited.safetensors"), data, n);
-        CHECK(!ckpt_config(below("edited.safetensors"), &c, assumed, sizeof assumed, &e) &&
+        CHECK(!weights_config(below("edited.safetensors"), &c, assumed, sizeof assumed, &e) &&
                   contains(e.what, changes[i][2]) && contains(e.what, "edited.safetensors"),
               "%s: \"%s\"", changes[i][2], e.what);
     }
@@ -824,7 +845,7 @@ static void test_deit(const char *shared)
         SKIP("foreign weights: no %s", shared ? path : "folder of shared data was given");
         return;
     }
-    if (!CHECK(ckpt_config(path, &c, assumed, sizeof assumed, &e), "%s", e.what))
+    if (!CHECK(weights_config(path, &c, assumed, sizeof assumed, &e), "%s", e.what))
         return;
     CHECK(c.width == 192 && c.layers == 12 && c.heads == 3 && c.mlp == 768 && c.patch == 16 &&
           c.image_h == 224 && c.image_w == 224 && c.classes == 1000 && c.cls_tokens == 1 &&
@@ -832,10 +853,9 @@ static void test_deit(const char *shared)
     Plan plan = {.max_batch = 1};
     Model *m = vit_create(&c, &plan, backend_cpu());
     CHECK(m->layout->n_params == 5717416, "%ld parameters", m->layout->n_params);
-    CHECK(ckpt_load_weights(m, path, false, report, sizeof report, &e), "%s", e.what);
+    CHECK(ckpt_load_weights(&m->own, path, false, report, sizeof report, &e), "%s", e.what);
     RunState run = {0};
-    CHECK(!ckpt_save(m, below("inference"), &run, 1, &e) && contains(e.what, "optimiser"), "%s",
-          e.what);
+    CHECK(!save(m, below("inference"), run, 1, &e) && contains(e.what, "optimiser"), "%s", e.what);
     vit_free(m);
     c.classes = 2;
     refuse_weights(path, &c, "head.weight has shape [1000, 192]", "--num-classes 1000");
@@ -864,8 +884,11 @@ static bool points_at(const char *run, const char *which, const char *text)
 static bool save_at(Model *m, const char *run, int step, int best, int keep)
 {
     Error e = {0};
-    RunState r = {(uint64_t)step, 0, 1, best < 0 ? -1 : 50, best < 0 ? 0 : (uint64_t)best};
-    return CHECK(ckpt_save(m, below("%s", run), &r, keep, &e), "step %d: %s", step, e.what);
+    RunState r = {.step = (uint64_t)step,
+                  .seed = 1,
+                  .best_metric = best < 0 ? -1 : 50,
+                  .best_step = best < 0 ? 0 : (uint64_t)best};
+    return CHECK(save(m, below("%s", run), r, keep, &e), "step %d: %s", step, e.what);
 }
 
 static void test_pruning(Model *m)
@@ -974,7 +997,7 @@ static void test_find(Model *m)
     CHECK(!path_exists(below("run/step_00000073.old")) && path_exists(below("run/step_notes.tmp")));
     write_string(below("file"), "");
     RunState r = {0};
-    CHECK(!ckpt_save(m, below("file/run"), &r, 1, &e) && contains(e.what, "file"), "%s", e.what);
+    CHECK(!save(m, below("file/run"), r, 1, &e) && contains(e.what, "file"), "%s", e.what);
 }
 
 /* ---- full disk ---- */
@@ -996,11 +1019,12 @@ static void test_full_disk(void)
     Config c = small_config();
     Model *m = make_model(&c, OPT_ADAMW, false, 1), *back = make_model(&c, OPT_ADAMW, false, 2);
     struct rlimit old, limit;
-    RunState run = {1, 2, 3, -1, 0}, later = {2, 2, 3, -1, 0}, found_run;
+    RunState run = {.step = 1, .samples = 2, .seed = 3, .best_metric = -1}, later = run, found_run;
     Error e = {0};
     char found[1024];
+    later.step = 2;
     train(m, 0, 1);
-    CHECK(ckpt_save(m, below("full"), &run, 1, &e), "%s", e.what);
+    CHECK(save(m, below("full"), run, 1, &e), "%s", e.what);
     struct stat model, state;
     stat(below("full/step_00000001/model.safetensors"), &model);
     stat(below("full/step_00000001/train_state.safetensors"), &state);
@@ -1014,7 +1038,7 @@ static void test_full_disk(void)
         fflush(stdout);
         setrlimit(RLIMIT_FSIZE, &limit);
         e.what[0] = 0;
-        bool saved = ckpt_save(m, below("full"), &later, 1, &e);
+        bool saved = save(m, below("full"), later, 1, &e);
         setrlimit(RLIMIT_FSIZE, &old);
         CHECK(!saved && contains(e.what, "cannot write") && contains(e.what, ".safetensors"),
               "%ld bytes: \"%s\"", sizes[i], e.what);
@@ -1023,12 +1047,11 @@ static void test_full_disk(void)
         CHECK(entries == 5 && temporaries == 0, "%d entries, %d of them temporary", entries,
               temporaries);
     }
-    CHECK(ckpt_find(below("full"), found, sizeof found, &e) &&
-              ckpt_resume(back, found, &found_run, &e),
+    CHECK(ckpt_find(below("full"), found, sizeof found, &e) && resume(back, found, &found_run, &e),
           "%s", e.what);
     CHECK(found_run.step == 1 && differences(m, back) == 0);
-    CHECK(ckpt_save(m, below("full"), &later, 1, &e) && has_step("full", 2) && !has_step("full", 1),
-          "%s", e.what);
+    CHECK(save(m, below("full"), later, 1, &e) && has_step("full", 2) && !has_step("full", 1), "%s",
+          e.what);
     vit_free(m);
     vit_free(back);
 }

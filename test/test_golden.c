@@ -24,6 +24,8 @@
  * Between any two of the model's buffers lies a gap full of NaN, which must be there in the end.
  */
 #include "checkpoint.h"
+#include "vit.h"
+#include "weights/weights.h"
 #include "check.h"
 #include "device.h"
 #include "util/files.h"
@@ -63,7 +65,7 @@ static void check_gaps(const Case *c)
 {
     int touched = 0;
     unsigned char now[4096];
-    CHECK(n_gaps > 0, "%s: no gaps between buffers", st_path(c->file));
+    CHECK(n_gaps > 0, "%s: no gaps between buffers", c->file->path);
     for (int i = 0; i < n_gaps; i++) {
         bool same = true;
         under.be->download(now, gaps[i].p, gaps[i].bytes);
@@ -71,7 +73,7 @@ static void check_gaps(const Case *c)
             same = same && now[k] == 0xFF;
         touched += !same;
     }
-    CHECK(touched == 0, "%s: %d of %d gaps between buffers were written", st_path(c->file), touched,
+    CHECK(touched == 0, "%s: %d of %d gaps between buffers were written", c->file->path, touched,
           n_gaps);
     n_gaps = 0;
 }
@@ -104,10 +106,9 @@ static bool expected(Case *c, const char *name, long n)
 {
     Error e;
     const StTensor *t = st_find(c->file, name);
-    if (!CHECK(t != NULL, "%s: tensor %s is missing", st_path(c->file), name))
+    if (!CHECK(t != NULL, "%s: tensor %s is missing", c->file->path, name))
         return false;
-    if (!CHECK(t->n == n, "%s: %s has %ld elements, the model %ld", st_path(c->file), name, t->n,
-               n))
+    if (!CHECK(t->n == n, "%s: %s has %ld elements, the model %ld", c->file->path, name, t->n, n))
         return false;
     return CHECK(st_read_real(c->file, t, c->want, &e), "%s", e.what);
 }
@@ -120,10 +121,10 @@ static void judge(Case *c, const char *name, const real *got, long n)
         c->worst = error;
         snprintf(c->worst_name, sizeof c->worst_name, "%s", name);
     }
-    CHECK(error <= gate, "%s: %s: relative L2 %.2e is above %.0e", st_path(c->file), name, error,
+    CHECK(error <= gate, "%s: %s: relative L2 %.2e is above %.0e", c->file->path, name, error,
           gate);
     if (is_half(under.type) && n > 1)
-        CHECK(cosine(got, c->want, n) >= 0.999, "%s: %s: cosine %.5f", st_path(c->file), name,
+        CHECK(cosine(got, c->want, n) >= 0.999, "%s: %s: cosine %.5f", c->file->path, name,
               cosine(got, c->want, n));
 }
 
@@ -175,8 +176,7 @@ static void compare_grad(Case *c, const char *name, long offset, long n)
         c->host[i] /= (real)c->scale;
     if (is_half(under.type) || under.tf32) {
         n = without_keys(c, name, n, &worst, &length);
-        CHECK(length <= gate, "%s: %s, key third: %.2e of the whole", st_path(c->file), name,
-              length);
+        CHECK(length <= gate, "%s: %s, key third: %.2e of the whole", c->file->path, name, length);
     }
     judge(c, name, c->host, n);
 }
@@ -190,13 +190,13 @@ static void compare_step(Case *c, const char *name, long offset, long n)
     if (c->adam_type) {
         n = without_keys(c, name, n, &worst, &length);
         CHECK(worst <= (is_half(under.type) ? 2 : 1) * c->steps * c->lr,
-              "%s: %s, key third: %.2e is above steps*lr", st_path(c->file), name, worst);
+              "%s: %s, key third: %.2e is above steps*lr", c->file->path, name, worst);
     }
     if (is_half(under.type)) {
         worst = 0;
         for (long i = 0; i < n; i++)
             worst = fmax(worst, fabs((double)c->host[i] - (double)c->want[i]));
-        CHECK(worst <= 2 * c->steps * c->lr, "%s: %s: %.2e is above 2*steps*lr", st_path(c->file),
+        CHECK(worst <= 2 * c->steps * c->lr, "%s: %s: %.2e is above 2*steps*lr", c->file->path,
               name, worst);
     }
     judge(c, name, c->host, n);
@@ -209,7 +209,7 @@ static double number(Case *c, const char *key)
     const char *s = st_meta(c->file, key);
     char *end = NULL;
     double v = s ? strtod(s, &end) : NAN;
-    CHECK(s && end != s && isfinite(v), "%s: metadata %s is '%s'", st_path(c->file), key,
+    CHECK(s && end != s && isfinite(v), "%s: metadata %s is '%s'", c->file->path, key,
           s ? s : "(absent)");
     return v;
 }
@@ -220,7 +220,7 @@ static int choose(Case *c, const char *key, const char *const *words)
     for (int i = 0; s && words[i]; i++)
         if (strcmp(s, words[i]) == 0)
             return i;
-    CHECK(false, "%s: metadata %s is '%s'", st_path(c->file), key, s ? s : "(absent)");
+    CHECK(false, "%s: metadata %s is '%s'", c->file->path, key, s ? s : "(absent)");
     return -1;
 }
 
@@ -237,10 +237,10 @@ static bool read_case(Case *c, Config *config, Plan *plan)
     *config = vit_config_default();
     for (int i = 0; i < COUNT(must); i++) {
         const char *v = st_meta(c->file, must[i]);
-        if (CHECK(v != NULL, "%s: metadata %s is missing", st_path(c->file), must[i]))
-            CHECK(vit_config_set(config, must[i], v, &e), "%s: %s", st_path(c->file), e.what);
+        if (CHECK(v != NULL, "%s: metadata %s is missing", c->file->path, must[i]))
+            CHECK(vit_config_set(config, must[i], v, &e), "%s: %s", c->file->path, e.what);
     }
-    CHECK(vit_config_check(config, &e), "%s: %s", st_path(c->file), e.what);
+    CHECK(vit_config_check(config, &e), "%s: %s", c->file->path, e.what);
     *plan = (Plan){.max_batch = (int)number(c, "batch"),
                    .batch = (int)number(c, "batch"),
                    .type = under.type,
@@ -273,7 +273,7 @@ static bool same_shape(Case *c, const char *key, const Param *p)
     bool same = t && t->ndim == p->ndim;
     for (int i = 0; same && i < p->ndim; i++)
         same = t->shape[i] == p->shape[i];
-    return CHECK(same, "%s: %s has another shape than the model's", st_path(c->file), key);
+    return CHECK(same, "%s: %s has another shape than the model's", c->file->path, key);
 }
 
 static bool load_param(Case *c, const Param *p)
@@ -354,11 +354,11 @@ static void check_passes(Case *c, bool streams)
     vit_update(m);
     const StepResult *r = vit_result(m, 0);
     CHECK(memcmp(stats, r->stats, 3 * (size_t)B * sizeof(real)) == 0, "%s: stats of the result",
-          st_path(c->file));
+          c->file->path);
     norm = (real)r->state.grad_norm;
     compare(c, "gradnorm", &norm, 1);
     CHECK(r->state.t == 1 && r->state.skipped == 0 && vit_state(m)->loss_scale == c->scale,
-          "%s: t %u, %u skipped", st_path(c->file), r->state.t, r->state.skipped);
+          "%s: t %u, %u skipped", c->file->path, r->state.t, r->state.skipped);
     free(stats);
 }
 
@@ -402,7 +402,7 @@ static void model_case(Case *c)
 static void weights_case(Case *c)
 {
     char folder[1024], path[1280], note[512];
-    const char *file = st_path(c->file), *slash = strrchr(file, '/');
+    const char *file = c->file->path, *slash = strrchr(file, '/');
     snprintf(folder, sizeof folder, "%.*s../data/weights", slash ? (int)(slash - file) + 1 : 0,
              file);
     snprintf(path, sizeof path, "%s/%s.safetensors", folder, st_meta(c->file, "model"));
@@ -415,12 +415,12 @@ static void weights_case(Case *c)
         return;
     Config config;
     Error e;
-    if (!CHECK(ckpt_config(path, &config, note, sizeof note, &e), "%s", e.what))
+    if (!CHECK(weights_config(path, &config, note, sizeof note, &e), "%s", e.what))
         return;
     int B = (int)images->shape[0];
     Plan plan = {.max_batch = B, .type = under.type, .float_images = true, .gap = fill_gap};
     c->m = vit_create(&config, &plan, under.be);
-    if (CHECK(ckpt_load_weights(c->m, path, false, note, sizeof note, &e), "%s", e.what) &&
+    if (CHECK(ckpt_load_weights(&c->m->own, path, false, note, sizeof note, &e), "%s", e.what) &&
         expected(c, "input.images", B * (long)(vit_image_bytes(&config, false) / sizeof(real)))) {
         vit_set_batch(c->m, B, c->want, false, NULL, NULL);
         vit_forward(c->m, false);
@@ -448,8 +448,8 @@ int main(int argc, char **argv)
         if (!CHECK(c.file != NULL, "%s", e.what))
             continue;
         long largest = 1;
-        for (int k = 0; k < st_count(c.file); k++)
-            largest = st_at(c.file, k)->n > largest ? st_at(c.file, k)->n : largest;
+        for (int k = 0; k < c.file->count; k++)
+            largest = c.file->tensor[k].n > largest ? c.file->tensor[k].n : largest;
         c.host = xmalloc((size_t)largest * sizeof(real));
         c.want = xmalloc((size_t)largest * sizeof(real));
         int failed = check_failed;

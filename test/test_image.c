@@ -17,7 +17,7 @@
 #include <webp/encode.h>
 #endif
 
-#include "checkpoint.h"
+#include "weights/safetensors.h"
 #include "files.h"
 #include "util/files.h"
 #include "util/rng.h"

@@ -12,6 +12,7 @@
 #include "util/files.h"
 #include "util/report.h"
 #include "util/text.h"
+#include "weights/weights.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -267,7 +268,7 @@ void setup_config(Session *s)
     s->config = vit_config_default();
     if (s->weights) {
         printf("weights   %s\n", s->weights);
-        setup_check(ckpt_config(s->weights, &s->config, assumed, sizeof assumed, &e), &e);
+        setup_check(weights_config(s->weights, &s->config, assumed, sizeof assumed, &e), &e);
         if (*assumed)
             printf("          %s\n", assumed);
     }
@@ -453,30 +454,11 @@ void setup_data(Session *s, bool train)
  * train_state: put it in the weights' place. */
 static void use_average(Session *s)
 {
-    Error e = {"", ""};
-    const Layout *l = s->m->layout;
-    char *dir = parent_of(s->weights), *path = xasprintf("%s/train_state.safetensors", dir);
-    SafeTensors *file = path_exists(path) ? st_open(path, &e) : NULL;
-    int found = 0;
-    for (int i = 0; file && i < l->tensors; i++) {
-        const Param *p = &l->param[i];
-        char key[80];
-        snprintf(key, sizeof key, "ema.%s", p->name);
-        const StTensor *t = st_find(file, key);
-        if (!t || t->n != p->n)
-            break;
-        real *values = xmalloc((size_t)p->n * sizeof *values);
-        setup_check(st_read_real(file, t, values, &e), &e);
-        units_write(&s->m->own, s->m->own.weights, p->offset, p->n, values);
-        free(values);
-        found++;
-    }
-    if (found == l->tensors)
+    char *dir = parent_of(s->weights);
+    if (ckpt_load_average(&s->m->own, dir))
         printf("          averaged weights (--no-ema: those of the last step)\n");
-    else if (found || s->o.has_ema)
-        die("leave --ema out", "%s has no averaged weights", path);
-    st_close(file);
-    free(path);
+    else if (s->o.has_ema)
+        die("leave --ema out", "%s/train_state.safetensors has no averaged weights", dir);
     free(dir);
 }
 
@@ -583,9 +565,13 @@ void setup_model(Session *s, bool training)
                          .ema_decay = o->ema}};
     choose_micro(s, &plan);
     s->m = vit_create(&s->config, &plan, s->be);
+    Units *own = &s->m->own;
     describe_model(s, training);
     if (s->checkpoint && training) {
-        setup_check(ckpt_resume(s->m, s->checkpoint, &s->state, &e), &e);
+        s->state.counters = *vit_state(s->m);
+        s->state.scaled = plan.scaling.kind != SCALING_NONE;
+        setup_check(ckpt_resume(own, s->checkpoint, &s->state, &e), &e);
+        vit_set_state(s->m, &s->state.counters);
         if (s->state.seed != (uint64_t)o->seed) /* order and augmentation would not continue */
             die("leave --seed out, or start a new run from --weights",
                 "the run in %s has seed %lu, not %ld", s->checkpoint, (unsigned long)s->state.seed,
@@ -598,7 +584,7 @@ void setup_model(Session *s, bool training)
     setup_check(init, &e);
     if (s->weights) {
         char report[1024] = "";
-        setup_check(ckpt_load_weights(s->m, s->weights, training, report, sizeof report, &e), &e);
+        setup_check(ckpt_load_weights(own, s->weights, training, report, sizeof report, &e), &e);
         if (*report)
             printf("          %s\n", report);
         if (!training && o->ema > 0)

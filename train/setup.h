@@ -7,6 +7,7 @@
 
 #include "checkpoint.h"
 #include "data.h"
+#include "vit.h"
 #include "train/hosts.h"
 #include "train/options.h"
 #include "train/mixup.h"

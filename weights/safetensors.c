@@ -6,12 +6,10 @@
  * or an Error that names file, tensor and value. It cannot guard against a program that truncates
  * the file while it is mapped. The JSON is cJSON's work, its nesting limit included.
  *
- * Small text files beside them are written with the same care, at the end.
+ * This file knows nothing of models; weights.c gives the tensors their meaning.
  *
- * This file knows nothing of models; checkpoint.c gives the tensors their meaning.
- *
- * Read in this order: types, numbers in the header, one entry, the whole header, opening, access,
- * writer. */
+ * Read in this order: look-ups, numbers in the header, one entry, the whole header, opening,
+ * elements, writer. */
 #include "weights/safetensors.h"
 #include "util/files.h"
 
@@ -35,40 +33,48 @@
 #define MAX_HEADER   100000000          /* the limit that the format's own library has */
 #define MAX_EXACT    9007199254740991.0 /* 2^53 - 1: larger JSON numbers may have been rounded */
 
-/* ---- types ---- */
-
 static const struct {
     const char *name;
-    StType type;
     int bytes;
 } dtypes[] = {
-    {"F64", ST_F64, 8},   {"F32", ST_F32, 4},       {"F16", ST_F16, 2},       {"BF16", ST_BF16, 2},
-    {"I64", ST_I64, 8},   {"I32", ST_I32, 4},       {"I16", ST_I16, 2},       {"I8", ST_I8, 1},
-    {"U8", ST_U8, 1},     {"BOOL", ST_BOOL, 1},     {"U64", ST_OTHER, 8},     {"U32", ST_OTHER, 4},
-    {"U16", ST_OTHER, 2}, {"F8_E4M3", ST_OTHER, 1}, {"F8_E5M2", ST_OTHER, 1},
+#define X(name, bytes) {#name, bytes},
+    ST_TYPES(X)
+#undef X
 };
 
-static int dtype_index(StType type)
+/* ---- look-ups ---- */
+
+static int compare_key(const void *a, const void *b)
 {
-    int i = 0;
-    while (dtypes[i].type != type)
-        i++;
-    return i;
+    return strcmp(((const StEntry *)a)->key, ((const StEntry *)b)->key);
 }
 
-typedef struct {
-    char *key, *value;
-} Meta;
+/* Sorts for find_key. Returns a key that is there twice, or NULL. */
+static const char *sort_keys(StEntry *list, int n)
+{
+    qsort(list, (size_t)n, sizeof *list, compare_key);
+    for (int i = 1; i < n; i++)
+        if (compare_key(&list[i - 1], &list[i]) == 0)
+            return list[i].key;
+    return NULL;
+}
 
-struct SafeTensors {
-    char *path;
-    const uint8_t *map;
-    uint64_t size, data; /* bytes of the file; where the data starts in it */
-    int count, metas;
-    StTensor *tensor;         /* [count], in file order */
-    const StTensor **by_name; /* [count], sorted by name */
-    Meta *meta;               /* [metas], sorted by key */
-};
+static const void *find_key(const StEntry *list, int n, const char *key)
+{
+    StEntry wanted = {key, NULL};
+    const StEntry *found = n ? bsearch(&wanted, list, (size_t)n, sizeof *list, compare_key) : NULL;
+    return found ? found->value : NULL;
+}
+
+const StTensor *st_find(const SafeTensors *f, const char *name)
+{
+    return find_key(f->by_name, f->count, name);
+}
+
+const char *st_meta(const SafeTensors *f, const char *key)
+{
+    return find_key(f->meta, f->metas, key);
+}
 
 /* ---- numbers in the header ---- */
 
@@ -78,118 +84,88 @@ static const char open_hint[] = "is the path right, and may you read it?";
 static const char mistake[] = "this is a mistake in the program that writes the file";
 
 PRINTF_LIKE(4, 5)
-static bool bad_tensor(const SafeTensors *f, const char *name, Error *e, const char *fmt, ...)
+static bool bad_tensor(const SafeTensors *f, const StTensor *t, Error *e, const char *fmt, ...)
 {
     char what[256];
     va_list args;
     va_start(args, fmt);
     vsnprintf(what, sizeof what, fmt, args);
     va_end(args);
-    return fail(e, damaged, "%s: tensor %.150s: %s", f->path, name, what);
+    return fail(e, damaged, "%s: tensor %.150s: %s", f->path, t->name, what);
 }
 
 /* A JSON number as a count: whole, not negative, exact. `what` says in an Error where it stands. */
-static bool read_count(const SafeTensors *f, const char *name, const char *what, const cJSON *item,
+static bool read_count(const SafeTensors *f, const StTensor *t, const char *what, const cJSON *item,
                        uint64_t *out, Error *e)
 {
-    if (!cJSON_IsNumber(item))
-        return bad_tensor(f, name, e, "%s is not a number", what);
     double d = item->valuedouble;
+    if (!cJSON_IsNumber(item))
+        return bad_tensor(f, t, e, "%s is not a number", what);
     if (!(d >= 0 && d <= MAX_EXACT) || d != floor(d))
-        return bad_tensor(f, name, e, "%s is %.17g, not a whole number from 0 to 2^53", what, d);
+        return bad_tensor(f, t, e, "%s is %.17g, not a whole number from 0 to 2^53", what, d);
     *out = (uint64_t)d;
     return true;
 }
 
-/* The one member called `key`; missing or repeated is an Error. */
-static const cJSON *member(const SafeTensors *f, const char *name, const cJSON *object,
-                           const char *key, Error *e)
-{
-    const cJSON *found = NULL, *item;
-    cJSON_ArrayForEach(item, object)
-    {
-        if (strcmp(item->string, key) != 0)
-            continue;
-        if (found) {
-            bad_tensor(f, name, e, "%s is there twice", key);
-            return NULL;
-        }
-        found = item;
-    }
-    if (!found)
-        bad_tensor(f, name, e, "%s is missing", key);
-    return found;
-}
-
 /* ---- one entry ---- */
 
-static bool read_dtype(const SafeTensors *f, const cJSON *entry, StTensor *t, int *bytes, Error *e)
+static bool read_dtype(const SafeTensors *f, const cJSON *item, StTensor *t, Error *e)
 {
-    const cJSON *item = member(f, t->name, entry, "dtype", e);
-    if (!item)
-        return false;
     if (!cJSON_IsString(item))
-        return bad_tensor(f, t->name, e, "dtype is not a string");
+        return bad_tensor(f, t, e, "dtype is not a string");
     for (int i = 0; i < COUNT(dtypes); i++)
         if (strcmp(dtypes[i].name, item->valuestring) == 0) {
-            t->type = dtypes[i].type;
+            t->type = (StType)i;
             t->dtype = dtypes[i].name;
-            *bytes = dtypes[i].bytes;
             return true;
         }
-    return bad_tensor(f, t->name, e, "unknown dtype \"%.50s\"", item->valuestring);
+    return bad_tensor(f, t, e, "unknown dtype \"%.50s\"", item->valuestring);
 }
 
 /* shape -> ndim, shape, n. A zero is a legal dimension: the tensor is then empty. */
-static bool read_shape(const SafeTensors *f, const cJSON *entry, StTensor *t, Error *e)
+static bool read_shape(const SafeTensors *f, const cJSON *item, StTensor *t, Error *e)
 {
-    const cJSON *item = member(f, t->name, entry, "shape", e), *dim;
-    if (!item)
-        return false;
+    const cJSON *dim;
     if (!cJSON_IsArray(item))
-        return bad_tensor(f, t->name, e, "shape is not an array");
+        return bad_tensor(f, t, e, "shape is not an array");
     t->n = 1;
     cJSON_ArrayForEach(dim, item)
     {
         uint64_t d = 0;
         if (t->ndim == ST_MAX_DIMS)
-            return bad_tensor(f, t->name, e, "%d dimensions, more than %d",
-                              cJSON_GetArraySize(item), ST_MAX_DIMS);
-        if (!read_count(f, t->name, "a dimension", dim, &d, e))
+            return bad_tensor(f, t, e, "%d dimensions, more than %d", cJSON_GetArraySize(item),
+                              ST_MAX_DIMS);
+        if (!read_count(f, t, "a dimension", dim, &d, e))
             return false;
         t->shape[t->ndim++] = (long)d;
         if (__builtin_mul_overflow(t->n, (long)d, &t->n))
-            return bad_tensor(f, t->name, e, "dimension %" PRIu64 " makes it too large", d);
+            return bad_tensor(f, t, e, "dimension %" PRIu64 " makes it too large", d);
     }
     return true;
 }
 
 /* data_offsets -> begin and bytes; they must agree with dtype and shape and lie in the file. */
-static bool read_offsets(const SafeTensors *f, const cJSON *entry, StTensor *t, int size, Error *e)
+static bool read_offsets(const SafeTensors *f, const cJSON *item, StTensor *t, Error *e)
 {
-    const cJSON *item = member(f, t->name, entry, "data_offsets", e);
-    uint64_t begin = 0, end = 0, want, have = f->size - f->data;
-    if (!item)
-        return false;
+    uint64_t begin = 0, end = 0, have = f->size - f->data;
     if (!cJSON_IsArray(item) || cJSON_GetArraySize(item) != 2)
-        return bad_tensor(f, t->name, e, "data_offsets is not a pair");
-    if (!read_count(f, t->name, "data_offsets[0]", item->child, &begin, e) ||
-        !read_count(f, t->name, "data_offsets[1]", item->child->next, &end, e))
+        return bad_tensor(f, t, e, "data_offsets is not a pair");
+    if (!read_count(f, t, "data_offsets[0]", item->child, &begin, e) ||
+        !read_count(f, t, "data_offsets[1]", item->child->next, &end, e))
         return false;
     if (begin > end)
-        return bad_tensor(f, t->name, e, "data_offsets begin at %" PRIu64 " and end at %" PRIu64,
-                          begin, end);
+        return bad_tensor(f, t, e, "data_offsets begin at %" PRIu64 " and end at %" PRIu64, begin,
+                          end);
     if (end > have)
-        return bad_tensor(f, t->name, e, "data_offsets end at %" PRIu64 ", the data at %" PRIu64,
-                          end, have);
-    if (__builtin_mul_overflow((uint64_t)t->n, (uint64_t)size, &want))
-        return bad_tensor(f, t->name, e, "%ld elements are too many", t->n);
-    if (end - begin != want)
-        return bad_tensor(f, t->name, e,
+        return bad_tensor(f, t, e, "data_offsets end at %" PRIu64 ", the data at %" PRIu64, end,
+                          have);
+    if (__builtin_mul_overflow((uint64_t)t->n, (uint64_t)dtypes[t->type].bytes, &t->bytes))
+        return bad_tensor(f, t, e, "%ld elements are too many", t->n);
+    if (end - begin != t->bytes)
+        return bad_tensor(f, t, e,
                           "data_offsets span %" PRIu64 " bytes, dtype %s and shape need %" PRIu64,
-                          end - begin, t->dtype, want);
+                          end - begin, t->dtype, t->bytes);
     t->begin = f->data + begin;
-    t->bytes = want;
     return true;
 }
 
@@ -202,24 +178,38 @@ static bool is_clean(const char *name)
     return true;
 }
 
+/* What describes a tensor, in the order of reading: where its data lies is checked by the rest. */
+static const struct {
+    const char *key;
+    bool (*read)(const SafeTensors *f, const cJSON *item, StTensor *t, Error *e);
+} members[] = {{"dtype", read_dtype}, {"shape", read_shape}, {"data_offsets", read_offsets}};
+
 static bool read_entry(const SafeTensors *f, const cJSON *entry, StTensor *t, Error *e)
 {
-    int bytes = 0;
     if (!is_clean(entry->string))
         return fail(e, damaged, "%s: a tensor's name has control characters", f->path);
-    t->name = xstrdup(entry->string);
+    t->name = entry->string;
     if (!cJSON_IsObject(entry))
-        return bad_tensor(f, t->name, e, "not described by an object");
-    return read_dtype(f, entry, t, &bytes, e) && read_shape(f, entry, t, e) &&
-           read_offsets(f, entry, t, bytes, e);
+        return bad_tensor(f, t, e, "not described by an object");
+    for (int i = 0; i < COUNT(members); i++) {
+        const cJSON *found = NULL, *item;
+        cJSON_ArrayForEach(item, entry)
+        {
+            if (strcmp(item->string, members[i].key) != 0)
+                continue;
+            if (found)
+                return bad_tensor(f, t, e, "%s is there twice", members[i].key);
+            found = item;
+        }
+        if (!found)
+            return bad_tensor(f, t, e, "%s is missing", members[i].key);
+        if (!members[i].read(f, found, t, e))
+            return false;
+    }
+    return true;
 }
 
 /* ---- the whole header ---- */
-
-static int compare_meta(const void *a, const void *b)
-{
-    return strcmp(((const Meta *)a)->key, ((const Meta *)b)->key);
-}
 
 static const char meta_hint[] = "metadata is one object of texts: save the file again without "
                                 "anything else in it";
@@ -237,15 +227,11 @@ static bool read_meta(SafeTensors *f, const cJSON *object, Error *e)
         if (!cJSON_IsString(item))
             return fail(e, meta_hint, "%s: __metadata__: the value of \"%.100s\" is not a string",
                         f->path, is_clean(item->string) ? item->string : "?");
-        f->meta[f->metas].key = xstrdup(item->string);
-        f->meta[f->metas++].value = xstrdup(item->valuestring);
+        f->meta[f->metas++] = (StEntry){item->string, item->valuestring};
     }
-    qsort(f->meta, (size_t)f->metas, sizeof *f->meta, compare_meta);
-    for (int i = 1; i < f->metas; i++)
-        if (strcmp(f->meta[i].key, f->meta[i - 1].key) == 0)
-            return fail(e, meta_hint, "%s: __metadata__: \"%.100s\" is there twice", f->path,
-                        is_clean(f->meta[i].key) ? f->meta[i].key : "?");
-    return true;
+    const char *twice = sort_keys(f->meta, f->metas);
+    return !twice || fail(e, meta_hint, "%s: __metadata__: \"%.100s\" is there twice", f->path,
+                          is_clean(twice) ? twice : "?");
 }
 
 static int compare_place(const void *a, const void *b)
@@ -258,22 +244,14 @@ static int compare_place(const void *a, const void *b)
     return strcmp(s->name, t->name);
 }
 
-static int compare_name(const void *a, const void *b)
-{
-    return strcmp((*(const StTensor *const *)a)->name, (*(const StTensor *const *)b)->name);
-}
-
-/* Orders the tensors by name, for look-ups; a name may stand there once. */
+/* For look-ups; a name may stand there once. */
 static bool index_names(SafeTensors *f, Error *e)
 {
     f->by_name = xcalloc((size_t)f->count, sizeof *f->by_name);
     for (int i = 0; i < f->count; i++)
-        f->by_name[i] = &f->tensor[i];
-    qsort(f->by_name, (size_t)f->count, sizeof *f->by_name, compare_name);
-    for (int i = 1; i < f->count; i++)
-        if (strcmp(f->by_name[i]->name, f->by_name[i - 1]->name) == 0)
-            return bad_tensor(f, f->by_name[i]->name, e, "is there twice");
-    return true;
+        f->by_name[i] = (StEntry){f->tensor[i].name, &f->tensor[i]};
+    const char *twice = sort_keys(f->by_name, f->count);
+    return !twice || bad_tensor(f, st_find(f, twice), e, "is there twice");
 }
 
 /* Every byte of the data belongs to exactly one tensor. */
@@ -283,7 +261,7 @@ static bool check_places(const SafeTensors *f, Error *e)
     for (int i = 0; i < f->count; i++) {
         const StTensor *t = &f->tensor[i];
         if (t->begin < at)
-            return bad_tensor(f, t->name, e, "overlaps tensor %.150s", f->tensor[i - 1].name);
+            return bad_tensor(f, t, e, "overlaps tensor %.150s", f->tensor[i - 1].name);
         if (t->begin > at)
             return fail(e, damaged,
                         "%s: %" PRIu64 " bytes before tensor %.150s belong to no tensor", f->path,
@@ -296,20 +274,16 @@ static bool check_places(const SafeTensors *f, Error *e)
     return true;
 }
 
-static bool read_header(SafeTensors *f, const cJSON *root, Error *e)
+static bool read_header(SafeTensors *f, Error *e)
 {
     const cJSON *entry;
-    if (!cJSON_IsObject(root))
+    if (!cJSON_IsObject(f->json))
         return fail(e, damaged, "%s: the header is not a JSON object", f->path);
-    f->tensor = xcalloc((size_t)cJSON_GetArraySize(root), sizeof *f->tensor);
-    cJSON_ArrayForEach(entry, root)
+    f->tensor = xcalloc((size_t)cJSON_GetArraySize(f->json), sizeof *f->tensor);
+    cJSON_ArrayForEach(entry, f->json)
     {
-        if (strcmp(entry->string, "__metadata__") == 0) {
-            if (!read_meta(f, entry, e))
-                return false;
-            continue;
-        }
-        if (!read_entry(f, entry, &f->tensor[f->count++], e))
+        bool is_meta = strcmp(entry->string, "__metadata__") == 0;
+        if (is_meta ? !read_meta(f, entry, e) : !read_entry(f, entry, &f->tensor[f->count++], e))
             return false;
     }
     qsort(f->tensor, (size_t)f->count, sizeof *f->tensor, compare_place);
@@ -317,23 +291,18 @@ static bool read_header(SafeTensors *f, const cJSON *root, Error *e)
 }
 
 /* The text of the header, [LENGTH_BYTES, f->data), as JSON with nothing but blanks behind it. */
-static cJSON *parse_header(const SafeTensors *f, Error *e)
+static bool parse_header(SafeTensors *f, Error *e)
 {
-    const char *text = (const char *)f->map + LENGTH_BYTES, *end = text + (f->data - LENGTH_BYTES);
+    const char *text = (const char *)f->map + LENGTH_BYTES, *end = (const char *)f->map + f->data;
     const char *stop = NULL;
-    if (memchr(text, 0, (size_t)(end - text))) {
-        fail(e, damaged, "%s: the header has zero bytes", f->path);
-        return NULL;
-    }
-    cJSON *root = cJSON_ParseWithLengthOpts(text, (size_t)(end - text), &stop, false);
-    while (root && stop < end && strchr(" \t\r\n", *stop))
+    if (memchr(text, 0, (size_t)(end - text)))
+        return fail(e, damaged, "%s: the header has zero bytes", f->path);
+    f->json = cJSON_ParseWithLengthOpts(text, (size_t)(end - text), &stop, false);
+    while (f->json && stop < end && strchr(" \t\r\n", *stop))
         stop++;
-    if (root && stop == end)
-        return root;
-    fail(e, damaged, "%s: the header is not valid JSON near its byte %ld", f->path,
-         stop ? (long)(stop - text) : 0L);
-    cJSON_Delete(root);
-    return NULL;
+    return (f->json && stop == end) ||
+           fail(e, damaged, "%s: the header is not valid JSON near its byte %ld", f->path,
+                stop ? (long)(stop - text) : 0L);
 }
 
 /* ---- opening ---- */
@@ -342,31 +311,27 @@ static cJSON *parse_header(const SafeTensors *f, Error *e)
 static bool map_file(SafeTensors *f, Error *e)
 {
     struct stat st;
+    void *map = MAP_FAILED;
     int fd = open(f->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
         return fail(e, open_hint, "%s: cannot open: %s", f->path, strerror(errno));
-    bool ok = true;
     if (fstat(fd, &st) != 0)
-        ok = fail(e, open_hint, "%s: cannot read: %s", f->path, strerror(errno));
+        fail(e, open_hint, "%s: cannot read: %s", f->path, strerror(errno));
     else if (S_ISDIR(st.st_mode))
-        ok = fail(e, "give the .safetensors file in it", "%s: is a directory", f->path);
+        fail(e, "give the .safetensors file in it", "%s: is a directory", f->path);
     else if (!S_ISREG(st.st_mode))
-        ok = fail(e, "give the .safetensors file itself", "%s: not a regular file", f->path);
+        fail(e, "give the .safetensors file itself", "%s: not a regular file", f->path);
     else if (st.st_size < LENGTH_BYTES)
-        ok = fail(e, "the file is empty or was not copied completely",
-                  "%s: %lld bytes are too few for a safetensors file", f->path,
-                  (long long)st.st_size);
-    if (ok) {
-        f->size = (uint64_t)st.st_size;
-        void *map = mmap(NULL, f->size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (map == MAP_FAILED)
-            ok = fail(e, "copy the file to a local disk", "%s: cannot map: %s", f->path,
-                      strerror(errno));
-        else
-            f->map = map;
-    }
+        fail(e, "the file is empty or was not copied completely",
+             "%s: %lld bytes are too few for a safetensors file", f->path, (long long)st.st_size);
+    else if ((map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0)) == MAP_FAILED)
+        fail(e, "copy the file to a local disk", "%s: cannot map: %s", f->path, strerror(errno));
     close(fd);
-    return ok;
+    if (map == MAP_FAILED)
+        return false;
+    f->map = map;
+    f->size = (uint64_t)st.st_size;
+    return true;
 }
 
 /* The header's length; it must leave room for what it says, and a brace must follow it. */
@@ -392,12 +357,8 @@ static bool read_length(SafeTensors *f, Error *e)
 SafeTensors *st_open(const char *path, Error *e)
 {
     SafeTensors *f = xcalloc(1, sizeof *f);
-    cJSON *root = NULL;
     f->path = xstrdup(path);
-    bool ok = map_file(f, e) && read_length(f, e) && (root = parse_header(f, e)) &&
-              read_header(f, root, e);
-    cJSON_Delete(root);
-    if (ok)
+    if (map_file(f, e) && read_length(f, e) && parse_header(f, e) && read_header(f, e))
         return f;
     st_close(f);
     return NULL;
@@ -409,12 +370,7 @@ void st_close(SafeTensors *f)
         return;
     if (f->map)
         munmap((void *)f->map, f->size);
-    for (int i = 0; i < f->count; i++)
-        free(f->tensor[i].name);
-    for (int i = 0; i < f->metas; i++) {
-        free(f->meta[i].key);
-        free(f->meta[i].value);
-    }
+    cJSON_Delete(f->json);
     free(f->tensor);
     free(f->by_name);
     free(f->meta);
@@ -422,56 +378,7 @@ void st_close(SafeTensors *f)
     free(f);
 }
 
-/* ---- access ---- */
-
-const char *st_path(const SafeTensors *f)
-{
-    return f->path;
-}
-
-int st_count(const SafeTensors *f)
-{
-    return f->count;
-}
-
-const StTensor *st_at(const SafeTensors *f, int i)
-{
-    return &f->tensor[i];
-}
-
-const StTensor *st_find(const SafeTensors *f, const char *name)
-{
-    int low = 0, high = f->count;
-    while (low < high) {
-        int middle = low + (high - low) / 2, order = strcmp(f->by_name[middle]->name, name);
-        if (order == 0)
-            return f->by_name[middle];
-        if (order < 0)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return NULL;
-}
-
-const char *st_meta(const SafeTensors *f, const char *key)
-{
-    for (int i = 0; i < f->metas; i++)
-        if (strcmp(f->meta[i].key, key) == 0)
-            return f->meta[i].value;
-    return NULL;
-}
-
-int st_meta_count(const SafeTensors *f)
-{
-    return f->metas;
-}
-
-void st_meta_at(const SafeTensors *f, int i, const char **key, const char **value)
-{
-    *key = f->meta[i].key;
-    *value = f->meta[i].value;
-}
+/* ---- elements ---- */
 
 const void *st_data(const SafeTensors *f, const StTensor *t)
 {
@@ -482,9 +389,10 @@ const void *st_data(const SafeTensors *f, const StTensor *t)
 static float from_half(uint16_t h)
 {
     int exponent = h >> 10 & 31, fraction = h & 1023;
-    float x = exponent == 31 ? (fraction ? NAN : INFINITY)
-              : exponent     ? ldexpf((float)(fraction + 1024), exponent - 25)
-                             : ldexpf((float)fraction, -24);
+    float x =
+        ldexpf((float)(exponent ? fraction + 1024 : fraction), (exponent ? exponent : 1) - 25);
+    if (exponent == 31)
+        x = fraction ? NAN : INFINITY;
     return h >> 15 ? -x : x;
 }
 
@@ -519,53 +427,38 @@ static double float_at(const uint8_t *p, StType type)
     }
 }
 
-static int64_t integer_at(const uint8_t *p, StType type)
+bool st_is_real(const SafeTensors *f, const StTensor *t, Error *e)
 {
-    int64_t i64;
-    int32_t i32;
-    int16_t i16;
-    switch (type) {
-    case ST_I64:
-        memcpy(&i64, p, 8);
-        return i64;
-    case ST_I32:
-        memcpy(&i32, p, 4);
-        return i32;
-    case ST_I16:
-        memcpy(&i16, p, 2);
-        return i16;
-    case ST_I8:
-        return (int8_t)*p;
-    default:
-        return *p;
-    }
+    return t->type <= ST_BF16 || fail(e, "weights must be F64, F32, F16 or BF16: convert the file",
+                                      "%s: tensor %.150s has type %s, not a floating-point type",
+                                      f->path, t->name, t->dtype);
 }
 
 bool st_read_real(const SafeTensors *f, const StTensor *t, real *out, Error *e)
 {
     const uint8_t *data = st_data(f, t);
-    size_t size = (size_t)dtypes[dtype_index(t->type)].bytes;
-    if (t->type > ST_BF16)
-        return fail(e, "weights must be F64, F32, F16 or BF16: convert the file",
-                    "%s: tensor %.150s: %s where a floating-point type is expected", f->path,
-                    t->name, t->dtype);
-    if (t->type == ST_REAL) {
+    if (!st_is_real(f, t, e))
+        return false;
+    if (t->type == ST_REAL)
         memcpy(out, data, t->bytes);
-        return true;
-    }
-    for (long i = 0; i < t->n; i++)
-        out[i] = (real)float_at(data + (size_t)i * size, t->type);
+    else
+        for (long i = 0; i < t->n; i++)
+            out[i] = (real)float_at(data + i * dtypes[t->type].bytes, t->type);
     return true;
 }
 
+/* Shifted up and down again, a number keeps its sign. */
 bool st_read_i64(const SafeTensors *f, const StTensor *t, int64_t *out, Error *e)
 {
     const uint8_t *data = st_data(f, t);
-    size_t size = (size_t)dtypes[dtype_index(t->type)].bytes;
+    int bytes = dtypes[t->type].bytes, up = t->type < ST_U8 ? 64 - 8 * bytes : 0;
     if (t->type < ST_I64 || t->type > ST_BOOL)
-        return bad_tensor(f, t->name, e, "%s where a signed integer type is expected", t->dtype);
-    for (long i = 0; i < t->n; i++)
-        out[i] = integer_at(data + (size_t)i * size, t->type);
+        return bad_tensor(f, t, e, "%s where a signed integer type is expected", t->dtype);
+    for (long i = 0; i < t->n; i++) {
+        uint64_t x = 0;
+        memcpy(&x, data + i * bytes, (size_t)bytes);
+        out[i] = (int64_t)(x << up) >> up;
+    }
     return true;
 }
 
@@ -600,15 +493,14 @@ void st_add_meta(StWriter *w, const char *key, const char *value)
 
 void st_add_tensor(StWriter *w, const char *name, StType type, int ndim, const int *shape)
 {
-    int d = dtype_index(type);
-    uint64_t bytes = (uint64_t)dtypes[d].bytes, end;
+    uint64_t bytes = (uint64_t)dtypes[type].bytes, end;
     for (int i = 0; i < ndim; i++)
         w->sound =
             w->sound && shape[i] >= 0 && !__builtin_mul_overflow(bytes, (uint64_t)shape[i], &bytes);
     w->sound = w->sound && !__builtin_add_overflow(w->declared, bytes, &end) && end < MAX_EXACT;
     cJSON *entry = w->sound ? cJSON_AddObjectToObject(w->header, name) : NULL;
     w->sound =
-        entry && cJSON_AddStringToObject(entry, "dtype", dtypes[d].name) &&
+        entry && cJSON_AddStringToObject(entry, "dtype", dtypes[type].name) &&
         cJSON_AddItemToObject(entry, "shape", cJSON_CreateIntArray(ndim ? shape : &ndim, ndim)) &&
         cJSON_AddItemToObject(
             entry, "data_offsets",
@@ -632,8 +524,8 @@ bool st_begin(StWriter *w, Error *e)
         ok = fail(e, "the file would have too many tensors",
                   "%s: a header of %" PRIu64 " bytes is over the limit of %d", w->path, length,
                   MAX_HEADER);
-    ok = ok && file_write(w->file, &length, sizeof length, e) &&
-         file_write(w->file, text, n, e) && file_write(w->file, "       ", padding, e);
+    ok = ok && file_write(w->file, &length, sizeof length, e) && file_write(w->file, text, n, e) &&
+         file_write(w->file, "       ", padding, e);
     cJSON_free(text);
     return ok;
 }
@@ -647,30 +539,25 @@ bool st_write(StWriter *w, const void *data, size_t bytes, Error *e)
     return file_write(w->file, data, bytes, e);
 }
 
-static void free_writer(StWriter *w)
-{
-    cJSON_Delete(w->header);
-    free(w->path);
-    free(w);
-}
-
 void st_abandon(StWriter *w)
 {
     if (!w)
         return;
     file_abandon(w->file);
-    free_writer(w);
+    cJSON_Delete(w->header);
+    free(w->path);
+    free(w);
 }
 
 bool st_finish(StWriter *w, Error *e)
 {
-    bool whole = w->written == w->declared;
-    if (!whole) {
-        fail(e, mistake, "%s: %" PRIu64 " of %" PRIu64 " declared bytes were written", w->path,
-             w->written, w->declared);
-        file_abandon(w->file);
+    bool ok = w->written == w->declared ||
+              fail(e, mistake, "%s: %" PRIu64 " of %" PRIu64 " declared bytes were written",
+                   w->path, w->written, w->declared);
+    if (ok) {
+        ok = file_publish(w->file, true, e);
+        w->file = NULL; /* freed there */
     }
-    bool ok = whole && file_publish(w->file, true, e);
-    free_writer(w);
+    st_abandon(w);
     return ok;
 }

@@ -12,25 +12,22 @@
 
 #define ST_MAX_DIMS 8
 
-typedef enum {
-    ST_F64,
-    ST_F32,
-    ST_F16,
-    ST_BF16,
-    ST_I64,
-    ST_I32,
-    ST_I16,
-    ST_I8,
-    ST_U8,
-    ST_BOOL,
-    ST_OTHER
-} StType;
+/* Types of elements, as files spell them, and their bytes; those of the last line are not read. */
+/* clang-format off */
+#define ST_TYPES(X)                                            \
+    X(F64, 8) X(F32, 4) X(F16, 2) X(BF16, 2)                   \
+    X(I64, 8) X(I32, 4) X(I16, 2) X(I8, 1) X(U8, 1) X(BOOL, 1) \
+    X(U64, 8) X(U32, 4) X(U16, 2) X(F8_E4M3, 1) X(F8_E5M2, 1)
+/* clang-format on */
+#define X(name, bytes) ST_##name,
+typedef enum { ST_TYPES(X) } StType;
+#undef X
 
 /* The type that holds a `real` exactly: what this build writes, so that resuming loses no bit. */
 #define ST_REAL (sizeof(real) == sizeof(double) ? ST_F64 : ST_F32)
 
 typedef struct {
-    char *name;
+    const char *name;
     StType type;
     const char *dtype; /* as the file spells it */
     int ndim;
@@ -40,21 +37,33 @@ typedef struct {
     uint64_t bytes;
 } StTensor;
 
-typedef struct SafeTensors SafeTensors; /* an open file, mapped read-only */
+/* A name and what it stands for: a text of the metadata, or a StTensor. */
+typedef struct {
+    const char *key;
+    const void *value;
+} StEntry;
+
+/* An open file, mapped read-only. */
+typedef struct {
+    char *path;
+    const uint8_t *map;
+    uint64_t size, data; /* bytes of the file; where the tensors' data starts in it */
+    int count, metas;
+    StTensor *tensor;   /* [count], in file order */
+    StEntry *by_name;   /* [count], sorted */
+    StEntry *meta;      /* [metas], sorted */
+    struct cJSON *json; /* the header, to which all names and texts belong */
+} SafeTensors;
 
 SafeTensors *st_open(const char *path, Error *e);
 void st_close(SafeTensors *f);
-const char *st_path(const SafeTensors *f);
-int st_count(const SafeTensors *f);
-const StTensor *st_at(const SafeTensors *f, int i);              /* in file order */
 const StTensor *st_find(const SafeTensors *f, const char *name); /* NULL if absent */
 const char *st_meta(const SafeTensors *f, const char *key);      /* NULL if absent */
-int st_meta_count(const SafeTensors *f);
-void st_meta_at(const SafeTensors *f, int i, const char **key, const char **value);
+const void *st_data(const SafeTensors *f, const StTensor *t);    /* raw bytes, at any alignment */
 /* Elements as numbers, whatever the float type in the file; false if it is no float type. */
+bool st_is_real(const SafeTensors *f, const StTensor *t, Error *e);
 bool st_read_real(const SafeTensors *f, const StTensor *t, real *out, Error *e);
 bool st_read_i64(const SafeTensors *f, const StTensor *t, int64_t *out, Error *e);
-const void *st_data(const SafeTensors *f, const StTensor *t); /* raw bytes, at any alignment */
 
 /* Writing: declare all tensors, begin, then write each one's data in order, then finish.
  * The file appears under its name only when finish has synced and renamed it. */
@@ -63,7 +72,6 @@ StWriter *st_create(const char *path, Error *e);
 void st_add_meta(StWriter *w, const char *key, const char *value);
 void st_add_tensor(StWriter *w, const char *name, StType type, int ndim, const int *shape);
 bool st_begin(StWriter *w, Error *e);
-bool st_write(StWriter *w, const void *data, size_t bytes,
-              Error *e);               /* next bytes, in declared order */
+bool st_write(StWriter *w, const void *data, size_t bytes, Error *e); /* next, as declared */
 bool st_finish(StWriter *w, Error *e); /* frees w; on failure the old file, if any, is untouched */
 void st_abandon(StWriter *w);          /* frees w and removes the unfinished file */

@@ -1,6 +1,6 @@
 /* fuzz_safetensors.c - headers of weights files, and the model's settings that they give. */
 #include "fuzz.h"
-#include "checkpoint.h"
+#include "weights/weights.h"
 
 #include <string.h>
 
@@ -14,7 +14,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n)
     if (f)
         st_close(f);
     Config c;
-    if (!ckpt_config(path, &c, assumed, sizeof assumed, &e))
+    if (!weights_config(path, &c, assumed, sizeof assumed, &e))
         MUST(*e.what);
     return 0;
 }

@@ -1,0 +1,52 @@
+/* weights.h - a model's weights in a file: what model it holds, its tensors in and out.
+ *
+ * A weights file holds every tensor of the parameter tables (model/params.h) under timm's name and
+ * in timm's shape. Ours says in its metadata what the shapes cannot (heads, epsilons, pooling,
+ * normalisation); for a foreign one that is inferred or assumed. Where a model keeps its numbers is
+ * no matter here: a TensorSet copies them, one tensor at a time.
+ */
+#pragma once
+
+#include "model/params.h"
+#include "weights/safetensors.h"
+
+/* The configuration of a weights file: ours from its metadata; a foreign one (timm names) from the
+ * shapes, heads from the matching preset (else width/64), eps 1e-6, erf GELU, ImageNet mean and
+ * std. classes is 0 where the file has no head. `assumed` receives one line of text that says what
+ * was not in the file ("" for ours). */
+bool weights_config(const char *path, Config *c, char *assumed, size_t size, Error *e);
+/* Whether a file of ours was saved with this configuration, but for the settings in `may_change`
+ * (NULL-terminated names): a run goes on with the model that it had. */
+bool weights_same_config(const SafeTensors *f, const Config *c, const char *const *may_change,
+                         Error *e);
+
+/* A number for every parameter: the weights, a moment, an average. In a file its tensors are called
+ * prefix + name. copy() moves those of tensor p between `values` [p->n] and their place in memory:
+ * to it where a file is read, from it where one is written. */
+typedef struct TensorSet {
+    const char *prefix; /* "exp_avg." */
+    void *owner, *buffer;
+    void (*copy)(const struct TensorSet *set, const Param *p, real *values);
+} TensorSet;
+
+/* Every tensor of the sets must be in the file in its shape. Nothing is copied before all are known
+ * to fit: check, then read. WHOLE: and the file has no others; NEW_HEAD: the head is left alone on
+ * both sides; PART: what else the file has is no matter. Errors name the tensor and both shapes. */
+enum { WEIGHTS_WHOLE, WEIGHTS_NEW_HEAD, WEIGHTS_PART };
+bool weights_check(const SafeTensors *f, const Layout *l, const TensorSet *sets, int n, int extent,
+                   Error *e);
+bool weights_read(const SafeTensors *f, const Layout *l, const TensorSet *sets, int n, int extent,
+                  Error *e);
+/* Both, for a file of weights from anywhere; position embeddings must be of the model's grid, rows
+ * and columns. With `new_head` a head of another shape (or none) leaves the model's as it was
+ * initialised; `report` receives one line about that. */
+bool weights_load(const char *path, const Layout *l, const TensorSet *sets, int n, bool new_head,
+                  char *report, size_t size, Error *e);
+
+/* Declares and writes the sets, then finishes or abandons w, whose metadata is complete. */
+bool weights_write(StWriter *w, const Layout *l, const TensorSet *sets, int n, Error *e);
+/* A weights file of ours. */
+bool weights_save(const char *path, const Layout *l, const TensorSet *set, Error *e);
+
+/* What to do about a train_state.safetensors that lacks something. */
+extern const char weights_state_hint[];
