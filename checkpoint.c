@@ -36,19 +36,17 @@ static void get(const TensorSet *set, const Param *p, real *values)
 
 /* The first set is the model file's, the others are the state's. */
 enum { MAX_SETS = 4 };
-static int run_sets(Units *u, bool load, TensorSet *sets)
+static int run_sets(Units *u, TensorCopy *copy, TensorSet *sets)
 {
-    const struct {
-        const char *prefix;
-        dev *buffer;
-    } all[MAX_SETS] = {{"", u->weights},
-                       {u->opt.kind == OPT_SGD ? "momentum." : "exp_avg.", u->exp_avg},
-                       {"exp_avg_sq.", u->exp_avg_sq},
-                       {"ema.", u->ema}};
+    const char *first = u->opt.kind == OPT_SGD ? "momentum." : "exp_avg.";
+    const TensorSet all[MAX_SETS] = {{"", u, u->weights, copy},
+                                     {first, u, u->exp_avg, copy},
+                                     {"exp_avg_sq.", u, u->exp_avg_sq, copy},
+                                     {"ema.", u, u->ema, copy}};
     int n = 0;
     for (int i = 0; i < MAX_SETS; i++)
         if (all[i].buffer)
-            sets[n++] = (TensorSet){all[i].prefix, u, all[i].buffer, load ? put : get};
+            sets[n++] = all[i];
     return n;
 }
 
@@ -67,7 +65,7 @@ static const char *const optimisers[] = {"adamw", "adam", "sgd", "lamb"}; /* by 
 #define AT(field) offsetof(RunState, field), sizeof((RunState){0}.field)
 static const struct {
     const char *key;
-    size_t offset, size; /* in RunState; of 4 or 8 bytes */
+    size_t offset, size; /* in RunState: 4 or 8 bytes, the lowest first */
     uint64_t most;       /* of a count; 0: the number is a double */
     bool scaled;         /* there with a scaled loss alone */
 } counters[] = {
@@ -90,15 +88,15 @@ static void write_counters(StWriter *w, const RunState *run)
 {
     for (int i = 0; i < COUNT(counters); i++) {
         const void *at = (const char *)run + counters[i].offset;
+        uint64_t count = 0;
         char text[32];
         if (counters[i].scaled && !run->scaled)
             continue;
-        if (!counters[i].most)
-            snprintf(text, sizeof text, "%.17g", *(const double *)at);
-        else if (counters[i].size == 4)
-            snprintf(text, sizeof text, "%" PRIu32, *(const uint32_t *)at);
+        memcpy(&count, at, counters[i].size);
+        if (counters[i].most)
+            snprintf(text, sizeof text, "%" PRIu64, count);
         else
-            snprintf(text, sizeof text, "%" PRIu64, *(const uint64_t *)at);
+            snprintf(text, sizeof text, "%.17g", *(const double *)at);
         st_add_meta(w, counters[i].key, text);
     }
 }
@@ -117,15 +115,12 @@ static bool read_counter(const SafeTensors *f, int i, RunState *run, Error *e)
                     key, text);
     }
     errno = 0;
-    unsigned long long value = strtoull(text, &end, 10);
+    uint64_t value = strtoull(text, &end, 10);
     if (*text < '0' || *text > '9' || *end || errno || value > counters[i].most)
         return fail(e, weights_state_hint,
                     "%s: metadata: %s is \"%.50s\", not a count up to %" PRIu64, f->path, key, text,
                     counters[i].most);
-    if (counters[i].size == 4)
-        *(uint32_t *)at = (uint32_t)value;
-    else
-        *(uint64_t *)at = value;
+    memcpy(at, &value, counters[i].size);
     return true;
 }
 
@@ -319,24 +314,19 @@ static void prune(const char *dir, uint64_t step, int keep)
     free(steps);
 }
 
-static bool save_state(const char *path, const Layout *l, int optimiser, const TensorSet *sets,
-                       int n, const RunState *run, Error *e)
-{
-    StWriter *w = st_create(path, e);
-    if (!w)
-        return false;
-    st_add_meta(w, "format", "pt");
-    st_add_meta(w, "optimizer", optimisers[optimiser]);
-    write_counters(w, run);
-    return weights_write(w, l, sets, n, e);
-}
-
 static bool save_both(Units *u, const char *dir, const RunState *run, Error *e)
 {
     TensorSet sets[MAX_SETS];
-    int n = run_sets(u, false, sets);
-    return make_dirs(dir, e) && weights_save(in_dir(dir, MODEL_FILE).s, u->layout, sets, e) &&
-           save_state(in_dir(dir, STATE_FILE).s, u->layout, u->opt.kind, sets + 1, n - 1, run, e);
+    int n = run_sets(u, get, sets);
+    if (!make_dirs(dir, e) || !weights_save(in_dir(dir, MODEL_FILE).s, u->layout, sets, e))
+        return false;
+    StWriter *w = st_create(in_dir(dir, STATE_FILE).s, e);
+    if (!w)
+        return false;
+    st_add_meta(w, "format", "pt"); /* what Python's loaders look for */
+    st_add_meta(w, "optimizer", optimisers[u->opt.kind]);
+    write_counters(w, run);
+    return weights_write(w, u->layout, sets + 1, n - 1, e);
 }
 
 bool ckpt_save(Units *u, const char *dir, const RunState *run, int keep, Error *e)
@@ -455,7 +445,7 @@ static bool resume_from(Units *u, const SafeTensors *model, const SafeTensors *s
     const Layout *l = u->layout;
     TensorSet sets[MAX_SETS];
     RunState r = *run;
-    int n = run_sets(u, true, sets);
+    int n = run_sets(u, put, sets);
     if (!weights_same_config(model, &l->config, may_change, e) ||
         !weights_check(model, l, sets, 1, WEIGHTS_WHOLE, e) || !check_optimiser(state, u, e) ||
         !weights_check(state, l, sets + 1, n - 1, WEIGHTS_WHOLE, e) ||

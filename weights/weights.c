@@ -56,15 +56,19 @@ static bool is_head_name(const char *name)
     return strncmp(name, "head.", 5) == 0 || strncmp(name, "pre_logits.", 11) == 0;
 }
 
-/* "[3, 4]" */
-static const char *shape_text(char *out, size_t size, int ndim, const long *shape)
+typedef struct {
+    char s[160];
+} Text;
+
+/* "[3, 4]"; ST_MAX_DIMS of 16 digits fit. */
+static Text shape_text(int ndim, const long *shape)
 {
-    size_t at = (size_t)snprintf(out, size, "[");
-    for (int i = 0; i < ndim && at < size; i++)
-        at += (size_t)snprintf(out + at, size - at, "%s%ld", i ? ", " : "", shape[i]);
-    if (at < size)
-        snprintf(out + at, size - at, "]");
-    return out;
+    Text t;
+    size_t at = (size_t)snprintf(t.s, sizeof t.s, "[");
+    for (int i = 0; i < ndim; i++)
+        at += (size_t)snprintf(t.s + at, sizeof t.s - at, "%s%ld", i ? ", " : "", shape[i]);
+    snprintf(t.s + at, sizeof t.s - at, "]");
+    return t;
 }
 
 /* ---- configuration of a file ---- */
@@ -74,20 +78,16 @@ static const char timm_hint[] = "the file must hold a plain Vision Transformer u
 /* A tensor with `ndim` dimensions, each of a believable size. */
 static const StTensor *need(const SafeTensors *f, const char *name, int ndim, Error *e)
 {
-    char text[128];
     const StTensor *t = st_find(f, name);
-    if (!t) {
+    bool ok = t && t->ndim == ndim;
+    for (int i = 0; ok && i < ndim; i++)
+        ok = t->shape[i] >= 1 && t->shape[i] <= 1 << 24;
+    if (!t)
         fail(e, timm_hint, "%s: there is no tensor %s", f->path, name);
-        return NULL;
-    }
-    bool ok = t->ndim == ndim;
-    for (int i = 0; i < t->ndim; i++)
-        ok = ok && t->shape[i] >= 1 && t->shape[i] <= 1 << 24;
-    if (ok)
-        return t;
-    fail(e, timm_hint, "%s: tensor %s has shape %s, expected %d dimensions from 1 to 2^24", f->path,
-         name, shape_text(text, sizeof text, t->ndim, t->shape), ndim);
-    return NULL;
+    else if (!ok)
+        fail(e, timm_hint, "%s: tensor %s has shape %s, expected %d dimensions from 1 to 2^24",
+             f->path, name, shape_text(t->ndim, t->shape).s, ndim);
+    return ok ? t : NULL;
 }
 
 /* Every block up to the highest must be there: a hostile number must not become a size. */
@@ -327,12 +327,12 @@ static Grid file_grid(const SafeTensors *f, const StTensor *pos)
     return (Grid){side, side};
 }
 
-static const char *grid_text(Grid g, char *out, size_t size)
+static Text grid_text(Grid g)
 {
-    snprintf(out, size, "unknown");
+    Text t = {"unknown"};
     if (g.rows > 0 && g.columns > 0)
-        snprintf(out, size, "%dx%d", g.rows, g.columns);
-    return out;
+        snprintf(t.s, sizeof t.s, "%dx%d", g.rows, g.columns);
+    return t;
 }
 
 static const char grid_hint[] =
@@ -341,7 +341,6 @@ static const char grid_hint[] =
 /* Other grids have as many patches: 2x8 and 4x4. */
 static bool check_grid(const SafeTensors *f, const Config *c, Error *e)
 {
-    char theirs[32], ours[32];
     const StTensor *pos = st_find(f, "pos_embed");
     Grid is = pos ? file_grid(f, pos) : (Grid){0, 0}, want = model_grid(c);
     if (is.rows == 0 || (is.rows == want.rows && is.columns == want.columns))
@@ -349,7 +348,7 @@ static bool check_grid(const SafeTensors *f, const Config *c, Error *e)
     return fail(e, grid_hint,
                 "%s: tensor pos_embed is for a grid of %s patches (rows x columns); the model's is "
                 "%s",
-                f->path, grid_text(is, theirs, sizeof theirs), grid_text(want, ours, sizeof ours));
+                f->path, grid_text(is).s, grid_text(want).s);
 }
 
 /* ---- tensors from a file ---- */
@@ -375,15 +374,14 @@ static bool same_shape(const StTensor *t, const Param *p)
 static bool wrong_shape(const SafeTensors *f, const StTensor *t, const Param *p, const Config *c,
                         bool is_weight, Error *e)
 {
-    char theirs[128], ours[128], grid[32], own[32], hint[256];
-    shape_text(theirs, sizeof theirs, t->ndim, t->shape);
-    shape_text(ours, sizeof ours, p->ndim,
-               (long[]){p->shape[0], p->shape[1], p->shape[2], p->shape[3]});
+    char hint[256];
+    const long shape[] = {p->shape[0], p->shape[1], p->shape[2], p->shape[3]};
+    Text theirs = shape_text(t->ndim, t->shape), ours = shape_text(p->ndim, shape);
     if (p->role == ROLE_POS && t->ndim == 3)
         return fail(e, grid_hint,
                     "%s: tensor %s has shape %s, a grid of %s patches; the model's is %s, %s",
-                    f->path, t->name, theirs, grid_text(file_grid(f, t), grid, sizeof grid), ours,
-                    grid_text(model_grid(c), own, sizeof own));
+                    f->path, t->name, theirs.s, grid_text(file_grid(f, t)).s, ours.s,
+                    grid_text(model_grid(c)).s);
     snprintf(hint, sizeof hint, "leave the dimensions out: they are taken from the file");
     if (is_weight && is_head_name(p->name))
         snprintf(hint, sizeof hint,
@@ -391,7 +389,7 @@ static bool wrong_shape(const SafeTensors *f, const StTensor *t, const Param *p,
                  "by itself",
                  t->shape[0], c->classes);
     return fail(e, hint, "%s: tensor %.150s has shape %s; the model's is %s", f->path, t->name,
-                theirs, ours);
+                theirs.s, ours.s);
 }
 
 static bool check_tensor(const SafeTensors *f, const TensorSet *set, const Param *p,
@@ -422,18 +420,24 @@ static bool has_place(const char *name, const Layout *l, const TensorSet *sets, 
     return false;
 }
 
+/* Whether an extent takes in a tensor of this name. */
+static bool is_within(int extent, const char *name)
+{
+    bool head = is_head_name(name);
+    return extent == WEIGHTS_HEAD ? head : extent != WEIGHTS_NO_HEAD || !head;
+}
+
 bool weights_check(const SafeTensors *f, const Layout *l, const TensorSet *sets, int n, int extent,
                    Error *e)
 {
-    bool skip_head = extent == WEIGHTS_NEW_HEAD;
     for (int i = 0; i < n; i++)
         for (int t = 0; t < l->tensors; t++)
-            if (!(skip_head && is_head_name(l->param[t].name)) &&
+            if (is_within(extent, l->param[t].name) &&
                 !check_tensor(f, &sets[i], &l->param[t], &l->config, e))
                 return false;
     for (int i = 0; extent != WEIGHTS_PART && i < f->count; i++) {
         const char *name = f->tensor[i].name;
-        if (!(skip_head && is_head_name(name)) && !has_place(name, l, sets, n))
+        if (is_within(extent, name) && !has_place(name, l, sets, n))
             return fail(e, "the model's dimensions or settings differ from the file's",
                         "%s: tensor %.150s has no place in the model", f->path, name);
     }
@@ -457,7 +461,7 @@ bool weights_read(const SafeTensors *f, const Layout *l, const TensorSet *sets, 
     for (int i = 0; i < n; i++)
         for (int t = 0; ok && t < l->tensors; t++) {
             const Param *p = &l->param[t];
-            if (extent == WEIGHTS_NEW_HEAD && is_head_name(p->name))
+            if (!is_within(extent, p->name))
                 continue;
             ok = st_read_real(f, find_in_set(f, &sets[i], p), host, e);
             if (ok)
@@ -465,24 +469,6 @@ bool weights_read(const SafeTensors *f, const Layout *l, const TensorSet *sets, 
         }
     free(host);
     return ok;
-}
-
-/* The head fits as a whole or not at all: a last layer is no use behind another pre_logits. */
-static bool head_fits(const SafeTensors *f, const Layout *l)
-{
-    int left = 0; /* of the file's, when the model's are taken away */
-    for (int i = 0; i < f->count; i++)
-        left += is_head_name(f->tensor[i].name);
-    for (int i = 0; i < l->tensors; i++) {
-        const Param *p = &l->param[i];
-        if (!is_head_name(p->name))
-            continue;
-        const StTensor *t = st_find(f, p->name);
-        if (!t || !same_shape(t, p))
-            return false;
-        left--;
-    }
-    return left == 0;
 }
 
 /* No shape shows the number of heads, and weights mean nothing with another. */
@@ -503,14 +489,16 @@ bool weights_load(const char *path, const Layout *l, const TensorSet *sets, int 
         return false;
     const Config *c = &l->config;
     const StTensor *head = st_find(f, "head.weight");
-    int extent = new_head && !head_fits(f, l) ? WEIGHTS_NEW_HEAD : WEIGHTS_WHOLE;
+    /* the head fits as a whole or not at all: a last layer is no use behind another pre_logits */
+    bool keep = !new_head || weights_check(f, l, sets, n, WEIGHTS_HEAD, NULL);
+    int extent = keep ? WEIGHTS_WHOLE : WEIGHTS_NO_HEAD;
     bool ok = check_heads(f, c, e) && weights_check(f, l, sets, n, extent, e) &&
               check_grid(f, c, e) && weights_read(f, l, sets, n, extent, e);
     snprintf(report, size, "%s", "");
-    if (ok && extent == WEIGHTS_NEW_HEAD && head && head->ndim > 0)
+    if (ok && !keep && head && head->ndim > 0)
         snprintf(report, size, "the head is new, for %d classes; the file's has %ld outputs",
                  c->classes, head->shape[0]);
-    else if (ok && extent == WEIGHTS_NEW_HEAD)
+    else if (ok && !keep)
         snprintf(report, size, "the head is new, for %d classes; the file has none", c->classes);
     st_close(f);
     return ok;

@@ -23,16 +23,19 @@ bool weights_same_config(const SafeTensors *f, const Config *c, const char *cons
 /* A number for every parameter: the weights, a moment, an average. In a file its tensors are called
  * prefix + name. copy() moves those of tensor p between `values` [p->n] and their place in memory:
  * to it where a file is read, from it where one is written. */
-typedef struct TensorSet {
+typedef struct TensorSet TensorSet;
+typedef void TensorCopy(const TensorSet *set, const Param *p, real *values);
+struct TensorSet {
     const char *prefix; /* "exp_avg." */
     void *owner, *buffer;
-    void (*copy)(const struct TensorSet *set, const Param *p, real *values);
-} TensorSet;
+    TensorCopy *copy;
+};
 
-/* Every tensor of the sets must be in the file in its shape. Nothing is copied before all are known
- * to fit: check, then read. WHOLE: and the file has no others; NEW_HEAD: the head is left alone on
- * both sides; PART: what else the file has is no matter. Errors name the tensor and both shapes. */
-enum { WEIGHTS_WHOLE, WEIGHTS_NEW_HEAD, WEIGHTS_PART };
+/* Every tensor of the sets must be in the file in its shape, and the file has no others. Nothing is
+ * copied before all are known to fit: check, then read. HEAD and NO_HEAD look at that part alone,
+ * of model and file; with PART it is no matter what else the file has. Errors name the tensor and
+ * both shapes. */
+enum { WEIGHTS_WHOLE, WEIGHTS_HEAD, WEIGHTS_NO_HEAD, WEIGHTS_PART };
 bool weights_check(const SafeTensors *f, const Layout *l, const TensorSet *sets, int n, int extent,
                    Error *e);
 bool weights_read(const SafeTensors *f, const Layout *l, const TensorSet *sets, int n, int extent,
