@@ -336,7 +336,8 @@ static int differ_in_shard(const Case *c, const Unit *unit, int rank, long n, co
     real *sums = xcalloc((size_t)l->chunks, sizeof *sums);
     int count = 0, first = 0, differ = 0;
     for (int i = 0; i < l->chunks; i++)
-        if (l->chunk[i].offset >= from && l->chunk[i].offset < from + n && l->chunk[i].offset < end) {
+        if (l->chunk[i].offset >= from && l->chunk[i].offset < from + n &&
+            l->chunk[i].offset < end) {
             first = count ? first : i;
             own[count] = l->chunk[i];
             own[count++].offset -= from;
@@ -361,8 +362,8 @@ static int differ_in_shard(const Case *c, const Unit *unit, int rank, long n, co
     return differ;
 }
 
-/* Norms do not depend on how a unit's buffer is spread over ranks: equal shards of whole chunks have
- * the sums that the whole has. */
+/* Norms do not depend on how a unit's buffer is spread over ranks: equal shards of whole chunks
+ * have the sums that the whole has. */
 static void check_shards(Case *c)
 {
     const Units *own = &c->m->own;
@@ -430,7 +431,8 @@ static void check_passes(Case *c, bool streams)
 static void check_steps(Case *c)
 {
     real losses[1000];
-    losses[0] = mean_loss(vit_result(c->m, 0)->stats, c->m->now->B); /* it was made by check_passes */
+    losses[0] =
+        mean_loss(vit_result(c->m, 0)->stats, c->m->now->B); /* it was made by check_passes */
     for (int step = 1; step < c->steps; step++) {
         vit_begin_step(c->m, (uint32_t)step, c->lr, 0);
         vit_micro_step(c->m, 0, c->m->now->B, true);

@@ -250,7 +250,8 @@ static void check_in_flight(void)
 {
     size_t bytes;
     real *one = gradients_of(1, &bytes), *two = gradients_of(2, &bytes);
-    CHECK(one[0] != 0 && memcmp(one, two, bytes) == 0, "micro-batches in flight disturb each other");
+    CHECK(one[0] != 0 && memcmp(one, two, bytes) == 0,
+          "micro-batches in flight disturb each other");
     free(one);
     free(two);
 }

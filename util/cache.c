@@ -14,7 +14,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-
 #define CACHE_VERSION   1
 #define CACHE_MAX_BYTES ((int64_t)4 << 30)
 

@@ -152,8 +152,8 @@ bool sync_dir(const char *path, Error *e)
 static bool sync_parent(const char *path, Error *e)
 {
     const char *slash = strrchr(path, '/');
-    char *parent = slash ? xasprintf("%.*s", (int)(slash - path) + (slash == path), path)
-                         : xstrdup(".");
+    char *parent =
+        slash ? xasprintf("%.*s", (int)(slash - path) + (slash == path), path) : xstrdup(".");
     bool ok = sync_dir(parent, e);
     free(parent);
     return ok;
