@@ -149,7 +149,7 @@ _Noreturn void source_lost(const char *hint, const char *fmt, ...)
 /* Bits of a counter, or zeros: item 1 and 0. */
 static void make_fake(const Source *s, long i, const DataOptions *o, uint8_t *out)
 {
-    size_t bytes = (size_t)3 * o->image_h * o->image_w;
+    size_t bytes = (size_t)3 * o->images.out_h * o->images.out_w;
     if (s->item[i] == 0) {
         memset(out, 0, bytes);
         return;
@@ -231,9 +231,10 @@ static long damaged_limit(double share, long n)
 
 Dataset *data_open(const DataOptions *o, Error *e)
 {
-    if (o->image_h < 1 || o->image_w < 1) {
+    const Preprocess *images = &o->images;
+    if (images->out_h < 1 || images->out_w < 1) {
         fail(e, "give both sides of an image 1 pixel or more",
-             "cannot make images of %d x %d pixels", o->image_h, o->image_w);
+             "cannot make images of %d x %d pixels", images->out_h, images->out_w);
         return NULL;
     }
     Source *s = open_spec(o, e);
@@ -249,6 +250,8 @@ Dataset *data_open(const DataOptions *o, Error *e)
     d->o = *o;
     d->o.spec = d->o.classes = d->o.index_dir = NULL;
     d->s = s;
+    if (s->kind->stretch)
+        d->o.images.crop = CROP_STRETCH;
     d->damaged = xcalloc((size_t)s->n, sizeof *d->damaged);
     d->damaged_limit = damaged_limit(o->max_damaged, s->n);
     pthread_mutex_init(&d->damage, NULL);
@@ -378,22 +381,16 @@ long data_damaged_by_all(Dataset *d, void (*sum)(double *x, int n))
 
 static bool preprocess(const Dataset *d, Decoder *decoder, View v, uint8_t *out, Error *e)
 {
-    const DataOptions *o = &d->o;
-    Preprocess t = {.out_w = o->image_w,
-                    .out_h = o->image_h,
-                    .filter = o->filter,
-                    .decode = o->decode,
-                    .crop = d->s->kind->stretch ? CROP_STRETCH : o->crop,
-                    .resize = o->resize};
-    if (!o->augment)
-        return decoder_eval(decoder, &t, out, e);
+    const Preprocess *p = &d->o.images;
+    if (!p->augment)
+        return decoder_eval(decoder, p, out, e);
     RngStream box = view_draw(v, DRAW_BOX), flip = view_draw(v, DRAW_FLIP);
-    Box b = image_random_box(&box, decoder_width(decoder), decoder_height(decoder), o->area_min,
-                             o->area_max, o->ratio_min, o->ratio_max);
-    if (!decoder_crop(decoder, &t, b, rng_next(&flip) < o->flip, out, e))
+    Box b = image_random_box(&box, decoder_width(decoder), decoder_height(decoder), p->area_min,
+                             p->area_max, p->ratio_min, p->ratio_max);
+    if (!decoder_crop(decoder, p, b, rng_next(&flip) < p->flip, out, e))
         return false;
-    augment_image(o->changes, v, out, t.out_w, t.out_h,
-                  decoder_scratch(decoder, image_op_scratch(t.out_w, t.out_h)));
+    augment_image(p->changes, v, out, p->out_w, p->out_h,
+                  decoder_scratch(decoder, image_op_scratch(p->out_w, p->out_h)));
     return true;
 }
 

@@ -16,18 +16,13 @@ typedef struct {
     const char *spec;
     const char *classes;   /* file of class names in label order, or NULL */
     const char *index_dir; /* wds: folder with idx_N.txt, or NULL */
-    bool train;           /* DIR/train, else DIR/{val,validation,test}; DIR itself without either */
-    int image_h, image_w; /* size of the images in a batch */
+    bool train; /* DIR/train, else DIR/{val,validation,test}; DIR itself without either */
+    Preprocess images;
     int fake_classes, fake_count;
     int num_classes; /* wds without `classes`: how many there are; 0: as many as labels occur */
     double classes_fraction; /* of the classes, the first in label order; 0 is 1: all */
     double per_class;        /* of each class, the first: a share up to 1, a number above; 0: all */
     int window;              /* wds: shards that are shuffled together; 0: 4 */
-    /* preprocessing */
-    bool augment;                     /* random resized crop, flip and `changes`; else evaluation */
-    int crop, resize, filter, decode; /* CROP_*, shorter side, FILTER_*, DECODE_* */
-    double area_min, area_max, ratio_min, ratio_max, flip;
-    const Augmentation *changes; /* the caller's, or NULL */
     /* Share of the samples that may be damaged before the program ends with an error, though ten
      * may always be; 0 is 1: all; below 0: not one. */
     double max_damaged;
@@ -49,7 +44,7 @@ long data_damaged(Dataset *d); /* samples found damaged so far, by this process 
  * over them. More than max_damaged allows end the program. Up to there a sample that two of them
  * met may count twice. */
 long data_damaged_by_all(Dataset *d, void (*sum)(double *x, int n));
-/* The preprocessed sample i as epoch `epoch` sees it for the `repeat`th time, [image_h, image_w,
+/* The preprocessed sample i as epoch `epoch` sees it for the `repeat`th time, [out_h, out_w,
  * 3]. A damaged image is reported once, counted, and replaced by the next readable one. Returns the
  * label. */
 int data_sample(Dataset *d, Decoder *decoder, long i, long epoch, int repeat, uint8_t *out);
@@ -60,7 +55,6 @@ long data_order(Dataset *d, long epoch, long position);
 void data_ahead(Dataset *d, bool shuffle, long epoch, long first, long count, double every);
 
 /* ---- loader.c: order and batches ---- */
-
 
 /* Batches, decoded ahead by threads. Position p of the run is sample data_order(p / n, p % n), n =
  * data_count (shuffle off: sample p % n), so batches run on across epochs and a loader opened at a
@@ -79,7 +73,7 @@ typedef struct {
 
 typedef struct {
     int n;           /* images, = batch except at the end */
-    uint8_t *images; /* [n, image_h, image_w, 3] */
+    uint8_t *images; /* [n, out_h, out_w, 3] */
     int *labels;     /* [n] */
     long position;   /* of the first image */
 } Batch;

@@ -190,11 +190,11 @@ static void look_at_workers(Loader *l)
 
 Loader *loader_open(Dataset *d, const LoaderOptions *o)
 {
-    const DataOptions *images = data_options(d);
+    const Preprocess *images = &data_options(d)->images;
     Loader *l = xcalloc(1, sizeof *l);
     *l = (Loader){.data = d,
                   .o = *o,
-                  .image_bytes = (size_t)3 * images->image_h * images->image_w,
+                  .image_bytes = (size_t)3 * images->out_h * images->out_w,
                   .reading = -1};
     l->o.stride = o->stride ? o->stride : o->batch;
     l->o.repeats = o->repeats < 1 ? 1 : o->repeats;

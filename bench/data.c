@@ -321,23 +321,23 @@ static DataOptions evaluation(const char *spec)
 {
     return (DataOptions){.spec = spec,
                          .train = true,
-                         .image_h = SIZE,
-                         .image_w = SIZE,
-                         .filter = FILTER_BICUBIC,
-                         .crop = CROP_CENTER};
+                         .images.out_h = SIZE,
+                         .images.out_w = SIZE,
+                         .images.filter = FILTER_BICUBIC,
+                         .images.crop = CROP_CENTER};
 }
 
 static DataOptions training(const char *spec, int filter, int decode)
 {
     DataOptions o = evaluation(spec);
-    o.augment = true;
-    o.filter = filter;
-    o.decode = decode;
-    o.area_min = 0.08;
-    o.area_max = 1;
-    o.ratio_min = 3.0 / 4;
-    o.ratio_max = 4.0 / 3;
-    o.flip = 0.5;
+    o.images.augment = true;
+    o.images.filter = filter;
+    o.images.decode = decode;
+    o.images.area_min = 0.08;
+    o.images.area_max = 1;
+    o.images.ratio_min = 3.0 / 4;
+    o.images.ratio_max = 4.0 / 3;
+    o.images.flip = 0.5;
     return o;
 }
 
@@ -512,7 +512,7 @@ static void pipeline(const Source *s, const Work *w)
     DataOptions o = strcmp(w->task, "eval") == 0 ? evaluation(s->spec)
                                                  : training(s->spec, w->filter, w->decode);
     Augmentation *changes = *w->policy ? augmentation_new("", w->policy, &e) : NULL;
-    o.changes = changes;
+    o.images.changes = changes;
     Dataset *d = *w->policy && !changes ? NULL : open_or_say(&o);
     if (!d) {
         printf("| %s | %s | ours | - | - | |\n", s->title, w->title);

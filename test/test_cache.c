@@ -62,7 +62,7 @@ static const char *make_shard(const char *name, int samples)
 static long count_images(const char *spec)
 {
     Error e = {"", ""};
-    DataOptions o = {.spec = spec, .train = true, .image_h = 8, .image_w = 8};
+    DataOptions o = {.spec = spec, .train = true, .images.out_h = 8, .images.out_w = 8};
     Dataset *d = data_open(&o, &e);
     long n = CHECK(d != NULL, "%s", e.what) ? data_count(d) : -1;
     data_close(d);

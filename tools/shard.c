@@ -381,7 +381,7 @@ static Dataset *open_source(void)
         die("name a folder with a folder for each class", "%s: %s", o.data,
             strchr(o.data, ':') ? "shards are made from folders of images" : "no such directory");
     DataOptions d = {
-        .spec = o.data, .classes = o.classes, .train = train, .image_h = 1, .image_w = 1};
+        .spec = o.data, .classes = o.classes, .train = train, .images = {.out_h = 1, .out_w = 1}};
     Dataset *data = data_open(&d, &e);
     if (!data)
         die(e.hint, "%s", e.what);
