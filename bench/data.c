@@ -358,18 +358,18 @@ typedef struct {
     char *spec, *list; /* list: a text file, or the archives' pattern */
     long n;
     double pixels, bytes; /* of an image, mean */
-} Source;
+} ImageSet;
 
-static Source list_images(const char *title, const char *spec, const char *name)
+static ImageSet list_images(const char *title, const char *spec, const char *name)
 {
     Error e;
     DataOptions o = evaluation(spec);
     Dataset *d = data_open(&o, &e);
     check(d != NULL, &e);
-    Source s = {.title = title,
-                .spec = xstrdup(spec),
-                .list = xasprintf("%s/%s.txt", scratch, name),
-                .n = data_count(d) < MOST_IMAGES ? data_count(d) : MOST_IMAGES};
+    ImageSet s = {.title = title,
+                  .spec = xstrdup(spec),
+                  .list = xasprintf("%s/%s.txt", scratch, name),
+                  .n = data_count(d) < MOST_IMAGES ? data_count(d) : MOST_IMAGES};
     FILE *f = fopen(s.list, "w");
     if (!f)
         no_space(s.list);
@@ -390,7 +390,7 @@ static Source list_images(const char *title, const char *spec, const char *name)
 }
 
 /* The images of `from` with a shorter side of 256 pixels, as files and in tar shards. */
-static void shrink(const Source *from, char **dir, char **pattern)
+static void shrink(const ImageSet *from, char **dir, char **pattern)
 {
     enum { SHARD = 125 };
     Error e;
@@ -439,7 +439,7 @@ static void shrink(const Source *from, char **dir, char **pattern)
     data_close(d);
 }
 
-static Source source[3];
+static ImageSet source[3];
 static int sources;
 
 static void make_sources(const char *images)
@@ -481,7 +481,7 @@ static const Work works[] = {
 static const char *const filter_names[] = {"bilinear", "bicubic"};
 
 /* `n` images from the `at`th on. */
-static Cost ours(Dataset *d, Decoder *decoder, const Source *s, long at, long n)
+static Cost ours(Dataset *d, Decoder *decoder, const ImageSet *s, long at, long n)
 {
     static uint8_t out[SIZE * SIZE * 3];
     Cost c = {.images = (double)n, .wall = now(), .cpu = cpu_now()};
@@ -506,7 +506,7 @@ static void series_add(Series *s, const Cost *c, const Cost *our)
     s->ratio[s->n++] = our->images / our->cpu / (c->images / c->cpu);
 }
 
-static void pipeline(const Source *s, const Work *w)
+static void pipeline(const ImageSet *s, const Work *w)
 {
     Error e;
     DataOptions o = strcmp(w->task, "eval") == 0 ? evaluation(s->spec)
@@ -601,7 +601,7 @@ typedef struct {
     int settled;
 } Team;
 
-static void team_race(Team *t, const Source *s, Dataset *d, double seconds)
+static void team_race(Team *t, const ImageSet *s, Dataset *d, double seconds)
 {
     int cores = (int)sysconf(_SC_NPROCESSORS_ONLN);
     if (t->peer < 0) {
@@ -617,7 +617,7 @@ static void team_race(Team *t, const Source *s, Dataset *d, double seconds)
     free(request);
 }
 
-static void sweep(const Source *s)
+static void sweep(const ImageSet *s)
 {
     enum { TIMES = 3 };
     Team team[32] = {{0}};

@@ -9,7 +9,8 @@
 #include <sys/stat.h>
 #include <time.h>
 
-#include "datasets/source.h"
+#include "data.h"
+#include "datasets/tar.h"
 #include "check.h"
 #include "files.h"
 #include "util/cache.h"

@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 
 #include "data.h"
+#include "datasets/shapes.h"
 #include "files.h"
 #include "util/files.h"
 

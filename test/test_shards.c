@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 
 #include "data.h"
+#include "datasets/dali_index.h"
 #include "datasets/tar.h"
 #include "check.h"
 #include "files.h"

@@ -20,10 +20,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "util/files.h"
 #include "data.h"
-#include "util/report.h"
 #include "datasets/tar.h"
+#include "util/files.h"
+#include "util/report.h"
 
 /* ---- flags ---- */
 

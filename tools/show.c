@@ -19,8 +19,8 @@
 #include <stb/stb_easy_font.h>
 #pragma GCC diagnostic pop
 
-#include "util/report.h"
 #include "train/setup.h"
+#include "util/report.h"
 
 /* ---- flags ---- */
 

@@ -12,10 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "util/files.h"
-#include "util/names.h"
-#include "util/report.h"
+#include "datasets/dali_index.h"
 #include "datasets/tar.h"
+#include "util/files.h"
+#include "util/report.h"
 #include "util/text.h"
 
 /* ---- flags ---- */

@@ -9,6 +9,7 @@
  */
 #include "train/setup.h"
 
+#include "datasets/shapes.h"
 #include "util/files.h"
 #include "util/report.h"
 #include "util/text.h"

@@ -4,6 +4,8 @@
  */
 #include "util/names.h"
 
+#include <dirent.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,10 +13,7 @@
 
 void names_add(Names *l, const char *s)
 {
-    if (l->n == l->room) {
-        l->room = l->room ? 2 * l->room : 16;
-        l->at = xrealloc(l->at, sizeof(char *) * (size_t)l->room);
-    }
+    l->at = xgrow(l->at, l->n, sizeof *l->at);
     l->at[l->n++] = xstrdup(s);
 }
 
@@ -35,6 +34,23 @@ void names_sort(Names *l)
 {
     if (l->n > 1)
         qsort(l->at, (size_t)l->n, sizeof(char *), by_name);
+}
+
+bool names_in(const char *dir, const char *ending, Names *out, Error *e)
+{
+    DIR *d = opendir(dir);
+    if (!d)
+        return fail(e, "check the path and its permissions", "cannot read the directory %s: %s",
+                    dir, strerror(errno));
+    size_t end = strlen(ending);
+    for (struct dirent *f; (f = readdir(d));) {
+        size_t n = strlen(f->d_name);
+        if (n >= end && strcmp(f->d_name + n - end, ending) == 0)
+            names_add(out, f->d_name);
+    }
+    closedir(d);
+    names_sort(out);
+    return true;
 }
 
 /* ---- braces ----
