@@ -10,7 +10,6 @@
  */
 #include "tools/tools.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <omp.h>
@@ -67,34 +66,33 @@ static NORETURN void bad_pattern(const char *what)
 /* One conversion %d, %6d or %06d (all are padded with zeros); without any, -%06d.tar is added. */
 static Pattern read_pattern(const char *text)
 {
-    Pattern p = {.width = 6};
     const char *slash = strrchr(text, '/'), *base = slash ? slash + 1 : text;
-    p.dir = slash == text ? xstrdup("/")
-            : slash       ? xasprintf("%.*s", (int)(slash - text), text)
-                          : xstrdup(".");
-    if (strchr(text, '{') || strchr(text, '}'))
+    const char *percent = strchr(base, '%');
+    if (strpbrk(text, "{}"))
         bad_pattern("the number of shards is not known beforehand: braces cannot be used here");
     if (!*base)
         bad_pattern("a directory, not a name");
-    const char *percent = strchr(base, '%');
     if (strcspn(text, "%") < (size_t)(base - text))
         bad_pattern("the number must stand in the file's name, not in the directory's");
+    Pattern p = {.width = 6};
+    if (!slash)
+        p.dir = xstrdup(".");
+    else
+        p.dir = xasprintf("%.*s", slash == text ? 1 : (int)(slash - text), text);
     if (!percent) {
         size_t n = strlen(base);
-        if (n > 4 && strcmp(base + n - 4, ".tar") == 0)
-            n -= 4;
-        p.head = xasprintf("%.*s-", (int)n, base);
+        bool tar = n > 4 && strcmp(base + n - 4, ".tar") == 0;
+        p.head = xasprintf("%.*s-", (int)(tar ? n - 4 : n), base);
         p.tail = xstrdup(".tar");
         return p;
     }
-    const char *s = percent + 1;
-    p.width = 0;
-    for (; *s >= '0' && *s <= '9' && p.width < 10; s++)
-        p.width = 10 * p.width + (*s - '0');
-    if (*s != 'd' || p.width > 18 || strchr(s, '%'))
+    const char *type = percent + 1 + strspn(percent + 1, "0123456789");
+    long width = type > percent + 1 ? strtol(percent + 1, NULL, 10) : 0;
+    if (*type != 'd' || width > 18 || strchr(type, '%'))
         bad_pattern("it must hold one integer conversion such as %06d, and no other %");
+    p.width = (int)width;
     p.head = xasprintf("%.*s", (int)(percent - base), base);
-    p.tail = xstrdup(s + 1);
+    p.tail = xstrdup(type + 1);
     return p;
 }
 
@@ -107,21 +105,21 @@ static char *shard_path(const Pattern *p, long shard)
 /* Shards that are there already would be mixed with these. */
 static void refuse_existing(const Pattern *p)
 {
-    DIR *dir = opendir(p->dir);
-    if (!dir)
-        die("name a directory that you may write to", "%s: cannot open: %s", p->dir,
-            strerror(errno));
+    Error e;
+    Names found = {0};
+    if (!names_in(p->dir, p->tail, &found, &e))
+        die("name a directory that you may write to", "%s", e.what);
     size_t head = strlen(p->head), tail = strlen(p->tail);
-    for (struct dirent *f; (f = readdir(dir));) {
-        size_t n = strlen(f->d_name);
-        if (n <= head + tail || strncmp(f->d_name, p->head, head) != 0 ||
-            strcmp(f->d_name + n - tail, p->tail) != 0 ||
-            strspn(f->d_name + head, "0123456789") != n - head - tail)
+    for (int i = 0; i < found.n; i++) {
+        const char *name = found.at[i];
+        if (strncmp(name, p->head, head) != 0)
             continue;
-        die("remove the older shards, or choose another --out", "%s/%s is already there", p->dir,
-            f->d_name);
+        size_t digits = strspn(name + head, "0123456789");
+        if (digits > 0 && head + digits + tail == strlen(name))
+            die("remove the older shards, or choose another --out", "%s/%s is already there",
+                p->dir, name);
     }
-    closedir(dir);
+    names_free(&found);
 }
 
 /* ---- one picture ---- */
@@ -139,17 +137,14 @@ static uint8_t *read_file(Decoder *d, const char *path, size_t *n, Error *e)
     struct stat st;
     uint8_t *bytes = NULL;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
+    if (fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))
         fail(e, "", "cannot open: %s", fd < 0 ? strerror(errno) : "not a regular file");
-    } else if ((bytes = decoder_room(d, *n = (size_t)st.st_size, e))) {
-        for (size_t done = 0; bytes && done < *n;) {
-            ssize_t got = read(fd, bytes + done, *n - done);
-            if (got <= 0 && !(got < 0 && errno == EINTR)) {
-                fail(e, "", "cannot read: %s", got < 0 ? strerror(errno) : "it became shorter");
-                bytes = NULL;
-            }
-            done += got > 0 ? (size_t)got : 0;
-        }
+    else
+        bytes = decoder_room(d, *n = (size_t)st.st_size, e);
+    long got = bytes ? read_at(fd, bytes, *n, 0) : 0;
+    if (bytes && got != (long)*n) {
+        fail(e, "", "cannot read: %s", got < 0 ? strerror(errno) : "it became shorter");
+        bytes = NULL;
     }
     if (fd >= 0)
         close(fd);
@@ -438,6 +433,7 @@ static int run_shard(const Command *c, int argc, char **argv)
 
 const Command command_shard = {
     .name = "shard",
+    .summary = "turn a folder of images into tar shards",
     .usage = "--data DIR --out PATTERN [--split train|val] [--short-side 256] [...]",
     .help =
         "Writes a folder of images as tar files of samples, as WebDataset does: 0001234.cls (the "

@@ -377,6 +377,7 @@ static void more_help(FILE *f)
 
 const Command command_show = {
     .name = "show",
+    .summary = "draw images as the model will see them",
     .usage = "--data DIR --out grid.png [--count 32] [...]",
     .help = "Draws a contact sheet of the images as the model will see them, in the order of "
             "training, with their\nlabels; where images are mixed, with the shares of both. All "
