@@ -141,29 +141,26 @@ static bool read_number(const char *field, int n, uint64_t *out)
     return true;
 }
 
-/* The sum of the header's bytes, its checksum counted as blanks. Some old programs summed signed
+/* The sum of a header's bytes, its checksum counted as blanks. Some old programs summed signed
  * bytes. */
+static long header_sum(const Header *h, bool signed_bytes)
+{
+    const uint8_t *byte = (const uint8_t *)h;
+    const size_t from = offsetof(Header, checksum), to = from + sizeof h->checksum;
+    long sum = 0;
+    for (size_t i = 0; i < sizeof *h; i++) {
+        uint8_t b = i >= from && i < to ? ' ' : byte[i];
+        sum += signed_bytes ? (int8_t)b : b;
+    }
+    return sum;
+}
+
 static bool checksum_holds(const Header *h)
 {
     uint64_t stated;
-    long sum = 0, signed_sum = 0;
-    for (size_t i = 0; i < sizeof *h; i++) {
-        bool blank =
-            i >= offsetof(Header, checksum) && i < offsetof(Header, checksum) + sizeof h->checksum;
-        sum += blank ? ' ' : ((const uint8_t *)h)[i];
-        signed_sum += blank ? ' ' : ((const int8_t *)h)[i];
-    }
-    return read_number(h->checksum, sizeof h->checksum, &stated) &&
-           (stated == (uint64_t)sum || (signed_sum >= 0 && stated == (uint64_t)signed_sum));
-}
-
-static bool all_zero(const Header *h)
-{
-    const uint8_t *b = (const uint8_t *)h;
-    for (size_t i = 0; i < sizeof *h; i++)
-        if (b[i])
-            return false;
-    return true;
+    if (!read_number(h->checksum, sizeof h->checksum, &stated) || stated > INT32_MAX)
+        return false;
+    return (long)stated == header_sum(h, false) || (long)stated == header_sum(h, true);
 }
 
 /* ---- extended headers: what a header has no room for ---- */
@@ -188,16 +185,10 @@ static bool pax_record(Tar *t, const char *key, size_t n, uint64_t at, Error *e)
             return damaged(t, at, e, "a pax header's path is empty or has a zero byte");
         set_name(t, value, size);
     } else if (length == 4 && memcmp(key, "size", 4) == 0) {
-        uint64_t v = 0;
-        bool ok = size > 0 && size < 20; /* 19 digits: below 2^64 */
-        for (size_t i = 0; ok && i < size; i++) {
-            ok = value[i] >= '0' && value[i] <= '9';
-            v = 10 * v + (uint64_t)(value[i] - '0');
-        }
-        if (!ok)
+        if (size == 0 || size > 19 || strspn(value, "0123456789") < size) /* below 2^64 */
             return damaged(t, at, e, "a pax header's size is no number");
         t->has_size = true;
-        t->member_size = v;
+        t->member_size = strtoull(value, NULL, 10);
     } else if (length >= 11 && memcmp(key, "GNU.sparse.", 11) == 0) {
         t->sparse = true;
     }
@@ -208,13 +199,12 @@ static bool pax_record(Tar *t, const char *key, size_t n, uint64_t at, Error *e)
 static bool pax_records(Tar *t, const char *text, size_t n, uint64_t at, Error *e)
 {
     for (size_t i = 0; i < n;) {
-        size_t length = 0, digit = i;
-        for (; digit < n && digit - i < 8 && text[digit] >= '0' && text[digit] <= '9'; digit++)
-            length = 10 * length + (size_t)(text[digit] - '0');
-        if (digit == i || digit == n || text[digit] != ' ' || length > n - i ||
-            length < digit - i + 3 || text[i + length - 1] != '\n')
+        size_t digits = strspn(text + i, "0123456789"), length = 0;
+        if (digits > 0 && digits <= 8 && text[i + digits] == ' ')
+            length = strtoul(text + i, NULL, 10);
+        if (length < digits + 3 || length > n - i || text[i + length - 1] != '\n')
             return damaged(t, at + i, e, "a pax header's record has a wrong length");
-        if (!pax_record(t, text + digit + 1, i + length - 1 - (digit + 1), at + i, e))
+        if (!pax_record(t, text + i + digits + 1, length - digits - 2, at + i, e))
             return false;
         i += length;
     }
@@ -322,7 +312,7 @@ static bool read_members(Tar *t, TarEach *each, void *ctx, Error *e)
         const Header *h = header_at(t, at, e);
         if (!h)
             return false;
-        if (all_zero(h))
+        if (memcmp(h, zeros, BLOCK) == 0)
             break;
         if (!checksum_holds(h)) {
             const uint8_t *b = (const uint8_t *)h;
@@ -422,30 +412,24 @@ static bool put_header_name(Header *h, const char *name)
 
 bool tar_add(TarWriter *w, const char *name, const void *bytes, size_t n, Error *e)
 {
-    union {
-        Header h;
-        uint8_t bytes[BLOCK];
-    } u = {.h = {.mode = "0000644",
-                 .uid = "0000000",
-                 .gid = "0000000",
-                 .mtime = "00000000000",
-                 .checksum = "        ",
-                 .type = '0',
-                 .magic = "ustar",
-                 .version = "00"}};
-    if (!put_header_name(&u.h, name))
+    Header h = {.mode = "0000644",
+                .uid = "0000000",
+                .gid = "0000000",
+                .mtime = "00000000000",
+                .type = '0',
+                .magic = "ustar",
+                .version = "00"};
+    if (!put_header_name(&h, name))
         return fail(e, "use names of up to 100 bytes", "%s: '%.200s' is no name for a member",
                     w->path, name);
     if ((uint64_t)n >> 33)
         return fail(e, "store smaller files", "%s: %s: %zu bytes, at most 8 GiB fit in a member",
                     w->path, name, n);
-    unsigned sum = 0;
-    snprintf(u.h.size, sizeof u.h.size, "%011zo", n);
-    for (int i = 0; i < BLOCK; i++)
-        sum += u.bytes[i];
-    snprintf(u.h.checksum, sizeof u.h.checksum, "%06o", sum); /* then a zero byte and a blank */
-    u.h.checksum[7] = ' ';
-    return put(w, u.bytes, BLOCK, e) && put(w, bytes, n, e) &&
+    snprintf(h.size, sizeof h.size, "%011zo", n);
+    unsigned sum = (unsigned)header_sum(&h, false) & 0777777; /* it is below that */
+    snprintf(h.checksum, sizeof h.checksum, "%06o", sum);
+    h.checksum[7] = ' '; /* behind a zero byte */
+    return put(w, &h, BLOCK, e) && put(w, bytes, n, e) &&
            put(w, zeros, (BLOCK - n % BLOCK) % BLOCK, e);
 }
 
