@@ -31,11 +31,13 @@ enum { KEY_SHARDS = 1, KEY_WINDOW, KEY_MOST = 65535 };
 /* Bytes asked for at a time: what a fast disk reads in the time of a batch. */
 #define AHEAD_AT_ONCE ((uint64_t)64 << 20)
 
-/* A file that is open while somebody reads it, and longer. */
+/* A shard in use. Its file is open while somebody reads it, and longer. */
 typedef struct {
     int fd, readers;
-    uint64_t used; /* when, in readings */
-} OpenFile;
+    uint64_t used; /* when it was read last, in readings */
+    long count;    /* of its samples in use, */
+    long first;    /* and the first of them */
+} Use;
 
 /* A shard's turn in an epoch. */
 typedef struct {
@@ -60,10 +62,9 @@ typedef struct {
     uint64_t seed;
     bool fits;            /* two windows in the page cache */
     pthread_mutex_t lock; /* guards all below */
-    OpenFile *file;       /* [shards] */
+    Use *use;             /* [shards] */
     int open, most_open;
-    long *count;    /* [shards]: of the samples in use; NULL: not counted yet */
-    long *first;    /* [shards]: the shard's first sample */
+    bool counted;   /* the samples in use */
     Epoch epoch[3]; /* this one and the next, and the one in order */
     uint64_t tick;
 } Shards;
@@ -84,13 +85,13 @@ static void close_one(Shards *s)
 {
     int oldest = -1;
     for (int k = 0; k < s->shards; k++)
-        if (s->file[k].fd >= 0 && s->file[k].readers == 0 &&
-            (oldest < 0 || s->file[k].used < s->file[oldest].used))
+        if (s->use[k].fd >= 0 && s->use[k].readers == 0 &&
+            (oldest < 0 || s->use[k].used < s->use[oldest].used))
             oldest = k;
     if (oldest < 0)
         return;
-    close(s->file[oldest].fd);
-    s->file[oldest].fd = -1;
+    close(s->use[oldest].fd);
+    s->use[oldest].fd = -1;
     s->open--;
 }
 
@@ -111,7 +112,7 @@ static int open_shard(const Shard *shard)
 static int acquire(Shards *s, int k)
 {
     pthread_mutex_lock(&s->lock);
-    OpenFile *f = &s->file[k];
+    Use *f = &s->use[k];
     if (f->fd < 0) {
         if (s->open >= s->most_open)
             close_one(s);
@@ -127,7 +128,7 @@ static int acquire(Shards *s, int k)
 static void release(Shards *s, int k)
 {
     pthread_mutex_lock(&s->lock);
-    s->file[k].readers--;
+    s->use[k].readers--;
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -171,13 +172,12 @@ static char *member_path(const Source *base, long i)
 /* Samples in use of each shard: a subset may have been taken since it was opened. */
 static void count_samples(Shards *s)
 {
-    s->count = xcalloc((size_t)s->shards, sizeof *s->count);
-    s->first = xcalloc((size_t)s->shards, sizeof *s->first);
     for (long i = 0; i < s->base.n; i++) {
-        int k = shard_of(s, i);
-        if (s->count[k]++ == 0)
-            s->first[k] = i;
+        Use *u = &s->use[shard_of(s, i)];
+        if (u->count++ == 0)
+            u->first = i;
     }
+    s->counted = true;
 }
 
 /* The lock is held, as long as the result is used. */
@@ -192,7 +192,7 @@ static Epoch *epoch_of(Shards *s, long epoch)
         if (s->epoch[i].used < t->used)
             t = &s->epoch[i];
     }
-    if (!s->count)
+    if (!s->counted)
         count_samples(s);
     t->turn = xrealloc(t->turn, sizeof *t->turn * (size_t)(s->shards + 1));
     *t = (Epoch){.epoch = epoch, .turn = t->turn, .used = ++s->tick};
@@ -201,7 +201,7 @@ static Epoch *epoch_of(Shards *s, long epoch)
         Turn *now = &t->turn[k], *next = now + 1;
         now->shard =
             epoch == IN_ORDER ? k : (int)rng_shuffle(s->seed, epoch, KEY_SHARDS, s->shards, k);
-        long n = s->count[now->shard];
+        long n = s->use[now->shard].count;
         next->first = now->first + n;
         next->byte = now->byte + (n ? s->shard[now->shard].bytes : 0);
     }
@@ -242,7 +242,7 @@ static long sample_at(Shards *s, const Epoch *t, long position)
     position =
         first + rng_shuffle(s->seed, t->epoch, key, t->turn[to].first - first, position - first);
     const Turn *turn = &t->turn[find_shard(s, t, position)];
-    return s->first[turn->shard] + position - turn->first;
+    return s->use[turn->shard].first + position - turn->first;
 }
 
 static long shard_order(Source *base, long epoch, long position)
@@ -343,8 +343,8 @@ static void close_shards(Source *base)
 {
     Shards *s = (Shards *)base;
     for (int k = 0; k < s->shards; k++) {
-        if (s->file && s->file[k].fd >= 0)
-            close(s->file[k].fd);
+        if (s->use && s->use[k].fd >= 0)
+            close(s->use[k].fd);
         free(s->shard[k].path);
         free(s->shard[k].sample);
     }
@@ -352,9 +352,7 @@ static void close_shards(Source *base)
         free(s->epoch[i].turn);
     pthread_mutex_destroy(&s->lock);
     free(s->shard);
-    free(s->file);
-    free(s->count);
-    free(s->first);
+    free(s->use);
 }
 
 static const SourceKind kind = {.read = read_member,
@@ -411,10 +409,10 @@ static bool open_shards(Shards *s, const char *patterns, const char *index_dir, 
     if (ok) {
         s->shards = paths.n;
         s->shard = xcalloc((size_t)paths.n, sizeof *s->shard);
-        s->file = xcalloc((size_t)paths.n, sizeof *s->file);
+        s->use = xcalloc((size_t)paths.n, sizeof *s->use);
         for (int k = 0; k < paths.n; k++) {
             s->shard[k].path = xstrdup(paths.at[k]);
-            s->file[k].fd = -1;
+            s->use[k].fd = -1;
         }
         ok = shards_index(s->shard, s->shards, index_dir, e);
     }

@@ -151,35 +151,9 @@ static uint8_t *read_file(Decoder *d, const char *path, size_t *n, Error *e)
     return bytes;
 }
 
-/* The picture in its size, or with its shorter side at --short-side (the longer truncated, as
- * torchvision does), encoded. */
-static bool encode(Decoder *d, int w, int h, Picture *p)
-{
-    Box all = {0, 0, decoder_width(d), decoder_height(d)};
-    Preprocess t = {.out_w = w, .out_h = h, .filter = FILTER_BICUBIC, .decode = DECODE_EXACT};
-    uint8_t *rgb = malloc((size_t)w * (size_t)h * 3);
-    if (!rgb)
-        return fail(&p->why, "", "%d x %d pixels do not fit in memory", w, h);
-    bool ok = decoder_crop(d, &t, all, false, rgb, &p->why) &&
-              image_encode_jpeg(rgb, w, h, (int)o.quality, &p->bytes, &p->n, &p->why);
-    free(rgb);
-    return ok;
-}
-
-/* A JPEG file that stays as it is: decoded all the same, an eighth as large, to see that it can be.
- */
-static bool copy(Decoder *d, const uint8_t *bytes, size_t n, Picture *p)
-{
-    uint8_t small[8 * 8 * 3];
-    Box all = {0, 0, decoder_width(d), decoder_height(d)};
-    Preprocess t = {.out_w = 8, .out_h = 8, .filter = FILTER_BILINEAR, .decode = DECODE_FAST};
-    if (!decoder_crop(d, &t, all, false, small, &p->why))
-        return false;
-    p->bytes = memcpy(xmalloc(n), bytes, n);
-    p->n = n;
-    return true;
-}
-
+/* A JPEG file stays as it is, unless it is larger than --short-side: it is decoded all the same, an
+ * eighth as large, to see that it can be. Others are encoded, in their size or with that shorter
+ * side (the longer truncated, as torchvision does). */
 static bool make_picture(Decoder *d, const char *path, Picture *p)
 {
     size_t n = 0;
@@ -187,16 +161,27 @@ static bool make_picture(Decoder *d, const char *path, Picture *p)
     if (!bytes || !decoder_open(d, bytes, n, &p->why))
         return false;
     long w = decoder_width(d), h = decoder_height(d), shorter = w < h ? w : h;
-    bool jpeg = n > 3 && memcmp(bytes, "\xff\xd8\xff", 3) == 0;
+    Box all = {0, 0, (int)w, (int)h};
     bool resize = o.short_side > 0 && shorter > o.short_side;
-    p->converted = !jpeg;
-    if (jpeg && !resize)
-        return copy(d, bytes, n, p);
     if (resize) {
         w = w * o.short_side / shorter;
         h = h * o.short_side / shorter;
     }
-    return encode(d, (int)w, (int)h, p);
+    p->converted = n <= 3 || memcmp(bytes, "\xff\xd8\xff", 3) != 0;
+    bool keep = !p->converted && !resize;
+    Preprocess t = {.out_w = (int)w, .out_h = (int)h, .filter = FILTER_BICUBIC};
+    if (keep)
+        t = (Preprocess){.out_w = 8, .out_h = 8, .decode = DECODE_FAST};
+    uint8_t *rgb = malloc((size_t)t.out_w * (size_t)t.out_h * 3);
+    if (!rgb)
+        return fail(&p->why, "", "%d x %d pixels do not fit in memory", t.out_w, t.out_h);
+    bool ok = decoder_crop(d, &t, all, false, rgb, &p->why);
+    if (ok && keep)
+        p->bytes = memcpy(xmalloc(n), bytes, p->n = n);
+    else if (ok)
+        ok = image_encode_jpeg(rgb, t.out_w, t.out_h, (int)o.quality, &p->bytes, &p->n, &p->why);
+    free(rgb);
+    return ok;
 }
 
 /* ---- writing ---- */

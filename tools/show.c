@@ -122,15 +122,6 @@ static Sheet sheet_new(int w, int h, int lines, int count, int columns)
     return s;
 }
 
-static void draw_tile(const Sheet *s, int i, const uint8_t *rgb, char lines[2][256])
-{
-    int x = GAP + i % s->columns * s->tile_w, y = s->top + i / s->columns * s->tile_h;
-    draw_image(&s->canvas, x, y, s->zoom, rgb, s->w, s->h);
-    for (int k = 0; k < s->lines; k++)
-        write_line(&s->canvas, x, y + s->h * s->zoom + 6 + k * 11 * SCALE, s->tile_w - GAP,
-                   k ? SECOND_INK : INK, lines[k]);
-}
-
 /* ---- images ---- */
 
 /* What makes of loaded images what the model sees: one group of images that mix among themselves
@@ -255,20 +246,21 @@ static const char *readable(const Session *s, const Dataset *d, int label)
 static void label_lines(const Viewer *v, const Dataset *d, const int *labels, int i,
                         char lines[2][256])
 {
-    const Session *s = v->s;
-    const char *name = readable(s, d, labels[i]);
-    double own = 1;
-    const Augment *a = v->augment ? &v->augment[i] : NULL;
-    if (a)
-        own = a->lambda *
-              (1 - (double)a->cut.h * a->cut.w / ((double)s->config.image_h * s->config.image_w));
-    const char *other = a ? readable(s, d, labels[a->partner]) : name;
+    const Config *c = &v->s->config;
+    const char *name = readable(v->s, d, labels[i]);
+    snprintf(lines[0], 256, "%s", name);
     lines[1][0] = 0;
+    if (!v->augment)
+        return;
+    const Augment *a = &v->augment[i];
+    const char *other = readable(v->s, d, labels[a->partner]);
+    double cut = (double)a->cut.h * a->cut.w / ((double)c->image_h * c->image_w);
+    double own = a->lambda * (1 - cut);
     if (own > 0.995 || other == name)
-        snprintf(lines[0], 256, "%s", name);
-    else if (own < 0.005)
+        return;
+    if (own < 0.005) {
         snprintf(lines[0], 256, "%s", other);
-    else {
+    } else {
         snprintf(lines[0], 256, "%.0f%% %s", 100 * own, name);
         snprintf(lines[1], 256, "%.0f%% %s", 100 * (1 - own), other);
     }
@@ -276,12 +268,18 @@ static void label_lines(const Viewer *v, const Dataset *d, const int *labels, in
 
 /* ---- the command ---- */
 
-static void show_image(const Viewer *v, const Dataset *d, const Sheet *sheet, long tile,
+static void show_image(const Viewer *v, const Dataset *d, const Sheet *s, long tile,
                        const int *labels, int i)
 {
     char lines[2][256];
+    int x = GAP + (int)tile % s->columns * s->tile_w,
+        y = s->top + (int)tile / s->columns * s->tile_h;
     label_lines(v, d, labels, i, lines);
-    draw_tile(sheet, (int)tile, v->seen + (size_t)i * vit_image_bytes(&v->s->config, true), lines);
+    draw_image(&s->canvas, x, y, s->zoom,
+               v->seen + (size_t)i * vit_image_bytes(&v->s->config, true), s->w, s->h);
+    for (int k = 0; k < s->lines; k++)
+        write_line(&s->canvas, x, y + s->h * s->zoom + 6 + k * 11 * SCALE, s->tile_w - GAP,
+                   k ? SECOND_INK : INK, lines[k]);
 }
 
 /* Training images in their order: groups from the one that holds the epoch's first image on. */
