@@ -293,7 +293,9 @@ static long batch_position(const Loader *l, long index)
 static int batch_size(const Loader *l, long index)
 {
     long left = l->o.end - batch_position(l, index);
-    return l->o.end == 0 || left >= l->o.batch ? l->o.batch : left > 0 ? (int)left : 0;
+    if (l->o.end == 0 || left >= l->o.batch)
+        return l->o.batch;
+    return left > 0 ? (int)left : 0;
 }
 
 /* ---- workers ---- */
@@ -303,7 +305,10 @@ static int batch_size(const Loader *l, long index)
 static long place_of(const Loader *l, long position, int *repeat)
 {
     long apart = data_count(l->data) / l->o.repeats;
-    apart = apart > REPEAT_APART ? REPEAT_APART : apart < 1 ? 1 : apart;
+    if (apart > REPEAT_APART)
+        apart = REPEAT_APART;
+    if (apart < 1)
+        apart = 1;
     *repeat = (int)(position / apart % l->o.repeats);
     return position / (apart * l->o.repeats) * apart + position % apart;
 }

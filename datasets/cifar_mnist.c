@@ -5,8 +5,8 @@
  * an image cannot be damaged.
  * Order: files; samples; CIFAR; MNIST.
  */
-#include "datasets/classes.h"
 #include "datasets/source.h"
+#include "datasets/classes.h"
 #include "util/files.h"
 
 #include <errno.h>

@@ -1,8 +1,8 @@
 /* fake.c - fake data: no disk, and no decoding. Images are bits of a counter, or zeros; labels go
  * round. It shows what a model can do where data never makes it wait.
  */
-#include "datasets/classes.h"
 #include "datasets/source.h"
+#include "datasets/classes.h"
 #include "util/rng.h"
 
 #include <stdlib.h>

@@ -9,8 +9,8 @@
  * so nothing is remembered from one opening to the next.
  * Order: reading; splits; directories; one class folder; labels; opening.
  */
-#include "datasets/classes.h"
 #include "datasets/source.h"
+#include "datasets/classes.h"
 #include "util/files.h"
 
 #include <dirent.h>
@@ -207,7 +207,7 @@ static bool add_folder(Folders *f, const char *folder, const Names *images, int 
 static bool add_folders(Folders *f, const Walk *w, const char *file, const char *train_dir,
                         Error *e)
 {
-    const char *list = file ? file : train_dir ? train_dir : f->root;
+    const char *folders = train_dir ? train_dir : f->root, *list = file ? file : folders;
     if (!(file ? classes_read : list_classes)(list, &f->base.classes, e))
         return false;
     ClassKeys *keys = class_keys(&f->base.classes, list, e);

@@ -47,12 +47,12 @@ void source_close(Source *s)
 /* Of a class with n images, how many stay: at least one. */
 static long share_of(double per_class, long n)
 {
-    double keep = (double)n;
-    if (per_class > 1)
-        keep = floor(per_class);
-    else if (per_class > 0)
-        keep = floor(per_class * (double)n + 1e-9);
-    return keep < 1 ? 1 : keep < (double)n ? (long)keep : n;
+    if (per_class <= 0)
+        return n;
+    double keep = floor(per_class > 1 ? per_class : per_class * (double)n + 1e-9);
+    if (keep >= (double)n)
+        return n;
+    return keep < 1 ? 1 : (long)keep;
 }
 
 void source_subset(Source *s, const DataOptions *o)

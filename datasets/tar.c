@@ -251,11 +251,10 @@ static void split_name(TarMember *m)
     m->ext = dot ? m->stem + 1 : m->stem;
 }
 
-/* Whether a header is a regular file's: '0', nothing (older than ustar), or '7', a contiguous one.
- * A name that ends in a slash was a directory before there was a type for them. */
-static bool is_regular(const Tar *t, char type)
+/* A regular file: '0', nothing (older than ustar), or '7', a contiguous one. */
+static bool is_regular(char type)
 {
-    return (type == '0' || !type || type == '7') && t->name[strlen(t->name) - 1] != '/';
+    return type == '0' || !type || type == '7';
 }
 
 /* A member behind its header `h` at `at`; *next is where the next header stands. */
@@ -290,8 +289,8 @@ static bool read_member(Tar *t, const Header *h, uint64_t at, uint64_t *next, Ta
     if (type == 'S' || t->sparse || type == 'M') {
         ok = fail(e, "write the archive again without --sparse and in one volume",
                   "%s: byte %" PRIu64 ": a sparse or divided file cannot be read", t->path, at);
-    } else if (*t->name && is_regular(t, type)) {
-        m.name = t->name;
+    } else if (is_regular(type) && *t->name && t->name[strlen(t->name) - 1] != '/') {
+        m.name = t->name; /* a slash: a directory, before there was a type for them */
         split_name(&m);
         if (m.name[m.ext] && m.stem > 0 && m.name[m.stem - 1] != '/')
             ok = each(ctx, &m, e);
@@ -364,7 +363,7 @@ bool tar_is_header(const uint8_t *block, uint64_t size)
 {
     const Header *h = (const Header *)block;
     uint64_t stated;
-    return checksum_holds(h) && (h->type == '0' || !h->type || h->type == '7') &&
+    return checksum_holds(h) && is_regular(h->type) &&
            read_number(h->size, sizeof h->size, &stated) && stated == size;
 }
 

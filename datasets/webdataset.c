@@ -6,8 +6,8 @@
  * into the page cache. Any position's sample is found directly, so that ranks, workers and a
  * resumed run need no state. Order: files; an epoch's order; reading ahead; opening.
  */
-#include "datasets/classes.h"
 #include "datasets/source.h"
+#include "datasets/classes.h"
 #include "datasets/tar.h"
 #include "datasets/webdataset_index.h"
 #include "util/files.h"

@@ -315,7 +315,9 @@ static void show_chosen(Viewer *v, Dataset *d, const Sheet *sheet)
     for (long k = 0; k < o.count; k++) {
         long epoch = o.epoch + (o.same ? k : 0);
         for (int i = 0; i < v->group; i++) {
-            long sample = i ? data_order(d, epoch, i % n) : o.same ? first : k * n / o.count;
+            long sample = o.same ? first : k * n / o.count;
+            if (i > 0)
+                sample = data_order(d, epoch, i % n);
             labels[i] = data_sample(d, decoder, sample, epoch, 0, images + (size_t)i * bytes);
         }
         view(v, images, k, 0);
