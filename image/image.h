@@ -71,14 +71,17 @@ typedef struct {
     int out_w, out_h;
     int filter, decode; /* FILTER_*, DECODE_* */
     int crop, resize;   /* evaluation: CROP_*, shorter side (0: image_default_resize) */
-} Target;
+    bool augment;       /* training: random resized crop, flip and `changes` */
+    double area_min, area_max, ratio_min, ratio_max, flip;
+    const struct Augmentation *changes; /* the caller's, or NULL */
+} Preprocess;
 
 /* Training: the box of the upright picture, resized to out [out_h, out_w, 3]; flip mirrors left and
  * right afterwards. As image_crop_resize of the decoded picture, but only what is needed is
  * decoded. */
-bool decoder_crop(Decoder *d, const Target *t, Box b, bool flip, uint8_t *out, Error *e);
+bool decoder_crop(Decoder *d, const Preprocess *t, Box b, bool flip, uint8_t *out, Error *e);
 /* Evaluation: as image_eval of the decoded picture. */
-bool decoder_eval(Decoder *d, const Target *t, uint8_t *out, Error *e);
+bool decoder_eval(Decoder *d, const Preprocess *t, uint8_t *out, Error *e);
 
 /* ---- resize.c: to the size a model wants ---- */
 

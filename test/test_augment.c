@@ -617,18 +617,18 @@ static void test_samples(void)
     }
     DataOptions o = {.spec = dir,
                      .train = true,
-                     .image_h = SIDE,
-                     .image_w = SIDE,
-                     .augment = true,
-                     .area_min = 0.3,
-                     .area_max = 1,
-                     .ratio_min = 0.75,
-                     .ratio_max = 1.3,
-                     .flip = 0.5,
+                     .images.out_h = SIDE,
+                     .images.out_w = SIDE,
+                     .images.augment = true,
+                     .images.area_min = 0.3,
+                     .images.area_max = 1,
+                     .images.ratio_min = 0.75,
+                     .images.ratio_max = 1.3,
+                     .images.flip = 0.5,
                      .seed = 17};
     Augmentation *a = augmentation_new("0.4", "imagenet", &e);
     Dataset *plain = data_open(&o, &e);
-    o.changes = a;
+    o.images.changes = a;
     Dataset *changing = data_open(&o, &e);
     Decoder *decoder = decoder_new();
     for (int epoch = 0; epoch < 20 && CHECK(plain && changing && a, "%s", e.what); epoch++) {

@@ -89,6 +89,21 @@ char *read_text(const char *path, size_t max_bytes, Error *e)
     return text;
 }
 
+long read_at(int fd, void *bytes, size_t n, uint64_t at)
+{
+    size_t done = 0;
+    while (done < n) {
+        ssize_t got = pread(fd, (char *)bytes + done, n - done, (off_t)(at + done));
+        if (got == 0)
+            break;
+        if (got > 0)
+            done += (size_t)got;
+        else if (errno != EINTR)
+            return -1;
+    }
+    return (long)done;
+}
+
 /* ---- writing ---- */
 
 struct FileWriter {

@@ -13,3 +13,5 @@ void double_text(double v, char *out, size_t size); /* the shortest that reads b
 /* The word in `list` (NULL-terminated) nearest to `word` by edit distance, or NULL if none is near.
  */
 const char *nearest(const char *word, const char *const *list);
+/* "did you mean <before><the nearest>? <hint>", or just the hint; free() it. */
+char *did_you_mean(const char *before, const char *word, const char *const *list, const char *hint);
