@@ -379,12 +379,12 @@ long data_damaged_by_all(Dataset *d, void (*sum)(double *x, int n))
 static bool preprocess(const Dataset *d, Decoder *decoder, View v, uint8_t *out, Error *e)
 {
     const DataOptions *o = &d->o;
-    Target t = {.out_w = o->image_w,
-                .out_h = o->image_h,
-                .filter = o->filter,
-                .decode = o->decode,
-                .crop = d->s->kind->stretch ? CROP_STRETCH : o->crop,
-                .resize = o->resize};
+    Preprocess t = {.out_w = o->image_w,
+                    .out_h = o->image_h,
+                    .filter = o->filter,
+                    .decode = o->decode,
+                    .crop = d->s->kind->stretch ? CROP_STRETCH : o->crop,
+                    .resize = o->resize};
     if (!o->augment)
         return decoder_eval(decoder, &t, out, e);
     RngStream box = view_draw(v, DRAW_BOX), flip = view_draw(v, DRAW_FLIP);

@@ -687,7 +687,7 @@ static long memory_available(void)
 static void large_child(const char *path, int decode, int images, double seconds, FILE *out)
 {
     static uint8_t rgb[SIZE * SIZE * 3];
-    Target t = {.out_w = SIZE, .out_h = SIZE, .filter = FILTER_BILINEAR, .decode = decode};
+    Preprocess t = {.out_w = SIZE, .out_h = SIZE, .filter = FILTER_BILINEAR, .decode = decode};
     Error e;
     Decoder *d = decoder_new();
     Cost c = {.wall = now(), .cpu = cpu_now()};

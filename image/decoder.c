@@ -738,13 +738,13 @@ static bool decoder_resize(Decoder *d, Resize *r, int decode, uint8_t *out, Erro
     return resizer_run(d->resizer, r, &(RowSource){part_start, part_rows, &part}, out, e);
 }
 
-bool decoder_crop(Decoder *d, const Target *t, Box b, bool flip, uint8_t *out, Error *e)
+bool decoder_crop(Decoder *d, const Preprocess *t, Box b, bool flip, uint8_t *out, Error *e)
 {
     Resize r = resize_of_crop(b, t->filter, t->out_w, t->out_h, flip);
     return decoder_resize(d, &r, t->decode, out, e);
 }
 
-bool decoder_eval(Decoder *d, const Target *t, uint8_t *out, Error *e)
+bool decoder_eval(Decoder *d, const Preprocess *t, uint8_t *out, Error *e)
 {
     Resize r = resize_of_eval(d->w, d->h, t);
     return decoder_resize(d, &r, t->decode, out, e);

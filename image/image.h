@@ -66,19 +66,22 @@ int decoder_height(const Decoder *d);
 uint8_t *decoder_scratch(Decoder *d, size_t n);
 uint64_t decoder_bytes(const Decoder *d); /* of all files so far */
 
-/* What to make of a picture. */
+/* What to make of a picture: [out_h, out_w, 3]. */
 typedef struct {
     int out_w, out_h;
     int filter, decode; /* FILTER_*, DECODE_* */
     int crop, resize;   /* evaluation: CROP_*, shorter side (0: image_default_resize) */
-} Target;
+    bool augment;       /* training: random resized crop, flip and `changes`; else evaluation */
+    double area_min, area_max, ratio_min, ratio_max, flip; /* flip: how probable it is */
+    const struct Augmentation *changes;                    /* the caller's, or NULL */
+} Preprocess;
 
 /* Training: the box of the upright picture, resized to out [out_h, out_w, 3]; flip mirrors left and
  * right afterwards. As image_crop_resize of the decoded picture, but only what is needed is
  * decoded. */
-bool decoder_crop(Decoder *d, const Target *t, Box b, bool flip, uint8_t *out, Error *e);
+bool decoder_crop(Decoder *d, const Preprocess *p, Box b, bool flip, uint8_t *out, Error *e);
 /* Evaluation: as image_eval of the decoded picture. */
-bool decoder_eval(Decoder *d, const Target *t, uint8_t *out, Error *e);
+bool decoder_eval(Decoder *d, const Preprocess *p, uint8_t *out, Error *e);
 
 /* ---- resize.c: to the size a model wants ---- */
 

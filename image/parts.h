@@ -97,7 +97,7 @@ typedef struct {
 } Resize;
 
 Resize resize_of_crop(Box b, int filter, int out_w, int out_h, bool flip);
-Resize resize_of_eval(int w, int h, const Target *t);
+Resize resize_of_eval(int w, int h, const Preprocess *p);
 /* Input pixels per output pixel, of the axis that has fewer. */
 double resize_shrink(const Resize *r);
 /* The same of a version of the w x h picture with rw x rh pixels. */

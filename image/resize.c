@@ -315,7 +315,7 @@ static Span centre(int in, long size, int n)
     return s;
 }
 
-Resize resize_of_eval(int w, int h, const Target *t)
+Resize resize_of_eval(int w, int h, const Preprocess *t)
 {
     if (t->crop == CROP_STRETCH)
         return resize_of_crop((Box){0, 0, w, h}, t->filter, t->out_w, t->out_h, false);
@@ -408,7 +408,8 @@ void image_crop_resize(const Image *im, Box b, int filter, int out_w, int out_h,
 void image_eval(const Image *im, int crop, int resize, int filter, int out_w, int out_h,
                 uint8_t *out)
 {
-    Target t = {.out_w = out_w, .out_h = out_h, .filter = filter, .crop = crop, .resize = resize};
+    Preprocess t = {
+        .out_w = out_w, .out_h = out_h, .filter = filter, .crop = crop, .resize = resize};
     Resize r = resize_of_eval(im->w, im->h, &t);
     resize_image(im, &r, out);
 }

@@ -161,7 +161,7 @@ static uint8_t *read_file(Decoder *d, const char *path, size_t *n, Error *e)
 static bool encode(Decoder *d, int w, int h, Picture *p)
 {
     Box all = {0, 0, decoder_width(d), decoder_height(d)};
-    Target t = {.out_w = w, .out_h = h, .filter = FILTER_BICUBIC, .decode = DECODE_EXACT};
+    Preprocess t = {.out_w = w, .out_h = h, .filter = FILTER_BICUBIC, .decode = DECODE_EXACT};
     uint8_t *rgb = malloc((size_t)w * (size_t)h * 3);
     if (!rgb)
         return fail(&p->why, "", "%d x %d pixels do not fit in memory", w, h);
@@ -177,7 +177,7 @@ static bool copy(Decoder *d, const uint8_t *bytes, size_t n, Picture *p)
 {
     uint8_t small[8 * 8 * 3];
     Box all = {0, 0, decoder_width(d), decoder_height(d)};
-    Target t = {.out_w = 8, .out_h = 8, .filter = FILTER_BILINEAR, .decode = DECODE_FAST};
+    Preprocess t = {.out_w = 8, .out_h = 8, .filter = FILTER_BILINEAR, .decode = DECODE_FAST};
     if (!decoder_crop(d, &t, all, false, small, &p->why))
         return false;
     p->bytes = memcpy(xmalloc(n), bytes, n);
