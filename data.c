@@ -17,6 +17,10 @@
 #include <string.h>
 
 #include "datasets/source.h"
+#include "image/augment.h"
+#include "image/decoder.h"
+#include "image/pixels.h"
+#include "image/resize.h"
 #include "util/names.h"
 #include "util/rng.h"
 

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "data.h"
+#include "image/decoder.h"
 
 /* ---- batches ---- */
 

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "datasets/source.h"
+#include "image/decoder.h"
 #include "util/files.h"
 #include "util/names.h"
 

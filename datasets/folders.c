@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "datasets/source.h"
+#include "image/decoder.h"
 #include "util/files.h"
 #include "util/names.h"
 

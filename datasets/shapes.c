@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "data.h"
+#include "image/write.h"
 #include "util/files.h"
 #include "util/rng.h"
 

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "datasets/source.h"
+#include "image/decoder.h"
 #include "util/names.h"
 
 #define BLOCK 512

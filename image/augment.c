@@ -7,12 +7,13 @@
  * Not here: what an operation does to pixels (pixels.c), crop and flip (data.c).
  * Order: the schemes as tables; reading a policy's name; drawing and applying.
  */
+#include "image/augment.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "image/image.h"
-#include "util/rng.h"
+#include "image/pixels.h"
 #include "util/text.h"
 
 /* ---- the schemes ---- */

@@ -21,14 +21,14 @@
 #endif
 
 #ifdef HAVE_JPEGINT
-#include <stdio.h>
-#include <stdlib.h>
+#define JPEG_INTERNALS
+#include "image/huffman.h"
+
+#include <stdbool.h>
+#include <stdint.h>
 #include <string.h>
 
-#define JPEG_INTERNALS
-#include <jpeglib.h>
-
-#include "image/parts.h"
+#include "util/util.h"
 
 /* ---- tables ---- */
 
@@ -411,21 +411,12 @@ static boolean decode_mcu(j_decompress_ptr d, JBLOCKROW *blocks)
     return TRUE;
 }
 
-Huffman *huffman_new(void)
-{
-    return xcalloc(1, sizeof(Huffman));
-}
-
-void huffman_free(Huffman *h)
-{
-    free(h);
-}
-
-void huffman_take_over(Huffman *h, struct jpeg_decompress_struct *d)
+void huffman_take_over(Huffman **kept, j_decompress_ptr d)
 {
     if (d->progressive_mode || d->arith_code || jpeg_has_multiple_scans(d) ||
         d->comps_in_scan != d->num_components)
         return;
+    Huffman *h = *kept = *kept ? *kept : xcalloc(1, sizeof *h);
     for (int c = 0; c < d->comps_in_scan; c++) {
         const jpeg_component_info *comp = d->cur_comp_info[c];
         make_table(&h->dc[comp->dc_tbl_no], d->dc_huff_tbl_ptrs[comp->dc_tbl_no], false);
@@ -442,19 +433,9 @@ void huffman_take_over(Huffman *h, struct jpeg_decompress_struct *d)
     d->entropy = &h->module;
 }
 #else
-#include "image/parts.h"
+#include "image/huffman.h"
 
-Huffman *huffman_new(void)
-{
-    return NULL;
-}
-
-void huffman_free(Huffman *h)
-{
-    (void)h;
-}
-
-void huffman_take_over(Huffman *h, struct jpeg_decompress_struct *d)
+void huffman_take_over(Huffman **h, j_decompress_ptr d)
 {
     (void)h, (void)d;
 }

@@ -9,12 +9,12 @@
  * Not here: which change an image gets, and how strong (augment.c).
  * Order: levels; blends; hue; geometry; the table of operations.
  */
+#include "image/pixels.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "image/image.h"
 
 /* An image on its way through one operation. */
 typedef struct {

@@ -12,6 +12,8 @@
  *
  * Order: the file in memory, the header and its versions, samples to pixels, bands of rows.
  */
+#include "image/tiff.h"
+
 #ifdef HAVE_TIFF
 #include <math.h>
 #include <pthread.h>
@@ -19,8 +21,6 @@
 #include <string.h>
 
 #include <tiffio.h>
-
-#include "image/parts.h"
 
 enum {
     MAX_SIDE = 1 << 20,  /* of a slide; what is read of it is at most IMAGE_MAX_SIDE wide */
@@ -450,6 +450,4 @@ static bool tiff_rows(void *reader, int n, const uint8_t **row, Error *e)
 }
 
 const PartReader tiff_reader = {tiff_new, tiff_free, tiff_open, tiff_reduce, tiff_start, tiff_rows};
-#else
-typedef int tiff_is_optional; /* ISO C has no empty files */
 #endif

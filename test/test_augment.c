@@ -10,6 +10,9 @@
 #include "checkpoint.h"
 #include "data.h"
 #include "check.h"
+#include "image/augment.h"
+#include "image/decoder.h"
+#include "image/pixels.h"
 #include "util/files.h"
 #include "util/rng.h"
 

@@ -8,6 +8,7 @@
 
 #include "data.h"
 #include "files.h"
+#include "image/decoder.h"
 #include "util/files.h"
 
 /* ---- order ---- */

@@ -24,6 +24,8 @@
 #include "data.h"
 #include "util/report.h"
 #include "datasets/tar.h"
+#include "image/decoder.h"
+#include "image/write.h"
 
 /* ---- flags ---- */
 

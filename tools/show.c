@@ -19,6 +19,8 @@
 #include <stb/stb_easy_font.h>
 #pragma GCC diagnostic pop
 
+#include "image/decoder.h"
+#include "image/write.h"
 #include "util/report.h"
 #include "train/setup.h"
 

@@ -9,6 +9,7 @@
  */
 #include "train/setup.h"
 
+#include "image/augment.h"
 #include "util/files.h"
 #include "util/report.h"
 #include "util/text.h"
