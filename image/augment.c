@@ -309,16 +309,11 @@ static bool read_big_vision(Augmentation *a, const char *text, Error *e)
 
 static bool read_policy(Augmentation *a, const char *text, Error *e)
 {
-    if (!*text || strcmp(text, "none") == 0)
+    bool paper = strcmp(text, "imagenet") == 0, v0 = strcmp(text, "imagenet-v0") == 0;
+    if (paper || v0)
+        a->scheme = &schemes[paper ? PAPER : V0];
+    if (paper || v0 || !*text || strcmp(text, "none") == 0)
         return true;
-    if (strcmp(text, "imagenet") == 0) {
-        a->scheme = &schemes[PAPER];
-        return true;
-    }
-    if (strcmp(text, "imagenet-v0") == 0) {
-        a->scheme = &schemes[V0];
-        return true;
-    }
     if (strncmp(text, "randaug", 7) == 0 && (!text[7] || text[7] == '('))
         return read_big_vision(a, text, e);
     if (strncmp(text, "rand", 4) == 0 && (!text[4] || text[4] == '-'))

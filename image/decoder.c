@@ -46,6 +46,13 @@ static Box stored_area(Box b, int orientation, int w, int h)
     return b;
 }
 
+/* Where the upright pixel (x, y) stands, in pixels from the first. */
+static long stored_at(const Image *im, int orientation, int x, int y)
+{
+    Box b = stored_area((Box){x, y, 1, 1}, orientation, im->w, im->h);
+    return (long)b.top * im->w + b.left;
+}
+
 /* Turn the picture upright. */
 static void orient(Image *im, int orientation)
 {
@@ -54,15 +61,9 @@ static void orient(Image *im, int orientation)
     Image out;
     bool turned = orientations[orientation].turned;
     image_alloc(&out, turned ? im->h : im->w, turned ? im->w : im->h);
-    long step_x = turned ? im->w : 1, step_y = turned ? 1 : im->w, origin = 0; /* in pixels */
-    if (orientations[orientation].mirror_x) {
-        origin += im->w - 1;
-        *(turned ? &step_y : &step_x) *= -1;
-    }
-    if (orientations[orientation].mirror_y) {
-        origin += (long)im->w * (im->h - 1);
-        *(turned ? &step_x : &step_y) *= -1;
-    }
+    long origin = stored_at(im, orientation, 0, 0);
+    long step_x = stored_at(im, orientation, 1, 0) - origin;
+    long step_y = stored_at(im, orientation, 0, 1) - origin;
     uint8_t *dst = out.rgb;
     for (long y = 0; y < out.h; y++)
         for (long x = 0; x < out.w; x++, dst += 3)

@@ -103,26 +103,23 @@ static Pair pair_of(const Table *t, unsigned bits)
 {
     enum { MASK = (1 << LOOK) - 1 };
     Pair p = {.at = {RARE}};
-    Entry e = t->look[bits];
-    int run = (int)(e >> RUN & 15), used = (int)(e & BOTH);
-    if ((e & LONG) || used > LOOK || ((e & STOP) && run == 15))
-        return p;
-    p = (Pair){.bits = (uint8_t)used, .on = 64};
-    if (e & STOP)
-        return p;
-    p.on = (uint8_t)(run + 1);
-    p.at[0] = p.at[1] = (uint8_t)run;
-    p.v[0] = (int16_t)value_of(bits >> (LOOK - used), (1u << (e >> SIZE & 15)) - 1);
-    e = t->look[bits << used & MASK];
-    int more = (int)(e & BOTH), run2 = (int)(e >> RUN & 15);
-    if ((e & LONG) || used + more > LOOK || ((e & STOP) && run2 == 15))
-        return p;
-    p.bits = (uint8_t)(used + more);
-    p.at[1] = (uint8_t)(run + 1 + (e & STOP ? 0 : run2));
-    p.on = (uint8_t)(e & STOP ? 64 : p.at[1] + 1);
-    p.v[1] =
-        (int16_t)(e & STOP ? 0
-                           : value_of(bits >> (LOOK - used - more), (1u << (e >> SIZE & 15)) - 1));
+    int used = 0, at = 0;
+    for (int i = 0; i < 2; i++) {
+        Entry e = t->look[bits << used & MASK];
+        int run = (int)(e >> RUN & 15);
+        bool end = e & STOP;
+        used += (int)(e & BOTH);
+        if ((e & LONG) || used > LOOK || (end && run == 15))
+            return p;
+        at += end ? 0 : run;
+        p.bits = (uint8_t)used;
+        p.on = (uint8_t)(end ? 64 : at + 1);
+        p.at[1] = p.at[i] = (uint8_t)at;
+        if (end)
+            return p;
+        p.v[i] = (int16_t)value_of(bits >> (LOOK - used), (1u << (e >> SIZE & 15)) - 1);
+        at++;
+    }
     return p;
 }
 

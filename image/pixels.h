@@ -30,7 +30,6 @@ enum {
     OP_TRANSLATE_Y,
     OP_COUNT
 };
-const char *image_op_name(int op); /* "solarize_add" */
 /* rgb [h, w, 3] in place; `filter` is FILTER_* of the last five; scratch as malloc aligns it. */
 void image_op(int op, double magnitude, int filter, uint8_t *rgb, int w, int h, uint8_t *scratch);
 size_t image_op_scratch(int w, int h); /* bytes */
