@@ -86,15 +86,13 @@ struct Decoder {
     Room room, scratch;
     void *map;
     size_t mapped;
-    Resizer *resizer;
+    Resizer resizer;
     uint64_t total;
 };
 
 Decoder *decoder_new(void)
 {
-    Decoder *d = xcalloc(1, sizeof *d);
-    d->resizer = resizer_new();
-    return d;
+    return xcalloc(1, sizeof(Decoder));
 }
 
 static void close_picture(Decoder *d)
@@ -124,7 +122,7 @@ void decoder_free(Decoder *d)
             formats[i].parts->free(d->reader[i]);
     room_free(&d->room);
     room_free(&d->scratch);
-    resizer_free(d->resizer);
+    resizer_free(&d->resizer);
     free(d);
 }
 
@@ -297,7 +295,7 @@ static bool decoder_resize(Decoder *d, Resize *r, int decode, uint8_t *out, Erro
         return false;
     if (d->pixels.rgb) {
         RowSource rows = rows_of_pixels(&d->pixels);
-        return resizer_run(d->resizer, r, &rows, out, e);
+        return resizer_run(&d->resizer, r, &rows, out, e);
     }
     if (!d->format)
         return fail(e, "open a picture first", "no picture is open");
@@ -313,7 +311,7 @@ static bool decoder_resize(Decoder *d, Resize *r, int decode, uint8_t *out, Erro
         rows = rows_of_pixels(&upright.pixels);
         rows.start = turned_start;
     }
-    return resizer_run(d->resizer, r, &rows, out, e);
+    return resizer_run(&d->resizer, r, &rows, out, e);
 }
 
 bool decoder_crop(Decoder *d, const Preprocess *p, Box b, bool flip, uint8_t *out, Error *e)

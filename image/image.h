@@ -52,12 +52,11 @@ typedef struct {
 enum { DRAW_BOX, DRAW_FLIP, DRAW_JITTER, DRAW_POLICY };
 static inline RngStream view_draw(View v, int what)
 {
-    RngStream s = {.seed = v.seed,
-                   .sample = v.sample,
-                   .step = v.epoch,
-                   .purpose = RNG_AUGMENT,
-                   .layer = what + 16 * (int)v.repeat};
-    return s;
+    return (RngStream){.seed = v.seed,
+                       .sample = v.sample,
+                       .step = v.epoch,
+                       .purpose = RNG_AUGMENT,
+                       .layer = what + 16 * (int)v.repeat};
 }
 
 typedef struct Augmentation Augmentation; /* augment.h */

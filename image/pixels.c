@@ -353,23 +353,17 @@ enum { MARGIN = 2, SIDE = 2 * MARGIN };
 static void with_margin(const Work *p, uint32_t *out)
 {
     long stride = p->w + SIDE;
-    for (int y = 0; y < p->h; y++) {
-        const uint8_t *in = p->rgb + 3L * y * p->w;
-        uint32_t *row = out + (y + MARGIN) * stride;
-        for (int x = 0; x < p->w; x++)
-            row[MARGIN + x] =
-                in[3 * x] | (uint32_t)in[3 * x + 1] << 8 | (uint32_t)in[3 * x + 2] << 16;
+    for (int y = -MARGIN; y < p->h + MARGIN; y++, out += stride) {
+        int from = y < 0 ? 0 : y;
+        const uint8_t *in = p->rgb + 3L * p->w * (from < p->h ? from : p->h - 1);
+        for (int x = 0; x < p->w; x++, in += 3)
+            out[MARGIN + x] = in[0] | (uint32_t)in[1] << 8 | (uint32_t)in[2] << 16;
         for (int i = 0; i < MARGIN; i++) {
-            row[i] = row[MARGIN];
-            row[MARGIN + p->w + i] = row[MARGIN + p->w - 1];
+            out[i] = out[MARGIN];
+            out[MARGIN + p->w + i] = out[MARGIN + p->w - 1];
         }
     }
-    for (int i = 0; i < MARGIN; i++) {
-        memcpy(out + i * stride, out + MARGIN * stride, sizeof *out * (size_t)stride);
-        memcpy(out + (MARGIN + p->h + i) * stride, out + (MARGIN + p->h - 1) * stride,
-               sizeof *out * (size_t)stride);
-    }
-    memset(out + (SIDE + p->h) * stride, FILL, sizeof *out * SIDE * (size_t)stride);
+    memset(out, FILL, sizeof *out * SIDE * (size_t)stride);
 }
 
 /* A run of output pixels: the pixel left of and above each source point, and how far it is. */

@@ -21,17 +21,7 @@
 
 /* ---- weights ---- */
 
-/* One axis of a resize: output i is the sum over k < count[i] of weight[i*taps + k] times input
- * first[i] + k. Weights are fixed point with WEIGHT_BITS bits, like Pillow's. */
-#define WEIGHT_BITS 22
-
-typedef struct {
-    int n, taps;
-    int lo, hi; /* inputs that are needed */
-    int *first, *count;
-    int32_t *weight;
-    Room rooms[3];
-} Axis;
+enum { WEIGHT_BITS = 22 };
 
 /* Weights of the inputs lo + k, k < n, for an output at `center`; `step` is 1 / how far the filter
  * is stretched. Loops without branches: the compiler makes vectors of them. */
@@ -64,10 +54,11 @@ static void axis_set(Axis *a, const Span *s, int filter)
     a->taps = (int)ceil(support) * 2 + 1;
     a->lo = s->in;
     a->hi = 0;
-    a->first = room_get(&a->rooms[0], sizeof(int) * 2 * a->n);
+    size_t numbers = (size_t)a->n * (2 + (size_t)a->taps);
+    double *w = room_get(&a->room, sizeof *w * a->taps + sizeof(int32_t) * numbers);
+    a->first = (int32_t *)(w + a->taps);
     a->count = a->first + a->n;
-    a->weight = room_get(&a->rooms[1], sizeof(int32_t) * a->n * a->taps);
-    double *w = room_get(&a->rooms[2], sizeof(double) * a->taps);
+    a->weight = a->count + a->n;
     for (int i = 0; i < a->n; i++) {
         double center = s->from + (s->start + i + 0.5) * scale, sum = 0;
         int lo = (int)(center - support + 0.5), hi = (int)(center + support + 0.5);
@@ -148,6 +139,21 @@ static inline Vector vector_of(int32_t v)
     return (Vector){0} + v;
 }
 
+/* The weighted sum of `count` runs of bytes, `stride` apart, of so many vectors each. */
+enum { MOST_VECTORS = 4 };
+static inline void sum_products(const uint8_t *in, size_t stride, const int32_t *w, int count,
+                                int vectors, uint8_t *restrict out)
+{
+    Vector sum[MOST_VECTORS];
+    for (int v = 0; v < vectors; v++)
+        sum[v] = vector_of(HALF);
+    for (int k = 0; k < count; k++, in += stride)
+        for (int v = 0; v < vectors; v++)
+            sum[v] += w[k] * widen(in + v * VECTOR);
+    for (int v = 0; v < vectors; v++)
+        store_levels(out + v * VECTOR, sum[v]);
+}
+
 /* The horizontal pass takes ROWS rows at once, interleaved to [w][ROWS][4] (the fourth value of a
  * pixel is never used), so that one weight applies to a whole vector. */
 enum { LANES = ROWS * 4 };
@@ -165,21 +171,11 @@ static void interleave(const uint8_t *const *row, int w, uint8_t *restrict out)
 }
 
 /* in: inputs lo .. hi-1, [][ROWS][4] -> out [n][ROWS][4] */
-static void sum_pixels(const uint8_t *in, const Axis *ax, uint8_t *restrict out)
+static void sum_pixels(const uint8_t *in, const Axis *ax, uint8_t *out)
 {
-    enum { N = LANES / VECTOR };
-    for (int i = 0; i < ax->n; i++, out += LANES) {
-        const int32_t *w = ax->weight + (size_t)i * ax->taps;
-        const uint8_t *p = in + (size_t)(ax->first[i] - ax->lo) * LANES;
-        Vector sum[N];
-        for (int j = 0; j < N; j++)
-            sum[j] = vector_of(HALF);
-        for (int k = 0; k < ax->count[i]; k++, p += LANES)
-            for (int j = 0; j < N; j++)
-                sum[j] += w[k] * widen(p + j * VECTOR);
-        for (int j = 0; j < N; j++)
-            store_levels(out + j * VECTOR, sum[j]);
-    }
+    for (int i = 0; i < ax->n; i++, out += LANES)
+        sum_products(in + (size_t)(ax->first[i] - ax->lo) * LANES, LANES,
+                     ax->weight + (size_t)i * ax->taps, ax->count[i], LANES / VECTOR, out);
 }
 
 /* in [n][ROWS][4] -> `rows` rows [n][3], `stride` bytes apart, 3*n < stride: each pixel is one move
@@ -193,50 +189,26 @@ static void separate(const uint8_t *in, int n, int rows, bool flip, uint8_t *out
 
 /* One output row of the vertical pass: the weighted sum of `count` rows. STEP values are summed in
  * registers at a time; the rows of `in` have room for a whole last step. */
-enum { STEP = 4 * VECTOR };
+enum { STEP = MOST_VECTORS * VECTOR };
 
 static void sum_rows(const uint8_t *in, size_t stride, const int32_t *w, int count, int n,
                      uint8_t *out)
 {
-    for (int j = 0; j < n; j += STEP) {
-        Vector sum[4];
-        for (int v = 0; v < 4; v++)
-            sum[v] = vector_of(HALF);
-        const uint8_t *p = in + j;
-        for (int k = 0; k < count; k++, p += stride)
-            for (int v = 0; v < 4; v++)
-                sum[v] += w[k] * widen(p + v * VECTOR);
-        uint8_t levels[STEP];
-        bool whole = n - j >= STEP;
-        for (int v = 0; v < 4; v++)
-            store_levels((whole ? out + j : levels) + v * VECTOR, sum[v]);
-        if (!whole)
-            memcpy(out + j, levels, (size_t)(n - j));
+    int whole = n / STEP * STEP;
+    uint8_t last[STEP];
+    for (int j = 0; j < whole; j += STEP)
+        sum_products(in + j, stride, w, count, MOST_VECTORS, out + j);
+    if (whole < n) {
+        sum_products(in + whole, stride, w, count, MOST_VECTORS, last);
+        memcpy(out + whole, last, (size_t)(n - whole));
     }
-}
-
-struct Resizer {
-    Axis x, y;
-    Room wide, summed, narrow;
-};
-
-Resizer *resizer_new(void)
-{
-    return xcalloc(1, sizeof(Resizer));
 }
 
 void resizer_free(Resizer *s)
 {
-    if (!s)
-        return;
-    for (int i = 0; i < COUNT(s->x.rooms); i++) {
-        room_free(&s->x.rooms[i]);
-        room_free(&s->y.rooms[i]);
-    }
-    room_free(&s->wide);
-    room_free(&s->summed);
-    room_free(&s->narrow);
-    free(s);
+    Room *rooms[] = {&s->x.room, &s->y.room, &s->wide, &s->summed, &s->narrow};
+    for (int i = 0; i < COUNT(rooms); i++)
+        room_free(rooms[i]);
 }
 
 /* Horizontal, then vertical; only the rows that the vertical pass reads go through the first. */

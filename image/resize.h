@@ -43,10 +43,22 @@ void resize_reduce(Resize *r, int w, int h, int rw, int rh);
 
 /* ---- carried out ---- */
 
+/* The weights of one axis: output i is the sum over k < count[i] of weight[i*taps + k] times input
+ * first[i] + k, in fixed point, like Pillow's. */
+typedef struct {
+    int n, taps;
+    int lo, hi; /* inputs that are needed */
+    int32_t *first, *count, *weight;
+    Room room;
+} Axis;
+
+/* What is kept between pictures; zeros at first. */
+typedef struct {
+    Axis x, y;
+    Room wide, summed, narrow;
+} Resizer;
+void resizer_free(Resizer *s);
 /* Pillow's Image.resize: antialiased, separable, the horizontal pass rounded to bytes first. */
-typedef struct Resizer Resizer; /* scratch */
-Resizer *resizer_new(void);
-void resizer_free(Resizer *r);
 bool resizer_run(Resizer *s, const Resize *r, const RowSource *from, uint8_t *out, Error *e);
 
 /* Of pixels in memory, rows of w of them; they cannot fail. */

@@ -27,12 +27,6 @@ static void on_write_error(j_common_ptr c)
     longjmp(w->jump, 1);
 }
 
-/* Warnings are not shown. */
-static void on_write_message(j_common_ptr c)
-{
-    (void)c;
-}
-
 bool image_encode_jpeg(const uint8_t *rgb, int w, int h, int quality, uint8_t **bytes, size_t *n,
                        Error *e)
 {
@@ -41,7 +35,6 @@ bool image_encode_jpeg(const uint8_t *rgb, int w, int h, int quality, uint8_t **
     if (w < 1 || h < 1 || w > JPEG_MAX_DIMENSION || h > JPEG_MAX_DIMENSION)
         return fail(e, "scale it down", "a JPEG cannot have %d x %d pixels", w, h);
     wr.errors.error_exit = on_write_error;
-    wr.errors.output_message = on_write_message;
     if (setjmp(wr.jump)) { /* no memory: libjpeg has kept the bytes to itself */
         jpeg_destroy_compress(&c);
         return fail(e, "free some memory", "cannot encode %d x %d pixels: %s", w, h, wr.what);
@@ -66,23 +59,24 @@ bool image_encode_jpeg(const uint8_t *rgb, int w, int h, int quality, uint8_t **
     return true;
 }
 
+static bool save_bytes(const char *path, uint8_t *bytes, size_t n, Error *e)
+{
+    bool ok = save_file(path, bytes, n, false, e);
+    free(bytes);
+    return ok;
+}
+
 bool image_write_jpeg(const char *path, const uint8_t *rgb, int w, int h, int quality, Error *e)
 {
     uint8_t *bytes;
     size_t n;
-    if (!image_encode_jpeg(rgb, w, h, quality, &bytes, &n, e))
-        return false;
-    bool ok = save_file(path, bytes, n, false, e);
-    free(bytes);
-    return ok;
+    return image_encode_jpeg(rgb, w, h, quality, &bytes, &n, e) && save_bytes(path, bytes, n, e);
 }
 
 bool image_write_png(const char *path, const uint8_t *rgb, int w, int h, Error *e)
 {
     int n;
     unsigned char *bytes = stbi_write_png_to_mem(rgb, 3 * w, w, h, 3, &n);
-    bool ok = bytes ? save_file(path, bytes, (size_t)n, false, e)
-                    : fail(e, "make it smaller", "cannot encode %d x %d pixels as PNG", w, h);
-    free(bytes);
-    return ok;
+    return bytes ? save_bytes(path, bytes, (size_t)n, e)
+                 : fail(e, "make it smaller", "cannot encode %d x %d pixels as PNG", w, h);
 }
