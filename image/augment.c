@@ -347,11 +347,17 @@ static int draw_below(Canvas *c, int n)
 static double draw_magnitude(Canvas *c, const Range *r, double level)
 {
     double m = r->from + (r->to - r->from) * (level / 10);
-    double side = r->op == OP_TRANSLATE_X   ? c->w
-                  : r->op == OP_TRANSLATE_Y ? c->h
-                  : c->w < c->h             ? c->w
-                                            : c->h;
-    m = r->how & DOWN ? floor(m) : r->how & UP ? ceil(m) : r->how & NEAR ? nearbyint(m) : m;
+    double side = fmin(c->w, c->h);
+    if (r->op == OP_TRANSLATE_X)
+        side = c->w;
+    if (r->op == OP_TRANSLATE_Y)
+        side = c->h;
+    if (r->how & DOWN)
+        m = floor(m);
+    if (r->how & UP)
+        m = ceil(m);
+    if (r->how & NEAR)
+        m = nearbyint(m);
     if (r->how & EITHER_SIGN && rng_next(&c->rng) < 0.5)
         m = -m;
     if (r->how & FROM_ONE)

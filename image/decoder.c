@@ -190,8 +190,15 @@ bool decoder_open(Decoder *d, const uint8_t *bytes, size_t n, Error *e)
 }
 
 /* Bytes of an open file: read, or mapped where they are many. */
-static bool open_bytes(Decoder *d, int fd, size_t n, Error *e)
+static bool open_bytes(Decoder *d, int fd, Error *e)
 {
+    struct stat st;
+    if (fd < 0 || fstat(fd, &st) != 0)
+        return fail(e, "check the path and its permissions", "%s", strerror(errno));
+    if (!S_ISREG(st.st_mode) || st.st_size > MAX_FILE_BYTES)
+        return fail(e, "remove it from the data set", "not a regular file of at most %ld bytes",
+                    MAX_FILE_BYTES);
+    size_t n = (size_t)st.st_size, at = 0;
     if (n > (size_t)MAX_READ_BYTES) {
         void *map = mmap(NULL, n, PROT_READ, MAP_PRIVATE, fd, 0);
         if (map == MAP_FAILED)
@@ -201,7 +208,6 @@ static bool open_bytes(Decoder *d, int fd, size_t n, Error *e)
         return decoder_open(d, map, n, e);
     }
     uint8_t *bytes = room_get(&d->room, n + 1);
-    size_t at = 0;
     ssize_t got = 1;
     while (at < n && (got = read(fd, bytes + at, n - at)) > 0)
         at += (size_t)got;
@@ -214,16 +220,8 @@ bool decoder_open_file(Decoder *d, const char *path, Error *e)
 {
     close_picture(d);
     unmap_file(d);
-    struct stat st;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    bool ok;
-    if (fd < 0 || fstat(fd, &st) != 0)
-        ok = fail(e, "check the path and its permissions", "%s", strerror(errno));
-    else if (!S_ISREG(st.st_mode) || st.st_size > MAX_FILE_BYTES)
-        ok = fail(e, "remove it from the data set", "not a regular file of at most %ld bytes",
-                  MAX_FILE_BYTES);
-    else
-        ok = open_bytes(d, fd, (size_t)st.st_size, e);
+    bool ok = open_bytes(d, fd, e);
     if (fd >= 0)
         close(fd);
     return ok;
@@ -289,7 +287,7 @@ static bool turned_start(void *ctx, Box area, Error *e)
     return true;
 }
 
-static bool decoder_resize(Decoder *d, Resize *r, int decode, uint8_t *out, Error *e)
+static bool decoder_resize(Decoder *d, Resize *r, uint8_t *out, Error *e)
 {
     if (d->format && d->format->read && !d->pixels.rgb && !load_whole(d, e))
         return false;
@@ -302,7 +300,7 @@ static bool decoder_resize(Decoder *d, Resize *r, int decode, uint8_t *out, Erro
     const PartReader *parts = d->format->parts;
     bool turned = orientations[d->header.orientation].turned;
     int w, h;
-    parts->reduce(reader_of(d), resize_shrink(r), decode, &w, &h);
+    parts->reduce(reader_of(d), resize_shrink(r), r->p->decode, &w, &h);
     if (w != d->header.w || h != d->header.h)
         resize_reduce(r, d->w, d->h, turned ? h : w, turned ? w : h);
     RowSource rows = {parts->start, parts->rows, reader_of(d)};
@@ -317,11 +315,11 @@ static bool decoder_resize(Decoder *d, Resize *r, int decode, uint8_t *out, Erro
 bool decoder_crop(Decoder *d, const Preprocess *p, Box b, bool flip, uint8_t *out, Error *e)
 {
     Resize r = resize_of_crop(b, p, flip);
-    return decoder_resize(d, &r, p->decode, out, e);
+    return decoder_resize(d, &r, out, e);
 }
 
 bool decoder_eval(Decoder *d, const Preprocess *p, uint8_t *out, Error *e)
 {
     Resize r = resize_of_eval(d->w, d->h, p);
-    return decoder_resize(d, &r, p->decode, out, e);
+    return decoder_resize(d, &r, out, e);
 }

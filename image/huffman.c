@@ -154,29 +154,32 @@ static void make_table(Table *t, const JHUFF_TBL *from, bool ac)
         return;
     t->from = *from;
     t->made = true;
-    for (int i = 0; i < 1 << LOOK; i++)
-        t->look[i] = LONG;
-    int code = 0, symbol = 0;
+    int code = 0, symbols = 0, codes[256], lengths[256]; /* shorter ones first */
     for (int length = 1; length <= CODE; length++, code <<= 1) {
-        t->offset[length] = symbol - code;
-        for (int i = 0; i < from->bits[length] && symbol < 256; i++, code++, symbol++) {
-            int rest = LOOK - length;
-            for (int b = 0; rest >= 0 && b < 1 << rest; b++)
-                t->look[(code << rest | b) & ((1 << LOOK) - 1)] =
-                    entry_of(from->huffval[symbol], length);
+        t->offset[length] = symbols - code;
+        for (int i = 0; i < from->bits[length] && symbols < 256; i++, code++, symbols++) {
+            codes[symbols] = code;
+            lengths[symbols] = length;
         }
         t->max[length] = from->bits[length] ? code - 1 : -1;
     }
-    for (int i = 0; ac && i < 1 << LOOK; i++)
-        t->pair[i] = pair_of(t, (unsigned)i);
-    for (int i = 0; ac && i < 2 << WALK; i++)
-        t->step[i] = NOWHERE << ON;
-    for (int n = 1; ac && n <= WALK; n++) {
-        code = symbol = 0;
-        for (int length = 1; length <= n; length++, code <<= 1)
-            for (int i = 0; i < from->bits[length] && symbol < 256; i++, code++, symbol++)
-                add_steps(t->step, code, length, from->huffval[symbol], n);
+    for (int i = 0; i < 1 << LOOK; i++)
+        t->look[i] = LONG;
+    for (int s = 0; s < symbols && lengths[s] <= LOOK; s++) {
+        int rest = LOOK - lengths[s];
+        for (int b = 0; b < 1 << rest; b++)
+            t->look[(codes[s] << rest | b) & ((1 << LOOK) - 1)] =
+                entry_of(from->huffval[s], lengths[s]);
     }
+    if (!ac)
+        return;
+    for (int i = 0; i < 1 << LOOK; i++)
+        t->pair[i] = pair_of(t, (unsigned)i);
+    for (int i = 0; i < 2 << WALK; i++)
+        t->step[i] = NOWHERE << ON;
+    for (int n = 1; n <= WALK; n++)
+        for (int s = 0; s < symbols && lengths[s] <= n; s++)
+            add_steps(t->step, codes[s], lengths[s], from->huffval[s], n);
 }
 
 /* ---- bits ---- */

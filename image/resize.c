@@ -215,8 +215,8 @@ void resizer_free(Resizer *s)
 bool resizer_run(Resizer *s, const Resize *r, const RowSource *from, uint8_t *out, Error *e)
 {
     Axis *ax = &s->x, *ay = &s->y;
-    axis_set(ax, &r->x, r->filter);
-    axis_set(ay, &r->y, r->filter);
+    axis_set(ax, &r->x, r->p->filter);
+    axis_set(ay, &r->y, r->p->filter);
     int w = ax->hi - ax->lo, h = ay->hi - ay->lo;
     if (!from->start(from->ctx, (Box){r->x.origin + ax->lo, r->y.origin + ay->lo, w, h}, e))
         return false;
@@ -235,9 +235,9 @@ bool resizer_run(Resizer *s, const Resize *r, const RowSource *from, uint8_t *ou
         sum_pixels(wide, ax, summed);
         separate(summed, ax->n, rows, r->flip, narrow + stride * y, stride);
     }
-    size_t out_row = (size_t)r->out_w * 3;
-    if (ax->n < r->out_w || ay->n < r->out_h)
-        memset(out, 0, out_row * r->out_h);
+    size_t out_row = (size_t)r->p->out_w * 3;
+    if (ax->n < r->p->out_w || ay->n < r->p->out_h)
+        memset(out, 0, out_row * r->p->out_h);
     for (int i = 0; i < ay->n; i++)
         sum_rows(narrow + stride * (ay->first[i] - ay->lo), stride,
                  ay->weight + (size_t)i * ay->taps, ay->count[i], (int)row_bytes,
@@ -251,9 +251,7 @@ Resize resize_of_crop(Box b, const Preprocess *p, bool flip)
 {
     return (Resize){.x = {b.left, b.width, 0, b.width, p->out_w, 0, p->out_w, 0},
                     .y = {b.top, b.height, 0, b.height, p->out_h, 0, p->out_h, 0},
-                    .filter = p->filter,
-                    .out_w = p->out_w,
-                    .out_h = p->out_h,
+                    .p = p,
                     .flip = flip};
 }
 

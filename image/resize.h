@@ -29,7 +29,7 @@ typedef struct {
 
 typedef struct {
     Span x, y;
-    int filter, out_w, out_h;
+    const Preprocess *p;
     bool flip; /* left and right, afterwards */
 } Resize;
 
