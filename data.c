@@ -14,6 +14,10 @@
  * Order: opening; damage; one sample; batches; workers; the reader's side.
  */
 #include "data.h"
+#include "image/augment.h"
+#include "image/decoder.h"
+#include "image/pixels.h"
+#include "image/resize.h"
 #include "util/rng.h"
 
 #include <pthread.h>

@@ -17,6 +17,10 @@
  */
 #include "data.h"
 #include "datasets/tar.h"
+#include "image/augment.h"
+#include "image/decoder.h"
+#include "image/resize.h"
+#include "image/write.h"
 #include "util/files.h"
 #include "util/rng.h"
 
@@ -401,19 +405,21 @@ static void shrink(const ImageSet *from, char **dir, char **pattern)
     long shards = (from->n + SHARD - 1) / SHARD;
     *pattern = xasprintf("wds:%s/short-{000000..%06ld}.tar", scratch, shards - 1);
     TarWriter *tar = NULL;
+    Decoder *decoder = decoder_new();
     for (long i = 0; i < from->n; i++) {
         char *path = data_sample_path(d, i), label[16], name[32];
         char *folder = xasprintf("%s/%05d", *dir, data_label(d, i));
         char *file = xasprintf("%s/%07ld.jpg", folder, i);
-        Image im;
         uint8_t *bytes;
         size_t n;
-        check(image_load(path, &im, &e), &e);
-        int shorter = im.w < im.h ? im.w : im.h;
-        int w = (int)((long)im.w * SHORT_SIDE / shorter),
-            h = (int)((long)im.h * SHORT_SIDE / shorter);
+        check(decoder_open_file(decoder, path, &e), &e);
+        Box all = {.width = decoder_width(decoder), .height = decoder_height(decoder)};
+        int shorter = all.width < all.height ? all.width : all.height;
+        int w = (int)((long)all.width * SHORT_SIDE / shorter),
+            h = (int)((long)all.height * SHORT_SIDE / shorter);
+        Preprocess p = {.out_w = w, .out_h = h, .filter = FILTER_BICUBIC};
         uint8_t *rgb = xmalloc((size_t)w * (size_t)h * 3);
-        image_resize(&im, 0, 0, im.w, im.h, FILTER_BICUBIC, w, h, false, rgb);
+        check(decoder_crop(decoder, &p, all, false, rgb, &e), &e);
         make_folder(folder);
         check(image_write_jpeg(file, rgb, w, h, SHORT_QUALITY, &e), &e);
         check(image_encode_jpeg(rgb, w, h, SHORT_QUALITY, &bytes, &n, &e), &e);
@@ -428,7 +434,6 @@ static void shrink(const ImageSet *from, char **dir, char **pattern)
         check(tar_add(tar, name, label, strlen(label), &e), &e);
         snprintf(name, sizeof name, "%07ld.jpg", i);
         check(tar_add(tar, name, bytes, n, &e), &e);
-        image_free(&im);
         free(bytes);
         free(rgb);
         free(file);
@@ -436,6 +441,7 @@ static void shrink(const ImageSet *from, char **dir, char **pattern)
         free(path);
     }
     check(!tar || tar_close(tar, &e), &e);
+    decoder_free(decoder);
     data_close(d);
 }
 

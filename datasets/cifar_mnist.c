@@ -7,6 +7,7 @@
  */
 #include "datasets/source.h"
 #include "datasets/classes.h"
+#include "image/decoder.h"
 #include "util/files.h"
 
 #include <errno.h>

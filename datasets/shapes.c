@@ -11,6 +11,7 @@
  */
 #include "datasets/shapes.h"
 #include "image/image.h"
+#include "image/write.h"
 #include "util/files.h"
 
 #include <math.h>

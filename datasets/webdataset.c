@@ -10,6 +10,7 @@
 #include "datasets/classes.h"
 #include "datasets/tar.h"
 #include "datasets/webdataset_index.h"
+#include "image/decoder.h"
 #include "util/files.h"
 
 #include <errno.h>

@@ -9,6 +9,7 @@
 #include "data.h"
 #include "datasets/shapes.h"
 #include "files.h"
+#include "image/decoder.h"
 #include "util/files.h"
 
 /* ---- order ---- */

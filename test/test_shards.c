@@ -11,6 +11,7 @@
 #include "datasets/tar.h"
 #include "check.h"
 #include "files.h"
+#include "image/decoder.h"
 #include "util/files.h"
 
 enum { SIDE = 8, BYTES = 3 * SIDE * SIDE, SHARDS = 7, CLASSES = 5 };

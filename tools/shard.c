@@ -21,6 +21,8 @@
 
 #include "data.h"
 #include "datasets/tar.h"
+#include "image/decoder.h"
+#include "image/write.h"
 #include "util/files.h"
 #include "util/report.h"
 

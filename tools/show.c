@@ -20,6 +20,8 @@
 #pragma GCC diagnostic pop
 
 #include "train/setup.h"
+#include "image/decoder.h"
+#include "image/write.h"
 #include "util/report.h"
 
 /* ---- flags ---- */

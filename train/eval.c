@@ -5,6 +5,7 @@
  */
 #include "train/setup.h"
 
+#include "image/decoder.h"
 #include "util/files.h"
 #include "util/report.h"
 #include "util/rng.h"

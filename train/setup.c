@@ -10,6 +10,7 @@
 #include "train/setup.h"
 
 #include "datasets/shapes.h"
+#include "image/augment.h"
 #include "util/files.h"
 #include "util/report.h"
 #include "util/text.h"

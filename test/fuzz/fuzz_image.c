@@ -1,7 +1,7 @@
 /* fuzz_image.c - pictures of every format: whole, cropped, and for evaluation, exact and fast; the
  * same whatever was read before. */
 #include "fuzz.h"
-#include "image/image.h"
+#include "image/decoder.h"
 
 #include <string.h>
 

@@ -5,7 +5,7 @@
  * read in the order of their names: the one without a table must not take that of the one before.
  */
 #include "fuzz.h"
-#include "image/image.h"
+#include "image/decoder.h"
 
 #include <jpeglib.h>
 #include <setjmp.h>

@@ -2,6 +2,7 @@
  * labels come first, as many bytes as the second byte says. */
 #include "data.h"
 #include "fuzz.h"
+#include "image/decoder.h"
 #include "util/files.h"
 
 #include <string.h>
