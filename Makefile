@@ -27,7 +27,7 @@ FLAGS    := -std=c11 -D_GNU_SOURCE $(CFLAGS) $(ARCH) -fno-math-errno -fno-trappi
 # zeros, such a picture is the same in every thread.
 ZEROED   := $(firstword $(foreach v,zero pattern,$(shell echo 'int x;' | $(CC) -ftrivial-auto-var-init=$v \
             -x c -c -o /dev/null - 2>/dev/null && echo -ftrivial-auto-var-init=$v)))
-%/image/decoder.o: ZERO = $(ZEROED)
+%/image/formats.o: ZERO = $(ZEROED)
 # What is optional is found by the same probes, which leave -D flags and -l flags behind.
 HAVE     = $$(cat $(BUILD)/have)
 OPTIONAL = $$(cat $(BUILD)/libs)
@@ -208,7 +208,8 @@ test: report
 	  $(patsubst %,"%",$(filter %/double/test_grad,$(TESTS))) \
 	  $(foreach t,$(filter %/test_golden,$(TESTS)),"$t $(GOLDEN) $(FIXTURES)") \
 	  $(if $(FIXTURES),,"skip: no PyTorch fixtures in $(SHARED)/fixtures") \
-	  "test/test_train.sh $(PROGRAM) $(SHARED)" \
+	  "test/test_layers.sh $(BUILD)" \
+  "test/test_train.sh $(PROGRAM) $(SHARED)" \
 	  "test/test_tools.sh $(TOOL) $(PROGRAM) $(SHARED)" \
 	  $(call FUZZ_RUNS,3) \
 	  $(CUDA_TESTS) \

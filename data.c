@@ -1,24 +1,30 @@
-/* data.c - data sets: opening one by its name, and one preprocessed sample.
+/* data.c - data sets: opening one by its name, one preprocessed sample, the order of an epoch, and
+ * batches made ahead of time by a pool of threads.
  *
- * What a data set consists of is its source's business (source.h): class folders (folders.c),
- * records (records.c), tar shards (shards.c), or nothing at all (fake, here). Everything that can
- * be wrong with a data set as a whole is found by data_open; a damaged image is found when it is
- * read, and replaced. All functions but open and close may be called from several threads.
+ * What a data set consists of is its source's business (datasets/source.h). Everything that can be
+ * wrong with a data set as a whole is found by data_open; a damaged image is found when it is read,
+ * and replaced. All data_ functions but open and close may be called from several threads.
  *
- * Not here: decoding (image.c), resizing (resize.c), batches and their order (loader.c).
- * Order: what sources share; fake data; opening; damage; one sample.
+ * Batches come from a ring of them: workers take one image at a time, in order, and fill the ring
+ * ahead of the reader; the reader takes whole batches, in order. What a batch holds depends on its
+ * position alone, so any number of workers makes the same bytes, and a run resumes from its
+ * position.
+ *
+ * Not here: decoding, resizing and augmentation (image/), where samples come from (datasets/).
+ * Order: opening; damage; one sample; batches; workers; the reader's side.
  */
-#include <math.h>
+#include "data.h"
+#include "image/augment.h"
+#include "image/decoder.h"
+#include "image/pixels.h"
+#include "image/resize.h"
+#include "util/rng.h"
+
 #include <pthread.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "datasets/source.h"
-#include "util/names.h"
-#include "util/rng.h"
 
 /* After so many unreadable images in a row the data set is taken to be gone (an unmounted disk). */
 #define MAX_DAMAGED_IN_A_ROW 1000
@@ -26,183 +32,21 @@
 #define DAMAGED_FLOOR 10
 /* Of so many damaged images the path is kept for the last words. */
 #define DAMAGED_NAMED 4
+/* Repeats of a sample stand this far apart, so that they share a large batch but no small one; in
+ * an epoch that is too short for that, as far apart as can be. */
+#define REPEAT_APART 64
 
 struct Dataset {
-    DataOptions o; /* its strings belong to the caller and are cleared */
+    DataOptions o; /* without its texts, which are the caller's */
     Source *s;
     atomic_uchar *damaged; /* [n]: 1 once reported */
     long damaged_limit;
-    pthread_mutex_t damage; /* guards the two below */
-    long damaged_count;
+    atomic_long damaged_count;
+    pthread_mutex_t naming; /* guards damaged_path, the first that were counted */
     char *damaged_path[DAMAGED_NAMED];
     double reported_by_all; /* the sum over the processes when they last compared, */
     long damaged_by_all;    /* and how many samples that were */
 };
-
-/* ---- what sources share ---- */
-
-void source_close(Source *s)
-{
-    if (!s)
-        return;
-    s->kind->close(s);
-    names_free(&s->classes);
-    free(s->labels);
-    free(s->item);
-    free(s);
-}
-
-void source_reserve(Source *s, long more)
-{
-    if (s->n + more <= s->room)
-        return;
-    s->room = 2 * s->room > s->n + more ? 2 * s->room : s->n + more;
-    s->labels = xrealloc(s->labels, sizeof *s->labels * (size_t)s->room);
-    s->item = xrealloc(s->item, sizeof *s->item * (size_t)s->room);
-}
-
-void source_add(Source *s, uint64_t item, int label)
-{
-    source_reserve(s, 1);
-    s->item[s->n] = item;
-    s->labels[s->n++] = label;
-}
-
-/* Of a class with n images, how many stay. */
-static long share_of(double per_class, long n)
-{
-    double keep = per_class <= 0   ? (double)n
-                  : per_class <= 1 ? floor(per_class * (double)n + 1e-9)
-                                   : floor(per_class);
-    return keep < 1 ? 1 : keep < (double)n ? (long)keep : n;
-}
-
-void source_subset(Source *s, const DataOptions *o)
-{
-    int K = s->classes.n;
-    if (o->classes_fraction > 0 && o->classes_fraction < 1)
-        K = (int)ceil(o->classes_fraction * s->classes.n - 1e-9);
-    double per_class = o->train ? o->per_class : 0;
-    long n = s->n, *left = xcalloc((size_t)s->classes.n, sizeof *left);
-    for (long i = 0; i < n; i++)
-        left[s->labels[i]]++;
-    for (int k = 0; k < s->classes.n; k++)
-        left[k] = k < K ? share_of(per_class, left[k]) : 0;
-    s->n = 0;
-    for (long i = 0; i < n; i++)
-        if (left[s->labels[i]]-- > 0)
-            source_add(s, s->item[i], s->labels[i]);
-    while (s->classes.n > K)
-        free(s->classes.at[--s->classes.n]);
-    free(left);
-}
-
-typedef struct {
-    atomic_int next;
-    int n;
-    void (*each)(void *ctx, int i);
-    void *ctx;
-} Parallel;
-
-static void *parallel_work(void *arg)
-{
-    Parallel *p = arg;
-    for (int i; (i = atomic_fetch_add(&p->next, 1)) < p->n;)
-        p->each(p->ctx, i);
-    return NULL;
-}
-
-/* Plain threads: OpenMP's do not work in a process that was forked. */
-void source_parallel(int n, void (*each)(void *ctx, int i), void *ctx)
-{
-    enum { THREADS = 16 };
-    pthread_t thread[THREADS];
-    sigset_t all, before;
-    int started = 0;
-    Parallel p = {0, n, each, ctx};
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are the main thread's */
-    while (started < THREADS && started < n - 1 &&
-           pthread_create(&thread[started], NULL, parallel_work, &p) == 0)
-        started++;
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    parallel_work(&p);
-    while (started)
-        pthread_join(thread[--started], NULL);
-}
-
-_Noreturn void source_lost(const char *hint, const char *fmt, ...)
-{
-    static pthread_mutex_t last_words = PTHREAD_MUTEX_INITIALIZER; /* one thread's are enough */
-    char *what;
-    va_list args;
-    pthread_mutex_lock(&last_words);
-    va_start(args, fmt);
-    if (vasprintf(&what, fmt, args) < 0)
-        what = NULL;
-    va_end(args);
-    die(hint, "%s", what ? what : "the data set is lost");
-}
-
-/* ---- fake data: no disk, and no decoding ---- */
-
-/* Bits of a counter, or zeros: item 1 and 0. */
-static void make_fake(const Source *s, long i, const DataOptions *o, uint8_t *out)
-{
-    size_t bytes = (size_t)3 * o->image_h * o->image_w;
-    if (s->item[i] == 0) {
-        memset(out, 0, bytes);
-        return;
-    }
-    for (size_t at = 0; at < bytes; at += sizeof(Philox)) {
-        Philox p = rng_block(o->seed, (uint32_t)(at / sizeof p), (uint32_t)i, 0, RNG_SHAPES, 1);
-        memcpy(out + at, p.v, bytes - at < sizeof p ? bytes - at : sizeof p);
-    }
-}
-
-static char *fake_path(const Source *s, long i)
-{
-    (void)s;
-    return xasprintf("fake#%ld", i);
-}
-
-static void close_fake(Source *s)
-{
-    (void)s;
-}
-
-static const SourceKind fake = {.make = make_fake, .path = fake_path, .close = close_fake};
-
-/* [zeros][:COUNT] */
-Source *fake_open(const char *text, const DataOptions *o, Error *e)
-{
-    long n = o->fake_count;
-    bool zeros = strncmp(text, "zeros", 5) == 0 && (!text[5] || text[5] == ':');
-    text += zeros ? 5 + (text[5] == ':') : 0;
-    if (*text) {
-        char *end;
-        n = strtol(text, &end, 10);
-        if (*end || *text < '0' || *text > '9' || n > INT32_MAX) {
-            fail(e, "fake data is fake[:zeros][:COUNT], such as fake:zeros:1281167",
-                 "'%s' is no number of fake images", text);
-            return NULL;
-        }
-    }
-    if (n < 1 || o->fake_classes < 1) {
-        fail(e, "raise the number of images and of classes to 1 or more",
-             "fake data needs at least one image and one class");
-        return NULL;
-    }
-    Source *s = xcalloc(1, sizeof *s);
-    s->kind = &fake;
-    source_reserve(s, n);
-    for (long i = 0; i < n; i++)
-        source_add(s, !zeros, (int)(i % o->fake_classes));
-    if (classes_number(&s->classes, o->fake_classes, o->classes, NULL, e))
-        return s;
-    source_close(s);
-    return NULL;
-}
 
 /* ---- opening ---- */
 
@@ -212,8 +56,8 @@ static Source *open_spec(const DataOptions *o, Error *e)
         const char *prefix;
         SourceOpen *open;
     } kinds[] = {
-        {"wds:", shards_open},  {"cifar10:", cifar10_open}, {"cifar100:", cifar100_open},
-        {"mnist:", mnist_open}, {"fake:", fake_open},       {"", folders_open},
+        {"wds:", webdataset_open}, {"cifar10:", cifar10_open}, {"cifar100:", cifar100_open},
+        {"mnist:", mnist_open},    {"fake:", fake_open},       {"", folders_open},
     };
     const char *spec = strcmp(o->spec, "fake") == 0 ? "fake:" : o->spec;
     int k = 0;
@@ -225,15 +69,18 @@ static Source *open_spec(const DataOptions *o, Error *e)
 /* How many damaged samples are bearable: max_damaged of n, but not fewer than the floor. */
 static long damaged_limit(double share, long n)
 {
-    double limit = share < 0 ? 0 : share == 0 ? (double)n : share * (double)n;
-    return share < 0 || limit >= DAMAGED_FLOOR ? (long)limit : DAMAGED_FLOOR;
+    if (share < 0)
+        return 0;
+    long limit = (long)((share > 0 ? share : 1) * (double)n);
+    return limit > DAMAGED_FLOOR ? limit : DAMAGED_FLOOR;
 }
 
 Dataset *data_open(const DataOptions *o, Error *e)
 {
-    if (o->image_h < 1 || o->image_w < 1) {
+    const Preprocess *images = &o->images;
+    if (images->out_h < 1 || images->out_w < 1) {
         fail(e, "give both sides of an image 1 pixel or more",
-             "cannot make images of %d x %d pixels", o->image_h, o->image_w);
+             "cannot make images of %d x %d pixels", images->out_h, images->out_w);
         return NULL;
     }
     Source *s = open_spec(o, e);
@@ -249,9 +96,11 @@ Dataset *data_open(const DataOptions *o, Error *e)
     d->o = *o;
     d->o.spec = d->o.classes = d->o.index_dir = NULL;
     d->s = s;
+    if (s->kind->stretch)
+        d->o.images.crop = CROP_STRETCH;
     d->damaged = xcalloc((size_t)s->n, sizeof *d->damaged);
     d->damaged_limit = damaged_limit(o->max_damaged, s->n);
-    pthread_mutex_init(&d->damage, NULL);
+    pthread_mutex_init(&d->naming, NULL);
     return d;
 }
 
@@ -260,16 +109,11 @@ void data_close(Dataset *d)
     if (!d)
         return;
     source_close(d->s);
-    pthread_mutex_destroy(&d->damage);
+    pthread_mutex_destroy(&d->naming);
     for (int i = 0; i < DAMAGED_NAMED; i++)
         free(d->damaged_path[i]);
     free(d->damaged);
     free(d);
-}
-
-const DataOptions *data_options(const Dataset *d)
-{
-    return &d->o;
 }
 
 long data_count(const Dataset *d)
@@ -300,18 +144,15 @@ char *data_sample_path(const Dataset *d, long i)
 long data_order(Dataset *d, long epoch, long position)
 {
     if (d->s->kind->order)
-        return d->s->kind->order(d->s, d->o.seed, epoch, position);
+        return d->s->kind->order(d->s, epoch, position);
     return rng_shuffle(d->o.seed, epoch, 0, d->s->n, position);
 }
 
 /* ---- damage ---- */
 
-long data_damaged(Dataset *d)
+long data_damaged(const Dataset *d)
 {
-    pthread_mutex_lock(&d->damage);
-    long n = d->damaged_count;
-    pthread_mutex_unlock(&d->damage);
-    return n;
+    return d->damaged_count;
 }
 
 /* Too much of the data set is damaged: whatever is learned from the rest is not what was asked. */
@@ -339,14 +180,14 @@ static void report_damage(Dataset *d, long i, const char *why)
         return;
     char *path = data_sample_path(d, i);
     warn("%s: %s; the next readable image takes its place", path, why);
-    pthread_mutex_lock(&d->damage);
+    pthread_mutex_lock(&d->naming);
     if (d->damaged_count < DAMAGED_NAMED)
         d->damaged_path[d->damaged_count] = path;
     else
         free(path);
     if (++d->damaged_count > d->damaged_limit)
         stop_for_damage(d, d->damaged_count);
-    pthread_mutex_unlock(&d->damage);
+    pthread_mutex_unlock(&d->naming);
 }
 
 /* Comparing takes n numbers, so it is done only when the sum is too high, and has changed. */
@@ -378,22 +219,16 @@ long data_damaged_by_all(Dataset *d, void (*sum)(double *x, int n))
 
 static bool preprocess(const Dataset *d, Decoder *decoder, View v, uint8_t *out, Error *e)
 {
-    const DataOptions *o = &d->o;
-    Target t = {.out_w = o->image_w,
-                .out_h = o->image_h,
-                .filter = o->filter,
-                .decode = o->decode,
-                .crop = d->s->kind->stretch ? CROP_STRETCH : o->crop,
-                .resize = o->resize};
-    if (!o->augment)
-        return decoder_eval(decoder, &t, out, e);
+    const Preprocess *p = &d->o.images;
+    if (!p->augment)
+        return decoder_eval(decoder, p, out, e);
     RngStream box = view_draw(v, DRAW_BOX), flip = view_draw(v, DRAW_FLIP);
-    Box b = image_random_box(&box, decoder_width(decoder), decoder_height(decoder), o->area_min,
-                             o->area_max, o->ratio_min, o->ratio_max);
-    if (!decoder_crop(decoder, &t, b, rng_next(&flip) < o->flip, out, e))
+    Box b = image_random_box(&box, decoder_width(decoder), decoder_height(decoder), p->area_min,
+                             p->area_max, p->ratio_min, p->ratio_max);
+    if (!decoder_crop(decoder, p, b, rng_next(&flip) < p->flip, out, e))
         return false;
-    augment_image(o->changes, v, out, t.out_w, t.out_h,
-                  decoder_scratch(decoder, image_op_scratch(t.out_w, t.out_h)));
+    augment_image(p->changes, v, out, p->out_w, p->out_h,
+                  decoder_scratch(decoder, image_op_scratch(p->out_w, p->out_h)));
     return true;
 }
 
@@ -401,7 +236,7 @@ int data_sample(Dataset *d, Decoder *decoder, long i, long epoch, int repeat, ui
 {
     Source *s = d->s;
     if (s->kind->make) {
-        s->kind->make(s, i, &d->o, out);
+        s->kind->make(s, i, out);
         return s->labels[i];
     }
     View v = {d->o.seed, (uint32_t)i, (uint32_t)epoch, (uint32_t)repeat};
@@ -417,8 +252,267 @@ int data_sample(Dataset *d, Decoder *decoder, long i, long epoch, int repeat, ui
                 "no readable image among the %ld from %s on", tries, data_sample_path(d, i));
 }
 
-void data_ahead(Dataset *d, bool shuffle, long epoch, long first, long count, double every)
+/* ---- batches ---- */
+
+typedef struct {
+    Batch batch;
+    long index; /* of the batch in it, -1 before the first */
+    int left;   /* images still to come */
+} Slot;
+
+struct Loader {
+    Dataset *data;
+    LoaderOptions o;
+    Slot *slot;
+    int slots;
+    pthread_mutex_t lock; /* guards all below, and the slots' index and left */
+    pthread_cond_t room, ready;
+    long filling; /* batch that workers take images from, */
+    int taken;    /* and how many of it are taken */
+    long reading; /* batch that loader_next returned last, -1 before the first */
+    bool stop;
+    double waited;
+    uint64_t bytes;
+
+    int workers; /* of o.max_workers in thread */
+    pthread_t *thread;
+    struct { /* the last look at whether the workers suffice */
+        long batch;
+        double time, waited;
+    } look;
+};
+
+static size_t image_bytes(const Loader *l)
 {
-    if (d->s->kind->ahead)
-        d->s->kind->ahead(d->s, d->o.seed, &(Upcoming){shuffle, epoch, first, count, every});
+    const Preprocess *p = &l->data->o.images;
+    return (size_t)3 * (size_t)p->out_h * (size_t)p->out_w;
+}
+
+static long batch_position(const Loader *l, long index)
+{
+    return l->o.start + index * l->o.stride;
+}
+
+/* Images in a batch; 0 past the end. */
+static int batch_size(const Loader *l, long index)
+{
+    long left = l->o.end - batch_position(l, index);
+    if (l->o.end == 0 || left >= l->o.batch)
+        return l->o.batch;
+    return left > 0 ? (int)left : 0;
+}
+
+/* ---- workers ---- */
+
+/* A position within an epoch to the place in its order, and which look at that sample it is: blocks
+ * of repeats*64 positions show 64 consecutive samples `repeats` times. */
+static long place_of(const Loader *l, long position, int *repeat)
+{
+    long apart = data_count(l->data) / l->o.repeats;
+    if (apart > REPEAT_APART)
+        apart = REPEAT_APART;
+    if (apart < 1)
+        apart = 1;
+    *repeat = (int)(position / apart % l->o.repeats);
+    return position / (apart * l->o.repeats) * apart + position % apart;
+}
+
+static void load_image(Loader *l, Decoder *decoder, Batch *b, int at)
+{
+    long n = data_count(l->data), epoch = (b->position + at) / n;
+    int repeat;
+    long i = place_of(l, (b->position + at) % n, &repeat);
+    if (l->o.shuffle)
+        i = data_order(l->data, epoch, i);
+    uint8_t *out = b->images + image_bytes(l) * (size_t)at;
+    b->labels[at] = data_sample(l->data, decoder, i, epoch, repeat, out);
+}
+
+/* Tells the source what will be read after the batch that begins to be filled: positions, or
+ * samples where they come in order. This machine reads one out of `every` of them. */
+static void look_ahead(Loader *l, long index)
+{
+    Source *s = l->data->s;
+    long position = batch_position(l, index), size = batch_size(l, index);
+    int repeat;
+    if (size == 0 || !s->kind->ahead)
+        return;
+    s->kind->ahead(s,
+                   &(Upcoming){.shuffle = l->o.shuffle,
+                               .epoch = position / s->n,
+                               .first = place_of(l, position % s->n, &repeat),
+                               .count = (size + l->o.repeats - 1) / l->o.repeats,
+                               .every = (double)l->o.stride / l->o.batch / (1 + l->o.neighbours)});
+}
+
+/* A batch may be filled when its slot is neither being read nor waiting to be read. */
+static bool may_fill(const Loader *l)
+{
+    return l->filling < (l->reading < 0 ? 0 : l->reading) + l->slots;
+}
+
+static void *work(void *arg)
+{
+    Loader *l = arg;
+    Decoder *decoder = decoder_new();
+    uint64_t counted = 0;
+    pthread_mutex_lock(&l->lock);
+    for (;;) {
+        while (!l->stop && !may_fill(l))
+            pthread_cond_wait(&l->room, &l->lock);
+        int n = batch_size(l, l->filling);
+        if (l->stop || n == 0)
+            break;
+        long index = l->filling;
+        Slot *s = &l->slot[index % l->slots];
+        if (l->taken == 0) {
+            s->index = index;
+            s->left = s->batch.n = n;
+            s->batch.position = batch_position(l, index);
+        }
+        int at = l->taken++;
+        if (l->taken == n) {
+            l->taken = 0;
+            l->filling++;
+        }
+        pthread_mutex_unlock(&l->lock);
+        load_image(l, decoder, &s->batch, at);
+        uint64_t bytes = decoder_bytes(decoder);
+        pthread_mutex_lock(&l->lock);
+        l->bytes += bytes - counted;
+        counted = bytes;
+        if (--s->left == 0)
+            pthread_cond_signal(&l->ready);
+        if (at == 0) { /* once for each batch; a slow disk may take its time over it */
+            pthread_mutex_unlock(&l->lock);
+            look_ahead(l, index + 1);
+            pthread_mutex_lock(&l->lock);
+        }
+    }
+    pthread_mutex_unlock(&l->lock);
+    decoder_free(decoder);
+    return NULL;
+}
+
+/* Signals are the main thread's: workers start with all of them blocked but SIGBUS, which says that
+ * a mapped file has become shorter. The lock is held, or there are no workers yet. */
+static void start_workers(Loader *l, int n)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    sigdelset(&all, SIGBUS);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    for (; l->workers < n; l->workers++)
+        if (pthread_create(&l->thread[l->workers], NULL, work, l) != 0) {
+            if (l->workers > 0 && l->o.workers == 0) { /* those there are must do */
+                l->o.max_workers = l->workers;
+                break;
+            }
+            die("use fewer --workers", "cannot start data worker %d of %d", l->workers + 1, n);
+        }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+/* How many workers would have kept the reader busy, judged by the last batches: w workers whose
+ * reader waited for a share x of the time made 1 - x of what it takes. At most twice as many at
+ * once, because what else slows them down (a disk, other threads) is not in the formula. */
+static void look_at_workers(Loader *l)
+{
+    double time = now(), seconds = time - l->look.time;
+    bool first = l->reading == 0; /* which is always waited for */
+    if (!first && (l->reading - l->look.batch < 4 || seconds < 0.02))
+        return;
+    double share = (l->waited - l->look.waited) / seconds;
+    int most = 2 * l->workers < l->o.max_workers ? 2 * l->workers : l->o.max_workers;
+    if (!first && share > 0.02 && l->workers < most) {
+        double need = share < 0.99 ? l->workers / (1 - share) : most;
+        int n = need < most ? (int)need : most;
+        start_workers(l, n > l->workers ? n : l->workers + 1);
+    }
+    l->look.batch = l->reading;
+    l->look.time = time;
+    l->look.waited = l->waited;
+}
+
+/* ---- the reader's side ---- */
+
+Loader *loader_open(Dataset *d, const LoaderOptions *o)
+{
+    Loader *l = xcalloc(1, sizeof *l);
+    *l = (Loader){.data = d, .o = *o, .reading = -1};
+    l->o.stride = o->stride ? o->stride : o->batch;
+    l->o.repeats = o->repeats < 1 ? 1 : o->repeats;
+    if (o->workers > 0 || o->max_workers < 1)
+        l->o.max_workers = o->workers < 1 ? 1 : o->workers;
+    /* One batch being read and three ahead, or enough of them for two images per worker. */
+    l->slots = 4 + 2 * l->o.max_workers / o->batch;
+    l->slot = xcalloc(l->slots, sizeof(Slot));
+    for (int i = 0; i < l->slots; i++) {
+        l->slot[i].index = -1;
+        l->slot[i].batch.images = xmalloc(image_bytes(l) * (size_t)o->batch);
+        l->slot[i].batch.labels = xmalloc(sizeof(int) * o->batch);
+    }
+    pthread_mutex_init(&l->lock, NULL);
+    pthread_cond_init(&l->room, NULL);
+    pthread_cond_init(&l->ready, NULL);
+    l->thread = xmalloc(sizeof(pthread_t) * l->o.max_workers);
+    look_ahead(l, 0);
+    start_workers(l, o->workers > 0 ? o->workers : 1);
+    return l;
+}
+
+const Batch *loader_next(Loader *l)
+{
+    pthread_mutex_lock(&l->lock);
+    long index = ++l->reading; /* which frees the slot of the batch before it */
+    pthread_cond_broadcast(&l->room);
+    Slot *s = &l->slot[index % l->slots];
+    const Batch *b = NULL;
+    if (batch_size(l, index) > 0) {
+        double from = now();
+        bool waited = false;
+        while (s->index != index || s->left > 0) {
+            waited = true;
+            pthread_cond_wait(&l->ready, &l->lock);
+        }
+        if (waited)
+            l->waited += now() - from;
+        if (l->workers < l->o.max_workers)
+            look_at_workers(l);
+        b = &s->batch;
+    } else {
+        l->reading--;
+    }
+    pthread_mutex_unlock(&l->lock);
+    return b;
+}
+
+LoaderStats loader_stats(Loader *l)
+{
+    pthread_mutex_lock(&l->lock);
+    LoaderStats s = {.waited = l->waited, .bytes = l->bytes, .workers = l->workers};
+    pthread_mutex_unlock(&l->lock);
+    return s;
+}
+
+void loader_close(Loader *l)
+{
+    if (!l)
+        return;
+    pthread_mutex_lock(&l->lock);
+    l->stop = true;
+    pthread_cond_broadcast(&l->room);
+    pthread_mutex_unlock(&l->lock);
+    for (int i = 0; i < l->workers; i++)
+        pthread_join(l->thread[i], NULL);
+    for (int i = 0; i < l->slots; i++) {
+        free(l->slot[i].batch.images);
+        free(l->slot[i].batch.labels);
+    }
+    pthread_mutex_destroy(&l->lock);
+    pthread_cond_destroy(&l->room);
+    pthread_cond_destroy(&l->ready);
+    free(l->slot);
+    free(l->thread);
+    free(l);
 }

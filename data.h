@@ -1,66 +1,38 @@
-/* data.h - images in: data sets, their order, and batches made ahead of time.
+/* data.h - images in: data sets, their order, and batches made ahead of time. What a data set is
+ * opened with, DataOptions, is in datasets/source.h.
  *
  * Everything here is a function of (seed, epoch, sample): the same bytes for any number of workers
  * or ranks, and after any resume. Images are uint8 RGB, [H, W, 3]; the model normalises them. How
- * one picture is decoded, cropped and changed is in image.h.
+ * one picture is decoded, cropped and changed is in image/image.h.
  */
 #pragma once
 
-#include "image/image.h"
+#include "datasets/source.h"
 
-/* ---- data.c: datasets ---- */
-
-typedef struct {
-    /* DIR | wds:PATTERN[::PATTERN...] | cifar10:DIR | cifar100:DIR | mnist:DIR |
-     * fake[:zeros][:COUNT] */
-    const char *spec;
-    const char *classes;   /* file of class names in label order, or NULL */
-    const char *index_dir; /* wds: folder with idx_N.txt, or NULL */
-    bool train;           /* DIR/train, else DIR/{val,validation,test}; DIR itself without either */
-    int image_h, image_w; /* size of the images in a batch */
-    int fake_classes, fake_count;
-    int num_classes; /* wds without `classes`: how many there are; 0: as many as labels occur */
-    double classes_fraction; /* of the classes, the first in label order; 0 is 1: all */
-    double per_class;        /* of each class, the first: a share up to 1, a number above; 0: all */
-    int window;              /* wds: shards that are shuffled together; 0: 4 */
-    /* preprocessing */
-    bool augment;                     /* random resized crop, flip and `changes`; else evaluation */
-    int crop, resize, filter, decode; /* CROP_*, shorter side, FILTER_*, DECODE_* */
-    double area_min, area_max, ratio_min, ratio_max, flip;
-    const Augmentation *changes; /* the caller's, or NULL */
-    /* Share of the samples that may be damaged before the program ends with an error, though ten
-     * may always be; 0 is 1: all; below 0: not one. */
-    double max_damaged;
-    uint64_t seed;
-} DataOptions;
+/* ---- data sets ---- */
 
 typedef struct Dataset Dataset;
 Dataset *data_open(const DataOptions *o, Error *e);
 void data_close(Dataset *d);
-const DataOptions *data_options(const Dataset *d); /* its texts are NULL */
 long data_count(const Dataset *d);
 int data_classes(const Dataset *d);
 const char *data_class_name(const Dataset *d, int label);
 /* A path, "file.bin#123" or "shard.tar#0000123.jpg"; free() it. */
 char *data_sample_path(const Dataset *d, long i);
 int data_label(const Dataset *d, long i);
-long data_damaged(Dataset *d); /* samples found damaged so far, by this process */
+long data_damaged(const Dataset *d); /* samples found damaged so far, by this process */
 /* The same by all processes that share a data set, which call this together; `sum` adds x[n] up
  * over them. More than max_damaged allows end the program. Up to there a sample that two of them
  * met may count twice. */
 long data_damaged_by_all(Dataset *d, void (*sum)(double *x, int n));
-/* The preprocessed sample i as epoch `epoch` sees it for the `repeat`th time, [image_h, image_w,
+/* The preprocessed sample i as epoch `epoch` sees it for the `repeat`th time, [out_h, out_w,
  * 3]. A damaged image is reported once, counted, and replaced by the next readable one. Returns the
  * label. */
 int data_sample(Dataset *d, Decoder *decoder, long i, long epoch, int repeat, uint8_t *out);
 /* Which sample stands at a position of a shuffled epoch: a bijection on [0, data_count). */
 long data_order(Dataset *d, long epoch, long position);
-/* Says that positions first .. first+count of an epoch (shuffle off: samples) come next, and that
- * this machine reads one out of `every` positions: a hint for reading ahead. */
-void data_ahead(Dataset *d, bool shuffle, long epoch, long first, long count, double every);
 
-/* ---- loader.c: order and batches ---- */
-
+/* ---- batches ---- */
 
 /* Batches, decoded ahead by threads. Position p of the run is sample data_order(p / n, p % n), n =
  * data_count (shuffle off: sample p % n), so batches run on across epochs and a loader opened at a
@@ -79,7 +51,7 @@ typedef struct {
 
 typedef struct {
     int n;           /* images, = batch except at the end */
-    uint8_t *images; /* [n, image_h, image_w, 3] */
+    uint8_t *images; /* [n, out_h, out_w, 3] */
     int *labels;     /* [n] */
     long position;   /* of the first image */
 } Batch;
@@ -93,11 +65,3 @@ typedef struct {
 } LoaderStats;
 LoaderStats loader_stats(Loader *l);
 void loader_close(Loader *l);
-
-/* ---- shapes.c: the built-in image set ---- */
-
-/* Write `dir`/{train,val}/<class>/NNNN.jpg: 10 classes of drawn shapes, size x size pixels, JPEG,
- * with random colours, pose, texture, clutter and noise. Does nothing if dir already holds the same
- * set. Reproducible from seed. */
-bool shapes_write(const char *dir, int train_per_class, int val_per_class, int size, uint64_t seed,
-                  Error *e);

@@ -15,7 +15,7 @@ typedef struct {
     int type;        /* F32, BF16, F16: of the working weights */
     bool stochastic; /* they are rounded up or down by chance */
     OptConfig opt;
-    double clip;     /* global norm; 0: off */
+    double clip; /* global norm; 0: off */
     /* buffers of layout->n_padded elements each; training: all, else weights and work alone */
     dev *weights;    /* master weights, real */
     dev *work;       /* working weights in `type`; F32: the same buffer */
@@ -25,8 +25,8 @@ typedef struct {
     dev *ema;        /* average of the weights, or NULL */
     dev *unit_grad;  /* one unit's gradient of micro-batches after the first */
     dev *chunks, *partial, *norms; /* layout->chunk, sums over each, lamb's two */
-    bool stale;      /* work is older than weights */
-    bool averaged;   /* the average stands in the weights' place */
+    bool stale;                    /* work is older than weights */
+    bool averaged;                 /* the average stands in the weights' place */
 } Units;
 
 /* A unit's working weights, until it is released. */

@@ -638,7 +638,8 @@ void vit_backward(Model *m)
 void vit_stats(const Model *m, real *out)
 {
     const Micro *b = m->now;
-    m->be->download(out, dev_at(m->stats, 3L * m->state.sample0, F32), 3 * (size_t)b->B * sizeof(real));
+    m->be->download(out, dev_at(m->stats, 3L * m->state.sample0, F32),
+                    3 * (size_t)b->B * sizeof(real));
 }
 
 void vit_logits(const Model *m, real *out)
@@ -753,9 +754,9 @@ static void plan_activations(Model *m, Arena *a)
     for (int i = 0; i < m->plan.in_flight; i++)
         plan_micro(m, a, &m->micro[i]);
     m->branch = take(a, ACT, B * T * C);
-    m->scratch_bytes = m->be->scratch_bytes(
-        &(Sizes){m->plan.max_batch, vit_tokens(c), c->width, c->heads, c->mlp, c->classes,
-                 c->representation, m->layout->chunks});
+    m->scratch_bytes =
+        m->be->scratch_bytes(&(Sizes){m->plan.max_batch, vit_tokens(c), c->width, c->heads, c->mlp,
+                                      c->classes, c->representation, m->layout->chunks});
     m->scratch = take_bytes(a, (double)m->scratch_bytes);
     if (!m->plan.training)
         return;

@@ -17,6 +17,10 @@
  */
 #include "data.h"
 #include "datasets/tar.h"
+#include "image/augment.h"
+#include "image/decoder.h"
+#include "image/resize.h"
+#include "image/write.h"
 #include "util/files.h"
 #include "util/rng.h"
 
@@ -321,23 +325,23 @@ static DataOptions evaluation(const char *spec)
 {
     return (DataOptions){.spec = spec,
                          .train = true,
-                         .image_h = SIZE,
-                         .image_w = SIZE,
-                         .filter = FILTER_BICUBIC,
-                         .crop = CROP_CENTER};
+                         .images.out_h = SIZE,
+                         .images.out_w = SIZE,
+                         .images.filter = FILTER_BICUBIC,
+                         .images.crop = CROP_CENTER};
 }
 
 static DataOptions training(const char *spec, int filter, int decode)
 {
     DataOptions o = evaluation(spec);
-    o.augment = true;
-    o.filter = filter;
-    o.decode = decode;
-    o.area_min = 0.08;
-    o.area_max = 1;
-    o.ratio_min = 3.0 / 4;
-    o.ratio_max = 4.0 / 3;
-    o.flip = 0.5;
+    o.images.augment = true;
+    o.images.filter = filter;
+    o.images.decode = decode;
+    o.images.area_min = 0.08;
+    o.images.area_max = 1;
+    o.images.ratio_min = 3.0 / 4;
+    o.images.ratio_max = 4.0 / 3;
+    o.images.flip = 0.5;
     return o;
 }
 
@@ -358,18 +362,18 @@ typedef struct {
     char *spec, *list; /* list: a text file, or the archives' pattern */
     long n;
     double pixels, bytes; /* of an image, mean */
-} Source;
+} ImageSet;
 
-static Source list_images(const char *title, const char *spec, const char *name)
+static ImageSet list_images(const char *title, const char *spec, const char *name)
 {
     Error e;
     DataOptions o = evaluation(spec);
     Dataset *d = data_open(&o, &e);
     check(d != NULL, &e);
-    Source s = {.title = title,
-                .spec = xstrdup(spec),
-                .list = xasprintf("%s/%s.txt", scratch, name),
-                .n = data_count(d) < MOST_IMAGES ? data_count(d) : MOST_IMAGES};
+    ImageSet s = {.title = title,
+                  .spec = xstrdup(spec),
+                  .list = xasprintf("%s/%s.txt", scratch, name),
+                  .n = data_count(d) < MOST_IMAGES ? data_count(d) : MOST_IMAGES};
     FILE *f = fopen(s.list, "w");
     if (!f)
         no_space(s.list);
@@ -390,7 +394,7 @@ static Source list_images(const char *title, const char *spec, const char *name)
 }
 
 /* The images of `from` with a shorter side of 256 pixels, as files and in tar shards. */
-static void shrink(const Source *from, char **dir, char **pattern)
+static void shrink(const ImageSet *from, char **dir, char **pattern)
 {
     enum { SHARD = 125 };
     Error e;
@@ -401,19 +405,21 @@ static void shrink(const Source *from, char **dir, char **pattern)
     long shards = (from->n + SHARD - 1) / SHARD;
     *pattern = xasprintf("wds:%s/short-{000000..%06ld}.tar", scratch, shards - 1);
     TarWriter *tar = NULL;
+    Decoder *decoder = decoder_new();
     for (long i = 0; i < from->n; i++) {
         char *path = data_sample_path(d, i), label[16], name[32];
         char *folder = xasprintf("%s/%05d", *dir, data_label(d, i));
         char *file = xasprintf("%s/%07ld.jpg", folder, i);
-        Image im;
         uint8_t *bytes;
         size_t n;
-        check(image_load(path, &im, &e), &e);
-        int shorter = im.w < im.h ? im.w : im.h;
-        int w = (int)((long)im.w * SHORT_SIDE / shorter),
-            h = (int)((long)im.h * SHORT_SIDE / shorter);
+        check(decoder_open_file(decoder, path, &e), &e);
+        Box all = {.width = decoder_width(decoder), .height = decoder_height(decoder)};
+        int shorter = all.width < all.height ? all.width : all.height;
+        int w = (int)((long)all.width * SHORT_SIDE / shorter),
+            h = (int)((long)all.height * SHORT_SIDE / shorter);
+        Preprocess p = {.out_w = w, .out_h = h, .filter = FILTER_BICUBIC};
         uint8_t *rgb = xmalloc((size_t)w * (size_t)h * 3);
-        image_resize(&im, 0, 0, im.w, im.h, FILTER_BICUBIC, w, h, false, rgb);
+        check(decoder_crop(decoder, &p, all, false, rgb, &e), &e);
         make_folder(folder);
         check(image_write_jpeg(file, rgb, w, h, SHORT_QUALITY, &e), &e);
         check(image_encode_jpeg(rgb, w, h, SHORT_QUALITY, &bytes, &n, &e), &e);
@@ -428,7 +434,6 @@ static void shrink(const Source *from, char **dir, char **pattern)
         check(tar_add(tar, name, label, strlen(label), &e), &e);
         snprintf(name, sizeof name, "%07ld.jpg", i);
         check(tar_add(tar, name, bytes, n, &e), &e);
-        image_free(&im);
         free(bytes);
         free(rgb);
         free(file);
@@ -436,10 +441,11 @@ static void shrink(const Source *from, char **dir, char **pattern)
         free(path);
     }
     check(!tar || tar_close(tar, &e), &e);
+    decoder_free(decoder);
     data_close(d);
 }
 
-static Source source[3];
+static ImageSet source[3];
 static int sources;
 
 static void make_sources(const char *images)
@@ -481,7 +487,7 @@ static const Work works[] = {
 static const char *const filter_names[] = {"bilinear", "bicubic"};
 
 /* `n` images from the `at`th on. */
-static Cost ours(Dataset *d, Decoder *decoder, const Source *s, long at, long n)
+static Cost ours(Dataset *d, Decoder *decoder, const ImageSet *s, long at, long n)
 {
     static uint8_t out[SIZE * SIZE * 3];
     Cost c = {.images = (double)n, .wall = now(), .cpu = cpu_now()};
@@ -506,13 +512,13 @@ static void series_add(Series *s, const Cost *c, const Cost *our)
     s->ratio[s->n++] = our->images / our->cpu / (c->images / c->cpu);
 }
 
-static void pipeline(const Source *s, const Work *w)
+static void pipeline(const ImageSet *s, const Work *w)
 {
     Error e;
     DataOptions o = strcmp(w->task, "eval") == 0 ? evaluation(s->spec)
                                                  : training(s->spec, w->filter, w->decode);
     Augmentation *changes = *w->policy ? augmentation_new("", w->policy, &e) : NULL;
-    o.changes = changes;
+    o.images.changes = changes;
     Dataset *d = *w->policy && !changes ? NULL : open_or_say(&o);
     if (!d) {
         printf("| %s | %s | ours | - | - | |\n", s->title, w->title);
@@ -601,7 +607,7 @@ typedef struct {
     int settled;
 } Team;
 
-static void team_race(Team *t, const Source *s, Dataset *d, double seconds)
+static void team_race(Team *t, const ImageSet *s, Dataset *d, double seconds)
 {
     int cores = (int)sysconf(_SC_NPROCESSORS_ONLN);
     if (t->peer < 0) {
@@ -617,7 +623,7 @@ static void team_race(Team *t, const Source *s, Dataset *d, double seconds)
     free(request);
 }
 
-static void sweep(const Source *s)
+static void sweep(const ImageSet *s)
 {
     enum { TIMES = 3 };
     Team team[32] = {{0}};
@@ -687,7 +693,7 @@ static long memory_available(void)
 static void large_child(const char *path, int decode, int images, double seconds, FILE *out)
 {
     static uint8_t rgb[SIZE * SIZE * 3];
-    Target t = {.out_w = SIZE, .out_h = SIZE, .filter = FILTER_BILINEAR, .decode = decode};
+    Preprocess t = {.out_w = SIZE, .out_h = SIZE, .filter = FILTER_BILINEAR, .decode = decode};
     Error e;
     Decoder *d = decoder_new();
     Cost c = {.wall = now(), .cpu = cpu_now()};
@@ -860,33 +866,21 @@ static double time_opening(const char *dir, long *files)
     return seconds;
 }
 
-/* ImageNet's number of files, without their bytes. What was found is remembered in a cache of the
- * benchmark's own, which is removed for the first opening. */
+/* ImageNet's number of files, without their bytes. */
 static void part_opening(void)
 {
     int per_folder = small ? 100 : 1281;
     char *dir = xasprintf("%s/many-%d", scratch, per_folder);
-    char *cache = xasprintf("%s/cache", scratch), *clear = xasprintf("rm -rf '%s'", cache);
-    if (system(clear) != 0)
-        die("check SCRATCH and its permissions", "cannot remove %s", cache);
-    setenv("XDG_CACHE_HOME", cache, 1);
-    if (!is_dir(dir)) {
+    if (!is_dir(dir))
         make_empty_files(dir, per_folder);
-        sleep(4); /* folders that changed just now are not trusted to stay as they are */
-    }
     printf("%d folders of %d empty files, their names in the kernel's cache; the same by "
            "torchvision's ImageFolder where there is one.\n\n"
            "| opening | what was found | seconds |\n|---|---|---|\n",
            FOLDERS, per_folder);
     long files;
     time_opening(dir, &files); /* for the kernel's cache */
-    if (system(clear) != 0)
-        die("check SCRATCH and its permissions", "cannot remove %s", cache);
-    static const char *const which[] = {"first", "second"};
-    for (int i = 0; i < COUNT(which); i++) {
-        double seconds = time_opening(dir, &files);
-        printf("| ours, %s | %ld files | %.3f |\n", which[i], files, seconds);
-    }
+    double seconds = time_opening(dir, &files);
+    printf("| ours | %ld files | %.3f |\n", files, seconds);
     fflush(stdout);
     char *peer = xasprintf(
         "%s -c 'import sys, time; from torchvision.datasets import ImageFolder; t = time.time(); "
@@ -896,13 +890,11 @@ static void part_opening(void)
     if (*python && system(peer) != 0)
         fprintf(stderr, "no torchvision to compare with\n");
     printf("\n");
-    char *remove_all = xasprintf("rm -rf '%s' '%s'", cache, dir);
+    char *remove_all = xasprintf("rm -rf '%s'", dir);
     if (system(remove_all) != 0)
         warn("cannot remove %s", dir);
     free(remove_all);
     free(peer);
-    free(clear);
-    free(cache);
     free(dir);
 }
 

@@ -1,11 +1,15 @@
-/* records.c - CIFAR-10, CIFAR-100 and MNIST in their binary formats, mapped into memory.
+/* cifar_mnist.c - CIFAR-10, CIFAR-100 and MNIST in their binary formats, mapped into memory.
  *
  * All images of such a file have the same size, and so few pixels that they are stretched rather
  * than cropped in evaluation. Everything that can be wrong with a file is found when it is opened;
  * an image cannot be damaged.
  * Order: files; samples; CIFAR; MNIST.
  */
-#include <dirent.h>
+#include "datasets/source.h"
+#include "datasets/classes.h"
+#include "image/decoder.h"
+#include "util/files.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -13,10 +17,6 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#include "datasets/source.h"
-#include "util/files.h"
-#include "util/names.h"
 
 /* A file of equal records: image k starts at bytes + offset + k*stride. */
 typedef struct {
@@ -113,21 +113,13 @@ static Records *new_records(int h, int w, int channels)
     return r;
 }
 
-static Source *opened(Records *r, bool ok)
-{
-    if (ok)
-        return &r->base;
-    source_close(&r->base);
-    return NULL;
-}
-
 /* ---- CIFAR ---- */
 
 /* Append a file of records whose last label byte stands just before the image. */
 static bool add_cifar(Records *r, const char *path, int label_bytes, int classes, Error *e)
 {
     size_t image = 3 * 32 * 32, record = label_bytes + image;
-    r->file = xrealloc(r->file, sizeof(File) * (r->files + 1));
+    r->file = xgrow(r->file, r->files, sizeof *r->file);
     File *f = &r->file[r->files];
     if (!map_file(path, f, e))
         return false;
@@ -140,7 +132,6 @@ static bool add_cifar(Records *r, const char *path, int label_bytes, int classes
     f->stride = record;
     f->first = r->base.n;
     f->count = (long)(f->size / record);
-    source_reserve(&r->base, f->count);
     for (long i = 0; i < f->count; i++) {
         int label = f->bytes[i * record + label_bytes - 1];
         if (label >= classes)
@@ -151,43 +142,33 @@ static bool add_cifar(Records *r, const char *path, int label_bytes, int classes
     return true;
 }
 
-/* Names of the files that begin with `prefix` and end in .bin, sorted. */
-static bool list_bins(const char *dir, const char *prefix, Names *out, Error *e)
-{
-    DIR *d = opendir(dir);
-    if (!d)
-        return fail(e, "check the path and its permissions", "cannot read the directory %s: %s",
-                    dir, strerror(errno));
-    for (struct dirent *f; (f = readdir(d));) {
-        size_t n = strlen(f->d_name);
-        if (strncmp(f->d_name, prefix, strlen(prefix)) == 0 && n >= 4 &&
-            strcmp(f->d_name + n - 4, ".bin") == 0)
-            names_add(out, f->d_name);
-    }
-    closedir(d);
-    names_sort(out);
-    return out->n > 0 || fail(e, "unpack the binary version of the data set and name its folder",
-                              "%s has no %s*.bin", dir, prefix);
-}
-
 static Source *open_cifar(const char *dir, const DataOptions *o, int classes, Error *e)
 {
+    static const struct {
+        const char *train, *test, *list;
+        int label_bytes;
+    } kinds[] = {{"data_batch_", "test_batch", "batches.meta.txt", 1},
+                 {"train", "test", "fine_label_names.txt", 2}};
+    int k = classes == 100;
+    const char *prefix = o->train ? kinds[k].train : kinds[k].test;
     Records *r = new_records(32, 32, 3);
     Names files = {0};
-    const char *prefix =
-        classes == 10 ? (o->train ? "data_batch_" : "test_batch") : (o->train ? "train" : "test");
-    bool ok = list_bins(dir, prefix, &files, e);
+    bool ok = names_in(dir, ".bin", &files, e);
     for (int i = 0; ok && i < files.n; i++) {
+        if (strncmp(files.at[i], prefix, strlen(prefix)) != 0)
+            continue;
         char *path = xasprintf("%s/%s", dir, files.at[i]);
-        ok = add_cifar(r, path, classes == 10 ? 1 : 2, classes, e);
+        ok = add_cifar(r, path, kinds[k].label_bytes, classes, e);
         free(path);
     }
-    char *list =
-        xasprintf("%s/%s", dir, classes == 10 ? "batches.meta.txt" : "fine_label_names.txt");
+    if (ok && r->files == 0)
+        ok = fail(e, "unpack the binary version of the data set and name its folder",
+                  "%s has no %s*.bin", dir, prefix);
+    char *list = xasprintf("%s/%s", dir, kinds[k].list);
     ok = ok && classes_number(&r->base.classes, classes, o->classes, list, e);
     free(list);
     names_free(&files);
-    return opened(r, ok);
+    return source_opened(&r->base, ok);
 }
 
 Source *cifar10_open(const char *dir, const DataOptions *o, Error *e)
@@ -207,24 +188,27 @@ static uint32_t big_endian(const uint8_t *p)
     return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
 }
 
-/* DIR/train-images-idx3-ubyte, or with a dot before idx, as some archives name it. */
+/* DIR/train-images-idx3-ubyte, or with a dot before idx, as some archives name it; NULL and an
+ * error. */
 static char *find_idx(const char *dir, const char *what, int dims, Error *e)
 {
-    char *dash = xasprintf("%s/%s-idx%d-ubyte", dir, what, dims);
-    char *dot = xasprintf("%s/%s.idx%d-ubyte", dir, what, dims);
-    char *packed = xasprintf("%s.gz", dash), *found = NULL;
-    if (path_exists(dash))
-        found = xstrdup(dash);
-    else if (path_exists(dot))
-        found = xstrdup(dot);
-    else if (path_exists(packed))
-        fail(e, "unpack it with gunzip", "%s is still compressed", packed);
+    static const char marks[] = "-.";
+    char *path = NULL;
+    for (int i = 0; marks[i]; i++) {
+        free(path);
+        path = xasprintf("%s/%s%cidx%d-ubyte", dir, what, marks[i], dims);
+        if (path_exists(path))
+            return path;
+    }
+    free(path);
+    path = xasprintf("%s/%s-idx%d-ubyte.gz", dir, what, dims);
+    if (path_exists(path))
+        fail(e, "unpack it with gunzip", "%s is still compressed", path);
     else
-        fail(e, "name the folder with the four idx files", "%s: no such file", dash);
-    free(packed);
-    free(dot);
-    free(dash);
-    return found;
+        fail(e, "name the folder with the four idx files", "%.*s: no such file",
+             (int)strlen(path) - 3, path);
+    free(path);
+    return NULL;
 }
 
 /* An idx file of bytes: 0, 0, type 8, the number of dimensions, each of them in 32 bits, values. */
@@ -262,7 +246,6 @@ static bool add_mnist(Records *r, const File *labels, Error *e)
     if ((n && f->stride == 0) || n != labels->size - labels->offset)
         return fail(e, "download both again", "%s has %u images, %s has %zu labels", f->path, n,
                     labels->path, labels->size - labels->offset);
-    source_reserve(&r->base, f->count);
     for (long i = 0; i < f->count; i++) {
         int label = labels->bytes[labels->offset + i];
         if (label > 9)
@@ -279,11 +262,11 @@ Source *mnist_open(const char *dir, const DataOptions *o, Error *e)
     File labels;
     r->file = xcalloc(1, sizeof(File));
     if (!map_idx(dir, o->train ? "train-images" : "t10k-images", 3, r->file, e))
-        return opened(r, false);
+        return source_opened(&r->base, false);
     r->files = 1;
     if (!map_idx(dir, o->train ? "train-labels" : "t10k-labels", 1, &labels, e))
-        return opened(r, false);
+        return source_opened(&r->base, false);
     bool ok = add_mnist(r, &labels, e) && classes_number(&r->base.classes, 10, o->classes, NULL, e);
     unmap_file(&labels);
-    return opened(r, ok);
+    return source_opened(&r->base, ok);
 }

@@ -1,13 +1,12 @@
-/* classes.c - names of classes: files that list them, and which label a name has.
+/* classes.c - names of classes: files that list them, and which label a name has. See classes.h.
  *
  * Order: class files; numbered classes; names to labels.
  */
+#include "datasets/classes.h"
+#include "util/files.h"
+
 #include <stdlib.h>
 #include <string.h>
-
-#include "datasets/source.h"
-#include "util/files.h"
-#include "util/names.h"
 
 /* ---- class files ---- */
 
@@ -63,65 +62,68 @@ bool classes_number(Names *out, int n, const char *file, const char *list, Error
 /* ---- names to labels ---- */
 
 typedef struct {
-    char *text;
+    const char *text;
+    int n; /* bytes of it */
     int label;
-    bool id; /* text is the line's first word */
+    bool id; /* it is the line's first word */
 } ClassKey;
 
+/* Two keys a line, sorted. */
 struct ClassKeys {
     int n;
-    ClassKey *key; /* sorted */
-    char *ids;     /* the first words */
+    ClassKey *key;
 };
 
+static int compare(const ClassKey *k, const char *text, int n)
+{
+    int order = memcmp(k->text, text, (size_t)(k->n < n ? k->n : n));
+    return order ? order : k->n - n;
+}
+
+/* A line before another's first word. */
 static int by_key(const void *a, const void *b)
 {
     const ClassKey *x = a, *y = b;
-    int order = strcmp(x->text, y->text);
+    int order = compare(x, y->text, y->n);
     return order ? order : x->id - y->id;
 }
 
-/* Two keys per line. */
 ClassKeys *class_keys(const Names *classes, const char *list, Error *e)
 {
-    size_t size = 1, at = 0;
-    for (int i = 0; i < classes->n; i++)
-        size += strlen(classes->at[i]) + 1;
     ClassKeys *k = xmalloc(sizeof *k);
-    *k = (ClassKeys){2 * classes->n, xmalloc(sizeof(ClassKey) * 2 * classes->n), xmalloc(size)};
+    *k = (ClassKeys){2 * classes->n, xcalloc((size_t)classes->n, 2 * sizeof(ClassKey))};
     for (int i = 0; i < classes->n; i++) {
-        size_t n = strcspn(classes->at[i], " \t");
-        memcpy(k->ids + at, classes->at[i], n);
-        k->ids[at + n] = '\0';
-        k->key[2 * i] = (ClassKey){classes->at[i], i, false};
-        k->key[2 * i + 1] = (ClassKey){k->ids + at, i, true};
-        at += n + 1;
+        const char *line = classes->at[i];
+        k->key[2 * i] = (ClassKey){line, (int)strlen(line), i, false};
+        k->key[2 * i + 1] = (ClassKey){line, (int)strcspn(line, " \t"), i, true};
     }
-    qsort(k->key, k->n, sizeof *k->key, by_key);
-    for (int i = 1; i < k->n; i++)
-        if (!k->key[i].id && strcmp(k->key[i].text, k->key[i - 1].text) == 0) {
-            fail(e, "every class stands once", "%s: lines %d and %d are both '%s'", list,
-                 k->key[i - 1].label + 1, k->key[i].label + 1, k->key[i].text);
-            class_keys_free(k);
-            return NULL;
-        }
+    qsort(k->key, (size_t)k->n, sizeof *k->key, by_key);
+    for (int i = 1; i < k->n; i++) {
+        const ClassKey *a = &k->key[i - 1], *b = &k->key[i];
+        if (b->id || compare(a, b->text, b->n) != 0)
+            continue;
+        fail(e, "every class stands once", "%s: lines %d and %d are both '%s'", list, a->label + 1,
+             b->label + 1, b->text);
+        class_keys_free(k);
+        return NULL;
+    }
     return k;
 }
 
 int class_label(const ClassKeys *k, const char *name)
 {
-    int lo = 0, hi = k->n; /* first key >= name */
+    int lo = 0, hi = k->n, n = (int)strlen(name); /* first key >= name */
     while (lo < hi) {
         int mid = (lo + hi) / 2;
-        if (strcmp(k->key[mid].text, name) < 0)
+        if (compare(&k->key[mid], name, n) < 0)
             lo = mid + 1;
         else
             hi = mid;
     }
     const ClassKey *key = k->key + lo;
-    if (lo == k->n || strcmp(key->text, name) != 0)
+    if (lo == k->n || compare(key, name, n) != 0)
         return -1;
-    bool again = key->id && lo + 1 < k->n && strcmp(key[1].text, name) == 0;
+    bool again = key->id && lo + 1 < k->n && compare(key + 1, name, n) == 0;
     return again ? -2 : key->label;
 }
 
@@ -130,6 +132,5 @@ void class_keys_free(ClassKeys *k)
     if (!k)
         return;
     free(k->key);
-    free(k->ids);
     free(k);
 }

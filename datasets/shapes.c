@@ -9,14 +9,14 @@
  * inside, in units of its radius); the distance to the edge in pixels gives the anti-aliased
  * coverage. Order: distances; one image; the set on disk.
  */
-#include <errno.h>
+#include "datasets/shapes.h"
+#include "image/image.h"
+#include "image/write.h"
+#include "util/files.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "data.h"
-#include "util/files.h"
-#include "util/rng.h"
 
 #define VERSION 1 /* of the drawings: part of the stamp */
 #define PI      3.14159265358979323846
@@ -280,16 +280,6 @@ static bool write_class(const char *dir, int split, int class, int count, int si
     return ok;
 }
 
-static bool write_stamp(const char *path, const char *text, Error *e)
-{
-    FILE *f = fopen(path, "w");
-    bool ok = f && fputs(text, f) >= 0;
-    if (f)
-        ok = fclose(f) == 0 && ok;
-    return ok || fail(e, "check the permissions and the free space", "cannot write %s: %s", path,
-                      strerror(errno));
-}
-
 /* The stamp is written last: without one, whatever is there is an unfinished set and is redone. */
 bool shapes_write(const char *dir, int train_per_class, int val_per_class, int size, uint64_t seed,
                   Error *e)
@@ -318,7 +308,7 @@ bool shapes_write(const char *dir, int train_per_class, int val_per_class, int s
         }
     }
     if (ok && !done)
-        ok = write_stamp(stamp, text, e);
+        ok = save_text(stamp, text, e);
     free(found);
     free(text);
     free(stamp);

@@ -1,20 +1,17 @@
-/* tar.c - tar files of samples: names, members, index files, writing.
+/* tar.c - tar files of samples: names, members, writing. See tar.h.
  *
  * Reading hops from header to header with pread() and never touches the members' data, so that a
  * shard of a gigabyte costs a few thousand small reads. What is read is untrusted: each size is
  * compared with what is left of the file before it is used. It does not read the members (their
  * offsets are what its callers want), nor compressed archives, nor sparse files.
  *
- * Formats: POSIX.1-2001 pax and ustar, GNU tar's long names and base-256 numbers, NVIDIA DALI's
- * index files.
+ * Formats: POSIX.1-2001 pax and ustar, GNU tar's long names and base-256 numbers.
  *
- * Read in this order: names, headers, extended headers, members, index files, writing.
+ * Read in this order: names, headers, extended headers, members, writing.
  */
 #include "datasets/tar.h"
 #include "util/files.h"
-#include "util/names.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -23,7 +20,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { BLOCK = 512 };
+enum { BLOCK = TAR_BLOCK };
 static const uint8_t zeros[2 * BLOCK];
 
 /* ---- names of archives ---- */
@@ -32,26 +29,18 @@ static const uint8_t zeros[2 * BLOCK];
 static bool add_folder(const char *dir, Names *out, Error *e)
 {
     Names found = {0};
-    DIR *d = opendir(dir);
-    if (!d)
-        return fail(e, "check the path and its permissions", "cannot read the directory %s: %s",
-                    dir, strerror(errno));
-    for (struct dirent *f; (f = readdir(d));) {
-        const char *dot = strrchr(f->d_name, '.');
-        if (f->d_name[0] != '.' && dot && strcmp(dot, ".tar") == 0)
-            names_add(&found, f->d_name);
-    }
-    closedir(d);
-    names_sort(&found);
+    bool any = false, ok = names_in(dir, ".tar", &found, e);
     for (int i = 0; i < found.n; i++) {
+        if (found.at[i][0] == '.')
+            continue;
         char *path = xasprintf("%s/%s", dir, found.at[i]);
         names_add(out, path);
         free(path);
+        any = true;
     }
-    bool ok = found.n > 0 ||
-              fail(e, "name the folder of the shards, or a pattern", "%s has no .tar files", dir);
     names_free(&found);
-    return ok;
+    return ok && (any || fail(e, "name the folder of the shards, or a pattern",
+                              "%s has no .tar files", dir));
 }
 
 bool tar_names(const char *patterns, Names *out, Error *e)
@@ -103,20 +92,13 @@ static bool damaged(const Tar *t, uint64_t at, Error *e, const char *what)
                 "%s: byte %" PRIu64 ": %s", t->path, at, what);
 }
 
-static bool read_at(const Tar *t, void *out, size_t n, uint64_t at, Error *e)
+static bool read_bytes(const Tar *t, void *out, size_t n, uint64_t at, Error *e)
 {
-    for (size_t done = 0; done < n;) {
-        ssize_t got = pread(t->fd, (char *)out + done, n - done, (off_t)(at + done));
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got < 0)
-            return fail(e, "see whether the disk is well and still mounted",
-                        "%s: byte %" PRIu64 ": cannot read: %s", t->path, at, strerror(errno));
-        if (got == 0)
-            return damaged(t, at, e, "the file became shorter while it was read");
-        done += (size_t)got;
-    }
-    return true;
+    long got = read_at(t->fd, out, n, at);
+    if (got < 0)
+        return fail(e, "see whether the disk is well and still mounted",
+                    "%s: byte %" PRIu64 ": cannot read: %s", t->path, at, strerror(errno));
+    return (size_t)got == n || damaged(t, at, e, "the file became shorter while it was read");
 }
 
 /* The block at `at`, which must be in the file; NULL and an error. */
@@ -125,7 +107,7 @@ static const Header *header_at(Tar *t, uint64_t at, Error *e)
     if (at < t->at || at + BLOCK > t->at + t->have) {
         size_t n = t->size - at < sizeof t->window ? (size_t)(t->size - at) : sizeof t->window;
         t->have = 0;
-        if (!read_at(t, t->window, n, at, e))
+        if (!read_bytes(t, t->window, n, at, e))
             return NULL;
         t->at = at;
         t->have = n;
@@ -159,29 +141,26 @@ static bool read_number(const char *field, int n, uint64_t *out)
     return true;
 }
 
-/* The sum of the header's bytes, its checksum counted as blanks. Some old programs summed signed
+/* The sum of a header's bytes, its checksum counted as blanks. Some old programs summed signed
  * bytes. */
+static long header_sum(const Header *h, bool signed_bytes)
+{
+    const uint8_t *byte = (const uint8_t *)h;
+    const size_t from = offsetof(Header, checksum), to = from + sizeof h->checksum;
+    long sum = 0;
+    for (size_t i = 0; i < sizeof *h; i++) {
+        uint8_t b = i >= from && i < to ? ' ' : byte[i];
+        sum += signed_bytes ? (int8_t)b : b;
+    }
+    return sum;
+}
+
 static bool checksum_holds(const Header *h)
 {
     uint64_t stated;
-    long sum = 0, signed_sum = 0;
-    for (size_t i = 0; i < sizeof *h; i++) {
-        bool blank =
-            i >= offsetof(Header, checksum) && i < offsetof(Header, checksum) + sizeof h->checksum;
-        sum += blank ? ' ' : ((const uint8_t *)h)[i];
-        signed_sum += blank ? ' ' : ((const int8_t *)h)[i];
-    }
-    return read_number(h->checksum, sizeof h->checksum, &stated) &&
-           (stated == (uint64_t)sum || (signed_sum >= 0 && stated == (uint64_t)signed_sum));
-}
-
-static bool all_zero(const Header *h)
-{
-    const uint8_t *b = (const uint8_t *)h;
-    for (size_t i = 0; i < sizeof *h; i++)
-        if (b[i])
-            return false;
-    return true;
+    if (!read_number(h->checksum, sizeof h->checksum, &stated) || stated > INT32_MAX)
+        return false;
+    return (long)stated == header_sum(h, false) || (long)stated == header_sum(h, true);
 }
 
 /* ---- extended headers: what a header has no room for ---- */
@@ -191,9 +170,7 @@ enum { MAX_EXTENDED = 1 << 20 };
 static void set_name(Tar *t, const char *name, size_t n)
 {
     free(t->name);
-    t->name = xmalloc(n + 1);
-    memcpy(t->name, name, n);
-    t->name[n] = 0;
+    t->name = xasprintf("%.*s", (int)n, name);
 }
 
 /* One `key=value` of a pax header, at `at` in the file. */
@@ -208,16 +185,10 @@ static bool pax_record(Tar *t, const char *key, size_t n, uint64_t at, Error *e)
             return damaged(t, at, e, "a pax header's path is empty or has a zero byte");
         set_name(t, value, size);
     } else if (length == 4 && memcmp(key, "size", 4) == 0) {
-        uint64_t v = 0;
-        bool ok = size > 0 && size < 20; /* 19 digits: below 2^64 */
-        for (size_t i = 0; ok && i < size; i++) {
-            ok = value[i] >= '0' && value[i] <= '9';
-            v = 10 * v + (uint64_t)(value[i] - '0');
-        }
-        if (!ok)
+        if (size == 0 || size > 19 || strspn(value, "0123456789") < size) /* below 2^64 */
             return damaged(t, at, e, "a pax header's size is no number");
         t->has_size = true;
-        t->member_size = v;
+        t->member_size = strtoull(value, NULL, 10);
     } else if (length >= 11 && memcmp(key, "GNU.sparse.", 11) == 0) {
         t->sparse = true;
     }
@@ -228,13 +199,12 @@ static bool pax_record(Tar *t, const char *key, size_t n, uint64_t at, Error *e)
 static bool pax_records(Tar *t, const char *text, size_t n, uint64_t at, Error *e)
 {
     for (size_t i = 0; i < n;) {
-        size_t length = 0, digit = i;
-        for (; digit < n && digit - i < 8 && text[digit] >= '0' && text[digit] <= '9'; digit++)
-            length = 10 * length + (size_t)(text[digit] - '0');
-        if (digit == i || digit == n || text[digit] != ' ' || length > n - i ||
-            length < digit - i + 3 || text[i + length - 1] != '\n')
+        size_t digits = strspn(text + i, "0123456789"), length = 0;
+        if (digits > 0 && digits <= 8 && text[i + digits] == ' ')
+            length = strtoul(text + i, NULL, 10);
+        if (length < digits + 3 || length > n - i || text[i + length - 1] != '\n')
             return damaged(t, at + i, e, "a pax header's record has a wrong length");
-        if (!pax_record(t, text + digit + 1, i + length - 1 - (digit + 1), at + i, e))
+        if (!pax_record(t, text + i + digits + 1, length - digits - 2, at + i, e))
             return false;
         i += length;
     }
@@ -250,7 +220,7 @@ static bool read_extended(Tar *t, char type, uint64_t at, uint64_t size, Error *
     if (size > MAX_EXTENDED)
         return damaged(t, at, e, "an extended header of more than a megabyte");
     char *text = xmalloc((size_t)size + 1);
-    bool ok = read_at(t, text, (size_t)size, at, e);
+    bool ok = read_bytes(t, text, (size_t)size, at, e);
     text[ok ? size : 0] = 0;
     if (ok && type == 'L') {
         set_name(t, text, strlen(text));
@@ -268,16 +238,9 @@ static bool read_extended(Tar *t, char type, uint64_t at, uint64_t size, Error *
  * the prefix. */
 static void header_name(Tar *t, const Header *h)
 {
-    char name[sizeof h->prefix + 1 + sizeof h->name];
-    size_t n = 0;
-    if (memcmp(h->magic, "ustar", sizeof h->magic) == 0 && h->prefix[0]) {
-        n = strnlen(h->prefix, sizeof h->prefix);
-        memcpy(name, h->prefix, n);
-        name[n++] = '/';
-    }
-    size_t m = strnlen(h->name, sizeof h->name);
-    memcpy(name + n, h->name, m);
-    set_name(t, name, n + m);
+    bool prefix = memcmp(h->magic, "ustar", sizeof h->magic) == 0 && h->prefix[0];
+    t->name = xasprintf("%.*s%s%.*s", prefix ? (int)sizeof h->prefix : 0, h->prefix,
+                        prefix ? "/" : "", (int)sizeof h->name, h->name);
 }
 
 static void split_name(TarMember *m)
@@ -288,11 +251,10 @@ static void split_name(TarMember *m)
     m->ext = dot ? m->stem + 1 : m->stem;
 }
 
-/* Whether a header is a regular file's: '0', nothing (older than ustar), or '7', a contiguous one.
- * A name that ends in a slash was a directory before there was a type for them. */
-static bool is_regular(const Tar *t, char type)
+/* A regular file: '0', nothing (older than ustar), or '7', a contiguous one. */
+static bool is_regular(char type)
 {
-    return (type == '0' || !type || type == '7') && t->name[strlen(t->name) - 1] != '/';
+    return type == '0' || !type || type == '7';
 }
 
 /* A member behind its header `h` at `at`; *next is where the next header stands. */
@@ -327,8 +289,8 @@ static bool read_member(Tar *t, const Header *h, uint64_t at, uint64_t *next, Ta
     if (type == 'S' || t->sparse || type == 'M') {
         ok = fail(e, "write the archive again without --sparse and in one volume",
                   "%s: byte %" PRIu64 ": a sparse or divided file cannot be read", t->path, at);
-    } else if (*t->name && is_regular(t, type)) {
-        m.name = t->name;
+    } else if (is_regular(type) && *t->name && t->name[strlen(t->name) - 1] != '/') {
+        m.name = t->name; /* a slash: a directory, before there was a type for them */
         split_name(&m);
         if (m.name[m.ext] && m.stem > 0 && m.name[m.stem - 1] != '/')
             ok = each(ctx, &m, e);
@@ -349,7 +311,7 @@ static bool read_members(Tar *t, TarEach *each, void *ctx, Error *e)
         const Header *h = header_at(t, at, e);
         if (!h)
             return false;
-        if (all_zero(h))
+        if (memcmp(h, zeros, BLOCK) == 0)
             break;
         if (!checksum_holds(h)) {
             const uint8_t *b = (const uint8_t *)h;
@@ -366,193 +328,43 @@ static bool read_members(Tar *t, TarEach *each, void *ctx, Error *e)
     return !t->extended || damaged(t, t->extended - 1, e, "an extended header without its member");
 }
 
+static bool read_archive(Tar *t, TarEach *each, void *ctx, Error *e)
+{
+    struct stat st;
+    if (t->fd < 0 || fstat(t->fd, &st) != 0)
+        return fail(e, "check the path and its permissions", "%s: cannot open: %s", t->path,
+                    strerror(errno));
+    if (!S_ISREG(st.st_mode))
+        return fail(e, "name a tar file", "%s: not a regular file", t->path);
+    if (st.st_size == 0)
+        return fail(e, "write the archive again, or take it out of the pattern",
+                    "%s: an empty file", t->path);
+    t->size = (uint64_t)st.st_size;
+    (void)posix_fadvise(t->fd, 0, 0, POSIX_FADV_RANDOM); /* headers alone: no reading ahead */
+    return read_members(t, each, ctx, e);
+}
+
 bool tar_read(const char *path, TarEach *each, void *ctx, Error *e)
 {
     Tar t = {.path = path, .fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
-    struct stat st;
-    if (t.fd < 0 || fstat(t.fd, &st) != 0) {
-        fail(e, "check the path and its permissions", "%s: cannot open: %s", path, strerror(errno));
-        if (t.fd >= 0)
-            close(t.fd);
-        return false;
-    }
-    bool ok;
-    if (!S_ISREG(st.st_mode)) {
-        ok = fail(e, "name a tar file", "%s: not a regular file", path);
-    } else if (st.st_size == 0) {
-        ok = fail(e, "write the archive again, or take it out of the pattern", "%s: an empty file",
-                  path);
-    } else {
-        t.size = (uint64_t)st.st_size;
-        (void)posix_fadvise(t.fd, 0, 0, POSIX_FADV_RANDOM); /* headers alone: no reading ahead */
-        ok = read_members(&t, each, ctx, e);
-    }
+    bool ok = read_archive(&t, each, ctx, e);
     free(t.name);
-    close(t.fd);
+    if (t.fd >= 0)
+        close(t.fd);
     return ok;
+}
+
+bool tar_same_sample(const char *stem, const TarMember *m)
+{
+    return stem && strncmp(stem, m->name, m->stem) == 0 && !stem[m->stem];
 }
 
 bool tar_is_header(const uint8_t *block, uint64_t size)
 {
     const Header *h = (const Header *)block;
     uint64_t stated;
-    return checksum_holds(h) && (h->type == '0' || !h->type || h->type == '7') &&
+    return checksum_holds(h) && is_regular(h->type) &&
            read_number(h->size, sizeof h->size, &stated) && stated == size;
-}
-
-/* ---- index files ---- */
-
-static bool bad_line(const char *path, long line, Error *e, const char *what)
-{
-    return fail(e, "write the index again: ./vit index", "%s:%ld: %s", path, line, what);
-}
-
-/* The next word of a line, ended with a zero byte; NULL at the line's end. */
-static char *next_word(char **line)
-{
-    char *word;
-    while ((word = strsep(line, " \t\r")) && !*word)
-        ;
-    return word;
-}
-
-static bool read_decimal(const char *s, uint64_t *out)
-{
-    uint64_t v = 0;
-    if (!*s || strlen(s) > 18)
-        return false;
-    for (; *s; s++) {
-        if (*s < '0' || *s > '9')
-            return false;
-        v = 10 * v + (uint64_t)(*s - '0');
-    }
-    *out = v;
-    return true;
-}
-
-typedef struct {
-    IndexPart *at;
-    int n, room;
-} Parts;
-
-static bool index_line(Parts *parts, char *line, bool names, const char *path, long number,
-                       Error *e)
-{
-    parts->n = 0;
-    for (char *ext; (ext = next_word(&line));) {
-        char *offset = next_word(&line), *size = offset ? next_word(&line) : NULL;
-        char *name = names && size ? next_word(&line) : size ? "" : NULL;
-        if (!name)
-            return bad_line(path, number, e, "the line ends within a component");
-        IndexPart p = {.ext = ext, .name = name};
-        if (!read_decimal(offset, &p.offset) || !read_decimal(size, &p.size))
-            return bad_line(path, number, e, "an offset or a size that is no number");
-        if (p.offset % BLOCK || p.offset == 0)
-            return bad_line(path, number, e, "an offset that is no multiple of 512");
-        if (parts->n == parts->room) {
-            parts->room = parts->room ? 2 * parts->room : 8;
-            parts->at = xrealloc(parts->at, sizeof *parts->at * (size_t)parts->room);
-        }
-        parts->at[parts->n++] = p;
-    }
-    return parts->n > 0 || bad_line(path, number, e, "a sample without components");
-}
-
-/* `v1.2 1000` */
-static bool index_head(char *line, bool *names, uint64_t *samples, const char *path, Error *e)
-{
-    char *version = line ? next_word(&line) : NULL, *count = version ? next_word(&line) : NULL;
-    if (!version || (strcmp(version, "v1.2") != 0 && strcmp(version, "v1.1") != 0))
-        return bad_line(path, 1, e, "not an index of version v1.1 or v1.2");
-    *names = version[3] == '2';
-    if (!count || !read_decimal(count, samples) || next_word(&line))
-        return bad_line(path, 1, e, "no number of samples behind the version");
-    return *samples > 0 || bad_line(path, 1, e, "no samples");
-}
-
-static bool index_lines(char *text, const char *path, IndexEach *each, void *ctx, Error *e)
-{
-    bool names = false;
-    uint64_t samples = 0, n = 0;
-    if (!index_head(strsep(&text, "\n"), &names, &samples, path, e))
-        return false;
-    Parts parts = {0};
-    bool ok = true;
-    while (ok && text && *text) {
-        char *line = strsep(&text, "\n");
-        if (n == samples)
-            ok = bad_line(path, (long)n + 2, e, "more samples than the first line says");
-        else
-            ok = index_line(&parts, line, names, path, (long)n + 2, e) &&
-                 each(ctx, (long)n, parts.at, parts.n, e);
-        n += ok;
-    }
-    free(parts.at);
-    if (ok && n < samples)
-        ok = fail(e, "write the index again: ./vit index",
-                  "%s: %" PRIu64 " samples, but its first line says %" PRIu64, path, n, samples);
-    return ok;
-}
-
-bool index_read(const char *path, IndexEach *each, void *ctx, Error *e)
-{
-    enum { MAX_INDEX = 1 << 30 };
-    char *text = read_text(path, MAX_INDEX, e);
-    bool ok = text && index_lines(text, path, each, ctx, e);
-    free(text);
-    return ok;
-}
-
-/* An index as it grows: text of the samples so far, and the stem of the last. */
-typedef struct {
-    const char *archive;
-    char *text, *stem;
-    size_t n, room, stem_size;
-    long samples;
-} IndexText;
-
-static bool add_to_index(void *ctx, const TarMember *m, Error *e)
-{
-    IndexText *x = ctx;
-    if (strpbrk(m->name, " \t\r\n\v\f"))
-        return fail(e, "an index file has words between blanks: rename the member",
-                    "%s: byte %" PRIu64 ": white space in the name '%.200s'", x->archive, m->offset,
-                    m->name);
-    bool same = x->samples > 0 && m->stem == x->stem_size && memcmp(x->stem, m->name, m->stem) == 0;
-    size_t need = x->n + strlen(m->name) * 2 + 64;
-    if (need > x->room)
-        x->text = xrealloc(x->text, x->room = 2 * need);
-    x->n += (size_t)sprintf(x->text + x->n, "%s%s %" PRIu64 " %" PRIu64 " %s",
-                            same         ? " "
-                            : x->samples ? "\n"
-                                         : "",
-                            m->name + m->ext, m->offset, m->size, m->name);
-    if (!same) {
-        x->samples++;
-        x->stem_size = m->stem;
-        x->stem = xrealloc(x->stem, m->stem + 1);
-        memcpy(x->stem, m->name, m->stem);
-    }
-    return true;
-}
-
-bool index_write(const char *archive, const char *path, long *samples, Error *e)
-{
-    IndexText x = {.archive = archive};
-    bool ok = tar_read(archive, add_to_index, &x, e);
-    if (ok && x.samples == 0)
-        ok = fail(e, "an archive of samples has files such as 0000001.jpg and 0000001.cls",
-                  "%s: no samples", archive);
-    if (ok) {
-        char *text = xasprintf("v1.2 %ld\n%s\n", x.samples, x.text);
-        ok = save_text(path, text, e);
-        free(text);
-    }
-    if (samples)
-        *samples = x.samples;
-    free(x.text);
-    free(x.stem);
-    return ok;
 }
 
 /* ---- writing ---- */
@@ -599,30 +411,24 @@ static bool put_header_name(Header *h, const char *name)
 
 bool tar_add(TarWriter *w, const char *name, const void *bytes, size_t n, Error *e)
 {
-    union {
-        Header h;
-        uint8_t bytes[BLOCK];
-    } u = {.h = {.mode = "0000644",
-                 .uid = "0000000",
-                 .gid = "0000000",
-                 .mtime = "00000000000",
-                 .checksum = "        ",
-                 .type = '0',
-                 .magic = "ustar",
-                 .version = "00"}};
-    if (!put_header_name(&u.h, name))
+    Header h = {.mode = "0000644",
+                .uid = "0000000",
+                .gid = "0000000",
+                .mtime = "00000000000",
+                .type = '0',
+                .magic = "ustar",
+                .version = "00"};
+    if (!put_header_name(&h, name))
         return fail(e, "use names of up to 100 bytes", "%s: '%.200s' is no name for a member",
                     w->path, name);
     if ((uint64_t)n >> 33)
         return fail(e, "store smaller files", "%s: %s: %zu bytes, at most 8 GiB fit in a member",
                     w->path, name, n);
-    unsigned sum = 0;
-    snprintf(u.h.size, sizeof u.h.size, "%011zo", n);
-    for (int i = 0; i < BLOCK; i++)
-        sum += u.bytes[i];
-    snprintf(u.h.checksum, sizeof u.h.checksum, "%06o", sum); /* then a zero byte and a blank */
-    u.h.checksum[7] = ' ';
-    return put(w, u.bytes, BLOCK, e) && put(w, bytes, n, e) &&
+    snprintf(h.size, sizeof h.size, "%011zo", n);
+    unsigned sum = (unsigned)header_sum(&h, false) & 0777777; /* it is below that */
+    snprintf(h.checksum, sizeof h.checksum, "%06o", sum);
+    h.checksum[7] = ' '; /* behind a zero byte */
+    return put(w, &h, BLOCK, e) && put(w, bytes, n, e) &&
            put(w, zeros, (BLOCK - n % BLOCK) % BLOCK, e);
 }
 
@@ -631,25 +437,20 @@ uint64_t tar_bytes(const TarWriter *w)
     return w->bytes;
 }
 
-static void writer_free(TarWriter *w)
-{
-    free(w->path);
-    free(w);
-}
-
 void tar_abandon(TarWriter *w)
 {
     file_abandon(w->file);
-    writer_free(w);
+    free(w->path);
+    free(w);
 }
 
 bool tar_close(TarWriter *w, Error *e)
 {
     bool ok = put(w, zeros, 2 * BLOCK, e);
-    if (ok)
+    if (ok) {
         ok = file_publish(w->file, true, e);
-    else
-        file_abandon(w->file);
-    writer_free(w);
+        w->file = NULL;
+    }
+    tar_abandon(w);
     return ok;
 }

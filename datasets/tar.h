@@ -1,4 +1,4 @@
-/* tar.h - tar files of samples (WebDataset shards): members, names, DALI's index files.
+/* tar.h - tar files of samples (WebDataset shards): their names and members, writing them.
  *
  * A sample is the members whose names share everything before the first dot of the last path
  * component: `0000123.cls` and `0000123.jpg`. Everything read here is untrusted.
@@ -14,6 +14,8 @@
 bool tar_names(const char *patterns, Names *out, Error *e);
 
 /* ---- reading ---- */
+
+enum { TAR_BLOCK = 512 }; /* of a header; what members are padded to */
 
 /* A regular file in an archive. */
 typedef struct {
@@ -32,25 +34,11 @@ typedef struct {
  * Errors name the archive and the offset. */
 typedef bool TarEach(void *ctx, const TarMember *m, Error *e);
 bool tar_read(const char *path, TarEach *each, void *ctx, Error *e);
+/* Whether a member belongs to the sample that `stem` names; NULL is none. */
+bool tar_same_sample(const char *stem, const TarMember *m);
 
 /* Whether a block of 512 bytes is the header of a regular file with so many bytes. */
 bool tar_is_header(const uint8_t *block, uint64_t size);
-
-/* ---- index files ---- */
-
-/* One component of a sample: lines of an index are `ext offset size filename` per component (v1.2)
- * or `ext offset size` (v1.1), one line a sample, after a first line `v1.2 <samples>`. */
-typedef struct {
-    const char *ext, *name; /* name: "" in v1.1 */
-    uint64_t offset, size;
-} IndexPart;
-typedef bool IndexEach(void *ctx, long sample, const IndexPart *parts, int n, Error *e);
-/* Calls `each` for every sample. Refused: another version, another number of samples than stated,
- * offsets that are no multiple of 512, no samples, samples without components. */
-bool index_read(const char *path, IndexEach *each, void *ctx, Error *e);
-/* What DALI's wds2idx writes for an archive, atomically; *samples may be NULL. Refused: names with
- * white space, which an index cannot hold, and archives without samples. */
-bool index_write(const char *archive, const char *path, long *samples, Error *e);
 
 /* ---- writing ---- */
 

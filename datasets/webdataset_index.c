@@ -1,55 +1,43 @@
-/* shard_index.c - which samples tar shards hold: where each picture is, and its label.
+/* webdataset_index.c - which samples tar shards hold: where each picture is, and its label. See
+ * webdataset_index.h.
  *
  * A sample needs a picture and a `cls`, its label in decimal digits; other components are passed
  * over. What is wrong with a shard is found here, before the first step: a sample that lacks one of
  * the two, a label that is no number, an index file that belongs to another archive.
  * Order: one sample; a shard's headers; its index file; what is cached; all shards.
  */
-#include <dirent.h>
+#include "datasets/webdataset_index.h"
+#include "datasets/dali_index.h"
+#include "datasets/source.h"
+#include "datasets/tar.h"
+#include "util/cache.h"
+#include "util/files.h"
+#include "util/report.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "util/cache.h"
-#include "util/names.h"
-#include "util/report.h"
-#include "datasets/source.h"
-
-#define BLOCK     512
+#define BLOCK     TAR_BLOCK
 #define MAX_LABEL ((1 << 24) - 1)
 #define NEEDS     "a sample needs a picture (jpg, png, ...) and a cls file, one after the other"
 
 /* A shard that is being read. */
 typedef struct {
-    ShardIndex *out;
-    long room;
+    Shard *out;
     int fd;
     const char *index; /* its index file, or NULL */
-    /* The sample so far; offset 0: no picture yet, label -1: none. */
-    ShardSample now;
-    char *stem;
-    size_t stem_size;
+    char *stem;        /* headers: of the sample so far, or NULL */
+    ShardSample now;   /* the sample so far; offset 0: no picture yet, label -1: none */
 } Reader;
 
 /* ---- one sample ---- */
-
-/* Reads a header and what is behind it, as far as n bytes and the file reach; the number of bytes,
- * or -1. */
-static ssize_t read_around(const Reader *r, uint64_t offset, uint8_t *bytes, size_t n)
-{
-    ssize_t got;
-    do
-        got = pread(r->fd, bytes, n, (off_t)(offset - BLOCK));
-    while (got < 0 && errno == EINTR);
-    return got;
-}
 
 /* The label is in the file's `size` bytes at `offset`; *out < 0 if it is no number. Every label's
  * header is looked at, which tells an index file of another archive. */
@@ -58,7 +46,7 @@ static bool read_label(const Reader *r, uint64_t offset, uint64_t size, int32_t 
     enum { MOST = 64 };
     uint8_t bytes[BLOCK + MOST + 1];
     size_t n = BLOCK + (size < MOST ? (size_t)size : MOST);
-    ssize_t got = read_around(r, offset, bytes, n);
+    long got = read_at(r->fd, bytes, n, offset - BLOCK);
     if (got < 0)
         return fail(e, "see whether the disk is well and still mounted",
                     "%s: byte %" PRIu64 ": cannot read: %s", r->out->path, offset, strerror(errno));
@@ -104,10 +92,7 @@ static bool end_sample(Reader *r, const char *name, Error *e)
     if (r->now.offset == 0 || r->now.label < 0)
         return fail(e, NEEDS, "%s: the sample %.200s has no %s", r->out->path, name,
                     r->now.offset == 0 ? "picture" : "cls file");
-    if (r->out->n == r->room) {
-        r->room = r->room ? 2 * r->room : 1024;
-        r->out->sample = xrealloc(r->out->sample, sizeof(ShardSample) * (size_t)r->room);
-    }
+    r->out->sample = xgrow(r->out->sample, r->out->n, sizeof *r->out->sample);
     r->out->sample[r->out->n++] = r->now;
     r->now = (ShardSample){.label = -1};
     return true;
@@ -118,13 +103,11 @@ static bool end_sample(Reader *r, const char *name, Error *e)
 static bool read_header(void *ctx, const TarMember *m, Error *e)
 {
     Reader *r = ctx;
-    bool same = r->stem && r->stem_size == m->stem && memcmp(r->stem, m->name, m->stem) == 0;
-    if (!same) {
+    if (!tar_same_sample(r->stem, m)) {
         if (r->stem && !end_sample(r, r->stem, e))
             return false;
         free(r->stem);
-        r->stem = xcalloc(m->stem + 1, 1);
-        memcpy(r->stem, m->name, r->stem_size = m->stem);
+        r->stem = xasprintf("%.*s", (int)m->stem, m->name);
     }
     return add_part(r, m->name + m->ext, m->offset, m->size, e);
 }
@@ -158,7 +141,7 @@ static bool read_line(void *ctx, long sample, const IndexPart *parts, int n, Err
 static long index_number(const char *name)
 {
     const char *dot = strrchr(name, '.'), *first = dot;
-    if (strncmp(name, "idx", 3) != 0 || !dot || strcmp(dot, ".txt") != 0)
+    if (strncmp(name, "idx", 3) != 0)
         return -1;
     while (first > name && first[-1] >= '0' && first[-1] <= '9')
         first--;
@@ -175,108 +158,133 @@ static int by_number(const void *a, const void *b)
 /* The index files of a folder in the order of their numbers. */
 static bool find_indices(const char *dir, int shards, Names *out, Error *e)
 {
-    DIR *d = opendir(dir);
-    if (!d)
-        return fail(e, "check the path and its permissions", "cannot read the directory %s: %s",
-                    dir, strerror(errno));
-    for (struct dirent *f; (f = readdir(d));)
-        if (index_number(f->d_name) >= 0) {
-            char *path = xasprintf("%s/%s", dir, f->d_name);
-            names_add(out, path);
-            free(path);
-        }
-    closedir(d);
+    Names found = {0};
+    bool ok = names_in(dir, ".txt", &found, e);
+    for (int i = 0; i < found.n; i++) {
+        if (index_number(found.at[i]) < 0)
+            continue;
+        char *path = xasprintf("%s/%s", dir, found.at[i]);
+        names_add(out, path);
+        free(path);
+    }
+    names_free(&found);
     if (out->n)
         qsort(out->at, (size_t)out->n, sizeof(char *), by_number);
-    return out->n == shards || fail(e, "write one for each shard, in their order: ./vit index",
-                                    "%s has %d files idx_N.txt for %d shards", dir, out->n, shards);
+    return ok && (out->n == shards ||
+                  fail(e, "write one for each shard, in their order: ./vit index",
+                       "%s has %d files idx_N.txt for %d shards", dir, out->n, shards));
 }
 
 /* ---- what is cached ---- */
 
-/* Says which files what is known was read from. *settled is false if one of them changed so lately
- * that it may change again unseen. */
-static bool add_to_key(const char *path, char **key, size_t *at, size_t *room, ShardIndex *shard,
-                       bool *settled, Error *e)
+static int64_t nanoseconds(struct timespec t)
 {
-    struct stat st;
+    return t.tv_sec * 1000000000L + t.tv_nsec;
+}
+
+bool shard_same_file(const Shard *shard, const struct stat *st)
+{
+    return (uint64_t)st->st_size == shard->bytes && st->st_ino == shard->inode &&
+           nanoseconds(st->st_mtim) == shard->time;
+}
+
+/* Says which file what is known was read from. *settled is false if it changed so lately that it
+ * may change again unseen. */
+static bool add_to_key(FILE *key, const char *path, struct stat *st, bool *settled, Error *e)
+{
     char *real = realpath(path, NULL);
-    if (!real || stat(real, &st) != 0) {
+    if (!real || stat(real, st) != 0) {
         free(real);
         return fail(e,
                     strpbrk(path, "*?") ? "write numbers as {000000..000146}: * is not expanded"
                                         : "check the path and the pattern",
                     "%s: %s", path, strerror(errno));
     }
-    char *line =
-        xasprintf("%s %ld %ld.%09ld %ld.%09ld\n", real, (long)st.st_size, (long)st.st_mtim.tv_sec,
-                  st.st_mtim.tv_nsec, (long)st.st_ctim.tv_sec, st.st_ctim.tv_nsec);
-    size_t n = strlen(line) + 1;
-    while (*at + n > *room)
-        *key = xrealloc(*key, *room *= 2);
-    memcpy(*key + *at, line, n);
-    *at += n - 1;
-    long last =
-        (long)(st.st_mtim.tv_sec > st.st_ctim.tv_sec ? st.st_mtim.tv_sec : st.st_ctim.tv_sec);
-    *settled &= last < (long)time(NULL) - CACHE_MARGIN;
-    if (shard) {
-        shard->bytes = (uint64_t)st.st_size;
-        shard->time = st.st_mtim.tv_sec * 1000000000L + st.st_mtim.tv_nsec;
-        shard->file = st.st_ino;
-    }
-    free(line);
+    fprintf(key, "%s %ld %ld.%09ld %ld.%09ld\n", real, (long)st->st_size, (long)st->st_mtim.tv_sec,
+            st->st_mtim.tv_nsec, (long)st->st_ctim.tv_sec, st->st_ctim.tv_nsec);
+    long trusted = (long)time(NULL) - CACHE_MARGIN;
+    *settled &= st->st_mtim.tv_sec < trusted && st->st_ctim.tv_sec < trusted;
     free(real);
     return true;
 }
 
-/* In the file: for each shard its number of samples as int64_t, then its samples. */
-static void save_shards(const char *key, const ShardIndex *shard, int n)
+/* The cache's key for these shards and their index files, and what it says of the shards. */
+static char *make_key(Shard *shard, int n, const Names *index, bool *settled, Error *e)
 {
-    size_t size = 0, at = 0;
-    for (int k = 0; k < n; k++)
-        size += sizeof(int64_t) + sizeof(ShardSample) * (size_t)shard[k].n;
-    uint8_t *file = xmalloc(size);
-    for (int k = 0; k < n; k++) {
-        int64_t count = shard[k].n;
-        memcpy(file + at, &count, sizeof count);
-        memcpy(file + at + sizeof count, shard[k].sample, sizeof(ShardSample) * (size_t)count);
-        at += sizeof count + sizeof(ShardSample) * (size_t)count;
-    }
-    cache_save("shards", key, file, size);
-    free(file);
-}
-
-static bool sane(const ShardIndex *shard)
-{
-    for (long i = 0; i < shard->n; i++) {
-        const ShardSample *s = &shard->sample[i];
-        if (s->offset < BLOCK || s->offset > shard->bytes || s->size > shard->bytes - s->offset ||
-            s->label < 0 || s->label > MAX_LABEL)
-            return false;
-    }
-    return shard->n > 0;
-}
-
-static bool load_shards(const char *key, ShardIndex *shard, int n)
-{
-    size_t size, at = 0;
-    uint8_t *file = cache_load("shards", key, &size);
-    bool ok = file != NULL;
+    char *text = NULL;
+    size_t size;
+    struct stat st = {0};
+    FILE *key = open_memstream(&text, &size);
+    bool ok = key != NULL;
+    *settled = true;
     for (int k = 0; ok && k < n; k++) {
-        int64_t count = 0;
-        ok = size - at >= sizeof count;
-        if (ok)
-            memcpy(&count, file + at, sizeof count);
-        ok = ok && count > 0 && (uint64_t)count <= (size - at - sizeof count) / sizeof(ShardSample);
-        if (!ok)
-            break;
-        shard[k].n = count;
-        shard[k].sample = xmalloc(sizeof(ShardSample) * (size_t)count);
-        memcpy(shard[k].sample, file + at + sizeof count, sizeof(ShardSample) * (size_t)count);
-        at += sizeof count + sizeof(ShardSample) * (size_t)count;
-        ok = sane(&shard[k]);
+        ok = add_to_key(key, shard[k].path, &st, settled, e);
+        shard[k].bytes = (uint64_t)st.st_size;
+        shard[k].time = nanoseconds(st.st_mtim);
+        shard[k].inode = st.st_ino;
     }
-    ok = ok && at == size;
+    for (int k = 0; ok && k < index->n; k++)
+        ok = add_to_key(key, index->at[k], &st, settled, e);
+    if (!key || fclose(key) != 0)
+        die("free some memory", "out of memory: cannot open %d shards", n);
+    if (ok)
+        return text;
+    free(text);
+    return NULL;
+}
+
+/* In the file: for each shard its number of samples as int64_t, then its samples. */
+static void save_shards(const char *key, const Shard *shard, int n)
+{
+    char *bytes = NULL;
+    size_t size;
+    FILE *file = open_memstream(&bytes, &size);
+    for (int k = 0; file && k < n; k++) {
+        int64_t count = shard[k].n;
+        fwrite(&count, sizeof count, 1, file);
+        fwrite(shard[k].sample, sizeof(ShardSample), (size_t)count, file);
+    }
+    if (file && fclose(file) == 0)
+        cache_save("shards", key, bytes, size);
+    free(bytes);
+}
+
+static bool sane(const Shard *shard, const ShardSample *s)
+{
+    return s->offset >= BLOCK && s->offset <= shard->bytes && s->size <= shard->bytes - s->offset &&
+           s->label >= 0 && s->label <= MAX_LABEL;
+}
+
+/* Takes a shard's samples from what is left of the file, none of which is to be trusted. */
+static bool take_shard(Shard *shard, const uint8_t **file, size_t *left)
+{
+    int64_t n;
+    if (*left < sizeof n)
+        return false;
+    memcpy(&n, *file, sizeof n);
+    *left -= sizeof n;
+    if (n < 1 || (uint64_t)n > *left / sizeof(ShardSample))
+        return false;
+    size_t bytes = sizeof(ShardSample) * (size_t)n;
+    shard->n = n;
+    shard->sample = memcpy(xmalloc(bytes), *file + sizeof n, bytes);
+    *file += sizeof n + bytes;
+    *left -= bytes;
+    for (long i = 0; i < n; i++)
+        if (!sane(shard, &shard->sample[i]))
+            return false;
+    return true;
+}
+
+static bool load_shards(const char *key, Shard *shard, int n)
+{
+    size_t left;
+    uint8_t *file = cache_load("shards", key, &left);
+    const uint8_t *at = file;
+    bool ok = file != NULL;
+    for (int k = 0; ok && k < n; k++)
+        ok = take_shard(&shard[k], &at, &left);
+    ok = ok && left == 0;
     free(file);
     for (int k = 0; !ok && k < n; k++) {
         free(shard[k].sample);
@@ -289,16 +297,13 @@ static bool load_shards(const char *key, ShardIndex *shard, int n)
 /* ---- all shards ---- */
 
 typedef struct {
-    ShardIndex *shard;
+    Shard *shard;
     int n;
-    const Names *index; /* their index files, or NULL */
+    const Names *index; /* their index files, or none */
     pthread_mutex_t lock;
     double from;
     int done;
     bool said;
-    atomic_bool failed;
-    Error e; /* of the first shard in order that failed, */
-    int bad; /* which */
 } Reading;
 
 /* A line where it takes long; a bar on terminals. */
@@ -308,73 +313,61 @@ static void show_progress(Reading *r)
     if (seconds < 2)
         return;
     if (!r->said)
-        printf("data      reading the %s of %d shards\n", r->index ? "index and labels" : "headers",
-               r->n);
+        printf("data      reading the %s of %d shards\n",
+               r->index->n ? "index and labels" : "headers", r->n);
     fflush(stdout);
     r->said = true;
     report_progress("shards", r->done, r->n, 0);
 }
 
-static void read_shard(void *ctx, int k)
+static bool read_shard(void *ctx, int k, Error *e)
 {
     Reading *all = ctx;
-    Error e = {"", ""};
-    if (atomic_load(&all->failed))
-        return;
     Reader r = {.out = &all->shard[k],
-                .index = all->index ? all->index->at[k] : NULL,
+                .index = all->index->n ? all->index->at[k] : NULL,
                 .now.label = -1,
                 .fd = open(all->shard[k].path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
     bool ok = r.fd >= 0;
     if (!ok)
-        fail(&e, "check the path and its permissions", "%s: cannot open: %s", r.out->path,
+        fail(e, "check the path and its permissions", "%s: cannot open: %s", r.out->path,
              strerror(errno));
     else /* labels alone: no reading ahead */
         (void)posix_fadvise(r.fd, 0, 0, POSIX_FADV_RANDOM);
-    ok = ok && (r.index ? index_read(r.index, read_line, &r, &e) : read_headers(&r, &e));
+    ok = ok && (r.index ? index_read(r.index, read_line, &r, e) : read_headers(&r, e));
     if (ok && r.out->n == 0)
-        ok = fail(&e, NEEDS, "%s: no samples", r.out->path);
+        ok = fail(e, NEEDS, "%s: no samples", r.out->path);
     if (r.fd >= 0)
         close(r.fd);
     free(r.stem);
     pthread_mutex_lock(&all->lock);
     all->done++;
     show_progress(all);
-    if (!ok && (!all->failed || k < all->bad)) {
-        all->e = e;
-        all->bad = k;
-        atomic_store(&all->failed, true);
-    }
     pthread_mutex_unlock(&all->lock);
+    return ok;
 }
 
-static bool read_shards(ShardIndex *shard, int n, const Names *index, Error *e)
+static bool read_shards(Shard *shard, int n, const Names *index, Error *e)
 {
     Reading r = {.shard = shard, .n = n, .index = index, .from = now()};
     pthread_mutex_init(&r.lock, NULL);
-    source_parallel(n, read_shard, &r);
+    bool ok = source_parallel(n, read_shard, &r, e);
     pthread_mutex_destroy(&r.lock);
     if (r.said)
         report_clear();
-    if (r.failed)
-        *e = r.e;
-    return !r.failed;
+    return ok;
 }
 
-bool shards_index(ShardIndex *shard, int n, const char *index_dir, Error *e)
+bool shards_index(Shard *shard, int n, const char *index_dir, Error *e)
 {
     Names index = {0};
-    size_t at = 0, room = 4096;
-    char *key = xcalloc(room, 1);
-    bool settled = true, ok = !index_dir || find_indices(index_dir, n, &index, e);
-    for (int k = 0; ok && k < n; k++)
-        ok = add_to_key(shard[k].path, &key, &at, &room, &shard[k], &settled, e);
-    for (int k = 0; ok && k < index.n; k++)
-        ok = add_to_key(index.at[k], &key, &at, &room, NULL, &settled, e);
+    bool settled;
+    bool ok = !index_dir || find_indices(index_dir, n, &index, e);
+    char *key = ok ? make_key(shard, n, &index, &settled, e) : NULL;
+    ok = key != NULL;
     if (ok && !load_shards(key, shard, n)) {
         double from = now();
         long samples = 0;
-        ok = read_shards(shard, n, index_dir ? &index : NULL, e);
+        ok = read_shards(shard, n, &index, e);
         for (int k = 0; ok && k < n; k++)
             samples += shard[k].n;
         if (ok && settled && (samples > CACHE_ENTRIES || now() - from > CACHE_SECONDS))
@@ -386,11 +379,11 @@ bool shards_index(ShardIndex *shard, int n, const char *index_dir, Error *e)
 }
 
 /* The picture's name is in the header before it: shortened there if it is very long. */
-char *shard_sample_path(const ShardIndex *shard, const ShardSample *s)
+char *shard_sample_path(const Shard *shard, const ShardSample *s)
 {
     char name[101] = "";
     int fd = open(shard->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0 || pread(fd, name, 100, (off_t)(s->offset - BLOCK)) != 100)
+    if (fd < 0 || read_at(fd, name, 100, s->offset - BLOCK) != 100)
         *name = '\0';
     if (fd >= 0)
         close(fd);

@@ -7,12 +7,13 @@
  * Not here: what an operation does to pixels (pixels.c), crop and flip (data.c).
  * Order: the schemes as tables; reading a policy's name; drawing and applying.
  */
+#include "image/augment.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "image/image.h"
-#include "util/rng.h"
+#include "image/pixels.h"
 #include "util/text.h"
 
 /* ---- the schemes ---- */
@@ -50,13 +51,30 @@ typedef struct {
 } Scheme;
 enum { PAIRS = 25 };
 
+/* What schemes have in common: changes without a magnitude, by a factor, and of places. */
+/* clang-format off */
+#define LEVELS                                                                                    \
+    {OP_AUTOCONTRAST, 0, 0, 0, 0, 0, 0},                                                          \
+    {OP_EQUALIZE, 0, 0, 0, 0, 0, 0},                                                              \
+    {OP_INVERT, 0, 0, 0, 0, 0, 0}
+#define FACTORS(from, to, least, how)                                                             \
+    {OP_COLOR, from, to, least, INFINITY, how, 0},                                                \
+    {OP_CONTRAST, from, to, least, INFINITY, how, 0},                                             \
+    {OP_BRIGHTNESS, from, to, least, INFINITY, how, 0},                                           \
+    {OP_SHARPNESS, from, to, least, INFINITY, how, 0}
+#define MOVE(op, to, how, filter) {op, 0, to, -INFINITY, INFINITY, EITHER_SIGN | (how), filter}
+#define MOVES(side, filter)                                                                       \
+    MOVE(OP_SHEAR_X, 0.3, 0, filter),                                                             \
+    MOVE(OP_SHEAR_Y, 0.3, 0, filter),                                                             \
+    MOVE(OP_TRANSLATE_X, side, OF_SIDE, filter),                                                  \
+    MOVE(OP_TRANSLATE_Y, side, OF_SIDE, filter)
+/* clang-format on */
+
 /* The policy that the AutoAugment paper found for ImageNet (Cubuk et al. 2019, table 9), with
  * the magnitudes that NeMo and Megatron-LM gave it: color, contrast and sharpness away from 1 to
  * either side, rotation only against the clock. Their rotation is nearest, their shear bicubic. */
 static const Range paper_ranges[] = {
-    {OP_AUTOCONTRAST, 0, 0, 0, 0, 0, 0},
-    {OP_EQUALIZE, 0, 0, 0, 0, 0, 0},
-    {OP_INVERT, 0, 0, 0, 0, 0, 0},
+    LEVELS,
     {OP_POSTERIZE, 8, 4, 1, 8, NEAR, 0},
     {OP_SOLARIZE, 256, 0, 0, 256, 0, 0},
     {OP_CONTRAST, 0, 0.9, 0.1, 1.9, EITHER_SIGN | FROM_ONE, 0},
@@ -97,9 +115,7 @@ static const Step paper_pairs[PAIRS][2] = {
  * up to 250 pixels, which leaves nothing of 224; here it is up to 0.45 of the side, as timm has it.
  * Posterize keeps one bit or more, as in DALI. */
 static const Range v0_ranges[] = {
-    {OP_AUTOCONTRAST, 0, 0, 0, 0, 0, 0},
-    {OP_EQUALIZE, 0, 0, 0, 0, 0, 0},
-    {OP_INVERT, 0, 0, 0, 0, 0, 0},
+    LEVELS,
     {OP_POSTERIZE, 0, 4, 1, 4, NEAR, 0},
     {OP_SOLARIZE, 0, 256, 0, 256, 0, 0},
     {OP_SOLARIZE_ADD, 0, 110, 0, 110, DOWN, 0},
@@ -141,69 +157,42 @@ static const Step v0_pairs[PAIRS][2] = {
  * which Pillow refuses by now: here one is left. `inc`: what changes little at level 10 above,
  * changes most at level 10 here. */
 static const Range timm_ranges[] = {
-    {OP_AUTOCONTRAST, 0, 0, 0, 0, 0, 0},
-    {OP_EQUALIZE, 0, 0, 0, 0, 0, 0},
-    {OP_INVERT, 0, 0, 0, 0, 0, 0},
-    {OP_ROTATE, 0, 30, -INFINITY, INFINITY, EITHER_SIGN, FILTER_RANDOM},
+    LEVELS,
+    MOVE(OP_ROTATE, 30, 0, FILTER_RANDOM),
     {OP_POSTERIZE, 0, 4, 1, 8, DOWN, 0},
     {OP_SOLARIZE, 0, 256, 0, 256, DOWN, 0},
     {OP_SOLARIZE_ADD, 0, 110, 0, 128, DOWN, 0},
-    {OP_COLOR, 0.1, 1.9, 0.1, INFINITY, 0, 0},
-    {OP_CONTRAST, 0.1, 1.9, 0.1, INFINITY, 0, 0},
-    {OP_BRIGHTNESS, 0.1, 1.9, 0.1, INFINITY, 0, 0},
-    {OP_SHARPNESS, 0.1, 1.9, 0.1, INFINITY, 0, 0},
-    {OP_SHEAR_X, 0, 0.3, -INFINITY, INFINITY, EITHER_SIGN, FILTER_RANDOM},
-    {OP_SHEAR_Y, 0, 0.3, -INFINITY, INFINITY, EITHER_SIGN, FILTER_RANDOM},
-    {OP_TRANSLATE_X, 0, 0.45, -INFINITY, INFINITY, EITHER_SIGN | OF_SIDE, FILTER_RANDOM},
-    {OP_TRANSLATE_Y, 0, 0.45, -INFINITY, INFINITY, EITHER_SIGN | OF_SIDE, FILTER_RANDOM},
+    FACTORS(0.1, 1.9, 0.1, 0),
+    MOVES(0.45, FILTER_RANDOM),
 };
 static const Range timm_inc_ranges[] = {
-    {OP_AUTOCONTRAST, 0, 0, 0, 0, 0, 0},
-    {OP_EQUALIZE, 0, 0, 0, 0, 0, 0},
-    {OP_INVERT, 0, 0, 0, 0, 0, 0},
-    {OP_ROTATE, 0, 30, -INFINITY, INFINITY, EITHER_SIGN, FILTER_RANDOM},
+    LEVELS,
+    MOVE(OP_ROTATE, 30, 0, FILTER_RANDOM),
     {OP_POSTERIZE, 4, 0, 1, 8, UP, 0},
     {OP_SOLARIZE, 256, 0, 0, 256, UP, 0},
     {OP_SOLARIZE_ADD, 0, 110, 0, 128, DOWN, 0},
-    {OP_COLOR, 0, 0.9, 0.1, INFINITY, EITHER_SIGN | FROM_ONE, 0},
-    {OP_CONTRAST, 0, 0.9, 0.1, INFINITY, EITHER_SIGN | FROM_ONE, 0},
-    {OP_BRIGHTNESS, 0, 0.9, 0.1, INFINITY, EITHER_SIGN | FROM_ONE, 0},
-    {OP_SHARPNESS, 0, 0.9, 0.1, INFINITY, EITHER_SIGN | FROM_ONE, 0},
-    {OP_SHEAR_X, 0, 0.3, -INFINITY, INFINITY, EITHER_SIGN, FILTER_RANDOM},
-    {OP_SHEAR_Y, 0, 0.3, -INFINITY, INFINITY, EITHER_SIGN, FILTER_RANDOM},
-    {OP_TRANSLATE_X, 0, 0.45, -INFINITY, INFINITY, EITHER_SIGN | OF_SIDE, FILTER_RANDOM},
-    {OP_TRANSLATE_Y, 0, 0.45, -INFINITY, INFINITY, EITHER_SIGN | OF_SIDE, FILTER_RANDOM},
+    FACTORS(0, 0.9, 0.1, EITHER_SIGN | FROM_ONE),
+    MOVES(0.45, FILTER_RANDOM),
 };
 
 /* big_vision's randaug: nearest, without chance but in the choice and signs. Its translation of 100
  * pixels and cutout of 2 x 40 are for pictures of 224 pixels, and in proportion for others. */
 static const Range big_vision_ranges[] = {
-    {OP_AUTOCONTRAST, 0, 0, 0, 0, 0, 0},
-    {OP_EQUALIZE, 0, 0, 0, 0, 0, 0},
-    {OP_INVERT, 0, 0, 0, 0, 0, 0},
-    {OP_ROTATE, 0, 30, -INFINITY, INFINITY, EITHER_SIGN, FILTER_NEAREST},
+    LEVELS,
+    MOVE(OP_ROTATE, 30, 0, FILTER_NEAREST),
     {OP_POSTERIZE, 0, 4, 1, 8, DOWN, 0},
     {OP_SOLARIZE, 0, 256, 0, 256, DOWN, 0},
-    {OP_COLOR, 0.1, 1.9, 0, INFINITY, 0, 0},
-    {OP_CONTRAST, 0.1, 1.9, 0, INFINITY, 0, 0},
-    {OP_BRIGHTNESS, 0.1, 1.9, 0, INFINITY, 0, 0},
-    {OP_SHARPNESS, 0.1, 1.9, 0, INFINITY, 0, 0},
-    {OP_SHEAR_X, 0, 0.3, -INFINITY, INFINITY, EITHER_SIGN, FILTER_NEAREST},
-    {OP_SHEAR_Y, 0, 0.3, -INFINITY, INFINITY, EITHER_SIGN, FILTER_NEAREST},
-    {OP_TRANSLATE_X, 0, 100.0 / 224, -INFINITY, INFINITY, EITHER_SIGN | OF_SIDE, FILTER_NEAREST},
-    {OP_TRANSLATE_Y, 0, 100.0 / 224, -INFINITY, INFINITY, EITHER_SIGN | OF_SIDE, FILTER_NEAREST},
+    FACTORS(0.1, 1.9, 0, 0),
+    MOVES(100.0 / 224, FILTER_NEAREST),
     {OP_CUTOUT, 0, 40.0 / 224, 0, INFINITY, OF_SIDE, 0},
     {OP_SOLARIZE_ADD, 0, 110, 0, 255, DOWN, 0},
 };
 
-enum { PAPER, V0, TIMM, TIMM_INC, BIG_VISION };
-static const Scheme schemes[] = {
-    [PAPER] = {paper_ranges, COUNT(paper_ranges), paper_pairs},
-    [V0] = {v0_ranges, COUNT(v0_ranges), v0_pairs},
-    [TIMM] = {timm_ranges, COUNT(timm_ranges), NULL},
-    [TIMM_INC] = {timm_inc_ranges, COUNT(timm_inc_ranges), NULL},
-    [BIG_VISION] = {big_vision_ranges, COUNT(big_vision_ranges), NULL},
-};
+static const Scheme paper = {paper_ranges, COUNT(paper_ranges), paper_pairs};
+static const Scheme v0 = {v0_ranges, COUNT(v0_ranges), v0_pairs};
+static const Scheme timm = {timm_ranges, COUNT(timm_ranges), NULL};
+static const Scheme timm_inc = {timm_inc_ranges, COUNT(timm_inc_ranges), NULL};
+static const Scheme big_vision = {big_vision_ranges, COUNT(big_vision_ranges), NULL};
 
 /* ---- reading ---- */
 
@@ -284,7 +273,7 @@ static bool read_timm(Augmentation *a, const char *text, Error *e)
     if (a->n != floor(a->n) || a->inc != floor(a->inc))
         return fail(e, "such as rand-m9-n2-mstd0.5-inc1",
                     "--auto-augment '%s': n and inc are whole numbers", text);
-    a->scheme = &schemes[a->inc ? TIMM_INC : TIMM];
+    a->scheme = a->inc ? &timm_inc : &timm;
     return true;
 }
 
@@ -302,22 +291,18 @@ static bool read_big_vision(Augmentation *a, const char *text, Error *e)
                     "--auto-augment '%s' is not randaug(N,M) with N in 1..100 and M in 0..100",
                     text);
     a->mmax = 100;
-    a->scheme = &schemes[BIG_VISION];
+    a->scheme = &big_vision;
     return true;
 }
 
 static bool read_policy(Augmentation *a, const char *text, Error *e)
 {
-    if (!*text || strcmp(text, "none") == 0)
+    if (strcmp(text, "imagenet") == 0)
+        a->scheme = &paper;
+    else if (strcmp(text, "imagenet-v0") == 0)
+        a->scheme = &v0;
+    if (a->scheme || !*text || strcmp(text, "none") == 0)
         return true;
-    if (strcmp(text, "imagenet") == 0) {
-        a->scheme = &schemes[PAPER];
-        return true;
-    }
-    if (strcmp(text, "imagenet-v0") == 0) {
-        a->scheme = &schemes[V0];
-        return true;
-    }
     if (strncmp(text, "randaug", 7) == 0 && (!text[7] || text[7] == '('))
         return read_big_vision(a, text, e);
     if (strncmp(text, "rand", 4) == 0 && (!text[4] || text[4] == '-'))
@@ -362,11 +347,17 @@ static int draw_below(Canvas *c, int n)
 static double draw_magnitude(Canvas *c, const Range *r, double level)
 {
     double m = r->from + (r->to - r->from) * (level / 10);
-    double side = r->op == OP_TRANSLATE_X   ? c->w
-                  : r->op == OP_TRANSLATE_Y ? c->h
-                  : c->w < c->h             ? c->w
-                                            : c->h;
-    m = r->how & DOWN ? floor(m) : r->how & UP ? ceil(m) : r->how & NEAR ? nearbyint(m) : m;
+    double side = fmin(c->w, c->h);
+    if (r->op == OP_TRANSLATE_X)
+        side = c->w;
+    if (r->op == OP_TRANSLATE_Y)
+        side = c->h;
+    if (r->how & DOWN)
+        m = floor(m);
+    if (r->how & UP)
+        m = ceil(m);
+    if (r->how & NEAR)
+        m = nearbyint(m);
     if (r->how & EITHER_SIGN && rng_next(&c->rng) < 0.5)
         m = -m;
     if (r->how & FROM_ONE)

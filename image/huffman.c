@@ -21,14 +21,14 @@
 #endif
 
 #ifdef HAVE_JPEGINT
-#include <stdio.h>
-#include <stdlib.h>
+#define JPEG_INTERNALS
+#include "image/huffman.h"
+
+#include <stdbool.h>
+#include <stdint.h>
 #include <string.h>
 
-#define JPEG_INTERNALS
-#include <jpeglib.h>
-
-#include "image/parts.h"
+#include "util/util.h"
 
 /* ---- tables ---- */
 
@@ -103,26 +103,23 @@ static Pair pair_of(const Table *t, unsigned bits)
 {
     enum { MASK = (1 << LOOK) - 1 };
     Pair p = {.at = {RARE}};
-    Entry e = t->look[bits];
-    int run = (int)(e >> RUN & 15), used = (int)(e & BOTH);
-    if ((e & LONG) || used > LOOK || ((e & STOP) && run == 15))
-        return p;
-    p = (Pair){.bits = (uint8_t)used, .on = 64};
-    if (e & STOP)
-        return p;
-    p.on = (uint8_t)(run + 1);
-    p.at[0] = p.at[1] = (uint8_t)run;
-    p.v[0] = (int16_t)value_of(bits >> (LOOK - used), (1u << (e >> SIZE & 15)) - 1);
-    e = t->look[bits << used & MASK];
-    int more = (int)(e & BOTH), run2 = (int)(e >> RUN & 15);
-    if ((e & LONG) || used + more > LOOK || ((e & STOP) && run2 == 15))
-        return p;
-    p.bits = (uint8_t)(used + more);
-    p.at[1] = (uint8_t)(run + 1 + (e & STOP ? 0 : run2));
-    p.on = (uint8_t)(e & STOP ? 64 : p.at[1] + 1);
-    p.v[1] =
-        (int16_t)(e & STOP ? 0
-                           : value_of(bits >> (LOOK - used - more), (1u << (e >> SIZE & 15)) - 1));
+    int used = 0, at = 0;
+    for (int i = 0; i < 2; i++) {
+        Entry e = t->look[bits << used & MASK];
+        int run = (int)(e >> RUN & 15);
+        bool end = e & STOP;
+        used += (int)(e & BOTH);
+        if ((e & LONG) || used > LOOK || (end && run == 15))
+            return p;
+        at += end ? 0 : run;
+        p.bits = (uint8_t)used;
+        p.on = (uint8_t)(end ? 64 : at + 1);
+        p.at[1] = p.at[i] = (uint8_t)at;
+        if (end)
+            return p;
+        p.v[i] = (int16_t)value_of(bits >> (LOOK - used), (1u << (e >> SIZE & 15)) - 1);
+        at++;
+    }
     return p;
 }
 
@@ -157,29 +154,32 @@ static void make_table(Table *t, const JHUFF_TBL *from, bool ac)
         return;
     t->from = *from;
     t->made = true;
-    for (int i = 0; i < 1 << LOOK; i++)
-        t->look[i] = LONG;
-    int code = 0, symbol = 0;
+    int code = 0, symbols = 0, codes[256], lengths[256]; /* shorter ones first */
     for (int length = 1; length <= CODE; length++, code <<= 1) {
-        t->offset[length] = symbol - code;
-        for (int i = 0; i < from->bits[length] && symbol < 256; i++, code++, symbol++) {
-            int rest = LOOK - length;
-            for (int b = 0; rest >= 0 && b < 1 << rest; b++)
-                t->look[(code << rest | b) & ((1 << LOOK) - 1)] =
-                    entry_of(from->huffval[symbol], length);
+        t->offset[length] = symbols - code;
+        for (int i = 0; i < from->bits[length] && symbols < 256; i++, code++, symbols++) {
+            codes[symbols] = code;
+            lengths[symbols] = length;
         }
         t->max[length] = from->bits[length] ? code - 1 : -1;
     }
-    for (int i = 0; ac && i < 1 << LOOK; i++)
-        t->pair[i] = pair_of(t, (unsigned)i);
-    for (int i = 0; ac && i < 2 << WALK; i++)
-        t->step[i] = NOWHERE << ON;
-    for (int n = 1; ac && n <= WALK; n++) {
-        code = symbol = 0;
-        for (int length = 1; length <= n; length++, code <<= 1)
-            for (int i = 0; i < from->bits[length] && symbol < 256; i++, code++, symbol++)
-                add_steps(t->step, code, length, from->huffval[symbol], n);
+    for (int i = 0; i < 1 << LOOK; i++)
+        t->look[i] = LONG;
+    for (int s = 0; s < symbols && lengths[s] <= LOOK; s++) {
+        int rest = LOOK - lengths[s];
+        for (int b = 0; b < 1 << rest; b++)
+            t->look[(codes[s] << rest | b) & ((1 << LOOK) - 1)] =
+                entry_of(from->huffval[s], lengths[s]);
     }
+    if (!ac)
+        return;
+    for (int i = 0; i < 1 << LOOK; i++)
+        t->pair[i] = pair_of(t, (unsigned)i);
+    for (int i = 0; i < 2 << WALK; i++)
+        t->step[i] = NOWHERE << ON;
+    for (int n = 1; n <= WALK; n++)
+        for (int s = 0; s < symbols && lengths[s] <= n; s++)
+            add_steps(t->step, codes[s], lengths[s], from->huffval[s], n);
 }
 
 /* ---- bits ---- */
@@ -411,21 +411,12 @@ static boolean decode_mcu(j_decompress_ptr d, JBLOCKROW *blocks)
     return TRUE;
 }
 
-Huffman *huffman_new(void)
-{
-    return xcalloc(1, sizeof(Huffman));
-}
-
-void huffman_free(Huffman *h)
-{
-    free(h);
-}
-
-void huffman_take_over(Huffman *h, struct jpeg_decompress_struct *d)
+void huffman_take_over(Huffman **kept, j_decompress_ptr d)
 {
     if (d->progressive_mode || d->arith_code || jpeg_has_multiple_scans(d) ||
         d->comps_in_scan != d->num_components)
         return;
+    Huffman *h = *kept = *kept ? *kept : xcalloc(1, sizeof *h);
     for (int c = 0; c < d->comps_in_scan; c++) {
         const jpeg_component_info *comp = d->cur_comp_info[c];
         make_table(&h->dc[comp->dc_tbl_no], d->dc_huff_tbl_ptrs[comp->dc_tbl_no], false);
@@ -442,19 +433,9 @@ void huffman_take_over(Huffman *h, struct jpeg_decompress_struct *d)
     d->entropy = &h->module;
 }
 #else
-#include "image/parts.h"
+#include "image/huffman.h"
 
-Huffman *huffman_new(void)
-{
-    return NULL;
-}
-
-void huffman_free(Huffman *h)
-{
-    (void)h;
-}
-
-void huffman_take_over(Huffman *h, struct jpeg_decompress_struct *d)
+void huffman_take_over(Huffman **h, j_decompress_ptr d)
 {
     (void)h, (void)d;
 }

@@ -1,4 +1,4 @@
-/* jpeg.c - JPEG files in parts, through libjpeg-turbo; and written.
+/* jpeg.c - JPEG files in parts, through libjpeg-turbo.
  *
  * Of a picture only the rows from the first that is needed are transformed, in the columns that are
  * needed, and nothing below the last is looked at: what is above and beside still has to be entropy
@@ -10,8 +10,10 @@
  * Memory: a few rows, whatever the size of the picture, unless it has several scans (progressive):
  * then all coefficients.
  *
- * Order: errors and bytes, the header, the area, rows; the writer last.
+ * Order: errors and bytes, the header, the area, rows.
  */
+#include "image/jpeg.h"
+
 #include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,7 +21,7 @@
 
 #include <jpeglib.h>
 
-#include "image/parts.h"
+#include "image/huffman.h"
 
 /* A progressive JPEG has about ten. Hundreds are an attack on time: each goes through all of the
  * picture, in a few bytes. */
@@ -82,8 +84,8 @@ static boolean source_fill(j_decompress_ptr d)
 
 static void source_skip(j_decompress_ptr d, long n)
 {
-    size_t left = d->src->bytes_in_buffer;
-    size_t skip = n <= 0 ? 0 : (size_t)n < left ? (size_t)n : left;
+    size_t left = d->src->bytes_in_buffer, skip = n > 0 ? (size_t)n : 0;
+    skip = skip < left ? skip : left;
     d->src->next_input_byte += skip;
     d->src->bytes_in_buffer -= skip;
 }
@@ -124,7 +126,6 @@ static void renew(JpegReader *r)
 static void *jpeg_new(void)
 {
     JpegReader *r = xcalloc(1, sizeof *r);
-    r->huffman = huffman_new();
     r->d.err = jpeg_std_error(&r->errors);
     r->errors.error_exit = on_error;
     r->errors.output_message = on_message;
@@ -139,7 +140,7 @@ static void jpeg_free(void *reader)
 {
     JpegReader *r = reader;
     jpeg_destroy_decompress(&r->d);
-    huffman_free(r->huffman);
+    free(r->huffman);
     room_free(&r->rows);
     room_free(&r->ink);
     free(r);
@@ -232,13 +233,9 @@ static void crop_columns(JpegReader *r)
 {
     enum { LEAST = 32 };
     j_decompress_ptr d = &r->d;
-    int w = (int)d->output_width, x0 = r->area.left - 1, x1 = r->area.left + r->area.width + 1;
-    x1 = x1 - x0 < LEAST ? x0 + LEAST : x1;
-    if (x1 > w) {
-        x1 = w;
-        x0 = x0 < w - LEAST ? x0 : w - LEAST;
-    }
-    x0 = x0 < 0 ? 0 : x0;
+    int w = (int)d->output_width, x0 = r->area.left - 1;
+    int x1 = lesser(greater(x0 + r->area.width + 2, x0 + LEAST), w);
+    x0 = greater(lesser(x0, x1 - LEAST), 0);
     JDIMENSION left = (JDIMENSION)x0, width = (JDIMENSION)(x1 - x0);
     jpeg_crop_scanline(d, &left, &width);
     r->before = 3 * ((size_t)r->area.left - left);
@@ -254,7 +251,7 @@ static bool begin(JpegReader *r, Error *e)
     d->scale_denom = (unsigned)r->scale;
     if (!jpeg_start_decompress(d))
         return truncated(e);
-    huffman_take_over(r->huffman, d);
+    huffman_take_over(&r->huffman, d);
     r->before = 3 * (size_t)r->area.left;
     int skip = r->area.top;
     if (!smooths(d))
@@ -280,18 +277,11 @@ static bool jpeg_start(void *reader, Box area, Error *e)
 /* ---- rows ---- */
 
 /* Four-component files store inverted ink (Adobe's convention, which Pillow assumes for all of
- * them; libjpeg has turned YCCK into CMYK): rgb = white - black - ink * (1 - black), rounded as in
- * Pillow. */
+ * them; libjpeg has turned YCCK into CMYK). */
 static void cmyk_row(const uint8_t *in, uint8_t *out, int w)
 {
-    for (int x = 0; x < w; x++, in += 4, out += 3) {
-        int light = in[3];
-        for (int c = 0; c < 3; c++) {
-            int t = (255 - in[c]) * light + 128;
-            int v = light - ((t + (t >> 8)) >> 8);
-            out[c] = (uint8_t)(v < 0 ? 0 : v);
-        }
-    }
+    for (int x = 0; x < w; x++, in += 4, out += 3)
+        rgb_of_inks(255 - in[0], 255 - in[1], 255 - in[2], in[3], out);
 }
 
 static bool read_rows(JpegReader *r, Error *e)
@@ -326,53 +316,3 @@ static bool jpeg_rows(void *reader, int n, const uint8_t **row, Error *e)
 }
 
 const PartReader jpeg_reader = {jpeg_new, jpeg_free, jpeg_open, jpeg_reduce, jpeg_start, jpeg_rows};
-
-/* ---- writing ---- */
-
-typedef struct {
-    struct jpeg_error_mgr errors;
-    jmp_buf jump;
-    char what[JMSG_LENGTH_MAX];
-    unsigned char *bytes;
-    unsigned long n;
-} JpegWriter;
-
-static void on_write_error(j_common_ptr c)
-{
-    JpegWriter *w = c->client_data;
-    c->err->format_message(c, w->what);
-    longjmp(w->jump, 1);
-}
-
-bool image_encode_jpeg(const uint8_t *rgb, int w, int h, int quality, uint8_t **bytes, size_t *n,
-                       Error *e)
-{
-    JpegWriter wr = {.n = 0};
-    struct jpeg_compress_struct c = {.err = jpeg_std_error(&wr.errors), .client_data = &wr};
-    if (w < 1 || h < 1 || w > JPEG_MAX_DIMENSION || h > JPEG_MAX_DIMENSION)
-        return fail(e, "scale it down", "a JPEG cannot have %d x %d pixels", w, h);
-    wr.errors.error_exit = on_write_error;
-    wr.errors.output_message = on_message;
-    if (setjmp(wr.jump)) { /* no memory: libjpeg has kept the bytes to itself */
-        jpeg_destroy_compress(&c);
-        return fail(e, "free some memory", "cannot encode %d x %d pixels: %s", w, h, wr.what);
-    }
-    jpeg_create_compress(&c);
-    jpeg_mem_dest(&c, &wr.bytes, &wr.n);
-    c.image_width = (JDIMENSION)w;
-    c.image_height = (JDIMENSION)h;
-    c.input_components = 3;
-    c.in_color_space = JCS_RGB;
-    jpeg_set_defaults(&c);
-    jpeg_set_quality(&c, quality, TRUE);
-    jpeg_start_compress(&c, TRUE);
-    while (c.next_scanline < c.image_height) {
-        JSAMPROW row = (JSAMPROW)(rgb + (size_t)c.next_scanline * w * 3);
-        jpeg_write_scanlines(&c, &row, 1);
-    }
-    jpeg_finish_compress(&c);
-    jpeg_destroy_compress(&c);
-    *bytes = wr.bytes;
-    *n = wr.n;
-    return true;
-}

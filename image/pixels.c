@@ -9,12 +9,12 @@
  * Not here: which change an image gets, and how strong (augment.c).
  * Order: levels; blends; hue; geometry; the table of operations.
  */
+#include "image/pixels.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "image/image.h"
 
 /* An image on its way through one operation. */
 typedef struct {
@@ -22,6 +22,7 @@ typedef struct {
     int w, h;
     double m;         /* magnitude */
     int filter;       /* of geometry */
+    int element;      /* of affine() */
     uint8_t *scratch; /* image_op_scratch(w, h) bytes */
 } Work;
 
@@ -44,7 +45,7 @@ static void invert(Work *p)
 /* Keeps the upper bits. */
 static void posterize(Work *p)
 {
-    int bits = p->m < 0 ? 0 : p->m > 8 ? 8 : (int)p->m;
+    int bits = (int)fmin(fmax(p->m, 0), 8);
     uint8_t *restrict v = p->rgb, mask = (uint8_t)(0xFF00 >> bits);
     for (long i = 0, n = values(p); i < n; i++)
         v[i] &= mask;
@@ -53,7 +54,7 @@ static void posterize(Work *p)
 /* Inverts levels from m on. */
 static void solarize(Work *p)
 {
-    int from = p->m < 0 ? 0 : p->m > 256 ? 256 : (int)ceil(p->m);
+    int from = (int)ceil(fmin(fmax(p->m, 0), 256));
     if (from > 255)
         return;
     uint8_t *restrict v = p->rgb, least = (uint8_t)from;
@@ -64,7 +65,7 @@ static void solarize(Work *p)
 /* Adds m to levels below 128. */
 static void solarize_add(Work *p)
 {
-    uint8_t add = (uint8_t)(p->m < 0 ? 0 : p->m > 255 ? 255 : p->m), room = (uint8_t)(255 - add);
+    uint8_t add = (uint8_t)fmin(fmax(p->m, 0), 255), room = (uint8_t)(255 - add);
     uint8_t *restrict v = p->rgb;
     for (long i = 0, n = values(p); i < n; i++) {
         uint8_t sum = (uint8_t)((v[i] < room ? v[i] : room) + add);
@@ -87,19 +88,16 @@ static void autocontrast(Work *p)
 {
     enum { N = 3 * RUN }; /* columns that are compared alone, so that they may be a vector */
     uint8_t least[N], most[N], map[3][256];
-    long n = values(p), at = 0;
+    long n = values(p);
     memset(least, 255, N);
     memset(most, 0, N);
-    for (; at + N <= n; at += N)
-        for (int i = 0; i < N; i++) {
+    for (long at = 0; at < n; at += N) {
+        int some = n - at < N ? (int)(n - at) : N;
+        for (int i = 0; i < some; i++) {
             uint8_t v = p->rgb[at + i];
             least[i] = v < least[i] ? v : least[i];
             most[i] = v > most[i] ? v : most[i];
         }
-    for (int i = 0; at + i < n; i++) {
-        uint8_t v = p->rgb[at + i];
-        least[i] = v < least[i] ? v : least[i];
-        most[i] = v > most[i] ? v : most[i];
     }
     for (int c = 0; c < 3; c++) {
         int lo = 255, hi = 0;
@@ -111,7 +109,8 @@ static void autocontrast(Work *p)
         for (int i = 0; i < 256; i++) {
             double v = i * scale;
             v += offset;
-            map[c][i] = (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
+            v = v > 0 ? v : 0;
+            map[c][i] = (uint8_t)(v < 255 ? v : 255);
         }
     }
     map_levels(p, map);
@@ -197,9 +196,8 @@ static void color(Work *p)
     uint8_t *v = p->rgb;
     for (long i = 0, n = values(p) / 3; i < n; i++) {
         int g = grey(v + 3 * i);
-        v[3 * i] = blend(g, v[3 * i], m);
-        v[3 * i + 1] = blend(g, v[3 * i + 1], m);
-        v[3 * i + 2] = blend(g, v[3 * i + 2], m);
+        for (int c = 0; c < 3; c++)
+            v[3 * i + c] = blend(g, v[3 * i + c], m);
     }
 }
 
@@ -355,23 +353,17 @@ enum { MARGIN = 2, SIDE = 2 * MARGIN };
 static void with_margin(const Work *p, uint32_t *out)
 {
     long stride = p->w + SIDE;
-    for (int y = 0; y < p->h; y++) {
-        const uint8_t *in = p->rgb + 3L * y * p->w;
-        uint32_t *row = out + (y + MARGIN) * stride;
-        for (int x = 0; x < p->w; x++)
-            row[MARGIN + x] =
-                in[3 * x] | (uint32_t)in[3 * x + 1] << 8 | (uint32_t)in[3 * x + 2] << 16;
+    for (int y = -MARGIN; y < p->h + MARGIN; y++, out += stride) {
+        int from = y < 0 ? 0 : y;
+        const uint8_t *in = p->rgb + 3L * p->w * (from < p->h ? from : p->h - 1);
+        for (int x = 0; x < p->w; x++, in += 3)
+            out[MARGIN + x] = in[0] | (uint32_t)in[1] << 8 | (uint32_t)in[2] << 16;
         for (int i = 0; i < MARGIN; i++) {
-            row[i] = row[MARGIN];
-            row[MARGIN + p->w + i] = row[MARGIN + p->w - 1];
+            out[i] = out[MARGIN];
+            out[MARGIN + p->w + i] = out[MARGIN + p->w - 1];
         }
     }
-    for (int i = 0; i < MARGIN; i++) {
-        memcpy(out + i * stride, out + MARGIN * stride, sizeof *out * (size_t)stride);
-        memcpy(out + (MARGIN + p->h + i) * stride, out + (MARGIN + p->h - 1) * stride,
-               sizeof *out * (size_t)stride);
-    }
-    memset(out + (SIDE + p->h) * stride, FILL, sizeof *out * SIDE * (size_t)stride);
+    memset(out, FILL, sizeof *out * SIDE * (size_t)stride);
 }
 
 /* A run of output pixels: the pixel left of and above each source point, and how far it is. */
@@ -491,55 +483,37 @@ static void rotate(Work *p)
     transform(p, (const double[6]){c, s, c * -x + s * -y + x, -s, c, -s * -x + c * -y + y});
 }
 
-static void shear_x(Work *p)
+/* Shears and translations: m is one element of the matrix. */
+static void affine(Work *p)
 {
-    transform(p, (const double[6]){1, p->m, 0, 0, 1, 0});
-}
-
-static void shear_y(Work *p)
-{
-    transform(p, (const double[6]){1, 0, 0, p->m, 1, 0});
-}
-
-static void translate_x(Work *p)
-{
-    transform(p, (const double[6]){1, 0, p->m, 0, 1, 0});
-}
-
-static void translate_y(Work *p)
-{
-    transform(p, (const double[6]){1, 0, 0, 0, 1, p->m});
+    double a[6] = {1, 0, 0, 0, 1, 0};
+    a[p->element] = p->m;
+    transform(p, a);
 }
 
 /* ---- the table of operations ---- */
 
 static const struct {
-    const char *name;
     void (*run)(Work *p);
+    int element;
 } ops[OP_COUNT] = {
-    [OP_IDENTITY] = {"identity", NULL},
-    [OP_AUTOCONTRAST] = {"autocontrast", autocontrast},
-    [OP_EQUALIZE] = {"equalize", equalize},
-    [OP_INVERT] = {"invert", invert},
-    [OP_POSTERIZE] = {"posterize", posterize},
-    [OP_SOLARIZE] = {"solarize", solarize},
-    [OP_SOLARIZE_ADD] = {"solarize_add", solarize_add},
-    [OP_BRIGHTNESS] = {"brightness", brightness},
-    [OP_CONTRAST] = {"contrast", contrast},
-    [OP_COLOR] = {"color", color},
-    [OP_SHARPNESS] = {"sharpness", sharpness},
-    [OP_HUE] = {"hue", hue},
-    [OP_ROTATE] = {"rotate", rotate},
-    [OP_SHEAR_X] = {"shear_x", shear_x},
-    [OP_SHEAR_Y] = {"shear_y", shear_y},
-    [OP_TRANSLATE_X] = {"translate_x", translate_x},
-    [OP_TRANSLATE_Y] = {"translate_y", translate_y},
+    [OP_AUTOCONTRAST] = {autocontrast, 0},
+    [OP_EQUALIZE] = {equalize, 0},
+    [OP_INVERT] = {invert, 0},
+    [OP_POSTERIZE] = {posterize, 0},
+    [OP_SOLARIZE] = {solarize, 0},
+    [OP_SOLARIZE_ADD] = {solarize_add, 0},
+    [OP_BRIGHTNESS] = {brightness, 0},
+    [OP_CONTRAST] = {contrast, 0},
+    [OP_COLOR] = {color, 0},
+    [OP_SHARPNESS] = {sharpness, 0},
+    [OP_HUE] = {hue, 0},
+    [OP_ROTATE] = {rotate, 0},
+    [OP_SHEAR_X] = {affine, 1},
+    [OP_SHEAR_Y] = {affine, 3},
+    [OP_TRANSLATE_X] = {affine, 2},
+    [OP_TRANSLATE_Y] = {affine, 5},
 };
-
-const char *image_op_name(int op)
-{
-    return ops[op].name;
-}
 
 size_t image_op_scratch(int w, int h)
 {
@@ -548,7 +522,7 @@ size_t image_op_scratch(int w, int h)
 
 void image_op(int op, double magnitude, int filter, uint8_t *rgb, int w, int h, uint8_t *scratch)
 {
-    Work p = {rgb, w, h, magnitude, filter, scratch};
+    Work p = {rgb, w, h, magnitude, filter, ops[op].element, scratch};
     if (ops[op].run)
         ops[op].run(&p);
 }

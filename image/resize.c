@@ -7,8 +7,10 @@
  * The picture comes row by row (RowSource): each group of rows goes through the horizontal pass at
  * once, and only its narrow result is kept for the vertical one.
  *
- * Order: the weights of one axis; the two passes; geometry; the public functions.
+ * Order: the weights of one axis; the two passes; geometry; pixels in memory.
  */
+#include "image/resize.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,22 +19,9 @@
 #include <immintrin.h>
 #endif
 
-#include "image/parts.h"
-#include "util/rng.h"
-
 /* ---- weights ---- */
 
-/* One axis of a resize: output i is the sum over k < count[i] of weight[i*taps + k] times input
- * first[i] + k. Weights are fixed point with WEIGHT_BITS bits, like Pillow's. */
-#define WEIGHT_BITS 22
-
-typedef struct {
-    int n, taps;
-    int lo, hi; /* inputs that are needed */
-    int *first, *count;
-    int32_t *weight;
-    Room rooms[3];
-} Axis;
+enum { WEIGHT_BITS = 22 };
 
 /* Weights of the inputs lo + k, k < n, for an output at `center`; `step` is 1 / how far the filter
  * is stretched. Loops without branches: the compiler makes vectors of them. */
@@ -65,15 +54,16 @@ static void axis_set(Axis *a, const Span *s, int filter)
     a->taps = (int)ceil(support) * 2 + 1;
     a->lo = s->in;
     a->hi = 0;
-    a->first = room_get(&a->rooms[0], sizeof(int) * 2 * a->n);
+    size_t numbers = (size_t)a->n * (2 + (size_t)a->taps);
+    double *w = room_get(&a->room, sizeof *w * a->taps + sizeof(int32_t) * numbers);
+    a->first = (int32_t *)(w + a->taps);
     a->count = a->first + a->n;
-    a->weight = room_get(&a->rooms[1], sizeof(int32_t) * a->n * a->taps);
-    double *w = room_get(&a->rooms[2], sizeof(double) * a->taps);
+    a->weight = a->count + a->n;
     for (int i = 0; i < a->n; i++) {
         double center = s->from + (s->start + i + 0.5) * scale, sum = 0;
         int lo = (int)(center - support + 0.5), hi = (int)(center + support + 0.5);
-        lo = lo < 0 ? 0 : lo;
-        hi = hi > s->in ? s->in : hi;
+        lo = greater(lo, 0);
+        hi = lesser(hi, s->in);
         (filter == FILTER_BILINEAR ? weigh_linear : weigh_cubic)(w, lo, hi - lo, center,
                                                                  1 / stretch);
         for (int k = 0; k < hi - lo; k++)
@@ -86,8 +76,8 @@ static void axis_set(Axis *a, const Span *s, int filter)
         }
         a->first[i] = lo;
         a->count[i] = hi - lo;
-        a->lo = lo < a->lo ? lo : a->lo;
-        a->hi = hi > a->hi ? hi : a->hi;
+        a->lo = lesser(lo, a->lo);
+        a->hi = greater(hi, a->hi);
     }
 }
 
@@ -95,75 +85,74 @@ static void axis_set(Axis *a, const Span *s, int filter)
 
 enum { HALF = 1 << (WEIGHT_BITS - 1) }; /* makes the shift round */
 
-/* Sums of bytes times weights, as many at once as the machine's vectors hold. Intrinsics, because
- * gcc 12 converts vectors of bytes element by element. */
+/* Sums of bytes times weights, as many at once as the machine's vectors hold. widen() makes numbers
+ * of bytes, store_levels() clamps them to bytes again. Intrinsics, because gcc 12 converts vectors
+ * of bytes element by element. */
 #if defined(__AVX512F__)
 enum { VECTOR = 16 };
-typedef __m512i Vector;
+#elif defined(__AVX2__)
+enum { VECTOR = 8 };
+#else
+enum { VECTOR = 4 };
+#endif
+typedef int32_t Vector __attribute__((vector_size(VECTOR * sizeof(int32_t))));
 
-static inline Vector vector_of(int32_t v)
+#if defined(__AVX512F__)
+static inline Vector widen(const uint8_t *p)
 {
-    return _mm512_set1_epi32(v);
-}
-
-static inline Vector add_product(Vector sum, Vector w, const uint8_t *p)
-{
-    __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
-    return _mm512_add_epi32(sum, _mm512_mullo_epi32(w, wide));
+    return (Vector)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
 }
 
 static inline void store_levels(uint8_t *out, Vector sum)
 {
-    __m512i v = _mm512_max_epi32(_mm512_srai_epi32(sum, WEIGHT_BITS), _mm512_setzero_si512());
+    __m512i v = _mm512_max_epi32((__m512i)(sum >> WEIGHT_BITS), _mm512_setzero_si512());
     _mm_storeu_si128((__m128i *)out, _mm512_cvtusepi32_epi8(v));
 }
 #elif defined(__AVX2__)
-enum { VECTOR = 8 };
-typedef __m256i Vector;
-
-static inline Vector vector_of(int32_t v)
+static inline Vector widen(const uint8_t *p)
 {
-    return _mm256_set1_epi32(v);
-}
-
-static inline Vector add_product(Vector sum, Vector w, const uint8_t *p)
-{
-    __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
-    return _mm256_add_epi32(sum, _mm256_mullo_epi32(w, wide));
+    return (Vector)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
 }
 
 static inline void store_levels(uint8_t *out, Vector sum)
 {
-    __m256i v = _mm256_srai_epi32(sum, WEIGHT_BITS);
+    __m256i v = (__m256i)(sum >> WEIGHT_BITS);
     __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
     _mm_storel_epi64((__m128i *)out, _mm_packus_epi16(words, words));
 }
 #else
-enum { VECTOR = 4 };
-typedef struct {
-    int32_t v[VECTOR];
-} Vector;
-
-static inline Vector vector_of(int32_t v)
+static inline Vector widen(const uint8_t *p)
 {
-    return (Vector){{v, v, v, v}};
-}
-
-static inline Vector add_product(Vector sum, Vector w, const uint8_t *p)
-{
-    for (int i = 0; i < VECTOR; i++)
-        sum.v[i] += w.v[i] * p[i];
-    return sum;
+    return (Vector){p[0], p[1], p[2], p[3]};
 }
 
 static inline void store_levels(uint8_t *out, Vector sum)
 {
-    for (int i = 0; i < VECTOR; i++) {
-        int32_t v = sum.v[i] >> WEIGHT_BITS;
-        out[i] = (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
-    }
+    for (int i = 0; i < VECTOR; i++)
+        out[i] = (uint8_t)lesser(greater(sum[i] >> WEIGHT_BITS, 0), 255);
 }
 #endif
+
+/* The same number everywhere. */
+static inline Vector vector_of(int32_t v)
+{
+    return (Vector){0} + v;
+}
+
+/* The weighted sum of `count` runs of bytes, `stride` apart, of so many vectors each. */
+enum { MOST_VECTORS = 4 };
+static inline void sum_products(const uint8_t *in, size_t stride, const int32_t *w, int count,
+                                int vectors, uint8_t *restrict out)
+{
+    Vector sum[MOST_VECTORS];
+    for (int v = 0; v < vectors; v++)
+        sum[v] = vector_of(HALF);
+    for (int k = 0; k < count; k++, in += stride)
+        for (int v = 0; v < vectors; v++)
+            sum[v] += w[k] * widen(in + v * VECTOR);
+    for (int v = 0; v < vectors; v++)
+        store_levels(out + v * VECTOR, sum[v]);
+}
 
 /* The horizontal pass takes ROWS rows at once, interleaved to [w][ROWS][4] (the fourth value of a
  * pixel is never used), so that one weight applies to a whole vector. */
@@ -182,21 +171,11 @@ static void interleave(const uint8_t *const *row, int w, uint8_t *restrict out)
 }
 
 /* in: inputs lo .. hi-1, [][ROWS][4] -> out [n][ROWS][4] */
-static void sum_pixels(const uint8_t *in, const Axis *ax, uint8_t *restrict out)
+static void sum_pixels(const uint8_t *in, const Axis *ax, uint8_t *out)
 {
-    enum { N = LANES / VECTOR };
-    for (int i = 0; i < ax->n; i++, out += LANES) {
-        const int32_t *w = ax->weight + (size_t)i * ax->taps;
-        const uint8_t *p = in + (size_t)(ax->first[i] - ax->lo) * LANES;
-        Vector sum[N];
-        for (int j = 0; j < N; j++)
-            sum[j] = vector_of(HALF);
-        for (int k = 0; k < ax->count[i]; k++, p += LANES)
-            for (int j = 0; j < N; j++)
-                sum[j] = add_product(sum[j], vector_of(w[k]), p + j * VECTOR);
-        for (int j = 0; j < N; j++)
-            store_levels(out + j * VECTOR, sum[j]);
-    }
+    for (int i = 0; i < ax->n; i++, out += LANES)
+        sum_products(in + (size_t)(ax->first[i] - ax->lo) * LANES, LANES,
+                     ax->weight + (size_t)i * ax->taps, ax->count[i], LANES / VECTOR, out);
 }
 
 /* in [n][ROWS][4] -> `rows` rows [n][3], `stride` bytes apart, 3*n < stride: each pixel is one move
@@ -210,58 +189,34 @@ static void separate(const uint8_t *in, int n, int rows, bool flip, uint8_t *out
 
 /* One output row of the vertical pass: the weighted sum of `count` rows. STEP values are summed in
  * registers at a time; the rows of `in` have room for a whole last step. */
-enum { STEP = 4 * VECTOR };
+enum { STEP = MOST_VECTORS * VECTOR };
 
 static void sum_rows(const uint8_t *in, size_t stride, const int32_t *w, int count, int n,
                      uint8_t *out)
 {
-    for (int j = 0; j < n; j += STEP) {
-        Vector sum[4];
-        for (int v = 0; v < 4; v++)
-            sum[v] = vector_of(HALF);
-        const uint8_t *p = in + j;
-        for (int k = 0; k < count; k++, p += stride)
-            for (int v = 0; v < 4; v++)
-                sum[v] = add_product(sum[v], vector_of(w[k]), p + v * VECTOR);
-        uint8_t levels[STEP];
-        bool whole = n - j >= STEP;
-        for (int v = 0; v < 4; v++)
-            store_levels((whole ? out + j : levels) + v * VECTOR, sum[v]);
-        if (!whole)
-            memcpy(out + j, levels, (size_t)(n - j));
+    int whole = n / STEP * STEP;
+    uint8_t last[STEP];
+    for (int j = 0; j < whole; j += STEP)
+        sum_products(in + j, stride, w, count, MOST_VECTORS, out + j);
+    if (whole < n) {
+        sum_products(in + whole, stride, w, count, MOST_VECTORS, last);
+        memcpy(out + whole, last, (size_t)(n - whole));
     }
-}
-
-struct Resizer {
-    Axis x, y;
-    Room wide, summed, narrow;
-};
-
-Resizer *resizer_new(void)
-{
-    return xcalloc(1, sizeof(Resizer));
 }
 
 void resizer_free(Resizer *s)
 {
-    if (!s)
-        return;
-    for (int i = 0; i < COUNT(s->x.rooms); i++) {
-        room_free(&s->x.rooms[i]);
-        room_free(&s->y.rooms[i]);
-    }
-    room_free(&s->wide);
-    room_free(&s->summed);
-    room_free(&s->narrow);
-    free(s);
+    Room *rooms[] = {&s->x.room, &s->y.room, &s->wide, &s->summed, &s->narrow};
+    for (int i = 0; i < COUNT(rooms); i++)
+        room_free(rooms[i]);
 }
 
 /* Horizontal, then vertical; only the rows that the vertical pass reads go through the first. */
 bool resizer_run(Resizer *s, const Resize *r, const RowSource *from, uint8_t *out, Error *e)
 {
     Axis *ax = &s->x, *ay = &s->y;
-    axis_set(ax, &r->x, r->filter);
-    axis_set(ay, &r->y, r->filter);
+    axis_set(ax, &r->x, r->p->filter);
+    axis_set(ay, &r->y, r->p->filter);
     int w = ax->hi - ax->lo, h = ay->hi - ay->lo;
     if (!from->start(from->ctx, (Box){r->x.origin + ax->lo, r->y.origin + ay->lo, w, h}, e))
         return false;
@@ -270,7 +225,7 @@ bool resizer_run(Resizer *s, const Resize *r, const RowSource *from, uint8_t *ou
     uint8_t *summed = room_get(&s->summed, (size_t)ax->n * LANES);
     uint8_t *narrow = room_get(&s->narrow, stride * h);
     for (int y = 0; y < h; y += ROWS) {
-        int rows = h - y < ROWS ? h - y : ROWS;
+        int rows = lesser(h - y, ROWS);
         const uint8_t *row[ROWS];
         if (!from->rows(from->ctx, rows, row, e))
             return false;
@@ -280,9 +235,9 @@ bool resizer_run(Resizer *s, const Resize *r, const RowSource *from, uint8_t *ou
         sum_pixels(wide, ax, summed);
         separate(summed, ax->n, rows, r->flip, narrow + stride * y, stride);
     }
-    size_t out_row = (size_t)r->out_w * 3;
-    if (ax->n < r->out_w || ay->n < r->out_h)
-        memset(out, 0, out_row * r->out_h);
+    size_t out_row = (size_t)r->p->out_w * 3;
+    if (ax->n < r->p->out_w || ay->n < r->p->out_h)
+        memset(out, 0, out_row * r->p->out_h);
     for (int i = 0; i < ay->n; i++)
         sum_rows(narrow + stride * (ay->first[i] - ay->lo), stride,
                  ay->weight + (size_t)i * ay->taps, ay->count[i], (int)row_bytes,
@@ -292,13 +247,11 @@ bool resizer_run(Resizer *s, const Resize *r, const RowSource *from, uint8_t *ou
 
 /* ---- geometry ---- */
 
-Resize resize_of_crop(Box b, int filter, int out_w, int out_h, bool flip)
+Resize resize_of_crop(Box b, const Preprocess *p, bool flip)
 {
-    return (Resize){.x = {b.left, b.width, 0, b.width, out_w, 0, out_w, 0},
-                    .y = {b.top, b.height, 0, b.height, out_h, 0, out_h, 0},
-                    .filter = filter,
-                    .out_w = out_w,
-                    .out_h = out_h,
+    return (Resize){.x = {b.left, b.width, 0, b.width, p->out_w, 0, p->out_w, 0},
+                    .y = {b.top, b.height, 0, b.height, p->out_h, 0, p->out_h, 0},
+                    .p = p,
                     .flip = flip};
 }
 
@@ -315,17 +268,15 @@ static Span centre(int in, long size, int n)
     return s;
 }
 
-Resize resize_of_eval(int w, int h, const Target *t)
+Resize resize_of_eval(int w, int h, const Preprocess *p)
 {
-    if (t->crop == CROP_STRETCH)
-        return resize_of_crop((Box){0, 0, w, h}, t->filter, t->out_w, t->out_h, false);
-    int resize = t->resize ? t->resize : image_default_resize(t->out_w, t->out_h, w, h);
-    bool wide = w > h;
-    return (Resize){.x = centre(w, wide ? (long)resize * w / h : resize, t->out_w),
-                    .y = centre(h, wide ? resize : (long)resize * h / w, t->out_h),
-                    .filter = t->filter,
-                    .out_w = t->out_w,
-                    .out_h = t->out_h};
+    Resize r = resize_of_crop((Box){0, 0, w, h}, p, false);
+    if (p->crop == CROP_CENTER) {
+        long side = p->resize ? p->resize : image_default_resize(p->out_w, p->out_h, w, h);
+        r.x = centre(w, w > h ? side * w / h : side, p->out_w);
+        r.y = centre(h, w > h ? side : side * h / w, p->out_h);
+    }
+    return r;
 }
 
 double resize_shrink(const Resize *r)
@@ -339,10 +290,9 @@ static void span_reduce(Span *s, int size, int reduced)
     double f = (double)reduced / size, from = (s->origin + s->from) * f;
     double to = (s->origin + s->to) * f;
     int lo = (int)floor(s->origin * f), hi = (int)ceil((s->origin + s->in) * f);
-    lo = lo > reduced - 1 ? reduced - 1 : lo;
-    hi = hi > reduced ? reduced : hi <= lo ? lo + 1 : hi;
+    lo = lesser(lo, reduced - 1);
     s->origin = lo;
-    s->in = hi - lo;
+    s->in = lesser(greater(hi, lo + 1), reduced) - lo;
     s->from = from - lo;
     s->to = to - lo;
 }
@@ -351,66 +301,6 @@ void resize_reduce(Resize *r, int w, int h, int rw, int rh)
 {
     span_reduce(&r->x, w, rw);
     span_reduce(&r->y, h, rh);
-}
-
-/* ---- pictures in memory ---- */
-
-static bool pixel_start(void *ctx, Box area, Error *e)
-{
-    (void)e;
-    PixelRows *p = ctx;
-    p->next = p->rgb + 3 * ((size_t)area.top * p->w + area.left);
-    return true;
-}
-
-static bool pixel_rows(void *ctx, int n, const uint8_t **row, Error *e)
-{
-    (void)e;
-    PixelRows *p = ctx;
-    for (int i = 0; i < n; i++, p->next += 3 * (size_t)p->w)
-        row[i] = p->next;
-    return true;
-}
-
-RowSource rows_of_pixels(PixelRows *p)
-{
-    return (RowSource){pixel_start, pixel_rows, p};
-}
-
-static void resize_image(const Image *im, const Resize *r, uint8_t *out)
-{
-    Error none; /* pixels in memory cannot fail */
-    PixelRows pixels = {im->rgb, im->w, NULL};
-    RowSource rows = rows_of_pixels(&pixels);
-    Resizer *s = resizer_new();
-    resizer_run(s, r, &rows, out, &none);
-    resizer_free(s);
-}
-
-void image_resize(const Image *im, double left, double top, double right, double bottom, int filter,
-                  int out_w, int out_h, bool flip, uint8_t *out)
-{
-    Resize r = resize_of_crop((Box){0, 0, im->w, im->h}, filter, out_w, out_h, flip);
-    r.x.from = left;
-    r.x.to = right;
-    r.y.from = top;
-    r.y.to = bottom;
-    resize_image(im, &r, out);
-}
-
-void image_crop_resize(const Image *im, Box b, int filter, int out_w, int out_h, bool flip,
-                       uint8_t *out)
-{
-    Resize r = resize_of_crop(b, filter, out_w, out_h, flip);
-    resize_image(im, &r, out);
-}
-
-void image_eval(const Image *im, int crop, int resize, int filter, int out_w, int out_h,
-                uint8_t *out)
-{
-    Target t = {.out_w = out_w, .out_h = out_h, .filter = filter, .crop = crop, .resize = resize};
-    Resize r = resize_of_eval(im->w, im->h, &t);
-    resize_image(im, &r, out);
 }
 
 /* All sizes are those of the image's shorter side. A square crop asks for the first alone. */
@@ -451,4 +341,28 @@ Box image_random_box(RngStream *rng, int w, int h, double area_min, double area_
     else if (ratio > ratio_max)
         bw = fmax(1, fmin(w, nearbyint(h * ratio_max)));
     return (Box){(w - (int)bw) / 2, (h - (int)bh) / 2, (int)bw, (int)bh};
+}
+
+/* ---- pictures in memory ---- */
+
+static bool pixel_start(void *ctx, Box area, Error *e)
+{
+    (void)e;
+    PixelRows *p = ctx;
+    p->next = p->rgb + 3 * ((size_t)area.top * p->w + area.left);
+    return true;
+}
+
+static bool pixel_rows(void *ctx, int n, const uint8_t **row, Error *e)
+{
+    (void)e;
+    PixelRows *p = ctx;
+    for (int i = 0; i < n; i++, p->next += 3 * (size_t)p->w)
+        row[i] = p->next;
+    return true;
+}
+
+RowSource rows_of_pixels(PixelRows *p)
+{
+    return (RowSource){pixel_start, pixel_rows, p};
 }

@@ -12,6 +12,8 @@
  *
  * Order: the file in memory, the header and its versions, samples to pixels, bands of rows.
  */
+#include "image/tiff.h"
+
 #ifdef HAVE_TIFF
 #include <math.h>
 #include <pthread.h>
@@ -19,8 +21,6 @@
 #include <string.h>
 
 #include <tiffio.h>
-
-#include "image/parts.h"
 
 enum {
     MAX_SIDE = 1 << 20,  /* of a slide; what is read of it is at most IMAGE_MAX_SIDE wide */
@@ -38,10 +38,11 @@ typedef struct {
 /* How the pixels of the chosen version are laid out. */
 typedef struct {
     uint16_t bits, samples, photometric;
-    bool apart, tiled, exotic;
-    int strip; /* rows of a strip that has to be decoded from its first; 0: any row can be read */
-    int unit_w, unit_h; /* of a tile, or of a strip */
-    tmsize_t unit_bytes;
+    bool tiled, exotic;
+    int planes; /* 1, or as many as samples: each stands apart */
+    int strip;  /* rows of a strip that has to be decoded from its first; 0: any row can be read */
+    int unit_w, unit_h;  /* of a tile, or of a strip */
+    tmsize_t unit_bytes; /* in one plane */
     uint16_t *palette[3];
 } Layout;
 
@@ -51,7 +52,8 @@ typedef struct {
     uint64_t n, at;
     uint16_t orientation;
     Version version[MAX_VERSIONS];
-    int versions, chosen;
+    int versions;
+    const Version *chosen;
     Layout layout;
     Box area;
     int y;                /* next row */
@@ -70,7 +72,8 @@ static tmsize_t client_read(thandle_t ctx, void *out, tmsize_t want)
 {
     TiffReader *r = ctx;
     uint64_t left = r->at < r->n ? r->n - r->at : 0;
-    size_t n = want < 0 ? 0 : (uint64_t)want < left ? (size_t)want : (size_t)left;
+    size_t n = want > 0 ? (size_t)want : 0;
+    n = n < left ? n : (size_t)left;
     if (n)
         memcpy(out, r->bytes + r->at, n);
     r->at += n;
@@ -86,8 +89,8 @@ static tmsize_t client_write(thandle_t ctx, void *bytes, tmsize_t n)
 static toff_t client_seek(thandle_t ctx, toff_t to, int whence)
 {
     TiffReader *r = ctx;
-    r->at = whence == SEEK_SET ? to : whence == SEEK_CUR ? r->at + to : r->n + to;
-    return r->at;
+    const uint64_t from[] = {[SEEK_SET] = 0, [SEEK_CUR] = r->at, [SEEK_END] = r->n};
+    return r->at = from[whence] + to;
 }
 
 static int client_close(thandle_t ctx)
@@ -107,11 +110,6 @@ static int client_map(thandle_t ctx, void **base, toff_t *size)
     *base = (void *)(uintptr_t)r->bytes;
     *size = r->n;
     return 1;
-}
-
-static void client_unmap(thandle_t ctx, void *base, toff_t size)
-{
-    (void)ctx, (void)base, (void)size;
 }
 
 static void be_quiet(void)
@@ -173,7 +171,7 @@ static void find_versions(TiffReader *r)
     uint64_t *listed = NULL, offset[MAX_VERSIONS];
     bool tiled = TIFFIsTiled(r->tiff);
     if (TIFFGetField(r->tiff, TIFFTAG_SUBIFD, &count, &listed)) {
-        count = count < MAX_VERSIONS ? count : MAX_VERSIONS;
+        count = (uint16_t)lesser(count, MAX_VERSIONS);
         memcpy(offset, listed, sizeof *offset * count);
     } else {
         count = 0;
@@ -198,10 +196,10 @@ static bool tiff_open(void *reader, const uint8_t *bytes, size_t n, Header *out,
     r->bytes = bytes;
     r->n = n;
     r->at = 0;
-    r->chosen = 0;
+    r->chosen = r->version;
     r->versions = 1;
     r->tiff = TIFFClientOpen("TIFF", "r", r, client_read, client_write, client_seek, client_close,
-                             client_size, client_map, client_unmap);
+                             client_size, client_map, NULL);
     if (!r->tiff)
         return damaged(e);
     if (!current_size(r, &r->version[0]))
@@ -219,27 +217,76 @@ static void tiff_reduce(void *reader, double shrink, int decode, int *w, int *h)
 {
     (void)decode;
     TiffReader *r = reader;
-    r->chosen = 0;
-    for (int i = 1; i < r->versions; i++) {
-        const Version *v = &r->version[i], *first = r->version;
-        bool enough = first->w <= shrink * v->w && first->h <= shrink * v->h;
-        if (enough && v->w < r->version[r->chosen].w)
-            r->chosen = i;
-    }
-    *w = r->version[r->chosen].w;
-    *h = r->version[r->chosen].h;
+    const Version *first = r->chosen = r->version;
+    for (const Version *v = first + 1; v < first + r->versions; v++)
+        if (first->w <= shrink * v->w && first->h <= shrink * v->h && v->w < r->chosen->w)
+            r->chosen = v;
+    *w = r->chosen->w;
+    *h = r->chosen->h;
 }
 
 /* ---- samples to pixels ---- */
+
+/* What is read here and not by libtiff's conversion. */
+static bool is_plain(TIFF *t, Layout *l, int compression)
+{
+    static const int colours[] = {[PHOTOMETRIC_MINISWHITE] = 1,
+                                  [PHOTOMETRIC_MINISBLACK] = 1,
+                                  [PHOTOMETRIC_RGB] = 3,
+                                  [PHOTOMETRIC_PALETTE] = 1,
+                                  [PHOTOMETRIC_SEPARATED] = 4};
+    uint16_t format = 0, ink = INKSET_CMYK;
+    TIFFGetFieldDefaulted(t, TIFFTAG_SAMPLEFORMAT, &format);
+    TIFFGetField(t, TIFFTAG_INKSET, &ink);
+    int needed = l->photometric < COUNT(colours) ? colours[l->photometric] : 0;
+    if (needed == 0 || l->samples < needed || l->samples > MAX_SAMPLES)
+        return false;
+    if (format != SAMPLEFORMAT_UINT || compression == COMPRESSION_OJPEG)
+        return false;
+    if (l->photometric == PHOTOMETRIC_SEPARATED && ink != INKSET_CMYK)
+        return false;
+    if (l->photometric == PHOTOMETRIC_PALETTE)
+        return l->bits == 8 &&
+               TIFFGetField(t, TIFFTAG_COLORMAP, &l->palette[0], &l->palette[1], &l->palette[2]);
+    return l->bits == 8 || l->bits == 16;
+}
+
+/* What is decoded at once: a tile, a strip of a plane, or a row. */
+static bool read_unit_size(TiffReader *r, int compression, Error *e)
+{
+    TIFF *t = r->tiff;
+    Layout *l = &r->layout;
+    uint32_t w = 0, h = 0, rows = (uint32_t)r->chosen->h;
+    if (l->tiled) {
+        TIFFGetField(t, TIFFTAG_TILEWIDTH, &w);
+        TIFFGetField(t, TIFFTAG_TILELENGTH, &h);
+    } else {
+        w = (uint32_t)r->chosen->w;
+        TIFFGetFieldDefaulted(t, TIFFTAG_ROWSPERSTRIP, &h);
+        h = h < rows ? h : rows;
+        l->strip = compression != COMPRESSION_NONE ? (int)h : 0;
+        h = l->planes > 1 ? h : 1; /* samples together: row by row */
+    }
+    if (w < 1 || h < 1 || w > MAX_SIDE || h > MAX_SIDE)
+        return damaged(e);
+    l->unit_w = (int)w;
+    l->unit_h = (int)h;
+    uint64_t bytes = l->tiled ? TIFFTileSize64(t) : TIFFScanlineSize64(t) * h;
+    uint64_t least = (uint64_t)w * h * (l->samples / (unsigned)l->planes) * (l->bits / 8);
+    uint64_t most = l->exotic && !l->tiled ? TIFFStripSize64(t) : bytes;
+    if ((!l->exotic && bytes < least) || most < 1 || most > MAX_BAND)
+        return damaged(e);
+    l->unit_bytes = (tmsize_t)bytes;
+    return true;
+}
 
 static bool read_layout(TiffReader *r, Error *e)
 {
     TIFF *t = r->tiff;
     Layout *l = &r->layout;
-    uint16_t compression = 0, planar = 0, format = 0, ink = INKSET_CMYK;
-    uint32_t unit_w = 0, unit_h = 0;
+    uint16_t compression = 0, planar = 0;
     *l = (Layout){0};
-    if (!TIFFSetSubDirectory(t, r->version[r->chosen].offset))
+    if (!TIFFSetSubDirectory(t, r->chosen->offset))
         return damaged(e);
     TIFFGetFieldDefaulted(t, TIFFTAG_COMPRESSION, &compression);
     if (!TIFFGetField(t, TIFFTAG_PHOTOMETRIC, &l->photometric))
@@ -254,42 +301,10 @@ static bool read_layout(TiffReader *r, Error *e)
     TIFFGetFieldDefaulted(t, TIFFTAG_BITSPERSAMPLE, &l->bits);
     TIFFGetFieldDefaulted(t, TIFFTAG_SAMPLESPERPIXEL, &l->samples);
     TIFFGetFieldDefaulted(t, TIFFTAG_PLANARCONFIG, &planar);
-    TIFFGetFieldDefaulted(t, TIFFTAG_SAMPLEFORMAT, &format);
-    TIFFGetField(t, TIFFTAG_INKSET, &ink);
-    l->apart = planar == PLANARCONFIG_SEPARATE && l->samples > 1;
     l->tiled = TIFFIsTiled(t);
-    int needed = l->photometric == PHOTOMETRIC_RGB         ? 3
-                 : l->photometric == PHOTOMETRIC_SEPARATED ? 4
-                                                           : 1;
-    bool known = l->photometric <= PHOTOMETRIC_PALETTE ||
-                 (l->photometric == PHOTOMETRIC_SEPARATED && ink == INKSET_CMYK);
-    if (l->photometric == PHOTOMETRIC_PALETTE)
-        known = l->bits == 8 &&
-                TIFFGetField(t, TIFFTAG_COLORMAP, &l->palette[0], &l->palette[1], &l->palette[2]);
-    l->exotic = !known || (l->bits != 8 && l->bits != 16) || format != SAMPLEFORMAT_UINT ||
-                l->samples < needed || l->samples > MAX_SAMPLES || compression == COMPRESSION_OJPEG;
-    if (l->tiled) {
-        TIFFGetField(t, TIFFTAG_TILEWIDTH, &unit_w);
-        TIFFGetField(t, TIFFTAG_TILELENGTH, &unit_h);
-    } else {
-        unit_w = (uint32_t)r->version[r->chosen].w;
-        TIFFGetFieldDefaulted(t, TIFFTAG_ROWSPERSTRIP, &unit_h);
-        uint32_t h = (uint32_t)r->version[r->chosen].h;
-        unit_h = unit_h < h ? unit_h : h;
-        l->strip = compression != COMPRESSION_NONE ? (int)unit_h : 0;
-        unit_h = l->apart ? unit_h : 1; /* samples together: row by row */
-    }
-    if (unit_w < 1 || unit_h < 1 || unit_w > MAX_SIDE || unit_h > MAX_SIDE)
-        return damaged(e);
-    l->unit_w = (int)unit_w;
-    l->unit_h = (int)unit_h;
-    uint64_t bytes = l->tiled ? TIFFTileSize64(t) : TIFFScanlineSize64(t) * unit_h;
-    uint64_t least = (uint64_t)unit_w * unit_h * (l->apart ? 1 : l->samples) * (l->bits / 8);
-    uint64_t most = l->exotic && !l->tiled ? TIFFStripSize64(t) : bytes;
-    if ((!l->exotic && bytes < least) || most < 1 || most > MAX_BAND)
-        return damaged(e);
-    l->unit_bytes = (tmsize_t)bytes;
-    return true;
+    l->planes = planar == PLANARCONFIG_SEPARATE && l->samples > 1 ? l->samples : 1;
+    l->exotic = !is_plain(t, l, compression);
+    return read_unit_size(r, compression, e);
 }
 
 /* n pixels; sample s of pixel x is `bytes` wide at in[s] + x * step. */
@@ -305,11 +320,8 @@ static void to_rgb(const Layout *l, const uint8_t *const *in, size_t step, int n
             out[1] = in[1][at];
             out[2] = in[2][at];
             break;
-        case PHOTOMETRIC_SEPARATED: /* as Pillow: white - black - ink * (1 - black) */
-            for (int c = 0, light = 255 - in[3][at]; c < 3; c++) {
-                int t = in[c][at] * light + 128;
-                out[c] = (uint8_t)(light - ((t + (t >> 8)) >> 8));
-            }
+        case PHOTOMETRIC_SEPARATED:
+            rgb_of_inks(v, in[1][at], in[2][at], 255 - in[3][at], out);
             break;
         case PHOTOMETRIC_PALETTE:
             for (int c = 0; c < 3; c++)
@@ -329,17 +341,17 @@ static bool read_unit(TiffReader *r, int x, int y)
 {
     const Layout *l = &r->layout;
     uint8_t *to = r->unit.p;
-    memset(to, 0, (size_t)l->unit_bytes * (size_t)(l->apart ? l->samples : 1));
-    for (int s = 0; s < (l->apart ? l->samples : 1); s++, to += l->unit_bytes) {
+    memset(to, 0, (size_t)l->unit_bytes * (size_t)l->planes);
+    for (int s = 0; s < l->planes; s++, to += l->unit_bytes) {
         uint16_t plane = (uint16_t)s;
         if (l->tiled) {
             uint32_t tile = TIFFComputeTile(r->tiff, (uint32_t)x, (uint32_t)y, 0, plane);
             if (TIFFReadEncodedTile(r->tiff, tile, to, l->unit_bytes) != l->unit_bytes)
                 return false;
-        } else if (l->apart) {
+        } else if (l->planes > 1) {
             uint32_t strip = TIFFComputeStrip(r->tiff, (uint32_t)y, plane);
-            int rows = r->version[r->chosen].h - y / l->unit_h * l->unit_h;
-            tmsize_t want = l->unit_bytes / l->unit_h * (rows < l->unit_h ? rows : l->unit_h);
+            int rows = lesser(r->chosen->h - y / l->unit_h * l->unit_h, l->unit_h);
+            tmsize_t want = l->unit_bytes / l->unit_h * rows;
             if (TIFFReadEncodedStrip(r->tiff, strip, to, want) != want)
                 return false;
         } else if (TIFFReadScanline(r->tiff, to, (uint32_t)y, 0) < 0) {
@@ -355,23 +367,21 @@ static bool read_band(TiffReader *r, int y)
     const Layout *l = &r->layout;
     int top = y / l->unit_h * l->unit_h, right = r->area.left + r->area.width;
     int bottom = r->area.top + r->area.height;
-    r->band_y = top > r->area.top ? top : r->area.top;
-    r->band_end = top + l->unit_h < bottom ? top + l->unit_h : bottom;
-    size_t bytes = l->bits / 8, step = bytes * (l->apart ? 1 : l->samples);
+    r->band_y = greater(top, r->area.top);
+    r->band_end = lesser(top + l->unit_h, bottom);
+    size_t bytes = l->bits / 8, step = bytes * (size_t)(l->samples / l->planes);
+    size_t apart = l->planes > 1 ? (size_t)l->unit_bytes : bytes; /* samples of a pixel */
     for (int left = r->area.left / l->unit_w * l->unit_w; left < right; left += l->unit_w) {
         if (!read_unit(r, left, y))
             return false;
-        int x0 = left > r->area.left ? left : r->area.left;
-        int x1 = left + l->unit_w < right ? left + l->unit_w : right;
+        int x0 = greater(left, r->area.left), x1 = lesser(left + l->unit_w, right);
         for (int row = r->band_y; row < r->band_end; row++) {
             const uint8_t *in[MAX_SAMPLES];
             size_t at = ((size_t)(row - top) * l->unit_w + (size_t)(x0 - left)) * step;
+            size_t to = (size_t)(row - r->band_y) * r->area.width + (size_t)(x0 - r->area.left);
             for (int s = 0; s < l->samples; s++)
-                in[s] = (const uint8_t *)r->unit.p + at +
-                        (l->apart ? (size_t)s * l->unit_bytes : s * bytes);
-            to_rgb(l, in, step, x1 - x0,
-                   (uint8_t *)r->band.p +
-                       3 * ((size_t)(row - r->band_y) * r->area.width + (x0 - r->area.left)));
+                in[s] = (const uint8_t *)r->unit.p + at + s * apart;
+            to_rgb(l, in, step, x1 - x0, (uint8_t *)r->band.p + 3 * to);
         }
     }
     return true;
@@ -380,7 +390,7 @@ static bool read_band(TiffReader *r, int y)
 /* Everything that is not read in units: the whole picture, of which the band is the area. */
 static bool read_exotic(TiffReader *r, Error *e)
 {
-    int w = r->version[r->chosen].w, h = r->version[r->chosen].h;
+    int w = r->chosen->w, h = r->chosen->h;
     char why[1024];
     if (!size_is_sane(w, h, true, e))
         return false;
@@ -416,7 +426,7 @@ static bool tiff_start(void *reader, Box area, Error *e)
     if (l->exotic)
         return read_exotic(r, e);
     uint64_t band = (uint64_t)area.width * 3 * l->unit_h;
-    uint64_t unit = (uint64_t)l->unit_bytes * (l->apart ? l->samples : 1);
+    uint64_t unit = (uint64_t)l->unit_bytes * (unsigned)l->planes;
     if (area.width > IMAGE_MAX_SIDE || (double)area.width * area.height > MAX_AREA ||
         band > MAX_BAND || unit > MAX_BAND)
         return fail(e, "save it in smaller tiles or strips",
@@ -427,7 +437,7 @@ static bool tiff_start(void *reader, Box area, Error *e)
     room_get(&r->rows, (size_t)area.width * 3 * ROWS);
     /* Most compressions cannot begin within a strip. */
     for (int y = l->strip ? area.top / l->strip * l->strip : area.top;
-         !l->tiled && !l->apart && y < area.top; y++)
+         !l->tiled && l->planes == 1 && y < area.top; y++)
         if (TIFFReadScanline(r->tiff, r->unit.p, (uint32_t)y, 0) < 0)
             return damaged(e);
     return true;
@@ -442,14 +452,11 @@ static bool tiff_rows(void *reader, int n, const uint8_t **row, Error *e)
             return damaged(e);
         const uint8_t *from = (const uint8_t *)r->band.p + bytes * (r->y - r->band_y);
         row[i] = from;
-        if (!r->layout.exotic) { /* the next row may be in another band */
+        if (!r->layout.exotic) /* the next row may be in another band */
             row[i] = memcpy((uint8_t *)r->rows.p + bytes * i, from, bytes);
-        }
     }
     return true;
 }
 
 const PartReader tiff_reader = {tiff_new, tiff_free, tiff_open, tiff_reduce, tiff_start, tiff_rows};
-#else
-typedef int tiff_is_optional; /* ISO C has no empty files */
 #endif

@@ -22,7 +22,9 @@ static int unit_lines(const Config *c, int kind, Param *p, long *size)
 {
     int C = c->width, F = c->mlp, K = c->classes, P = c->patch, R = c->representation;
     int N = c->cls_tokens, T = vit_tokens(c), n = 0;
+/* clang-format off */
 #define SHAPE(a, b, d, e) {a, b, d, e}
+/* clang-format on */
 #define X(field, title, dims, role_, split_, present)                                      \
     p[n] = (Param){.line = n, .role = ROLE_##role_, .split = split_, .shape = SHAPE dims}; \
     p[n].n = present;                                                                      \
@@ -207,8 +209,7 @@ bool param_init(const Layout *l, const Param *p, const char *scheme, uint64_t se
     for (long i = 0; i < p->n; i++) {
         double v = 1; /* of a constant */
         for (uint32_t attempt = 0; init.kind == NORMAL || init.kind == TRUNCATED; attempt++) {
-            Philox r =
-                rng_block(seed, (uint32_t)i, (uint32_t)p->line, attempt, RNG_INIT, p->unit);
+            Philox r = rng_block(seed, (uint32_t)i, (uint32_t)p->line, attempt, RNG_INIT, p->unit);
             v = rng_normal(rng_unit(r.v[0]), rng_unit(r.v[1]));
             if (init.kind == NORMAL || fabs(v) <= CUT)
                 break;

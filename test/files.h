@@ -7,8 +7,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "image/image.h"
 #include "check.h"
+#include "image/decoder.h"
+#include "image/parts.h"
 #include "util/files.h"
 
 static char temporary[] = "/tmp/vit_test.XXXXXX";
@@ -36,6 +37,55 @@ static const char *at(const char *dir, const char *name)
     if (n == COUNT(kept))
         die("raise the number of them", "test/files.h: too many paths");
     return kept[n++] = xasprintf("%s/%s", dir, name);
+}
+
+/* ---- whole pictures in memory ---- */
+
+/* The open picture, all of it in its own size. */
+static inline bool take_whole(Decoder *d, Image *out, Error *e)
+{
+    Box all = {.width = decoder_width(d), .height = decoder_height(d)};
+    Preprocess same = {.out_w = all.width, .out_h = all.height};
+    if (!size_is_sane(all.width, all.height, true, e))
+        return false;
+    image_alloc(out, all.width, all.height);
+    bool ok = decoder_crop(d, &same, all, false, out->rgb, e);
+    if (!ok)
+        image_free(out);
+    return ok;
+}
+
+static inline bool image_decode(const uint8_t *bytes, size_t n, Image *out, Error *e)
+{
+    *out = (Image){0};
+    Decoder *d = decoder_new();
+    bool ok = decoder_open(d, bytes, n, e) && take_whole(d, out, e);
+    decoder_free(d);
+    return ok;
+}
+
+/* The error names the file. */
+static inline bool image_load(const char *path, Image *out, Error *e)
+{
+    *out = (Image){0};
+    Error why;
+    Decoder *d = decoder_new();
+    bool ok = decoder_open_file(d, path, &why) && take_whole(d, out, &why);
+    decoder_free(d);
+    return ok || fail(e, why.hint, "%s: %s", path, why.what);
+}
+
+/* What an evaluation looks at. */
+static inline void image_eval(const Image *im, int crop, int resize, int filter, int out_w,
+                              int out_h, uint8_t *out)
+{
+    Error none; /* pixels in memory cannot fail */
+    Preprocess p = {
+        .out_w = out_w, .out_h = out_h, .filter = filter, .crop = crop, .resize = resize};
+    Decoder *d = decoder_new();
+    decoder_open_pixels(d, im->rgb, im->w, im->h);
+    decoder_eval(d, &p, out, &none);
+    decoder_free(d);
 }
 
 /* Levels between two images, both scaled down; 1e9 if one cannot be read. */

@@ -4,17 +4,14 @@
 #   test/mutate.sh [BUILD [cpu|cuda]]   BUILD holds the objects of an ordinary build (default: build);
 #                                       cpu or cuda: those mutants alone
 #
-# Each line of a table is `file | sed expression`. Mutants of the model and the CPU backend are
-# compiled in double and must fail the finite differences (test_grad) or, for what gradients cannot
-# see, the tests of single operations or the goldens (test_ops, test_golden). Mutants of the CUDA
-# backend run on the stand-ins: kernels must fail test_ops, what orders streams (a wait left out, a
-# buffer used too early) must fail training (test_cuda.sh) under one of a few orders.
+# Each line of a table is `file | sed expression`. Mutants of the model and the CPU backend must fail
+# the finite differences (test_grad), the tests of single operations or the goldens, in double.
+# Mutants of the CUDA backend run on the stand-ins: kernels must fail test_ops, what orders streams (a
+# wait left out, a buffer used too early) must fail training (test_cuda.sh) under one of a few orders.
 # A mutant that survives, or an expression that no longer changes its file, is a failure.
+# All of it happens in a copy of the tree, which the Makefile builds.
 build=${1:-build} which=${2:-cpu cuda}
-cc=${CC:-gcc}
-work=$build/mutants
-triple=$($cc -print-multiarch)
-mkdir -p "$work"
+tree=$build/mutants
 export VIT_STARTED=1 # the models are tiny: any kernels do
 passed=0 failed=0
 
@@ -59,8 +56,11 @@ backend_cpu.c | s/w\[i\] -= lr \* m\[i\];/w[i] += lr * m[i];/
 backend_cpu.c | s/trust ? sqrt(ww) \/ sqrt(uu) : 1/trust ? sqrt(uu) \/ sqrt(ww) : 1/
 backend_cpu.c | s/s->clip = c < 1 ? c : 1;/s->clip = 1;/
 vit.c | s/be->zero(m->dstream,/be->zero(m->dy,/
-vit.c | s/unit_reduce(m, l + 1);/(void)0;/
-vit.c | s/unit_reduce(m, u);/(void)0;/
+vit.c | s/unit_reduce(&m->own, l + 1, b->number, b->last);/(void)0;/
+vit.c | s/unit_reduce(&m->own, u, b->number, b->last);/(void)0;/
+vit.c | s/^    take_state(w->m, w->b);$//
+model/params.c | s/round_up(at - start + 1, VIT_CHUNK)/(at - start + VIT_CHUNK)/
+dist.c | s/    if (micro > 0)/    if (micro > 1)/
 vit.c | s/\.gamma = w.norm1_w, \.mean/.gamma = w.norm2_w, .mean/
 TABLE
 }
@@ -89,84 +89,55 @@ vit.c | s/    be->wait(in->sent);/    (void)0;/
 TABLE
 }
 
-flags="-std=c11 -D_GNU_SOURCE -O2 -march=native -fno-math-errno -fno-trapping-math -fopenmp -w -I. \
-  -I/usr/include/$triple/openblas-openmp -DREAL=double"
-libs="-L/usr/lib/$triple/openblas-openmp -Wl,-rpath,/usr/lib/$triple/openblas-openmp -lopenblas -ljpeg -lcjson $(cat "$build/libs") -lm -lpthread"
-while IFS='|' read -r file expression; do
-    file=${file// /}
-    expression=${expression# }
-    name=${file%.c}
-    sed "$expression" "$file" >"$work/$file"
-    if cmp -s "$file" "$work/$file"; then
-        echo "FAIL does not apply: $file: $expression"
-        failed=$((failed + 1))
-        continue
-    fi
-    objects=
-    for source in *.c; do
-        [ "$source" = "$file" ] || [ "$source" = train.c ] || [ "$source" = tools.c ] || objects="$objects $build/double/${source%.c}.o"
-    done
-    if ! { $cc $flags -c -o "$work/$name.o" "$work/$file" &&
-        $cc $flags -o "$work/test_grad" test/test_grad.c "$work/$name.o" $objects $libs &&
-        $cc $flags -o "$work/test_ops" test/test_ops.c "$work/$name.o" $objects $libs &&
-        $cc $flags -o "$work/test_golden" test/test_golden.c "$work/$name.o" $objects $libs; }; then
-        echo "FAIL does not compile: $file: $expression"
-        failed=$((failed + 1))
-    elif "$work/test_grad" >"$work/log" 2>&1 && "$work/test_ops" >>"$work/log" 2>&1 &&
-        "$work/test_golden" test/golden/*.safetensors >>"$work/log" 2>&1; then
-        echo "FAIL survived: $file: $expression"
-        failed=$((failed + 1))
-    else
-        passed=$((passed + 1))
-    fi
-done < <([[ $which == *cpu* ]] && mutants)
+rm -rf "$tree"
+mkdir -p "$tree/build"
+git ls-files -z | xargs -0 cp -a --parents -t "$tree"
+cp -a "$build"/{found,have,libs,float,double,standin} "$tree/build"
+cpu=$(realpath ./train_cpu) # the program that CUDA's mutants are compared with stays as it is
 
-# The same for the CUDA backend.
-standin="-std=c++20 -D_GNU_SOURCE -O1 -march=native -fopenmp -w -Itest/cuda_on_cpu -I. \
-  -I/usr/include/$triple/openblas-openmp"
-caught_by_training() { # under the order of some seed
-    local seed
-    for seed in 1 2 3; do
-        VIT_STANDIN_SEED=$seed TEST_SMALL=1 test/test_cuda.sh "$work/standin_train_gpu" \
-            ./train_cpu >"$work/log" 2>&1 || return 0
+# each PROGRAMS TESTS: for every mutant of the table on stdin, makes the programs and runs the tests,
+# a function that is told the file; one that succeeds has missed the mutant.
+each() {
+    while IFS='|' read -r file expression; do
+        file=${file// /} expression=${expression# }
+        sed "$expression" "$file" >"$tree/$file"
+        if cmp -s "$file" "$tree/$file"; then
+            echo "FAIL does not apply: $file: $expression"
+            failed=$((failed + 1))
+        elif ! make -s -C "$tree" CFLAGS=-O1 $1 >"$tree/log" 2>&1; then
+            echo "FAIL does not compile: $file: $expression"
+            failed=$((failed + 1))
+        elif (cd "$tree" && $2 "$file") >"$tree/log" 2>&1; then
+            echo "FAIL survived: $file: $expression"
+            failed=$((failed + 1))
+        else
+            passed=$((passed + 1))
+        fi
+        cp "$file" "$tree/$file" # newer than what was made of the mutant
     done
-    return 1
 }
-while IFS='|' read -r file expression; do
-    file=${file// /}
-    expression=${expression# }
-    rm -rf "$work/src"
-    mkdir -p "$work/src"
-    cp -r backend_cuda.cu cuda vit.c "$work/src"
-    sed -i "$expression" "$work/src/$file"
-    if cmp -s "$file" "$work/src/$file"; then
-        echo "FAIL does not apply: $file: $expression"
-        failed=$((failed + 1))
-        continue
-    fi
-    objects="$work/cuda.o $work/vit32.o"
-    for source in *.c; do
-        [ "$source" = vit.c ] || [ "$source" = train.c ] || [ "$source" = tools.c ] || objects="$objects $build/float/${source%.c}.o"
-    done
-    for source in test/cuda_on_cpu/*.cpp; do
-        source=${source##*/}
-        objects="$objects $build/standin/${source%.cpp}.o"
-    done
-    if ! { ${CXX:-g++} $standin -x c++ -c -o "$work/cuda.o" "$work/src/backend_cuda.cu" &&
-        $cc ${flags% -DREAL=double} -c -o "$work/vit32.o" "$work/src/vit.c" &&
-        $cc ${flags% -DREAL=double} -o "$work/test_ops" test/test_ops.c $objects -lboost_context -lrt -lstdc++ $libs &&
-        $cc ${flags% -DREAL=double} -o "$work/standin_train_gpu" "$build/float/train.o" $objects -lboost_context -lrt -lstdc++ $libs; }; then
-        echo "FAIL does not compile: $file: $expression"
-        failed=$((failed + 1))
-    elif case $file in
-        cuda/*) ! { "$work/test_ops" --backend cuda --type bf16 && "$work/test_ops" --backend cuda --type fp32; } >"$work/log" 2>&1 ;;
-        *) caught_by_training ;;
-        esac; then
-        passed=$((passed + 1))
-    else
-        echo "FAIL survived: $file: $expression"
-        failed=$((failed + 1))
-    fi
-done < <([[ $which == *cuda* ]] && cuda_mutants)
+
+cpu_tests() {
+    build/double/test_grad && build/double/test_ops &&
+        build/double/test_golden test/golden/*.safetensors
+}
+cuda_tests() {
+    case $1 in
+    cuda/*)
+        build/standin/test_ops --backend cuda --type bf16 &&
+            build/standin/test_ops --backend cuda --type fp32
+        ;;
+    *)
+        for seed in 1 2 3; do # orders of the streams
+            VIT_STANDIN_SEED=$seed TEST_SMALL=1 test/test_cuda.sh build/standin/train_gpu "$cpu" ||
+                return 1
+        done
+        ;;
+    esac
+}
+[[ $which == *cpu* ]] && each "build/double/test_grad build/double/test_ops build/double/test_golden" \
+    cpu_tests < <(mutants)
+[[ $which == *cuda* ]] && each "build/standin/test_ops build/standin/train_gpu" \
+    cuda_tests < <(cuda_mutants)
 echo "$passed passed, $failed failed, 0 skipped"
 [ $failed = 0 ]

@@ -10,15 +10,38 @@
 #include "weights/safetensors.h"
 #include "data.h"
 #include "check.h"
+#include "image/augment.h"
+#include "image/decoder.h"
+#include "image/pixels.h"
 #include "util/files.h"
 #include "util/rng.h"
 
 /* ---- operations ---- */
 
+static const char *const op_names[OP_COUNT] = {
+    [OP_IDENTITY] = "identity",
+    [OP_AUTOCONTRAST] = "autocontrast",
+    [OP_EQUALIZE] = "equalize",
+    [OP_INVERT] = "invert",
+    [OP_POSTERIZE] = "posterize",
+    [OP_SOLARIZE] = "solarize",
+    [OP_SOLARIZE_ADD] = "solarize_add",
+    [OP_BRIGHTNESS] = "brightness",
+    [OP_CONTRAST] = "contrast",
+    [OP_COLOR] = "color",
+    [OP_SHARPNESS] = "sharpness",
+    [OP_HUE] = "hue",
+    [OP_ROTATE] = "rotate",
+    [OP_SHEAR_X] = "shear_x",
+    [OP_SHEAR_Y] = "shear_y",
+    [OP_TRANSLATE_X] = "translate_x",
+    [OP_TRANSLATE_Y] = "translate_y",
+};
+
 static int find_op(const char *name, size_t n)
 {
     for (int op = 0; op < OP_COUNT; op++)
-        if (strlen(image_op_name(op)) == n && strncmp(image_op_name(op), name, n) == 0)
+        if (strlen(op_names[op]) == n && strncmp(op_names[op], name, n) == 0)
             return op;
     return -1;
 }
@@ -110,7 +133,7 @@ static void test_neutral(void)
         for (int i = 0; i < COUNT(neutral); i++)
             for (int f = FILTER_BILINEAR; f <= FILTER_NEAREST; f++)
                 CHECK(leaves(neutral[i].op, neutral[i].m, f, rgb, w, h), "%s, %d x %d, filter %d",
-                      image_op_name(neutral[i].op), w, h, f);
+                      op_names[neutral[i].op], w, h, f);
         for (int f = FILTER_BILINEAR; f <= FILTER_NEAREST; f++) {
             memcpy(back, changed(OP_ROTATE, 180, f, rgb, w, h), 3 * (size_t)w * (size_t)h);
             int other = 0;
@@ -617,18 +640,18 @@ static void test_samples(void)
     }
     DataOptions o = {.spec = dir,
                      .train = true,
-                     .image_h = SIDE,
-                     .image_w = SIDE,
-                     .augment = true,
-                     .area_min = 0.3,
-                     .area_max = 1,
-                     .ratio_min = 0.75,
-                     .ratio_max = 1.3,
-                     .flip = 0.5,
+                     .images.out_h = SIDE,
+                     .images.out_w = SIDE,
+                     .images.augment = true,
+                     .images.area_min = 0.3,
+                     .images.area_max = 1,
+                     .images.ratio_min = 0.75,
+                     .images.ratio_max = 1.3,
+                     .images.flip = 0.5,
                      .seed = 17};
     Augmentation *a = augmentation_new("0.4", "imagenet", &e);
     Dataset *plain = data_open(&o, &e);
-    o.changes = a;
+    o.images.changes = a;
     Dataset *changing = data_open(&o, &e);
     Decoder *decoder = decoder_new();
     for (int epoch = 0; epoch < 20 && CHECK(plain && changing && a, "%s", e.what); epoch++) {

@@ -7,7 +7,9 @@
 #include <sys/wait.h>
 
 #include "data.h"
+#include "datasets/shapes.h"
 #include "files.h"
+#include "image/decoder.h"
 #include "util/files.h"
 
 /* ---- order ---- */
@@ -66,17 +68,17 @@ static Loader *open_loader(Dataset *d, int batch, bool shuffle, long start, long
 }
 
 static const DataOptions defaults = {.train = true,
-                                     .image_h = 16,
-                                     .image_w = 16,
+                                     .images.out_h = 16,
+                                     .images.out_w = 16,
                                      .fake_classes = 10,
                                      .fake_count = 50,
-                                     .augment = true,
-                                     .filter = FILTER_BICUBIC,
-                                     .area_min = 0.3,
-                                     .area_max = 1,
-                                     .ratio_min = 0.75,
-                                     .ratio_max = 4 / 3.0,
-                                     .flip = 0.5,
+                                     .images.augment = true,
+                                     .images.filter = FILTER_BICUBIC,
+                                     .images.area_min = 0.3,
+                                     .images.area_max = 1,
+                                     .images.ratio_min = 0.75,
+                                     .images.ratio_max = 4 / 3.0,
+                                     .images.flip = 0.5,
                                      .seed = 3};
 
 static void write_file(const char *path, const void *bytes, size_t n)
@@ -457,8 +459,8 @@ static void test_cifar(void)
     write_file(at(temporary, "cifar/data_batch_1.bin"), file, 2 * RECORD);
     DataOptions o = defaults;
     o.spec = spec;
-    o.augment = false;
-    o.crop = CROP_CENTER;
+    o.images.augment = false;
+    o.images.crop = CROP_CENTER;
     d = data_open(&o, &e);
     if (CHECK(d != NULL, "%s", e.what)) {
         uint8_t out[3 * 16 * 16];
@@ -759,7 +761,7 @@ static void test_automatic_workers(void)
     Error e;
     DataOptions o = defaults;
     o.spec = "fake:4000";
-    o.image_h = o.image_w = 128;
+    o.images.out_h = o.images.out_w = 128;
     Dataset *d = data_open(&o, &e);
     if (!CHECK(d != NULL, "%s", e.what))
         return;
@@ -787,7 +789,7 @@ static void test_fake(void)
     o.fake_count = 0;
     CHECK(!data_open(&o, &e) && e.hint[0], "%s", e.what);
     o.fake_count = 1;
-    o.image_w = 0;
+    o.images.out_w = 0;
     CHECK(!data_open(&o, &e) && e.hint[0], "%s", e.what);
     Dataset *d = open_dir("fake", true, NULL, &e);
     if (!CHECK(d != NULL, "%s", e.what))

@@ -326,6 +326,71 @@ static bool start(Case *c, const Config *config, const Plan *plan)
     return ok;
 }
 
+/* The sums of squares of one rank's share of a unit's gradient, which it holds alone: shard `rank`
+ * of size `n`. Returns how many of them differ in any bit from those of the whole. */
+static int differ_in_shard(const Case *c, const Unit *unit, int rank, long n, const real *whole)
+{
+    const Layout *l = c->m->layout;
+    long from = unit->offset + rank * n, end = unit->offset + unit->n, have = end - from;
+    Chunk *own = xcalloc((size_t)l->chunks, sizeof *own);
+    real *sums = xcalloc((size_t)l->chunks, sizeof *sums);
+    int count = 0, first = 0, differ = 0;
+    for (int i = 0; i < l->chunks; i++)
+        if (l->chunk[i].offset >= from && l->chunk[i].offset < from + n &&
+            l->chunk[i].offset < end) {
+            first = count ? first : i;
+            own[count] = l->chunk[i];
+            own[count++].offset -= from;
+        }
+    have = have < n ? have : n;
+    if (count) {
+        const Backend *be = under.be;
+        dev *shard = be->alloc((size_t)n * sizeof(real)), *chunks = be->alloc(sizeof *own * count);
+        dev *partial = be->alloc(sizeof *sums * count);
+        be->copy(shard, dev_at(c->m->own.grads, from, F32), (size_t)have * sizeof(real));
+        be->upload(chunks, own, sizeof *own * count);
+        be->sum_squares(partial, shard, chunks, count);
+        be->download(sums, partial, sizeof *sums * count);
+        for (int i = 0; i < count; i++)
+            differ += memcmp(&sums[i], &whole[first + i], sizeof *sums) != 0;
+        be->release(shard);
+        be->release(chunks);
+        be->release(partial);
+    }
+    free(own);
+    free(sums);
+    return differ;
+}
+
+/* Norms do not depend on how a unit's buffer is spread over ranks: equal shards of whole chunks
+ * have the sums that the whole has. */
+static void check_shards(Case *c)
+{
+    const Units *own = &c->m->own;
+    const Layout *l = c->m->layout;
+    real *whole = xcalloc((size_t)l->chunks, sizeof *whole);
+    under.be->sum_squares(own->partial, own->grads, own->chunks, l->chunks);
+    under.be->download(whole, own->partial, (size_t)l->chunks * sizeof *whole);
+    for (int ranks = 2; ranks <= 8; ranks += 3) {
+        int cut = 0, differ = 0;
+        for (int u = 0; u < l->units; u++) {
+            const Unit *unit = &l->unit[u];
+            long unit_of_shards = (long)ranks * VIT_CHUNK;
+            long n = (unit->n + unit_of_shards - 1) / unit_of_shards * VIT_CHUNK;
+            for (int i = 0; i < l->chunks; i++) {
+                long at = l->chunk[i].offset - unit->offset;
+                if (l->param[l->chunk[i].tensor].unit == u)
+                    cut += at / n != (at + l->chunk[i].n - 1) / n;
+            }
+            for (int r = 0; r < ranks; r++)
+                differ += differ_in_shard(c, unit, r, n, whole);
+        }
+        CHECK(cut == 0, "%s: %d chunks lie in two of %d shards", st_path(c->file), cut, ranks);
+        CHECK(differ == 0, "%s: %d sums differ over %d shards", st_path(c->file), differ, ranks);
+    }
+    free(whole);
+}
+
 /* Evaluation, then forward and backward pass. `streams`: every row of every block is computed, and
  * compared. */
 static void check_passes(Case *c, bool streams)
@@ -351,6 +416,7 @@ static void check_passes(Case *c, bool streams)
     loss = mean_loss(stats, (int)B);
     compare(c, "out.loss", &loss, 1);
     compare_all(c, "grad", compare_grad);
+    check_shards(c);
     vit_update(m);
     const StepResult *r = vit_result(m, 0);
     CHECK(memcmp(stats, r->stats, 3 * (size_t)B * sizeof(real)) == 0, "%s: stats of the result",
@@ -365,7 +431,8 @@ static void check_passes(Case *c, bool streams)
 static void check_steps(Case *c)
 {
     real losses[1000];
-    losses[0] = mean_loss(vit_result(c->m, 0)->stats, c->m->now->B); /* it was made by check_passes */
+    losses[0] =
+        mean_loss(vit_result(c->m, 0)->stats, c->m->now->B); /* it was made by check_passes */
     for (int step = 1; step < c->steps; step++) {
         vit_begin_step(c->m, (uint32_t)step, c->lr, 0);
         vit_micro_step(c->m, 0, c->m->now->B, true);

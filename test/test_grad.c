@@ -209,6 +209,53 @@ static void check_variation(const Variation *v)
     free(c.targets);
 }
 
+/* The gradients of a step whose two micro-batches go forward and backward one after the other, or
+ * both forward and then both backward, as a stage of a pipeline has them in flight. */
+static real *gradients_of(int in_flight, size_t *bytes)
+{
+    static const Variation v = {.name = "in flight", .set = "dropout=0.2 drop_path=0.3"};
+    Config config;
+    Case c = {.v = &v};
+    configure(&v, &config);
+    Plan plan = {.max_batch = MICRO,
+                 .batch = BATCH,
+                 .in_flight = in_flight,
+                 .training = true,
+                 .float_images = true};
+    c.m = vit_create(&config, &plan, backend_cpu());
+    const Layout *l = c.m->layout;
+    for (int i = 0; i < l->tensors; i++)
+        draw(&c.m->own, &l->param[i]);
+    make_inputs(&c, &config);
+    vit_begin_step(c.m, 11, 0, 77);
+    for (int micro = 0; micro < 2; micro++) {
+        set_micro(&c, MICRO * micro, micro ? BATCH - MICRO : MICRO);
+        vit_micro_forward(c.m, MICRO * micro, BATCH);
+        if (in_flight == 1)
+            vit_micro_backward(c.m, micro, micro == 1);
+    }
+    for (int micro = 0; micro < 2 && in_flight == 2; micro++)
+        vit_micro_backward(c.m, micro, micro == 1);
+    *bytes = (size_t)l->n_padded * sizeof(real);
+    real *grads = xmalloc(*bytes);
+    units_read(&c.m->own, c.m->own.grads, 0, l->n_padded, grads);
+    vit_free(c.m);
+    free(c.images);
+    free(c.bytes);
+    free(c.targets);
+    return grads;
+}
+
+static void check_in_flight(void)
+{
+    size_t bytes;
+    real *one = gradients_of(1, &bytes), *two = gradients_of(2, &bytes);
+    CHECK(one[0] != 0 && memcmp(one, two, bytes) == 0,
+          "micro-batches in flight disturb each other");
+    free(one);
+    free(two);
+}
+
 int main(int argc, char **argv)
 {
     backend_cpu_reexec(argv);
@@ -218,5 +265,6 @@ int main(int argc, char **argv)
     for (int i = 0; i < COUNT(variations); i++)
         if (strstr(variations[i].name, filter))
             check_variation(&variations[i]);
+    check_in_flight();
     return check_report();
 }

@@ -19,12 +19,27 @@
 
 #include "weights/safetensors.h"
 #include "files.h"
+#include "image/decoder.h"
+#include "image/resize.h"
+#include "image/write.h"
 #include "util/files.h"
 #include "util/rng.h"
 
 enum { SIZE = 224, BYTES = 3 * SIZE * SIZE };
 
 static Decoder *decoder;
+
+/* The box of a picture in memory, resized. */
+static void image_crop_resize(const Image *im, Box b, int filter, int out_w, int out_h, bool flip,
+                              uint8_t *out)
+{
+    Error none; /* pixels in memory cannot fail */
+    Preprocess p = {.out_w = out_w, .out_h = out_h, .filter = filter};
+    Decoder *d = decoder_new();
+    decoder_open_pixels(d, im->rgb, im->w, im->h);
+    decoder_crop(d, &p, b, flip, out, &none);
+    decoder_free(d);
+}
 
 /* ---- preprocessing against Pillow ---- */
 
@@ -120,12 +135,13 @@ static void test_resize(void)
     for (int i = 0; i < 3 * W * H; i++)
         in[i] = (uint8_t)(i * 89 % 256);
     Image im = {W, H, in};
+    Box all = {0, 0, W, H};
     for (int filter = FILTER_BILINEAR; filter <= FILTER_BICUBIC; filter++) {
-        image_resize(&im, 0, 0, W, H, filter, W, H, false, out);
+        image_crop_resize(&im, all, filter, W, H, false, out);
         CHECK(memcmp(in, out, sizeof in) == 0, "same size, same pixels");
-        image_resize(&im, 0, 0, W, H, filter, W, H, true, out);
+        image_crop_resize(&im, all, filter, W, H, true, out);
         Image mirrored = {W, H, out};
-        image_resize(&mirrored, 0, 0, W, H, filter, W, H, true, back);
+        image_crop_resize(&mirrored, all, filter, W, H, true, back);
         CHECK(memcmp(in, out, sizeof in) != 0 && memcmp(in, back, sizeof in) == 0, "flip twice");
     }
     /* The centre crop of a picture smaller than the crop is padded evenly. */
@@ -229,7 +245,7 @@ static void check_odd(const char *dir, char *line)
     CHECK(ok == readable, "%s: %s", field[0], ok ? "read" : e.what);
     static uint8_t out[BYTES];
     Error why = {"", ""};
-    Target target = {.out_w = SIZE, .out_h = SIZE, .crop = CROP_STRETCH};
+    Preprocess target = {.out_w = SIZE, .out_h = SIZE, .crop = CROP_STRETCH};
     bool part = decoder_open_file(decoder, at(dir, field[0]), &why) &&
                 decoder_eval(decoder, &target, out, &why);
     CHECK(part == ok, "%s: %s", field[0], part ? "read" : why.what);
@@ -421,7 +437,8 @@ static void check_parts(const char *name, const uint8_t *bytes, size_t n, int bo
         RngStream r = {
             .seed = 3, .sample = (uint32_t)i, .step = (uint32_t)n, .purpose = RNG_AUGMENT};
         Box b = some_box(&r, i, im.w, im.h);
-        Target t = {.out_w = 1 + below(&r, SIZE), .out_h = 1 + below(&r, SIZE), .filter = i % 2};
+        Preprocess t = {
+            .out_w = 1 + below(&r, SIZE), .out_h = 1 + below(&r, SIZE), .filter = i % 2};
         if (b.width <= SIZE && b.height <= SIZE && i % 3) { /* the pixels themselves */
             t.out_w = b.width;
             t.out_h = b.height;
@@ -933,7 +950,7 @@ static void check_pyramid(bool tiled, bool marked, bool sub, bool found)
     if (CHECK(decoder_open_file(decoder, path, &e), "%s", e.what)) {
         CHECK(decoder_width(decoder) == W && decoder_height(decoder) == H);
         for (int i = 0; i < COUNT(crops); i++) {
-            Target target = {.out_w = crops[i].side, .out_h = crops[i].side};
+            Preprocess target = {.out_w = crops[i].side, .out_h = crops[i].side};
             bool ok = decoder_crop(decoder, &target, crops[i].box, false, out, &e);
             int want = 40 * (1 + (found ? crops[i].version : 0));
             CHECK(ok && out[0] == want && out[3 * crops[i].side * crops[i].side - 1] == want,
@@ -984,7 +1001,7 @@ static void check_fast(const char *path, int side)
                  4 * side + below(&r, h - 4 * side + 1)};
         b.left = below(&r, w - b.width + 1);
         b.top = below(&r, h - b.height + 1);
-        Target t = {.out_w = side, .out_h = side, .filter = i % 2, .decode = DECODE_FAST};
+        Preprocess t = {.out_w = side, .out_h = side, .filter = i % 2, .decode = DECODE_FAST};
         bool ok = decoder_crop(decoder, &t, b, i / 2 % 2, fast, &e);
         t.decode = DECODE_EXACT;
         ok = ok && decoder_crop(decoder, &t, b, i / 2 % 2, exact, &e);
@@ -1035,7 +1052,7 @@ static void test_fast_place(void)
         Box b = {17 + 3 * i, 40 - i, OUT * (4 << i % 3) + 5 * i, OUT * (4 << i % 3) + i};
         b.width = b.width > W - b.left ? W - b.left : b.width;
         b.height = b.height > H - b.top ? H - b.top : b.height;
-        Target t = {.out_w = OUT, .out_h = OUT, .filter = i / 3 % 2, .decode = DECODE_FAST};
+        Preprocess t = {.out_w = OUT, .out_h = OUT, .filter = i / 3 % 2, .decode = DECODE_FAST};
         bool ok = decoder_crop(decoder, &t, b, false, fast, &e);
         t.decode = DECODE_EXACT;
         ok = ok && decoder_crop(decoder, &t, b, false, exact, &e);
@@ -1115,7 +1132,8 @@ static void test_huge(void)
         bool ok = CHECK(decoder_open_file(d, path, &e), "%s", e.what);
         static const Box boxes[] = {{0, 0, SIDE, SIDE}, {20000, 9000, 10000, 3000}};
         for (int i = 0; ok && i < 2 * COUNT(boxes); i++) {
-            Target t = {.out_w = SIZE, .out_h = SIZE, .filter = FILTER_BICUBIC, .decode = i % 2};
+            Preprocess t = {
+                .out_w = SIZE, .out_h = SIZE, .filter = FILTER_BICUBIC, .decode = i % 2};
             ok = CHECK(decoder_crop(d, &t, boxes[i / 2], false, out, &e), "%s", e.what);
             /* grey from left to right; the middle's is known */
             int want = i / 2 ? 25000 * 255L / SIDE : 127,
@@ -1142,7 +1160,7 @@ static void test_needed_rows(void)
     static uint8_t out[BYTES];
     Error e = {"", ""};
     size_t n = make_jpeg((JpegKind){.components = 3, .h = 2, .v = 2}, W, H, made, sizeof made);
-    Target t = {.out_w = 32, .out_h = 32};
+    Preprocess t = {.out_w = 32, .out_h = 32};
     for (int cut = 0; cut < 2; cut++) {
         CHECK(decoder_open(decoder, made, cut ? n * 6 / 10 : n, &e), "%s", e.what);
         CHECK(decoder_crop(decoder, &t, (Box){9, 0, 99, 70}, false, out, &e), "%s", e.what);
@@ -1257,7 +1275,7 @@ static bool survives(const uint8_t *bytes, size_t n)
     bool ok = decoder_open(decoder, copy, n, &e);
     if (ok) {
         int w = decoder_width(decoder), h = decoder_height(decoder);
-        Target t = {.out_w = 16, .out_h = 16, .filter = n % 2, .decode = n / 2 % 2};
+        Preprocess t = {.out_w = 16, .out_h = 16, .filter = n % 2, .decode = n / 2 % 2};
         Box b = {w / 3, h / 3, (w + 1) / 2, (h + 1) / 2};
         ok = decoder_crop(decoder, &t, b, true, out, &e);
         ok = decoder_eval(decoder, &t, out, &e) && ok;

@@ -7,9 +7,11 @@
 #include <sys/wait.h>
 
 #include "data.h"
+#include "datasets/dali_index.h"
 #include "datasets/tar.h"
 #include "check.h"
 #include "files.h"
+#include "image/decoder.h"
 #include "util/files.h"
 
 enum { SIDE = 8, BYTES = 3 * SIDE * SIDE, SHARDS = 7, CLASSES = 5 };
@@ -96,10 +98,10 @@ static DataOptions options(const char *pattern)
 {
     return (DataOptions){.spec = xasprintf("wds:%s", pattern),
                          .train = true,
-                         .image_h = SIDE,
-                         .image_w = SIDE,
-                         .filter = FILTER_BILINEAR,
-                         .crop = CROP_STRETCH,
+                         .images.out_h = SIDE,
+                         .images.out_w = SIDE,
+                         .images.filter = FILTER_BILINEAR,
+                         .images.crop = CROP_STRETCH,
                          .seed = 5};
 }
 
@@ -257,10 +259,10 @@ static void test_batches(const char *pattern)
     static uint8_t whole[END * BYTES], other[END * BYTES];
     static int labels[END], others[END];
     DataOptions o = options(pattern);
-    o.augment = true;
-    o.flip = 0.5;
-    o.area_min = 0.3;
-    o.area_max = o.ratio_min = o.ratio_max = 1;
+    o.images.augment = true;
+    o.images.flip = 0.5;
+    o.images.area_min = 0.3;
+    o.images.area_max = o.images.ratio_min = o.images.ratio_max = 1;
     Dataset *d = open_options(o);
     if (!d)
         return;

@@ -4,6 +4,7 @@
  */
 #include "check.h"
 
+#include "datasets/dali_index.h"
 #include "datasets/tar.h"
 #include "util/files.h"
 #include "util/names.h"

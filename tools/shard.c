@@ -10,7 +10,6 @@
  */
 #include "tools/tools.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <omp.h>
@@ -20,10 +19,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "util/files.h"
 #include "data.h"
-#include "util/report.h"
 #include "datasets/tar.h"
+#include "image/decoder.h"
+#include "image/write.h"
+#include "util/files.h"
+#include "util/report.h"
 
 /* ---- flags ---- */
 
@@ -67,34 +68,33 @@ static NORETURN void bad_pattern(const char *what)
 /* One conversion %d, %6d or %06d (all are padded with zeros); without any, -%06d.tar is added. */
 static Pattern read_pattern(const char *text)
 {
-    Pattern p = {.width = 6};
     const char *slash = strrchr(text, '/'), *base = slash ? slash + 1 : text;
-    p.dir = slash == text ? xstrdup("/")
-            : slash       ? xasprintf("%.*s", (int)(slash - text), text)
-                          : xstrdup(".");
-    if (strchr(text, '{') || strchr(text, '}'))
+    const char *percent = strchr(base, '%');
+    if (strpbrk(text, "{}"))
         bad_pattern("the number of shards is not known beforehand: braces cannot be used here");
     if (!*base)
         bad_pattern("a directory, not a name");
-    const char *percent = strchr(base, '%');
     if (strcspn(text, "%") < (size_t)(base - text))
         bad_pattern("the number must stand in the file's name, not in the directory's");
+    Pattern p = {.width = 6};
+    if (!slash)
+        p.dir = xstrdup(".");
+    else
+        p.dir = xasprintf("%.*s", slash == text ? 1 : (int)(slash - text), text);
     if (!percent) {
         size_t n = strlen(base);
-        if (n > 4 && strcmp(base + n - 4, ".tar") == 0)
-            n -= 4;
-        p.head = xasprintf("%.*s-", (int)n, base);
+        bool tar = n > 4 && strcmp(base + n - 4, ".tar") == 0;
+        p.head = xasprintf("%.*s-", (int)(tar ? n - 4 : n), base);
         p.tail = xstrdup(".tar");
         return p;
     }
-    const char *s = percent + 1;
-    p.width = 0;
-    for (; *s >= '0' && *s <= '9' && p.width < 10; s++)
-        p.width = 10 * p.width + (*s - '0');
-    if (*s != 'd' || p.width > 18 || strchr(s, '%'))
+    const char *type = percent + 1 + strspn(percent + 1, "0123456789");
+    long width = type > percent + 1 ? strtol(percent + 1, NULL, 10) : 0;
+    if (*type != 'd' || width > 18 || strchr(type, '%'))
         bad_pattern("it must hold one integer conversion such as %06d, and no other %");
+    p.width = (int)width;
     p.head = xasprintf("%.*s", (int)(percent - base), base);
-    p.tail = xstrdup(s + 1);
+    p.tail = xstrdup(type + 1);
     return p;
 }
 
@@ -107,21 +107,21 @@ static char *shard_path(const Pattern *p, long shard)
 /* Shards that are there already would be mixed with these. */
 static void refuse_existing(const Pattern *p)
 {
-    DIR *dir = opendir(p->dir);
-    if (!dir)
-        die("name a directory that you may write to", "%s: cannot open: %s", p->dir,
-            strerror(errno));
+    Error e;
+    Names found = {0};
+    if (!names_in(p->dir, p->tail, &found, &e))
+        die("name a directory that you may write to", "%s", e.what);
     size_t head = strlen(p->head), tail = strlen(p->tail);
-    for (struct dirent *f; (f = readdir(dir));) {
-        size_t n = strlen(f->d_name);
-        if (n <= head + tail || strncmp(f->d_name, p->head, head) != 0 ||
-            strcmp(f->d_name + n - tail, p->tail) != 0 ||
-            strspn(f->d_name + head, "0123456789") != n - head - tail)
+    for (int i = 0; i < found.n; i++) {
+        const char *name = found.at[i];
+        if (strncmp(name, p->head, head) != 0)
             continue;
-        die("remove the older shards, or choose another --out", "%s/%s is already there", p->dir,
-            f->d_name);
+        size_t digits = strspn(name + head, "0123456789");
+        if (digits > 0 && head + digits + tail == strlen(name))
+            die("remove the older shards, or choose another --out", "%s/%s is already there",
+                p->dir, name);
     }
-    closedir(dir);
+    names_free(&found);
 }
 
 /* ---- one picture ---- */
@@ -139,52 +139,23 @@ static uint8_t *read_file(Decoder *d, const char *path, size_t *n, Error *e)
     struct stat st;
     uint8_t *bytes = NULL;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
+    if (fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))
         fail(e, "", "cannot open: %s", fd < 0 ? strerror(errno) : "not a regular file");
-    } else if ((bytes = decoder_room(d, *n = (size_t)st.st_size, e))) {
-        for (size_t done = 0; bytes && done < *n;) {
-            ssize_t got = read(fd, bytes + done, *n - done);
-            if (got <= 0 && !(got < 0 && errno == EINTR)) {
-                fail(e, "", "cannot read: %s", got < 0 ? strerror(errno) : "it became shorter");
-                bytes = NULL;
-            }
-            done += got > 0 ? (size_t)got : 0;
-        }
+    else
+        bytes = decoder_room(d, *n = (size_t)st.st_size, e);
+    long got = bytes ? read_at(fd, bytes, *n, 0) : 0;
+    if (bytes && got != (long)*n) {
+        fail(e, "", "cannot read: %s", got < 0 ? strerror(errno) : "it became shorter");
+        bytes = NULL;
     }
     if (fd >= 0)
         close(fd);
     return bytes;
 }
 
-/* The picture in its size, or with its shorter side at --short-side (the longer truncated, as
- * torchvision does), encoded. */
-static bool encode(Decoder *d, int w, int h, Picture *p)
-{
-    Box all = {0, 0, decoder_width(d), decoder_height(d)};
-    Target t = {.out_w = w, .out_h = h, .filter = FILTER_BICUBIC, .decode = DECODE_EXACT};
-    uint8_t *rgb = malloc((size_t)w * (size_t)h * 3);
-    if (!rgb)
-        return fail(&p->why, "", "%d x %d pixels do not fit in memory", w, h);
-    bool ok = decoder_crop(d, &t, all, false, rgb, &p->why) &&
-              image_encode_jpeg(rgb, w, h, (int)o.quality, &p->bytes, &p->n, &p->why);
-    free(rgb);
-    return ok;
-}
-
-/* A JPEG file that stays as it is: decoded all the same, an eighth as large, to see that it can be.
- */
-static bool copy(Decoder *d, const uint8_t *bytes, size_t n, Picture *p)
-{
-    uint8_t small[8 * 8 * 3];
-    Box all = {0, 0, decoder_width(d), decoder_height(d)};
-    Target t = {.out_w = 8, .out_h = 8, .filter = FILTER_BILINEAR, .decode = DECODE_FAST};
-    if (!decoder_crop(d, &t, all, false, small, &p->why))
-        return false;
-    p->bytes = memcpy(xmalloc(n), bytes, n);
-    p->n = n;
-    return true;
-}
-
+/* A JPEG file stays as it is, unless it is larger than --short-side: it is decoded all the same, an
+ * eighth as large, to see that it can be. Others are encoded, in their size or with that shorter
+ * side (the longer truncated, as torchvision does). */
 static bool make_picture(Decoder *d, const char *path, Picture *p)
 {
     size_t n = 0;
@@ -192,16 +163,27 @@ static bool make_picture(Decoder *d, const char *path, Picture *p)
     if (!bytes || !decoder_open(d, bytes, n, &p->why))
         return false;
     long w = decoder_width(d), h = decoder_height(d), shorter = w < h ? w : h;
-    bool jpeg = n > 3 && memcmp(bytes, "\xff\xd8\xff", 3) == 0;
+    Box all = {0, 0, (int)w, (int)h};
     bool resize = o.short_side > 0 && shorter > o.short_side;
-    p->converted = !jpeg;
-    if (jpeg && !resize)
-        return copy(d, bytes, n, p);
     if (resize) {
         w = w * o.short_side / shorter;
         h = h * o.short_side / shorter;
     }
-    return encode(d, (int)w, (int)h, p);
+    p->converted = n <= 3 || memcmp(bytes, "\xff\xd8\xff", 3) != 0;
+    bool keep = !p->converted && !resize;
+    Preprocess t = {.out_w = (int)w, .out_h = (int)h, .filter = FILTER_BICUBIC};
+    if (keep)
+        t = (Preprocess){.out_w = 8, .out_h = 8, .decode = DECODE_FAST};
+    uint8_t *rgb = malloc((size_t)t.out_w * (size_t)t.out_h * 3);
+    if (!rgb)
+        return fail(&p->why, "", "%d x %d pixels do not fit in memory", t.out_w, t.out_h);
+    bool ok = decoder_crop(d, &t, all, false, rgb, &p->why);
+    if (ok && keep)
+        p->bytes = memcpy(xmalloc(n), bytes, p->n = n);
+    else if (ok)
+        ok = image_encode_jpeg(rgb, t.out_w, t.out_h, (int)o.quality, &p->bytes, &p->n, &p->why);
+    free(rgb);
+    return ok;
 }
 
 /* ---- writing ---- */
@@ -381,7 +363,7 @@ static Dataset *open_source(void)
         die("name a folder with a folder for each class", "%s: %s", o.data,
             strchr(o.data, ':') ? "shards are made from folders of images" : "no such directory");
     DataOptions d = {
-        .spec = o.data, .classes = o.classes, .train = train, .image_h = 1, .image_w = 1};
+        .spec = o.data, .classes = o.classes, .train = train, .images = {.out_h = 1, .out_w = 1}};
     Dataset *data = data_open(&d, &e);
     if (!data)
         die(e.hint, "%s", e.what);
@@ -438,6 +420,7 @@ static int run_shard(const Command *c, int argc, char **argv)
 
 const Command command_shard = {
     .name = "shard",
+    .summary = "turn a folder of images into tar shards",
     .usage = "--data DIR --out PATTERN [--split train|val] [--short-side 256] [...]",
     .help =
         "Writes a folder of images as tar files of samples, as WebDataset does: 0001234.cls (the "

@@ -19,8 +19,10 @@
 #include <stb/stb_easy_font.h>
 #pragma GCC diagnostic pop
 
-#include "util/report.h"
 #include "train/setup.h"
+#include "image/decoder.h"
+#include "image/write.h"
+#include "util/report.h"
 
 /* ---- flags ---- */
 
@@ -120,15 +122,6 @@ static Sheet sheet_new(int w, int h, int lines, int count, int columns)
     size_t bytes = (size_t)width * (size_t)height * 3;
     s.canvas.rgb = memset(xmalloc(bytes), PAPER, bytes);
     return s;
-}
-
-static void draw_tile(const Sheet *s, int i, const uint8_t *rgb, char lines[2][256])
-{
-    int x = GAP + i % s->columns * s->tile_w, y = s->top + i / s->columns * s->tile_h;
-    draw_image(&s->canvas, x, y, s->zoom, rgb, s->w, s->h);
-    for (int k = 0; k < s->lines; k++)
-        write_line(&s->canvas, x, y + s->h * s->zoom + 6 + k * 11 * SCALE, s->tile_w - GAP,
-                   k ? SECOND_INK : INK, lines[k]);
 }
 
 /* ---- images ---- */
@@ -255,20 +248,21 @@ static const char *readable(const Session *s, const Dataset *d, int label)
 static void label_lines(const Viewer *v, const Dataset *d, const int *labels, int i,
                         char lines[2][256])
 {
-    const Session *s = v->s;
-    const char *name = readable(s, d, labels[i]);
-    double own = 1;
-    const Augment *a = v->augment ? &v->augment[i] : NULL;
-    if (a)
-        own = a->lambda *
-              (1 - (double)a->cut.h * a->cut.w / ((double)s->config.image_h * s->config.image_w));
-    const char *other = a ? readable(s, d, labels[a->partner]) : name;
+    const Config *c = &v->s->config;
+    const char *name = readable(v->s, d, labels[i]);
+    snprintf(lines[0], 256, "%s", name);
     lines[1][0] = 0;
+    if (!v->augment)
+        return;
+    const Augment *a = &v->augment[i];
+    const char *other = readable(v->s, d, labels[a->partner]);
+    double cut = (double)a->cut.h * a->cut.w / ((double)c->image_h * c->image_w);
+    double own = a->lambda * (1 - cut);
     if (own > 0.995 || other == name)
-        snprintf(lines[0], 256, "%s", name);
-    else if (own < 0.005)
+        return;
+    if (own < 0.005) {
         snprintf(lines[0], 256, "%s", other);
-    else {
+    } else {
         snprintf(lines[0], 256, "%.0f%% %s", 100 * own, name);
         snprintf(lines[1], 256, "%.0f%% %s", 100 * (1 - own), other);
     }
@@ -276,12 +270,18 @@ static void label_lines(const Viewer *v, const Dataset *d, const int *labels, in
 
 /* ---- the command ---- */
 
-static void show_image(const Viewer *v, const Dataset *d, const Sheet *sheet, long tile,
+static void show_image(const Viewer *v, const Dataset *d, const Sheet *s, long tile,
                        const int *labels, int i)
 {
     char lines[2][256];
+    int x = GAP + (int)tile % s->columns * s->tile_w,
+        y = s->top + (int)tile / s->columns * s->tile_h;
     label_lines(v, d, labels, i, lines);
-    draw_tile(sheet, (int)tile, v->seen + (size_t)i * vit_image_bytes(&v->s->config, true), lines);
+    draw_image(&s->canvas, x, y, s->zoom,
+               v->seen + (size_t)i * vit_image_bytes(&v->s->config, true), s->w, s->h);
+    for (int k = 0; k < s->lines; k++)
+        write_line(&s->canvas, x, y + s->h * s->zoom + 6 + k * 11 * SCALE, s->tile_w - GAP,
+                   k ? SECOND_INK : INK, lines[k]);
 }
 
 /* Training images in their order: groups from the one that holds the epoch's first image on. */
@@ -317,7 +317,9 @@ static void show_chosen(Viewer *v, Dataset *d, const Sheet *sheet)
     for (long k = 0; k < o.count; k++) {
         long epoch = o.epoch + (o.same ? k : 0);
         for (int i = 0; i < v->group; i++) {
-            long sample = i ? data_order(d, epoch, i % n) : o.same ? first : k * n / o.count;
+            long sample = o.same ? first : k * n / o.count;
+            if (i > 0)
+                sample = data_order(d, epoch, i % n);
             labels[i] = data_sample(d, decoder, sample, epoch, 0, images + (size_t)i * bytes);
         }
         view(v, images, k, 0);
@@ -377,6 +379,7 @@ static void more_help(FILE *f)
 
 const Command command_show = {
     .name = "show",
+    .summary = "draw images as the model will see them",
     .usage = "--data DIR --out grid.png [--count 32] [...]",
     .help = "Draws a contact sheet of the images as the model will see them, in the order of "
             "training, with their\nlabels; where images are mixed, with the shares of both. All "

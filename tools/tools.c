@@ -12,10 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "util/files.h"
-#include "util/names.h"
-#include "util/report.h"
+#include "datasets/dali_index.h"
 #include "datasets/tar.h"
+#include "util/files.h"
+#include "util/report.h"
 #include "util/text.h"
 
 /* ---- flags ---- */
@@ -57,20 +57,16 @@ static void set_number(const Flag *f, const char *value)
 /* The flag that argv[i] names, `--name` or `--name=value`. */
 static const Flag *find_flag(const Command *c, const char *arg, const char **value)
 {
-    char name[64];
+    const char *equals = strchr(arg, '=');
+    const Flag *found = NULL;
     if (strncmp(arg, "--", 2) != 0)
         return NULL;
-    const char *equals = strchr(arg, '=');
-    size_t n = equals ? (size_t)(equals - arg) - 2 : strlen(arg + 2);
-    if (n >= sizeof name)
-        return NULL;
-    memcpy(name, arg + 2, n);
-    name[n] = 0;
+    char *name = xasprintf("%.*s", (int)strcspn(arg + 2, "="), arg + 2);
+    for (int i = 0; i < c->n_flags && !found; i++)
+        found = same_name(c->flags[i].name, name) ? &c->flags[i] : NULL;
+    free(name);
     *value = equals ? equals + 1 : NULL;
-    for (int i = 0; i < c->n_flags; i++)
-        if (same_name(c->flags[i].name, name))
-            return &c->flags[i];
-    return NULL;
+    return found;
 }
 
 void flags_take(const Command *c, int *argc, char **argv)
@@ -105,24 +101,15 @@ void flags_take(const Command *c, int *argc, char **argv)
 
 void flags_none_left(const Command *c, int argc, char **argv)
 {
-    const char *names[32], *near = NULL;
-    char hint[160], name[64];
-    int n = 0;
     if (argc < 2)
         return;
-    for (; n < c->n_flags && n < COUNT(names) - 1; n++)
-        names[n] = c->flags[n].name;
-    names[n] = NULL;
-    if (strncmp(argv[1], "--", 2) == 0) {
-        snprintf(name, sizeof name, "%.*s", (int)strcspn(argv[1] + 2, "="), argv[1] + 2);
-        near = nearest(name, names);
-    }
-    if (near)
-        snprintf(hint, sizeof hint, "did you mean --%s? ./vit %s --help lists all flags", near,
-                 c->name);
-    else
-        snprintf(hint, sizeof hint, "./vit %s --help lists all flags", c->name);
-    die_usage(hint, "%s: no such flag", argv[1]);
+    const char **names = xcalloc((size_t)c->n_flags + 1, sizeof *names);
+    for (int i = 0; i < c->n_flags; i++)
+        names[i] = c->flags[i].name;
+    const char *word = strncmp(argv[1], "--", 2) == 0 ? argv[1] + 2 : "";
+    char *name = xasprintf("%.*s", (int)strcspn(word, "="), word);
+    char *list = xasprintf("./vit %s --help lists all flags", c->name);
+    die_usage(did_you_mean("--", name, names, list), "%s: no such flag", argv[1]);
 }
 
 /* ---- index ---- */
@@ -140,31 +127,19 @@ static const Flag index_flags[] = {
      &index_options.threads, 0, 4096},
 };
 
-static int run_index(const Command *c, int argc, char **argv)
+/* An index for each archive. The first failure by position is reported, whichever thread is first.
+ */
+static long index_all(const Names *archives, const char *dir, int threads)
 {
-    Error e = {"", ""}, failure;
-    Names archives = {0};
-    flags_take(c, &argc, argv);
-    flags_none_left(c, argc, argv);
-    if (!index_options.archive || !index_options.dir)
-        die_usage("./vit index --archive PATTERN --index-dir DIR", "--%s is missing",
-                  index_options.archive ? "index-dir" : "archive");
-    bool wds = strncmp(index_options.archive, "wds:", 4) == 0; /* as --data has it */
-    if (!tar_names(index_options.archive + (wds ? 4 : 0), &archives, &e))
-        die(e.hint, "--archive %s", e.what);
-    if (!make_dirs(index_options.dir, &e))
-        die(e.hint, "%s", e.what);
-    /* The first failure by position is reported, whichever thread is first. */
-    int threads = index_options.threads ? (int)index_options.threads : omp_get_num_procs();
-    int done = 0, failed = archives.n;
+    Error failure;
+    int done = 0, failed = archives->n;
     long samples = 0;
-    double start = now();
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1) reduction(+ : samples)
-    for (int i = 0; i < archives.n; i++) {
+    for (int i = 0; i < archives->n; i++) {
         Error why = {"", ""};
         long n = 0;
-        char *path = xasprintf("%s/idx_%d.txt", index_options.dir, i);
-        bool ok = index_write(archives.at[i], path, &n, &why);
+        char *path = xasprintf("%s/idx_%d.txt", dir, i);
+        bool ok = index_write(archives->at[i], path, &n, &why);
         samples += n;
 #pragma omp critical
         {
@@ -172,16 +147,39 @@ static int run_index(const Command *c, int argc, char **argv)
                 failed = i;
                 failure = why;
             }
-            report_progress("indexing", ++done, archives.n, 0);
+            report_progress("indexing", ++done, archives->n, 0);
         }
         free(path);
     }
     report_clear();
-    if (failed < archives.n)
+    if (failed < archives->n)
         die(failure.hint, "%s", failure.what);
-    printf("%d indexes of %ld samples in %s (%.1f s)\n", archives.n, samples, index_options.dir,
-           now() - start);
-    char *beyond = xasprintf("%s/idx_%d.txt", index_options.dir, archives.n);
+    return samples;
+}
+
+static int run_index(const Command *c, int argc, char **argv)
+{
+    Error e = {"", ""};
+    Names archives = {0};
+    const char *dir, *pattern;
+    flags_take(c, &argc, argv);
+    flags_none_left(c, argc, argv);
+    dir = index_options.dir;
+    pattern = index_options.archive;
+    if (!pattern || !dir)
+        die_usage("./vit index --archive PATTERN --index-dir DIR", "--%s is missing",
+                  pattern ? "index-dir" : "archive");
+    if (strncmp(pattern, "wds:", 4) == 0) /* as --data has it */
+        pattern += 4;
+    if (!tar_names(pattern, &archives, &e))
+        die(e.hint, "--archive %s", e.what);
+    if (!make_dirs(dir, &e))
+        die(e.hint, "%s", e.what);
+    double start = now();
+    long threads = index_options.threads, samples;
+    samples = index_all(&archives, dir, threads ? (int)threads : omp_get_num_procs());
+    printf("%d indexes of %ld samples in %s (%.1f s)\n", archives.n, samples, dir, now() - start);
+    char *beyond = xasprintf("%s/idx_%d.txt", dir, archives.n);
     if (path_exists(beyond))
         warn("%s is of another set of archives: this one ends at idx_%d.txt", beyond,
              archives.n - 1);
@@ -194,6 +192,7 @@ static int run_index(const Command *c, int argc, char **argv)
 
 static const Command command_index = {
     .name = "index",
+    .summary = "write index files of tar shards",
     .usage = "--archive PATTERN --index-dir DIR [--threads N]",
     .help = "Writes an index of each tar file of samples, idx_N.txt for the pattern's Nth, in the "
             "format of\nNVIDIA DALI's wds2idx (v1.2): where each sample's files stand. --index-dir "
@@ -203,20 +202,13 @@ static const Command command_index = {
     .run = run_index,
 };
 
-static const struct {
-    const Command *command;
-    const char *summary;
-} commands[] = {
-    {&command_index, "write index files of tar shards"},
-    {&command_shard, "turn a folder of images into tar shards"},
-    {&command_show, "draw images as the model will see them"},
-};
+static const Command *const commands[] = {&command_index, &command_shard, &command_show};
 
 static NORETURN void list_commands(void)
 {
     printf("usage: ./vit COMMAND [--flag value ...]\n\n");
     for (int i = 0; i < COUNT(commands); i++)
-        printf("  %-8s %s\n", commands[i].command->name, commands[i].summary);
+        printf("  %-8s %s\n", commands[i]->name, commands[i]->summary);
     printf(
         "\n./vit COMMAND --help says more. The training program is ./train_cpu or ./train_gpu.\n");
     exit(0);
@@ -224,20 +216,16 @@ static NORETURN void list_commands(void)
 
 int main(int argc, char **argv)
 {
+    static const char hint[] = "./vit --help lists the commands";
     const char *names[COUNT(commands) + 1] = {NULL};
-    for (int i = 0; i < COUNT(commands); i++)
-        names[i] = commands[i].command->name;
     if (argc < 2)
-        die_usage("./vit --help lists the commands", "no command was given");
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
-        strcmp(argv[1], "help") == 0)
+        die_usage(hint, "no command was given");
+    if (find_word("--help|-h|help", argv[1]) >= 0)
         list_commands();
-    for (int i = 0; i < COUNT(commands); i++)
+    for (int i = 0; i < COUNT(commands); i++) {
+        names[i] = commands[i]->name;
         if (strcmp(argv[1], names[i]) == 0)
-            return commands[i].command->run(commands[i].command, argc - 1, argv + 1);
-    const char *near = nearest(argv[1], names);
-    char hint[96] = "./vit --help lists the commands";
-    if (near)
-        snprintf(hint, sizeof hint, "did you mean ./vit %s? ./vit --help lists the commands", near);
-    die_usage(hint, "no command is called '%s'", argv[1]);
+            return commands[i]->run(commands[i], argc - 1, argv + 1);
+    }
+    die_usage(did_you_mean("./vit ", argv[1], names, hint), "no command is called '%s'", argv[1]);
 }

@@ -16,7 +16,7 @@ typedef struct {
 } Flag;
 
 typedef struct Command {
-    const char *name, *usage, *help;
+    const char *name, *summary, *usage, *help;
     const Flag *flags;
     int n_flags;
     int (*run)(const struct Command *c, int argc, char **argv); /* argv[0] is the command's name */

@@ -5,6 +5,7 @@
  */
 #include "train/setup.h"
 
+#include "image/decoder.h"
 #include "util/files.h"
 #include "util/report.h"
 #include "util/rng.h"
@@ -143,14 +144,8 @@ static void probabilities(const Config *c, double *p)
 
 static bool read_image(Session *s, Decoder *d, const char *path, uint8_t *pixels, Error *e)
 {
-    Target t = {.out_w = s->config.image_w,
-                .out_h = s->config.image_h,
-                .filter = s->o.interpolation,
-                .decode = s->o.decode,
-                .crop = s->o.crop,
-                .resize = (int)s->o.resize};
     Error why;
-    return (decoder_open_file(d, path, &why) && decoder_eval(d, &t, pixels, &why)) ||
+    return (decoder_open_file(d, path, &why) && decoder_eval(d, &s->images, pixels, &why)) ||
            fail(e, why.hint, "%s: %s", path, why.what);
 }
 

@@ -9,6 +9,8 @@
  */
 #include "train/setup.h"
 
+#include "datasets/shapes.h"
+#include "image/augment.h"
 #include "util/files.h"
 #include "util/report.h"
 #include "util/text.h"
@@ -281,6 +283,19 @@ void setup_config(Session *s)
     if (!known)
         die_usage("choose jax, timm, torch, megatron or xavier", "no initialiser is called '%s'",
                   o->init);
+    s->images = (Preprocess){.out_w = s->config.image_w,
+                             .out_h = s->config.image_h,
+                             .filter = o->interpolation,
+                             .decode = o->decode,
+                             .crop = o->crop,
+                             .resize = (int)o->resize,
+                             .augment = o->augment,
+                             .area_min = o->area_min,
+                             .area_max = o->area_max,
+                             .ratio_min = o->ratio_min,
+                             .ratio_max = o->ratio_max,
+                             .flip = o->flip,
+                             .changes = s->changes};
 }
 
 /* ---- data ---- */
@@ -348,22 +363,11 @@ Dataset *setup_split(Session *s, const char *spec, bool train)
                      .per_class = o->data_per_class,
                      .window = (int)o->shuffle_shards,
                      .max_damaged = o->max_damaged > 0 ? o->max_damaged : -1,
-                     .image_h = c->image_h,
-                     .image_w = c->image_w,
+                     .images = s->images,
                      .fake_classes = c->classes,
                      .fake_count = train ? 1280 : 256,
-                     .augment = train && o->augment,
-                     .crop = o->crop,
-                     .resize = (int)o->resize,
-                     .filter = o->interpolation,
-                     .decode = o->decode,
-                     .area_min = o->area_min,
-                     .area_max = o->area_max,
-                     .ratio_min = o->ratio_min,
-                     .ratio_max = o->ratio_max,
-                     .flip = o->flip,
-                     .changes = train ? s->changes : NULL,
                      .seed = (uint64_t)o->seed};
+    d.images.augment &= train;
     Dataset *data = data_open(&d, &e);
     setup_check(data != NULL, &e);
     free(where);

@@ -24,6 +24,7 @@ typedef struct {
     bool built_in;         /* nothing said what to train */
     int micro;             /* images computed at a time */
     Augmentation *changes; /* of training images */
+    Preprocess images;     /* how training makes them; evaluation has augment off */
     int local_ranks;       /* of this machine; 1 where that is not known */
     int max_workers;       /* data workers, where --workers does not say */
     Dataset *train, *val;

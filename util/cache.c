@@ -14,7 +14,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-
 #define CACHE_VERSION   1
 #define CACHE_MAX_BYTES ((int64_t)4 << 30)
 
@@ -62,13 +61,13 @@ static char *cache_path(const char *dir, const char *kind, const char *key)
                      (unsigned long)checksum(14695981039346656037u, key, strlen(key)));
 }
 
-static bool read_all(int fd, void *bytes, size_t n)
+/* A header that is this version's, of a file with this key and as many bytes. */
+static bool fits(const Header *h, const char *key, const struct stat *st)
 {
-    uint8_t *p = bytes;
-    for (ssize_t got; n; n -= (size_t)got, p += got)
-        if ((got = read(fd, p, n)) <= 0)
-            return false;
-    return true;
+    return S_ISREG(st->st_mode) && st->st_uid == geteuid() && st->st_size <= CACHE_MAX_BYTES &&
+           memcmp(h->magic, magic, sizeof magic) == 0 && h->version == CACHE_VERSION &&
+           h->key == strlen(key) && h->bytes <= (uint64_t)st->st_size &&
+           sizeof *h + h->key + h->bytes == (uint64_t)st->st_size;
 }
 
 uint8_t *cache_load(const char *kind, const char *key, size_t *n)
@@ -82,18 +81,12 @@ uint8_t *cache_load(const char *kind, const char *key, size_t *n)
     struct stat st;
     Header h;
     uint8_t *file = NULL;
-    size_t length = strlen(key);
-    bool ok = fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_uid == geteuid() &&
-              st.st_size <= CACHE_MAX_BYTES && read_all(fd, &h, sizeof h) &&
-              memcmp(h.magic, magic, sizeof magic) == 0 && h.version == CACHE_VERSION &&
-              h.key == length && h.bytes <= (uint64_t)st.st_size &&
-              sizeof h + h.key + h.bytes == (uint64_t)st.st_size;
+    bool ok = fstat(fd, &st) == 0 && read_at(fd, &h, sizeof h, 0) == sizeof h && fits(&h, key, &st);
     if (ok) {
-        char *name = xcalloc(length + 1, 1);
-        file = xmalloc(h.bytes);
-        ok = read_all(fd, name, length) && memcmp(name, key, length) == 0 &&
-             read_all(fd, file, h.bytes) && sum_of(key, file, h.bytes) == h.sum;
-        free(name);
+        size_t size = h.key + h.bytes;
+        file = xmalloc(size);
+        ok = read_at(fd, file, size, sizeof h) == (long)size && memcmp(file, key, h.key) == 0 &&
+             sum_of(key, file + h.key, h.bytes) == h.sum;
     }
     close(fd);
     if (!ok) {
@@ -101,7 +94,7 @@ uint8_t *cache_load(const char *kind, const char *key, size_t *n)
         return NULL;
     }
     *n = h.bytes;
-    return file;
+    return memmove(file, file + h.key, h.bytes);
 }
 
 void cache_save(const char *kind, const char *key, const void *bytes, size_t n)

@@ -89,6 +89,21 @@ char *read_text(const char *path, size_t max_bytes, Error *e)
     return text;
 }
 
+long read_at(int fd, void *bytes, size_t n, uint64_t at)
+{
+    size_t done = 0;
+    while (done < n) {
+        ssize_t got = pread(fd, (char *)bytes + done, n - done, (off_t)(at + done));
+        if (got == 0)
+            break;
+        if (got > 0)
+            done += (size_t)got;
+        else if (errno != EINTR)
+            return -1;
+    }
+    return (long)done;
+}
+
 /* ---- writing ---- */
 
 struct FileWriter {
@@ -152,8 +167,8 @@ bool sync_dir(const char *path, Error *e)
 static bool sync_parent(const char *path, Error *e)
 {
     const char *slash = strrchr(path, '/');
-    char *parent = slash ? xasprintf("%.*s", (int)(slash - path) + (slash == path), path)
-                         : xstrdup(".");
+    char *parent =
+        slash ? xasprintf("%.*s", (int)(slash - path) + (slash == path), path) : xstrdup(".");
     bool ok = sync_dir(parent, e);
     free(parent);
     return ok;

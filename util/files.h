@@ -8,6 +8,8 @@ bool is_dir(const char *path);
 bool make_dirs(const char *path, Error *e); /* mkdir -p */
 /* A whole file, zero-terminated; free() it. NULL and an error if it is longer, or holds zeros. */
 char *read_text(const char *path, size_t max_bytes, Error *e);
+/* Reads n bytes from `at` on, or as many as there are: how many, or -1 and errno. */
+long read_at(int fd, void *bytes, size_t n, uint64_t at);
 
 /* Every file that is written is written so: as PATH.PID.tmp, then renamed. Who reads PATH sees all
  * of it or what was there before, also after a crash or a full disk, which leaves no temporary

@@ -101,8 +101,7 @@ void machine_restart(char **argv, const char *core)
         fprintf(stderr,
                 "note: OpenBLAS %s %s kernels on a faster CPU; starting again with "
                 "OPENBLAS_CORETYPE=%s\n",
-                getenv("OPENBLAS_CORETYPE") ? "was told to use" : "chose", core,
-                types[can]);
+                getenv("OPENBLAS_CORETYPE") ? "was told to use" : "chose", core, types[can]);
         setenv("OPENBLAS_CORETYPE", types[can], 1);
     }
     if (spins)

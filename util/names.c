@@ -1,9 +1,11 @@
 /* names.c - lists of names, and what the braces of a pattern stand for. See names.h.
  *
- * Read in this order: lists, counting the names of a pattern, making one of them.
+ * Read in this order: lists, ranges, walking through a pattern.
  */
 #include "util/names.h"
 
+#include <dirent.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,10 +13,7 @@
 
 void names_add(Names *l, const char *s)
 {
-    if (l->n == l->room) {
-        l->room = l->room ? 2 * l->room : 16;
-        l->at = xrealloc(l->at, sizeof(char *) * (size_t)l->room);
-    }
+    l->at = xgrow(l->at, l->n, sizeof *l->at);
     l->at[l->n++] = xstrdup(s);
 }
 
@@ -35,6 +34,23 @@ void names_sort(Names *l)
 {
     if (l->n > 1)
         qsort(l->at, (size_t)l->n, sizeof(char *), by_name);
+}
+
+bool names_in(const char *dir, const char *ending, Names *out, Error *e)
+{
+    DIR *d = opendir(dir);
+    if (!d)
+        return fail(e, "check the path and its permissions", "cannot read the directory %s: %s",
+                    dir, strerror(errno));
+    size_t end = strlen(ending);
+    for (struct dirent *f; (f = readdir(d));) {
+        size_t n = strlen(f->d_name);
+        if (n >= end && strcmp(f->d_name + n - end, ending) == 0)
+            names_add(out, f->d_name);
+    }
+    closedir(d);
+    names_sort(out);
+    return true;
 }
 
 /* ---- braces ----
@@ -90,13 +106,13 @@ static bool read_range(const char *s, const char *end, Range *r)
     return true;
 }
 
-/* Where the part that begins at s ends: at the first `stop` (or `stop2`) outside inner groups, or
- * at `end`. A backslash takes the next character as it is. */
-static const char *part_end(const char *s, const char *end, char stop, char stop2)
+/* Where the part that begins at s ends: at the first `stop` outside inner groups, or at `end`. A
+ * backslash takes the next character as it is. */
+static const char *part_end(const char *s, const char *end, char stop)
 {
     int depth = 0;
     for (; s < end; s++) {
-        if (depth == 0 && (*s == stop || *s == stop2))
+        if (depth == 0 && *s == stop)
             return s;
         if (*s == '\\' && s + 1 < end)
             s++;
@@ -114,25 +130,33 @@ static long capped(long n)
     return n > MAX_NAMES ? MAX_NAMES + 1 : n;
 }
 
-static long count_names(const char *s, const char *end, int depth, Error *e);
+/* Both of the following return how many names the text from s to end stands for; 0 and an error if
+ * it is no pattern. With `out` they also write name k of these, and move *out behind it. */
+static long walk_names(const char *s, const char *end, int depth, long k, long names, char **out,
+                       Error *e);
 
-/* Alternatives of a group, between its braces; 0 and an error if it is none. */
-static long count_group(const char *s, const char *end, int depth, Error *e)
+/* A group, between its braces. */
+static long walk_group(const char *s, const char *end, int depth, long k, char **out, Error *e)
 {
     Range r;
-    if (read_range(s, end, &r))
+    if (read_range(s, end, &r)) {
+        if (out) /* never wider than the wider end */
+            *out += sprintf(*out, "%0*ld", r.width, r.first + k * r.step);
         return capped(r.count);
-    const char *comma = part_end(s, end, ',', ',');
+    }
+    const char *comma = part_end(s, end, ',');
     if (comma == end) {
         fail(e, "braces hold a list {a,b} or a range {000000..000146}; write \\{ for a plain brace",
              "{%.*s} is neither a list nor a range", (int)(end - s > 60 ? 60 : end - s), s);
         return 0;
     }
     long sum = 0;
-    for (;; comma = part_end(s, end, ',', ',')) {
-        long n = count_names(s, comma, depth, e);
+    for (;; comma = part_end(s, end, ',')) {
+        long n = walk_names(s, comma, depth, 0, 0, NULL, e);
         if (n == 0)
             return 0;
+        if (out && k >= sum && k < sum + n)
+            walk_names(s, comma, depth, k - sum, n, out, e);
         sum = capped(sum + n);
         if (comma == end)
             return sum;
@@ -140,7 +164,9 @@ static long count_group(const char *s, const char *end, int depth, Error *e)
     }
 }
 
-static long count_names(const char *s, const char *end, int depth, Error *e)
+/* `names` is how many there are, where that is known already: for `out`. */
+static long walk_names(const char *s, const char *end, int depth, long k, long names, char **out,
+                       Error *e)
 {
     long product = 1;
     if (depth > MAX_DEPTH) {
@@ -148,64 +174,32 @@ static long count_names(const char *s, const char *end, int depth, Error *e)
         return 0;
     }
     for (; s < end; s++) {
-        if (*s == '\\' && s + 1 < end) {
-            s++;
-        } else if (*s == '}') {
+        if (*s == '}') {
             fail(e, "give each } its {, or write \\} for a plain brace", "a } without its {");
             return 0;
-        } else if (*s == '{') {
-            const char *close = part_end(s + 1, end, '}', '}');
-            if (close == end) {
-                fail(e, "give each { its }, or write \\{ for a plain brace", "a { without its }");
-                return 0;
-            }
-            long n = count_group(s + 1, close, depth + 1, e);
-            if (n == 0)
-                return 0;
-            product = capped(product * n);
-            s = close;
+        }
+        if (*s != '{') {
+            s += *s == '\\' && s + 1 < end;
+            if (out)
+                *(*out)++ = *s;
+            continue;
+        }
+        const char *group = s + 1;
+        s = part_end(group, end, '}');
+        if (s == end) {
+            fail(e, "give each { its }, or write \\{ for a plain brace", "a { without its }");
+            return 0;
+        }
+        long n = walk_group(group, s, depth + 1, 0, NULL, e);
+        if (n == 0)
+            return 0;
+        product = capped(product * n);
+        if (out) {
+            names /= n; /* of what follows */
+            walk_group(group, s, depth + 1, k / names % n, out, e);
         }
     }
     return product;
-}
-
-static char *put_name(const char *s, const char *end, long k, char *out);
-
-static char *put_choice(const char *s, const char *end, long k, char *out)
-{
-    Range r;
-    if (read_range(s, end, &r)) {
-        long v = r.first + k * r.step; /* never wider than the wider end */
-        return out + sprintf(out, "%0*ld", r.width, v);
-    }
-    for (;;) {
-        const char *comma = part_end(s, end, ',', ',');
-        long n = count_names(s, comma, 0, NULL);
-        if (k < n)
-            return put_name(s, comma, k, out);
-        k -= n;
-        s = comma + 1;
-    }
-}
-
-/* Name k of the pattern from s to end, to out; returns where it ends. */
-static char *put_name(const char *s, const char *end, long k, char *out)
-{
-    long left = count_names(s, end, 0, NULL); /* names of what follows, the next group included */
-    for (; s < end; s++) {
-        if (*s == '\\' && s + 1 < end) {
-            *out++ = *++s;
-        } else if (*s == '{') {
-            const char *close = part_end(s + 1, end, '}', '}');
-            long n = count_group(s + 1, close, 0, NULL);
-            left /= n;
-            out = put_choice(s + 1, close, k / left % n, out);
-            s = close;
-        } else {
-            *out++ = *s;
-        }
-    }
-    return out;
 }
 
 long brace_count(const char *pattern, Error *e)
@@ -217,7 +211,7 @@ long brace_count(const char *pattern, Error *e)
              MAX_PATTERN);
         return 0;
     }
-    long n = count_names(pattern, pattern + length, 0, &why);
+    long n = walk_names(pattern, pattern + length, 0, 0, 0, NULL, &why);
     if (n == 0)
         fail(e, why.hint, "%.200s: %s", pattern, why.what);
     else if (n > MAX_NAMES)
@@ -237,7 +231,9 @@ bool brace_expand(const char *pattern, Names *out, Error *e)
     size_t length = strlen(pattern);
     char *name = xmalloc(length + 1); /* a group is longer than each name that it stands for */
     for (long k = 0; k < n; k++) {
-        *put_name(pattern, pattern + length, k, name) = 0;
+        char *at = name;
+        walk_names(pattern, pattern + length, 0, k, n, &at, e);
+        *at = 0;
         names_add(out, name);
     }
     free(name);

@@ -5,11 +5,13 @@
 
 typedef struct {
     char **at;
-    int n, room;
+    int n;
 } Names;
 void names_add(Names *l, const char *s); /* copied */
 void names_free(Names *l);
 void names_sort(Names *l); /* by strcmp */
+/* What a directory holds that ends in `ending`, hidden or not, sorted. */
+bool names_in(const char *dir, const char *ending, Names *out, Error *e);
 
 /* Shell braces: `{a,b}`, `{000000..000146}` (zero-padded as the wider end is), `{1..9..2}`, nested
  * and several, expanded in order; a pattern without braces gives itself. At most 10,000,000 names,

@@ -1,5 +1,6 @@
 /* text.c - values as text, and the nearest word. See text.h. */
 #include "util/text.h"
+#include "util/util.h"
 
 #include <ctype.h>
 #include <stdio.h>
@@ -93,4 +94,10 @@ const char *nearest(const char *word, const char *const *list)
         }
     }
     return best;
+}
+
+char *did_you_mean(const char *before, const char *word, const char *const *list, const char *hint)
+{
+    const char *near = nearest(word, list);
+    return near ? xasprintf("did you mean %s%s? %s", before, near, hint) : xstrdup(hint);
 }

@@ -4,12 +4,14 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-bool same_name(const char *a, const char *b);  /* `-` and `_` are the same */
-int find_bool(const char *value);              /* true yes on 1: 1; false no off 0: 0; or -1 */
-int find_word(const char *words, const char *value); /* position in "a|b|c", or -1 */
+bool same_name(const char *a, const char *b); /* `-` and `_` are the same */
+int find_bool(const char *value);             /* true yes on 1: 1; false no off 0: 0; or -1 */
+int find_word(const char *words, const char *value);              /* position in "a|b|c", or -1 */
 void word_text(const char *words, int k, char *out, size_t size); /* the word at position k */
 void double_text(double v, char *out, size_t size); /* the shortest that reads back the same */
 
 /* The word in `list` (NULL-terminated) nearest to `word` by edit distance, or NULL if none is near.
  */
 const char *nearest(const char *word, const char *const *list);
+/* "did you mean <before><the nearest>? <hint>", or just the hint; free() it. */
+char *did_you_mean(const char *before, const char *word, const char *const *list, const char *hint);

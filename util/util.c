@@ -112,6 +112,11 @@ void *xrealloc(void *old, size_t bytes)
     return p;
 }
 
+void *xgrow(void *p, long n, size_t size)
+{
+    return n & (n - 1) ? p : xrealloc(p, size * (size_t)(n ? 2 * n : 1));
+}
+
 char *xstrdup(const char *s)
 {
     size_t n = strlen(s) + 1;

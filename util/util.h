@@ -42,6 +42,9 @@ bool fail(Error *e, const char *hint, const char *fmt, ...)
 void *xmalloc(size_t bytes);
 void *xcalloc(size_t n, size_t size);
 void *xrealloc(void *p, size_t bytes);
+/* An array p[n] with room for one element more; grown by nothing else, it has room for the next
+ * power of two. */
+void *xgrow(void *p, long n, size_t size);
 char *xstrdup(const char *s);
 char *xasprintf(const char *fmt, ...) PRINTF_LIKE(1, 2);
 

@@ -1,6 +1,5 @@
 /* fuzz_brace.c - brace_count, and brace_expand where the names are few. */
 #include "fuzz.h"
-#include "datasets/tar.h"
 #include "util/names.h"
 
 #include <string.h>

@@ -1,12 +1,12 @@
 /* fuzz_image.c - pictures of every format: whole, cropped, and for evaluation, exact and fast; the
  * same whatever was read before. */
 #include "fuzz.h"
-#include "image/image.h"
+#include "image/decoder.h"
 
 #include <string.h>
 
 /* A decoder that has read nothing before gives the same. */
-static void compare_with_fresh(const uint8_t *bytes, size_t n, const Target *t, Box b, bool ok,
+static void compare_with_fresh(const uint8_t *bytes, size_t n, const Preprocess *t, Box b, bool ok,
                                const uint8_t *out)
 {
     static uint8_t again[24 * 16 * 3];
@@ -33,7 +33,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n)
     if ((double)w * h > 3e5) /* slow, and no other code */
         return 0;
     for (int decode = DECODE_EXACT; decode <= DECODE_FAST; decode++) {
-        Target t = {.out_w = 24, .out_h = 16, .filter = FILTER_BICUBIC, .decode = decode};
+        Preprocess t = {.out_w = 24, .out_h = 16, .filter = FILTER_BICUBIC, .decode = decode};
         Box all = {0, 0, w, h}, part = {w / 3, h / 4, w - w / 2, h - h / 2},
             one = {w - 1, h - 1, 1, 1};
         bool ok = decoder_crop(d, &t, all, false, out, &e);

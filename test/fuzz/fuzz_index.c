@@ -1,6 +1,6 @@
 /* fuzz_index.c - index_read. */
 #include "fuzz.h"
-#include "datasets/tar.h"
+#include "datasets/dali_index.h"
 
 #include <string.h>
 

@@ -5,7 +5,7 @@
  * read in the order of their names: the one without a table must not take that of the one before.
  */
 #include "fuzz.h"
-#include "image/image.h"
+#include "image/decoder.h"
 
 #include <jpeglib.h>
 #include <setjmp.h>
@@ -77,7 +77,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n)
     if (decoder_width(d) > SIDE || decoder_height(d) > SIDE)
         return 0;
     bool turned = decoder_width(d) != w || decoder_height(d) != h;
-    Target t = {.out_w = decoder_width(d), .out_h = decoder_height(d), .filter = FILTER_BICUBIC};
+    Preprocess t = {
+        .out_w = decoder_width(d), .out_h = decoder_height(d), .filter = FILTER_BICUBIC};
     Box all = {0, 0, decoder_width(d), decoder_height(d)};
     bool ok = decoder_crop(d, &t, all, false, got, &e);
     if (sound && !turned && !memmem(bytes, n, "Exif", 4))

@@ -2,6 +2,7 @@
  * labels come first, as many bytes as the second byte says. */
 #include "data.h"
 #include "fuzz.h"
+#include "image/decoder.h"
 #include "util/files.h"
 
 #include <string.h>
@@ -69,13 +70,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n)
     snprintf(spec, sizeof spec, "%s:%s", kinds[kind], dir);
     DataOptions o = {.spec = spec,
                      .train = true,
-                     .image_h = 16,
-                     .image_w = 16,
-                     .augment = true,
-                     .area_min = 0.1,
-                     .area_max = 1,
-                     .ratio_min = 0.75,
-                     .ratio_max = 1.33};
+                     .images.out_h = 16,
+                     .images.out_w = 16,
+                     .images.augment = true,
+                     .images.area_min = 0.1,
+                     .images.area_max = 1,
+                     .images.ratio_min = 0.75,
+                     .images.ratio_max = 1.33};
     Dataset *d = data_open(&o, &e);
     MUST(d || (*e.what && *e.hint));
     if (!d)

@@ -50,8 +50,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n)
     snprintf(spec, sizeof spec, "wds:%s", shard_path);
     DataOptions o = {.spec = spec,
                      .train = true,
-                     .image_h = 16,
-                     .image_w = 16,
+                     .images.out_h = 16,
+                     .images.out_w = 16,
                      .index_dir = dashes ? dir : NULL};
     Dataset *d = data_open(&o, &e);
     MUST(d || (*e.what && *e.hint));

@@ -1,0 +1,158 @@
+/* source.c - what all kinds of data sets share: the list of their samples, a subset of it, threads
+ * that read a disk, and the end of a program whose data set is gone. See source.h.
+ *
+ * Nothing here knows a kind; what a sample's item means is its kind's business.
+ * Order: samples; threads; small things.
+ */
+#include "datasets/source.h"
+
+#include <math.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <strings.h>
+
+/* ---- samples ---- */
+
+void source_add(Source *s, uint64_t item, int label)
+{
+    s->item = xgrow(s->item, s->n, sizeof *s->item);
+    s->labels = xgrow(s->labels, s->n, sizeof *s->labels);
+    s->item[s->n] = item;
+    s->labels[s->n++] = label;
+}
+
+Source *source_opened(Source *s, bool ok)
+{
+    if (ok)
+        return s;
+    source_close(s);
+    return NULL;
+}
+
+void source_close(Source *s)
+{
+    if (!s)
+        return;
+    if (s->kind->close)
+        s->kind->close(s);
+    names_free(&s->classes);
+    free(s->labels);
+    free(s->item);
+    free(s);
+}
+
+/* Of a class with n images, how many stay: at least one. */
+static long share_of(double per_class, long n)
+{
+    if (per_class <= 0)
+        return n;
+    double keep = floor(per_class > 1 ? per_class : per_class * (double)n + 1e-9);
+    if (keep >= (double)n)
+        return n;
+    return keep < 1 ? 1 : (long)keep;
+}
+
+void source_subset(Source *s, const DataOptions *o)
+{
+    int K = s->classes.n;
+    if (o->classes_fraction > 0 && o->classes_fraction < 1)
+        K = (int)ceil(o->classes_fraction * s->classes.n - 1e-9);
+    double per_class = o->train ? o->per_class : 0;
+    long n = s->n, *left = xcalloc((size_t)s->classes.n, sizeof *left);
+    for (long i = 0; i < n; i++)
+        left[s->labels[i]]++;
+    for (int k = 0; k < s->classes.n; k++)
+        left[k] = k < K ? share_of(per_class, left[k]) : 0;
+    s->n = 0;
+    for (long i = 0; i < n; i++) {
+        if (left[s->labels[i]]-- <= 0)
+            continue;
+        s->item[s->n] = s->item[i];
+        s->labels[s->n++] = s->labels[i];
+    }
+    while (s->classes.n > K)
+        free(s->classes.at[--s->classes.n]);
+    free(left);
+}
+
+/* ---- threads ---- */
+
+typedef struct {
+    bool (*each)(void *ctx, int i, Error *e);
+    void *ctx;
+    int n;
+    atomic_int next; /* they are begun in order, so the first that fails is always met */
+    pthread_mutex_t lock;
+    int failed; /* the first so far, n: none; */
+    Error e;    /* why */
+} Parallel;
+
+static void *parallel_work(void *arg)
+{
+    Parallel *p = arg;
+    for (int i; (i = atomic_fetch_add(&p->next, 1)) < p->n;) {
+        Error e = {"", ""};
+        if (p->each(p->ctx, i, &e))
+            continue;
+        atomic_store(&p->next, p->n);
+        pthread_mutex_lock(&p->lock);
+        if (i < p->failed) {
+            p->failed = i;
+            p->e = e;
+        }
+        pthread_mutex_unlock(&p->lock);
+    }
+    return NULL;
+}
+
+/* Plain threads: OpenMP's do not work in a process that was forked. */
+bool source_parallel(int n, bool (*each)(void *ctx, int i, Error *e), void *ctx, Error *e)
+{
+    enum { THREADS = 16 };
+    pthread_t thread[THREADS];
+    sigset_t all, before;
+    int started = 0;
+    Parallel p = {.each = each, .ctx = ctx, .n = n, .failed = n};
+    pthread_mutex_init(&p.lock, NULL);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are the main thread's */
+    while (started < THREADS && started < n - 1 &&
+           pthread_create(&thread[started], NULL, parallel_work, &p) == 0)
+        started++;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    parallel_work(&p);
+    while (started)
+        pthread_join(thread[--started], NULL);
+    pthread_mutex_destroy(&p.lock);
+    if (p.failed < n)
+        *e = p.e;
+    return p.failed == n;
+}
+
+/* ---- small things ---- */
+
+_Noreturn void source_lost(const char *hint, const char *fmt, ...)
+{
+    static pthread_mutex_t last_words = PTHREAD_MUTEX_INITIALIZER; /* one thread's are enough */
+    char *what;
+    va_list args;
+    pthread_mutex_lock(&last_words);
+    va_start(args, fmt);
+    if (vasprintf(&what, fmt, args) < 0)
+        what = NULL;
+    va_end(args);
+    die(hint, "%s", what ? what : "the data set is lost");
+}
+
+bool image_extension(const char *ext)
+{
+    static const char *const known[] = {"jpg", "jpeg", "png", "ppm",  "pgm",
+                                        "bmp", "gif",  "tif", "tiff", "webp"};
+    for (int i = 0; i < COUNT(known); i++)
+        if (strcasecmp(ext, known[i]) == 0)
+            return true;
+    return false;
+}

@@ -1,0 +1,28 @@
+/* webdataset_index.h - which samples tar shards hold: where each picture is, and its label. */
+#pragma once
+
+#include "util/names.h"
+
+typedef struct {
+    uint64_t offset; /* of the picture's bytes in the shard */
+    uint32_t size;
+    int32_t label;
+} ShardSample;
+
+typedef struct {
+    char *path;
+    uint64_t bytes; /* of the file, */
+    int64_t time;   /* when it was written, in nanoseconds, */
+    uint64_t inode; /* and which file it is: clocks are coarse */
+    long n;
+    ShardSample *sample; /* [n] */
+} Shard;
+
+struct stat;
+/* Whether `st` is of the same file, unchanged. */
+bool shard_same_file(const Shard *shard, const struct stat *st);
+/* Fills in the n shards, whose paths are given: from idx_N.txt in index_dir, shard by shard, or
+ * from the shards' own headers where it is NULL; or from what was found the last time (cache.c). */
+bool shards_index(Shard *shard, int n, const char *index_dir, Error *e);
+/* "shard.tar#0000123.jpg"; free() it. */
+char *shard_sample_path(const Shard *shard, const ShardSample *s);
