@@ -385,8 +385,8 @@ static void check_shards(Case *c)
             for (int r = 0; r < ranks; r++)
                 differ += differ_in_shard(c, unit, r, n, whole);
         }
-        CHECK(cut == 0, "%s: %d chunks lie in two of %d shards", st_path(c->file), cut, ranks);
-        CHECK(differ == 0, "%s: %d sums differ over %d shards", st_path(c->file), differ, ranks);
+        CHECK(cut == 0, "%s: %d chunks lie in two of %d shards", c->file->path, cut, ranks);
+        CHECK(differ == 0, "%s: %d sums differ over %d shards", c->file->path, differ, ranks);
     }
     free(whole);
 }
