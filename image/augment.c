@@ -20,12 +20,13 @@
 
 /* What happens to a magnitude after its level has chosen it, in this order. */
 enum {
-    DOWN = 1,        /* rounded down to a whole number */
-    UP = 2,          /* up */
-    NEAR = 4,        /* to the nearest */
-    EITHER_SIGN = 8, /* negated half of the time */
-    FROM_ONE = 16,   /* 1 is added; then the limits hold */
-    OF_SIDE = 32     /* times the side along which it moves; cutout: the shorter one */
+    DOWN = 1, /* rounded down to a whole number */
+    UP,       /* up */
+    NEAR,     /* to the nearest */
+    ROUNDING = 3,
+    EITHER_SIGN = 4, /* negated half of the time */
+    FROM_ONE = 8,    /* 1 is added; then the limits hold */
+    OF_SIDE = 16     /* times the side along which it moves; cutout: the shorter one */
 };
 enum { FILTER_RANDOM = -1 };   /* bilinear or bicubic, drawn each time */
 enum { OP_CUTOUT = OP_COUNT }; /* a square about a random pixel becomes grey; half its side */
@@ -338,26 +339,17 @@ typedef struct {
     int w, h;
 } Canvas;
 
-/* A whole number in [0, n). */
-static int draw_below(Canvas *c, int n)
-{
-    return (int)(rng_next(&c->rng) * n);
-}
-
 static double draw_magnitude(Canvas *c, const Range *r, double level)
 {
+    static double (*const rounded[])(double) = {[DOWN] = floor, [UP] = ceil, [NEAR] = nearbyint};
     double m = r->from + (r->to - r->from) * (level / 10);
     double side = fmin(c->w, c->h);
     if (r->op == OP_TRANSLATE_X)
         side = c->w;
     if (r->op == OP_TRANSLATE_Y)
         side = c->h;
-    if (r->how & DOWN)
-        m = floor(m);
-    if (r->how & UP)
-        m = ceil(m);
-    if (r->how & NEAR)
-        m = nearbyint(m);
+    if (r->how & ROUNDING)
+        m = rounded[r->how & ROUNDING](m);
     if (r->how & EITHER_SIGN && rng_next(&c->rng) < 0.5)
         m = -m;
     if (r->how & FROM_ONE)
@@ -368,7 +360,8 @@ static double draw_magnitude(Canvas *c, const Range *r, double level)
 
 static void cutout(Canvas *c, double half)
 {
-    int s = half < 65536 ? (int)half : 65536, x = draw_below(c, c->w), y = draw_below(c, c->h);
+    int s = half < 65536 ? (int)half : 65536, x = rng_below(&c->rng, c->w),
+        y = rng_below(&c->rng, c->h);
     int left = x > s ? x - s : 0, right = x + s < c->w ? x + s : c->w;
     for (int row = y > s ? y - s : 0; row < y + s && row < c->h; row++)
         memset(c->rgb + 3 * ((size_t)row * c->w + left), 128, 3 * (size_t)(right - left));
@@ -390,7 +383,7 @@ static void apply(Canvas *c, const Range *r, double level)
 /* AutoAugment: one of the pairs, each of its steps with its probability. */
 static void auto_augment(Canvas *c, const Scheme *s)
 {
-    const Step *pair = s->pairs[draw_below(c, PAIRS)];
+    const Step *pair = s->pairs[rng_below(&c->rng, PAIRS)];
     for (int i = 0; i < 2; i++) {
         const Range *r = s->ranges;
         while (r->op != pair[i].op)
@@ -403,7 +396,7 @@ static void auto_augment(Canvas *c, const Scheme *s)
 static void rand_augment(Canvas *c, const Augmentation *a)
 {
     for (int i = 0; i < a->n; i++) {
-        const Range *r = a->scheme->ranges + draw_below(c, a->scheme->count);
+        const Range *r = a->scheme->ranges + rng_below(&c->rng, a->scheme->count);
         if (rng_next(&c->rng) >= a->p)
             continue;
         double level = a->m;
@@ -423,7 +416,7 @@ static void color_jitter(Canvas *c, const double jitter[4])
     int order[4] = {0, 1, 2, 3};
     double m[4];
     for (int i = 3; i > 0; i--) {
-        int j = draw_below(c, i + 1), swap = order[i];
+        int j = rng_below(&c->rng, i + 1), swap = order[i];
         order[i] = order[j];
         order[j] = swap;
     }

@@ -161,7 +161,7 @@ static void *reader_of(Decoder *d)
 {
     void **r = &d->reader[d->format - formats];
     if (!*r)
-        *r = d->format->parts->new ();
+        *r = xcalloc(1, d->format->parts->size);
     return *r;
 }
 
@@ -231,8 +231,8 @@ void decoder_open_pixels(Decoder *d, const uint8_t *rgb, int w, int h)
 {
     close_picture(d);
     d->pixels = (PixelRows){rgb, w, NULL};
-    d->w = d->header.w = w;
-    d->h = d->header.h = h;
+    d->w = w;
+    d->h = h;
 }
 
 /* ---- pixels ---- */

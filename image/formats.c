@@ -20,8 +20,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "image/jpeg.h"
-#include "image/tiff.h"
 #ifdef HAVE_WEBP
 #include <webp/decode.h>
 #endif
@@ -47,6 +45,7 @@ static void *stb_grow(void *p, size_t n)
 #define STBI_ONLY_GIF
 #define STBI_ONLY_BMP
 #include <stb/stb_image.h>
+
 /* ---- PNG, GIF, BMP ---- */
 
 /* CRC-32 of PNG, four bits at a time. */
@@ -156,8 +155,7 @@ static bool read_gif_or_bmp(const uint8_t *bytes, size_t n, Header *out, Image *
 static bool read_png(const uint8_t *bytes, size_t n, Header *out, Image *im, Error *e)
 {
     static const uint8_t samples[8] = {1, 0, 3, 1, 2, 0, 4}; /* of a pixel, by colour type */
-    bool check = im != NULL;
-    if (!stb_header(bytes, n, out, e) || !png_walk(bytes, n, check, &out->orientation, e))
+    if (!stb_header(bytes, n, out, e) || !png_walk(bytes, n, im != NULL, &out->orientation, e))
         return false;
     if (!im)
         return true;
@@ -189,6 +187,7 @@ static long pnm_number(Bytes *b)
     return v;
 }
 
+/* The format is text up to the first value; in P2 and P3 the values are text too. */
 static bool read_pnm(const uint8_t *bytes, size_t n, Header *out, Image *im, Error *e)
 {
     Bytes b = {bytes + 2, bytes + n};

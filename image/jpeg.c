@@ -12,7 +12,7 @@
  *
  * Order: errors and bytes, the header, the area, rows.
  */
-#include "image/jpeg.h"
+#include "image/parts.h"
 
 #include <setjmp.h>
 #include <stdio.h>
@@ -41,7 +41,6 @@ typedef struct {
     bool fresh; /* the header is read, and nothing beyond */
     int scale;  /* 1, 2, 4 or 8 */
     Box area;
-    int wanted;         /* rows that the next call asks for */
     uint8_t *row[ROWS]; /* [decoded columns, 3] */
     size_t before;      /* bytes in a row before the area's */
     Room rows, ink;
@@ -90,13 +89,11 @@ static void source_skip(j_decompress_ptr d, long n)
     d->src->bytes_in_buffer -= skip;
 }
 
-/* libjpeg reports errors by a jump out of its functions. Nothing that `f` allocates may be held by
- * its own variables alone. */
-static bool guarded(JpegReader *r, bool (*f)(JpegReader *, Error *), Error *e)
+/* libjpeg reports errors by a jump to where setjmp was called last: in each function below that the
+ * decoder calls, none of which holds memory in its own variables alone. */
+static bool damaged(const JpegReader *r, Error *e)
 {
-    if (setjmp(r->jump))
-        return fail(e, hint_damaged, "damaged JPEG: %s", r->what);
-    return f(r, e);
+    return fail(e, hint_damaged, "damaged JPEG: %s", r->what);
 }
 
 static bool truncated(Error *e)
@@ -123,9 +120,8 @@ static void renew(JpegReader *r)
     jpeg_save_markers(&r->d, JPEG_APP0 + 1, 0xFFFF); /* EXIF */
 }
 
-static void *jpeg_new(void)
+static void set_up(JpegReader *r)
 {
-    JpegReader *r = xcalloc(1, sizeof *r);
     r->d.err = jpeg_std_error(&r->errors);
     r->errors.error_exit = on_error;
     r->errors.output_message = on_message;
@@ -133,7 +129,6 @@ static void *jpeg_new(void)
     if (setjmp(r->jump))
         die("install one libjpeg-turbo, its library and header alike", "libjpeg: %s", r->what);
     renew(r);
-    return r;
 }
 
 static void jpeg_free(void *reader)
@@ -190,11 +185,13 @@ static bool read_header(JpegReader *r, Error *e)
 static bool jpeg_open(void *reader, const uint8_t *bytes, size_t n, Header *out, Error *e)
 {
     JpegReader *r = reader;
+    if (!r->d.err)
+        set_up(r);
     r->bytes = bytes;
     r->n = n;
-    r->scale = 1;
-    r->fresh = false;
-    if (!guarded(r, read_header, e))
+    if (setjmp(r->jump))
+        return damaged(r, e);
+    if (!read_header(r, e))
         return false;
     *out = r->header;
     return true;
@@ -241,9 +238,13 @@ static void crop_columns(JpegReader *r)
     r->before = 3 * ((size_t)r->area.left - left);
 }
 
-static bool begin(JpegReader *r, Error *e)
+static bool jpeg_start(void *reader, Box area, Error *e)
 {
+    JpegReader *r = reader;
     j_decompress_ptr d = &r->d;
+    r->area = area;
+    if (setjmp(r->jump))
+        return damaged(r, e);
     if (!r->fresh && !read_header(r, e))
         return false;
     r->fresh = false;
@@ -267,52 +268,35 @@ static bool begin(JpegReader *r, Error *e)
     return (int)d->output_scanline == skip || truncated(e);
 }
 
-static bool jpeg_start(void *reader, Box area, Error *e)
-{
-    JpegReader *r = reader;
-    r->area = area;
-    return guarded(r, begin, e);
-}
-
 /* ---- rows ---- */
 
-/* Four-component files store inverted ink (Adobe's convention, which Pillow assumes for all of
- * them; libjpeg has turned YCCK into CMYK). */
-static void cmyk_row(const uint8_t *in, uint8_t *out, int w)
+static bool jpeg_rows(void *reader, int n, const uint8_t **row, Error *e)
 {
-    for (int x = 0; x < w; x++, in += 4, out += 3)
-        rgb_of_inks(255 - in[0], 255 - in[1], 255 - in[2], in[3], out);
-}
-
-static bool read_rows(JpegReader *r, Error *e)
-{
+    JpegReader *r = reader;
     j_decompress_ptr d = &r->d;
     bool cmyk = d->out_color_space == JCS_CMYK;
-    for (int i = 0; i < r->wanted;) {
+    if (setjmp(r->jump))
+        return damaged(r, e);
+    for (int i = 0; i < n;) {
         JSAMPROW ink = r->ink.p;
-        int got = (int)jpeg_read_scanlines(d, cmyk ? &ink : r->row + i,
-                                           cmyk ? 1 : (JDIMENSION)(r->wanted - i));
+        int got =
+            (int)jpeg_read_scanlines(d, cmyk ? &ink : r->row + i, cmyk ? 1 : (JDIMENSION)(n - i));
         if (got < 1)
             return truncated(e);
-        if (cmyk)
-            cmyk_row(ink, r->row[i], (int)d->output_width);
+        /* Inverted ink: Adobe's convention, which Pillow assumes for all files of four components;
+         * libjpeg has turned YCCK into CMYK. */
+        uint8_t *out = r->row[i];
+        for (JDIMENSION x = 0; cmyk && x < d->output_width; x++, ink += 4, out += 3)
+            rgb_of_inks(255 - ink[0], 255 - ink[1], 255 - ink[2], ink[3], out);
         i += got;
     }
+    for (int i = 0; i < n; i++)
+        row[i] = r->row[i] + r->before;
     /* A missing end marker is no loss (the result is ignored); garbage in its place is an error. */
     if (d->output_scanline == d->output_height)
         jpeg_finish_decompress(d);
     return true;
 }
 
-static bool jpeg_rows(void *reader, int n, const uint8_t **row, Error *e)
-{
-    JpegReader *r = reader;
-    r->wanted = n;
-    if (!guarded(r, read_rows, e))
-        return false;
-    for (int i = 0; i < n; i++)
-        row[i] = r->row[i] + r->before;
-    return true;
-}
-
-const PartReader jpeg_reader = {jpeg_new, jpeg_free, jpeg_open, jpeg_reduce, jpeg_start, jpeg_rows};
+const PartReader jpeg_reader = {sizeof(JpegReader), jpeg_free,  jpeg_open,
+                                jpeg_reduce,        jpeg_start, jpeg_rows};

@@ -49,10 +49,10 @@ typedef struct {
     void *ctx;
 } RowSource;
 
-/* A format that is read in parts (jpeg.h, tiff.h). The bytes stay until the next open. No error
+/* A format that is read in parts. The bytes stay until the next open. No error
  * names the file. */
 typedef struct {
-    void *(*new)(void);
+    size_t size; /* of a reader, which is zeros at first */
     void (*free)(void *reader);
     bool (*open)(void *reader, const uint8_t *bytes, size_t n, Header *out, Error *e);
     /* From now on, read the coarsest version of the picture that has what a resize needs: `shrink`
@@ -62,6 +62,8 @@ typedef struct {
     bool (*start)(void *reader, Box area, Error *e);
     bool (*rows)(void *reader, int n, const uint8_t **row, Error *e);
 } PartReader;
+extern const PartReader jpeg_reader; /* jpeg.c */
+extern const PartReader tiff_reader; /* tiff.c, where libtiff is there */
 
 /* ---- small numbers and colours ---- */
 

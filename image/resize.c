@@ -133,12 +133,6 @@ static inline void store_levels(uint8_t *out, Vector sum)
 }
 #endif
 
-/* The same number everywhere. */
-static inline Vector vector_of(int32_t v)
-{
-    return (Vector){0} + v;
-}
-
 /* The weighted sum of `count` runs of bytes, `stride` apart, of so many vectors each. */
 enum { MOST_VECTORS = 4 };
 static inline void sum_products(const uint8_t *in, size_t stride, const int32_t *w, int count,
@@ -146,7 +140,7 @@ static inline void sum_products(const uint8_t *in, size_t stride, const int32_t 
 {
     Vector sum[MOST_VECTORS];
     for (int v = 0; v < vectors; v++)
-        sum[v] = vector_of(HALF);
+        sum[v] = (Vector){0} + HALF;
     for (int k = 0; k < count; k++, in += stride)
         for (int v = 0; v < vectors; v++)
             sum[v] += w[k] * widen(in + v * VECTOR);
@@ -194,13 +188,12 @@ enum { STEP = MOST_VECTORS * VECTOR };
 static void sum_rows(const uint8_t *in, size_t stride, const int32_t *w, int count, int n,
                      uint8_t *out)
 {
-    int whole = n / STEP * STEP;
-    uint8_t last[STEP];
-    for (int j = 0; j < whole; j += STEP)
-        sum_products(in + j, stride, w, count, MOST_VECTORS, out + j);
-    if (whole < n) {
-        sum_products(in + whole, stride, w, count, MOST_VECTORS, last);
-        memcpy(out + whole, last, (size_t)(n - whole));
+    for (int j = 0; j < n; j += STEP) {
+        uint8_t last[STEP];
+        bool whole = n - j >= STEP;
+        sum_products(in + j, stride, w, count, MOST_VECTORS, whole ? out + j : last);
+        if (!whole)
+            memcpy(out + j, last, (size_t)(n - j));
     }
 }
 
@@ -249,10 +242,9 @@ bool resizer_run(Resizer *s, const Resize *r, const RowSource *from, uint8_t *ou
 
 Resize resize_of_crop(Box b, const Preprocess *p, bool flip)
 {
-    return (Resize){.x = {b.left, b.width, 0, b.width, p->out_w, 0, p->out_w, 0},
-                    .y = {b.top, b.height, 0, b.height, p->out_h, 0, p->out_h, 0},
-                    .p = p,
-                    .flip = flip};
+    Span x = {b.left, b.width, 0, b.width, p->out_w, 0, p->out_w, 0};
+    Span y = {b.top, b.height, 0, b.height, p->out_h, 0, p->out_h, 0};
+    return (Resize){x, y, p, flip};
 }
 
 /* What a centre crop of n keeps of `in` pixels resized to `size`: a smaller picture is padded. */
@@ -316,12 +308,6 @@ int image_default_resize(int out_w, int out_h, int w, int h)
     return (int)(most > covers ? most : covers);
 }
 
-/* A whole number in [0, n). */
-static int random_below(RngStream *rng, int n)
-{
-    return (int)(rng_next(rng) * n);
-}
-
 Box image_random_box(RngStream *rng, int w, int h, double area_min, double area_max,
                      double ratio_min, double ratio_max)
 {
@@ -331,7 +317,7 @@ Box image_random_box(RngStream *rng, int w, int h, double area_min, double area_
         double ratio = exp(log_min + (log_max - log_min) * rng_next(rng));
         double bw = nearbyint(sqrt(area * ratio)), bh = nearbyint(sqrt(area / ratio));
         if (bw >= 1 && bw <= w && bh >= 1 && bh <= h) {
-            int top = random_below(rng, h - (int)bh + 1), left = random_below(rng, w - (int)bw + 1);
+            int top = rng_below(rng, h - (int)bh + 1), left = rng_below(rng, w - (int)bw + 1);
             return (Box){left, top, (int)bw, (int)bh};
         }
     }

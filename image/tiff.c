@@ -12,7 +12,7 @@
  *
  * Order: the file in memory, the header and its versions, samples to pixels, bands of rows.
  */
-#include "image/tiff.h"
+#include "image/parts.h"
 
 #ifdef HAVE_TIFF
 #include <math.h>
@@ -125,13 +125,6 @@ static void tiff_close(TiffReader *r)
     r->tiff = NULL;
 }
 
-static void *tiff_new(void)
-{
-    static pthread_once_t once = PTHREAD_ONCE_INIT; /* the handlers are the whole process's */
-    pthread_once(&once, be_quiet);
-    return xcalloc(1, sizeof(TiffReader));
-}
-
 static void tiff_free(void *reader)
 {
     TiffReader *r = reader;
@@ -191,12 +184,13 @@ static void find_versions(TiffReader *r)
 
 static bool tiff_open(void *reader, const uint8_t *bytes, size_t n, Header *out, Error *e)
 {
+    static pthread_once_t once = PTHREAD_ONCE_INIT; /* the handlers are the whole process's */
+    pthread_once(&once, be_quiet);
     TiffReader *r = reader;
     tiff_close(r);
     r->bytes = bytes;
     r->n = n;
     r->at = 0;
-    r->chosen = r->version;
     r->versions = 1;
     r->tiff = TIFFClientOpen("TIFF", "r", r, client_read, client_write, client_seek, client_close,
                              client_size, client_map, NULL);
@@ -316,9 +310,8 @@ static void to_rgb(const Layout *l, const uint8_t *const *in, size_t step, int n
         int v = in[0][at];
         switch (l->photometric) {
         case PHOTOMETRIC_RGB:
-            out[0] = (uint8_t)v;
-            out[1] = in[1][at];
-            out[2] = in[2][at];
+            for (int c = 0; c < 3; c++)
+                out[c] = in[c][at];
             break;
         case PHOTOMETRIC_SEPARATED:
             rgb_of_inks(v, in[1][at], in[2][at], 255 - in[3][at], out);
@@ -458,5 +451,6 @@ static bool tiff_rows(void *reader, int n, const uint8_t **row, Error *e)
     return true;
 }
 
-const PartReader tiff_reader = {tiff_new, tiff_free, tiff_open, tiff_reduce, tiff_start, tiff_rows};
+const PartReader tiff_reader = {sizeof(TiffReader), tiff_free,  tiff_open,
+                                tiff_reduce,        tiff_start, tiff_rows};
 #endif

@@ -97,6 +97,12 @@ RNG_FN double rng_next(RngStream *s)
     return rng_unit(s->block.v[s->at++ % 4]);
 }
 
+/* A whole number in [0, n). */
+RNG_FN int rng_below(RngStream *s, int n)
+{
+    return (int)(rng_next(s) * n);
+}
+
 /* A standard normal number from two uniform ones (Box and Muller 1958). */
 RNG_FN double rng_normal(double u, double v)
 {
