@@ -21,8 +21,6 @@
 
 #include <jpeglib.h>
 
-#include "image/huffman.h"
-
 /* A progressive JPEG has about ten. Hundreds are an attack on time: each goes through all of the
  * picture, in a few bytes. */
 #define MAX_SCANS 100
@@ -32,7 +30,6 @@ typedef struct {
     struct jpeg_error_mgr errors;
     struct jpeg_source_mgr source;
     struct jpeg_progress_mgr progress;
-    Huffman *huffman;
     jmp_buf jump;
     char what[JMSG_LENGTH_MAX];
     const uint8_t *bytes;
@@ -135,7 +132,6 @@ static void jpeg_free(void *reader)
 {
     JpegReader *r = reader;
     jpeg_destroy_decompress(&r->d);
-    free(r->huffman);
     room_free(&r->rows);
     room_free(&r->ink);
     free(r);
@@ -252,7 +248,6 @@ static bool jpeg_start(void *reader, Box area, Error *e)
     d->scale_denom = (unsigned)r->scale;
     if (!jpeg_start_decompress(d))
         return truncated(e);
-    huffman_take_over(&r->huffman, d);
     r->before = 3 * (size_t)r->area.left;
     int skip = r->area.top;
     if (!smooths(d))

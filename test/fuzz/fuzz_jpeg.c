@@ -1,5 +1,5 @@
-/* fuzz_jpeg.c - JPEG: where libjpeg alone has no complaint, our reading (with an entropy decoder of
- * its own) gives its pixels; where it complains, an error.
+/* fuzz_jpeg.c - JPEG: where libjpeg alone has no complaint, our reading in parts gives its pixels;
+ * where it complains, an error.
  *
  * The picture is taken whole and in its own size, so that the resize changes nothing. Seeds are
  * read in the order of their names: the one without a table must not take that of the one before.
