@@ -178,8 +178,8 @@ static DataUse data_use(const Training *t)
 {
     LoaderStats l = loader_stats(t->loader);
     double all[] = {(double)l.bytes, l.workers};
-    dist_sum(all, COUNT(all));
-    return (DataUse){all[0], all[1], (double)data_damaged_by_all(t->s->train, dist_sum)};
+    hosts_sum(all, COUNT(all));
+    return (DataUse){all[0], all[1], (double)data_damaged_by_all(t->s->train, hosts_sum)};
 }
 
 /* The part of a report that is not asked for at every step. */
@@ -477,7 +477,7 @@ static void finish(Training *t)
 static bool asked_to_stop(void)
 {
     double stop = stop_signal;
-    dist_sum(&stop, 1);
+    hosts_sum(&stop, 1);
     return stop > 0;
 }
 

@@ -59,7 +59,7 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
     if (waiting)
         add_result(s, 0, waiting, &sum);
     double all[] = {sum.loss, sum.top1, sum.top5, (double)sum.images};
-    dist_sum(all, COUNT(all));
+    hosts_sum(all, COUNT(all));
     sum = (Sums){all[0], all[1], all[2], (long)all[3]};
     bool complete = sum.images == data_count(d);
     double count = sum.images ? (double)sum.images : 1;

@@ -1,4 +1,4 @@
-/* dist.c - how the hosts of a run's processes talk.
+/* hosts.c - how the hosts of a run's processes talk.
  *
  * The ranks' hosts form a star of TCP connections with rank 0 in the middle. On each rank one
  * thread, the watcher, does all the reading: messages wait in a queue until the main thread asks
@@ -10,8 +10,7 @@
  * strangers and other jobs are kept out by a key made from the job's name, no more. All ranks must
  * have the same byte order and be builds of the same version.
  *
- * Read in this order: messages, the watcher, coming together, the calls. Who the processes are is
- * in launch.c.
+ * Read in this order: messages, the watcher, coming together, the calls.
  */
 #include "train/hosts.h"
 
@@ -62,7 +61,7 @@ typedef struct {
     bool goodbye;            /* has said so; guarded by net.lock, like the queue */
     Message *first, **last;  /* received, in order, for the main thread */
     pthread_mutex_t sending; /* one whole message at a time */
-    /* the watcher's: what is being received */
+    /* the watcher's alone: what is being received */
     Header header;
     Message *message;
     size_t got; /* bytes, of the header and then of the body */
@@ -166,6 +165,14 @@ static _Noreturn void end_here(void)
     pthread_cond_broadcast(&net.news);
     pthread_mutex_unlock(&net.lock);
     die(end_hint, "%s", net.what);
+}
+
+static bool must_end(void)
+{
+    pthread_mutex_lock(&net.lock);
+    bool failing = net.failing;
+    pthread_mutex_unlock(&net.lock);
+    return failing;
 }
 
 /* ---- the watcher ---- */
@@ -312,7 +319,7 @@ typedef struct {
 static int timeout_seconds(void)
 {
     Error e = {"", ""};
-    int seconds = dist_env_int("VIT_DIST_TIMEOUT", 1, 1 << 20, 120, &e);
+    int seconds = launch_env_int("VIT_DIST_TIMEOUT", 1, 1 << 20, 120, &e);
     if (*e.what)
         die("it is in seconds", "%s", e.what);
     return seconds;
@@ -333,53 +340,12 @@ static void set_up_socket(int fd)
     fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
 }
 
-static struct addrinfo *resolve(const char *host, int port, int flags, char *why, size_t size)
-{
-    char service[8];
-    struct addrinfo hints = {.ai_flags = flags, .ai_socktype = SOCK_STREAM}, *list;
-    snprintf(service, sizeof service, "%d", port);
-    int code = getaddrinfo(host, service, &hints, &list);
-    if (code == 0)
-        return list;
-    snprintf(why, size, "%s", code == EAI_SYSTEM ? strerror(errno) : gai_strerror(code));
-    return NULL;
-}
-
-int dist_listen(const char *host, int port, char *why, size_t size)
-{
-    bool local =
-        strncmp(host, "127.", 4) == 0 || strcmp(host, "::1") == 0 || strcmp(host, "localhost") == 0;
-    struct addrinfo *list = resolve(local ? host : NULL, port, local ? 0 : AI_PASSIVE, why, size);
-    int fd = -1, on = 1, off = 0;
-    for (int family = AF_INET6; fd < 0; family = AF_INET) { /* IPv6 hears IPv4 too */
-        for (struct addrinfo *a = list; a && fd < 0; a = a->ai_next) {
-            if (a->ai_family != family)
-                continue;
-            fd = socket(family, SOCK_STREAM, 0);
-            setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-            if (family == AF_INET6)
-                setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
-            if (fd >= 0 && bind(fd, a->ai_addr, a->ai_addrlen) == 0 && listen(fd, 1024) == 0)
-                break;
-            snprintf(why, size, "%s", strerror(errno));
-            if (fd >= 0)
-                close(fd);
-            fd = -1;
-        }
-        if (family == AF_INET)
-            break;
-    }
-    if (list)
-        freeaddrinfo(list);
-    return fd;
-}
-
 /* The launcher's socket, or one of our own, for which an ending job may have to make room. */
 static int open_listener(const Place *p, double until)
 {
     Error e = {"", ""};
     char why[256] = "";
-    int fd = dist_env_int("VIT_DIST_FD", 3, 1 << 20, -1, &e), listening = 0;
+    int fd = launch_env_int("VIT_DIST_FD", 3, 1 << 20, -1, &e), listening = 0;
     socklen_t size = sizeof listening;
     unsetenv("VIT_DIST_FD");
     if (fd >= 0 && getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) == 0 && listening) {
@@ -387,7 +353,7 @@ static int open_listener(const Place *p, double until)
         return fd;
     }
     double patience = now() + 10 < until ? now() + 10 : until;
-    while ((fd = dist_listen(p->host, p->port, why, sizeof why)) < 0) {
+    while ((fd = launch_listen(p->host, p->port, why, sizeof why)) < 0) {
         if (now() > patience)
             die("another job may be using it: set VIT_PORT to a free port, the same on every rank",
                 "rank 0 cannot listen on port %d: %s", p->port, why);
@@ -465,14 +431,6 @@ static const char *missing(char *out, size_t size)
     return out;
 }
 
-static bool must_end(void)
-{
-    pthread_mutex_lock(&net.lock);
-    bool failing = net.failing;
-    pthread_mutex_unlock(&net.lock);
-    return failing;
-}
-
 /* Rank 0: until every other rank has come. */
 static void gather(const Place *place, double until)
 {
@@ -534,7 +492,7 @@ static int connect_once(const struct addrinfo *a, int milliseconds, char *why, s
 
 static int connect_any(const char *host, int port, char *why, size_t size)
 {
-    struct addrinfo *list = resolve(host, port, 0, why, size);
+    struct addrinfo *list = launch_resolve(host, port, 0, why, size);
     int fd = -1;
     for (struct addrinfo *a = list; a && fd < 0; a = a->ai_next)
         fd = connect_once(a, 3000, why, size);
@@ -638,24 +596,24 @@ static void open_net(const Place *place)
     start_watcher();
     if (w.rank == 0)
         gather(place, until);
-    dist_barrier();
+    hosts_barrier();
 }
 
-World dist_start(int gpus, char **argv)
+World hosts_start(int gpus, char **argv)
 {
     Error e = {"", ""};
     Place p;
-    if (!dist_environment(&p, &e))
+    if (!launch_environment(&p, &e))
         die(e.hint, "%s", e.what);
     int ranks = p.world.ranks;
-    bool fits = gpus <= 1 || gpus == ranks || gpus == p.local_ranks ||
-                (!p.local_ranks && ranks % gpus == 0);
+    bool fits = gpus <= 1 || gpus == ranks || gpus == p.world.local_ranks ||
+                (!p.world.local_ranks && ranks % gpus == 0);
     if (ranks > 1 && !fits)
         die_usage("leave --gpus out: the launcher says how many processes there are",
                   "--gpus %d, but %s has started %d processes", gpus, p.launcher, ranks);
     if (ranks == 1 && gpus > 1)
-        dist_launch(gpus, argv);
-    int tasks = dist_env_int("SLURM_NTASKS", 1, 1 << 20, 1, &e);
+        launch_ranks(gpus, argv);
+    int tasks = launch_env_int("SLURM_NTASKS", 1, 1 << 20, 1, &e);
     if (!p.launcher && tasks > 1 && getenv("SLURM_PROCID"))
         warn("one process alone, though the Slurm job has %d tasks: srun starts them all", tasks);
     if (ranks > 1)
@@ -677,26 +635,33 @@ static _Noreturn void out_of_step(int rank, const Header *h, int kind, size_t by
         net.world.rank, (unsigned long long)net.count, kinds[kind], bytes);
 }
 
+/* Waits until p has said goodbye or, with `or_message`, something else; returns its next message,
+ * which stays in the queue. Where all must end, this rank ends here. */
+static Message *wait_for(Peer *p, bool or_message)
+{
+    pthread_mutex_lock(&net.lock);
+    while (!net.failing && !p->goodbye && !(or_message && p->first))
+        pthread_cond_wait(&net.news, &net.lock);
+    Message *m = p->first;
+    pthread_mutex_unlock(&net.lock);
+    if (must_end())
+        end_here();
+    return m;
+}
+
 /* The next message of p, which must be this one; its body goes to `to`. */
 static void take(Peer *p, int kind, void *to, size_t bytes)
 {
-    pthread_mutex_lock(&net.lock);
-    while (!p->first && !p->goodbye && !net.failing)
-        pthread_cond_wait(&net.news, &net.lock);
-    bool failing = net.failing;
-    Message *m = p->first;
-    if (m && !failing) {
-        p->first = m->next;
-        if (!p->first)
-            p->last = &p->first;
-    }
-    pthread_mutex_unlock(&net.lock);
-    if (failing)
-        end_here();
+    Message *m = wait_for(p, true);
     if (!m || m->header.kind != (uint32_t)kind || m->header.count != net.count ||
         m->header.bytes != bytes)
         out_of_step(p->rank, m ? &m->header : NULL, kind, bytes);
     memcpy(to, m->body, bytes);
+    pthread_mutex_lock(&net.lock);
+    p->first = m->next;
+    if (!p->first)
+        p->last = &p->first;
+    pthread_mutex_unlock(&net.lock);
     free(m);
 }
 
@@ -705,13 +670,7 @@ static void give(Peer *p, int kind, const void *data, size_t bytes)
 {
     if (!must_end() && send_message(p, kind, net.count, data, bytes))
         return;
-    pthread_mutex_lock(&net.lock);
-    while (!p->goodbye && !net.failing)
-        pthread_cond_wait(&net.news, &net.lock);
-    bool failing = net.failing;
-    pthread_mutex_unlock(&net.lock);
-    if (failing)
-        end_here();
+    wait_for(p, false);
     out_of_step(p->rank, NULL, kind, bytes);
 }
 
@@ -721,7 +680,7 @@ static void give_all(int kind, const void *data, size_t bytes)
         give(&net.peer[i], kind, data, bytes);
 }
 
-void dist_broadcast(void *data, size_t bytes)
+void hosts_broadcast(void *data, size_t bytes)
 {
     if (!net.peers)
         return;
@@ -732,7 +691,7 @@ void dist_broadcast(void *data, size_t bytes)
     net.count++;
 }
 
-void dist_sum(double *x, int n)
+void hosts_sum(double *x, int n)
 {
     if (!net.peers)
         return;
@@ -753,34 +712,24 @@ void dist_sum(double *x, int n)
     net.count++;
 }
 
-void dist_barrier(void)
+void hosts_barrier(void)
 {
     double nothing = 0;
-    dist_sum(&nothing, 0);
-}
-
-static void wait_for_goodbye(Peer *p)
-{
-    pthread_mutex_lock(&net.lock);
-    while (!p->goodbye && !p->first && !net.failing)
-        pthread_cond_wait(&net.news, &net.lock);
-    bool failing = net.failing, more = p->first != NULL;
-    pthread_mutex_unlock(&net.lock);
-    if (failing)
-        end_here();
-    if (more)
-        out_of_step(p->rank, &p->first->header, GOODBYE, 0);
+    hosts_sum(&nothing, 0);
 }
 
 /* Rank 0 is the last to say it. */
-void dist_end(void)
+void hosts_end(void)
 {
     if (!net.peers)
         return;
     if (net.world.rank != 0)
         give_all(GOODBYE, NULL, 0);
-    for (int i = 0; i < net.peers; i++)
-        wait_for_goodbye(&net.peer[i]);
+    for (int i = 0; i < net.peers; i++) {
+        const Message *more = wait_for(&net.peer[i], true);
+        if (more)
+            out_of_step(net.peer[i].rank, &more->header, GOODBYE, 0);
+    }
     if (net.world.rank == 0)
         for (int i = 0; i < net.peers; i++)
             send_message(&net.peer[i], GOODBYE, net.count, NULL, 0);

@@ -230,9 +230,9 @@ static void start_device(Session *s)
 {
     Options *o = &s->o;
     s->be = backend_cuda ? backend_cuda() : backend_cpu();
-    s->world = (World){0, 1, 0};
+    s->world = (World){.ranks = 1};
     if (backend_cuda)
-        s->world = dist_start((int)o->gpus, s->argv);
+        s->world = hosts_start((int)o->gpus, s->argv);
     else if (o->gpus > 1)
         die_usage("build ./train_gpu with nvcc", "this program was built for the CPU: no --gpus");
     if (s->world.rank > 0 && !freopen("/dev/null", "w", stdout))
@@ -247,7 +247,7 @@ static void start_device(Session *s)
                           .rank = s->world.rank,
                           .ranks = s->world.ranks,
                           .local_rank = s->world.local_rank,
-                          .broadcast = dist_broadcast});
+                          .broadcast = hosts_broadcast});
 }
 
 void setup_config(Session *s)
@@ -283,14 +283,6 @@ void setup_config(Session *s)
 }
 
 /* ---- data ---- */
-
-static int count_local_ranks(const Session *s)
-{
-    Error e;
-    Place place = {.local_ranks = 0};
-    bool known = s->world.ranks > 1 && dist_environment(&place, &e) && place.local_ranks > 0;
-    return known ? place.local_ranks : 1;
-}
 
 /* One per core, shared with the other ranks of this machine; a launcher may have shared them out
  * already. */
@@ -409,19 +401,20 @@ void setup_data(Session *s, bool train)
     const Options *o = &s->o;
     bool none = strcmp(o->val_data, "none") == 0;
     const char *val = *o->val_data && (train || !none) ? o->val_data : o->data;
-    s->local_ranks = count_local_ranks(s);
+    bool shared = s->world.ranks > 1 && s->world.local_ranks > 0;
+    s->local_ranks = shared ? s->world.local_ranks : 1;
     s->max_workers = workers_of(s);
     if (train && !none && !*o->val_data && strncmp(o->data, "wds:", 4) == 0)
         die("name the validation shards with --val-data wds:PATTERN, or --val-data none",
             "%s has no validation split of its own", o->data);
     if (s->world.rank > 0) /* the first one draws `shapes` */
-        dist_barrier();
+        hosts_barrier();
     if (train)
         s->train = setup_split(s, o->data, true);
     if (!train || !none)
         s->val = setup_split(s, val, false);
     if (s->world.rank == 0)
-        dist_barrier();
+        hosts_barrier();
     if (s->train && s->val)
         check_splits(s);
     Dataset *any = s->train ? s->train : s->val;
@@ -708,7 +701,7 @@ void session_free(Session *s)
     augmentation_free(s->changes);
     if (s->m)
         vit_free(s->m);
-    dist_end();
+    hosts_end();
     free(s->weights);
     free(s->checkpoint);
     free(s->run_dir);
