@@ -2,11 +2,10 @@
  */
 #include "check.h"
 
-#include "train/options.h"
+#include "train/setup.h"
 #include "util/files.h"
 #include "util/report.h"
 #include "util/text.h"
-#include "train/schedule.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -21,11 +20,12 @@
 static bool parse(Options *o, Error *e, int n, const char **args)
 {
     char *argv[32] = {(char *)"train_cpu"};
-    bool help = false;
+    Settings asked = {0};
     for (int i = 0; i < n; i++)
         argv[i + 1] = (char *)args[i];
     options_init(o);
-    return options_args(o, n + 1, argv, &help, e);
+    bool ok = options_args(o, &asked, n + 1, argv, e);
+    return options_apply(o, &asked, ok ? e : NULL) && ok;
 }
 #define PARSE(...) \
     parse(&o, &e, COUNT(((const char *[]){__VA_ARGS__})), (const char *[]){__VA_ARGS__})
@@ -36,7 +36,7 @@ static void test_values(void)
     Error e = {"", ""};
     CHECK(PARSE("train", "--batch-size", "32", "--lr=0.5", "--label_smoothing", "0.2"));
     CHECK(o.batch_size == 32 && o.lr == 0.5 && o.label_smoothing == 0.2);
-    CHECK(o.has_lr && !o.has_clip && strcmp(o.command, "train") == 0);
+    CHECK(options_given(&o, "lr") && !options_given(&o, "clip") && strcmp(o.command, "train") == 0);
     options_free(&o);
     CHECK(PARSE("eval", "--opt", "lamb", "--schedule", "step", "--decay", "no_1d"));
     CHECK(o.opt == OPT_LAMB && o.schedule == SCHEDULE_STEP && o.decay == DECAY_NO_1D);
@@ -60,7 +60,7 @@ static void test_values(void)
     CHECK(o.config.layer_scale && !o.augment && o.config.norm_pre && !o.config.patch_bias);
     options_free(&o);
     CHECK(PARSE("--classes", "names.txt", "--no-classes", "--no_val_data", "--no-clip"));
-    CHECK(o.has_classes && !*o.classes && !*o.val_data && o.clip == 0);
+    CHECK(options_given(&o, "classes") && !*o.classes && !*o.val_data && o.clip == 0);
     options_free(&o);
     CHECK(PARSE("--epochs", "5", "--steps", "7"));
     CHECK(o.steps == 7 && o.epochs == 0);

@@ -3,8 +3,9 @@
  * evaluate() serves the eval command and the training loop. The bench command times steps without
  * data; how far that is from what the machine's matrix product allows is measured by bench/bench.c.
  */
-#include "train/setup.h"
+#include "train/eval.h"
 
+#include "train/hosts.h"
 #include "util/files.h"
 #include "util/report.h"
 #include "util/rng.h"
@@ -42,7 +43,7 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
                                                      .end = data_count(d),
                                                      .workers = (int)s->o.workers,
                                                      .max_workers = s->max_workers,
-                                                     .neighbours = s->local_ranks - 1});
+                                                     .neighbours = s->world.local_ranks - 1});
     Sums sum = {0, 0, 0, 0};
     double from = now();
     const Batch *b;
@@ -273,7 +274,7 @@ static void print_rate(const char *what, double seconds, int B, double flop, dou
 
 int command_bench(Session *s)
 {
-    if (!s->o.has_batch_size)
+    if (!options_given(&s->o, "batch-size"))
         s->o.batch_size = s->be->asynchronous ? 256 : 8;
     int repeat = s->o.steps ? (int)s->o.steps : s->be->asynchronous ? 30 : 5;
     double forward = vit_forward_flops(&s->config);

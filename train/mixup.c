@@ -1,9 +1,10 @@
-/* mix.c - draws what happens to a step's images, and their targets; see mix.h.
+/* mixup.c - draws what happens to a step's images, and their targets; see mixup.h.
  *
  * Pure functions of their arguments, in double. Nothing here touches a pixel.
  * Read in this order: mixup and cutmix, erasing, colour twist, a batch, targets, flags.
  */
 #include "train/mixup.h"
+
 #include "util/rng.h"
 
 #include <math.h>

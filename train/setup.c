@@ -1,20 +1,23 @@
-/* setup.c - from flags to a session: config, data, model, run directory.
+/* setup.c - from flags to a session: config, data, model, length of the run, run directory.
  *
  * What wins, from weakest to strongest: defaults; the built-in recipe (training without model,
  * weights or recipe), or the config.ini of the run that is continued or evaluated; recipes and
  * flags in the order they were given. The model's settings start from the weights file or the
  * preset. The training loop is in train.c; what flags are called is in options.h.
  *
- * Read in this order: the built-in recipe, options, config, data, model, run directory.
+ * Read in this order: the built-in recipe, options, config, data, model, length, run directory.
  */
 #include "train/setup.h"
 
+#include "train/hosts.h"
 #include "util/files.h"
+#include "util/machine.h"
 #include "util/report.h"
 #include "util/text.h"
 
 #include <errno.h>
-#include <sched.h>
+#include <libgen.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -53,20 +56,6 @@ static void check_usage(bool ok, const Error *e)
 
 /* ---- options ---- */
 
-static char *parent_of(const char *path)
-{
-    char *copy = xstrdup(path);
-    for (size_t n = strlen(copy); n > 1 && copy[n - 1] == '/';)
-        copy[--n] = 0;
-    char *slash = strrchr(copy, '/');
-    if (!slash) {
-        free(copy);
-        return xstrdup(".");
-    }
-    slash[slash == copy] = 0;
-    return copy;
-}
-
 /* Whether dir holds a run of ours, and not just anybody's config.ini. */
 static bool is_run(const char *dir)
 {
@@ -83,27 +72,69 @@ static char *run_of(const char *path)
     if (is_run(path))
         return xstrdup(path);
     char *dir = realpath(path, NULL);
-    for (int up = 0; dir && up < 2; up++) {
-        char *parent = parent_of(dir);
-        free(dir);
-        dir = parent;
-        if (is_run(dir))
+    for (int up = 0; dir && up < 2; up++)
+        if (is_run(dirname(dir))) /* which cuts an absolute path in place */
             return dir;
-    }
     free(dir);
     return NULL;
-}
-
-/* Whether nothing says what to train, so that the built-in recipe does. */
-static bool wants_built_in(const Options *o)
-{
-    return strcmp(o->command, "train") == 0 && !*o->recipe && !*o->model && !*o->weights &&
-           !*o->resume;
 }
 
 static bool is_tiny_data(const char *spec)
 {
     return strncmp(spec, "cifar", 5) == 0 || strncmp(spec, "mnist:", 6) == 0;
+}
+
+/* What was said, "" where nothing was. */
+static const char *said(const Settings *asked, const char *name)
+{
+    const char *value = settings_last(asked, name);
+    return value ? value : "";
+}
+
+/* The run's config.ini, and what of it does not hold for this process. */
+static void apply_run(Session *s, const Settings *asked)
+{
+    Options *o = &s->o;
+    Error e = {"", ""};
+    char *ini = xasprintf("%s/config.ini", s->run_dir);
+    bool train = strcmp(o->command, "train") == 0;
+    setup_check(options_file(o, ini, &e), &e);
+    if (!backend_cuda) /* a run of the GPU goes on here, in fp32 */
+        setup_check(options_set(o, "precision", "auto", "", &e), &e);
+    if (*said(asked, "resume")) /* the checkpoint holds the weights now */
+        setup_check(options_set(o, "weights", "", "", &e), &e);
+    /* --data is what to evaluate, whatever the run evaluated */
+    if (!train && settings_last(asked, "data") && !*said(asked, "val-data")) {
+        setup_check(options_set(o, "val-data", "", "", &e), &e);
+        setup_check(options_set(o, "index-dir", "", "", &e), &e);
+    }
+    free(ini);
+}
+
+/* What lies under the settings that were asked for: the built-in recipe where nothing says what to
+ * train, or the settings of the run that is continued or evaluated. */
+static void apply_base(Session *s, const Settings *asked)
+{
+    const char *resume = said(asked, "resume"), *weights = said(asked, "weights");
+    bool train = strcmp(s->o.command, "train") == 0, has_recipe = *said(asked, "recipe");
+    Error e = {"", ""};
+    if (*resume && *weights)
+        die_usage("give one of the two", "--weights and --resume both name weights");
+    if (*resume)
+        s->run_dir = run_of(resume);
+    else if (*weights && !train)
+        s->run_dir = run_of(weights);
+    s->built_in = train && !has_recipe && !*said(asked, "model") && !*weights && !*resume;
+    if (s->built_in) {
+        setup_check(options_lines(&s->o, built_in, "built-in recipe", &e), &e);
+        if (is_tiny_data(said(asked, "data")))
+            setup_check(options_lines(&s->o, built_in_tiny, "built-in recipe", &e), &e);
+    } else if (s->run_dir) {
+        apply_run(s, asked);
+    } else if (*resume && path_exists(resume) && !has_recipe) {
+        die("give the settings of the run with --recipe FILE", "%s has no run with a config.ini",
+            resume);
+    }
 }
 
 static void check_options(const Options *o)
@@ -124,54 +155,21 @@ static void check_options(const Options *o)
         die_usage("give --epochs above 0, or --steps", "--epochs %g trains nothing", o->epochs);
 }
 
-/* The command line is read twice: first to learn which run or recipe lies under it. */
 void setup_options(Session *s, int argc, char **argv)
 {
-    memset(s, 0, sizeof *s);
-    s->argv = argv;
     Options *o = &s->o;
+    Settings asked = {0};
     Error e = {"", ""};
-    bool help = false;
+    *s = (Session){.argv = argv};
     options_init(o);
-    check_usage(options_args(o, argc, argv, &help, &e), &e);
-    if (help) {
+    check_usage(options_args(o, &asked, argc, argv, &e), &e);
+    if (!o->help)
+        apply_base(s, &asked);
+    check_usage(options_apply(o, &asked, &e), &e);
+    if (o->help) {
         options_help(stdout);
         exit(0);
     }
-    bool train = strcmp(o->command, "train") == 0, built = wants_built_in(o);
-    bool tiny = is_tiny_data(o->data), other_data = *o->val_data == 0 && o->has_data;
-    if (*o->resume && *o->weights)
-        die_usage("give one of the two", "--weights and --resume both name weights");
-    const char *base = *o->resume ? o->resume : !train && *o->weights ? o->weights : NULL;
-    s->run_dir = base ? run_of(base) : NULL;
-    char *resume = xstrdup(o->resume);
-    bool has_recipe = *o->recipe != 0;
-
-    options_free(o);
-    options_init(o);
-    if (built) {
-        setup_check(options_lines(o, built_in, "built-in recipe", &e), &e);
-        if (tiny)
-            setup_check(options_lines(o, built_in_tiny, "built-in recipe", &e), &e);
-    } else if (s->run_dir) {
-        char *ini = xasprintf("%s/config.ini", s->run_dir);
-        setup_check(options_file(o, ini, &e), &e);
-        if (!backend_cuda) /* a run of the GPU goes on here, in fp32 */
-            setup_check(options_set(o, "precision", "auto", "", &e), &e);
-        if (*resume) /* the checkpoint holds the weights now */
-            setup_check(options_set(o, "weights", "", "", &e), &e);
-        if (!train && other_data) { /* --data is what to evaluate, whatever the run evaluated */
-            setup_check(options_set(o, "val-data", "", "", &e), &e);
-            setup_check(options_set(o, "index-dir", "", "", &e), &e);
-        }
-        free(ini);
-    } else if (*resume && path_exists(resume) && !has_recipe) {
-        die("give the settings of the run with --recipe FILE", "%s has no run with a config.ini",
-            resume);
-    }
-    s->built_in = built;
-    free(resume);
-    check_usage(options_args(o, argc, argv, &help, &e), &e);
     check_options(o);
     s->changes = augmentation_new(o->color_jitter, o->auto_augment, &e);
     check_usage(s->changes != NULL, &e);
@@ -224,6 +222,7 @@ static void use_preset(const char *name, Config *c)
 
 /* Words of --precision, and what they mean for the model and for its matrix products. */
 enum { PRECISION_AUTO, PRECISION_FP32, PRECISION_TF32, PRECISION_BF16, PRECISION_FP16 };
+static const int types[] = {F32, F32, F32, BF16, F16};
 
 /* Which process this is, and its device. Ranks other than the first keep silent. */
 static void start_device(Session *s)
@@ -235,11 +234,13 @@ static void start_device(Session *s)
         s->world = hosts_start((int)o->gpus, s->argv);
     else if (o->gpus > 1)
         die_usage("build ./train_gpu with nvcc", "this program was built for the CPU: no --gpus");
+    if (s->world.ranks == 1 || !s->world.local_ranks)
+        s->world.local_ranks = 1;
     if (s->world.rank > 0 && !freopen("/dev/null", "w", stdout))
         warn("cannot silence rank %d", s->world.rank);
     if (o->precision == PRECISION_AUTO)
         o->precision = backend_cuda ? PRECISION_BF16 : PRECISION_FP32;
-    s->type = o->precision == PRECISION_BF16 ? BF16 : o->precision == PRECISION_FP16 ? F16 : F32;
+    s->type = types[o->precision];
     s->be->init(&(Device){.threads = (int)o->threads,
                           .type = s->type,
                           .tf32 = o->precision == PRECISION_TF32,
@@ -257,8 +258,8 @@ void setup_config(Session *s)
     char assumed[1024] = "";
     start_device(s);
     if (s->built_in)
-        printf(
-            "recipe    built-in, a small model (--model, --weights or --recipe choose another)\n");
+        printf("recipe    built-in, a small model (--model, --weights or --recipe choose "
+               "another)\n");
     s->be->describe(assumed, sizeof assumed);
     printf("device    %s\n", assumed);
     if (s->world.ranks > 1)
@@ -290,11 +291,11 @@ static int workers_of(const Session *s)
 {
     if (s->o.workers > 0)
         return (int)s->o.workers;
-    long mine = sysconf(_SC_NPROCESSORS_ONLN) / s->local_ranks;
-    cpu_set_t allowed;
-    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0 && CPU_COUNT(&allowed) < mine)
-        mine = CPU_COUNT(&allowed);
-    return mine < 1 ? 1 : mine > 64 ? 64 : (int)mine;
+    long share = sysconf(_SC_NPROCESSORS_ONLN) / s->world.local_ranks, cores = machine_cores();
+    long workers = cores < share ? cores : share;
+    if (workers < 1)
+        return 1;
+    return workers < 64 ? (int)workers : 64;
 }
 
 /* `shapes` is a folder that is drawn the first time. */
@@ -396,48 +397,73 @@ static void check_run_classes(const Session *s, const Dataset *d)
     free(path);
 }
 
-void setup_data(Session *s, bool train)
+/* What to evaluate on; NULL: nothing, while training. */
+static const char *validation_spec(const Options *o, bool train)
 {
-    const Options *o = &s->o;
-    bool none = strcmp(o->val_data, "none") == 0;
-    const char *val = *o->val_data && (train || !none) ? o->val_data : o->data;
-    bool shared = s->world.ranks > 1 && s->world.local_ranks > 0;
-    s->local_ranks = shared ? s->world.local_ranks : 1;
-    s->max_workers = workers_of(s);
-    if (train && !none && !*o->val_data && strncmp(o->data, "wds:", 4) == 0)
+    if (strcmp(o->val_data, "none") == 0)
+        return train ? NULL : o->data;
+    if (*o->val_data)
+        return o->val_data;
+    if (train && strncmp(o->data, "wds:", 4) == 0)
         die("name the validation shards with --val-data wds:PATTERN, or --val-data none",
             "%s has no validation split of its own", o->data);
-    if (s->world.rank > 0) /* the first one draws `shapes` */
+    return o->data;
+}
+
+/* The first rank opens its splits before the others do: it draws `shapes`. */
+static void open_splits(Session *s, bool train, const char *val)
+{
+    if (s->world.rank > 0)
         hosts_barrier();
     if (train)
-        s->train = setup_split(s, o->data, true);
-    if (!train || !none)
+        s->train = setup_split(s, s->o.data, true);
+    if (val)
         s->val = setup_split(s, val, false);
     if (s->world.rank == 0)
         hosts_barrier();
-    if (s->train && s->val)
-        check_splits(s);
-    Dataset *any = s->train ? s->train : s->val;
-    int K = data_classes(any);
-    if (train && !options_config_given(o, "classes"))
-        s->config.classes = K;
+}
+
+/* K classes of the data against those of the model. */
+static void check_class_count(const Session *s, bool train, int K)
+{
+    const Options *o = &s->o;
+    const char *list = "give --classes the file with the model's classes, in order";
     if (K > s->config.classes)
         die(s->weights && !options_config_given(o, "classes")
-                ? "give --classes the file with the model's classes, in order"
+                ? list
                 : "raise --num-classes, or leave it out",
             "the data has %d classes, the model %d", K, s->config.classes);
     if (!train && K < s->config.classes)
         die("labels would be wrong: give --classes the file with the model's classes, in order",
             "%s has %d classes, the model %d", *o->classes ? o->classes : "the data", K,
             s->config.classes);
-    if (s->run_dir && (!train || s->checkpoint))
-        check_run_classes(s, any);
-    printf("data      %s: ", train ? o->data : val);
+}
+
+static void describe_data(const Session *s, const char *spec, int K)
+{
+    printf("data      %s: ", spec);
     if (s->train)
         printf("%ld training images, ", data_count(s->train));
     if (s->val)
         printf("%ld validation images, ", data_count(s->val));
     printf("%d classes, %dx%d pixels\n", K, s->config.image_h, s->config.image_w);
+}
+
+void setup_data(Session *s, bool train)
+{
+    const char *val = validation_spec(&s->o, train);
+    s->max_workers = workers_of(s);
+    open_splits(s, train, val);
+    if (s->train && s->val)
+        check_splits(s);
+    const Dataset *any = s->train ? s->train : s->val;
+    int K = data_classes(any);
+    if (train && !options_config_given(&s->o, "classes"))
+        s->config.classes = K;
+    check_class_count(s, train, K);
+    if (s->run_dir && (!train || s->checkpoint))
+        check_run_classes(s, any);
+    describe_data(s, train ? s->o.data : val, K);
 }
 
 /* ---- model ---- */
@@ -471,12 +497,12 @@ static bool load_average(void *ctx, int unit, const ParamInfo *p, const char *na
 static void use_average(Session *s)
 {
     Error e = {"", ""};
-    char *dir = parent_of(s->weights), *path = xasprintf("%s/train_state.safetensors", dir);
+    char *dir = xstrdup(s->weights), *path = xasprintf("%s/train_state.safetensors", dirname(dir));
     SafeTensors *file = path_exists(path) ? st_open(path, &e) : NULL;
     EmaLoad a = {s->m, file, 0};
     if (file && vit_each_param(s->m, load_average, &a))
         printf("          averaged weights (--no-ema: those of the last step)\n");
-    else if (a.found || s->o.has_ema)
+    else if (a.found || options_given(&s->o, "ema"))
         die("leave --ema out", "%s has no averaged weights", path);
     if (file)
         st_close(file);
@@ -597,7 +623,7 @@ void setup_model(Session *s, bool training)
         return;
     }
     /* a new head on trained weights starts at zero: random logits would only disturb them */
-    const char *scheme = s->weights && !o->has_init ? "jax" : o->init;
+    const char *scheme = s->weights && !options_given(o, "init") ? "jax" : o->init;
     bool init = vit_init(s->m, scheme, (uint64_t)o->seed, o->head_bias, o->layer_scale_init, &e);
     setup_check(init, &e);
     if (s->weights) {
@@ -611,6 +637,54 @@ void setup_model(Session *s, bool training)
     s->state = (RunState){.seed = (uint64_t)o->seed, .best_metric = -1};
 }
 
+/* ---- length ---- */
+
+double schedule_lr(const Schedule *s, uint64_t step)
+{
+    if (step < s->warmup)
+        return s->lr * (double)(step + 1) / (double)s->warmup;
+    double f =
+        s->total > s->warmup ? (double)(step - s->warmup) / (double)(s->total - s->warmup) : 0;
+    if (f > 1)
+        f = 1; /* a run that goes on after its schedule stays at the floor */
+    double lr = s->lr, span = s->lr - s->floor;
+    if (s->kind == SCHEDULE_COSINE)
+        return s->floor + span * 0.5 * (1 + cos(M_PI * f));
+    if (s->kind == SCHEDULE_LINEAR)
+        return s->floor + span * (1 - f);
+    if (s->kind == SCHEDULE_STEP && s->step_size)
+        lr *= pow(s->gamma, (double)((step - s->warmup) / s->step_size));
+    return lr > s->floor ? lr : s->floor;
+}
+
+void setup_length(Session *s)
+{
+    const Options *o = &s->o;
+    const RunState *r = &s->state; /* a resumed run may have had another batch size before */
+    double left = o->epochs * (double)data_count(s->train) - (double)r->samples;
+    double steps = (double)r->step + ceil(left / (double)o->batch_size);
+    if (o->steps)
+        steps = (double)o->steps;
+    if (steps > 4294967295.0)
+        die_usage("lower --epochs or raise --batch-size", "%g steps are more than a run can count",
+                  steps);
+    uint64_t total = steps < 0 ? 0 : (uint64_t)steps, third = total / 3 ? total / 3 : 1;
+    s->schedule =
+        (Schedule){.kind = o->schedule,
+                   .lr = o->lr,
+                   .floor = o->lr_floor,
+                   .warmup = o->warmup_steps < 0 ? total / 20 : (uint64_t)o->warmup_steps,
+                   .total = total,
+                   .gamma = o->step_gamma,
+                   .step_size = o->step_size ? (uint64_t)o->step_size : third};
+    printf("plan      %lu steps of %ld images%s", (unsigned long)total, o->batch_size,
+           s->micro < o->batch_size ? ", " : "\n");
+    if (s->micro < o->batch_size)
+        printf("%d at a time\n", s->micro);
+    if (mix_mixes(o))
+        printf("mixing    within groups of %ld images\n", o->mix_group);
+}
+
 /* ---- run directory ---- */
 
 /* runs/<data>-<model>-NNN with the first free number; mkdir decides between two that start at once.
@@ -618,29 +692,25 @@ void setup_model(Session *s, bool training)
 static char *new_run_dir(const Options *o)
 {
     Error e = {"", ""};
-    char data[64], model[64];
-    const char *colon = strchr(o->data, ':'), *path = colon ? colon + 1 : o->data;
-    char *copy = xstrdup(colon ? "" : path);
-    for (size_t n = strlen(copy); n && copy[n - 1] == '/';)
-        copy[--n] = 0;
-    char *slash = strrchr(copy, '/');
-    snprintf(data, sizeof data, "%.*s", colon ? (int)(colon - o->data) : 48,
-             colon   ? o->data
-             : slash ? slash + 1
-                     : copy);
-    free(copy);
+    char *spec = xstrdup(o->data), *colon = strchr(spec, ':');
+    char model[64];
+    if (colon)
+        *colon = 0;
+    const char *data = colon ? spec : basename(spec); /* the kind of data, or a folder's name */
     snprintf(model, sizeof model, "%s", *o->model ? o->model : "vit");
     for (char *p = model; *p; p++)
         if (*p == '/')
             *p = '-';
     setup_check(make_dirs("runs", &e), &e);
     for (int i = 1; i < 100000; i++) {
-        char *dir = xasprintf("runs/%s-%s-%03d", *data ? data : "data", model, i);
-        if (mkdir(dir, 0777) == 0)
-            return dir;
-        int failed = errno;
-        if (failed != EEXIST)
+        char *dir = xasprintf("runs/%.48s-%s-%03d", data, model, i);
+        int failed = mkdir(dir, 0777) == 0 ? 0 : errno;
+        if (failed && failed != EEXIST)
             die("choose another place with --out", "cannot make %s: %s", dir, strerror(failed));
+        if (!failed) {
+            free(spec);
+            return dir;
+        }
         free(dir);
     }
     die("clear out runs/, or name a place with --out", "runs/ is full");
@@ -650,14 +720,18 @@ static char *new_run_dir(const Options *o)
 static void write_classes(const Session *s)
 {
     Error e = {"", ""};
-    size_t size = 1, at = 0;
-    for (int k = 0; k < data_classes(s->train); k++)
-        size += strlen(data_class_name(s->train, k)) + 1;
-    char *path = xasprintf("%s/classes.txt", s->out), *text = xcalloc(size, 1);
-    for (int k = 0; k < data_classes(s->train); k++)
-        at += (size_t)snprintf(text + at, size - at, "%s\n", data_class_name(s->train, k));
-    setup_check(save_text(path, text, &e), &e);
-    free(text);
+    char *path = xasprintf("%s/classes.txt", s->out);
+    FileWriter *f = file_create(path, &e);
+    bool ok = f != NULL;
+    for (int k = 0; ok && k < data_classes(s->train); k++) {
+        const char *name = data_class_name(s->train, k);
+        ok = file_write(f, name, strlen(name), &e) && file_write(f, "\n", 1, &e);
+    }
+    if (ok)
+        ok = file_publish(f, true, &e);
+    else
+        file_abandon(f);
+    setup_check(ok, &e);
     free(path);
 }
 
@@ -667,24 +741,20 @@ void setup_out(Session *s)
     Error e = {"", ""};
     if (s->world.rank > 0) /* the first one writes */
         return;
-    bool same_run = s->checkpoint && s->run_dir && !*o->out;
-    if (same_run) {
-        s->out = xstrdup(s->run_dir);
-    } else if (*o->out) {
+    bool resumed = s->checkpoint && s->run_dir;
+    bool same_run = resumed && (!*o->out || strcmp(s->run_dir, o->out) == 0);
+    if (*o->out)
         s->out = xstrdup(o->out);
-        setup_check(make_dirs(s->out, &e), &e);
-        char *latest = xasprintf("%s/latest", s->out);
-        same_run = s->checkpoint && s->run_dir && strcmp(s->run_dir, s->out) == 0;
-        if (path_exists(latest) && !same_run)
-            die("continue it with --resume, or choose another --out", "%s already holds a run",
-                s->out);
-        free(latest);
-    } else {
-        s->out = new_run_dir(o);
-    }
-    char *ini = xasprintf("%s/config.ini", s->out), *log = xasprintf("%s/log.jsonl", s->out);
+    else
+        s->out = same_run ? xstrdup(s->run_dir) : new_run_dir(o);
+    setup_check(make_dirs(s->out, &e), &e);
+    char *latest = xasprintf("%s/latest", s->out), *ini = xasprintf("%s/config.ini", s->out);
+    char *log = xasprintf("%s/log.jsonl", s->out);
+    if (path_exists(latest) && !same_run)
+        die("continue it with --resume, or choose another --out", "%s already holds a run", s->out);
     setup_check(options_write(o, &s->config, ini, &e), &e);
     setup_check(log_open(log, same_run, &e), &e);
+    free(latest);
     free(ini);
     free(log);
     write_classes(s);

@@ -181,15 +181,14 @@ void report_bar(const StepReport *r)
     drawn = now();
     enum { WIDTH = 20 };
     char bar[WIDTH + 1], eta[32], line[256];
-    int full = r->total ? (int)(r->step * WIDTH / r->total) : 0;
+    int full = r->total > 0 ? (int)(r->step * WIDTH / r->total) : 0;
     for (int i = 0; i < WIDTH; i++)
         bar[i] = i < full ? '=' : i == full ? '>' : ' ';
     bar[WIDTH] = 0;
     format_seconds(r->eta, eta, sizeof eta);
     snprintf(line, sizeof line,
-             "[%s] %lu/%lu  eta %s  loss %.3f  acc %.1f%%  %.0f images/s  lr %.2e  wait %.0f%%",
-             bar, (unsigned long)r->step, (unsigned long)r->total, eta, r->loss, r->acc,
-             r->images_per_s, r->lr, 100 * r->wait);
+             "[%s] %.0f/%.0f  eta %s  loss %.3f  acc %.1f%%  %.0f images/s  lr %.2e  wait %.0f%%",
+             bar, r->step, r->total, eta, r->loss, r->acc, r->images_per_s, r->lr, 100 * r->wait);
     draw(line);
 }
 
@@ -211,28 +210,11 @@ void report_progress(const char *what, long done, long total, double images_per_
 void report_step(const StepReport *r)
 {
     log_begin("step");
-    log_num("step", (double)r->step);
-    log_num("epoch", r->epoch);
-    log_num("loss", r->loss);
-    log_num("acc", r->acc);
-    log_num("lr", r->lr);
-    log_num("grad_norm", r->grad_norm);
-    log_num("ms", r->ms);
-    log_num("images_per_s", r->images_per_s);
-    log_num("gflops", r->gflops);
-    if (r->mfu > 0)
-        log_num("mfu", r->mfu);
-    if (r->loss_scale > 0)
-        log_num("loss_scale", r->loss_scale);
-    log_num("wait", r->wait);
-    log_num("data_bytes_per_s", r->data_bytes_per_s);
-    log_num("workers", r->workers);
-    log_num("damaged", (double)r->damaged);
-    log_num("cpu", r->cpu);
-    if (r->gpu >= 0)
-        log_num("gpu", r->gpu);
-    log_num("memory", r->memory);
-    log_num("skipped", (double)r->skipped);
+#define X(number, known)                                                                           \
+    if (known)                                                                                     \
+        log_num(#number, r->number);
+    STEP_NUMBERS(X)
+#undef X
     log_end();
     if (report_terminal())
         return; /* the bar says it */
@@ -246,11 +228,10 @@ void report_step(const StepReport *r)
     if (r->gpu >= 0)
         snprintf(gpu, sizeof gpu, "  gpu %.0f%%", 100 * r->gpu);
     if (r->skipped)
-        snprintf(skipped, sizeof skipped, "  skipped %lu", (unsigned long)r->skipped);
-    printf("step %lu/%lu  epoch %.2f  loss %.4f  acc %.1f%%  norm %.3g  lr %.3e  %.1f ms  "
+        snprintf(skipped, sizeof skipped, "  skipped %.0f", r->skipped);
+    printf("step %.0f/%.0f  epoch %.2f  loss %.4f  acc %.1f%%  norm %.3g  lr %.3e  %.1f ms  "
            "%.1f images/s  %s  %sB  cpu %.0f%%%s  wait %.0f%%  eta %s%s\n",
-           (unsigned long)r->step, (unsigned long)r->total, r->epoch, r->loss, r->acc, r->grad_norm,
-           r->lr, r->ms, r->images_per_s, speed, memory, 100 * r->cpu, gpu, 100 * r->wait, eta,
-           skipped);
+           r->step, r->total, r->epoch, r->loss, r->acc, r->grad_norm, r->lr, r->ms,
+           r->images_per_s, speed, memory, 100 * r->cpu, gpu, 100 * r->wait, eta, skipped);
     fflush(stdout);
 }

@@ -1,0 +1,169 @@
+/* meter.c - adds up what steps came to, and makes reports of it. See meter.h.
+ *
+ * Results come here in order, up to a step late (train.c); how they look is report.c's business.
+ * Speeds leave out evaluations and checkpoints. What costs a sum over the ranks (bytes and workers
+ * of the data) is asked for at reports alone, which all ranks make at the same steps.
+ *
+ * Read in this order: what is used, reports, beginning and end.
+ */
+#include "train/meter.h"
+
+#include "train/hosts.h"
+#include "util/report.h"
+
+#include <sys/resource.h>
+
+/* ---- what is used ---- */
+
+double meter_epoch(const Session *s, uint64_t step)
+{
+    double ahead = (double)(s->state.step - step) * (double)s->o.batch_size;
+    return ((double)s->state.samples - ahead) / (double)data_count(s->train);
+}
+
+void meter_usage(double *cpu_seconds, double *peak_bytes)
+{
+    struct rusage u;
+    getrusage(RUSAGE_SELF, &u);
+    *cpu_seconds = (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
+                   1e-6 * (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec);
+    *peak_bytes = 1024.0 * (double)u.ru_maxrss;
+}
+
+/* Of all ranks, which call this together. */
+typedef struct {
+    double bytes, workers, damaged;
+} DataUse;
+
+static DataUse data_use(const Meter *m)
+{
+    LoaderStats l = loader_stats(m->loader);
+    double all[] = {(double)l.bytes, l.workers};
+    hosts_sum(all, COUNT(all));
+    return (DataUse){all[0], all[1], (double)data_damaged_by_all(m->s->train, hosts_sum)};
+}
+
+/* ---- reports ---- */
+
+static double seconds_waited(const Meter *m)
+{
+    return loader_stats(m->loader).waited - m->waited;
+}
+
+/* What the steps since the last report came to, `seconds` of training. */
+static StepReport measure(const Meter *m, const StepState *state, uint64_t step, double seconds)
+{
+    const Session *s = m->s;
+    double images = (double)m->images, left = (double)(s->schedule.total - step);
+    StepReport r = {.step = (double)step,
+                    .total = (double)s->schedule.total,
+                    .epoch = meter_epoch(s, step),
+                    .loss = m->loss / images,
+                    .acc = 100 * m->hits / images,
+                    .lr = state->lr,
+                    .grad_norm = state->grad_norm,
+                    .ms = 1000 * seconds / (double)m->steps,
+                    .images_per_s = images / seconds,
+                    .wait = seconds_waited(m) / seconds,
+                    .skipped = state->skipped,
+                    .loss_scale = s->m->plan.scaling.kind ? state->loss_scale : 0,
+                    .eta = (now() - m->began) / (double)(step - m->first) * left};
+    double peak = s->be->peak_flops() * s->world.ranks;
+    r.gflops = r.images_per_s * 3 * vit_forward_flops(&s->config) / 1e9;
+    r.mfu = peak > 0 ? 100 * r.gflops * 1e9 / peak : 0;
+    return r;
+}
+
+/* The part of a report that is not asked for at every step. */
+static void measure_use(Meter *m, StepReport *r, double seconds)
+{
+    const Session *s = m->s;
+    DataUse use = data_use(m);
+    double cpu;
+    meter_usage(&cpu, &r->memory);
+    r->cpu = (cpu - m->cpu_seconds) / ((now() - m->reported) * s->be->threads());
+    r->gpu = s->be->busy();
+    r->data_bytes_per_s = (use.bytes - m->data_bytes) / seconds;
+    r->workers = use.workers;
+    r->damaged = use.damaged;
+    m->cpu_seconds = cpu;
+    m->data_bytes = use.bytes;
+}
+
+void meter_step(Meter *m, const StepResult *r, uint64_t step)
+{
+    const Session *s = m->s;
+    for (long i = 0; i < s->o.batch_size; i++) {
+        m->loss += (double)r->stats[3 * i];
+        m->hits += (double)r->stats[3 * i + 1];
+    }
+    m->images += s->o.batch_size;
+    m->steps++;
+    bool first = step == m->first + 1, last = step == s->schedule.total;
+    double seconds = now() - m->from, waited = seconds_waited(m);
+    StepReport report = measure(m, &r->state, step, seconds);
+    report_bar(&report);
+    if (!first && !last && step % (uint64_t)s->o.log_every != 0)
+        return;
+    measure_use(m, &report, seconds);
+    report_step(&report);
+    if (!first) {
+        m->training += seconds;
+        m->stalled += waited;
+    }
+    m->loss = m->hits = 0;
+    m->images = m->steps = 0;
+    m->waited += waited;
+    m->from = m->reported = now();
+}
+
+void meter_pause(Meter *m, double seconds)
+{
+    m->from += seconds;
+}
+
+/* ---- beginning and end ---- */
+
+void meter_begin(Meter *m, const Session *s, Loader *loader)
+{
+    double peak;
+    char device[256];
+    *m = (Meter){.s = s, .loader = loader, .first = s->state.step};
+    meter_usage(&m->cpu_seconds, &peak);
+    m->began = m->from = m->reported = now();
+    s->be->describe(device, sizeof device);
+    log_begin("start");
+    log_num("step", (double)s->state.step);
+    log_num("steps", (double)s->schedule.total);
+    log_text("device", device);
+    log_text("data", s->o.data);
+    log_num("train_images", (double)data_count(s->train));
+    log_num("val_images", s->val ? (double)data_count(s->val) : 0);
+    log_num("classes", s->config.classes);
+    log_num("parameters", (double)s->m->n_params);
+    log_num("forward_gflop", vit_forward_flops(&s->config) / 1e9);
+    log_num("batch", (double)s->o.batch_size);
+    log_num("micro_batch", s->micro);
+    log_num("seed", (double)s->state.seed);
+    log_end();
+}
+
+void meter_end(const Meter *m)
+{
+    DataUse use = data_use(m);
+    double share = m->training > 0 ? m->stalled / m->training : 0;
+    log_begin("end");
+    log_num("step", (double)m->s->state.step);
+    log_num("seconds", now() - m->began);
+    log_num("data_bytes", use.bytes);
+    log_num("wait", share);
+    log_num("damaged", use.damaged);
+    log_end();
+    if (use.damaged > 0)
+        printf("note: %.0f damaged training images were replaced by others\n", use.damaged);
+    if (share > 0.05 && m->stalled > 0.25)
+        printf("note: %.0f%% of the time was spent waiting for images; more --workers (%.0f at "
+               "work), --decode fast,\n      or smaller images, made once by ./vit shard "
+               "--short-side 256, would help\n",
+               100 * share, use.workers);
+}
