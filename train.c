@@ -311,8 +311,8 @@ static bool asked_to_stop(void)
     return stop > 0;
 }
 
-/* What was measured of the device's algorithms is kept beside the checkpoints, so that a resumed run
- * computes the same bits. */
+/* What was measured of the device's algorithms is kept beside the checkpoints, so that a resumed
+ * run computes the same bits. */
 static void load_algorithms(const Session *s)
 {
     char *path = xasprintf("%s/algorithms.txt", s->run_dir ? s->run_dir : s->checkpoint);

@@ -16,20 +16,16 @@
 
 /* ---- evaluate ---- */
 
-typedef struct {
-    double loss, top1, top5;
-    long images;
-} Sums;
+enum { LOSS, TOP1, TOP5, IMAGES, SUMS };
 
-static void add_result(Session *s, int ago, int n, Sums *sum)
+/* The batch of n images that was computed `ago` batches before the last, stats [n, 3]. */
+static void add_result(Session *s, int ago, int n, double sum[SUMS])
 {
     const StepResult *r = vit_result(s->m, ago);
-    for (int i = 0; i < n; i++) {
-        sum->loss += (double)r->stats[3 * i];
-        sum->top1 += (double)r->stats[3 * i + 1];
-        sum->top5 += (double)r->stats[3 * i + 2];
-    }
-    sum->images += n;
+    for (int i = 0; i < n; i++)
+        for (int k = LOSS; k <= TOP5; k++)
+            sum[k] += (double)r->stats[3 * i + k];
+    sum[IMAGES] += n;
 }
 
 /* What a batch came to is read while the next one is computed. */
@@ -44,34 +40,30 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
                                                      .workers = (int)s->o.workers,
                                                      .max_workers = s->max_workers,
                                                      .neighbours = s->world.local_ranks - 1});
-    Sums sum = {0, 0, 0, 0};
-    double from = now();
+    double sum[SUMS] = {0}, from = now();
     const Batch *b;
     while (!(stop && *stop) && (b = loader_next(loader))) {
         soft_targets(targets, b->labels, b->n, K, 0, NULL, 0);
         vit_set_batch(s->m, b->n, b->images, true, targets, NULL);
         vit_evaluate(s->m);
         if (waiting)
-            add_result(s, 1, waiting, &sum);
+            add_result(s, 1, waiting, sum);
         waiting = b->n;
-        report_progress("evaluating", sum.images * s->world.ranks, data_count(d),
-                        (double)sum.images * s->world.ranks / (now() - from));
+        double done = sum[IMAGES] * s->world.ranks;
+        report_progress("evaluating", (long)done, data_count(d), done / (now() - from));
     }
     if (waiting)
-        add_result(s, 0, waiting, &sum);
-    double all[] = {sum.loss, sum.top1, sum.top5, (double)sum.images};
-    hosts_sum(all, COUNT(all));
-    sum = (Sums){all[0], all[1], all[2], (long)all[3]};
-    bool complete = sum.images == data_count(d);
-    double count = sum.images ? (double)sum.images : 1;
-    *out = (Evaluation){.top1 = 100 * sum.top1 / count,
-                        .top5 = 100 * sum.top5 / count,
-                        .loss = sum.loss / count,
+        add_result(s, 0, waiting, sum);
+    hosts_sum(sum, SUMS);
+    double count = fmax(sum[IMAGES], 1);
+    *out = (Evaluation){.top1 = 100 * sum[TOP1] / count,
+                        .top5 = 100 * sum[TOP5] / count,
+                        .loss = sum[LOSS] / count,
                         .seconds = now() - from,
-                        .images = sum.images};
+                        .images = (long)sum[IMAGES]};
     loader_close(loader);
     free(targets);
-    return complete;
+    return out->images == data_count(d);
 }
 
 int command_eval(Session *s)
@@ -99,10 +91,11 @@ int command_eval(Session *s)
 static char **class_names(const Session *s, int K)
 {
     Error e = {"", ""};
-    char *path = *s->o.classes ? xstrdup(s->o.classes)
-                 : s->run_dir  ? xasprintf("%s/classes.txt", s->run_dir)
-                               : NULL;
-    char **names = xcalloc((size_t)K, sizeof *names);
+    char **names = xcalloc((size_t)K, sizeof *names), *path = NULL;
+    if (*s->o.classes)
+        path = xstrdup(s->o.classes);
+    else if (s->run_dir)
+        path = xasprintf("%s/classes.txt", s->run_dir);
     if (!path || (!*s->o.classes && !path_exists(path))) {
         free(path);
         return names;

@@ -328,15 +328,16 @@ static int timeout_seconds(void)
 /* Small messages go at once; a machine that vanishes without a word is noticed in half a minute. */
 static void set_up_socket(int fd)
 {
-    int on = 1, idle = 10, interval = 5, probes = 4, unheard = 30000;
+    static const struct {
+        int level, name, value;
+    } options[] = {{IPPROTO_TCP, TCP_NODELAY, 1},   {SOL_SOCKET, SO_KEEPALIVE, 1},
+                   {IPPROTO_TCP, TCP_KEEPIDLE, 10}, {IPPROTO_TCP, TCP_KEEPINTVL, 5},
+                   {IPPROTO_TCP, TCP_KEEPCNT, 4},   {IPPROTO_TCP, TCP_USER_TIMEOUT, 30000}};
     struct timeval forever = {0};
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
-    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle);
-    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof interval);
-    setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
-    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unheard, sizeof unheard);
+    for (int i = 0; i < COUNT(options); i++)
+        setsockopt(fd, options[i].level, options[i].name, &options[i].value, sizeof(int));
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &forever, sizeof forever);
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &forever, sizeof forever);
     fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
 }
 
@@ -465,19 +466,15 @@ static void gather(const Place *place, double until)
 
 /* A connection, or -1 and why. While nobody listens there, a socket can be given that very port and
  * connect to itself: that is nobody. */
-static int connect_once(const struct addrinfo *a, int milliseconds, char *why, size_t size)
+static int connect_once(const struct addrinfo *a, char *why, size_t size)
 {
-    int fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), error = 0;
-    struct pollfd waiting = {.fd = fd, .events = POLLOUT};
+    int fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0), error = 0;
+    struct timeval patience = {.tv_sec = 3};
     struct sockaddr_storage own = {0}, other = {0};
-    socklen_t n = sizeof error, own_size = sizeof own, other_size = sizeof other;
+    socklen_t own_size = sizeof own, other_size = sizeof other;
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
     if (fd < 0 || connect(fd, a->ai_addr, a->ai_addrlen) != 0)
-        error = errno;
-    if (error == EINPROGRESS) {
-        error = ETIMEDOUT;
-        if (poll(&waiting, 1, milliseconds) == 1)
-            getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &n);
-    }
+        error = errno == EINPROGRESS ? ETIMEDOUT : errno;
     if (!error && (getsockname(fd, (struct sockaddr *)&own, &own_size) != 0 ||
                    getpeername(fd, (struct sockaddr *)&other, &other_size) != 0 ||
                    (own_size == other_size && memcmp(&own, &other, own_size) == 0)))
@@ -495,7 +492,7 @@ static int connect_any(const char *host, int port, char *why, size_t size)
     struct addrinfo *list = launch_resolve(host, port, 0, why, size);
     int fd = -1;
     for (struct addrinfo *a = list; a && fd < 0; a = a->ai_next)
-        fd = connect_once(a, 3000, why, size);
+        fd = connect_once(a, why, size);
     if (list)
         freeaddrinfo(list);
     return fd;

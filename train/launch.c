@@ -51,32 +51,23 @@ int launch_env_int(const char *name, int low, int high, int absent, Error *e)
 
 typedef struct {
     const char *name, *rank, *ranks, *local, *local_ranks;
-    const char *job[2]; /* together they name the job: its key, and its port where none is given */
+    const char *job, *step; /* name the job: its key, and its port where none is given */
 } Launcher;
 
 /* Inner ones first: torchrun may run under srun, and so may mpirun's own helpers. */
 enum { TORCHRUN, OPEN_MPI, HYDRA, SLURM };
+/* clang-format off */
 static const Launcher launchers[] = {
-    [TORCHRUN] = {"torchrun",
-                  "RANK",
-                  "WORLD_SIZE",
-                  "LOCAL_RANK",
-                  "LOCAL_WORLD_SIZE",
-                  {"VIT_DIST_KEY", "TORCHELASTIC_RUN_ID"}},
-    [OPEN_MPI] = {"mpirun",
-                  "OMPI_COMM_WORLD_RANK",
-                  "OMPI_COMM_WORLD_SIZE",
-                  "OMPI_COMM_WORLD_LOCAL_RANK",
-                  "OMPI_COMM_WORLD_LOCAL_SIZE",
-                  {"PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid"}},
-    [HYDRA] = {"mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", {0}},
-    [SLURM] = {"srun",
-               "SLURM_PROCID",
-               "SLURM_STEP_NUM_TASKS",
-               "SLURM_LOCALID",
-               NULL,
-               {"SLURM_JOB_ID", "SLURM_STEP_ID"}},
+    [TORCHRUN] = {"torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE",
+                  "VIT_DIST_KEY", "TORCHELASTIC_RUN_ID"},
+    [OPEN_MPI] = {"mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE",
+                  "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE",
+                  "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid"},
+    [HYDRA] = {"mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", NULL, NULL},
+    [SLURM] = {"srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", NULL,
+               "SLURM_JOB_ID", "SLURM_STEP_ID"},
 };
+/* clang-format on */
 
 static uint64_t hash(uint64_t h, const char *text)
 {
@@ -152,7 +143,7 @@ static bool find_port(Place *p, const Launcher *l, Error *e)
     if (l == &launchers[TORCHRUN])
         return fail(e, "set MASTER_PORT (rank 0 will listen on the next one) or VIT_PORT",
                     "environment: RANK and WORLD_SIZE without MASTER_PORT");
-    p->port = env(l->job[0]) ? 15000 + (int)(p->key % 16000) : DEFAULT_PORT;
+    p->port = env(l->job) ? 15000 + (int)(p->key % 16000) : DEFAULT_PORT;
     return true;
 }
 
@@ -203,9 +194,7 @@ bool launch_environment(Place *p, Error *e)
                     w->rank, w->ranks);
     if (w->ranks == 1)
         return true;
-    p->key = hash(0xcbf29ce484222325u, l->name);
-    for (int i = 0; i < COUNT(l->job); i++)
-        p->key = hash(p->key, env(l->job[i]));
+    p->key = hash(hash(hash(0xcbf29ce484222325u, l->name), env(l->job)), env(l->step));
     return find_host(p, l, e) && find_port(p, l, e);
 }
 

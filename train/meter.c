@@ -30,17 +30,15 @@ void meter_usage(double *cpu_seconds, double *peak_bytes)
     *peak_bytes = 1024.0 * (double)u.ru_maxrss;
 }
 
-/* Of all ranks, which call this together. */
-typedef struct {
-    double bytes, workers, damaged;
-} DataUse;
-
-static DataUse data_use(const Meter *m)
+/* Of all ranks, which call this together; returns the bytes read so far. */
+static double data_use(const Meter *m, StepReport *r)
 {
     LoaderStats l = loader_stats(m->loader);
     double all[] = {(double)l.bytes, l.workers};
     hosts_sum(all, COUNT(all));
-    return (DataUse){all[0], all[1], (double)data_damaged_by_all(m->s->train, hosts_sum)};
+    r->workers = all[1];
+    r->damaged = (double)data_damaged_by_all(m->s->train, hosts_sum);
+    return all[0];
 }
 
 /* ---- reports ---- */
@@ -77,17 +75,14 @@ static StepReport measure(const Meter *m, const StepState *state, uint64_t step,
 /* The part of a report that is not asked for at every step. */
 static void measure_use(Meter *m, StepReport *r, double seconds)
 {
-    const Session *s = m->s;
-    DataUse use = data_use(m);
-    double cpu;
+    const Backend *be = m->s->be;
+    double bytes = data_use(m, r), cpu;
     meter_usage(&cpu, &r->memory);
-    r->cpu = (cpu - m->cpu_seconds) / ((now() - m->reported) * s->be->threads());
-    r->gpu = s->be->busy();
-    r->data_bytes_per_s = (use.bytes - m->data_bytes) / seconds;
-    r->workers = use.workers;
-    r->damaged = use.damaged;
+    r->cpu = (cpu - m->cpu_seconds) / ((now() - m->reported) * be->threads());
+    r->gpu = be->busy();
+    r->data_bytes_per_s = (bytes - m->data_bytes) / seconds;
     m->cpu_seconds = cpu;
-    m->data_bytes = use.bytes;
+    m->data_bytes = bytes;
 }
 
 void meter_step(Meter *m, const StepResult *r, uint64_t step)
@@ -150,12 +145,13 @@ void meter_begin(Meter *m, const Session *s, Loader *loader)
 
 void meter_end(const Meter *m)
 {
-    DataUse use = data_use(m);
+    StepReport use;
+    double bytes = data_use(m, &use);
     double share = m->training > 0 ? m->stalled / m->training : 0;
     log_begin("end");
     log_num("step", (double)m->s->state.step);
     log_num("seconds", now() - m->began);
-    log_num("data_bytes", use.bytes);
+    log_num("data_bytes", bytes);
     log_num("wait", share);
     log_num("damaged", use.damaged);
     log_end();

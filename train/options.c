@@ -22,35 +22,23 @@
 /* All rows, with their offsets in Options: the program's, then the model's. */
 static const Field fields[] = {
 #define GROUP(title) {.type = T_group, .name = title},
-#define X(type, field, value, allowed, help)                                                       \
+#define X(type, field, value, allowed, help) \
     {T_##type, #field, #field, value, allowed, help, offsetof(Options, field)},
     OPTIONS(GROUP, X)
 #undef X
-#define X(type, field, flag, value, allowed, help)                                                 \
+#define PARTS(flag, field, allowed, help) \
+    {T_parts, flag, flag, "", allowed, help, offsetof(Options, config.field)},
+#define X(type, field, flag, value, allowed, help) \
     {T_##type, #field, flag, value, allowed, help, offsetof(Options, config.field)},
-    GROUP("model") VIT_CONFIG(X)
+        GROUP("model") PARTS("image-size", image_h, "N|HxW", "image height and width in pixels")
+            PARTS("mean", mean_r, "X|R,G,B|imagenet", "normalisation mean of pixels in 0..1")
+                PARTS("std", std_r, "X|R,G,B|imagenet", "normalisation standard deviation")
+                    VIT_CONFIG(X)
 #undef X
+#undef PARTS
 #undef GROUP
 };
 
-/* A shorthand sets several of the model's settings from one value. */
-static const struct {
-    const char *flag, *what, *help, *fields[3], *imagenet;
-} shorthands[] = {
-    {"image-size", "N|HxW", "image height and width in pixels", {"image_h", "image_w", NULL}, NULL},
-    {"mean",
-     "X|R,G,B|imagenet",
-     "normalisation mean of pixels in 0..1",
-     {"mean_r", "mean_g", "mean_b"},
-     "0.485,0.456,0.406"},
-    {"std",
-     "X|R,G,B|imagenet",
-     "normalisation standard deviation",
-     {"std_r", "std_g", "std_b"},
-     "0.229,0.224,0.225"},
-};
-
-/* NULL: no such setting, or a shorthand. */
 static const Field *find(const char *name)
 {
     return field_find(fields, COUNT(fields), name);
@@ -69,15 +57,12 @@ static const char *dashes(const char *name, char out[64])
 static const char *nearest_flag(const char *name)
 {
     static char flags[COUNT(fields)][64];
-    const char *all[COUNT(fields) + COUNT(shorthands) + 2];
+    const char *all[COUNT(fields) + 2];
     char wanted[64];
     int n = 0;
     for (int i = 0; i < COUNT(fields); i++)
         if (fields[i].type != T_group)
             all[n++] = dashes(fields[i].flag, flags[i]);
-        else if (i == MODEL_ROW - 1)
-            for (int k = 0; k < COUNT(shorthands); k++)
-                all[n++] = shorthands[k].flag;
     all[n++] = "help";
     all[n] = NULL;
     return nearest(dashes(name, wanted), all);
@@ -189,19 +174,6 @@ static bool read_file(Settings *s, const char *path, Error *e)
 
 /* ---- the command line ---- */
 
-static bool is_switch(const Field *f)
-{
-    return f && f->type == T_bool;
-}
-
-/* What --no-name sets. */
-static const char *no_value(const Field *f)
-{
-    if (is_switch(f))
-        return "false";
-    return f->type == T_text ? "" : "0";
-}
-
 /* One flag at argv[*i]; moves *i past its value. */
 static bool read_flag(Settings *s, int argc, char **argv, int *i, Error *e)
 {
@@ -211,17 +183,18 @@ static bool read_flag(Settings *s, int argc, char **argv, int *i, Error *e)
     snprintf(name, sizeof name, "%.*s", (int)(len < sizeof name ? len : sizeof name - 1), flag);
     const char *next = *i + 1 < argc ? argv[*i + 1] : NULL;
     bool no = strncmp(name, "no-", 3) == 0 || strncmp(name, "no_", 3) == 0;
+    const Field *f = find(name), *off = no ? find(name + 3) : NULL;
     if (equals) {
         value = equals + 1;
-    } else if (is_switch(find(name))) {
+    } else if (f && f->type == T_bool) {
         bool takes = next && find_bool(next) >= 0;
         value = takes ? argv[++*i] : "true";
-    } else if (no && find(name + 3)) {
+    } else if (off && off->type != T_parts) {
         memmove(name, name + 3, strlen(name + 3) + 1);
-        value = no_value(find(name));
+        value = off->type == T_bool ? "false" : off->type == T_text ? "" : "0";
     } else if (next) {
         value = argv[++*i];
-    } else if (find(name)) {
+    } else if (f) {
         return fail(e, "--help says what it takes", "--%s needs a value", name);
     }
     add(s, name, value, "--");
@@ -279,24 +252,25 @@ static bool set(Options *o, const Field *f, const char *name, const char *value,
     return true;
 }
 
-/* "224", "224x160", "0.5", "0.5,0.5,0.5", "imagenet": each part to its setting, one part to all. */
-static bool set_shorthand(Options *o, int row, const char *name, const char *value,
-                          const char *where, Error *e)
+/* "224", "224x160", "0.5", "0.5,0.5,0.5", "imagenet" (the default): each part to its setting, one
+ * part to all. */
+static bool set_parts(Options *o, const Field *f, const char *name, const char *value,
+                      const char *where, Error *e)
 {
-    char buffer[128], *part[3];
-    int n = 0, want = shorthands[row].fields[2] ? 3 : 2;
-    const char *separators = want == 3 ? "," : "xX,", *parts = value;
-    if (shorthands[row].imagenet && strcmp(value, "imagenet") == 0)
-        parts = shorthands[row].imagenet;
-    snprintf(buffer, sizeof buffer, "%s", parts);
-    char *rest = buffer, *p;
-    while ((p = strsep(&rest, separators)) && n < 3)
+    char buffer[128], hint[128], *part[3], *rest = buffer, *p;
+    bool size = strcmp(f->flag, "image-size") == 0;
+    bool usual = !size && strcmp(value, "imagenet") == 0;
+    int n = 0, want = size ? 2 : 3;
+    const Field *to = fields + MODEL_ROW;
+    while (to->offset != f->offset)
+        to++;
+    snprintf(buffer, sizeof buffer, "%s", value);
+    while ((p = strsep(&rest, size ? "xX," : ",")) && n < 3)
         part[n++] = p;
     bool ok = !p && (n == 1 || n == want);
     for (int i = 0; ok && i < want; i++)
-        ok = set(o, find(shorthands[row].fields[i]), "", part[n == 1 ? 0 : i], "", NULL);
-    char hint[128];
-    snprintf(hint, sizeof hint, "give %s: %s", shorthands[row].what, shorthands[row].help);
+        ok = set(o, &to[i], "", usual ? to[i].value : part[n == 1 ? 0 : i], "", NULL);
+    snprintf(hint, sizeof hint, "give %s: %s", f->allowed, f->help);
     return ok || fail(e, hint, "%s%s: cannot read '%s'", where, name, value);
 }
 
@@ -316,10 +290,9 @@ static void replace_others(Options *o, const Field *f)
 
 bool options_set(Options *o, const char *name, const char *value, const char *where, Error *e)
 {
-    for (int i = 0; i < COUNT(shorthands); i++)
-        if (same_name(shorthands[i].flag, name))
-            return set_shorthand(o, i, name, value, where, e);
     const Field *f = find(name);
+    if (f && f->type == T_parts)
+        return set_parts(o, f, name, value, where, e);
     if (f) {
         bool ok = set(o, f, name, value, where, e);
         if (ok)
@@ -391,28 +364,26 @@ bool options_config_given(const Options *o, const char *field)
 
 void options_apply_config(const Options *o, Config *c)
 {
-    for (int i = 0; i < vit_config_count; i++)
-        if (o->given[MODEL_ROW + i])
-            field_copy(&vit_config_fields[i], c, &o->config);
+    char value[64]; /* reads back the same */
+    for (const ConfigField *f = vit_config_fields; f < vit_config_fields + vit_config_count; f++)
+        if (options_config_given(o, f->name)) {
+            field_text(f, &o->config, value, sizeof value);
+            field_set(f, c, value, "", f->name, NULL, NULL);
+        }
 }
 
 /* ---- output ---- */
-
-static void help_line(FILE *f, const char *flag, const char *what, const char *value,
-                      const char *help)
-{
-    char left[128];
-    snprintf(left, sizeof left, "--%s %s", flag, what);
-    fprintf(f, "  %-28s %s%s%s%s\n", left, help, *value ? " [" : "", value, *value ? "]" : "");
-}
 
 static void help_field(FILE *f, const Field *p)
 {
     static const char *const takes[] = {
         [T_text] = "TEXT", [T_int] = "N", [T_long] = "N", [T_double] = "X", [T_bool] = ""};
-    char flag[64];
-    help_line(f, dashes(p->flag, flag), p->type == T_word ? field_words(p) : takes[p->type],
-              p->value, p->help);
+    bool says = p->type == T_word || p->type == T_parts;
+    char flag[64], left[128];
+    snprintf(left, sizeof left, "--%s %s", dashes(p->flag, flag),
+             says ? field_words(p) : takes[p->type]);
+    fprintf(f, "  %-28s %s%s%s%s\n", left, p->help, *p->value ? " [" : "", p->value,
+            *p->value ? "]" : "");
 }
 
 void options_help(FILE *f)
@@ -426,15 +397,12 @@ void options_help(FILE *f)
             "image-size 64,\n  patch-size 8, width 128, layers 4, heads 4, mlp 256, batch-size 64, "
             "epochs 16, area-min 0.7\n  (cifar and mnist: image-size 32, patch-size 4, area-min "
             "0.5); else the defaults in [brackets].\n");
-    for (int i = 0; i < COUNT(fields); i++) {
-        bool model = i == MODEL_ROW - 1;
-        if (fields[i].type != T_group)
-            help_field(f, &fields[i]);
+    for (const Field *p = fields; p < fields + COUNT(fields); p++)
+        if (p->type == T_group)
+            fprintf(f, "\n%s%s\n", p->name,
+                    strcmp(p->name, "model") == 0 ? " (defaults are those of B/16)" : "");
         else
-            fprintf(f, "\n%s%s\n", fields[i].name, model ? " (defaults are those of B/16)" : "");
-        for (int k = 0; model && k < COUNT(shorthands); k++)
-            help_line(f, shorthands[k].flag, shorthands[k].what, "", shorthands[k].help);
-    }
+            help_field(f, p);
 }
 
 /* A text, in quotes where clean_value would not give it back without. */
@@ -475,14 +443,14 @@ static void write_all(FILE *f, const Options *o, const char *path)
     fprintf(f, "# repeat this run: %s --recipe ", PROGRAM);
     write_value(f, path);
     fputc('\n', f);
-    for (int i = 0; i < COUNT(fields); i++) {
-        bool skip = false;
+    for (const Field *p = fields; p < fields + COUNT(fields); p++) {
+        bool skip = p->type == T_parts;
         for (int k = 0; k < COUNT(places); k++)
-            skip |= strcmp(fields[i].name, places[k]) == 0;
-        if (fields[i].type == T_group)
-            fprintf(f, "\n# %s\n", fields[i].name);
+            skip |= strcmp(p->name, places[k]) == 0;
+        if (p->type == T_group)
+            fprintf(f, "\n# %s\n", p->name);
         else if (!skip)
-            write_field(f, o, &fields[i]);
+            write_field(f, o, p);
     }
 }
 

@@ -144,9 +144,11 @@ enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
     X(long,   keep, "2", "1..1000000", "newest checkpoints to keep, besides the best")
 /* clang-format on */
 
+/* Rows of all settings: the model's group and what stands for several of its settings
+ * (--image-size, --mean, --std) come between. */
 #define X(...) +1
 #define GROUP(title) +1
-enum { CONFIG_FIELDS = VIT_CONFIG(X), MODEL_ROW = OPTIONS(GROUP, X) + 1 };
+enum { CONFIG_FIELDS = VIT_CONFIG(X), MODEL_ROW = OPTIONS(GROUP, X) + 4 };
 #undef GROUP
 #undef X
 

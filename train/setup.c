@@ -42,16 +42,24 @@ static const char built_in_tiny[] = "image-size = 32\n"
                                     "area-min = 0.5\n";
 enum { SHAPES_TRAIN = 500, SHAPES_VAL = 100 }; /* images per class */
 
+static Error why; /* what the call that has just failed says of it */
+
 void setup_check(bool ok, const Error *e)
 {
     if (!ok)
         die(e->hint, "%s", e->what);
 }
 
-static void check_usage(bool ok, const Error *e)
+static void check(bool ok)
 {
+    setup_check(ok, &why);
+}
+
+static void check_usage(bool ok)
+{
+    const char *hint = *why.hint ? why.hint : "--help lists all flags with what they take";
     if (!ok)
-        die_usage(*e->hint ? e->hint : "--help lists all flags with what they take", "%s", e->what);
+        die_usage(hint, "%s", why.what);
 }
 
 /* ---- options ---- */
@@ -95,18 +103,17 @@ static const char *said(const Settings *asked, const char *name)
 static void apply_run(Session *s, const Settings *asked)
 {
     Options *o = &s->o;
-    Error e = {"", ""};
     char *ini = xasprintf("%s/config.ini", s->run_dir);
     bool train = strcmp(o->command, "train") == 0;
-    setup_check(options_file(o, ini, &e), &e);
+    check(options_file(o, ini, &why));
     if (!backend_cuda) /* a run of the GPU goes on here, in fp32 */
-        setup_check(options_set(o, "precision", "auto", "", &e), &e);
+        check(options_set(o, "precision", "auto", "", &why));
     if (*said(asked, "resume")) /* the checkpoint holds the weights now */
-        setup_check(options_set(o, "weights", "", "", &e), &e);
+        check(options_set(o, "weights", "", "", &why));
     /* --data is what to evaluate, whatever the run evaluated */
     if (!train && settings_last(asked, "data") && !*said(asked, "val-data")) {
-        setup_check(options_set(o, "val-data", "", "", &e), &e);
-        setup_check(options_set(o, "index-dir", "", "", &e), &e);
+        check(options_set(o, "val-data", "", "", &why));
+        check(options_set(o, "index-dir", "", "", &why));
     }
     free(ini);
 }
@@ -117,7 +124,6 @@ static void apply_base(Session *s, const Settings *asked)
 {
     const char *resume = said(asked, "resume"), *weights = said(asked, "weights");
     bool train = strcmp(s->o.command, "train") == 0, has_recipe = *said(asked, "recipe");
-    Error e = {"", ""};
     if (*resume && *weights)
         die_usage("give one of the two", "--weights and --resume both name weights");
     if (*resume)
@@ -126,9 +132,9 @@ static void apply_base(Session *s, const Settings *asked)
         s->run_dir = run_of(weights);
     s->built_in = train && !has_recipe && !*said(asked, "model") && !*weights && !*resume;
     if (s->built_in) {
-        setup_check(options_lines(&s->o, built_in, "built-in recipe", &e), &e);
+        check(options_lines(&s->o, built_in, "built-in recipe", &why));
         if (is_tiny_data(said(asked, "data")))
-            setup_check(options_lines(&s->o, built_in_tiny, "built-in recipe", &e), &e);
+            check(options_lines(&s->o, built_in_tiny, "built-in recipe", &why));
     } else if (s->run_dir) {
         apply_run(s, asked);
     } else if (*resume && path_exists(resume) && !has_recipe) {
@@ -148,9 +154,8 @@ static void check_options(const Options *o)
     if (o->lr_floor > o->lr)
         die_usage("--lr-floor must not exceed --lr", "the learning rate would rise from %g to %g",
                   o->lr, o->lr_floor);
-    Error e = {"", ""};
     double twist[4];
-    check_usage(mix_parse_twist(o->color_twist, twist, &e), &e);
+    check_usage(mix_parse_twist(o->color_twist, twist, &why));
     if (o->epochs <= 0 && o->steps == 0)
         die_usage("give --epochs above 0, or --steps", "--epochs %g trains nothing", o->epochs);
 }
@@ -159,20 +164,19 @@ void setup_options(Session *s, int argc, char **argv)
 {
     Options *o = &s->o;
     Settings asked = {0};
-    Error e = {"", ""};
     *s = (Session){.argv = argv};
     options_init(o);
-    check_usage(options_args(o, &asked, argc, argv, &e), &e);
+    check_usage(options_args(o, &asked, argc, argv, &why));
     if (!o->help)
         apply_base(s, &asked);
-    check_usage(options_apply(o, &asked, &e), &e);
+    check_usage(options_apply(o, &asked, &why));
     if (o->help) {
         options_help(stdout);
         exit(0);
     }
     check_options(o);
-    s->changes = augmentation_new(o->color_jitter, o->auto_augment, &e);
-    check_usage(s->changes != NULL, &e);
+    s->changes = augmentation_new(o->color_jitter, o->auto_augment, &why);
+    check_usage(s->changes != NULL);
 }
 
 /* ---- config ---- */
@@ -189,18 +193,16 @@ static char *find_weights(const char *path)
         return file;
     free(file);
     char dir[4096];
-    Error e = {"", ""};
-    setup_check(ckpt_best(path, dir, sizeof dir, &e), &e);
+    check(ckpt_best(path, dir, sizeof dir, &why));
     return xasprintf("%s/model.safetensors", dir);
 }
 
 static void find_start(Session *s)
 {
     const Options *o = &s->o;
-    Error e = {"", ""};
     if (*o->resume) {
         char dir[4096];
-        setup_check(ckpt_find(o->resume, dir, sizeof dir, &e), &e);
+        check(ckpt_find(o->resume, dir, sizeof dir, &why));
         s->checkpoint = xstrdup(dir);
         s->weights = xasprintf("%s/model.safetensors", dir);
     } else if (*o->weights) {
@@ -254,7 +256,6 @@ static void start_device(Session *s)
 void setup_config(Session *s)
 {
     Options *o = &s->o;
-    Error e = {"", ""};
     char assumed[1024] = "";
     start_device(s);
     if (s->built_in)
@@ -268,13 +269,13 @@ void setup_config(Session *s)
     s->config = vit_config_default();
     if (s->weights) {
         printf("weights   %s\n", s->weights);
-        setup_check(ckpt_config(s->weights, &s->config, assumed, sizeof assumed, &e), &e);
+        check(ckpt_config(s->weights, &s->config, assumed, sizeof assumed, &why));
         if (*assumed)
             printf("          %s\n", assumed);
     }
     use_preset(o->model, &s->config);
     options_apply_config(o, &s->config);
-    check_usage(vit_config_check(&s->config, &e), &e);
+    check_usage(vit_config_check(&s->config, &why));
     bool known = false;
     for (int i = 0; vit_init_names[i]; i++)
         known |= strcmp(vit_init_names[i], o->init) == 0;
@@ -308,8 +309,7 @@ static char *data_spec(Session *s, const char *spec)
     if (!path_exists(dir))
         printf("data      drawing %d images into %s\n", 10 * (SHAPES_TRAIN + SHAPES_VAL), dir);
     fflush(stdout);
-    Error e = {"", ""};
-    setup_check(shapes_write(dir, SHAPES_TRAIN, SHAPES_VAL, size, 0, &e), &e);
+    check(shapes_write(dir, SHAPES_TRAIN, SHAPES_VAL, size, 0, &why));
     return dir;
 }
 
@@ -385,9 +385,8 @@ static void check_splits(const Session *s)
 /* A run that is evaluated or continued keeps its classes: labels are positions in that list. */
 static void check_run_classes(const Session *s, const Dataset *d)
 {
-    Error e = {"", ""};
     char *path = xasprintf("%s/classes.txt", s->run_dir), *line;
-    char *text = path_exists(path) ? read_text(path, 64 << 20, &e) : NULL, *rest = text;
+    char *text = path_exists(path) ? read_text(path, 64 << 20, &why) : NULL, *rest = text;
     for (int k = 0; text && k < data_classes(d) && (line = strsep(&rest, "\n")); k++)
         if (strcmp(line, data_class_name(d, k)) != 0)
             die("give --classes the file with the model's classes, in order",
@@ -479,7 +478,6 @@ typedef struct {
 static bool load_average(void *ctx, int unit, const ParamInfo *p, const char *name, long offset)
 {
     EmaLoad *a = ctx;
-    Error e = {"", ""};
     (void)unit;
     char *key = xasprintf("ema.%s", name);
     const StTensor *t = st_find(a->file, key);
@@ -487,7 +485,7 @@ static bool load_average(void *ctx, int unit, const ParamInfo *p, const char *na
     if (!t || t->n != p->n)
         return false;
     real *values = xmalloc((size_t)p->n * sizeof *values);
-    setup_check(st_read_real(a->file, t, values, &e), &e);
+    check(st_read_real(a->file, t, values, &why));
     vit_write(a->m, a->m->weights, offset, p->n, values);
     free(values);
     a->found++;
@@ -496,9 +494,8 @@ static bool load_average(void *ctx, int unit, const ParamInfo *p, const char *na
 
 static void use_average(Session *s)
 {
-    Error e = {"", ""};
     char *dir = xstrdup(s->weights), *path = xasprintf("%s/train_state.safetensors", dirname(dir));
-    SafeTensors *file = path_exists(path) ? st_open(path, &e) : NULL;
+    SafeTensors *file = path_exists(path) ? st_open(path, &why) : NULL;
     EmaLoad a = {s->m, file, 0};
     if (file && vit_each_param(s->m, load_average, &a))
         printf("          averaged weights (--no-ema: those of the last step)\n");
@@ -570,28 +567,31 @@ static void describe_model(const Session *s, bool training)
     const Config *c = &s->config;
     const Model *m = s->m;
     const Plan *p = &m->plan;
-    char params[32], flops[32], part[5][32];
-    const double bytes[] = {(double)m->bytes_params, (double)m->bytes_grads, (double)m->bytes_opt,
-                            (double)m->bytes_acts, (double)m->bytes_inputs};
-    format_count((double)m->n_params, params, sizeof params);
-    format_count(vit_forward_flops(c) * (training ? 3 : 1), flops, sizeof flops);
-    for (int i = 0; i < COUNT(bytes); i++)
-        format_count(bytes[i], part[i], sizeof part[i]);
+    enum { PARAMETERS, FLOP, WEIGHTS, GRADIENTS, OPTIMISER, ACTIVATIONS, INPUTS, COUNTS };
+    const double count[COUNTS] = {
+        (double)m->n_params,     vit_forward_flops(c) * (training ? 3 : 1),
+        (double)m->bytes_params, (double)m->bytes_grads,
+        (double)m->bytes_opt,    (double)m->bytes_acts,
+        (double)m->bytes_inputs};
+    char text[COUNTS][32];
+    for (int i = 0; i < COUNTS; i++)
+        format_count(count[i], text[i], sizeof text[i]);
     printf("model     width %d, %d layers, %d heads, mlp %d, patch %d, %d classes: %s parameters, "
            "%sFLOP per image\n",
-           c->width, c->layers, c->heads, c->mlp, c->patch, c->classes, params, flops);
-    printf("memory    %sB weights", part[0]);
+           c->width, c->layers, c->heads, c->mlp, c->patch, c->classes, text[PARAMETERS],
+           text[FLOP]);
+    printf("memory    %sB weights", text[WEIGHTS]);
     if (training)
-        printf(", %sB gradients, %sB optimiser", part[1], part[2]);
-    printf(", %sB activations, %sB inputs; %d images at a time\n", part[3], part[4], p->max_batch);
+        printf(", %sB gradients, %sB optimiser", text[GRADIENTS], text[OPTIMISER]);
+    printf(", %sB activations, %sB inputs; %d images at a time\n", text[ACTIVATIONS], text[INPUTS],
+           p->max_batch);
 }
 
 void setup_model(Session *s, bool training)
 {
     const Options *o = &s->o;
-    Error e = {"", ""};
-    check_usage(vit_config_check(&s->config, &e), &e); /* again: classes may come from the data */
-    int scaling = o->loss_scaling;                     /* auto: what the precision needs */
+    check_usage(vit_config_check(&s->config, &why)); /* again: classes may come from the data */
+    int scaling = o->loss_scaling;                   /* auto: what the precision needs */
     if (scaling == 0)
         scaling = s->type == F16 ? SCALING_DYNAMIC + 1 : SCALING_NONE + 1;
     Plan plan = {.training = training,
@@ -615,7 +615,7 @@ void setup_model(Session *s, bool training)
     s->m = vit_create(&s->config, &plan, s->be);
     describe_model(s, training);
     if (s->checkpoint && training) {
-        setup_check(ckpt_resume(s->m, s->checkpoint, &s->state, &e), &e);
+        check(ckpt_resume(s->m, s->checkpoint, &s->state, &why));
         if (s->state.seed != (uint64_t)o->seed) /* order and augmentation would not continue */
             die("leave --seed out, or start a new run from --weights",
                 "the run in %s has seed %lu, not %ld", s->checkpoint, (unsigned long)s->state.seed,
@@ -624,11 +624,10 @@ void setup_model(Session *s, bool training)
     }
     /* a new head on trained weights starts at zero: random logits would only disturb them */
     const char *scheme = s->weights && !options_given(o, "init") ? "jax" : o->init;
-    bool init = vit_init(s->m, scheme, (uint64_t)o->seed, o->head_bias, o->layer_scale_init, &e);
-    setup_check(init, &e);
+    check(vit_init(s->m, scheme, (uint64_t)o->seed, o->head_bias, o->layer_scale_init, &why));
     if (s->weights) {
         char report[1024] = "";
-        setup_check(ckpt_load_weights(s->m, s->weights, training, report, sizeof report, &e), &e);
+        check(ckpt_load_weights(s->m, s->weights, training, report, sizeof report, &why));
         if (*report)
             printf("          %s\n", report);
         if (!training && o->ema > 0)
@@ -669,14 +668,13 @@ void setup_length(Session *s)
         die_usage("lower --epochs or raise --batch-size", "%g steps are more than a run can count",
                   steps);
     uint64_t total = steps < 0 ? 0 : (uint64_t)steps, third = total / 3 ? total / 3 : 1;
-    s->schedule =
-        (Schedule){.kind = o->schedule,
-                   .lr = o->lr,
-                   .floor = o->lr_floor,
-                   .warmup = o->warmup_steps < 0 ? total / 20 : (uint64_t)o->warmup_steps,
-                   .total = total,
-                   .gamma = o->step_gamma,
-                   .step_size = o->step_size ? (uint64_t)o->step_size : third};
+    s->schedule = (Schedule){.kind = o->schedule,
+                             .lr = o->lr,
+                             .floor = o->lr_floor,
+                             .warmup = o->warmup_steps < 0 ? total / 20 : (uint64_t)o->warmup_steps,
+                             .total = total,
+                             .gamma = o->step_gamma,
+                             .step_size = o->step_size ? (uint64_t)o->step_size : third};
     printf("plan      %lu steps of %ld images%s", (unsigned long)total, o->batch_size,
            s->micro < o->batch_size ? ", " : "\n");
     if (s->micro < o->batch_size)
@@ -691,7 +689,6 @@ void setup_length(Session *s)
  */
 static char *new_run_dir(const Options *o)
 {
-    Error e = {"", ""};
     char *spec = xstrdup(o->data), *colon = strchr(spec, ':');
     char model[64];
     if (colon)
@@ -701,16 +698,15 @@ static char *new_run_dir(const Options *o)
     for (char *p = model; *p; p++)
         if (*p == '/')
             *p = '-';
-    setup_check(make_dirs("runs", &e), &e);
+    check(make_dirs("runs", &why));
     for (int i = 1; i < 100000; i++) {
         char *dir = xasprintf("runs/%.48s-%s-%03d", data, model, i);
-        int failed = mkdir(dir, 0777) == 0 ? 0 : errno;
-        if (failed && failed != EEXIST)
-            die("choose another place with --out", "cannot make %s: %s", dir, strerror(failed));
-        if (!failed) {
+        if (mkdir(dir, 0777) == 0) {
             free(spec);
             return dir;
         }
+        if (errno != EEXIST)
+            die("choose another place with --out", "cannot make %s: %s", dir, strerror(errno));
         free(dir);
     }
     die("clear out runs/, or name a place with --out", "runs/ is full");
@@ -719,26 +715,24 @@ static char *new_run_dir(const Options *o)
 /* Names of the classes beside the weights, for predict. */
 static void write_classes(const Session *s)
 {
-    Error e = {"", ""};
     char *path = xasprintf("%s/classes.txt", s->out);
-    FileWriter *f = file_create(path, &e);
+    FileWriter *f = file_create(path, &why);
     bool ok = f != NULL;
     for (int k = 0; ok && k < data_classes(s->train); k++) {
         const char *name = data_class_name(s->train, k);
-        ok = file_write(f, name, strlen(name), &e) && file_write(f, "\n", 1, &e);
+        ok = file_write(f, name, strlen(name), &why) && file_write(f, "\n", 1, &why);
     }
     if (ok)
-        ok = file_publish(f, true, &e);
+        ok = file_publish(f, true, &why);
     else
         file_abandon(f);
-    setup_check(ok, &e);
+    check(ok);
     free(path);
 }
 
 void setup_out(Session *s)
 {
     const Options *o = &s->o;
-    Error e = {"", ""};
     if (s->world.rank > 0) /* the first one writes */
         return;
     bool resumed = s->checkpoint && s->run_dir;
@@ -747,13 +741,13 @@ void setup_out(Session *s)
         s->out = xstrdup(o->out);
     else
         s->out = same_run ? xstrdup(s->run_dir) : new_run_dir(o);
-    setup_check(make_dirs(s->out, &e), &e);
+    check(make_dirs(s->out, &why));
     char *latest = xasprintf("%s/latest", s->out), *ini = xasprintf("%s/config.ini", s->out);
     char *log = xasprintf("%s/log.jsonl", s->out);
     if (path_exists(latest) && !same_run)
         die("continue it with --resume, or choose another --out", "%s already holds a run", s->out);
-    setup_check(options_write(o, &s->config, ini, &e), &e);
-    setup_check(log_open(log, same_run, &e), &e);
+    check(options_write(o, &s->config, ini, &why));
+    check(log_open(log, same_run, &why));
     free(latest);
     free(ini);
     free(log);
@@ -764,13 +758,10 @@ void setup_out(Session *s)
 void session_free(Session *s)
 {
     log_close();
-    if (s->train)
-        data_close(s->train);
-    if (s->val)
-        data_close(s->val);
+    data_close(s->train);
+    data_close(s->val);
     augmentation_free(s->changes);
-    if (s->m)
-        vit_free(s->m);
+    vit_free(s->m);
     hosts_end();
     free(s->weights);
     free(s->checkpoint);

@@ -33,16 +33,6 @@ static const void *place(const Field *f, const void *in)
     return (const char *)in + f->offset;
 }
 
-void field_copy(const Field *f, void *to, const void *from)
-{
-    static const size_t size[] = {[T_int] = sizeof(int),
-                                  [T_long] = sizeof(long),
-                                  [T_double] = sizeof(double),
-                                  [T_bool] = sizeof(bool),
-                                  [T_word] = sizeof(word)};
-    memcpy((char *)to + f->offset, place(f, from), size[f->type]);
-}
-
 /* ---- text in ---- */
 
 static bool set_number(const Field *f, void *at, const char *value, const char *where,
@@ -58,7 +48,10 @@ static bool set_number(const Field *f, void *at, const char *value, const char *
     double x = whole ? (double)n : strtod(digits, &end);
     bool ok = *digits && !*end && !isspace((unsigned char)*digits) && isfinite(x);
     if (!ok || (whole && (errno || labs(n) > most)))
-        return fail(e, hint ? hint : whole ? "give a whole number" : "give a number such as 0.1",
+        return fail(e,
+                    hint    ? hint
+                    : whole ? "give a whole number"
+                            : "give a number such as 0.1",
                     "%s%s: '%s' is not a %snumber", where, name, value, whole ? "whole " : "");
     if (f->type == T_int)
         *(int *)at = (int)n;
@@ -100,21 +93,24 @@ void fields_default(const Field *table, int n, void *in)
 {
     Error e;
     for (const Field *f = table; f < table + n; f++)
-        if (f->type != T_group && !field_set(f, in, f->value, "default of ", f->name, "", &e))
+        if (f->type >= T_text && !field_set(f, in, f->value, "default of ", f->name, "", &e))
             die("this is a mistake in a table of settings", "%s", e.what);
+}
+
+static double number_at(const Field *f, const void *at)
+{
+    if (f->type == T_double)
+        return *(const double *)at;
+    return f->type == T_long ? (double)*(const long *)at : *(const int *)at;
 }
 
 bool field_in_range(const Field *f, const void *in)
 {
-    const char *dots = strstr(f->allowed, "..");
-    const void *at = place(f, in);
+    const char *low = f->allowed, *dots = strstr(low, "..");
     if (!dots)
         return true;
-    double v = f->type == T_double ? *(const double *)at
-               : f->type == T_long ? (double)*(const long *)at
-                                   : *(const int *)at;
-    return (dots == f->allowed || v >= strtod(f->allowed, NULL)) &&
-           (!dots[2] || v <= strtod(dots + 2, NULL));
+    double v = number_at(f, place(f, in));
+    return (dots == low || v >= strtod(low, NULL)) && (!dots[2] || v <= strtod(dots + 2, NULL));
 }
 
 /* ---- text out ---- */
@@ -122,23 +118,14 @@ bool field_in_range(const Field *f, const void *in)
 void field_text(const Field *f, const void *in, char *out, size_t size)
 {
     const void *at = place(f, in);
-    switch (f->type) {
-    case T_int:
-        snprintf(out, size, "%d", *(const int *)at);
-        break;
-    case T_long:
-        snprintf(out, size, "%ld", *(const long *)at);
-        break;
-    case T_double:
-        double_text(*(const double *)at, out, size);
-        break;
-    case T_bool:
-        snprintf(out, size, "%s", *(const bool *)at ? "true" : "false");
-        break;
-    case T_word:
-        word_text(f->allowed, *(const word *)at, out, size);
-        break;
-    default:
+    if (f->type == T_text)
         snprintf(out, size, "%s", *(const text *)at);
-    }
+    else if (f->type == T_bool)
+        snprintf(out, size, "%s", *(const bool *)at ? "true" : "false");
+    else if (f->type == T_word)
+        word_text(f->allowed, *(const word *)at, out, size);
+    else if (f->type == T_double)
+        double_text(*(const double *)at, out, size);
+    else
+        snprintf(out, size, "%ld", f->type == T_long ? *(const long *)at : *(const int *)at);
 }

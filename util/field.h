@@ -10,9 +10,10 @@
 typedef const char *text; /* the struct's own copy */
 typedef int word;         /* an int whose values have names */
 
-typedef enum { T_group, T_text, T_int, T_long, T_double, T_bool, T_word } FieldType;
+typedef enum { T_group, T_parts, T_text, T_int, T_long, T_double, T_bool, T_word } FieldType;
 typedef struct {
-    FieldType type;      /* T_group: no field, but the title of those that follow */
+    FieldType type;      /* T_group: no field, but the title of those that follow; T_parts: several
+                            fields in one, which begin at its offset; its owner sets them */
     const char *name;    /* in C, and the key in files */
     const char *flag;    /* the same for people, where that is another */
     const char *value;   /* default */
@@ -30,7 +31,6 @@ bool field_set(const Field *f, void *in, const char *value, const char *where, c
                const char *hint, Error *e);
 bool field_in_range(const Field *f, const void *in); /* true where none is set */
 void field_text(const Field *f, const void *in, char *out, size_t size); /* reads back the same */
-void field_copy(const Field *f, void *to, const void *from);             /* no texts */
 void fields_default(const Field *table, int n, void *in);
 /* The words that a user can choose from. */
 const char *field_words(const Field *f);

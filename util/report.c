@@ -173,12 +173,20 @@ void format_count(double n, char *out, size_t size)
     snprintf(out, size, n < 10 && i ? "%.2f%s" : n < 100 && i ? "%.1f%s" : "%.0f%s", n, units[i]);
 }
 
-void report_bar(const StepReport *r)
+/* Whether it is worth drawing: not more often than people can read. */
+static bool may_draw(bool last)
 {
     static double drawn;
-    if (!report_terminal() || now() - drawn < 0.1)
-        return;
+    if (!report_terminal() || (!last && now() - drawn < 0.1))
+        return false;
     drawn = now();
+    return true;
+}
+
+void report_bar(const StepReport *r)
+{
+    if (!may_draw(false))
+        return;
     enum { WIDTH = 20 };
     char bar[WIDTH + 1], eta[32], line[256];
     int full = r->total > 0 ? (int)(r->step * WIDTH / r->total) : 0;
@@ -194,10 +202,8 @@ void report_bar(const StepReport *r)
 
 void report_progress(const char *what, long done, long total, double images_per_s)
 {
-    static double drawn;
-    if (!report_terminal() || (done < total && now() - drawn < 0.1))
+    if (!may_draw(done >= total))
         return;
-    drawn = now();
     char line[160], eta[32];
     int n = snprintf(line, sizeof line, "%s %ld/%ld", what, done, total);
     if (images_per_s > 0 && n < (int)sizeof line) {
@@ -210,8 +216,8 @@ void report_progress(const char *what, long done, long total, double images_per_
 void report_step(const StepReport *r)
 {
     log_begin("step");
-#define X(number, known)                                                                           \
-    if (known)                                                                                     \
+#define X(number, known) \
+    if (known)           \
         log_num(#number, r->number);
     STEP_NUMBERS(X)
 #undef X
