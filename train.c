@@ -25,6 +25,7 @@
 #include <string.h>
 #include <unistd.h>
 
+/* A run on its way. What of it a checkpoint holds is in s->state. */
 typedef struct {
     Session *s;
     Meter meter;
@@ -77,6 +78,7 @@ static void on_lost_bytes(int sig)
     _exit(1);
 }
 
+/* The first one is a wish: the loop looks at stop_signal after each step, saves and ends. */
 static void catch_signals(void)
 {
     struct sigaction a = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
@@ -163,7 +165,9 @@ static void collect(Training *t, uint64_t keep)
 
 /* ---- evaluation and checkpoints ---- */
 
-/* Returns whether this is the best so far. */
+/* On the validation images, with the average of the weights where there is one: it is what is
+ * judged. Returns whether this is the best so far. An evaluation that a signal ends does not count.
+ */
 static bool train_evaluate(Training *t)
 {
     Session *s = t->s;
@@ -199,6 +203,8 @@ static bool train_evaluate(Training *t)
     return best;
 }
 
+/* Writes a checkpoint, once a step at most. With it goes what was measured of the device's
+ * algorithms, so that a resumed run computes the same bits. */
 static void save(Training *t)
 {
     Session *s = t->s;
@@ -240,7 +246,8 @@ static bool is_due(const Training *t, long every)
 
 /* ---- the loop ---- */
 
-/* The loader makes micro-batches where they divide the batch, else whole batches to cut up. */
+/* The loader makes micro-batches where they divide the batch, else whole batches to cut up. With
+ * several ranks it makes this rank's part of each batch: `mine` images at a stride of the whole. */
 static void begin(Training *t)
 {
     Session *s = t->s;
@@ -250,7 +257,7 @@ static void begin(Training *t)
     t->targets = xcalloc(n * K, sizeof *t->targets);
     t->mix = mix_of(&s->o, &s->config);
     t->augment = mix_changes_anything(&t->mix) ? xcalloc(n, sizeof *t->augment) : NULL;
-    bool alone = s->world.ranks == 1; /* else a rank reads its share of every batch */
+    bool alone = s->world.ranks == 1;
     t->loader = loader_open(
         s->train, &(LoaderOptions){.batch = alone ? chunk : mine,
                                    .shuffle = true,
@@ -268,14 +275,13 @@ static void begin(Training *t)
     fflush(stdout);
 }
 
+/* Says what came of it, and what to do next. */
 static void finish(Training *t)
 {
     Session *s = t->s;
     char took[32], memory[32];
-    double cpu, peak;
-    meter_usage(&cpu, &peak);
     format_seconds(now() - t->meter.began, took, sizeof took);
-    format_count(peak, memory, sizeof memory);
+    format_count(meter_usage().peak_bytes, memory, sizeof memory);
     report_clear();
     if (t->stopped) {
         printf("stopped after step %lu of %lu", (unsigned long)s->state.step,
@@ -311,8 +317,7 @@ static bool asked_to_stop(void)
     return stop > 0;
 }
 
-/* What was measured of the device's algorithms is kept beside the checkpoints, so that a resumed
- * run computes the same bits. */
+/* What save() kept of them. */
 static void load_algorithms(const Session *s)
 {
     char *path = xasprintf("%s/algorithms.txt", s->run_dir ? s->run_dir : s->checkpoint);
@@ -320,6 +325,8 @@ static void load_algorithms(const Session *s)
     free(path);
 }
 
+/* A device that computes by itself is given the next step before the results of this one are
+ * collected, except where they decide something at once: before an evaluation or a checkpoint. */
 static void train(Training *t)
 {
     Session *s = t->s;
@@ -343,6 +350,8 @@ static void train(Training *t)
     }
 }
 
+/* All ranks come here, and take the same turns: what they do together (sums, barriers) would wait
+ * forever for one that goes another way. */
 static int command_train(Session *s)
 {
     Training t = {.s = s};
@@ -376,6 +385,8 @@ static void open_streams(void)
     while (fd >= 0 && fd < 3);
     close(fd);
 }
+
+/* ---- main ---- */
 
 typedef struct {
     const char *name;

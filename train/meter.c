@@ -21,13 +21,13 @@ double meter_epoch(const Session *s, uint64_t step)
     return ((double)s->state.samples - ahead) / (double)data_count(s->train);
 }
 
-void meter_usage(double *cpu_seconds, double *peak_bytes)
+Usage meter_usage(void)
 {
     struct rusage u;
     getrusage(RUSAGE_SELF, &u);
-    *cpu_seconds = (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
-                   1e-6 * (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec);
-    *peak_bytes = 1024.0 * (double)u.ru_maxrss;
+    return (Usage){.cpu_seconds = (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
+                                  1e-6 * (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec),
+                   .peak_bytes = 1024.0 * (double)u.ru_maxrss};
 }
 
 /* Of all ranks, which call this together; returns the bytes read so far. */
@@ -76,15 +76,18 @@ static StepReport measure(const Meter *m, const StepState *state, uint64_t step,
 static void measure_use(Meter *m, StepReport *r, double seconds)
 {
     const Backend *be = m->s->be;
-    double bytes = data_use(m, r), cpu;
-    meter_usage(&cpu, &r->memory);
-    r->cpu = (cpu - m->cpu_seconds) / ((now() - m->reported) * be->threads());
+    double bytes = data_use(m, r);
+    Usage u = meter_usage();
+    r->memory = u.peak_bytes;
+    r->cpu = (u.cpu_seconds - m->cpu_seconds) / ((now() - m->reported) * be->threads());
     r->gpu = be->busy();
     r->data_bytes_per_s = (bytes - m->data_bytes) / seconds;
-    m->cpu_seconds = cpu;
+    m->cpu_seconds = u.cpu_seconds;
     m->data_bytes = bytes;
 }
 
+/* r->stats is [batch, 3]: loss, whether the label was right, whether it was among the best five.
+ * The first step is reported by itself, since it takes longer than those that follow. */
 void meter_step(Meter *m, const StepResult *r, uint64_t step)
 {
     const Session *s = m->s;
@@ -121,10 +124,9 @@ void meter_pause(Meter *m, double seconds)
 
 void meter_begin(Meter *m, const Session *s, Loader *loader)
 {
-    double peak;
     char device[256];
     *m = (Meter){.s = s, .loader = loader, .first = s->state.step};
-    meter_usage(&m->cpu_seconds, &peak);
+    m->cpu_seconds = meter_usage().cpu_seconds;
     m->began = m->from = m->reported = now();
     s->be->describe(device, sizeof device);
     log_begin("start");

@@ -23,7 +23,7 @@ typedef struct {
 
 /* Training begins, with the data of `loader`: says so in the log. */
 void meter_begin(Meter *m, const Session *s, Loader *loader);
-/* Step number `step` (from 1) has come to r. Draws the bar and, every --log-every steps, reports. */
+/* Step number `step`, from 1, has come to r. Draws the bar; reports every --log-every steps. */
 void meter_step(Meter *m, const StepResult *r, uint64_t step);
 /* So many seconds went into something else: speeds are those of training. */
 void meter_pause(Meter *m, double seconds);
@@ -33,4 +33,7 @@ void meter_end(const Meter *m);
 /* Passes over the data after the first `step` steps of the run, of which s->state counts some. */
 double meter_epoch(const Session *s, uint64_t step);
 /* What the process has used so far. */
-void meter_usage(double *cpu_seconds, double *peak_bytes);
+typedef struct {
+    double cpu_seconds, peak_bytes;
+} Usage;
+Usage meter_usage(void);

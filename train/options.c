@@ -174,7 +174,16 @@ static bool read_file(Settings *s, const char *path, Error *e)
 
 /* ---- the command line ---- */
 
-/* One flag at argv[*i]; moves *i past its value. */
+/* What --no-name sets. */
+static const char *no_value(const Field *f)
+{
+    if (f->type == T_bool)
+        return "false";
+    return f->type == T_text ? "" : "0";
+}
+
+/* One flag at argv[*i]; moves *i past its value. A switch takes the next word only where that is
+ * true or false. What is no flag takes one too, and is refused when it is applied. */
 static bool read_flag(Settings *s, int argc, char **argv, int *i, Error *e)
 {
     char name[64];
@@ -191,7 +200,7 @@ static bool read_flag(Settings *s, int argc, char **argv, int *i, Error *e)
         value = takes ? argv[++*i] : "true";
     } else if (off && off->type != T_parts) {
         memmove(name, name + 3, strlen(name + 3) + 1);
-        value = off->type == T_bool ? "false" : off->type == T_text ? "" : "0";
+        value = no_value(off);
     } else if (next) {
         value = argv[++*i];
     } else if (f) {

@@ -63,7 +63,7 @@ enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
       "schedule step: steps between two drops; 0: a third of the run")                            \
     X(double, step_gamma, "0.1", "0..1", "schedule step: factor of a drop")                       \
   GROUP("optimiser")                                                                              \
-    X(word,   opt, "adamw", "adamw|adam|sgd|lamb", "see vit.h for the formulas")                  \
+    X(word,   opt, "adamw", "adamw|adam|sgd|lamb", "see backend.h for the formulas")              \
     X(double, weight_decay, "0.05", "0..", "decoupled for adamw and lamb, L2 for adam and sgd")   \
     X(word,   decay, "matrices", "all|no_1d|matrices",                                            \
       "what is decayed; matrices: weights of two or more dimensions")                             \

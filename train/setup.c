@@ -143,6 +143,7 @@ static void apply_base(Session *s, const Settings *asked)
     }
 }
 
+/* What is wrong between settings; each by itself has been checked when it was set. */
 static void check_options(const Options *o)
 {
     if (o->area_min > o->area_max || o->area_max <= 0)
@@ -160,6 +161,8 @@ static void check_options(const Options *o)
         die_usage("give --epochs above 0, or --steps", "--epochs %g trains nothing", o->epochs);
 }
 
+/* The command line is read first, since it names the run or the recipe that lies under it, and
+ * applied last. --help prints the defaults, whatever else was said, if that made sense. */
 void setup_options(Session *s, int argc, char **argv)
 {
     Options *o = &s->o;
@@ -197,6 +200,8 @@ static char *find_weights(const char *path)
     return xasprintf("%s/model.safetensors", dir);
 }
 
+/* Which weights the model starts from: none, those of --weights, or those of a checkpoint that
+ * training continues, optimiser and all. */
 static void find_start(Session *s)
 {
     const Options *o = &s->o;
@@ -210,6 +215,7 @@ static void find_start(Session *s)
     }
 }
 
+/* Dimensions of --model onto those of the weights; flags for single ones come after it. */
 static void use_preset(const char *name, Config *c)
 {
     if (!*name || vit_preset(name, c))
@@ -224,9 +230,10 @@ static void use_preset(const char *name, Config *c)
 
 /* Words of --precision, and what they mean for the model and for its matrix products. */
 enum { PRECISION_AUTO, PRECISION_FP32, PRECISION_TF32, PRECISION_BF16, PRECISION_FP16 };
-static const int types[] = {F32, F32, F32, BF16, F16};
+static const int types[] = {F32, F32, F32, BF16, F16}; /* of activations and working weights */
 
-/* Which process this is, and its device. Ranks other than the first keep silent. */
+/* Which process this is, and its device. Ranks other than the first keep silent. Processes are
+ * started before the device is: it cannot be shared with a copy of the process. */
 static void start_device(Session *s)
 {
     Options *o = &s->o;
@@ -253,6 +260,7 @@ static void start_device(Session *s)
                           .broadcast = hosts_broadcast});
 }
 
+/* Later wins: the default (B/16), the weights' own settings, --model, single settings. */
 void setup_config(Session *s)
 {
     Options *o = &s->o;
@@ -422,22 +430,23 @@ static void open_splits(Session *s, bool train, const char *val)
         hosts_barrier();
 }
 
-/* K classes of the data against those of the model. */
+/* K classes of the data against those of the model. A model may be trained with more classes than
+ * there are; evaluated with fewer, its labels would be those of another list. */
 static void check_class_count(const Session *s, bool train, int K)
 {
     const Options *o = &s->o;
-    const char *list = "give --classes the file with the model's classes, in order";
+    const char *hint = "raise --num-classes, or leave it out";
+    if (s->weights && !options_config_given(o, "classes"))
+        hint = "give --classes the file with the model's classes, in order";
     if (K > s->config.classes)
-        die(s->weights && !options_config_given(o, "classes")
-                ? list
-                : "raise --num-classes, or leave it out",
-            "the data has %d classes, the model %d", K, s->config.classes);
+        die(hint, "the data has %d classes, the model %d", K, s->config.classes);
     if (!train && K < s->config.classes)
         die("labels would be wrong: give --classes the file with the model's classes, in order",
             "%s has %d classes, the model %d", *o->classes ? o->classes : "the data", K,
             s->config.classes);
 }
 
+/* "data      flowers: 1020 training images, 1020 validation images, 102 classes, 224x224 pixels" */
 static void describe_data(const Session *s, const char *spec, int K)
 {
     printf("data      %s: ", spec);
@@ -448,6 +457,8 @@ static void describe_data(const Session *s, const char *spec, int K)
     printf("%d classes, %dx%d pixels\n", K, s->config.image_h, s->config.image_w);
 }
 
+/* The number of classes, where it was not given, is the training data's; evaluation keeps the
+ * model's. */
 void setup_data(Session *s, bool train)
 {
     const char *val = validation_spec(&s->o, train);
@@ -507,6 +518,7 @@ static void use_average(Session *s)
     free(dir);
 }
 
+/* Euclid. */
 static long largest_common(long a, long b)
 {
     return b ? largest_common(b, a % b) : a;
@@ -587,6 +599,8 @@ static void describe_model(const Session *s, bool training)
            p->max_batch);
 }
 
+/* The plan of its memory, and then its weights: of a checkpoint, with the optimiser's state; of a
+ * weights file onto a fresh initialisation, which is what remains of a new head; or fresh. */
 void setup_model(Session *s, bool training)
 {
     const Options *o = &s->o;
@@ -656,6 +670,7 @@ double schedule_lr(const Schedule *s, uint64_t step)
     return lr > s->floor ? lr : s->floor;
 }
 
+/* --steps, or as many as it takes to see the rest of --epochs. */
 void setup_length(Session *s)
 {
     const Options *o = &s->o;
@@ -730,6 +745,7 @@ static void write_classes(const Session *s)
     free(path);
 }
 
+/* A continued run stays where it is, unless --out names another place. No run is written over. */
 void setup_out(Session *s)
 {
     const Options *o = &s->o;

@@ -35,6 +35,7 @@ static const void *place(const Field *f, const void *in)
 
 /* ---- text in ---- */
 
+/* The whole text has to be a number, and a finite one. */
 static bool set_number(const Field *f, void *at, const char *value, const char *where,
                        const char *name, const char *hint, Error *e)
 {
@@ -47,12 +48,11 @@ static bool set_number(const Field *f, void *at, const char *value, const char *
     long n = whole ? strtol(digits, &end, 10) : 0;
     double x = whole ? (double)n : strtod(digits, &end);
     bool ok = *digits && !*end && !isspace((unsigned char)*digits) && isfinite(x);
+    if (!hint)
+        hint = whole ? "give a whole number" : "give a number such as 0.1";
     if (!ok || (whole && (errno || labs(n) > most)))
-        return fail(e,
-                    hint    ? hint
-                    : whole ? "give a whole number"
-                            : "give a number such as 0.1",
-                    "%s%s: '%s' is not a %snumber", where, name, value, whole ? "whole " : "");
+        return fail(e, hint, "%s%s: '%s' is not a %snumber", where, name, value,
+                    whole ? "whole " : "");
     if (f->type == T_int)
         *(int *)at = (int)n;
     else if (whole)
@@ -97,6 +97,7 @@ void fields_default(const Field *table, int n, void *in)
             die("this is a mistake in a table of settings", "%s", e.what);
 }
 
+/* Of any type but text: what a range is compared with. */
 static double number_at(const Field *f, const void *at)
 {
     if (f->type == T_double)
