@@ -269,7 +269,9 @@ int command_bench(Session *s)
 {
     if (!options_given(&s->o, "batch-size"))
         s->o.batch_size = s->be->asynchronous ? 256 : 8;
-    int repeat = s->o.steps ? (int)s->o.steps : s->be->asynchronous ? 30 : 5;
+    int repeat = s->be->asynchronous ? 30 : 5;
+    if (s->o.steps)
+        repeat = (int)s->o.steps;
     double forward = vit_forward_flops(&s->config);
     setup_model(s, true);
     print_rate("training", time_steps(s, repeat, true), s->micro, 3 * forward, s->be->peak_flops());

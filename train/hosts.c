@@ -16,6 +16,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -506,7 +507,7 @@ static bool introduce(int fd, const Place *place, double until, char *why, size_
         0,           ""};
     Welcome w;
     double left = until - now();
-    struct timeval patience = {.tv_sec = left > 5 ? 5 : left > 1 ? (long)left : 1};
+    struct timeval patience = {.tv_sec = (long)fmin(fmax(left, 1), 5)};
     gethostname(h.host, sizeof h.host - 1);
     set_up_socket(fd);
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);

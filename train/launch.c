@@ -291,7 +291,9 @@ static void signal_all(const Family *f, int sig)
  * large process. So for two seconds a better explanation is taken. */
 static int weight(int how)
 {
-    return WIFSIGNALED(how) ? 3 : WEXITSTATUS(how) > 1 ? 2 : WEXITSTATUS(how);
+    if (WIFSIGNALED(how))
+        return 3;
+    return WEXITSTATUS(how) > 1 ? 2 : WEXITSTATUS(how);
 }
 
 static void note_end(Family *f, int rank, int how)

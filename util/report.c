@@ -44,11 +44,12 @@ void log_close(void)
 /* Bytes of the UTF-8 character at s: 1 to 4; 0 where none starts. */
 static int utf8_bytes(const unsigned char *s)
 {
+    static const int length[] = {1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 2, 2, 3, 4}; /* by s[0] >> 4 */
     static const unsigned least[] = {0, 0, 0x80, 0x800, 0x10000}; /* shorter forms are wrong */
-    int n = s[0] < 0x80 ? 1 : s[0] >> 5 == 6 ? 2 : s[0] >> 4 == 14 ? 3 : s[0] >> 3 == 30 ? 4 : 0;
+    int n = length[s[0] >> 4];
     if (n < 2)
         return n;
-    unsigned c = s[0] & (0x7fu >> n);
+    unsigned c = s[0] & (0xffu >> n); /* from 0xf8 on beyond Unicode */
     for (int i = 1; i < n; i++) {
         if (s[i] >> 6 != 2) /* the end of the text, too */
             return 0;
@@ -170,7 +171,10 @@ void format_count(double n, char *out, size_t size)
         n /= 1000;
         i++;
     }
-    snprintf(out, size, n < 10 && i ? "%.2f%s" : n < 100 && i ? "%.1f%s" : "%.0f%s", n, units[i]);
+    int digits = n < 10 ? 2 : 1;
+    if (i == 0 || n >= 100)
+        digits = 0;
+    snprintf(out, size, "%.*f%s", digits, n, units[i]);
 }
 
 /* Whether it is worth drawing: not more often than people can read. */
@@ -190,8 +194,9 @@ void report_bar(const StepReport *r)
     enum { WIDTH = 20 };
     char bar[WIDTH + 1], eta[32], line[256];
     int full = r->total > 0 ? (int)(r->step * WIDTH / r->total) : 0;
-    for (int i = 0; i < WIDTH; i++)
-        bar[i] = i < full ? '=' : i == full ? '>' : ' ';
+    memset(bar, ' ', WIDTH);
+    memset(bar, '=', (size_t)full);
+    bar[full] = '>';
     bar[WIDTH] = 0;
     format_seconds(r->eta, eta, sizeof eta);
     snprintf(line, sizeof line,
