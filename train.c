@@ -117,7 +117,7 @@ static void train_step(Training *t)
     long pixels = (long)s->config.image_h * s->config.image_w;
     int batch = (int)o->batch_size, mine = batch / s->world.ranks, first = mine * s->world.rank;
 
-    vit_begin_step(s->m, step, schedule_lr(&s->schedule, step), s->state.seed);
+    vit_begin_step(s->m, step, schedule_lr(o, s->steps, step), s->state.seed);
     for (int done = 0, n; done < mine; done += n) {
         const uint8_t *images;
         const int *labels;
@@ -203,8 +203,16 @@ static bool train_evaluate(Training *t)
     return best;
 }
 
-/* Writes a checkpoint, once a step at most. With it goes what was measured of the device's
- * algorithms, so that a resumed run computes the same bits. */
+/* What was measured of the device's algorithms lies beside the checkpoints: with the same ones a
+ * resumed run computes the same bits. */
+static void algorithms(const Session *s, const char *dir, bool write)
+{
+    char *path = xasprintf("%s/algorithms.txt", dir);
+    s->be->algorithms(path, write);
+    free(path);
+}
+
+/* Writes a checkpoint, once a step at most. */
 static void save(Training *t)
 {
     Session *s = t->s;
@@ -216,9 +224,7 @@ static void save(Training *t)
         t->saved = s->state.step;
         return;
     }
-    char *algorithms = xasprintf("%s/algorithms.txt", s->out);
-    s->be->algorithms(algorithms, true);
-    free(algorithms);
+    algorithms(s, s->out, true);
     if (!ckpt_save(s->m, s->out, &s->state, (int)s->o.keep, &e)) {
         report_clear();
         die(e.hint, "%s", e.what);
@@ -237,7 +243,7 @@ static bool is_due(const Training *t, long every)
 {
     const Session *s = t->s;
     uint64_t n = (uint64_t)data_count(s->train), batch = (uint64_t)s->o.batch_size;
-    if (s->state.step == s->schedule.total)
+    if (s->state.step == s->steps)
         return true;
     if (every)
         return s->state.step % (uint64_t)every == 0;
@@ -285,7 +291,7 @@ static void finish(Training *t)
     report_clear();
     if (t->stopped) {
         printf("stopped after step %lu of %lu", (unsigned long)s->state.step,
-               (unsigned long)s->schedule.total);
+               (unsigned long)s->steps);
         if (run_to_resume)
             printf("; continue with: %s --resume %s\n", PROGRAM, s->out);
         else
@@ -317,21 +323,13 @@ static bool asked_to_stop(void)
     return stop > 0;
 }
 
-/* What save() kept of them. */
-static void load_algorithms(const Session *s)
-{
-    char *path = xasprintf("%s/algorithms.txt", s->run_dir ? s->run_dir : s->checkpoint);
-    s->be->algorithms(path, false);
-    free(path);
-}
-
 /* A device that computes by itself is given the next step before the results of this one are
  * collected, except where they decide something at once: before an evaluation or a checkpoint. */
 static void train(Training *t)
 {
     Session *s = t->s;
     const Options *o = &s->o;
-    while (s->state.step < s->schedule.total && !t->stopped) {
+    while (s->state.step < s->steps && !t->stopped) {
         train_step(t);
         t->stopped = asked_to_stop();
         bool evaluates = s->val && is_due(t, o->eval_every) && !t->stopped;
@@ -358,16 +356,16 @@ static int command_train(Session *s)
     setup_data(s, true);
     setup_model(s, true);
     setup_length(s);
-    if (s->state.step >= s->schedule.total) {
+    if (s->state.step >= s->steps) {
         printf("nothing left to do: the run has all its %lu steps; --epochs or --steps asks for "
                "more\n",
-               (unsigned long)s->schedule.total);
+               (unsigned long)s->steps);
         return 0;
     }
     setup_out(s);
     if (s->checkpoint) {
         run_to_resume = s->out;
-        load_algorithms(s);
+        algorithms(s, s->run_dir ? s->run_dir : s->checkpoint, false);
     }
     catch_signals();
     begin(&t);

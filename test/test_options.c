@@ -246,23 +246,26 @@ static bool near(double a, double b)
 
 static void test_schedules(void)
 {
-    Schedule s = {.kind = SCHEDULE_COSINE, .lr = 2, .floor = 0.5, .warmup = 4, .total = 12};
-    CHECK(near(schedule_lr(&s, 0), 0.5) && near(schedule_lr(&s, 1), 1) &&
-          near(schedule_lr(&s, 3), 2));
-    CHECK(near(schedule_lr(&s, 4), 2) && near(schedule_lr(&s, 8), 1.25));
-    CHECK(near(schedule_lr(&s, 6), 0.5 + 1.5 * 0.5 * (1 + sqrt(0.5))));
-    CHECK(near(schedule_lr(&s, 12), 0.5) && near(schedule_lr(&s, 1000), 0.5));
-    s.kind = SCHEDULE_LINEAR;
-    CHECK(near(schedule_lr(&s, 8), 1.25) && near(schedule_lr(&s, 11), 0.5 + 1.5 / 8));
-    s.kind = SCHEDULE_CONSTANT;
-    CHECK(near(schedule_lr(&s, 2), 1.5) && near(schedule_lr(&s, 11), 2));
-    s = (Schedule){
-        .kind = SCHEDULE_STEP, .lr = 1, .floor = 0.005, .total = 30, .step_size = 10, .gamma = 0.1};
-    CHECK(near(schedule_lr(&s, 0), 1) && near(schedule_lr(&s, 9), 1) &&
-          near(schedule_lr(&s, 10), 0.1));
-    CHECK(near(schedule_lr(&s, 29), 0.01) && near(schedule_lr(&s, 30), 0.005));
-    s = (Schedule){.kind = SCHEDULE_COSINE, .lr = 1, .warmup = 5, .total = 5};
-    CHECK(isfinite(schedule_lr(&s, 5)) && near(schedule_lr(&s, 4), 1));
+    Options s = {.schedule = SCHEDULE_COSINE, .lr = 2, .lr_floor = 0.5, .warmup_steps = 4};
+    CHECK(near(schedule_lr(&s, 12, 0), 0.5) && near(schedule_lr(&s, 12, 1), 1) &&
+          near(schedule_lr(&s, 12, 3), 2));
+    CHECK(near(schedule_lr(&s, 12, 4), 2) && near(schedule_lr(&s, 12, 8), 1.25));
+    CHECK(near(schedule_lr(&s, 12, 6), 0.5 + 1.5 * 0.5 * (1 + sqrt(0.5))));
+    CHECK(near(schedule_lr(&s, 12, 12), 0.5) && near(schedule_lr(&s, 12, 1000), 0.5));
+    s.schedule = SCHEDULE_LINEAR;
+    CHECK(near(schedule_lr(&s, 12, 8), 1.25) && near(schedule_lr(&s, 12, 11), 0.5 + 1.5 / 8));
+    s.schedule = SCHEDULE_CONSTANT;
+    CHECK(near(schedule_lr(&s, 12, 2), 1.5) && near(schedule_lr(&s, 12, 11), 2));
+    s = (Options){.schedule = SCHEDULE_STEP,
+                  .lr = 1,
+                  .lr_floor = 0.005,
+                  .step_size = 10,
+                  .step_gamma = 0.1};
+    CHECK(near(schedule_lr(&s, 30, 0), 1) && near(schedule_lr(&s, 30, 9), 1) &&
+          near(schedule_lr(&s, 30, 10), 0.1));
+    CHECK(near(schedule_lr(&s, 30, 29), 0.01) && near(schedule_lr(&s, 30, 30), 0.005));
+    s = (Options){.schedule = SCHEDULE_COSINE, .lr = 1, .warmup_steps = 5};
+    CHECK(isfinite(schedule_lr(&s, 5, 5)) && near(schedule_lr(&s, 5, 4), 1));
 }
 
 /* ---- log lines ---- */

@@ -1,5 +1,7 @@
 /* eval.c - accuracy over a data set, classes of single images, and the speed of both passes.
  *
+ * Read in this order: evaluate, predict, bench.
+ *
  * evaluate() serves the eval command and the training loop. The bench command times steps without
  * data; how far that is from what the machine's matrix product allows is measured by bench/bench.c.
  */
@@ -28,7 +30,8 @@ static void add_result(Session *s, int ago, int n, double sum[SUMS])
     sum[IMAGES] += n;
 }
 
-/* What a batch came to is read while the next one is computed. */
+/* Ranks take turns: batch k of rank r begins at image (k * ranks + r) * micro. The last one may be
+ * short, and is computed as it is. What a batch came to is read while the next one is computed. */
 bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
 {
     int K = s->config.classes, waiting = 0; /* images of the batch before */
@@ -135,6 +138,7 @@ static void probabilities(const Config *c, double *p)
         p[k] /= sum;
 }
 
+/* As evaluation sees it, [image_h, image_w, 3]. */
 static bool read_image(Session *s, Decoder *d, const char *path, uint8_t *pixels, Error *e)
 {
     Target t = {.out_w = s->config.image_w,
@@ -148,6 +152,8 @@ static bool read_image(Session *s, Decoder *d, const char *path, uint8_t *pixels
            fail(e, why.hint, "%s: %s", path, why.what);
 }
 
+/* Prints the five most likely classes. `pixels` is [image_h, image_w, 3], `logits` and p are [K].
+ */
 static void predict_one(Session *s, const uint8_t *pixels, real *logits, double *p, char **names)
 {
     const Config *c = &s->config;
@@ -171,6 +177,7 @@ static void predict_one(Session *s, const uint8_t *pixels, real *logits, double 
     }
 }
 
+/* A file that cannot be read is an error at the end; the others are predicted all the same. */
 int command_predict(Session *s)
 {
     const Config *c = &s->config;
@@ -255,6 +262,7 @@ static double time_steps(Session *s, int repeat, bool training)
     return median;
 }
 
+/* `flop` is that of one image, `peak` the device's in a second (0: not known). */
 static void print_rate(const char *what, double seconds, int B, double flop, double peak)
 {
     printf("%-10s %8.2f images/s  %8.2f ms per step of %d  %7.1f GFLOP/s", what, B / seconds,
@@ -265,6 +273,7 @@ static void print_rate(const char *what, double seconds, int B, double flop, dou
     fflush(stdout);
 }
 
+/* Two models one after the other: a plan for training holds more than inference needs. */
 int command_bench(Session *s)
 {
     if (!options_given(&s->o, "batch-size"))

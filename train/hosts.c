@@ -258,6 +258,7 @@ static _Noreturn void see_to_the_end(void)
     _exit(1);
 }
 
+/* The watcher. It looks anew at whom to watch whenever something is written to net.wake. */
 static void *watch(void *arg)
 {
     (void)arg;
@@ -365,13 +366,15 @@ static int open_listener(const Place *p, double until)
     return fd;
 }
 
+/* Who has knocked, but not yet said all of its name. */
 typedef struct {
     int fd;
-    double since;
-    size_t got;
+    double since; /* when it came */
+    size_t got;   /* bytes of its hello */
     Hello hello;
 } Guest;
 
+/* Whether who introduces itself so may come in. */
 static int judge(const Hello *h, uint64_t key)
 {
     if (h->version != PROTOCOL)
@@ -421,7 +424,7 @@ static bool greet(Guest *g, uint64_t key, int *come)
     return true;
 }
 
-/* "2", "1, 3", "1, 2, 5, ..." */
+/* The ranks that have not come: "2", "1, 3", "1, 2, 5, ..." */
 static const char *missing(char *out, size_t size)
 {
     size_t n = 0;
@@ -488,6 +491,7 @@ static int connect_once(const struct addrinfo *a, char *why, size_t size)
     return -1;
 }
 
+/* The first of the host's addresses that answers. */
 static int connect_any(const char *host, int port, char *why, size_t size)
 {
     struct addrinfo *list = launch_resolve(host, port, 0, why, size);
@@ -563,6 +567,7 @@ static void start_watcher(void)
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
+/* Connects all ranks. Rank 0's watcher runs before it gathers: who has come may be gone again. */
 static void open_net(const Place *place)
 {
     World w = place->world;
@@ -672,6 +677,7 @@ static void give(Peer *p, int kind, const void *data, size_t bytes)
     out_of_step(p->rank, NULL, kind, bytes);
 }
 
+/* To all that this rank is connected with: rank 0's way to everyone. */
 static void give_all(int kind, const void *data, size_t bytes)
 {
     for (int i = 0; i < net.peers; i++)

@@ -52,9 +52,9 @@ static double seconds_waited(const Meter *m)
 static StepReport measure(const Meter *m, const StepState *state, uint64_t step, double seconds)
 {
     const Session *s = m->s;
-    double images = (double)m->images, left = (double)(s->schedule.total - step);
+    double images = (double)m->images, left = (double)(s->steps - step);
     StepReport r = {.step = (double)step,
-                    .total = (double)s->schedule.total,
+                    .total = (double)s->steps,
                     .epoch = meter_epoch(s, step),
                     .loss = m->loss / images,
                     .acc = 100 * m->hits / images,
@@ -97,7 +97,7 @@ void meter_step(Meter *m, const StepResult *r, uint64_t step)
     }
     m->images += s->o.batch_size;
     m->steps++;
-    bool first = step == m->first + 1, last = step == s->schedule.total;
+    bool first = step == m->first + 1, last = step == s->steps;
     double seconds = now() - m->from, waited = seconds_waited(m);
     StepReport report = measure(m, &r->state, step, seconds);
     report_bar(&report);
@@ -131,7 +131,7 @@ void meter_begin(Meter *m, const Session *s, Loader *loader)
     s->be->describe(device, sizeof device);
     log_begin("start");
     log_num("step", (double)s->state.step);
-    log_num("steps", (double)s->schedule.total);
+    log_num("steps", (double)s->steps);
     log_text("device", device);
     log_text("data", s->o.data);
     log_num("train_images", (double)data_count(s->train));

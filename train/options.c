@@ -54,6 +54,7 @@ static const char *dashes(const char *name, char out[64])
     return out;
 }
 
+/* What a name that is no setting may have meant, or NULL. */
 static const char *nearest_flag(const char *name)
 {
     static char flags[COUNT(fields)][64];
@@ -70,6 +71,7 @@ static const char *nearest_flag(const char *name)
 
 /* ---- a list of settings ---- */
 
+/* The user's text as it is, whatever it may mean: it is looked up when the list is applied. */
 static void add(Settings *s, const char *name, const char *value, const char *where)
 {
     s->list = xrealloc(s->list, (size_t)(s->n + 1) * sizeof *s->list);
@@ -86,6 +88,7 @@ const char *settings_last(const Settings *s, const char *name)
 
 /* ---- recipe lines ---- */
 
+/* In place: without blanks at either end. */
 static char *trim(char *s)
 {
     while (isspace((unsigned char)*s))
@@ -127,6 +130,7 @@ static char *clean_value(char *s)
     return trim(s);
 }
 
+/* One line, which is cut up. `where` is its "file:12: ". */
 static bool read_line(Settings *s, char *line, const char *where, Error *e)
 {
     line = trim(line);
@@ -345,6 +349,7 @@ bool options_file(Options *o, const char *path, Error *e)
     return options_apply(o, &s, ok ? e : NULL) && ok;
 }
 
+/* Defaults count as not given. */
 void options_init(Options *o)
 {
     *o = (Options){.command = "train"};
@@ -383,6 +388,7 @@ void options_apply_config(const Options *o, Config *c)
 
 /* ---- output ---- */
 
+/* "  --lr X                       peak learning rate [0.001]" */
 static void help_field(FILE *f, const Field *p)
 {
     static const char *const takes[] = {
@@ -433,6 +439,7 @@ static void write_value(FILE *f, const char *value)
     fputc('"', f);
 }
 
+/* "lr = 0.001": a number in as many digits as give it back. */
 static void write_field(FILE *f, const Options *o, const Field *p)
 {
     char flag[64], number[64];
@@ -463,6 +470,7 @@ static void write_all(FILE *f, const Options *o, const char *path)
     }
 }
 
+/* Written to memory first, so that the file appears whole or not at all. */
 bool options_write(const Options *o, const Config *c, const char *path, Error *e)
 {
     char *written = NULL;

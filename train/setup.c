@@ -652,22 +652,24 @@ void setup_model(Session *s, bool training)
 
 /* ---- length ---- */
 
-double schedule_lr(const Schedule *s, uint64_t step)
+double schedule_lr(const Options *o, uint64_t total, uint64_t step)
 {
-    if (step < s->warmup)
-        return s->lr * (double)(step + 1) / (double)s->warmup;
-    double f =
-        s->total > s->warmup ? (double)(step - s->warmup) / (double)(s->total - s->warmup) : 0;
+    uint64_t warmup = o->warmup_steps < 0 ? total / 20 : (uint64_t)o->warmup_steps;
+    if (step < warmup)
+        return o->lr * (double)(step + 1) / (double)warmup;
+    double f = total > warmup ? (double)(step - warmup) / (double)(total - warmup) : 0;
     if (f > 1)
         f = 1; /* a run that goes on after its schedule stays at the floor */
-    double lr = s->lr, span = s->lr - s->floor;
-    if (s->kind == SCHEDULE_COSINE)
-        return s->floor + span * 0.5 * (1 + cos(M_PI * f));
-    if (s->kind == SCHEDULE_LINEAR)
-        return s->floor + span * (1 - f);
-    if (s->kind == SCHEDULE_STEP && s->step_size)
-        lr *= pow(s->gamma, (double)((step - s->warmup) / s->step_size));
-    return lr > s->floor ? lr : s->floor;
+    double span = o->lr - o->lr_floor;
+    if (o->schedule == SCHEDULE_COSINE)
+        return o->lr_floor + span * 0.5 * (1 + cos(M_PI * f));
+    if (o->schedule == SCHEDULE_LINEAR)
+        return o->lr_floor + span * (1 - f);
+    if (o->schedule == SCHEDULE_CONSTANT)
+        return fmax(o->lr, o->lr_floor);
+    uint64_t third = total / 3 ? total / 3 : 1;
+    uint64_t drops = (step - warmup) / (o->step_size ? (uint64_t)o->step_size : third);
+    return fmax(o->lr * pow(o->step_gamma, (double)drops), o->lr_floor);
 }
 
 /* --steps, or as many as it takes to see the rest of --epochs. */
@@ -682,15 +684,8 @@ void setup_length(Session *s)
     if (steps > 4294967295.0)
         die_usage("lower --epochs or raise --batch-size", "%g steps are more than a run can count",
                   steps);
-    uint64_t total = steps < 0 ? 0 : (uint64_t)steps, third = total / 3 ? total / 3 : 1;
-    s->schedule = (Schedule){.kind = o->schedule,
-                             .lr = o->lr,
-                             .floor = o->lr_floor,
-                             .warmup = o->warmup_steps < 0 ? total / 20 : (uint64_t)o->warmup_steps,
-                             .total = total,
-                             .gamma = o->step_gamma,
-                             .step_size = o->step_size ? (uint64_t)o->step_size : third};
-    printf("plan      %lu steps of %ld images%s", (unsigned long)total, o->batch_size,
+    s->steps = steps < 0 ? 0 : (uint64_t)steps;
+    printf("plan      %lu steps of %ld images%s", (unsigned long)s->steps, o->batch_size,
            s->micro < o->batch_size ? ", " : "\n");
     if (s->micro < o->batch_size)
         printf("%d at a time\n", s->micro);

@@ -12,21 +12,12 @@
 #include "train/mixup.h"
 #include "train/options.h"
 
-/* The learning rate of each step. */
-typedef struct {
-    int kind;               /* SCHEDULE_* */
-    double lr, floor;       /* peak, and the lowest after the warm-up */
-    uint64_t warmup, total; /* steps; total: of the whole run */
-    uint64_t step_size;     /* steps between drops (SCHEDULE_STEP) */
-    double gamma;           /* factor of a drop */
-} Schedule;
-
-/* Learning rate of step 0, 1, ..., total-1. Warm-up: lr * (step+1) / warmup, so that the first step
- * already learns and the last warm-up step has the peak; then, with f = (step - warmup) / (total -
- * warmup), the curve goes from lr at f = 0 towards the floor at f = 1, which it would reach with
- * the step after the last (as optax.warmup_cosine_decay_schedule and timm's per-update scheduler).
- */
-double schedule_lr(const Schedule *s, uint64_t step);
+/* Learning rate of step 0, 1, ..., total-1 of a run, as the flags have it. Warm-up: lr * (step+1) /
+ * warmup, so that the first step already learns and the last warm-up step has the peak; then, with
+ * f = (step - warmup) / (total - warmup), the curve goes from lr at f = 0 towards the floor at f =
+ * 1, which it would reach with the step after the last (as optax.warmup_cosine_decay_schedule and
+ * timm's per-update scheduler). */
+double schedule_lr(const Options *o, uint64_t total, uint64_t step);
 
 typedef struct {
     Options o; /* what was asked for, and what was chosen where that was `auto` */
@@ -50,15 +41,15 @@ typedef struct {
     int micro;      /* images computed at a time */
     RunState state; /* where the run stands */
     /* setup_length, setup_out: training alone */
-    Schedule schedule;
-    char *out; /* run directory; NULL on all ranks but the first */
+    uint64_t steps; /* of the whole run */
+    char *out;      /* run directory; NULL on all ranks but the first */
 } Session;
 
 void setup_options(Session *s, int argc, char **argv); /* flags, recipes, the run's config.ini */
 void setup_config(Session *s);                         /* device; weights or preset, then flags */
 void setup_data(Session *s, bool train);     /* the validation split, and the training one */
 void setup_model(Session *s, bool training); /* memory plan, initial or loaded weights */
-void setup_length(Session *s);               /* steps of the run, and their learning rates */
+void setup_length(Session *s);               /* steps of the run */
 void setup_out(Session *s);                  /* run directory with config.ini and log */
 void session_free(Session *s);
 
