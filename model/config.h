@@ -5,93 +5,73 @@
  */
 #pragma once
 
-#include "util/util.h"
+#include "util/field.h"
 
 #define VIT_CHANNELS 3
-
-/* One line per setting: C type, field, flag, default, what it means. The field's name is the key
- * in a checkpoint's metadata; a word type is an enum whose names stand in the table vit_words. */
 
 enum { POOL_CLS, POOL_GAP };
 enum { ACT_NONE, ACT_GELU, ACT_GELU_TANH, ACT_TANH };
 enum { LOSS_SOFTMAX, LOSS_SIGMOID };
 
+/* A row per setting: C type, field, flag, default, what is allowed (as in field.h), what it means.
+ * The field's name is the key in a checkpoint's metadata; a word's names are in the order of its
+ * enum, and no user can choose ACT_NONE. */
+
 /* clang-format off */
 #define VIT_CONFIG(X)                                                                             \
-    X(int,    image_h,           "image-height",      224,          "image height in pixels")     \
-    X(int,    image_w,           "image-width",       224,          "image width in pixels")      \
-    X(int,    patch,             "patch-size",        16,                                         \
-      "side of a square patch in pixels")                                                         \
-    X(int,    width,             "width",             768,                                        \
-      "C, width of the residual stream")                                                          \
-    X(int,    layers,            "layers",            12,           "L, number of blocks")        \
-    X(int,    heads,             "heads",             12,                                         \
-      "H, attention heads; must divide C")                                                        \
-    X(int,    mlp,               "mlp",               3072,         "F, hidden width of the MLP") \
-    X(int,    classes,           "num-classes",       1000,         "K, outputs of the head")     \
-    X(word,   pool,              "pool",              POOL_CLS,                                   \
+    X(int,    image_h, "image-height", "224", "1..65536", "image height in pixels")               \
+    X(int,    image_w, "image-width", "224", "1..65536", "image width in pixels")                 \
+    X(int,    patch, "patch-size", "16", "1..1024", "side of a square patch in pixels")           \
+    X(int,    width, "width", "768", "1..65536", "C, width of the residual stream")               \
+    X(int,    layers, "layers", "12", "1..1000", "L, number of blocks")                           \
+    X(int,    heads, "heads", "12", "", "H, attention heads; must divide C")                      \
+    X(int,    mlp, "mlp", "3072", "1..1048576", "F, hidden width of the MLP")                     \
+    X(int,    classes, "num-classes", "1000", "1..16777216", "K, outputs of the head")            \
+    X(word,   pool, "pool", "cls", "cls|gap",                                                     \
       "cls: token 0 after the final norm; gap: mean of the patch tokens after it")                \
-    X(int,    cls_tokens,        "cls-tokens",        1,                                          \
+    X(int,    cls_tokens, "cls-tokens", "1", "0..4096",                                           \
       "class tokens in front of the patches (0, 1, 8, ...)")                                      \
-    X(bool,   patch_bias,        "patch-bias",        true,                                       \
-      "bias in the patch embedding")                                                              \
-    X(int,    representation,    "representation",    0,                                          \
+    X(bool,   patch_bias, "patch-bias", "true", "", "bias in the patch embedding")                \
+    X(int,    representation, "representation", "0", "0..1048576",                                \
       "width of a linear+tanh layer before the head; 0: none")                                    \
-    X(word,   act,               "act",               ACT_GELU,     "gelu (erf) or gelu_tanh")    \
-    X(double, eps,               "eps",               1e-6,                                       \
-      "epsilon of the norms in the blocks")                                                       \
-    X(double, eps_final,         "eps-final",         1e-6,         "epsilon of the final norm")  \
-    X(bool,   layer_scale,       "layer-scale",       false,                                      \
-      "learned scale per channel on each branch")                                                 \
-    X(bool,   norm_pre,          "norm-pre",          false,                                      \
-      "a norm after the embedding, as in CLIP")                                                   \
-    X(word,   loss,              "loss",              LOSS_SOFTMAX,                               \
-      "softmax or sigmoid cross-entropy")                                                         \
-    X(double, dropout,           "dropout",           0.0,                                        \
+    X(word,   act, "act", "gelu", "|gelu|gelu_tanh", "gelu (erf) or gelu_tanh")                   \
+    X(double, eps, "eps", "1e-06", "0..1", "epsilon of the norms in the blocks")                  \
+    X(double, eps_final, "eps-final", "1e-06", "0..1", "epsilon of the final norm")               \
+    X(bool,   layer_scale, "layer-scale", "false", "", "learned scale per channel on each branch")\
+    X(bool,   norm_pre, "norm-pre", "false", "", "a norm after the embedding, as in CLIP")        \
+    X(word,   loss, "loss", "softmax", "softmax|sigmoid", "softmax or sigmoid cross-entropy")     \
+    X(double, dropout, "dropout", "0", "0..0.999",                                                \
       "after the embedding, attention projection, GELU and fc2")                                  \
-    X(double, attention_dropout, "attention-dropout", 0.0,                                        \
+    X(double, attention_dropout, "attention-dropout", "0", "0..0.999",                            \
       "on the attention probabilities")                                                           \
-    X(double, drop_path,         "drop-path",         0.0,                                        \
+    X(double, drop_path, "drop-path", "0", "0..0.999",                                            \
       "stochastic depth, rising linearly over the blocks from 0")                                 \
-    X(double, mean_r,            "mean-r",            0.485,                                      \
-      "normalisation mean, red, of pixels in 0..1")                                               \
-    X(double, mean_g,            "mean-g",            0.456,        "normalisation mean, green")  \
-    X(double, mean_b,            "mean-b",            0.406,        "normalisation mean, blue")   \
-    X(double, std_r,             "std-r",             0.229,                                      \
-      "normalisation standard deviation, red")                                                    \
-    X(double, std_g,             "std-g",             0.224,                                      \
-      "normalisation standard deviation, green")                                                  \
-    X(double, std_b,             "std-b",             0.225,                                      \
-      "normalisation standard deviation, blue")
+    X(double, mean_r, "mean-r", "0.485", "", "normalisation mean, red, of pixels in 0..1")        \
+    X(double, mean_g, "mean-g", "0.456", "", "normalisation mean, green")                         \
+    X(double, mean_b, "mean-b", "0.406", "", "normalisation mean, blue")                          \
+    X(double, std_r, "std-r", "0.229", "1e-06..1e+06", "normalisation standard deviation, red")   \
+    X(double, std_g, "std-g", "0.224", "1e-06..1e+06", "normalisation standard deviation, green") \
+    X(double, std_b, "std-b", "0.225", "1e-06..1e+06", "normalisation standard deviation, blue")
 /* clang-format on */
 
-typedef int word; /* an int whose values have names */
-
 typedef struct {
-#define X(type, field, flag, value, help) type field;
+#define X(type, field, ...) type field;
     VIT_CONFIG(X)
 #undef X
 } Config;
 
-/* Every setting with its type, so that flags, files and messages need no second list. */
-typedef enum { T_INT, T_DOUBLE, T_BOOL, T_WORD } ConfigType;
-typedef struct {
-    const char *name, *flag, *help;
-    ConfigType type;
-    size_t offset; /* in Config */
-} ConfigField;
+typedef Field ConfigField; /* with its offset in Config */
 extern const ConfigField vit_config_fields[];
 extern const int vit_config_count;
 
-Config vit_config_default(void);                   /* ViT-B/16 at 224 */
-bool vit_preset(const char *name, Config *c);      /* "B/16" sets dimensions; false: unknown */
-extern const char *const vit_preset_names[];       /* NULL-terminated */
-bool vit_config_set(Config *c, const char *name, const char *value, Error *e); /* by field or flag,
-                                                      `-` and `_` alike; errors name it as given */
-void vit_config_get(const Config *c, const ConfigField *f, char *out, size_t size); /* as text */
-const char *vit_words(const char *field);          /* "softmax|sigmoid" for loss; else NULL */
-bool vit_config_check(const Config *c, Error *e);  /* impossible shapes, out-of-range values */
+Config vit_config_default(void);              /* ViT-B/16 at 224 */
+bool vit_preset(const char *name, Config *c); /* "B/16" sets dimensions; false: unknown */
+extern const char *const vit_preset_names[];  /* NULL-terminated */
 const ConfigField *vit_config_find(const char *name); /* by field or flag; NULL: no such setting */
+/* By field or flag, `-` and `_` alike; errors name it as given. */
+bool vit_config_set(Config *c, const char *name, const char *value, Error *e);
+void vit_config_get(const Config *c, const ConfigField *f, char *out, size_t size); /* as text */
+bool vit_config_check(const Config *c, Error *e); /* impossible shapes, out-of-range values */
 
 static inline int vit_patches(const Config *c)
 {

@@ -272,7 +272,7 @@ static void test_environment(void)
         Place p;
         Error e = {"", ""};
         environment(table[i].words);
-        bool ok = dist_environment(&p, &e);
+        bool ok = launch_environment(&p, &e);
         if (table[i].rank < 0) {
             CHECK(!ok && strstr(e.what, table[i].host) && *e.hint, "%s: %s", table[i].words,
                   e.what);
@@ -288,9 +288,9 @@ static void test_environment(void)
     Error e;
     environment("SLURM_PROCID=0 SLURM_NTASKS=2 SLURM_LOCALID=0 SLURM_STEP_NODELIST=a "
                 "SLURM_JOB_ID=41 SLURM_STEP_ID=0");
-    bool ok = dist_environment(&one, &e);
+    bool ok = launch_environment(&one, &e);
     setenv("SLURM_STEP_ID", "1", 1);
-    ok = dist_environment(&two, &e) && ok;
+    ok = launch_environment(&two, &e) && ok;
     CHECK(ok && one.port != two.port && one.port >= 15000 && one.port < 31000, "ports %d and %d",
           one.port, two.port);
     environment("");
@@ -306,25 +306,25 @@ static double term(int rank, int i)
 
 static int do_calls(void *arg)
 {
-    World w = dist_start(0, NULL);
+    World w = hosts_start(0, NULL);
     (void)arg;
     for (int round = 0; round < 50; round++) {
         double x[33];
         for (int i = 0; i < 33; i++)
             x[i] = term(w.rank, i + round);
-        dist_sum(x, 33);
+        hosts_sum(x, 33);
         for (int i = 0; i < 33; i++) {
             double sum = term(0, i + round);
             for (int r = 1; r < w.ranks; r++)
                 sum += term(r, i + round);
             CHECK(memcmp(&sum, &x[i], sizeof sum) == 0, "%a is not %a", x[i], sum);
         }
-        dist_barrier();
+        hosts_barrier();
         int n = round == 7 ? 5000000 : 100 * round;
         unsigned char *data = xmalloc((size_t)n);
         for (int i = 0; i < n; i++)
             data[i] = w.rank ? 0 : (unsigned char)(i * 7 + round);
-        dist_broadcast(data, (size_t)n);
+        hosts_broadcast(data, (size_t)n);
         int wrong = 0;
         for (int i = 0; i < n; i++)
             wrong += data[i] != (unsigned char)(i * 7 + round);
@@ -333,9 +333,9 @@ static int do_calls(void *arg)
     }
     if (w.rank == w.ranks - 1)
         usleep(300000); /* the others wait for it at the end */
-    dist_end();
-    dist_end();
-    dist_barrier();
+    hosts_end();
+    hosts_end();
+    hosts_barrier();
     return check_report();
 }
 
@@ -433,8 +433,8 @@ static int do_end(void *arg)
 {
     const End *end = arg;
     die_hook = hook;
-    World w = dist_start(0, NULL);
-    dist_barrier();
+    World w = hosts_start(0, NULL);
+    hosts_barrier();
     if (w.rank == end->rank) {
         usleep(100000);
         if (end->how < 0)
@@ -443,20 +443,20 @@ static int do_end(void *arg)
     }
     for (double x = 1;; sleep(1))
         if (end->waiting)
-            dist_sum(&x, 1);
+            hosts_sum(&x, 1);
     return 0;
 }
 
 static int do_nothing_in_step(void *arg)
 {
     (void)arg;
-    World w = dist_start(0, NULL);
+    World w = hosts_start(0, NULL);
     double x[2] = {0};
     if (w.rank == 2)
-        dist_sum(x, 2);
+        hosts_sum(x, 2);
     else
-        dist_sum(x, 1);
-    dist_end();
+        hosts_sum(x, 1);
+    hosts_end();
     return 0;
 }
 
@@ -538,17 +538,17 @@ static int play(char **argv)
         usleep(strcmp(getenv("RANK"), "1") == 0 ? 500000 : 60000000);
         return 7;
     }
-    World w = dist_start(3, argv);
+    World w = hosts_start(3, argv);
     double x = w.rank, pids[3] = {0};
-    dist_sum(&x, 1);
+    hosts_sum(&x, 1);
     pids[w.rank] = getpid();
-    dist_sum(pids, 3);
+    hosts_sum(pids, 3);
     if (w.rank == 0)
         printf("sum %g, pids %.0f %.0f %.0f\n", x, pids[0], pids[1], pids[2]);
     fflush(stdout);
     sigaction(SIGTERM, &a, NULL);
     sigaction(SIGUSR1, &a, NULL);
-    dist_barrier();
+    hosts_barrier();
     if (strcmp(part, "fail") == 0 && w.rank == 1)
         return 3;
     if (strcmp(part, "crash") == 0 && w.rank == 1)
@@ -562,7 +562,7 @@ static int play(char **argv)
     if (strcmp(part, "sleep") == 0)
         for (;;)
             sleep(1);
-    dist_end();
+    hosts_end();
     return 0;
 }
 

@@ -2,11 +2,10 @@
  */
 #include "check.h"
 
-#include "train/options.h"
+#include "train/setup.h"
 #include "util/files.h"
 #include "util/report.h"
 #include "util/text.h"
-#include "train/schedule.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -21,11 +20,12 @@
 static bool parse(Options *o, Error *e, int n, const char **args)
 {
     char *argv[32] = {(char *)"train_cpu"};
-    bool help = false;
+    Settings asked = {0};
     for (int i = 0; i < n; i++)
         argv[i + 1] = (char *)args[i];
     options_init(o);
-    return options_args(o, n + 1, argv, &help, e);
+    bool ok = options_args(o, &asked, n + 1, argv, e);
+    return options_apply(o, &asked, ok ? e : NULL) && ok;
 }
 #define PARSE(...) \
     parse(&o, &e, COUNT(((const char *[]){__VA_ARGS__})), (const char *[]){__VA_ARGS__})
@@ -36,7 +36,7 @@ static void test_values(void)
     Error e = {"", ""};
     CHECK(PARSE("train", "--batch-size", "32", "--lr=0.5", "--label_smoothing", "0.2"));
     CHECK(o.batch_size == 32 && o.lr == 0.5 && o.label_smoothing == 0.2);
-    CHECK(o.has_lr && !o.has_clip && strcmp(o.command, "train") == 0);
+    CHECK(options_given(&o, "lr") && !options_given(&o, "clip") && strcmp(o.command, "train") == 0);
     options_free(&o);
     CHECK(PARSE("eval", "--opt", "lamb", "--schedule", "step", "--decay", "no_1d"));
     CHECK(o.opt == OPT_LAMB && o.schedule == SCHEDULE_STEP && o.decay == DECAY_NO_1D);
@@ -60,7 +60,7 @@ static void test_values(void)
     CHECK(o.config.layer_scale && !o.augment && o.config.norm_pre && !o.config.patch_bias);
     options_free(&o);
     CHECK(PARSE("--classes", "names.txt", "--no-classes", "--no_val_data", "--no-clip"));
-    CHECK(o.has_classes && !*o.classes && !*o.val_data && o.clip == 0);
+    CHECK(options_given(&o, "classes") && !*o.classes && !*o.val_data && o.clip == 0);
     options_free(&o);
     CHECK(PARSE("--epochs", "5", "--steps", "7"));
     CHECK(o.steps == 7 && o.epochs == 0);
@@ -246,23 +246,26 @@ static bool near(double a, double b)
 
 static void test_schedules(void)
 {
-    Schedule s = {.kind = SCHEDULE_COSINE, .lr = 2, .floor = 0.5, .warmup = 4, .total = 12};
-    CHECK(near(schedule_lr(&s, 0), 0.5) && near(schedule_lr(&s, 1), 1) &&
-          near(schedule_lr(&s, 3), 2));
-    CHECK(near(schedule_lr(&s, 4), 2) && near(schedule_lr(&s, 8), 1.25));
-    CHECK(near(schedule_lr(&s, 6), 0.5 + 1.5 * 0.5 * (1 + sqrt(0.5))));
-    CHECK(near(schedule_lr(&s, 12), 0.5) && near(schedule_lr(&s, 1000), 0.5));
-    s.kind = SCHEDULE_LINEAR;
-    CHECK(near(schedule_lr(&s, 8), 1.25) && near(schedule_lr(&s, 11), 0.5 + 1.5 / 8));
-    s.kind = SCHEDULE_CONSTANT;
-    CHECK(near(schedule_lr(&s, 2), 1.5) && near(schedule_lr(&s, 11), 2));
-    s = (Schedule){
-        .kind = SCHEDULE_STEP, .lr = 1, .floor = 0.005, .total = 30, .step_size = 10, .gamma = 0.1};
-    CHECK(near(schedule_lr(&s, 0), 1) && near(schedule_lr(&s, 9), 1) &&
-          near(schedule_lr(&s, 10), 0.1));
-    CHECK(near(schedule_lr(&s, 29), 0.01) && near(schedule_lr(&s, 30), 0.005));
-    s = (Schedule){.kind = SCHEDULE_COSINE, .lr = 1, .warmup = 5, .total = 5};
-    CHECK(isfinite(schedule_lr(&s, 5)) && near(schedule_lr(&s, 4), 1));
+    Options s = {.schedule = SCHEDULE_COSINE, .lr = 2, .lr_floor = 0.5, .warmup_steps = 4};
+    CHECK(near(schedule_lr(&s, 12, 0), 0.5) && near(schedule_lr(&s, 12, 1), 1) &&
+          near(schedule_lr(&s, 12, 3), 2));
+    CHECK(near(schedule_lr(&s, 12, 4), 2) && near(schedule_lr(&s, 12, 8), 1.25));
+    CHECK(near(schedule_lr(&s, 12, 6), 0.5 + 1.5 * 0.5 * (1 + sqrt(0.5))));
+    CHECK(near(schedule_lr(&s, 12, 12), 0.5) && near(schedule_lr(&s, 12, 1000), 0.5));
+    s.schedule = SCHEDULE_LINEAR;
+    CHECK(near(schedule_lr(&s, 12, 8), 1.25) && near(schedule_lr(&s, 12, 11), 0.5 + 1.5 / 8));
+    s.schedule = SCHEDULE_CONSTANT;
+    CHECK(near(schedule_lr(&s, 12, 2), 1.5) && near(schedule_lr(&s, 12, 11), 2));
+    s = (Options){.schedule = SCHEDULE_STEP,
+                  .lr = 1,
+                  .lr_floor = 0.005,
+                  .step_size = 10,
+                  .step_gamma = 0.1};
+    CHECK(near(schedule_lr(&s, 30, 0), 1) && near(schedule_lr(&s, 30, 9), 1) &&
+          near(schedule_lr(&s, 30, 10), 0.1));
+    CHECK(near(schedule_lr(&s, 30, 29), 0.01) && near(schedule_lr(&s, 30, 30), 0.005));
+    s = (Options){.schedule = SCHEDULE_COSINE, .lr = 1, .warmup_steps = 5};
+    CHECK(isfinite(schedule_lr(&s, 5, 5)) && near(schedule_lr(&s, 5, 4), 1));
 }
 
 /* ---- log lines ---- */

@@ -1,11 +1,14 @@
 /* eval.c - accuracy over a data set, classes of single images, and the speed of both passes.
  *
+ * Read in this order: evaluate, predict, bench.
+ *
  * evaluate() serves the eval command and the training loop. The bench command times steps without
  * data; how far that is from what the machine's matrix product allows is measured by bench/bench.c.
  */
-#include "train/setup.h"
+#include "train/eval.h"
 
 #include "image/decoder.h"
+#include "train/hosts.h"
 #include "util/files.h"
 #include "util/report.h"
 #include "util/rng.h"
@@ -16,23 +19,20 @@
 
 /* ---- evaluate ---- */
 
-typedef struct {
-    double loss, top1, top5;
-    long images;
-} Sums;
+enum { LOSS, TOP1, TOP5, IMAGES, SUMS };
 
-static void add_result(Session *s, int ago, int n, Sums *sum)
+/* The batch of n images that was computed `ago` batches before the last, stats [n, 3]. */
+static void add_result(Session *s, int ago, int n, double sum[SUMS])
 {
     const StepResult *r = vit_result(s->m, ago);
-    for (int i = 0; i < n; i++) {
-        sum->loss += (double)r->stats[3 * i];
-        sum->top1 += (double)r->stats[3 * i + 1];
-        sum->top5 += (double)r->stats[3 * i + 2];
-    }
-    sum->images += n;
+    for (int i = 0; i < n; i++)
+        for (int k = LOSS; k <= TOP5; k++)
+            sum[k] += (double)r->stats[3 * i + k];
+    sum[IMAGES] += n;
 }
 
-/* What a batch came to is read while the next one is computed. */
+/* Ranks take turns: batch k of rank r begins at image (k * ranks + r) * micro. The last one may be
+ * short, and is computed as it is. What a batch came to is read while the next one is computed. */
 bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
 {
     int K = s->config.classes, waiting = 0; /* images of the batch before */
@@ -43,35 +43,31 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
                                                      .end = data_count(d),
                                                      .workers = (int)s->o.workers,
                                                      .max_workers = s->max_workers,
-                                                     .neighbours = s->local_ranks - 1});
-    Sums sum = {0, 0, 0, 0};
-    double from = now();
+                                                     .neighbours = s->world.local_ranks - 1});
+    double sum[SUMS] = {0}, from = now();
     const Batch *b;
     while (!(stop && *stop) && (b = loader_next(loader))) {
         soft_targets(targets, b->labels, b->n, K, 0, NULL, 0);
         vit_set_batch(s->m, b->n, b->images, true, targets, NULL);
         vit_evaluate(s->m);
         if (waiting)
-            add_result(s, 1, waiting, &sum);
+            add_result(s, 1, waiting, sum);
         waiting = b->n;
-        report_progress("evaluating", sum.images * s->world.ranks, data_count(d),
-                        (double)sum.images * s->world.ranks / (now() - from));
+        double done = sum[IMAGES] * s->world.ranks;
+        report_progress("evaluating", (long)done, data_count(d), done / (now() - from));
     }
     if (waiting)
-        add_result(s, 0, waiting, &sum);
-    double all[] = {sum.loss, sum.top1, sum.top5, (double)sum.images};
-    dist_sum(all, COUNT(all));
-    sum = (Sums){all[0], all[1], all[2], (long)all[3]};
-    bool complete = sum.images == data_count(d);
-    double count = sum.images ? (double)sum.images : 1;
-    *out = (Evaluation){.top1 = 100 * sum.top1 / count,
-                        .top5 = 100 * sum.top5 / count,
-                        .loss = sum.loss / count,
+        add_result(s, 0, waiting, sum);
+    hosts_sum(sum, SUMS);
+    double count = fmax(sum[IMAGES], 1);
+    *out = (Evaluation){.top1 = 100 * sum[TOP1] / count,
+                        .top5 = 100 * sum[TOP5] / count,
+                        .loss = sum[LOSS] / count,
                         .seconds = now() - from,
-                        .images = sum.images};
+                        .images = (long)sum[IMAGES]};
     loader_close(loader);
     free(targets);
-    return complete;
+    return out->images == data_count(d);
 }
 
 int command_eval(Session *s)
@@ -99,10 +95,11 @@ int command_eval(Session *s)
 static char **class_names(const Session *s, int K)
 {
     Error e = {"", ""};
-    char *path = *s->o.classes ? xstrdup(s->o.classes)
-                 : s->run_dir  ? xasprintf("%s/classes.txt", s->run_dir)
-                               : NULL;
-    char **names = xcalloc((size_t)K, sizeof *names);
+    char **names = xcalloc((size_t)K, sizeof *names), *path = NULL;
+    if (*s->o.classes)
+        path = xstrdup(s->o.classes);
+    else if (s->run_dir)
+        path = xasprintf("%s/classes.txt", s->run_dir);
     if (!path || (!*s->o.classes && !path_exists(path))) {
         free(path);
         return names;
@@ -142,6 +139,7 @@ static void probabilities(const Config *c, double *p)
         p[k] /= sum;
 }
 
+/* As evaluation sees it, [image_h, image_w, 3]. */
 static bool read_image(Session *s, Decoder *d, const char *path, uint8_t *pixels, Error *e)
 {
     Error why;
@@ -149,6 +147,8 @@ static bool read_image(Session *s, Decoder *d, const char *path, uint8_t *pixels
            fail(e, why.hint, "%s: %s", path, why.what);
 }
 
+/* Prints the five most likely classes. `pixels` is [image_h, image_w, 3], `logits` and p are [K].
+ */
 static void predict_one(Session *s, const uint8_t *pixels, real *logits, double *p, char **names)
 {
     const Config *c = &s->config;
@@ -172,6 +172,7 @@ static void predict_one(Session *s, const uint8_t *pixels, real *logits, double 
     }
 }
 
+/* A file that cannot be read is an error at the end; the others are predicted all the same. */
 int command_predict(Session *s)
 {
     const Config *c = &s->config;
@@ -256,6 +257,7 @@ static double time_steps(Session *s, int repeat, bool training)
     return median;
 }
 
+/* `flop` is that of one image, `peak` the device's in a second (0: not known). */
 static void print_rate(const char *what, double seconds, int B, double flop, double peak)
 {
     printf("%-10s %8.2f images/s  %8.2f ms per step of %d  %7.1f GFLOP/s", what, B / seconds,
@@ -266,11 +268,14 @@ static void print_rate(const char *what, double seconds, int B, double flop, dou
     fflush(stdout);
 }
 
+/* Two models one after the other: a plan for training holds more than inference needs. */
 int command_bench(Session *s)
 {
-    if (!s->o.has_batch_size)
+    if (!options_given(&s->o, "batch-size"))
         s->o.batch_size = s->be->asynchronous ? 256 : 8;
-    int repeat = s->o.steps ? (int)s->o.steps : s->be->asynchronous ? 30 : 5;
+    int repeat = s->be->asynchronous ? 30 : 5;
+    if (s->o.steps)
+        repeat = (int)s->o.steps;
     double forward = vit_forward_flops(&s->config);
     setup_model(s, true);
     print_rate("training", time_steps(s, repeat, true), s->micro, 3 * forward, s->be->peak_flops());

@@ -1,4 +1,4 @@
-/* dist.c - how the hosts of a run's processes talk.
+/* hosts.c - how the hosts of a run's processes talk.
  *
  * The ranks' hosts form a star of TCP connections with rank 0 in the middle. On each rank one
  * thread, the watcher, does all the reading: messages wait in a queue until the main thread asks
@@ -10,13 +10,13 @@
  * strangers and other jobs are kept out by a key made from the job's name, no more. All ranks must
  * have the same byte order and be builds of the same version.
  *
- * Read in this order: messages, the watcher, coming together, the calls. Who the processes are is
- * in launch.c.
+ * Read in this order: messages, the watcher, coming together, the calls.
  */
 #include "train/hosts.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -62,7 +62,7 @@ typedef struct {
     bool goodbye;            /* has said so; guarded by net.lock, like the queue */
     Message *first, **last;  /* received, in order, for the main thread */
     pthread_mutex_t sending; /* one whole message at a time */
-    /* the watcher's: what is being received */
+    /* the watcher's alone: what is being received */
     Header header;
     Message *message;
     size_t got; /* bytes, of the header and then of the body */
@@ -168,6 +168,14 @@ static _Noreturn void end_here(void)
     die(end_hint, "%s", net.what);
 }
 
+static bool must_end(void)
+{
+    pthread_mutex_lock(&net.lock);
+    bool failing = net.failing;
+    pthread_mutex_unlock(&net.lock);
+    return failing;
+}
+
 /* ---- the watcher ---- */
 
 /* A whole message: the main thread's, or the watcher's own business. */
@@ -250,6 +258,7 @@ static _Noreturn void see_to_the_end(void)
     _exit(1);
 }
 
+/* The watcher. It looks anew at whom to watch whenever something is written to net.wake. */
 static void *watch(void *arg)
 {
     (void)arg;
@@ -312,7 +321,7 @@ typedef struct {
 static int timeout_seconds(void)
 {
     Error e = {"", ""};
-    int seconds = dist_env_int("VIT_DIST_TIMEOUT", 1, 1 << 20, 120, &e);
+    int seconds = launch_env_int("VIT_DIST_TIMEOUT", 1, 1 << 20, 120, &e);
     if (*e.what)
         die("it is in seconds", "%s", e.what);
     return seconds;
@@ -321,57 +330,17 @@ static int timeout_seconds(void)
 /* Small messages go at once; a machine that vanishes without a word is noticed in half a minute. */
 static void set_up_socket(int fd)
 {
-    int on = 1, idle = 10, interval = 5, probes = 4, unheard = 30000;
+    static const struct {
+        int level, name, value;
+    } options[] = {{IPPROTO_TCP, TCP_NODELAY, 1},   {SOL_SOCKET, SO_KEEPALIVE, 1},
+                   {IPPROTO_TCP, TCP_KEEPIDLE, 10}, {IPPROTO_TCP, TCP_KEEPINTVL, 5},
+                   {IPPROTO_TCP, TCP_KEEPCNT, 4},   {IPPROTO_TCP, TCP_USER_TIMEOUT, 30000}};
     struct timeval forever = {0};
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
-    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle);
-    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof interval);
-    setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
-    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unheard, sizeof unheard);
+    for (int i = 0; i < COUNT(options); i++)
+        setsockopt(fd, options[i].level, options[i].name, &options[i].value, sizeof(int));
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &forever, sizeof forever);
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &forever, sizeof forever);
     fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
-}
-
-static struct addrinfo *resolve(const char *host, int port, int flags, char *why, size_t size)
-{
-    char service[8];
-    struct addrinfo hints = {.ai_flags = flags, .ai_socktype = SOCK_STREAM}, *list;
-    snprintf(service, sizeof service, "%d", port);
-    int code = getaddrinfo(host, service, &hints, &list);
-    if (code == 0)
-        return list;
-    snprintf(why, size, "%s", code == EAI_SYSTEM ? strerror(errno) : gai_strerror(code));
-    return NULL;
-}
-
-int dist_listen(const char *host, int port, char *why, size_t size)
-{
-    bool local =
-        strncmp(host, "127.", 4) == 0 || strcmp(host, "::1") == 0 || strcmp(host, "localhost") == 0;
-    struct addrinfo *list = resolve(local ? host : NULL, port, local ? 0 : AI_PASSIVE, why, size);
-    int fd = -1, on = 1, off = 0;
-    for (int family = AF_INET6; fd < 0; family = AF_INET) { /* IPv6 hears IPv4 too */
-        for (struct addrinfo *a = list; a && fd < 0; a = a->ai_next) {
-            if (a->ai_family != family)
-                continue;
-            fd = socket(family, SOCK_STREAM, 0);
-            setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-            if (family == AF_INET6)
-                setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
-            if (fd >= 0 && bind(fd, a->ai_addr, a->ai_addrlen) == 0 && listen(fd, 1024) == 0)
-                break;
-            snprintf(why, size, "%s", strerror(errno));
-            if (fd >= 0)
-                close(fd);
-            fd = -1;
-        }
-        if (family == AF_INET)
-            break;
-    }
-    if (list)
-        freeaddrinfo(list);
-    return fd;
 }
 
 /* The launcher's socket, or one of our own, for which an ending job may have to make room. */
@@ -379,7 +348,7 @@ static int open_listener(const Place *p, double until)
 {
     Error e = {"", ""};
     char why[256] = "";
-    int fd = dist_env_int("VIT_DIST_FD", 3, 1 << 20, -1, &e), listening = 0;
+    int fd = launch_env_int("VIT_DIST_FD", 3, 1 << 20, -1, &e), listening = 0;
     socklen_t size = sizeof listening;
     unsetenv("VIT_DIST_FD");
     if (fd >= 0 && getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) == 0 && listening) {
@@ -387,7 +356,7 @@ static int open_listener(const Place *p, double until)
         return fd;
     }
     double patience = now() + 10 < until ? now() + 10 : until;
-    while ((fd = dist_listen(p->host, p->port, why, sizeof why)) < 0) {
+    while ((fd = launch_listen(p->host, p->port, why, sizeof why)) < 0) {
         if (now() > patience)
             die("another job may be using it: set VIT_PORT to a free port, the same on every rank",
                 "rank 0 cannot listen on port %d: %s", p->port, why);
@@ -397,13 +366,15 @@ static int open_listener(const Place *p, double until)
     return fd;
 }
 
+/* Who has knocked, but not yet said all of its name. */
 typedef struct {
     int fd;
-    double since;
-    size_t got;
+    double since; /* when it came */
+    size_t got;   /* bytes of its hello */
     Hello hello;
 } Guest;
 
+/* Whether who introduces itself so may come in. */
 static int judge(const Hello *h, uint64_t key)
 {
     if (h->version != PROTOCOL)
@@ -453,7 +424,7 @@ static bool greet(Guest *g, uint64_t key, int *come)
     return true;
 }
 
-/* "2", "1, 3", "1, 2, 5, ..." */
+/* The ranks that have not come: "2", "1, 3", "1, 2, 5, ..." */
 static const char *missing(char *out, size_t size)
 {
     size_t n = 0;
@@ -463,14 +434,6 @@ static const char *missing(char *out, size_t size)
     if (n >= size - 32)
         snprintf(out + n, size - n, ", ...");
     return out;
-}
-
-static bool must_end(void)
-{
-    pthread_mutex_lock(&net.lock);
-    bool failing = net.failing;
-    pthread_mutex_unlock(&net.lock);
-    return failing;
 }
 
 /* Rank 0: until every other rank has come. */
@@ -507,19 +470,15 @@ static void gather(const Place *place, double until)
 
 /* A connection, or -1 and why. While nobody listens there, a socket can be given that very port and
  * connect to itself: that is nobody. */
-static int connect_once(const struct addrinfo *a, int milliseconds, char *why, size_t size)
+static int connect_once(const struct addrinfo *a, char *why, size_t size)
 {
-    int fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), error = 0;
-    struct pollfd waiting = {.fd = fd, .events = POLLOUT};
+    int fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0), error = 0;
+    struct timeval patience = {.tv_sec = 3};
     struct sockaddr_storage own = {0}, other = {0};
-    socklen_t n = sizeof error, own_size = sizeof own, other_size = sizeof other;
+    socklen_t own_size = sizeof own, other_size = sizeof other;
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
     if (fd < 0 || connect(fd, a->ai_addr, a->ai_addrlen) != 0)
-        error = errno;
-    if (error == EINPROGRESS) {
-        error = ETIMEDOUT;
-        if (poll(&waiting, 1, milliseconds) == 1)
-            getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &n);
-    }
+        error = errno == EINPROGRESS ? ETIMEDOUT : errno;
     if (!error && (getsockname(fd, (struct sockaddr *)&own, &own_size) != 0 ||
                    getpeername(fd, (struct sockaddr *)&other, &other_size) != 0 ||
                    (own_size == other_size && memcmp(&own, &other, own_size) == 0)))
@@ -532,12 +491,13 @@ static int connect_once(const struct addrinfo *a, int milliseconds, char *why, s
     return -1;
 }
 
+/* The first of the host's addresses that answers. */
 static int connect_any(const char *host, int port, char *why, size_t size)
 {
-    struct addrinfo *list = resolve(host, port, 0, why, size);
+    struct addrinfo *list = launch_resolve(host, port, 0, why, size);
     int fd = -1;
     for (struct addrinfo *a = list; a && fd < 0; a = a->ai_next)
-        fd = connect_once(a, 3000, why, size);
+        fd = connect_once(a, why, size);
     if (list)
         freeaddrinfo(list);
     return fd;
@@ -551,7 +511,7 @@ static bool introduce(int fd, const Place *place, double until, char *why, size_
         0,           ""};
     Welcome w;
     double left = until - now();
-    struct timeval patience = {.tv_sec = left > 5 ? 5 : left > 1 ? (long)left : 1};
+    struct timeval patience = {.tv_sec = (long)fmin(fmax(left, 1), 5)};
     gethostname(h.host, sizeof h.host - 1);
     set_up_socket(fd);
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
@@ -607,6 +567,7 @@ static void start_watcher(void)
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
+/* Connects all ranks. Rank 0's watcher runs before it gathers: who has come may be gone again. */
 static void open_net(const Place *place)
 {
     World w = place->world;
@@ -638,24 +599,24 @@ static void open_net(const Place *place)
     start_watcher();
     if (w.rank == 0)
         gather(place, until);
-    dist_barrier();
+    hosts_barrier();
 }
 
-World dist_start(int gpus, char **argv)
+World hosts_start(int gpus, char **argv)
 {
     Error e = {"", ""};
     Place p;
-    if (!dist_environment(&p, &e))
+    if (!launch_environment(&p, &e))
         die(e.hint, "%s", e.what);
     int ranks = p.world.ranks;
-    bool fits = gpus <= 1 || gpus == ranks || gpus == p.local_ranks ||
-                (!p.local_ranks && ranks % gpus == 0);
+    bool fits = gpus <= 1 || gpus == ranks || gpus == p.world.local_ranks ||
+                (!p.world.local_ranks && ranks % gpus == 0);
     if (ranks > 1 && !fits)
         die_usage("leave --gpus out: the launcher says how many processes there are",
                   "--gpus %d, but %s has started %d processes", gpus, p.launcher, ranks);
     if (ranks == 1 && gpus > 1)
-        dist_launch(gpus, argv);
-    int tasks = dist_env_int("SLURM_NTASKS", 1, 1 << 20, 1, &e);
+        launch_ranks(gpus, argv);
+    int tasks = launch_env_int("SLURM_NTASKS", 1, 1 << 20, 1, &e);
     if (!p.launcher && tasks > 1 && getenv("SLURM_PROCID"))
         warn("one process alone, though the Slurm job has %d tasks: srun starts them all", tasks);
     if (ranks > 1)
@@ -677,26 +638,33 @@ static _Noreturn void out_of_step(int rank, const Header *h, int kind, size_t by
         net.world.rank, (unsigned long long)net.count, kinds[kind], bytes);
 }
 
+/* Waits until p has said goodbye or, with `or_message`, something else; returns its next message,
+ * which stays in the queue. Where all must end, this rank ends here. */
+static Message *wait_for(Peer *p, bool or_message)
+{
+    pthread_mutex_lock(&net.lock);
+    while (!net.failing && !p->goodbye && !(or_message && p->first))
+        pthread_cond_wait(&net.news, &net.lock);
+    Message *m = p->first;
+    pthread_mutex_unlock(&net.lock);
+    if (must_end())
+        end_here();
+    return m;
+}
+
 /* The next message of p, which must be this one; its body goes to `to`. */
 static void take(Peer *p, int kind, void *to, size_t bytes)
 {
-    pthread_mutex_lock(&net.lock);
-    while (!p->first && !p->goodbye && !net.failing)
-        pthread_cond_wait(&net.news, &net.lock);
-    bool failing = net.failing;
-    Message *m = p->first;
-    if (m && !failing) {
-        p->first = m->next;
-        if (!p->first)
-            p->last = &p->first;
-    }
-    pthread_mutex_unlock(&net.lock);
-    if (failing)
-        end_here();
+    Message *m = wait_for(p, true);
     if (!m || m->header.kind != (uint32_t)kind || m->header.count != net.count ||
         m->header.bytes != bytes)
         out_of_step(p->rank, m ? &m->header : NULL, kind, bytes);
     memcpy(to, m->body, bytes);
+    pthread_mutex_lock(&net.lock);
+    p->first = m->next;
+    if (!p->first)
+        p->last = &p->first;
+    pthread_mutex_unlock(&net.lock);
     free(m);
 }
 
@@ -705,23 +673,18 @@ static void give(Peer *p, int kind, const void *data, size_t bytes)
 {
     if (!must_end() && send_message(p, kind, net.count, data, bytes))
         return;
-    pthread_mutex_lock(&net.lock);
-    while (!p->goodbye && !net.failing)
-        pthread_cond_wait(&net.news, &net.lock);
-    bool failing = net.failing;
-    pthread_mutex_unlock(&net.lock);
-    if (failing)
-        end_here();
+    wait_for(p, false);
     out_of_step(p->rank, NULL, kind, bytes);
 }
 
+/* To all that this rank is connected with: rank 0's way to everyone. */
 static void give_all(int kind, const void *data, size_t bytes)
 {
     for (int i = 0; i < net.peers; i++)
         give(&net.peer[i], kind, data, bytes);
 }
 
-void dist_broadcast(void *data, size_t bytes)
+void hosts_broadcast(void *data, size_t bytes)
 {
     if (!net.peers)
         return;
@@ -732,7 +695,7 @@ void dist_broadcast(void *data, size_t bytes)
     net.count++;
 }
 
-void dist_sum(double *x, int n)
+void hosts_sum(double *x, int n)
 {
     if (!net.peers)
         return;
@@ -753,34 +716,24 @@ void dist_sum(double *x, int n)
     net.count++;
 }
 
-void dist_barrier(void)
+void hosts_barrier(void)
 {
     double nothing = 0;
-    dist_sum(&nothing, 0);
-}
-
-static void wait_for_goodbye(Peer *p)
-{
-    pthread_mutex_lock(&net.lock);
-    while (!p->goodbye && !p->first && !net.failing)
-        pthread_cond_wait(&net.news, &net.lock);
-    bool failing = net.failing, more = p->first != NULL;
-    pthread_mutex_unlock(&net.lock);
-    if (failing)
-        end_here();
-    if (more)
-        out_of_step(p->rank, &p->first->header, GOODBYE, 0);
+    hosts_sum(&nothing, 0);
 }
 
 /* Rank 0 is the last to say it. */
-void dist_end(void)
+void hosts_end(void)
 {
     if (!net.peers)
         return;
     if (net.world.rank != 0)
         give_all(GOODBYE, NULL, 0);
-    for (int i = 0; i < net.peers; i++)
-        wait_for_goodbye(&net.peer[i]);
+    for (int i = 0; i < net.peers; i++) {
+        const Message *more = wait_for(&net.peer[i], true);
+        if (more)
+            out_of_step(net.peer[i].rank, &more->header, GOODBYE, 0);
+    }
     if (net.world.rank == 0)
         for (int i = 0; i < net.peers; i++)
             send_message(&net.peer[i], GOODBYE, net.count, NULL, 0);

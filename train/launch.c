@@ -1,14 +1,16 @@
-/* launch.c - who the processes of a run are: what launchers say in the environment, and a launcher
- * of our own for one machine.
+/* launch.c - what launchers say in the environment, and a launcher of our own for one machine.
  *
- * Nothing here talks to another rank: dist.c does. Read in this order: the environment, the
- * launcher.
+ * Nothing here talks to another rank: hosts.c does, above this file. The launcher only opens the
+ * socket that its rank 0 will listen on, starts its processes and waits for them.
+ *
+ * Read in this order: the environment, sockets, the launcher.
  */
-#include "train/hosts.h"
+#include "train/launch.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <netdb.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -31,7 +33,7 @@ static const char *env(const char *name)
     return value && *value ? value : NULL;
 }
 
-int dist_env_int(const char *name, int low, int high, int absent, Error *e)
+int launch_env_int(const char *name, int low, int high, int absent, Error *e)
 {
     const char *text = env(name);
     if (!text)
@@ -49,32 +51,23 @@ int dist_env_int(const char *name, int low, int high, int absent, Error *e)
 
 typedef struct {
     const char *name, *rank, *ranks, *local, *local_ranks;
-    const char *job[2]; /* together they name the job: its key, and its port where none is given */
+    const char *job, *step; /* name the job: its key, and its port where none is given */
 } Launcher;
 
 /* Inner ones first: torchrun may run under srun, and so may mpirun's own helpers. */
 enum { TORCHRUN, OPEN_MPI, HYDRA, SLURM };
+/* clang-format off */
 static const Launcher launchers[] = {
-    [TORCHRUN] = {"torchrun",
-                  "RANK",
-                  "WORLD_SIZE",
-                  "LOCAL_RANK",
-                  "LOCAL_WORLD_SIZE",
-                  {"VIT_DIST_KEY", "TORCHELASTIC_RUN_ID"}},
-    [OPEN_MPI] = {"mpirun",
-                  "OMPI_COMM_WORLD_RANK",
-                  "OMPI_COMM_WORLD_SIZE",
-                  "OMPI_COMM_WORLD_LOCAL_RANK",
-                  "OMPI_COMM_WORLD_LOCAL_SIZE",
-                  {"PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid"}},
-    [HYDRA] = {"mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", {0}},
-    [SLURM] = {"srun",
-               "SLURM_PROCID",
-               "SLURM_STEP_NUM_TASKS",
-               "SLURM_LOCALID",
-               NULL,
-               {"SLURM_JOB_ID", "SLURM_STEP_ID"}},
+    [TORCHRUN] = {"torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE",
+                  "VIT_DIST_KEY", "TORCHELASTIC_RUN_ID"},
+    [OPEN_MPI] = {"mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE",
+                  "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE",
+                  "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid"},
+    [HYDRA] = {"mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", NULL, NULL},
+    [SLURM] = {"srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", NULL,
+               "SLURM_JOB_ID", "SLURM_STEP_ID"},
 };
+/* clang-format on */
 
 static uint64_t hash(uint64_t h, const char *text)
 {
@@ -118,24 +111,22 @@ static bool first_node(const char *list, char *host, size_t size)
 
 static bool find_host(Place *p, const Launcher *l, Error *e)
 {
-    const char *given = env("MASTER_ADDR"), *nodes = env("SLURM_STEP_NODELIST");
+    const char *given = env("MASTER_ADDR"), *nodes = env("SLURM_STEP_NUM_NODES");
     bool slurm = l == &launchers[SLURM];
-    bool one_machine = p->local_ranks == p->world.ranks;
-    if (slurm) {
-        const char *count = env("SLURM_STEP_NUM_NODES");
-        one_machine = count && strcmp(count, "1") == 0;
-    }
+    bool one_machine =
+        slurm ? nodes && strcmp(nodes, "1") == 0 : p->world.local_ranks == p->world.ranks;
     if (given && strlen(given) >= sizeof p->host)
         return fail(e, "give it a host's name or address", "environment: MASTER_ADDR is too long");
     if (given || one_machine) {
         strcpy(p->host, given ? given : "127.0.0.1");
         return true;
     }
-    if (slurm && first_node(nodes, p->host, sizeof p->host))
-        return true;
-    if (slurm)
-        return fail(e, "set MASTER_ADDR to the host of rank 0",
-                    "environment: SLURM_STEP_NODELIST=%s names no host", nodes);
+    if (slurm) {
+        const char *list = env("SLURM_STEP_NODELIST");
+        return first_node(list, p->host, sizeof p->host) ||
+               fail(e, "set MASTER_ADDR to the host of rank 0",
+                    "environment: SLURM_STEP_NODELIST=%s names no host", list);
+    }
     return fail(e, "set MASTER_ADDR to the host of rank 0, on every rank (mpirun -x MASTER_ADDR)",
                 "environment: %s started %d ranks, but not where rank 0 is", l->name,
                 p->world.ranks);
@@ -145,14 +136,14 @@ static bool find_host(Place *p, const Launcher *l, Error *e)
  * below the ports that systems give to those who ask for any. */
 static bool find_port(Place *p, const Launcher *l, Error *e)
 {
-    int master = dist_env_int("MASTER_PORT", 1, 65534, 0, e);
-    p->port = dist_env_int("VIT_PORT", 1, 65535, master ? master + 1 : 0, e);
+    int master = launch_env_int("MASTER_PORT", 1, 65534, 0, e);
+    p->port = launch_env_int("VIT_PORT", 1, 65535, master ? master + 1 : 0, e);
     if (*e->what || p->port)
         return !*e->what;
     if (l == &launchers[TORCHRUN])
         return fail(e, "set MASTER_PORT (rank 0 will listen on the next one) or VIT_PORT",
                     "environment: RANK and WORLD_SIZE without MASTER_PORT");
-    p->port = env(l->job[0]) ? 15000 + (int)(p->key % 16000) : DEFAULT_PORT;
+    p->port = env(l->job) ? 15000 + (int)(p->key % 16000) : DEFAULT_PORT;
     return true;
 }
 
@@ -160,10 +151,10 @@ static bool find_rank(Place *p, const Launcher *l, Error *e)
 {
     World *w = &p->world;
     const char *size = l == &launchers[SLURM] && !env(l->ranks) ? "SLURM_NTASKS" : l->ranks;
-    w->ranks = dist_env_int(size, 1, 1 << 20, 0, e);
-    w->rank = dist_env_int(l->rank, 0, 1 << 20, 0, e);
-    w->local_rank = dist_env_int(l->local, 0, 1 << 20, w->ranks == 1 ? 0 : -1, e);
-    p->local_ranks = dist_env_int(l->local_ranks, 1, 1 << 20, 0, e);
+    w->ranks = launch_env_int(size, 1, 1 << 20, 0, e);
+    w->rank = launch_env_int(l->rank, 0, 1 << 20, 0, e);
+    w->local_rank = launch_env_int(l->local, 0, 1 << 20, w->ranks == 1 ? 0 : -1, e);
+    w->local_ranks = launch_env_int(l->local_ranks, 1, 1 << 20, 0, e);
     if (*e->what)
         return false;
     if (!w->ranks)
@@ -175,7 +166,7 @@ static bool find_rank(Place *p, const Launcher *l, Error *e)
     if (w->local_rank < 0)
         return fail(e, "set it to this process's number on its machine, from 0",
                     "environment: %s and %s without %s", l->rank, size, l->local);
-    int most = p->local_ranks ? p->local_ranks : w->ranks;
+    int most = w->local_ranks ? w->local_ranks : w->ranks;
     if (w->local_rank >= most || most > w->ranks)
         return fail(e, "a machine's processes count from 0, and are no more than all",
                     "environment: %s=%d of %d on this machine, and %s=%d", l->local, w->local_rank,
@@ -183,17 +174,17 @@ static bool find_rank(Place *p, const Launcher *l, Error *e)
     return true;
 }
 
-bool dist_environment(Place *p, Error *e)
+bool launch_environment(Place *p, Error *e)
 {
     const Launcher *l = find_launcher();
     World *w = &p->world;
-    *p = (Place){.world = {0, 1, 0}, .launcher = l ? l->name : NULL};
+    *p = (Place){.world = {.ranks = 1}, .launcher = l ? l->name : NULL};
     e->what[0] = e->hint[0] = 0;
     if (l && !find_rank(p, l, e))
         return false;
     /* Scripts for srun often export one of the two; alone they may repeat the truth, no more. */
-    int ranks = dist_env_int("WORLD_SIZE", 1, 1 << 20, 1, e);
-    int rank = dist_env_int("RANK", 0, 1 << 20, w->rank, e);
+    int ranks = launch_env_int("WORLD_SIZE", 1, 1 << 20, 1, e);
+    int rank = launch_env_int("RANK", 0, 1 << 20, w->rank, e);
     if (*e->what)
         return false;
     if (l != &launchers[TORCHRUN] && ((ranks > 1 && ranks != w->ranks) || rank != w->rank))
@@ -203,10 +194,53 @@ bool dist_environment(Place *p, Error *e)
                     w->rank, w->ranks);
     if (w->ranks == 1)
         return true;
-    p->key = hash(0xcbf29ce484222325u, l->name);
-    for (int i = 0; i < COUNT(l->job); i++)
-        p->key = hash(p->key, env(l->job[i]));
+    p->key = hash(hash(hash(0xcbf29ce484222325u, l->name), env(l->job)), env(l->step));
     return find_host(p, l, e) && find_port(p, l, e);
+}
+
+/* ---- sockets ---- */
+
+struct addrinfo *launch_resolve(const char *host, int port, int flags, char *why, size_t size)
+{
+    char service[8];
+    struct addrinfo hints = {.ai_flags = flags, .ai_socktype = SOCK_STREAM}, *list;
+    snprintf(service, sizeof service, "%d", port);
+    int code = getaddrinfo(host, service, &hints, &list);
+    if (code == 0)
+        return list;
+    snprintf(why, size, "%s", code == EAI_SYSTEM ? strerror(errno) : gai_strerror(code));
+    return NULL;
+}
+
+static int listen_at(const struct addrinfo *a, char *why, size_t size)
+{
+    int fd = socket(a->ai_family, SOCK_STREAM, 0), on = 1, off = 0;
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (a->ai_family == AF_INET6)
+        setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
+    if (fd >= 0 && bind(fd, a->ai_addr, a->ai_addrlen) == 0 && listen(fd, 1024) == 0)
+        return fd;
+    snprintf(why, size, "%s", strerror(errno));
+    if (fd >= 0)
+        close(fd);
+    return -1;
+}
+
+int launch_listen(const char *host, int port, char *why, size_t size)
+{
+    static const int families[] = {AF_INET6, AF_INET}; /* IPv6 hears IPv4 too */
+    bool local =
+        strncmp(host, "127.", 4) == 0 || strcmp(host, "::1") == 0 || strcmp(host, "localhost") == 0;
+    struct addrinfo *list =
+        launch_resolve(local ? host : NULL, port, local ? 0 : AI_PASSIVE, why, size);
+    int fd = -1;
+    for (int i = 0; i < COUNT(families); i++)
+        for (struct addrinfo *a = list; a && fd < 0; a = a->ai_next)
+            if (a->ai_family == families[i])
+                fd = listen_at(a, why, size);
+    if (list)
+        freeaddrinfo(list);
+    return fd;
 }
 
 /* ---- the launcher ---- */
@@ -257,7 +291,9 @@ static void signal_all(const Family *f, int sig)
  * large process. So for two seconds a better explanation is taken. */
 static int weight(int how)
 {
-    return WIFSIGNALED(how) ? 3 : WEXITSTATUS(how) > 1 ? 2 : WEXITSTATUS(how);
+    if (WIFSIGNALED(how))
+        return 3;
+    return WEXITSTATUS(how) > 1 ? 2 : WEXITSTATUS(how);
 }
 
 static void note_end(Family *f, int rank, int how)
@@ -291,18 +327,19 @@ static int explain(const Family *f)
     if (status == 0 || f->stopping)
         return status;
     fflush(stdout);
+    const char *hint = "its own message is above; the other ranks were stopped";
+    if (sig == SIGKILL)
+        hint = "the system kills when memory runs out: see dmesg";
+    else if (sig)
+        hint = "the other ranks were stopped";
     if (sig)
-        fprintf(stderr, "error: rank %d was killed by signal %d (%s)\nhint: %s\n", f->rank, sig,
-                strsignal(sig),
-                sig == SIGKILL ? "the system kills when memory runs out: see dmesg"
-                               : "the other ranks were stopped");
+        fprintf(stderr, "error: rank %d was killed by signal %d (%s)\n", f->rank, sig,
+                strsignal(sig));
     else if (status == 1) /* whose is not known: those who noticed exit with 1 as well */
-        fprintf(stderr,
-                "error: a rank failed\nhint: its own message is above; the other ranks were "
-                "stopped\n");
+        fprintf(stderr, "error: a rank failed\n");
     else
-        fprintf(stderr, "error: rank %d ended with status %d\nhint: %s\n", f->rank, status,
-                "its own message is above; the other ranks were stopped");
+        fprintf(stderr, "error: rank %d ended with status %d\n", f->rank, status);
+    fprintf(stderr, "hint: %s\n", hint);
     return status;
 }
 
@@ -324,17 +361,17 @@ static _Noreturn void wait_for_all(Family *f, const sigset_t *set)
     exit(status);
 }
 
-/* Rank 0 inherits the socket that it will listen on, so that nobody can take the port in between.
- */
-_Noreturn void dist_launch(int gpus, char **argv)
+/* Opens rank 0's socket and says in the environment, as torchrun does, what all ranks shall know.
+ * Rank 0 inherits the socket, so that nobody can take the port in between. */
+static int prepare_environment(int ranks)
 {
     Error e = {"", ""};
     char why[256], key[17];
-    int wanted = dist_env_int("VIT_PORT", 1, 65535, 0, &e);
+    int wanted = launch_env_int("VIT_PORT", 1, 65535, 0, &e);
     uint64_t random = 0;
     if (*e.what)
         die(e.hint, "%s", e.what);
-    int listener = dist_listen("127.0.0.1", wanted, why, sizeof why);
+    int listener = launch_listen("127.0.0.1", wanted, why, sizeof why);
     if (listener < 0)
         die("set VIT_PORT to a free port", "cannot listen on 127.0.0.1 port %d: %s", wanted, why);
     struct sockaddr_in a = {0};
@@ -347,9 +384,14 @@ _Noreturn void dist_launch(int gpus, char **argv)
     setenv("MASTER_ADDR", "127.0.0.1", 1);
     set_int("MASTER_PORT", ntohs(a.sin_port));
     set_int("VIT_PORT", ntohs(a.sin_port));
-    set_int("WORLD_SIZE", gpus);
-    set_int("LOCAL_WORLD_SIZE", gpus);
+    set_int("WORLD_SIZE", ranks);
+    set_int("LOCAL_WORLD_SIZE", ranks);
+    return listener;
+}
 
+_Noreturn void launch_ranks(int ranks, char **argv)
+{
+    int listener = prepare_environment(ranks);
     sigset_t set, before;
     sigemptyset(&set);
     sigaddset(&set, SIGCHLD);
@@ -360,12 +402,11 @@ _Noreturn void dist_launch(int gpus, char **argv)
     sigprocmask(SIG_BLOCK, &set, &before);
     fflush(NULL);
     pid_t self = getpid();
-    Family f = {.pid = xcalloc((size_t)gpus, sizeof *f.pid), .n = gpus};
-    for (int rank = 0; rank < gpus; rank++) {
+    Family f = {.pid = xcalloc((size_t)ranks, sizeof *f.pid), .n = ranks};
+    set_int("VIT_DIST_FD", listener);
+    for (int rank = 0; rank < ranks; rank++) {
         set_int("RANK", rank);
         set_int("LOCAL_RANK", rank);
-        if (rank == 0)
-            set_int("VIT_DIST_FD", listener);
         pid_t pid = fork();
         if (pid == 0)
             become_rank(self, argv, &before);
@@ -373,11 +414,11 @@ _Noreturn void dist_launch(int gpus, char **argv)
             int reason = errno;
             signal_all(&f, SIGKILL);
             die("lower --gpus, or raise the limit of processes (ulimit -u)",
-                "cannot start process %d of %d: %s", rank + 1, gpus, strerror(reason));
+                "cannot start process %d of %d: %s", rank + 1, ranks, strerror(reason));
         }
         f.pid[rank] = pid;
         f.alive++;
-        if (rank == 0) {
+        if (rank == 0) { /* the socket is its own now */
             unsetenv("VIT_DIST_FD");
             close(listener);
         }

@@ -1,9 +1,10 @@
-/* mix.c - draws what happens to a step's images, and their targets; see mix.h.
+/* mixup.c - draws what happens to a step's images, and their targets; see mixup.h.
  *
  * Pure functions of their arguments, in double. Nothing here touches a pixel.
  * Read in this order: mixup and cutmix, erasing, colour twist, a batch, targets, flags.
  */
 #include "train/mixup.h"
+
 #include "util/rng.h"
 
 #include <math.h>
@@ -38,14 +39,11 @@ double mix_beta(double alpha, RngStream *rng)
     return 1 / (1 + exp(b - a)); /* A / (A + B) */
 }
 
-static int at_least(int a, int b)
+static int clamp(int v, int high)
 {
-    return a > b ? a : b;
-}
-
-static int at_most(int a, int b)
-{
-    return a < b ? a : b;
+    if (v < 0)
+        return 0;
+    return v < high ? v : high;
 }
 
 /* A box of 1 - lambda of the area around a uniform centre; what leaves the image is cut off (Yun et
@@ -55,8 +53,8 @@ static Rect cut_box(const Mix *m, double lambda, RngStream *rng)
     double side = sqrt(1 - lambda);
     int h = (int)(m->image_h * side), w = (int)(m->image_w * side);
     int cy = (int)(m->image_h * rng_next(rng)), cx = (int)(m->image_w * rng_next(rng));
-    int top = at_least(cy - h / 2, 0), bottom = at_most(cy + (h + 1) / 2, m->image_h);
-    int left = at_least(cx - w / 2, 0), right = at_most(cx + (w + 1) / 2, m->image_w);
+    int top = clamp(cy - h / 2, m->image_h), bottom = clamp(cy + (h + 1) / 2, m->image_h);
+    int left = clamp(cx - w / 2, m->image_w), right = clamp(cx + (w + 1) / 2, m->image_w);
     return (Rect){.y = top, .x = left, .h = bottom - top, .w = right - left};
 }
 

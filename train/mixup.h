@@ -1,7 +1,7 @@
-/* mix.h - what happens to a step's images on their way into the model: colour twist, random
+/* mixup.h - what happens to a step's images on their way into the model: colour twist, random
  * erasing, mixup and cutmix; and the targets that follow from it.
  *
- * Here it is only drawn: an Augment per image says what the backend's patchify does (vit.h).
+ * Here it is only drawn: an Augment per image says what the backend's patchify does (backend.h).
  * Everything is a function of (seed, step, position in the step's batch), and partners are never
  * further apart than a group of `group` consecutive positions, which divides every micro-batch. So
  * neither micro-batches nor ranks change anything, and ranks never exchange images.
@@ -9,6 +9,7 @@
  */
 #pragma once
 
+#include "backend.h"
 #include "train/options.h"
 #include "util/rng.h"
 

@@ -1,242 +1,94 @@
 /* options.c - parses flags and recipe files into Options, prints --help and config.ini.
  *
  * It knows nothing of what the flags mean: the tables are in options.h (the program's flags) and
- * vit.h (the model's settings). A setting is looked up in three places in turn: the shorthands that
- * stand for several settings, the program's flags, the model's settings.
+ * config.h (the model's settings). First the command line and recipes become a list of names and
+ * values; only when a list is applied are names looked up and values read.
  *
- * Read in this order: tables, one setting, recipe lines, command line, output.
+ * Read in this order: tables, a list of settings, recipe lines, the command line, applying a list,
+ * output.
  */
-#include "util/files.h"
-#include "util/text.h"
 #include "train/options.h"
 
+#include "backend.h"
+#include "util/files.h"
+#include "util/text.h"
+
 #include <ctype.h>
-#include <errno.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 /* ---- tables ---- */
 
-typedef enum { O_text, O_long, O_double, O_bool, O_word, O_group } OptionType;
-typedef struct {
-    OptionType type;
-    const char *flag, *value, *allowed, *help;
-    size_t offset, given;
-} Option;
-
-static const Option options[] = {
-#define GROUP(name) {O_group, name, "", "", "", 0, 0},
-#define X(type, field, flag, value, allowed, help) \
-    {O_##type,                                     \
-     flag,                                         \
-     value,                                        \
-     allowed,                                      \
-     help,                                         \
-     offsetof(Options, field),                     \
-     offsetof(Options, has_##field)},
+/* All rows, with their offsets in Options: the program's, then the model's. */
+static const Field fields[] = {
+#define GROUP(title) {.type = T_group, .name = title},
+#define X(type, field, value, allowed, help) \
+    {T_##type, #field, #field, value, allowed, help, offsetof(Options, field)},
     OPTIONS(GROUP, X)
 #undef X
+#define PARTS(flag, field, allowed, help) \
+    {T_parts, flag, flag, "", allowed, help, offsetof(Options, config.field)},
+#define X(type, field, flag, value, allowed, help) \
+    {T_##type, #field, flag, value, allowed, help, offsetof(Options, config.field)},
+        GROUP("model") PARTS("image-size", image_h, "N|HxW", "image height and width in pixels")
+            PARTS("mean", mean_r, "X|R,G,B|imagenet", "normalisation mean of pixels in 0..1")
+                PARTS("std", std_r, "X|R,G,B|imagenet", "normalisation standard deviation")
+                    VIT_CONFIG(X)
+#undef X
+#undef PARTS
 #undef GROUP
 };
 
-/* A shorthand sets several of the model's settings from one value. */
-static const struct {
-    const char *flag, *what, *help, *fields[3], *imagenet;
-} shorthands[] = {
-    {"image-size", "N|HxW", "image height and width in pixels", {"image_h", "image_w", NULL}, NULL},
-    {"mean",
-     "X|R,G,B|imagenet",
-     "normalisation mean of pixels in 0..1",
-     {"mean_r", "mean_g", "mean_b"},
-     "0.485,0.456,0.406"},
-    {"std",
-     "X|R,G,B|imagenet",
-     "normalisation standard deviation",
-     {"std_r", "std_g", "std_b"},
-     "0.229,0.224,0.225"},
-};
-
-static const Option *find_option(const char *flag)
+static const Field *find(const char *name)
 {
-    for (int i = 0; i < COUNT(options); i++)
-        if (options[i].type != O_group && same_name(options[i].flag, flag))
-            return &options[i];
-    return NULL;
+    return field_find(fields, COUNT(fields), name);
 }
 
-static const char *nearest_flag(const char *name)
+/* A flag's name is a field's with dashes. */
+static const char *dashes(const char *name, char out[64])
 {
-    const char *all[COUNT(options) + COUNT(shorthands) + CONFIG_FIELDS + 2];
-    char flag[64];
-    int n = 0;
-    snprintf(flag, sizeof flag, "%s", name);
-    for (char *p = flag; *p; p++)
+    snprintf(out, 64, "%s", name);
+    for (char *p = out; *p; p++)
         if (*p == '_')
             *p = '-';
-    for (int i = 0; i < COUNT(options); i++)
-        if (options[i].type != O_group)
-            all[n++] = options[i].flag;
-    for (int i = 0; i < COUNT(shorthands); i++)
-        all[n++] = shorthands[i].flag;
-    for (int i = 0; i < CONFIG_FIELDS; i++)
-        all[n++] = vit_config_fields[i].flag;
+    return out;
+}
+
+/* What a name that is no setting may have meant, or NULL. */
+static const char *nearest_flag(const char *name)
+{
+    static char flags[COUNT(fields)][64];
+    const char *all[COUNT(fields) + 2];
+    char wanted[64];
+    int n = 0;
+    for (int i = 0; i < COUNT(fields); i++)
+        if (fields[i].type != T_group)
+            all[n++] = dashes(fields[i].flag, flags[i]);
     all[n++] = "help";
     all[n] = NULL;
-    return nearest(flag, all);
+    return nearest(dashes(name, wanted), all);
 }
 
-/* ---- one setting ---- */
+/* ---- a list of settings ---- */
 
-static bool in_range(const char *allowed, double v)
+/* The user's text as it is, whatever it may mean: it is looked up when the list is applied. */
+static void add(Settings *s, const char *name, const char *value, const char *where)
 {
-    const char *dots = strstr(allowed, "..");
-    if (!dots)
-        return true;
-    return (dots == allowed || v >= strtod(allowed, NULL)) &&
-           (!dots[2] || v <= strtod(dots + 2, NULL));
+    s->list = xrealloc(s->list, (size_t)(s->n + 1) * sizeof *s->list);
+    s->list[s->n++] = (Setting){xstrdup(name), xstrdup(value), xstrdup(where)};
 }
 
-/* Below, `name` is the setting as the user wrote it, for errors; `where` stands in front of it. */
-
-static bool set_number(const Option *p, void *at, const char *name, const char *value,
-                       const char *where, Error *e)
+const char *settings_last(const Settings *s, const char *name)
 {
-    char *end;
-    errno = 0;
-    bool whole = p->type == O_long;
-    if (strstr(p->allowed, "|auto") && strcmp(value, "auto") == 0)
-        value = "0"; /* a number that the program chooses */
-    long n = whole ? strtol(value, &end, 10) : 0;
-    double x = whole ? (double)n : strtod(value, &end);
-    if (!*value || *end || isspace((unsigned char)*value) || (whole && errno) || !isfinite(x))
-        return fail(e, p->help, "%s%s: '%s' is not a %snumber", where, name, value,
-                    whole ? "whole " : "");
-    if (!in_range(p->allowed, x))
-        return fail(e, p->help, "%s%s: %s is outside %s", where, name, value, p->allowed);
-    if (whole)
-        *(long *)at = n;
-    else
-        *(double *)at = x;
-    return true;
-}
-
-static bool set_option(Options *o, const Option *p, const char *name, const char *value,
-                       const char *where, Error *e)
-{
-    void *at = (char *)o + p->offset;
-    int k;
-    switch (p->type) {
-    case O_text:
-        free((char *)*(text *)at);
-        *(text *)at = xstrdup(value);
-        break;
-    case O_bool:
-        if ((k = find_bool(value)) < 0)
-            return fail(e, "give true or false", "%s%s: '%s' is neither true nor false", where,
-                        name, value);
-        *(bool *)at = k;
-        break;
-    case O_word:
-        if ((k = find_word(p->allowed, value)) < 0)
-            return fail(e, "choose one of the words above", "%s%s: '%s' is none of %s", where, name,
-                        value, p->allowed);
-        *(word *)at = k;
-        break;
-    default:
-        if (!set_number(p, at, name, value, where, e))
-            return false;
-    }
-    *((bool *)o + p->given) = true;
-    return true;
-}
-
-static bool set_field(Options *o, const char *name, const char *value, const char *where, Error *e)
-{
-    Error inner = {"", ""};
-    if (!vit_config_set(&o->config, name, value, &inner))
-        return fail(e, inner.hint, "%s%s", where, inner.what);
-    o->has_config[vit_config_find(name) - vit_config_fields] = true;
-    return true;
-}
-
-/* "224", "224x160", "0.5", "0.5,0.5,0.5", "imagenet": each part to its setting, one part to all. */
-static bool set_shorthand(Options *o, int row, const char *name, const char *value,
-                          const char *where, Error *e)
-{
-    char buffer[128], *part[3];
-    int n = 0, want = shorthands[row].fields[2] ? 3 : 2;
-    const char *separators = want == 3 ? "," : "xX,", *parts = value;
-    if (shorthands[row].imagenet && strcmp(value, "imagenet") == 0)
-        parts = shorthands[row].imagenet;
-    snprintf(buffer, sizeof buffer, "%s", parts);
-    char *rest = buffer, *p;
-    while ((p = strsep(&rest, separators)) && n < 3)
-        part[n++] = p;
-    bool ok = !p && (n == 1 || n == want);
-    for (int i = 0; ok && i < want; i++)
-        ok = set_field(o, shorthands[row].fields[i], part[n == 1 ? 0 : i], "", NULL);
-    char hint[128];
-    snprintf(hint, sizeof hint, "give %s: %s", shorthands[row].what, shorthands[row].help);
-    return ok || fail(e, hint, "%s%s: cannot read '%s'", where, name, value);
-}
-
-bool options_set(Options *o, const char *name, const char *value, const char *where, Error *e)
-{
-    for (int i = 0; i < COUNT(shorthands); i++)
-        if (same_name(shorthands[i].flag, name))
-            return set_shorthand(o, i, name, value, where, e);
-    const Option *p = find_option(name);
-    if (p) {
-        if (!set_option(o, p, name, value, where, e))
-            return false;
-        /* epochs and steps say the same thing: the later one counts, and 0 says nothing */
-        if (strcmp(p->flag, "epochs") == 0 && o->epochs > 0)
-            o->steps = 0;
-        if (strcmp(p->flag, "steps") == 0 && o->steps > 0)
-            o->epochs = 0;
-        /* later wins: a preset takes the place of the dimensions given before it */
-        static const char *const preset[] = {"width", "layers", "heads", "mlp", "patch"};
-        for (int i = 0; strcmp(p->flag, "model") == 0 && *o->model && i < COUNT(preset); i++)
-            o->has_config[vit_config_find(preset[i]) - vit_config_fields] = false;
-        return true;
-    }
-    if (vit_config_find(name))
-        return set_field(o, name, value, where, e);
-    const char *near = nearest_flag(name);
-    char hint[160] = "--help lists all settings";
-    if (near)
-        snprintf(hint, sizeof hint, "did you mean %s%s? --help lists all settings",
-                 strcmp(where, "--") == 0 ? where : "", near);
-    return fail(e, hint, "%s%s: no such setting", where, name);
-}
-
-void options_init(Options *o)
-{
-    memset(o, 0, sizeof *o);
-    o->config = vit_config_default();
-    o->command = "train";
-    Error e = {"", ""};
-    for (int i = 0; i < COUNT(options); i++) {
-        if (options[i].type == O_group)
-            continue;
-        if (!set_option(o, &options[i], options[i].flag, options[i].value, "default of --", &e))
-            die("this is a mistake in options.h", "%s", e.what);
-        *((bool *)o + options[i].given) = false;
-    }
-}
-
-void options_free(Options *o)
-{
-    for (int i = 0; i < COUNT(options); i++)
-        if (options[i].type == O_text)
-            free((char *)*(text *)((char *)o + options[i].offset));
-    free(o->files);
-    memset(o, 0, sizeof *o);
+    for (int i = s->n - 1; i >= 0; i--)
+        if (same_name(s->list[i].name, name))
+            return s->list[i].value;
+    return NULL;
 }
 
 /* ---- recipe lines ---- */
 
+/* In place: without blanks at either end. */
 static char *trim(char *s)
 {
     while (isspace((unsigned char)*s))
@@ -278,7 +130,8 @@ static char *clean_value(char *s)
     return trim(s);
 }
 
-static bool options_line(Options *o, char *line, const char *where, Error *e)
+/* One line, which is cut up. `where` is its "file:12: ". */
+static bool read_line(Settings *s, char *line, const char *where, Error *e)
 {
     line = trim(line);
     if (!*line || *line == '#' || *line == '[')
@@ -294,140 +147,258 @@ static bool options_line(Options *o, char *line, const char *where, Error *e)
     if (!value)
         return fail(e, "a value in quotes ends with one; write \\\" for a quote inside",
                     "%sthe quotes of %s do not match", where, key);
-    return options_set(o, key, value, where, e);
+    add(s, key, value, where);
+    return true;
 }
 
-bool options_lines(Options *o, const char *lines, const char *where, Error *e)
+static bool read_lines(Settings *s, const char *lines, const char *where, Error *e)
 {
     char *copy = xstrdup(lines), *rest = copy, *line;
     bool ok = true;
     for (int n = 1; ok && (line = strsep(&rest, "\n")); n++) {
         char *at = xasprintf("%s:%d: ", where, n);
-        ok = options_line(o, line, at, e);
+        ok = read_line(s, line, at, e);
         free(at);
     }
     free(copy);
     return ok;
 }
 
-bool options_file(Options *o, const char *path, Error *e)
+static bool read_file(Settings *s, const char *path, Error *e)
 {
     Error why = {"", ""};
     char *lines = read_text(path, 1 << 20, &why);
     if (!lines)
         return fail(e, *why.hint ? why.hint : "a recipe is a text file of `key = value` lines",
                     "%s", why.what);
-    bool ok = options_lines(o, lines, path, e);
+    bool ok = read_lines(s, lines, path, e);
     free(lines);
     return ok;
 }
 
-/* ---- command line ---- */
-
-static bool is_switch(const char *name)
-{
-    const Option *p = find_option(name);
-    const ConfigField *f = p ? NULL : vit_config_find(name);
-    return p ? p->type == O_bool : f && f->type == T_BOOL;
-}
-
-static bool is_flag(const char *name)
-{
-    return find_option(name) || vit_config_find(name);
-}
+/* ---- the command line ---- */
 
 /* What --no-name sets. */
-static const char *no_value(const char *name)
+static const char *no_value(const Field *f)
 {
-    const Option *p = find_option(name);
-    return is_switch(name) ? "false" : p && p->type == O_text ? "" : "0";
+    if (f->type == T_bool)
+        return "false";
+    return f->type == T_text ? "" : "0";
 }
 
-/* One flag at argv[*i]; moves *i past its value. */
-static bool options_flag(Options *o, int argc, char **argv, int *i, Error *e)
+/* One flag at argv[*i]; moves *i past its value. A switch takes the next word only where that is
+ * true or false. What is no flag takes one too, and is refused when it is applied. */
+static bool read_flag(Settings *s, int argc, char **argv, int *i, Error *e)
 {
     char name[64];
-    const char *flag = argv[*i] + 2, *equals = strchr(flag, '='), *value = NULL;
+    const char *flag = argv[*i] + 2, *equals = strchr(flag, '='), *value = "";
     size_t len = equals ? (size_t)(equals - flag) : strlen(flag);
     snprintf(name, sizeof name, "%.*s", (int)(len < sizeof name ? len : sizeof name - 1), flag);
     const char *next = *i + 1 < argc ? argv[*i + 1] : NULL;
+    bool no = strncmp(name, "no-", 3) == 0 || strncmp(name, "no_", 3) == 0;
+    const Field *f = find(name), *off = no ? find(name + 3) : NULL;
     if (equals) {
         value = equals + 1;
-    } else if (is_switch(name)) {
+    } else if (f && f->type == T_bool) {
         bool takes = next && find_bool(next) >= 0;
         value = takes ? argv[++*i] : "true";
-    } else if ((strncmp(name, "no-", 3) == 0 || strncmp(name, "no_", 3) == 0) &&
-               is_flag(name + 3)) {
+    } else if (off && off->type != T_parts) {
         memmove(name, name + 3, strlen(name + 3) + 1);
-        value = no_value(name);
+        value = no_value(off);
     } else if (next) {
         value = argv[++*i];
-    } else if (is_flag(name)) {
+    } else if (f) {
         return fail(e, "--help says what it takes", "--%s needs a value", name);
-    } else {
-        value = ""; /* unknown, and says so below */
     }
-    if (strcmp(name, "recipe") == 0)
-        return options_set(o, name, value, "--", e) && options_file(o, value, e);
-    return options_set(o, name, value, "--", e);
+    add(s, name, value, "--");
+    return strcmp(name, "recipe") != 0 || read_file(s, value, e);
 }
 
-bool options_args(Options *o, int argc, char **argv, bool *help, Error *e)
+static const char *const commands[] = {"train", "eval", "predict", "bench", NULL};
+
+static bool read_command(Options *o, const char *word, Error *e)
 {
-    static const char *const commands[] = {"train", "eval", "predict", "bench", NULL};
-    int i = 1;
-    if (argc > 1 && argv[1][0] != '-') {
-        for (int k = 0; commands[k]; k++)
-            if (strcmp(argv[1], commands[k]) == 0)
-                o->command = argv[i++];
-        if (i == 1) {
-            const char *near = nearest(argv[1], commands);
-            char hint[96];
-            snprintf(hint, sizeof hint,
-                     near ? "did you mean %s?" : "train, eval, predict or bench%s",
-                     near ? near : "");
-            return fail(e, hint, "no command is called '%s'", argv[1]);
+    for (int k = 0; commands[k]; k++)
+        if (strcmp(word, commands[k]) == 0) {
+            o->command = commands[k];
+            return true;
         }
-    }
+    const char *near = nearest(word, commands);
+    char hint[96];
+    snprintf(hint, sizeof hint, near ? "did you mean %s?" : "train, eval, predict or bench%s",
+             near ? near : "");
+    return fail(e, hint, "no command is called '%s'", word);
+}
+
+bool options_args(Options *o, Settings *asked, int argc, char **argv, Error *e)
+{
+    int i = 1;
+    if (argc > 1 && argv[1][0] != '-' && !read_command(o, argv[i++], e))
+        return false;
     o->files = xcalloc((size_t)argc + 1, sizeof *o->files);
     for (; i < argc; i++) {
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
-            *help = true;
-        else if (strncmp(argv[i], "--", 2) == 0 && argv[i][2]) {
-            if (!options_flag(o, argc, argv, &i, e))
-                return false;
-        } else
+            o->help = true;
+        else if (strncmp(argv[i], "--", 2) != 0 || !argv[i][2])
             o->files[o->n_files++] = argv[i];
+        else if (!read_flag(asked, argc, argv, &i, e))
+            return false;
     }
     if (o->n_files && strcmp(o->command, "predict") != 0)
         return fail(e, "flags begin with --, as in --data DIR", "'%s' is no flag", o->files[0]);
     return true;
 }
 
+/* ---- applying a list ---- */
+
+/* Below, `name` is the setting as the user wrote it, for errors; `where` stands in front of it. The
+ * model's ranges are checked once all its settings are known (vit_config_check). */
+static bool set(Options *o, const Field *f, const char *name, const char *value, const char *where,
+                Error *e)
+{
+    bool model = f >= fields + MODEL_ROW;
+    if (!field_set(f, o, value, where, name, model ? NULL : f->help, e))
+        return false;
+    if (!model && !field_in_range(f, o))
+        return fail(e, f->help, "%s%s: %s is outside %s", where, name, value, f->allowed);
+    o->given[f - fields] = true;
+    return true;
+}
+
+/* "224", "224x160", "0.5", "0.5,0.5,0.5", "imagenet" (the default): each part to its setting, one
+ * part to all. */
+static bool set_parts(Options *o, const Field *f, const char *name, const char *value,
+                      const char *where, Error *e)
+{
+    char buffer[128], hint[128], *part[3], *rest = buffer, *p;
+    bool size = strcmp(f->flag, "image-size") == 0;
+    bool usual = !size && strcmp(value, "imagenet") == 0;
+    int n = 0, want = size ? 2 : 3;
+    const Field *to = fields + MODEL_ROW;
+    while (to->offset != f->offset)
+        to++;
+    snprintf(buffer, sizeof buffer, "%s", value);
+    while ((p = strsep(&rest, size ? "xX," : ",")) && n < 3)
+        part[n++] = p;
+    bool ok = !p && (n == 1 || n == want);
+    for (int i = 0; ok && i < want; i++)
+        ok = set(o, &to[i], "", usual ? to[i].value : part[n == 1 ? 0 : i], "", NULL);
+    snprintf(hint, sizeof hint, "give %s: %s", f->allowed, f->help);
+    return ok || fail(e, hint, "%s%s: cannot read '%s'", where, name, value);
+}
+
+/* What a setting says of others: later wins. */
+static void replace_others(Options *o, const Field *f)
+{
+    static const char *const preset[] = {"width", "layers", "heads", "mlp", "patch"};
+    /* epochs and steps say the same thing; 0 says nothing */
+    if (strcmp(f->name, "epochs") == 0 && o->epochs > 0)
+        o->steps = 0;
+    if (strcmp(f->name, "steps") == 0 && o->steps > 0)
+        o->epochs = 0;
+    /* a preset takes the place of the dimensions given before it */
+    for (int i = 0; strcmp(f->name, "model") == 0 && *o->model && i < COUNT(preset); i++)
+        o->given[find(preset[i]) - fields] = false;
+}
+
+bool options_set(Options *o, const char *name, const char *value, const char *where, Error *e)
+{
+    const Field *f = find(name);
+    if (f && f->type == T_parts)
+        return set_parts(o, f, name, value, where, e);
+    if (f) {
+        bool ok = set(o, f, name, value, where, e);
+        if (ok)
+            replace_others(o, f);
+        return ok;
+    }
+    const char *near = nearest_flag(name);
+    char hint[160] = "--help lists all settings";
+    if (near)
+        snprintf(hint, sizeof hint, "did you mean %s%s? --help lists all settings",
+                 strcmp(where, "--") == 0 ? where : "", near);
+    return fail(e, hint, "%s%s: no such setting", where, name);
+}
+
+bool options_apply(Options *o, Settings *s, Error *e)
+{
+    bool ok = true;
+    for (int i = 0; i < s->n; i++) {
+        Setting *x = &s->list[i];
+        ok = ok && options_set(o, x->name, x->value, x->where, e);
+        free(x->name);
+        free(x->value);
+        free(x->where);
+    }
+    free(s->list);
+    *s = (Settings){0};
+    return ok;
+}
+
+bool options_lines(Options *o, const char *lines, const char *where, Error *e)
+{
+    Settings s = {0};
+    bool ok = read_lines(&s, lines, where, e);
+    return options_apply(o, &s, ok ? e : NULL) && ok;
+}
+
+bool options_file(Options *o, const char *path, Error *e)
+{
+    Settings s = {0};
+    bool ok = read_file(&s, path, e);
+    return options_apply(o, &s, ok ? e : NULL) && ok;
+}
+
+/* Defaults count as not given. */
+void options_init(Options *o)
+{
+    *o = (Options){.command = "train"};
+    fields_default(fields, COUNT(fields), o);
+}
+
+void options_free(Options *o)
+{
+    for (int i = 0; i < COUNT(fields); i++)
+        if (fields[i].type == T_text)
+            free((char *)*(text *)((char *)o + fields[i].offset));
+    free(o->files);
+    *o = (Options){0};
+}
+
+bool options_given(const Options *o, const char *flag)
+{
+    return o->given[find(flag) - fields];
+}
+
 bool options_config_given(const Options *o, const char *field)
 {
     const ConfigField *f = vit_config_find(field);
-    return f && o->has_config[f - vit_config_fields];
+    return f && o->given[MODEL_ROW + (f - vit_config_fields)];
 }
 
 void options_apply_config(const Options *o, Config *c)
 {
-    static const size_t size[] = {sizeof(int), sizeof(double), sizeof(bool), sizeof(word)};
-    for (int i = 0; i < CONFIG_FIELDS; i++) {
-        const ConfigField *f = &vit_config_fields[i];
-        if (o->has_config[i])
-            memcpy((char *)c + f->offset, (const char *)&o->config + f->offset, size[f->type]);
-    }
+    char value[64]; /* reads back the same */
+    for (const ConfigField *f = vit_config_fields; f < vit_config_fields + vit_config_count; f++)
+        if (options_config_given(o, f->name)) {
+            field_text(f, &o->config, value, sizeof value);
+            field_set(f, c, value, "", f->name, NULL, NULL);
+        }
 }
 
 /* ---- output ---- */
 
-static void help_line(FILE *f, const char *flag, const char *what, const char *value,
-                      const char *help)
+/* "  --lr X                       peak learning rate [0.001]" */
+static void help_field(FILE *f, const Field *p)
 {
-    char left[64];
-    snprintf(left, sizeof left, "--%s %s", flag, what);
-    fprintf(f, "  %-28s %s%s%s%s\n", left, help, *value ? " [" : "", value, *value ? "]" : "");
+    static const char *const takes[] = {
+        [T_text] = "TEXT", [T_int] = "N", [T_long] = "N", [T_double] = "X", [T_bool] = ""};
+    bool says = p->type == T_word || p->type == T_parts;
+    char flag[64], left[128];
+    snprintf(left, sizeof left, "--%s %s", dashes(p->flag, flag),
+             says ? field_words(p) : takes[p->type]);
+    fprintf(f, "  %-28s %s%s%s%s\n", left, p->help, *p->value ? " [" : "", p->value,
+            *p->value ? "]" : "");
 }
 
 void options_help(FILE *f)
@@ -441,32 +412,15 @@ void options_help(FILE *f)
             "image-size 64,\n  patch-size 8, width 128, layers 4, heads 4, mlp 256, batch-size 64, "
             "epochs 16, area-min 0.7\n  (cifar and mnist: image-size 32, patch-size 4, area-min "
             "0.5); else the defaults in [brackets].\n");
-    static const char *const kinds[] = {"TEXT", "N", "X", "", ""};
-    for (int i = 0; i < COUNT(options); i++) {
-        const Option *p = &options[i];
-        if (p->type == O_group)
-            fprintf(f, "\n%s\n", p->flag);
-        else if (p->type == O_word)
-            help_line(f, p->flag, p->allowed, p->value, p->help);
+    for (const Field *p = fields; p < fields + COUNT(fields); p++)
+        if (p->type == T_group)
+            fprintf(f, "\n%s%s\n", p->name,
+                    strcmp(p->name, "model") == 0 ? " (defaults are those of B/16)" : "");
         else
-            help_line(f, p->flag, kinds[p->type], p->value, p->help);
-    }
-    fprintf(f, "\nmodel (defaults are those of B/16)\n");
-    for (int i = 0; i < COUNT(shorthands); i++)
-        help_line(f, shorthands[i].flag, shorthands[i].what, "", shorthands[i].help);
-    Config c = vit_config_default();
-    for (int i = 0; i < vit_config_count; i++) {
-        const ConfigField *p = &vit_config_fields[i];
-        char value[64];
-        vit_config_get(&c, p, value, sizeof value);
-        const char *what = p->type == T_INT    ? "N"
-                           : p->type == T_WORD ? vit_words(p->name)
-                           : p->type == T_BOOL ? ""
-                                               : "X";
-        help_line(f, p->flag, what, value, p->help);
-    }
+            help_field(f, p);
 }
 
+/* A text, in quotes where clean_value would not give it back without. */
 static void write_value(FILE *f, const char *value)
 {
     size_t n = strlen(value);
@@ -485,60 +439,50 @@ static void write_value(FILE *f, const char *value)
     fputc('"', f);
 }
 
-static void write_option(FILE *f, const Options *o, const Option *p)
+/* "lr = 0.001": a number in as many digits as give it back. */
+static void write_field(FILE *f, const Options *o, const Field *p)
 {
-    const void *at = (const char *)o + p->offset;
-    char value[64];
-    fprintf(f, "%s = ", p->flag);
-    if (p->type == O_text) {
-        write_value(f, *(const text *)at);
-        fputc('\n', f);
-        return;
+    char flag[64], number[64];
+    fprintf(f, "%s = ", dashes(p->flag, flag));
+    if (p->type == T_text) {
+        write_value(f, *(const text *)((const char *)o + p->offset));
+    } else {
+        field_text(p, o, number, sizeof number);
+        fputs(number, f);
     }
-    if (p->type == O_long)
-        snprintf(value, sizeof value, "%ld", *(const long *)at);
-    else if (p->type == O_double)
-        double_text(*(const double *)at, value, sizeof value);
-    else if (p->type == O_bool)
-        snprintf(value, sizeof value, "%s", *(const bool *)at ? "true" : "false");
-    else
-        word_text(p->allowed, *(const word *)at, value, sizeof value);
-    fprintf(f, "%s\n", value);
+    fputc('\n', f);
 }
 
-static void write_all(FILE *f, const Options *o, const Config *c, const char *path)
+static void write_all(FILE *f, const Options *o, const char *path)
 {
     static const char *const places[] = {"recipe", "resume", "out"};
     fprintf(f, "# repeat this run: %s --recipe ", PROGRAM);
     write_value(f, path);
     fputc('\n', f);
-    for (int i = 0; i < COUNT(options); i++) {
-        bool skip = false;
+    for (const Field *p = fields; p < fields + COUNT(fields); p++) {
+        bool skip = p->type == T_parts;
         for (int k = 0; k < COUNT(places); k++)
-            skip |= strcmp(options[i].flag, places[k]) == 0;
-        if (options[i].type == O_group)
-            fprintf(f, "\n# %s\n", options[i].flag);
+            skip |= strcmp(p->name, places[k]) == 0;
+        if (p->type == T_group)
+            fprintf(f, "\n# %s\n", p->name);
         else if (!skip)
-            write_option(f, o, &options[i]);
-    }
-    fprintf(f, "\n# model\n");
-    for (int i = 0; i < vit_config_count; i++) {
-        char value[64];
-        vit_config_get(c, &vit_config_fields[i], value, sizeof value);
-        fprintf(f, "%s = %s\n", vit_config_fields[i].flag, value);
+            write_field(f, o, p);
     }
 }
 
+/* Written to memory first, so that the file appears whole or not at all. */
 bool options_write(const Options *o, const Config *c, const char *path, Error *e)
 {
-    char *text = NULL;
+    char *written = NULL;
     size_t size = 0;
-    FILE *f = open_memstream(&text, &size);
+    FILE *f = open_memstream(&written, &size);
+    Options all = *o;
+    all.config = *c;
     if (f)
-        write_all(f, o, c, path);
+        write_all(f, &all, path);
     if (!f || fclose(f) != 0)
         die("free some memory", "out of memory: cannot write %s", path);
-    bool ok = save_text(path, text, e);
-    free(text);
+    bool ok = save_text(path, written, e);
+    free(written);
     return ok;
 }

@@ -1,23 +1,26 @@
-/* setup.c - from flags to a session: config, data, model, run directory.
+/* setup.c - from flags to a session: config, data, model, length of the run, run directory.
  *
  * What wins, from weakest to strongest: defaults; the built-in recipe (training without model,
  * weights or recipe), or the config.ini of the run that is continued or evaluated; recipes and
  * flags in the order they were given. The model's settings start from the weights file or the
  * preset. The training loop is in train.c; what flags are called is in options.h.
  *
- * Read in this order: the built-in recipe, options, config, data, model, run directory.
+ * Read in this order: the built-in recipe, options, config, data, model, length, run directory.
  */
 #include "train/setup.h"
 
 #include "datasets/shapes.h"
 #include "image/augment.h"
+#include "train/hosts.h"
 #include "util/files.h"
+#include "util/machine.h"
 #include "util/report.h"
 #include "util/text.h"
 #include "weights/weights.h"
 
 #include <errno.h>
-#include <sched.h>
+#include <libgen.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -42,33 +45,27 @@ static const char built_in_tiny[] = "image-size = 32\n"
                                     "area-min = 0.5\n";
 enum { SHAPES_TRAIN = 500, SHAPES_VAL = 100 }; /* images per class */
 
+static Error why; /* what the call that has just failed says of it */
+
 void setup_check(bool ok, const Error *e)
 {
     if (!ok)
         die(e->hint, "%s", e->what);
 }
 
-static void check_usage(bool ok, const Error *e)
+static void check(bool ok)
 {
+    setup_check(ok, &why);
+}
+
+static void check_usage(bool ok)
+{
+    const char *hint = *why.hint ? why.hint : "--help lists all flags with what they take";
     if (!ok)
-        die_usage(*e->hint ? e->hint : "--help lists all flags with what they take", "%s", e->what);
+        die_usage(hint, "%s", why.what);
 }
 
 /* ---- options ---- */
-
-static char *parent_of(const char *path)
-{
-    char *copy = xstrdup(path);
-    for (size_t n = strlen(copy); n > 1 && copy[n - 1] == '/';)
-        copy[--n] = 0;
-    char *slash = strrchr(copy, '/');
-    if (!slash) {
-        free(copy);
-        return xstrdup(".");
-    }
-    slash[slash == copy] = 0;
-    return copy;
-}
 
 /* Whether dir holds a run of ours, and not just anybody's config.ini. */
 static bool is_run(const char *dir)
@@ -86,22 +83,11 @@ static char *run_of(const char *path)
     if (is_run(path))
         return xstrdup(path);
     char *dir = realpath(path, NULL);
-    for (int up = 0; dir && up < 2; up++) {
-        char *parent = parent_of(dir);
-        free(dir);
-        dir = parent;
-        if (is_run(dir))
+    for (int up = 0; dir && up < 2; up++)
+        if (is_run(dirname(dir))) /* which cuts an absolute path in place */
             return dir;
-    }
     free(dir);
     return NULL;
-}
-
-/* Whether nothing says what to train, so that the built-in recipe does. */
-static bool wants_built_in(const Options *o)
-{
-    return strcmp(o->command, "train") == 0 && !*o->recipe && !*o->model && !*o->weights &&
-           !*o->resume;
 }
 
 static bool is_tiny_data(const char *spec)
@@ -109,6 +95,58 @@ static bool is_tiny_data(const char *spec)
     return strncmp(spec, "cifar", 5) == 0 || strncmp(spec, "mnist:", 6) == 0;
 }
 
+/* What was said, "" where nothing was. */
+static const char *said(const Settings *asked, const char *name)
+{
+    const char *value = settings_last(asked, name);
+    return value ? value : "";
+}
+
+/* The run's config.ini, and what of it does not hold for this process. */
+static void apply_run(Session *s, const Settings *asked)
+{
+    Options *o = &s->o;
+    char *ini = xasprintf("%s/config.ini", s->run_dir);
+    bool train = strcmp(o->command, "train") == 0;
+    check(options_file(o, ini, &why));
+    if (!backend_cuda) /* a run of the GPU goes on here, in fp32 */
+        check(options_set(o, "precision", "auto", "", &why));
+    if (*said(asked, "resume")) /* the checkpoint holds the weights now */
+        check(options_set(o, "weights", "", "", &why));
+    /* --data is what to evaluate, whatever the run evaluated */
+    if (!train && settings_last(asked, "data") && !*said(asked, "val-data")) {
+        check(options_set(o, "val-data", "", "", &why));
+        check(options_set(o, "index-dir", "", "", &why));
+    }
+    free(ini);
+}
+
+/* What lies under the settings that were asked for: the built-in recipe where nothing says what to
+ * train, or the settings of the run that is continued or evaluated. */
+static void apply_base(Session *s, const Settings *asked)
+{
+    const char *resume = said(asked, "resume"), *weights = said(asked, "weights");
+    bool train = strcmp(s->o.command, "train") == 0, has_recipe = *said(asked, "recipe");
+    if (*resume && *weights)
+        die_usage("give one of the two", "--weights and --resume both name weights");
+    if (*resume)
+        s->run_dir = run_of(resume);
+    else if (*weights && !train)
+        s->run_dir = run_of(weights);
+    s->built_in = train && !has_recipe && !*said(asked, "model") && !*weights && !*resume;
+    if (s->built_in) {
+        check(options_lines(&s->o, built_in, "built-in recipe", &why));
+        if (is_tiny_data(said(asked, "data")))
+            check(options_lines(&s->o, built_in_tiny, "built-in recipe", &why));
+    } else if (s->run_dir) {
+        apply_run(s, asked);
+    } else if (*resume && path_exists(resume) && !has_recipe) {
+        die("give the settings of the run with --recipe FILE", "%s has no run with a config.ini",
+            resume);
+    }
+}
+
+/* What is wrong between settings; each by itself has been checked when it was set. */
 static void check_options(const Options *o)
 {
     if (o->area_min > o->area_max || o->area_max <= 0)
@@ -120,64 +158,31 @@ static void check_options(const Options *o)
     if (o->lr_floor > o->lr)
         die_usage("--lr-floor must not exceed --lr", "the learning rate would rise from %g to %g",
                   o->lr, o->lr_floor);
-    Error e = {"", ""};
     double twist[4];
-    check_usage(mix_parse_twist(o->color_twist, twist, &e), &e);
+    check_usage(mix_parse_twist(o->color_twist, twist, &why));
     if (o->epochs <= 0 && o->steps == 0)
         die_usage("give --epochs above 0, or --steps", "--epochs %g trains nothing", o->epochs);
 }
 
-/* The command line is read twice: first to learn which run or recipe lies under it. */
+/* The command line is read first, since it names the run or the recipe that lies under it, and
+ * applied last. --help prints the defaults, whatever else was said, if that made sense. */
 void setup_options(Session *s, int argc, char **argv)
 {
-    memset(s, 0, sizeof *s);
-    s->argv = argv;
     Options *o = &s->o;
-    Error e = {"", ""};
-    bool help = false;
+    Settings asked = {0};
+    *s = (Session){.argv = argv};
     options_init(o);
-    check_usage(options_args(o, argc, argv, &help, &e), &e);
-    if (help) {
+    check_usage(options_args(o, &asked, argc, argv, &why));
+    if (!o->help)
+        apply_base(s, &asked);
+    check_usage(options_apply(o, &asked, &why));
+    if (o->help) {
         options_help(stdout);
         exit(0);
     }
-    bool train = strcmp(o->command, "train") == 0, built = wants_built_in(o);
-    bool tiny = is_tiny_data(o->data), other_data = *o->val_data == 0 && o->has_data;
-    if (*o->resume && *o->weights)
-        die_usage("give one of the two", "--weights and --resume both name weights");
-    const char *base = *o->resume ? o->resume : !train && *o->weights ? o->weights : NULL;
-    s->run_dir = base ? run_of(base) : NULL;
-    char *resume = xstrdup(o->resume);
-    bool has_recipe = *o->recipe != 0;
-
-    options_free(o);
-    options_init(o);
-    if (built) {
-        setup_check(options_lines(o, built_in, "built-in recipe", &e), &e);
-        if (tiny)
-            setup_check(options_lines(o, built_in_tiny, "built-in recipe", &e), &e);
-    } else if (s->run_dir) {
-        char *ini = xasprintf("%s/config.ini", s->run_dir);
-        setup_check(options_file(o, ini, &e), &e);
-        if (!backend_cuda) /* a run of the GPU goes on here, in fp32 */
-            setup_check(options_set(o, "precision", "auto", "", &e), &e);
-        if (*resume) /* the checkpoint holds the weights now */
-            setup_check(options_set(o, "weights", "", "", &e), &e);
-        if (!train && other_data) { /* --data is what to evaluate, whatever the run evaluated */
-            setup_check(options_set(o, "val-data", "", "", &e), &e);
-            setup_check(options_set(o, "index-dir", "", "", &e), &e);
-        }
-        free(ini);
-    } else if (*resume && path_exists(resume) && !has_recipe) {
-        die("give the settings of the run with --recipe FILE", "%s has no run with a config.ini",
-            resume);
-    }
-    s->built_in = built;
-    free(resume);
-    check_usage(options_args(o, argc, argv, &help, &e), &e);
     check_options(o);
-    s->changes = augmentation_new(o->color_jitter, o->auto_augment, &e);
-    check_usage(s->changes != NULL, &e);
+    s->changes = augmentation_new(o->color_jitter, o->auto_augment, &why);
+    check_usage(s->changes != NULL);
 }
 
 /* ---- config ---- */
@@ -194,18 +199,18 @@ static char *find_weights(const char *path)
         return file;
     free(file);
     char dir[4096];
-    Error e = {"", ""};
-    setup_check(ckpt_best(path, dir, sizeof dir, &e), &e);
+    check(ckpt_best(path, dir, sizeof dir, &why));
     return xasprintf("%s/model.safetensors", dir);
 }
 
+/* Which weights the model starts from: none, those of --weights, or those of a checkpoint that
+ * training continues, optimiser and all. */
 static void find_start(Session *s)
 {
     const Options *o = &s->o;
-    Error e = {"", ""};
     if (*o->resume) {
         char dir[4096];
-        setup_check(ckpt_find(o->resume, dir, sizeof dir, &e), &e);
+        check(ckpt_find(o->resume, dir, sizeof dir, &why));
         s->checkpoint = xstrdup(dir);
         s->weights = xasprintf("%s/model.safetensors", dir);
     } else if (*o->weights) {
@@ -213,6 +218,7 @@ static void find_start(Session *s)
     }
 }
 
+/* Dimensions of --model onto those of the weights; flags for single ones come after it. */
 static void use_preset(const char *name, Config *c)
 {
     if (!*name || vit_preset(name, c))
@@ -227,22 +233,26 @@ static void use_preset(const char *name, Config *c)
 
 /* Words of --precision, and what they mean for the model and for its matrix products. */
 enum { PRECISION_AUTO, PRECISION_FP32, PRECISION_TF32, PRECISION_BF16, PRECISION_FP16 };
+static const int types[] = {F32, F32, F32, BF16, F16}; /* of activations and working weights */
 
-/* Which process this is, and its device. Ranks other than the first keep silent. */
+/* Which process this is, and its device. Ranks other than the first keep silent. Processes are
+ * started before the device is: it cannot be shared with a copy of the process. */
 static void start_device(Session *s)
 {
     Options *o = &s->o;
     s->be = backend_cuda ? backend_cuda() : backend_cpu();
-    s->world = (World){0, 1, 0};
+    s->world = (World){.ranks = 1};
     if (backend_cuda)
-        s->world = dist_start((int)o->gpus, s->argv);
+        s->world = hosts_start((int)o->gpus, s->argv);
     else if (o->gpus > 1)
         die_usage("build ./train_gpu with nvcc", "this program was built for the CPU: no --gpus");
+    if (s->world.ranks == 1 || !s->world.local_ranks)
+        s->world.local_ranks = 1;
     if (s->world.rank > 0 && !freopen("/dev/null", "w", stdout))
         warn("cannot silence rank %d", s->world.rank);
     if (o->precision == PRECISION_AUTO)
         o->precision = backend_cuda ? PRECISION_BF16 : PRECISION_FP32;
-    s->type = o->precision == PRECISION_BF16 ? BF16 : o->precision == PRECISION_FP16 ? F16 : F32;
+    s->type = types[o->precision];
     s->be->init(&(Device){.threads = (int)o->threads,
                           .type = s->type,
                           .tf32 = o->precision == PRECISION_TF32,
@@ -250,18 +260,18 @@ static void start_device(Session *s)
                           .rank = s->world.rank,
                           .ranks = s->world.ranks,
                           .local_rank = s->world.local_rank,
-                          .broadcast = dist_broadcast});
+                          .broadcast = hosts_broadcast});
 }
 
+/* Later wins: the default (B/16), the weights' own settings, --model, single settings. */
 void setup_config(Session *s)
 {
     Options *o = &s->o;
-    Error e = {"", ""};
     char assumed[1024] = "";
     start_device(s);
     if (s->built_in)
-        printf(
-            "recipe    built-in, a small model (--model, --weights or --recipe choose another)\n");
+        printf("recipe    built-in, a small model (--model, --weights or --recipe choose "
+               "another)\n");
     s->be->describe(assumed, sizeof assumed);
     printf("device    %s\n", assumed);
     if (s->world.ranks > 1)
@@ -270,13 +280,13 @@ void setup_config(Session *s)
     s->config = vit_config_default();
     if (s->weights) {
         printf("weights   %s\n", s->weights);
-        setup_check(weights_config(s->weights, &s->config, assumed, sizeof assumed, &e), &e);
+        check(weights_config(s->weights, &s->config, assumed, sizeof assumed, &why));
         if (*assumed)
             printf("          %s\n", assumed);
     }
     use_preset(o->model, &s->config);
     options_apply_config(o, &s->config);
-    check_usage(vit_config_check(&s->config, &e), &e);
+    check_usage(vit_config_check(&s->config, &why));
     bool known = false;
     for (int i = 0; param_init_names[i]; i++)
         known |= strcmp(param_init_names[i], o->init) == 0;
@@ -300,25 +310,17 @@ void setup_config(Session *s)
 
 /* ---- data ---- */
 
-static int count_local_ranks(const Session *s)
-{
-    Error e;
-    Place place = {.local_ranks = 0};
-    bool known = s->world.ranks > 1 && dist_environment(&place, &e) && place.local_ranks > 0;
-    return known ? place.local_ranks : 1;
-}
-
 /* One per core, shared with the other ranks of this machine; a launcher may have shared them out
  * already. */
 static int workers_of(const Session *s)
 {
     if (s->o.workers > 0)
         return (int)s->o.workers;
-    long mine = sysconf(_SC_NPROCESSORS_ONLN) / s->local_ranks;
-    cpu_set_t allowed;
-    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0 && CPU_COUNT(&allowed) < mine)
-        mine = CPU_COUNT(&allowed);
-    return mine < 1 ? 1 : mine > 64 ? 64 : (int)mine;
+    long share = sysconf(_SC_NPROCESSORS_ONLN) / s->world.local_ranks, cores = machine_cores();
+    long workers = cores < share ? cores : share;
+    if (workers < 1)
+        return 1;
+    return workers < 64 ? (int)workers : 64;
 }
 
 /* `shapes` is a folder that is drawn the first time. */
@@ -331,8 +333,7 @@ static char *data_spec(Session *s, const char *spec)
     if (!path_exists(dir))
         printf("data      drawing %d images into %s\n", 10 * (SHAPES_TRAIN + SHAPES_VAL), dir);
     fflush(stdout);
-    Error e = {"", ""};
-    setup_check(shapes_write(dir, SHAPES_TRAIN, SHAPES_VAL, size, 0, &e), &e);
+    check(shapes_write(dir, SHAPES_TRAIN, SHAPES_VAL, size, 0, &why));
     return dir;
 }
 
@@ -397,9 +398,8 @@ static void check_splits(const Session *s)
 /* A run that is evaluated or continued keeps its classes: labels are positions in that list. */
 static void check_run_classes(const Session *s, const Dataset *d)
 {
-    Error e = {"", ""};
     char *path = xasprintf("%s/classes.txt", s->run_dir), *line;
-    char *text = path_exists(path) ? read_text(path, 64 << 20, &e) : NULL, *rest = text;
+    char *text = path_exists(path) ? read_text(path, 64 << 20, &why) : NULL, *rest = text;
     for (int k = 0; text && k < data_classes(d) && (line = strsep(&rest, "\n")); k++)
         if (strcmp(line, data_class_name(d, k)) != 0)
             die("give --classes the file with the model's classes, in order",
@@ -409,47 +409,76 @@ static void check_run_classes(const Session *s, const Dataset *d)
     free(path);
 }
 
-void setup_data(Session *s, bool train)
+/* What to evaluate on; NULL: nothing, while training. */
+static const char *validation_spec(const Options *o, bool train)
 {
-    const Options *o = &s->o;
-    bool none = strcmp(o->val_data, "none") == 0;
-    const char *val = *o->val_data && (train || !none) ? o->val_data : o->data;
-    s->local_ranks = count_local_ranks(s);
-    s->max_workers = workers_of(s);
-    if (train && !none && !*o->val_data && strncmp(o->data, "wds:", 4) == 0)
+    if (strcmp(o->val_data, "none") == 0)
+        return train ? NULL : o->data;
+    if (*o->val_data)
+        return o->val_data;
+    if (train && strncmp(o->data, "wds:", 4) == 0)
         die("name the validation shards with --val-data wds:PATTERN, or --val-data none",
             "%s has no validation split of its own", o->data);
-    if (s->world.rank > 0) /* the first one draws `shapes` */
-        dist_barrier();
+    return o->data;
+}
+
+/* The first rank opens its splits before the others do: it draws `shapes`. */
+static void open_splits(Session *s, bool train, const char *val)
+{
+    if (s->world.rank > 0)
+        hosts_barrier();
     if (train)
-        s->train = setup_split(s, o->data, true);
-    if (!train || !none)
+        s->train = setup_split(s, s->o.data, true);
+    if (val)
         s->val = setup_split(s, val, false);
     if (s->world.rank == 0)
-        dist_barrier();
-    if (s->train && s->val)
-        check_splits(s);
-    Dataset *any = s->train ? s->train : s->val;
-    int K = data_classes(any);
-    if (train && !options_config_given(o, "classes"))
-        s->config.classes = K;
+        hosts_barrier();
+}
+
+/* K classes of the data against those of the model. A model may be trained with more classes than
+ * there are; evaluated with fewer, its labels would be those of another list. */
+static void check_class_count(const Session *s, bool train, int K)
+{
+    const Options *o = &s->o;
+    const char *hint = "raise --num-classes, or leave it out";
+    if (s->weights && !options_config_given(o, "classes"))
+        hint = "give --classes the file with the model's classes, in order";
     if (K > s->config.classes)
-        die(s->weights && !options_config_given(o, "classes")
-                ? "give --classes the file with the model's classes, in order"
-                : "raise --num-classes, or leave it out",
-            "the data has %d classes, the model %d", K, s->config.classes);
+        die(hint, "the data has %d classes, the model %d", K, s->config.classes);
     if (!train && K < s->config.classes)
         die("labels would be wrong: give --classes the file with the model's classes, in order",
             "%s has %d classes, the model %d", *o->classes ? o->classes : "the data", K,
             s->config.classes);
-    if (s->run_dir && (!train || s->checkpoint))
-        check_run_classes(s, any);
-    printf("data      %s: ", train ? o->data : val);
+}
+
+/* "data      flowers: 1020 training images, 1020 validation images, 102 classes, 224x224 pixels" */
+static void describe_data(const Session *s, const char *spec, int K)
+{
+    printf("data      %s: ", spec);
     if (s->train)
         printf("%ld training images, ", data_count(s->train));
     if (s->val)
         printf("%ld validation images, ", data_count(s->val));
     printf("%d classes, %dx%d pixels\n", K, s->config.image_h, s->config.image_w);
+}
+
+/* The number of classes, where it was not given, is the training data's; evaluation keeps the
+ * model's. */
+void setup_data(Session *s, bool train)
+{
+    const char *val = validation_spec(&s->o, train);
+    s->max_workers = workers_of(s);
+    open_splits(s, train, val);
+    if (s->train && s->val)
+        check_splits(s);
+    const Dataset *any = s->train ? s->train : s->val;
+    int K = data_classes(any);
+    if (train && !options_config_given(&s->o, "classes"))
+        s->config.classes = K;
+    check_class_count(s, train, K);
+    if (s->run_dir && (!train || s->checkpoint))
+        check_run_classes(s, any);
+    describe_data(s, train ? s->o.data : val, K);
 }
 
 /* ---- model ---- */
@@ -458,14 +487,15 @@ void setup_data(Session *s, bool train)
  * train_state: put it in the weights' place. */
 static void use_average(Session *s)
 {
-    char *dir = parent_of(s->weights);
+    char *copy = xstrdup(s->weights), *dir = dirname(copy);
     if (ckpt_load_average(&s->m->own, dir))
         printf("          averaged weights (--no-ema: those of the last step)\n");
-    else if (s->o.has_ema)
+    else if (options_given(&s->o, "ema"))
         die("leave --ema out", "%s/train_state.safetensors has no averaged weights", dir);
-    free(dir);
+    free(copy);
 }
 
+/* Euclid. */
 static long largest_common(long a, long b)
 {
     return b ? largest_common(b, a % b) : a;
@@ -526,28 +556,33 @@ static void describe_model(const Session *s, bool training)
     const Config *c = &s->config;
     const Model *m = s->m;
     const Plan *p = &m->plan;
-    char params[32], flops[32], part[5][32];
-    const double bytes[] = {(double)m->bytes_params, (double)m->bytes_grads, (double)m->bytes_opt,
-                            (double)m->bytes_acts, (double)m->bytes_inputs};
-    format_count((double)m->layout->n_params, params, sizeof params);
-    format_count(vit_forward_flops(c) * (training ? 3 : 1), flops, sizeof flops);
-    for (int i = 0; i < COUNT(bytes); i++)
-        format_count(bytes[i], part[i], sizeof part[i]);
+    enum { PARAMETERS, FLOP, WEIGHTS, GRADIENTS, OPTIMISER, ACTIVATIONS, INPUTS, COUNTS };
+    const double count[COUNTS] = {
+        (double)m->layout->n_params, vit_forward_flops(c) * (training ? 3 : 1),
+        (double)m->bytes_params, (double)m->bytes_grads,
+        (double)m->bytes_opt,    (double)m->bytes_acts,
+        (double)m->bytes_inputs};
+    char text[COUNTS][32];
+    for (int i = 0; i < COUNTS; i++)
+        format_count(count[i], text[i], sizeof text[i]);
     printf("model     width %d, %d layers, %d heads, mlp %d, patch %d, %d classes: %s parameters, "
            "%sFLOP per image\n",
-           c->width, c->layers, c->heads, c->mlp, c->patch, c->classes, params, flops);
-    printf("memory    %sB weights", part[0]);
+           c->width, c->layers, c->heads, c->mlp, c->patch, c->classes, text[PARAMETERS],
+           text[FLOP]);
+    printf("memory    %sB weights", text[WEIGHTS]);
     if (training)
-        printf(", %sB gradients, %sB optimiser", part[1], part[2]);
-    printf(", %sB activations, %sB inputs; %d images at a time\n", part[3], part[4], p->max_batch);
+        printf(", %sB gradients, %sB optimiser", text[GRADIENTS], text[OPTIMISER]);
+    printf(", %sB activations, %sB inputs; %d images at a time\n", text[ACTIVATIONS], text[INPUTS],
+           p->max_batch);
 }
 
+/* The plan of its memory, and then its weights: of a checkpoint, with the optimiser's state; of a
+ * weights file onto a fresh initialisation, which is what remains of a new head; or fresh. */
 void setup_model(Session *s, bool training)
 {
     const Options *o = &s->o;
-    Error e = {"", ""};
-    check_usage(vit_config_check(&s->config, &e), &e); /* again: classes may come from the data */
-    int scaling = o->loss_scaling;                     /* auto: what the precision needs */
+    check_usage(vit_config_check(&s->config, &why)); /* again: classes may come from the data */
+    int scaling = o->loss_scaling;                   /* auto: what the precision needs */
     if (scaling == 0)
         scaling = s->type == F16 ? SCALING_DYNAMIC + 1 : SCALING_NONE + 1;
     Plan plan = {.training = training,
@@ -574,7 +609,7 @@ void setup_model(Session *s, bool training)
     if (s->checkpoint && training) {
         s->state.counters = *vit_state(s->m);
         s->state.scaled = plan.scaling.kind != SCALING_NONE;
-        setup_check(ckpt_resume(own, s->checkpoint, &s->state, &e), &e);
+        check(ckpt_resume(own, s->checkpoint, &s->state, &why));
         vit_set_state(s->m, &s->state.counters);
         if (s->state.seed != (uint64_t)o->seed) /* order and augmentation would not continue */
             die("leave --seed out, or start a new run from --weights",
@@ -583,12 +618,11 @@ void setup_model(Session *s, bool training)
         return;
     }
     /* a new head on trained weights starts at zero: random logits would only disturb them */
-    const char *scheme = s->weights && !o->has_init ? "jax" : o->init;
-    bool init = vit_init(s->m, scheme, (uint64_t)o->seed, o->head_bias, o->layer_scale_init, &e);
-    setup_check(init, &e);
+    const char *scheme = s->weights && !options_given(o, "init") ? "jax" : o->init;
+    check(vit_init(s->m, scheme, (uint64_t)o->seed, o->head_bias, o->layer_scale_init, &why));
     if (s->weights) {
         char report[1024] = "";
-        setup_check(ckpt_load_weights(own, s->weights, training, report, sizeof report, &e), &e);
+        check(ckpt_load_weights(own, s->weights, training, report, sizeof report, &why));
         if (*report)
             printf("          %s\n", report);
         if (!training && o->ema > 0)
@@ -597,36 +631,73 @@ void setup_model(Session *s, bool training)
     s->state = (RunState){.seed = (uint64_t)o->seed, .best_metric = -1};
 }
 
+/* ---- length ---- */
+
+double schedule_lr(const Options *o, uint64_t total, uint64_t step)
+{
+    uint64_t warmup = o->warmup_steps < 0 ? total / 20 : (uint64_t)o->warmup_steps;
+    if (step < warmup)
+        return o->lr * (double)(step + 1) / (double)warmup;
+    double f = total > warmup ? (double)(step - warmup) / (double)(total - warmup) : 0;
+    if (f > 1)
+        f = 1; /* a run that goes on after its schedule stays at the floor */
+    double span = o->lr - o->lr_floor;
+    if (o->schedule == SCHEDULE_COSINE)
+        return o->lr_floor + span * 0.5 * (1 + cos(M_PI * f));
+    if (o->schedule == SCHEDULE_LINEAR)
+        return o->lr_floor + span * (1 - f);
+    if (o->schedule == SCHEDULE_CONSTANT)
+        return fmax(o->lr, o->lr_floor);
+    uint64_t third = total / 3 ? total / 3 : 1;
+    uint64_t drops = (step - warmup) / (o->step_size ? (uint64_t)o->step_size : third);
+    return fmax(o->lr * pow(o->step_gamma, (double)drops), o->lr_floor);
+}
+
+/* --steps, or as many as it takes to see the rest of --epochs. */
+void setup_length(Session *s)
+{
+    const Options *o = &s->o;
+    const RunState *r = &s->state; /* a resumed run may have had another batch size before */
+    double left = o->epochs * (double)data_count(s->train) - (double)r->samples;
+    double steps = (double)r->step + ceil(left / (double)o->batch_size);
+    if (o->steps)
+        steps = (double)o->steps;
+    if (steps > 4294967295.0)
+        die_usage("lower --epochs or raise --batch-size", "%g steps are more than a run can count",
+                  steps);
+    s->steps = steps < 0 ? 0 : (uint64_t)steps;
+    printf("plan      %lu steps of %ld images%s", (unsigned long)s->steps, o->batch_size,
+           s->micro < o->batch_size ? ", " : "\n");
+    if (s->micro < o->batch_size)
+        printf("%d at a time\n", s->micro);
+    if (mix_mixes(o))
+        printf("mixing    within groups of %ld images\n", o->mix_group);
+}
+
 /* ---- run directory ---- */
 
 /* runs/<data>-<model>-NNN with the first free number; mkdir decides between two that start at once.
  */
 static char *new_run_dir(const Options *o)
 {
-    Error e = {"", ""};
-    char data[64], model[64];
-    const char *colon = strchr(o->data, ':'), *path = colon ? colon + 1 : o->data;
-    char *copy = xstrdup(colon ? "" : path);
-    for (size_t n = strlen(copy); n && copy[n - 1] == '/';)
-        copy[--n] = 0;
-    char *slash = strrchr(copy, '/');
-    snprintf(data, sizeof data, "%.*s", colon ? (int)(colon - o->data) : 48,
-             colon   ? o->data
-             : slash ? slash + 1
-                     : copy);
-    free(copy);
+    char *spec = xstrdup(o->data), *colon = strchr(spec, ':');
+    char model[64];
+    if (colon)
+        *colon = 0;
+    const char *data = colon ? spec : basename(spec); /* the kind of data, or a folder's name */
     snprintf(model, sizeof model, "%s", *o->model ? o->model : "vit");
     for (char *p = model; *p; p++)
         if (*p == '/')
             *p = '-';
-    setup_check(make_dirs("runs", &e), &e);
+    check(make_dirs("runs", &why));
     for (int i = 1; i < 100000; i++) {
-        char *dir = xasprintf("runs/%s-%s-%03d", *data ? data : "data", model, i);
-        if (mkdir(dir, 0777) == 0)
+        char *dir = xasprintf("runs/%.48s-%s-%03d", data, model, i);
+        if (mkdir(dir, 0777) == 0) {
+            free(spec);
             return dir;
-        int failed = errno;
-        if (failed != EEXIST)
-            die("choose another place with --out", "cannot make %s: %s", dir, strerror(failed));
+        }
+        if (errno != EEXIST)
+            die("choose another place with --out", "cannot make %s: %s", dir, strerror(errno));
         free(dir);
     }
     die("clear out runs/, or name a place with --out", "runs/ is full");
@@ -635,42 +706,41 @@ static char *new_run_dir(const Options *o)
 /* Names of the classes beside the weights, for predict. */
 static void write_classes(const Session *s)
 {
-    Error e = {"", ""};
-    size_t size = 1, at = 0;
-    for (int k = 0; k < data_classes(s->train); k++)
-        size += strlen(data_class_name(s->train, k)) + 1;
-    char *path = xasprintf("%s/classes.txt", s->out), *text = xcalloc(size, 1);
-    for (int k = 0; k < data_classes(s->train); k++)
-        at += (size_t)snprintf(text + at, size - at, "%s\n", data_class_name(s->train, k));
-    setup_check(save_text(path, text, &e), &e);
-    free(text);
+    char *path = xasprintf("%s/classes.txt", s->out);
+    FileWriter *f = file_create(path, &why);
+    bool ok = f != NULL;
+    for (int k = 0; ok && k < data_classes(s->train); k++) {
+        const char *name = data_class_name(s->train, k);
+        ok = file_write(f, name, strlen(name), &why) && file_write(f, "\n", 1, &why);
+    }
+    if (ok)
+        ok = file_publish(f, true, &why);
+    else
+        file_abandon(f);
+    check(ok);
     free(path);
 }
 
+/* A continued run stays where it is, unless --out names another place. No run is written over. */
 void setup_out(Session *s)
 {
     const Options *o = &s->o;
-    Error e = {"", ""};
     if (s->world.rank > 0) /* the first one writes */
         return;
-    bool same_run = s->checkpoint && s->run_dir && !*o->out;
-    if (same_run) {
-        s->out = xstrdup(s->run_dir);
-    } else if (*o->out) {
+    bool resumed = s->checkpoint && s->run_dir;
+    bool same_run = resumed && (!*o->out || strcmp(s->run_dir, o->out) == 0);
+    if (*o->out)
         s->out = xstrdup(o->out);
-        setup_check(make_dirs(s->out, &e), &e);
-        char *latest = xasprintf("%s/latest", s->out);
-        same_run = s->checkpoint && s->run_dir && strcmp(s->run_dir, s->out) == 0;
-        if (path_exists(latest) && !same_run)
-            die("continue it with --resume, or choose another --out", "%s already holds a run",
-                s->out);
-        free(latest);
-    } else {
-        s->out = new_run_dir(o);
-    }
-    char *ini = xasprintf("%s/config.ini", s->out), *log = xasprintf("%s/log.jsonl", s->out);
-    setup_check(options_write(o, &s->config, ini, &e), &e);
-    setup_check(log_open(log, same_run, &e), &e);
+    else
+        s->out = same_run ? xstrdup(s->run_dir) : new_run_dir(o);
+    check(make_dirs(s->out, &why));
+    char *latest = xasprintf("%s/latest", s->out), *ini = xasprintf("%s/config.ini", s->out);
+    char *log = xasprintf("%s/log.jsonl", s->out);
+    if (path_exists(latest) && !same_run)
+        die("continue it with --resume, or choose another --out", "%s already holds a run", s->out);
+    check(options_write(o, &s->config, ini, &why));
+    check(log_open(log, same_run, &why));
+    free(latest);
     free(ini);
     free(log);
     write_classes(s);
@@ -680,14 +750,11 @@ void setup_out(Session *s)
 void session_free(Session *s)
 {
     log_close();
-    if (s->train)
-        data_close(s->train);
-    if (s->val)
-        data_close(s->val);
+    data_close(s->train);
+    data_close(s->val);
     augmentation_free(s->changes);
-    if (s->m)
-        vit_free(s->m);
-    dist_end();
+    vit_free(s->m);
+    hosts_end();
     free(s->weights);
     free(s->checkpoint);
     free(s->run_dir);

@@ -1,59 +1,60 @@
-/* session.h - what the program's commands share: flags made into a config, data and a model.
+/* setup.h - the session: one run of the program, from its flags to data and a model that are ready.
  *
- * setup.c fills a Session, train.c runs the training loop, eval.c evaluates, predicts and times.
- * All of these end the program through die() when something is wrong.
+ * A command (train.c, eval.c) fills it step by step with the calls below, in their order; those
+ * that it does not need it leaves out. All of them end the program through die() when something is
+ * wrong. Ranks other than the first do the same and keep silent.
  */
 #pragma once
 
 #include "checkpoint.h"
 #include "data.h"
-#include "vit.h"
-#include "train/hosts.h"
-#include "train/options.h"
+#include "train/launch.h"
 #include "train/mixup.h"
-#include "train/schedule.h"
+#include "train/options.h"
+#include "vit.h"
+
+/* Learning rate of step 0, 1, ..., total-1 of a run, as the flags have it. Warm-up: lr * (step+1) /
+ * warmup, so that the first step already learns and the last warm-up step has the peak; then, with
+ * f = (step - warmup) / (total - warmup), the curve goes from lr at f = 0 towards the floor at f =
+ * 1, which it would reach with the step after the last (as optax.warmup_cosine_decay_schedule and
+ * timm's per-update scheduler). */
+double schedule_lr(const Options *o, uint64_t total, uint64_t step);
 
 typedef struct {
-    Options o;
+    Options o; /* what was asked for, and what was chosen where that was `auto` */
     char **argv;
-    const Backend *be;
-    World world; /* which of how many processes this is */
-    Config config;
-    Model *m;
-    int type;              /* F32, BF16, F16: what the model computes in */
+    /* setup_options */
     bool built_in;         /* nothing said what to train */
-    int micro;             /* images computed at a time */
+    char *run_dir;         /* the run that --resume or --weights named, or NULL */
     Augmentation *changes; /* of training images */
     Preprocess images;     /* how training makes them; evaluation has augment off */
-    int local_ranks;       /* of this machine; 1 where that is not known */
-    int max_workers;       /* data workers, where --workers does not say */
-    Dataset *train, *val;
+    /* setup_config */
+    const Backend *be;
+    World world;      /* which of how many processes this is; local_ranks is 1 where not known */
+    int type;         /* F32, BF16, F16: what the model computes in */
     char *weights;    /* file to start from, or NULL */
     char *checkpoint; /* directory to resume from, or NULL */
-    char *run_dir;    /* the run that --resume or --weights named, or NULL */
-    char *out;        /* training: run directory */
-    RunState state;
+    Config config;    /* its number of classes may come from the data */
+    /* setup_data */
+    Dataset *train, *val; /* NULL: not needed */
+    int max_workers;      /* data workers, where --workers does not say */
+    /* setup_model */
+    Model *m;
+    int micro;      /* images computed at a time */
+    RunState state; /* where the run stands */
+    /* setup_length, setup_out: training alone */
+    uint64_t steps; /* of the whole run */
+    char *out;      /* run directory; NULL on all ranks but the first */
 } Session;
 
-/* ---- setup.c, in the order of use ---- */
 void setup_options(Session *s, int argc, char **argv); /* flags, recipes, the run's config.ini */
-void setup_config(Session *s);                         /* weights or preset, then flags */
-void setup_data(Session *s, bool train); /* the validation split, and the training one */
-Dataset *setup_split(Session *s, const char *spec, bool train); /* one of them */
+void setup_config(Session *s);                         /* device; weights or preset, then flags */
+void setup_data(Session *s, bool train);     /* the validation split, and the training one */
 void setup_model(Session *s, bool training); /* memory plan, initial or loaded weights */
+void setup_length(Session *s);               /* steps of the run */
 void setup_out(Session *s);                  /* run directory with config.ini and log */
 void session_free(Session *s);
-void setup_check(bool ok, const Error *e); /* die with the error unless ok */
 
-/* ---- eval.c ---- */
-typedef struct {
-    double top1, top5; /* percent */
-    double loss;       /* mean, without label smoothing */
-    double seconds;
-    long images;
-} Evaluation;
-/* All of d in order; `stop` may name a flag that ends it early (false is returned then). */
-bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out);
-int command_eval(Session *s);
-int command_predict(Session *s);
-int command_bench(Session *s);
+/* One split: the images of `spec` as the flags say, for training or evaluation. */
+Dataset *setup_split(Session *s, const char *spec, bool train);
+void setup_check(bool ok, const Error *e); /* die with the error unless ok */

@@ -44,11 +44,12 @@ void log_close(void)
 /* Bytes of the UTF-8 character at s: 1 to 4; 0 where none starts. */
 static int utf8_bytes(const unsigned char *s)
 {
+    static const int length[] = {1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 2, 2, 3, 4}; /* by s[0] >> 4 */
     static const unsigned least[] = {0, 0, 0x80, 0x800, 0x10000}; /* shorter forms are wrong */
-    int n = s[0] < 0x80 ? 1 : s[0] >> 5 == 6 ? 2 : s[0] >> 4 == 14 ? 3 : s[0] >> 3 == 30 ? 4 : 0;
+    int n = length[s[0] >> 4];
     if (n < 2)
         return n;
-    unsigned c = s[0] & (0x7fu >> n);
+    unsigned c = s[0] & (0xffu >> n); /* from 0xf8 on beyond Unicode */
     for (int i = 1; i < n; i++) {
         if (s[i] >> 6 != 2) /* the end of the text, too */
             return 0;
@@ -170,35 +171,44 @@ void format_count(double n, char *out, size_t size)
         n /= 1000;
         i++;
     }
-    snprintf(out, size, n < 10 && i ? "%.2f%s" : n < 100 && i ? "%.1f%s" : "%.0f%s", n, units[i]);
+    int digits = n < 10 ? 2 : 1;
+    if (i == 0 || n >= 100)
+        digits = 0;
+    snprintf(out, size, "%.*f%s", digits, n, units[i]);
+}
+
+/* Whether it is worth drawing: not more often than people can read. */
+static bool may_draw(bool last)
+{
+    static double drawn;
+    if (!report_terminal() || (!last && now() - drawn < 0.1))
+        return false;
+    drawn = now();
+    return true;
 }
 
 void report_bar(const StepReport *r)
 {
-    static double drawn;
-    if (!report_terminal() || now() - drawn < 0.1)
+    if (!may_draw(false))
         return;
-    drawn = now();
     enum { WIDTH = 20 };
     char bar[WIDTH + 1], eta[32], line[256];
-    int full = r->total ? (int)(r->step * WIDTH / r->total) : 0;
-    for (int i = 0; i < WIDTH; i++)
-        bar[i] = i < full ? '=' : i == full ? '>' : ' ';
+    int full = r->total > 0 ? (int)(r->step * WIDTH / r->total) : 0;
+    memset(bar, ' ', WIDTH);
+    memset(bar, '=', (size_t)full);
+    bar[full] = '>';
     bar[WIDTH] = 0;
     format_seconds(r->eta, eta, sizeof eta);
     snprintf(line, sizeof line,
-             "[%s] %lu/%lu  eta %s  loss %.3f  acc %.1f%%  %.0f images/s  lr %.2e  wait %.0f%%",
-             bar, (unsigned long)r->step, (unsigned long)r->total, eta, r->loss, r->acc,
-             r->images_per_s, r->lr, 100 * r->wait);
+             "[%s] %.0f/%.0f  eta %s  loss %.3f  acc %.1f%%  %.0f images/s  lr %.2e  wait %.0f%%",
+             bar, r->step, r->total, eta, r->loss, r->acc, r->images_per_s, r->lr, 100 * r->wait);
     draw(line);
 }
 
 void report_progress(const char *what, long done, long total, double images_per_s)
 {
-    static double drawn;
-    if (!report_terminal() || (done < total && now() - drawn < 0.1))
+    if (!may_draw(done >= total))
         return;
-    drawn = now();
     char line[160], eta[32];
     int n = snprintf(line, sizeof line, "%s %ld/%ld", what, done, total);
     if (images_per_s > 0 && n < (int)sizeof line) {
@@ -211,28 +221,11 @@ void report_progress(const char *what, long done, long total, double images_per_
 void report_step(const StepReport *r)
 {
     log_begin("step");
-    log_num("step", (double)r->step);
-    log_num("epoch", r->epoch);
-    log_num("loss", r->loss);
-    log_num("acc", r->acc);
-    log_num("lr", r->lr);
-    log_num("grad_norm", r->grad_norm);
-    log_num("ms", r->ms);
-    log_num("images_per_s", r->images_per_s);
-    log_num("gflops", r->gflops);
-    if (r->mfu > 0)
-        log_num("mfu", r->mfu);
-    if (r->loss_scale > 0)
-        log_num("loss_scale", r->loss_scale);
-    log_num("wait", r->wait);
-    log_num("data_bytes_per_s", r->data_bytes_per_s);
-    log_num("workers", r->workers);
-    log_num("damaged", (double)r->damaged);
-    log_num("cpu", r->cpu);
-    if (r->gpu >= 0)
-        log_num("gpu", r->gpu);
-    log_num("memory", r->memory);
-    log_num("skipped", (double)r->skipped);
+#define X(number, known) \
+    if (known)           \
+        log_num(#number, r->number);
+    STEP_NUMBERS(X)
+#undef X
     log_end();
     if (report_terminal())
         return; /* the bar says it */
@@ -246,11 +239,10 @@ void report_step(const StepReport *r)
     if (r->gpu >= 0)
         snprintf(gpu, sizeof gpu, "  gpu %.0f%%", 100 * r->gpu);
     if (r->skipped)
-        snprintf(skipped, sizeof skipped, "  skipped %lu", (unsigned long)r->skipped);
-    printf("step %lu/%lu  epoch %.2f  loss %.4f  acc %.1f%%  norm %.3g  lr %.3e  %.1f ms  "
+        snprintf(skipped, sizeof skipped, "  skipped %.0f", r->skipped);
+    printf("step %.0f/%.0f  epoch %.2f  loss %.4f  acc %.1f%%  norm %.3g  lr %.3e  %.1f ms  "
            "%.1f images/s  %s  %sB  cpu %.0f%%%s  wait %.0f%%  eta %s%s\n",
-           (unsigned long)r->step, (unsigned long)r->total, r->epoch, r->loss, r->acc, r->grad_norm,
-           r->lr, r->ms, r->images_per_s, speed, memory, 100 * r->cpu, gpu, 100 * r->wait, eta,
-           skipped);
+           r->step, r->total, r->epoch, r->loss, r->acc, r->grad_norm, r->lr, r->ms,
+           r->images_per_s, speed, memory, 100 * r->cpu, gpu, 100 * r->wait, eta, skipped);
     fflush(stdout);
 }

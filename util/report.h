@@ -17,24 +17,34 @@ void log_end(void);
 
 /* ---- the screen ---- */
 
+/* What the steps since the last report came to. Each number stands in log.jsonl under its name
+ * here, where it is known (of the report r). */
+#define STEP_NUMBERS(X)                                                                            \
+    X(step, true) /* steps done */                                                                 \
+    X(epoch, true)                                                                                 \
+    X(loss, true) /* mean over the images, */                                                      \
+    X(acc, true)  /* and share of those that were right, in percent */                             \
+    X(lr, true)                                                                                    \
+    X(grad_norm, true)                                                                             \
+    X(ms, true) /* per step */                                                                     \
+    X(images_per_s, true)                                                                          \
+    X(gflops, true)     /* arithmetic done per second, */                                          \
+    X(mfu, r->mfu > 0)  /* in percent of the devices' peak; 0: not known */                        \
+    X(loss_scale, r->loss_scale > 0)                                                               \
+    X(wait, true)             /* share of the time spent waiting for data */                       \
+    X(data_bytes_per_s, true) /* read from files */                                                \
+    X(workers, true)          /* threads that make batches */                                      \
+    X(damaged, true)          /* images found damaged so far */                                    \
+    X(cpu, true)              /* share of the compute threads' time that the process was busy */   \
+    X(gpu, r->gpu >= 0)       /* share of the time the device was busy; -1: not known */           \
+    X(memory, true)           /* peak, bytes */                                                    \
+    X(skipped, true)          /* steps left out because of non-finite gradients */
+
 typedef struct {
-    uint64_t step, total; /* steps done, steps of the run */
-    double epoch;
-    double loss, acc; /* mean over the images since the last report; acc in percent */
-    double lr, grad_norm;
-    double ms, images_per_s; /* per step, since the last report */
-    double gflops;           /* arithmetic done per second, */
-    double mfu;              /* in percent of the devices' peak; 0: not known */
-    double loss_scale;       /* 0: none */
-    double wait;             /* share of the time spent waiting for data */
-    double data_bytes_per_s; /* read from files */
-    int workers;             /* threads that make batches */
-    long damaged;            /* images found damaged so far */
-    double cpu;              /* share of the compute threads' time that the process was busy */
-    double gpu;              /* share of the time the device was busy lately; -1: not known */
-    double memory;           /* peak, bytes */
-    uint64_t skipped;        /* steps left out because of non-finite gradients */
-    double eta;              /* seconds to the end */
+#define X(number, known) double number;
+    STEP_NUMBERS(X)
+#undef X
+    double total, eta; /* steps of the run, seconds to its end */
 } StepReport;
 
 void report_step(const StepReport *r); /* a plain line, and the log */

@@ -1,0 +1,167 @@
+/* meter.c - adds up what steps came to, and makes reports of it. See meter.h.
+ *
+ * Results come here in order, up to a step late (train.c); how they look is report.c's business.
+ * Speeds leave out evaluations and checkpoints. What costs a sum over the ranks (bytes and workers
+ * of the data) is asked for at reports alone, which all ranks make at the same steps.
+ *
+ * Read in this order: what is used, reports, beginning and end.
+ */
+#include "train/meter.h"
+
+#include "train/hosts.h"
+#include "util/report.h"
+
+#include <sys/resource.h>
+
+/* ---- what is used ---- */
+
+double meter_epoch(const Session *s, uint64_t step)
+{
+    double ahead = (double)(s->state.step - step) * (double)s->o.batch_size;
+    return ((double)s->state.samples - ahead) / (double)data_count(s->train);
+}
+
+Usage meter_usage(void)
+{
+    struct rusage u;
+    getrusage(RUSAGE_SELF, &u);
+    return (Usage){.cpu_seconds = (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
+                                  1e-6 * (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec),
+                   .peak_bytes = 1024.0 * (double)u.ru_maxrss};
+}
+
+/* Of all ranks, which call this together; returns the bytes read so far. */
+static double data_use(const Meter *m, StepReport *r)
+{
+    LoaderStats l = loader_stats(m->loader);
+    double all[] = {(double)l.bytes, l.workers};
+    hosts_sum(all, COUNT(all));
+    r->workers = all[1];
+    r->damaged = (double)data_damaged_by_all(m->s->train, hosts_sum);
+    return all[0];
+}
+
+/* ---- reports ---- */
+
+static double seconds_waited(const Meter *m)
+{
+    return loader_stats(m->loader).waited - m->waited;
+}
+
+/* What the steps since the last report came to, `seconds` of training. */
+static StepReport measure(const Meter *m, const StepState *state, uint64_t step, double seconds)
+{
+    const Session *s = m->s;
+    double images = (double)m->images, left = (double)(s->steps - step);
+    StepReport r = {.step = (double)step,
+                    .total = (double)s->steps,
+                    .epoch = meter_epoch(s, step),
+                    .loss = m->loss / images,
+                    .acc = 100 * m->hits / images,
+                    .lr = state->lr,
+                    .grad_norm = state->grad_norm,
+                    .ms = 1000 * seconds / (double)m->steps,
+                    .images_per_s = images / seconds,
+                    .wait = seconds_waited(m) / seconds,
+                    .skipped = state->skipped,
+                    .loss_scale = s->m->plan.scaling.kind ? state->loss_scale : 0,
+                    .eta = (now() - m->began) / (double)(step - m->first) * left};
+    double peak = s->be->peak_flops() * s->world.ranks;
+    r.gflops = r.images_per_s * 3 * vit_forward_flops(&s->config) / 1e9;
+    r.mfu = peak > 0 ? 100 * r.gflops * 1e9 / peak : 0;
+    return r;
+}
+
+/* The part of a report that is not asked for at every step. */
+static void measure_use(Meter *m, StepReport *r, double seconds)
+{
+    const Backend *be = m->s->be;
+    double bytes = data_use(m, r);
+    Usage u = meter_usage();
+    r->memory = u.peak_bytes;
+    r->cpu = (u.cpu_seconds - m->cpu_seconds) / ((now() - m->reported) * be->threads());
+    r->gpu = be->busy();
+    r->data_bytes_per_s = (bytes - m->data_bytes) / seconds;
+    m->cpu_seconds = u.cpu_seconds;
+    m->data_bytes = bytes;
+}
+
+/* r->stats is [batch, 3]: loss, whether the label was right, whether it was among the best five.
+ * The first step is reported by itself, since it takes longer than those that follow. */
+void meter_step(Meter *m, const StepResult *r, uint64_t step)
+{
+    const Session *s = m->s;
+    for (long i = 0; i < s->o.batch_size; i++) {
+        m->loss += (double)r->stats[3 * i];
+        m->hits += (double)r->stats[3 * i + 1];
+    }
+    m->images += s->o.batch_size;
+    m->steps++;
+    bool first = step == m->first + 1, last = step == s->steps;
+    double seconds = now() - m->from, waited = seconds_waited(m);
+    StepReport report = measure(m, &r->state, step, seconds);
+    report_bar(&report);
+    if (!first && !last && step % (uint64_t)s->o.log_every != 0)
+        return;
+    measure_use(m, &report, seconds);
+    report_step(&report);
+    if (!first) {
+        m->training += seconds;
+        m->stalled += waited;
+    }
+    m->loss = m->hits = 0;
+    m->images = m->steps = 0;
+    m->waited += waited;
+    m->from = m->reported = now();
+}
+
+void meter_pause(Meter *m, double seconds)
+{
+    m->from += seconds;
+}
+
+/* ---- beginning and end ---- */
+
+void meter_begin(Meter *m, const Session *s, Loader *loader)
+{
+    char device[256];
+    *m = (Meter){.s = s, .loader = loader, .first = s->state.step};
+    m->cpu_seconds = meter_usage().cpu_seconds;
+    m->began = m->from = m->reported = now();
+    s->be->describe(device, sizeof device);
+    log_begin("start");
+    log_num("step", (double)s->state.step);
+    log_num("steps", (double)s->steps);
+    log_text("device", device);
+    log_text("data", s->o.data);
+    log_num("train_images", (double)data_count(s->train));
+    log_num("val_images", s->val ? (double)data_count(s->val) : 0);
+    log_num("classes", s->config.classes);
+    log_num("parameters", (double)s->m->layout->n_params);
+    log_num("forward_gflop", vit_forward_flops(&s->config) / 1e9);
+    log_num("batch", (double)s->o.batch_size);
+    log_num("micro_batch", s->micro);
+    log_num("seed", (double)s->state.seed);
+    log_end();
+}
+
+void meter_end(const Meter *m)
+{
+    StepReport use;
+    double bytes = data_use(m, &use);
+    double share = m->training > 0 ? m->stalled / m->training : 0;
+    log_begin("end");
+    log_num("step", (double)m->s->state.step);
+    log_num("seconds", now() - m->began);
+    log_num("data_bytes", bytes);
+    log_num("wait", share);
+    log_num("damaged", use.damaged);
+    log_end();
+    if (use.damaged > 0)
+        printf("note: %.0f damaged training images were replaced by others\n", use.damaged);
+    if (share > 0.05 && m->stalled > 0.25)
+        printf("note: %.0f%% of the time was spent waiting for images; more --workers (%.0f at "
+               "work), --decode fast,\n      or smaller images, made once by ./vit shard "
+               "--short-side 256, would help\n",
+               100 * share, use.workers);
+}
