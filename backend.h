@@ -69,7 +69,7 @@ typedef struct {
 /* The state of a step, in device memory. The host writes the first part before a micro-batch.
  * The tally is summed over the ranks with the step's statistics: what they must know of each other
  * at every step costs no message of its own. */
-enum { TALLY = 4 };
+enum { TALLY = 2 };
 typedef struct {
     uint64_t seed;
     double lr;

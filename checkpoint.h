@@ -29,5 +29,6 @@ bool ckpt_resume(Units *u, const char *checkpoint_dir, RunState *run, Error *e);
 /* weights_load, into the weights and their average, which starts there. */
 bool ckpt_load_weights(Units *u, const char *path, bool new_head, char *report, size_t size,
                        Error *e);
-/* Puts the average of a checkpoint's weights into their place; false where it has none that fits. */
+/* Puts the average of a checkpoint's weights into their place; false where it has none that fits.
+ */
 bool ckpt_load_average(Units *u, const char *checkpoint_dir);

@@ -191,11 +191,10 @@ static void report_damage(Dataset *d, long i, const char *why)
 }
 
 /* Comparing takes n numbers, so it is done only when the sum is too high, and has changed. */
-long data_damaged_by_all(Dataset *d, void (*sum)(double *x, int n))
+long data_damaged_by_all(Dataset *d, double reported, void (*sum)(double *x, int n))
 {
     enum { CHUNK = 4096 };
-    double reported = (double)data_damaged(d), found[CHUNK];
-    sum(&reported, 1);
+    double found[CHUNK];
     if (reported <= (double)d->damaged_limit)
         return (long)reported;
     if (reported == d->reported_by_all)

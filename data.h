@@ -21,10 +21,10 @@ const char *data_class_name(const Dataset *d, int label);
 char *data_sample_path(const Dataset *d, long i);
 int data_label(const Dataset *d, long i);
 long data_damaged(const Dataset *d); /* samples found damaged so far, by this process */
-/* The same by all processes that share a data set, which call this together; `sum` adds x[n] up
- * over them. More than max_damaged allows end the program. Up to there a sample that two of them
- * met may count twice. */
-long data_damaged_by_all(Dataset *d, void (*sum)(double *x, int n));
+/* The same by all processes that share a data set, whose own numbers add up to `reported`: a sample
+ * that two of them met counts once where it matters, and more than max_damaged allows end the
+ * program. They call this together; `sum` adds x[n] up over them, where that is needed. */
+long data_damaged_by_all(Dataset *d, double reported, void (*sum)(double *x, int n));
 /* The preprocessed sample i as epoch `epoch` sees it for the `repeat`th time, [out_h, out_w,
  * 3]. A damaged image is reported once, counted, and replaced by the next readable one. Returns the
  * label. */

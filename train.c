@@ -12,7 +12,6 @@
 #include "train/setup.h"
 
 #include "train/eval.h"
-#include "train/hosts.h"
 #include "train/meter.h"
 #include "train/mixup.h"
 #include "util/report.h"
@@ -42,6 +41,9 @@ typedef struct {
     uint64_t saved;     /* step of the newest checkpoint */
     bool stopped;       /* by a signal, here or in another rank */
 } Training;
+
+/* What ranks tell each other with every step (vit_tell). */
+enum { TELL_STOP, TELL_DAMAGED };
 
 /* ---- signals ---- */
 
@@ -89,49 +91,61 @@ static void catch_signals(void)
 
 /* ---- one step ---- */
 
-/* Up to n consecutive images of the run; returns how many. */
-static int next_images(Training *t, int n, const uint8_t **images, const int **labels)
+/* The next n images of the run. A micro-batch never reaches beyond a batch of the loader (begin).
+ */
+static void next_images(Training *t, int n, const uint8_t **images, const int **labels)
 {
     if (!t->batch || t->used == t->batch->n) {
         t->batch = loader_next(t->loader);
         t->used = 0;
-        if (!t->batch)
-            die("this is a mistake in data.c", "the loader ended before the run");
     }
-    int left = t->batch->n - t->used;
-    n = n < left ? n : left;
+    if (!t->batch || t->used + n > t->batch->n)
+        die("this is a mistake in data.c", "the loader ended before the run");
     *images = t->batch->images + (size_t)t->used * vit_image_bytes(&t->s->config, true);
     *labels = t->batch->labels + t->used;
     t->used += n;
-    return n;
 }
 
-/* Step s->state.step of the run. A batch of B images is shared out among the ranks, B / ranks each;
- * a rank computes its part `micro` images at a time. Positions in the batch, which decide what is
- * random, are counted over all ranks. */
+/* A batch of B images is shared out among the ranks, B / ranks each; a rank computes its part
+ * `micro` images at a time. Positions in the batch, which decide what is random, are counted over
+ * all ranks.
+ */
+static void micro_step(void *arg, int micro, bool backward)
+{
+    Training *t = arg;
+    Session *s = t->s;
+    const Options *o = &s->o;
+    int batch = (int)o->batch_size, mine = batch / s->world.ranks, done = micro * s->micro;
+    int n = s->micro < mine - done ? s->micro : mine - done, first = mine * s->world.rank + done;
+    const uint8_t *images;
+    const int *labels;
+    if (backward) {
+        vit_micro_backward(s->m, micro, done + n == mine);
+        return;
+    }
+    next_images(t, n, &images, &labels);
+    if (t->augment)
+        mix_batch(&t->mix, s->state.seed, (uint32_t)s->state.step, (uint32_t)first, n, t->augment);
+    soft_targets(t->targets, labels, n, s->config.classes, o->label_smoothing, t->augment,
+                 (long)s->config.image_h * s->config.image_w);
+    vit_set_batch(s->m, n, images, true, t->targets, t->augment);
+    vit_tell(s->m,
+             (real[TALLY]){
+                 [TELL_STOP] = stop_signal != 0, [TELL_DAMAGED] = (real)data_damaged(s->train)});
+    vit_micro_forward(s->m, first, batch);
+}
+
+/* Step s->state.step of the run. */
 static void train_step(Training *t)
 {
     Session *s = t->s;
-    const Options *o = &s->o;
+    int mine = (int)s->o.batch_size / s->world.ranks;
     uint32_t step = (uint32_t)s->state.step;
-    long pixels = (long)s->config.image_h * s->config.image_w;
-    int batch = (int)o->batch_size, mine = batch / s->world.ranks, first = mine * s->world.rank;
-
-    vit_begin_step(s->m, step, schedule_lr(o, s->steps, step), s->state.seed);
-    for (int done = 0, n; done < mine; done += n) {
-        const uint8_t *images;
-        const int *labels;
-        n = next_images(t, s->micro < mine - done ? s->micro : mine - done, &images, &labels);
-        if (t->augment)
-            mix_batch(&t->mix, s->state.seed, step, (uint32_t)(first + done), n, t->augment);
-        soft_targets(t->targets, labels, n, s->config.classes, o->label_smoothing, t->augment,
-                     pixels);
-        vit_set_batch(s->m, n, images, true, t->targets, t->augment);
-        vit_micro_step(s->m, first + done, batch, done + n == mine);
-    }
+    vit_begin_step(s->m, step, schedule_lr(&s->o, s->steps, step), s->state.seed);
+    run_schedule((mine + s->micro - 1) / s->micro, micro_step, t);
     vit_update(s->m);
     s->state.step++;
-    s->state.samples += (uint64_t)batch;
+    s->state.samples += (uint64_t)s->o.batch_size;
 }
 
 /* Ten steps in a row without finite gradients will not get better by themselves. */
@@ -150,7 +164,8 @@ static void check_diverged(const Training *t)
         state->skipped_in_row, (unsigned long)t->collected);
 }
 
-/* Collects the results of steps until only `keep` are still on their way. */
+/* Collects the results of steps until only `keep` are still on their way. With them comes whether
+ * any rank was asked to stop: all know it of the same step. A rank alone need not wait for that. */
 static void collect(Training *t, uint64_t keep)
 {
     const Session *s = t->s;
@@ -158,8 +173,9 @@ static void collect(Training *t, uint64_t keep)
         const StepResult *r = vit_result(s->m, (int)(s->state.step - t->collected - 1));
         t->collected++;
         t->state = r->state;
+        t->stopped |= s->world.ranks > 1 ? r->tally[TELL_STOP] > 0 : stop_signal != 0;
         check_diverged(t);
-        meter_step(&t->meter, r, t->collected);
+        meter_step(&t->meter, r, t->collected, (double)r->tally[TELL_DAMAGED]);
     }
 }
 
@@ -317,14 +333,6 @@ static void finish(Training *t)
     free(t->augment);
 }
 
-/* Asked once a step, since a signal may come at any time; one rank's stops all, after that step. */
-static bool asked_to_stop(void)
-{
-    double stop = stop_signal;
-    hosts_sum(&stop, 1);
-    return stop > 0;
-}
-
 /* A device that computes by itself is given the next step before the results of this one are
  * collected, except where they decide something at once: before an evaluation or a checkpoint. */
 static void train(Training *t)
@@ -333,13 +341,14 @@ static void train(Training *t)
     const Options *o = &s->o;
     while (s->state.step < s->steps && !t->stopped) {
         train_step(t);
-        t->stopped = asked_to_stop();
-        bool evaluates = s->val && is_due(t, o->eval_every) && !t->stopped;
-        bool saves = is_due(t, o->save_every ? o->save_every : o->eval_every) || t->stopped;
+        bool evaluates = s->val && is_due(t, o->eval_every);
+        bool saves = is_due(t, o->save_every ? o->save_every : o->eval_every);
         collect(t, s->be->asynchronous && !evaluates && !saves ? 1 : 0);
-        bool best = evaluates && train_evaluate(t);
+        if (t->stopped)
+            collect(t, 0);
+        bool best = evaluates && !t->stopped && train_evaluate(t);
         /* never a checkpoint of a run that is about to fail: the last good one stays the last */
-        if ((saves || best) && !t->state.skipped_in_row)
+        if ((saves || best || t->stopped) && !t->state.skipped_in_row)
             save(t);
     }
     if (t->state.skipped_in_row && !t->stopped) {

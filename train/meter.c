@@ -30,15 +30,18 @@ Usage meter_usage(void)
                    .peak_bytes = 1024.0 * (double)u.ru_maxrss};
 }
 
-/* Of all ranks, which call this together; returns the bytes read so far. */
-static double data_use(const Meter *m, StepReport *r)
+/* Of all ranks, which call this together. */
+typedef struct {
+    double bytes, workers, damaged; /* read so far, at work now, met so far */
+} DataUse;
+
+static DataUse data_use(const Meter *m)
 {
     LoaderStats l = loader_stats(m->loader);
-    double all[] = {(double)l.bytes, l.workers};
+    double all[] = {(double)l.bytes, l.workers, (double)data_damaged(m->s->train)};
     hosts_sum(all, COUNT(all));
-    r->workers = all[1];
-    r->damaged = (double)data_damaged_by_all(m->s->train, hosts_sum);
-    return all[0];
+    all[2] = (double)data_damaged_by_all(m->s->train, all[2], hosts_sum);
+    return (DataUse){all[0], all[1], all[2]};
 }
 
 /* ---- reports ---- */
@@ -76,19 +79,21 @@ static StepReport measure(const Meter *m, const StepState *state, uint64_t step,
 static void measure_use(Meter *m, StepReport *r, double seconds)
 {
     const Backend *be = m->s->be;
-    double bytes = data_use(m, r);
+    DataUse data = data_use(m);
     Usage u = meter_usage();
     r->memory = u.peak_bytes;
     r->cpu = (u.cpu_seconds - m->cpu_seconds) / ((now() - m->reported) * be->threads());
     r->gpu = be->busy();
-    r->data_bytes_per_s = (bytes - m->data_bytes) / seconds;
+    r->workers = data.workers;
+    r->damaged = data.damaged;
+    r->data_bytes_per_s = (data.bytes - m->data_bytes) / seconds;
     m->cpu_seconds = u.cpu_seconds;
-    m->data_bytes = bytes;
+    m->data_bytes = data.bytes;
 }
 
 /* r->stats is [batch, 3]: loss, whether the label was right, whether it was among the best five.
  * The first step is reported by itself, since it takes longer than those that follow. */
-void meter_step(Meter *m, const StepResult *r, uint64_t step)
+void meter_step(Meter *m, const StepResult *r, uint64_t step, double damaged)
 {
     const Session *s = m->s;
     for (long i = 0; i < s->o.batch_size; i++) {
@@ -97,6 +102,7 @@ void meter_step(Meter *m, const StepResult *r, uint64_t step)
     }
     m->images += s->o.batch_size;
     m->steps++;
+    data_damaged_by_all(s->train, damaged, hosts_sum); /* too many end the run */
     bool first = step == m->first + 1, last = step == s->steps;
     double seconds = now() - m->from, waited = seconds_waited(m);
     StepReport report = measure(m, &r->state, step, seconds);
@@ -147,13 +153,12 @@ void meter_begin(Meter *m, const Session *s, Loader *loader)
 
 void meter_end(const Meter *m)
 {
-    StepReport use;
-    double bytes = data_use(m, &use);
+    DataUse use = data_use(m);
     double share = m->training > 0 ? m->stalled / m->training : 0;
     log_begin("end");
     log_num("step", (double)m->s->state.step);
     log_num("seconds", now() - m->began);
-    log_num("data_bytes", bytes);
+    log_num("data_bytes", use.bytes);
     log_num("wait", share);
     log_num("damaged", use.damaged);
     log_end();

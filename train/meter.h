@@ -9,10 +9,10 @@ typedef struct {
     double began;   /* time the meter began, */
     uint64_t first; /* at this step */
     /* since the last report */
-    double loss, hits;  /* sums over the images */
+    double loss, hits; /* sums over the images */
     long images, steps;
-    double from;        /* time of the last report, later by what was not training since */
-    double reported;    /* time of the last report */
+    double from;     /* time of the last report, later by what was not training since */
+    double reported; /* time of the last report */
     /* totals at the last report */
     double waited;      /* seconds for data */
     double cpu_seconds; /* of the process */
@@ -23,8 +23,9 @@ typedef struct {
 
 /* Training begins, with the data of `loader`: says so in the log. */
 void meter_begin(Meter *m, const Session *s, Loader *loader);
-/* Step number `step`, from 1, has come to r. Draws the bar; reports every --log-every steps. */
-void meter_step(Meter *m, const StepResult *r, uint64_t step);
+/* Step number `step`, from 1, has come to r, and the ranks have met so many damaged images so far.
+ * Draws the bar; reports every --log-every steps. All ranks call this together. */
+void meter_step(Meter *m, const StepResult *r, uint64_t step, double damaged);
 /* So many seconds went into something else: speeds are those of training. */
 void meter_pause(Meter *m, double seconds);
 /* Training has ended: what became of the data, and what would make it faster. */

@@ -146,7 +146,7 @@ enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
 
 /* Rows of all settings: the model's group and what stands for several of its settings
  * (--image-size, --mean, --std) come between. */
-#define X(...) +1
+#define X(...)       +1
 #define GROUP(title) +1
 enum { CONFIG_FIELDS = VIT_CONFIG(X), MODEL_ROW = OPTIONS(GROUP, X) + 4 };
 #undef GROUP

@@ -559,8 +559,8 @@ static void describe_model(const Session *s, bool training)
     enum { PARAMETERS, FLOP, WEIGHTS, GRADIENTS, OPTIMISER, ACTIVATIONS, INPUTS, COUNTS };
     const double count[COUNTS] = {
         (double)m->layout->n_params, vit_forward_flops(c) * (training ? 3 : 1),
-        (double)m->bytes_params, (double)m->bytes_grads,
-        (double)m->bytes_opt,    (double)m->bytes_acts,
+        (double)m->bytes_params,     (double)m->bytes_grads,
+        (double)m->bytes_opt,        (double)m->bytes_acts,
         (double)m->bytes_inputs};
     char text[COUNTS][32];
     for (int i = 0; i < COUNTS; i++)
