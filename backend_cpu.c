@@ -1,31 +1,36 @@
 /* backend_cpu.c - the oracle: every op of backend.h in plain C, OpenMP and OpenBLAS.
  *
- * Matrix products are cblas_?gemm, everything else is written out so that it can be compared with
- * the formula above its entry in backend.h. Built once with float and once with double. Never built
- * with -ffast-math: NaN checks must work, and a sum must be summed in the order that is written
- * here. Results do not depend on the number of threads, except inside OpenBLAS.
+ * Read it beside backend.h, which has each op's formula and shapes; here is how they are computed.
+ * Matrix products are cblas_?gemm, everything else is written out. No op keeps anything between two
+ * calls, and nothing is asynchronous. The file is built once with float and once with double. It
+ * is never built with -ffast-math: NaN checks must work, and a sum must be summed in the order that
+ * is written here. Results do not depend on the number of threads, except inside OpenBLAS.
  *
- * Order: memory, random masks, elementary functions, linear, embedding, residual and norm,
- * attention, pooling and loss, optimisers, the table.
+ * Order: memory and what one process has no use for; sums over rows; dropout; elementary functions;
+ * linear layers; patches and embedding; residual step and norm; attention; pooling and loss; norms
+ * and optimisers; the device itself and the table. What the machine is, and the new start where
+ * OpenBLAS has chosen slow kernels, are in util/machine.c.
  */
 #include "backend.h"
 #include "util/machine.h"
 #include "util/rng.h"
+#include "util/util.h"
 
 #include <cblas.h>
 #include <math.h>
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 extern char *openblas_get_corename(void);
 extern char *openblas_get_config(void);
 
-#define DOUBLE    (sizeof(real) == 8)
-#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define DOUBLE           (sizeof(real) == 8)
+#define MIN(a, b)        ((a) < (b) ? (a) : (b))
+#define CLAMP(x, lo, hi) ((x) < (lo) ? (lo) : (x) > (hi) ? (hi) : (x)) /* NaN stays NaN */
+#define UNUSED           __attribute__((unused))
 
-static const StepState *state; /* bound by bind_state */
+static const StepState *state; /* of the step that runs; set by bind */
 
 /* A dev pointer is host memory here. */
 static real *host(const dev *p)
@@ -33,17 +38,27 @@ static real *host(const dev *p)
     return (real *)p;
 }
 
+/* Row i of a matrix, of which t.ld elements lie between two rows. */
 static real *row(Tensor t, long i)
 {
     return (real *)t.p + i * t.ld;
 }
 
-/* ------------------------------------------------------------------------------------------------
- * Memory */
+/* The part of a matrix that begins at row i and column j */
+static Tensor part(Tensor t, long i, long j)
+{
+    t.p = (dev *)(row(t, i) + j);
+    return t;
+}
 
+/* ------------------------------------------------------------------------------------------------
+ * Memory. Device memory is host memory, and every call is done when it returns, so that tickets
+ * have nothing to say and transfers are copies. */
+
+/* 256-byte aligned, with the block's own address kept in the word below. calloc, because pages that
+ * nobody touches then cost nothing. */
 static dev *cpu_alloc(size_t bytes)
 {
-    /* calloc: pages that nobody touches cost nothing; the block's start is kept below p */
     if (bytes > SIZE_MAX - 512)
         return NULL;
     char *block = calloc(1, bytes + 512);
@@ -60,37 +75,9 @@ static void cpu_release(dev *p)
         free(((void **)p)[-1]);
 }
 
-static void *cpu_host_alloc(size_t bytes)
-{
-    return xmalloc(bytes);
-}
-
 static void cpu_upload(dev *dst, const void *src, size_t bytes)
 {
     memcpy(dst, src, bytes);
-}
-
-static Ticket cpu_send(dev *dst, const void *src, size_t bytes, Ticket after)
-{
-    (void)after;
-    memcpy(dst, src, bytes);
-    return 0;
-}
-
-static Ticket cpu_fetch(void *dst, const dev *src, size_t bytes)
-{
-    memcpy(dst, src, bytes);
-    return 0;
-}
-
-static Ticket cpu_mark(void)
-{
-    return 0;
-}
-
-static void cpu_wait(Ticket ticket)
-{
-    (void)ticket;
 }
 
 static void cpu_download(void *dst, const dev *src, size_t bytes)
@@ -106,6 +93,27 @@ static void cpu_copy(dev *dst, const dev *src, size_t bytes)
 static void cpu_zero(dev *dst, size_t bytes)
 {
     memset(dst, 0, bytes);
+}
+
+static Ticket cpu_send(dev *dst, const void *src, size_t bytes, UNUSED Ticket after)
+{
+    memcpy(dst, src, bytes);
+    return 0;
+}
+
+static Ticket cpu_fetch(void *dst, const dev *src, size_t bytes)
+{
+    memcpy(dst, src, bytes);
+    return 0;
+}
+
+static Ticket cpu_mark(void)
+{
+    return 0;
+}
+
+static void cpu_wait(UNUSED Ticket ticket)
+{
 }
 
 static void cpu_convert(dev *dst, int dst_type, const dev *src, int src_type, long n)
@@ -124,54 +132,50 @@ static void cpu_add(dev *sum, const dev *x, long n)
         a[i] += b[i];
 }
 
-static void cpu_run(uint64_t key, bool together, void (*body)(void *), void *arg)
+static void cpu_run(UNUSED uint64_t key, UNUSED bool together, void (*body)(void *), void *arg)
 {
-    (void)key;
-    (void)together;
     body(arg);
 }
 
-static size_t cpu_scratch_bytes(const Sizes *s)
-{
-    (void)s;
-    return 0;
-}
-
-/* Its own scratch grows with the number of threads, which a plan does not know. */
-static void cpu_bind(dev *s, dev *scratch_memory, size_t bytes)
-{
-    (void)scratch_memory;
-    (void)bytes;
-    state = (const StepState *)(void *)s;
-}
-
 /* One process: several are for the CUDA backend, until this one speaks MPI. */
-static void cpu_all_reduce(dev *x, int type, long n)
+static void cpu_all_reduce(UNUSED dev *x, UNUSED int type, UNUSED long n)
 {
-    (void)x;
-    (void)type;
-    (void)n;
 }
 
 static void cpu_join(void)
 {
 }
 
-/* Scratch that grows to the largest request and stays: block `which` of several in use at once. */
-static real *scratch(int which, size_t n)
+/* The scratch memory of a plan is not used: ours grows with the number of threads, which a plan
+ * does not know. */
+static size_t cpu_scratch_bytes(UNUSED const Sizes *s)
 {
-    static real *p[4];
-    static size_t size[4];
-    if (n > size[which]) {
-        free(p[which]);
-        p[which] = xmalloc(n * sizeof(real));
-        size[which] = n;
-    }
-    return p[which];
+    return 0;
 }
 
-/* Sums over rows are made in GROUPS partial sums, each over a fixed range of rows and added in
- * order at the end, so that they do not depend on the number of threads. */
+static void cpu_bind(dev *s, UNUSED dev *scratch_memory, UNUSED size_t bytes)
+{
+    state = (const StepState *)(void *)s;
+}
+
+/* Room for the op that runs: it grows to the largest request and stays. */
+static real *scratch(size_t n)
+{
+    static real *p;
+    static size_t size;
+    if (n > size) {
+        free(p);
+        p = xmalloc(n * sizeof(real));
+        size = n;
+    }
+    return p;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Sums over rows, as bias gradients are. A sum for each thread would depend on the number of
+ * threads. So there are GROUPS partial sums, each over a fixed range of rows, and at the end they
+ * are added in order. */
+
 enum { GROUPS = 32 };
 
 static long group_begin(long rows, int g)
@@ -179,10 +183,19 @@ static long group_begin(long rows, int g)
     return rows * g / GROUPS;
 }
 
-/* out[n] = sum of the GROUPS rows of partial [GROUPS, n] */
+/* `count` matrices [GROUPS, n] of partial sums, all zero, one behind the other */
+static real *group_sums(int count, long n)
+{
+    size_t size = (size_t)count * GROUPS * (size_t)n;
+    return memset(scratch(size), 0, size * sizeof(real));
+}
+
+/* out[j] = sum over g of partial[g][j], for partial [GROUPS, n]; out [n], or NULL: not wanted */
 static void sum_groups(dev *out, const real *partial, long n)
 {
     real *o = host(out);
+    if (!o)
+        return;
 #pragma omp parallel for simd schedule(static)
     for (long j = 0; j < n; j++) {
         real s = partial[j];
@@ -192,41 +205,53 @@ static void sum_groups(dev *out, const real *partial, long n)
     }
 }
 
-/* ------------------------------------------------------------------------------------------------
- * Dropout: masks from counters */
+/* out[j] = sum over r of x[r][j], for x [rows, n] and out [n] */
+static void column_sums(dev *out, Tensor x, long rows, long n)
+{
+    real *partial = group_sums(1, n);
+#pragma omp parallel for schedule(static)
+    for (int g = 0; g < GROUPS; g++) {
+        real *sum = partial + g * n;
+        for (long r = group_begin(rows, g); r < group_begin(rows, g + 1); r++)
+            for (long j = 0; j < n; j++)
+                sum[j] += row(x, r)[j];
+    }
+    sum_groups(out, partial, n);
+}
 
-/* scale[i] = 0 or 1/(1-p) for elements first..first+n-1 of one sample (index within the batch) */
-static void drop_scales(real *scale, long n, long first, long sample, const Drop *d)
+/* ------------------------------------------------------------------------------------------------
+ * Dropout. A mask is a function of seed, step, layer, sample and element (see Drop in backend.h):
+ * it is never stored, and backward makes the forward pass's again. */
+
+/* x[i] *= mask of element first + i, 0 or 1/(1-p), for x [n] of one sample, counted within the
+ * micro-batch. One call of rng_block serves four elements. */
+static void drop_elements(real *x, long n, long first, long sample, const Drop *d)
 {
     uint32_t keep = rng_threshold(d->p);
     real kept = (real)(1 / (1 - d->p));
-    long i = 0;
-    while (i < n) {
+    for (long i = 0; i < n;) {
         long element = first + i;
         Philox r = rng_block(state->seed, (uint32_t)(element / 4),
                              state->sample0 + (uint32_t)sample, state->step, d->purpose, d->layer);
         for (long k = element % 4; k < 4 && i < n; k++, i++)
-            scale[i] = r.v[k] >= keep ? kept : 0;
+            x[i] *= r.v[k] >= keep ? kept : 0;
     }
 }
 
-/* Multiply x[0..n) by its mask. */
-static void drop_row(real *x, long n, long first, long sample, const Drop *d)
+/* The same for x [n], row r of a matrix with `tokens` rows per sample, where anything drops at all
+ */
+static void drop_row(real *x, long n, long r, int tokens, const Drop *d)
 {
-    real scale[256];
-    for (long i = 0; i < n; i += 256) {
-        long len = MIN(n - i, 256);
-        drop_scales(scale, len, first + i, sample, d);
-        for (long k = 0; k < len; k++)
-            x[i + k] *= scale[k];
-    }
+    if (d->p > 0)
+        drop_elements(x, n, r % tokens * n, r / tokens, d);
 }
 
+/* Stochastic depth (Huang et al. 2016): 0 or 1/(1-p), one number for a whole sample. */
 static real path_scale(long sample, const Drop *d)
 {
     real scale = 1;
     if (d->p > 0)
-        drop_scales(&scale, 1, 0, sample, d);
+        drop_elements(&scale, 1, 0, sample, d);
     return scale;
 }
 
@@ -238,7 +263,7 @@ static real path_scale(long sample, const Drop *d)
 /* e^x, 2 ulp: x = k ln2 + r, e^r by a polynomial, 2^k by building the exponent. e^-87 below -87. */
 static inline float expf_fast(float x)
 {
-    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    x = CLAMP(x, -87.0f, 88.0f);
     float shifted = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the integer k in the low bits */
     float k = shifted - 12582912.0f;
     float r = x - k * 0.693145752f - k * 1.42860677e-6f;
@@ -248,18 +273,18 @@ static inline float expf_fast(float x)
     p = p * r + 0.166665207f;
     p = p * r + 0.499999935f;
     p = p * r * r + r + 1.0f;
-    uint32_t bits;
-    memcpy(&bits, &shifted, 4);
-    bits = (bits + 127) << 23;
-    float scale;
-    memcpy(&scale, &bits, 4);
-    return p * scale;
+    union {
+        float f;
+        uint32_t bits;
+    } scale = {.f = shifted};
+    scale.bits = (scale.bits + 127) << 23;
+    return p * scale.f;
 }
 
 /* erf, absolute error 4e-7: x times a rational function of x^2, constant beyond 3.92 */
 static inline float erff_fast(float x)
 {
-    x = x < -3.92f ? -3.92f : x > 3.92f ? 3.92f : x;
+    x = CLAMP(x, -3.92f, 3.92f);
     float t = x * x;
     float p = 2.05007611e-06f, q = 3.8091671e-05f;
     p = p * t + 0.000284884115f;
@@ -272,8 +297,8 @@ static inline float erff_fast(float x)
     q = q * t + 0.502077381f;
     p = p * t + 1.12837915f;
     q = q * t + 1.0f;
-    float y = x * p / q; /* rounding may carry it past 1 */
-    return y < -1.0f ? -1.0f : y > 1.0f ? 1.0f : y;
+    float y = x * p / q;
+    return CLAMP(y, -1.0f, 1.0f); /* rounding may carry it past 1 */
 }
 
 /* tanh, relative error 4e-7: u times a rational function of u^2, +-1 beyond 8.6 */
@@ -289,30 +314,23 @@ static inline float tanhf_fast(float u)
     q = q * t + 0.46740196f;
     p = p * t + 0.999999987f;
     q = q * t + 1.0f;
-    return u > 8.6f ? 1.0f : u < -8.6f ? -1.0f : u * p / q;
+    float y = u > 8.6f ? 1.0f : u * p / q;
+    return u < -8.6f ? -1.0f : y;
 }
 
-static inline real exp_(real x)
-{
-    return DOUBLE ? (real)exp((double)x) : (real)expf_fast((float)x);
-}
+#define exp_(x)  (DOUBLE ? (real)exp((double)(x)) : (real)expf_fast((float)(x)))
+#define erf_(x)  (DOUBLE ? (real)erf((double)(x)) : (real)erff_fast((float)(x)))
+#define tanh_(x) (DOUBLE ? (real)tanh((double)(x)) : (real)tanhf_fast((float)(x)))
 
-static inline real erf_(real x)
-{
-    return DOUBLE ? (real)erf((double)x) : (real)erff_fast((float)x);
-}
-
-static inline real tanh_(real u)
-{
-    return DOUBLE ? (real)tanh((double)u) : (real)tanhf_fast((float)u);
-}
-
-/* GELU (Hendrycks & Gimpel 2016): x * Phi(x), with Phi by erf or by its tanh approximation. */
+/* GELU (Hendrycks & Gimpel 2016) is x Phi(x), with Phi the normal distribution:
+ *   ACT_GELU       Phi(x) = (1 + erf(x / sqrt 2)) / 2
+ *   ACT_GELU_TANH  Phi(x) ~ (1 + tanh u) / 2,  u = sqrt(2/pi) (x + 0.044715 x^3) */
 #define SQRT_HALF    ((real)0.70710678118654752440)
 #define INV_SQRT_2PI ((real)0.39894228040143267794)
 #define SQRT_2_PI    ((real)0.79788456080286535588)
 #define GELU_CUBIC   ((real)0.044715)
 
+/* y = act(x), [n] */
 static void act_forward(real *y, const real *x, int n, int act)
 {
     if (act == ACT_GELU) {
@@ -331,7 +349,10 @@ static void act_forward(real *y, const real *x, int n, int act)
     }
 }
 
-/* d[i] *= act'(x[i]) */
+/* d *= act'(x), [n]:
+ *   ACT_GELU       Phi(x) + x exp(-x^2/2) / sqrt(2 pi)
+ *   ACT_GELU_TANH  (1 + t) / 2 + x (1 - t^2) u' / 2,  t = tanh u
+ *   ACT_TANH       1 - tanh(x)^2 */
 static void act_backward(real *d, const real *x, int n, int act)
 {
     if (act == ACT_GELU) {
@@ -357,110 +378,102 @@ static void act_backward(real *d, const real *x, int n, int act)
 }
 
 /* ------------------------------------------------------------------------------------------------
- * Linear */
+ * Linear layers */
 
-static void gemm(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, long M, long N, long K, real alpha,
-                 const real *A, long lda, const real *B, long ldb, real beta, real *C, long ldc)
+/* C [M,N] = alpha op(A) [M,K] op(B) [K,N] + beta C, all by rows; op transposes or does nothing */
+static void gemm(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, int M, int N, int K, real alpha, Tensor A,
+                 Tensor B, real beta, Tensor C)
 {
-    int m = (int)M, n = (int)N, k = (int)K, a = (int)lda, b = (int)ldb, c = (int)ldc;
+    int lda = (int)A.ld, ldb = (int)B.ld, ldc = (int)C.ld;
     if (DOUBLE)
-        cblas_dgemm(CblasRowMajor, ta, tb, m, n, k, (double)alpha, (const void *)A, a,
-                    (const void *)B, b, (double)beta, (void *)C, c);
+        cblas_dgemm(CblasRowMajor, ta, tb, M, N, K, (double)alpha, (const void *)A.p, lda,
+                    (const void *)B.p, ldb, (double)beta, (void *)C.p, ldc);
     else
-        cblas_sgemm(CblasRowMajor, ta, tb, m, n, k, (float)alpha, (const void *)A, a,
-                    (const void *)B, b, (float)beta, (void *)C, c);
+        cblas_sgemm(CblasRowMajor, ta, tb, M, N, K, (float)alpha, (const void *)A.p, lda,
+                    (const void *)B.p, ldb, (float)beta, (void *)C.p, ldc);
 }
 
+/* y = drop(act(x w^T + bias)) + residual: x [rows,in], w [out,in], y [rows,out]. The product goes
+ * where it is needed next: to `pre`, if that is kept for backward, else to y itself. The rest is
+ * one pass over it, a row at a time, while the row is in cache. */
 static void cpu_linear_forward(const LinearForward *a)
 {
     const real *bias = host(a->bias);
     Tensor sum = a->act && a->pre.p ? a->pre : a->y;
-    gemm(CblasNoTrans, CblasTrans, a->rows, a->out, a->in, 1, row(a->x, 0), a->x.ld, row(a->w, 0),
-         a->w.ld, 0, row(sum, 0), sum.ld);
-    if (!bias && !a->act && !a->residual.p && a->drop.p <= 0)
-        return;
-
+    gemm(CblasNoTrans, CblasTrans, a->rows, a->out, a->in, 1, a->x, a->w, 0, sum);
 #pragma omp parallel for schedule(static)
     for (int r = 0; r < a->rows; r++) {
         real *s = row(sum, r), *y = row(a->y, r);
-        if (bias)
-            for (int j = 0; j < a->out; j++)
-                s[j] += bias[j];
+        for (int j = 0; bias && j < a->out; j++)
+            s[j] += bias[j];
         if (a->act)
             act_forward(y, s, a->out, a->act);
-        if (a->drop.p > 0)
-            drop_row(y, a->out, (long)(r % a->tokens) * a->out, r / a->tokens, &a->drop);
-        if (a->residual.p) {
-            const real *x = row(a->residual, r);
-            for (int j = 0; j < a->out; j++)
-                y[j] += x[j];
-        }
+        drop_row(y, a->out, r, a->tokens, &a->drop);
+        const real *residual = a->residual.p ? row(a->residual, r) : NULL;
+        for (int j = 0; residual && j < a->out; j++)
+            y[j] += residual[j];
     }
 }
 
+/* dx = drop(dy w) act'(pre): dy [rows,out], w [out,in], dx [rows,in]. act, pre and drop are those
+ * of the layer that made x, and dbias, the column sums of dx, is that layer's bias gradient: it is
+ * summed here, where dx is in cache. */
 static void cpu_linear_backward_input(const LinearBackwardInput *a)
 {
-    gemm(CblasNoTrans, CblasNoTrans, a->rows, a->in, a->out, 1, row(a->dy, 0), a->dy.ld,
-         row(a->w, 0), a->w.ld, a->accumulate ? 1 : 0, row(a->dx, 0), a->dx.ld);
-    if (!a->act && !a->dbias && a->drop.p <= 0)
-        return;
-
+    real beta = a->accumulate ? 1 : 0;
+    gemm(CblasNoTrans, CblasNoTrans, a->rows, a->in, a->out, 1, a->dy, a->w, beta, a->dx);
     int n = a->in;
-    real *partial = a->dbias ? scratch(0, (size_t)GROUPS * (size_t)n) : NULL;
+    real *partial = a->dbias ? group_sums(1, n) : NULL;
 #pragma omp parallel for schedule(static)
     for (int g = 0; g < GROUPS; g++) {
         real *sum = partial ? partial + (long)g * n : NULL;
-        if (sum)
-            memset(sum, 0, (size_t)n * sizeof(real));
         for (long r = group_begin(a->rows, g); r < group_begin(a->rows, g + 1); r++) {
             real *dx = row(a->dx, r);
-            if (a->drop.p > 0)
-                drop_row(dx, n, (r % a->tokens) * n, r / a->tokens, &a->drop);
+            drop_row(dx, n, r, a->tokens, &a->drop);
             if (a->act)
                 act_backward(dx, row(a->pre, r), n, a->act);
             for (int j = 0; sum && j < n; j++)
                 sum[j] += dx[j];
         }
     }
-    if (partial)
-        sum_groups(a->dbias, partial, n);
+    sum_groups(a->dbias, partial, n);
 }
 
-/* Column sums of x [rows, n] */
-static void column_sums(dev *out, Tensor x, long rows, long n)
-{
-    real *partial = scratch(0, (size_t)GROUPS * (size_t)n);
-#pragma omp parallel for schedule(static)
-    for (int g = 0; g < GROUPS; g++) {
-        real *sum = partial + g * n;
-        memset(sum, 0, (size_t)n * sizeof(real));
-        for (long r = group_begin(rows, g); r < group_begin(rows, g + 1); r++)
-            for (long j = 0; j < n; j++)
-                sum[j] += row(x, r)[j];
-    }
-    sum_groups(out, partial, n);
-}
-
+/* dw = dy^T x: dy [rows,out], x [rows,in], dw [out,in] */
 static void cpu_linear_backward_weight(const LinearBackwardWeight *a)
 {
-    gemm(CblasTrans, CblasNoTrans, a->out, a->in, a->rows, 1, row(a->dy, 0), a->dy.ld, row(a->x, 0),
-         a->x.ld, 0, host(a->dw), a->in);
+    Tensor dw = {.p = a->dw, .ld = a->in};
+    gemm(CblasTrans, CblasNoTrans, a->out, a->in, a->rows, 1, a->dy, a->x, 0, dw);
     if (a->dbias)
         column_sums(a->dbias, a->dy, a->rows, a->out);
 }
 
 /* ------------------------------------------------------------------------------------------------
- * Embedding */
+ * Patches and embedding */
+
+static const Augment *augment_of(const Patchify *a, int b)
+{
+    static const Augment none = {.lambda = 1};
+    return a->augment ? (const Augment *)a->augment + b : &none;
+}
+
+/* The three bytes of a pixel of image b, in u8 images [B,H,W,3] */
+static const uint8_t *pixel_bytes(const Patchify *a, int b, int y, int x)
+{
+    return (const uint8_t *)a->images + (((long)b * a->H + y) * a->W + x) * VIT_CHANNELS;
+}
 
 static bool in_rect(const Rect *r, int y, int x)
 {
     return y >= r->y && y < r->y + r->h && x >= r->x && x < r->x + r->w;
 }
 
-/* Pixel (row y, column x) of channel c of image b, as Augment wants it before images are mixed. */
+/* Pixel (row y, column x) of channel c of image b, as Augment wants it before images are mixed:
+ * erased, or clamp(M rgb / 255 + t, 0, 1) and then (v - mean) / std. Colours are in double, as the
+ * table of normalised bytes is. lut[c][v]: that table */
 static real augmented(const Patchify *a, int b, int c, int y, int x, real lut[3][256])
 {
-    const Augment *g = (const Augment *)a->augment + b;
+    const Augment *g = augment_of(a, b);
     if (g->erase && in_rect(&g->erased, y, x)) {
         if (g->erase == ERASE_ZERO)
             return 0;
@@ -468,46 +481,45 @@ static real augmented(const Patchify *a, int b, int c, int y, int x, real lut[3]
                              state->sample0 + (uint32_t)b, state->step, RNG_ERASE, 0);
         return (real)rng_normal(rng_unit(r.v[0]), rng_unit(r.v[1]));
     }
-    const uint8_t *in = (const uint8_t *)a->images + (((long)b * a->H + y) * a->W + x) * 3;
+    const uint8_t *in = pixel_bytes(a, b, y, x);
     if (!g->use_colour)
         return lut[c][in[c]];
     double v = (double)g->colour[9 + c];
     for (int k = 0; k < 3; k++)
         v += (double)g->colour[3 * c + k] * in[k] / 255.0;
-    v = v < 0 ? 0 : v > 1 ? 1 : v;
-    return (real)((v - a->mean[c]) / a->std[c]);
+    return (real)((CLAMP(v, 0, 1) - a->mean[c]) / a->std[c]);
 }
 
-/* n pixels of a row of channel c of image b, from (y, x) on, added to out [n] with weight `scale`.
- */
+/* out [n] += scale * n pixels of a row of channel c of image b, from (y, x) on. Three kinds: float
+ * images [B,3,H,W], which are taken as they are; bytes that `augmented` changes; bytes that are
+ * only normalised, by a table. */
 static void row_add(real *out, const Patchify *a, int b, int c, int y, int x, int n, real scale,
                     real lut[3][256])
 {
-    const Augment *g = a->augment ? (const Augment *)a->augment + b : NULL;
+    const Augment *g = augment_of(a, b);
     if (scale == 0)
         return;
     if (!a->u8) {
         const real *in = host(a->images) + (((long)b * VIT_CHANNELS + c) * a->H + y) * a->W + x;
         for (int j = 0; j < n; j++)
             out[j] += scale * in[j];
-    } else if (g && (g->use_colour || g->erase)) {
+    } else if (g->use_colour || g->erase) {
         for (int j = 0; j < n; j++)
             out[j] += scale * augmented(a, b, c, y, x + j, lut);
     } else {
-        const uint8_t *in =
-            (const uint8_t *)a->images + (((long)b * a->H + y) * a->W + x) * VIT_CHANNELS + c;
+        const uint8_t *in = pixel_bytes(a, b, y, x) + c;
         for (int j = 0; j < n; j++)
             out[j] += scale * lut[c][in[j * VIT_CHANNELS]];
     }
 }
 
-/* The patch (py, px) of image b, added to out [3*P*P]: pixels in `cut` with weight `inside`, others
- * with weight `outside`. */
+/* out [3,P,P] += patch (py, px) of image b: pixels in `cut` with weight `inside`, the others with
+ * weight `outside`. A row that meets `cut` has three parts: left of it, in it, right of it. */
 static void patch_add(real *out, const Patchify *a, int b, int py, int px, Rect cut, real inside,
                       real outside, real lut[3][256])
 {
-    const int P = a->P, x0 = px * P;
-    int from = cut.x < x0 ? x0 : cut.x, to = cut.x + cut.w < x0 + P ? cut.x + cut.w : x0 + P;
+    const int P = a->P, x0 = px * P, x1 = x0 + P;
+    int from = cut.x < x0 ? x0 : cut.x, to = MIN(cut.x + cut.w, x1);
     for (int c = 0; c < VIT_CHANNELS; c++)
         for (int i = 0; i < P; i++) {
             real *o = out + (c * P + i) * P;
@@ -518,10 +530,12 @@ static void patch_add(real *out, const Patchify *a, int b, int py, int px, Rect 
             }
             row_add(o, a, b, c, y, x0, from - x0, outside, lut);
             row_add(o + from - x0, a, b, c, y, from, to - from, inside, lut);
-            row_add(o + to - x0, a, b, c, y, to, x0 + P - to, outside, lut);
+            row_add(o + to - x0, a, b, c, y, to, x1 - to, outside, lut);
         }
 }
 
+/* images -> out [B*Np, 3*P*P], a row a patch. Each is the sum of two: image b outside `cut` with
+ * weight lambda, and its partner, with weight 1 in `cut` and 1 - lambda outside. */
 static void cpu_patchify(const Patchify *a)
 {
     int gh = a->H / a->P, gw = a->W / a->P, n = VIT_CHANNELS * a->P * a->P;
@@ -533,14 +547,16 @@ static void cpu_patchify(const Patchify *a)
 #pragma omp parallel for schedule(static)
     for (int i = 0; i < a->B * gh * gw; i++) {
         int b = i / (gh * gw), py = i / gw % gh, px = i % gw;
-        Augment g = a->augment ? ((const Augment *)a->augment)[b] : (Augment){.lambda = 1};
-        real *out = row(a->out, i), lambda = (real)g.lambda;
+        const Augment *g = augment_of(a, b);
+        real *out = row(a->out, i), lambda = (real)g->lambda;
         memset(out, 0, (size_t)n * sizeof(real));
-        patch_add(out, a, b, py, px, g.cut, 0, lambda, lut);
-        patch_add(out, a, g.partner, py, px, g.cut, 1, 1 - lambda, lut);
+        patch_add(out, a, b, py, px, g->cut, 0, lambda, lut);
+        patch_add(out, a, g->partner, py, px, g->cut, 1, 1 - lambda, lut);
     }
 }
 
+/* x = drop(concat(cls, patches) + pos): x [B*T,C] has, for each image, cls_tokens rows of cls and
+ * then its Np rows of patches [B*Np,C] */
 static void cpu_embed_forward(const Embed *a)
 {
     int T = a->T, C = a->C, Np = T - a->cls_tokens;
@@ -553,11 +569,13 @@ static void cpu_embed_forward(const Embed *a)
         real *x = row(a->x, r);
         for (int j = 0; j < C; j++)
             x[j] = in[j] + pos[j];
-        if (a->drop.p > 0)
-            drop_row(x, C, (long)t * C, b, &a->drop);
+        drop_row(x, C, r, T, &a->drop);
     }
 }
 
+/* dx = drop(dx), in place; dpatches = its rows of patches; dpos[t] = sum over images of row t, and
+ * dcls the same in the rows of class tokens. A thread takes one t for all images, so that it alone
+ * adds to dpos[t]. */
 static void cpu_embed_backward(const Embed *a)
 {
     int T = a->T, C = a->C, Np = T - a->cls_tokens;
@@ -567,8 +585,7 @@ static void cpu_embed_backward(const Embed *a)
         memset(dpos, 0, (size_t)C * sizeof(real));
         for (int b = 0; b < a->B; b++) {
             real *dx = row(a->x, (long)b * T + t);
-            if (a->drop.p > 0)
-                drop_row(dx, C, (long)t * C, b, &a->drop);
+            drop_row(dx, C, (long)b * T + t, T, &a->drop);
             for (int j = 0; j < C; j++)
                 dpos[j] += dx[j];
             if (t >= a->cls_tokens)
@@ -585,7 +602,8 @@ static void cpu_embed_backward(const Embed *a)
 /* ------------------------------------------------------------------------------------------------
  * Residual step and LayerNorm */
 
-/* Mean and 1/sqrt(variance + eps) of x [n]; the variance about the mean, for accuracy. */
+/* mean = sum(x) / n, rstd = 1 / sqrt(sum((x - mean)^2) / n + eps), for x [n]. Two passes: the mean
+ * of x^2 less the square of the mean would cancel where the mean is large. */
 static void moments(const real *x, int n, double eps, real *mean, real *rstd)
 {
     real s = 0, q = 0;
@@ -600,39 +618,37 @@ static void moments(const real *x, int n, double eps, real *mean, real *rstd)
     *rstd = 1 / (real)sqrt((double)(q / (real)n) + eps);
 }
 
-/* out = scale * gamma_ls * mask * in, for one row */
-static void branch_row(real *out, const real *in, const ResidualNorm *a, long r)
+/* out = s * ls * drop(in), for row r, [C]; ls NULL: 1. Returns out. */
+static const real *branch_row(real *out, const real *in, const ResidualNorm *a, const dev *ls,
+                              long r)
 {
-    long sample = r / a->tokens, t = r % a->tokens;
-    real s = path_scale(sample, &a->path);
-    const real *ls = host(a->ls);
+    real s = path_scale(r / a->tokens, &a->path);
+    const real *gain = host(ls);
     for (int j = 0; j < a->C; j++)
         out[j] = s * in[j];
-    if (ls)
-        for (int j = 0; j < a->C; j++)
-            out[j] *= ls[j];
-    if (a->drop.p > 0)
-        drop_row(out, a->C, t * a->C, sample, &a->drop);
+    for (int j = 0; gain && j < a->C; j++)
+        out[j] *= gain[j];
+    drop_row(out, a->C, r, a->tokens, &a->drop);
+    return out;
 }
 
+/* x_out = x + s * ls * drop(branch), y = (x_out - mean) * rstd * gamma + beta; all [rows,C], with
+ * mean and rstd [rows] saved for backward. The branch itself is left as it is: dls needs it. */
 static void cpu_residual_norm_forward(const ResidualNorm *a)
 {
     int C = a->C;
+    bool scaled = a->ls || a->drop.p > 0 || a->path.p > 0;
     const real *gamma = host(a->gamma), *beta = host(a->beta);
 #pragma omp parallel for schedule(static)
     for (long r = 0; r < a->rows; r++) {
         const real *x = row(a->x, r);
         if (a->branch.p) {
-            real *out = row(a->x_out, r), *branch = row(a->branch, r);
-            if (a->ls || a->drop.p > 0 || a->path.p > 0) { /* keep the branch: dls needs it */
-                real scaled[C];
-                branch_row(scaled, branch, a, r);
-                for (int j = 0; j < C; j++)
-                    out[j] = x[j] + scaled[j];
-            } else {
-                for (int j = 0; j < C; j++)
-                    out[j] = x[j] + branch[j];
-            }
+            real *out = row(a->x_out, r), room[C];
+            const real *branch = row(a->branch, r);
+            if (scaled)
+                branch = branch_row(room, branch, a, a->ls, r);
+            for (int j = 0; j < C; j++)
+                out[j] = x[j] + branch[j];
             x = out;
         }
         if (!gamma)
@@ -646,8 +662,9 @@ static void cpu_residual_norm_forward(const ResidualNorm *a)
     }
 }
 
-/* dx += LayerNorm'(dy) for one row, with n = (x - mean) * rstd:
- * rstd * (dy gamma - mean(dy gamma) - n mean(dy gamma n)); dgamma += dy n, dbeta += dy */
+/* LayerNorm's gradient for row r, with n = (x - mean) * rstd, the means over C:
+ *   dx     += rstd * (dy gamma - mean(dy gamma) - n mean(dy gamma n))
+ *   dgamma += dy n,  dbeta += dy */
 static void norm_backward_row(const ResidualNorm *a, long r, real *dgamma, real *dbeta)
 {
     int C = a->C;
@@ -667,81 +684,80 @@ static void norm_backward_row(const ResidualNorm *a, long r, real *dgamma, real 
         dx[j] += rstd * (dy[j] * gamma[j] - s1 - (x[j] - mean) * rstd * s2);
 }
 
+/* dx += LayerNorm'(dy), dbranch = s * ls * drop(dx), all [rows,C], and the column sums [C]: dgamma
+ * of dy n, dbeta of dy, dbias of dbranch, dls of dx * s * drop(branch). A row is finished before
+ * the next begins, while it is in cache. */
 static void cpu_residual_norm_backward(const ResidualNorm *a)
 {
     int C = a->C;
-    bool norm = a->gamma != NULL;
-    enum { DGAMMA, DBETA, DBIAS, DLS, SUMS };
-    real *partial[SUMS];
-    for (int k = 0; k < SUMS; k++)
-        partial[k] = scratch(k, (size_t)GROUPS * (size_t)C);
-
+    long size = (long)GROUPS * C; /* of one matrix of partial sums; there are four */
+    real *partial = group_sums(4, C);
 #pragma omp parallel for schedule(static)
     for (int g = 0; g < GROUPS; g++) {
-        real *sum[SUMS], local[C];
-        for (int k = 0; k < SUMS; k++) {
-            sum[k] = partial[k] + (long)g * C;
-            memset(sum[k], 0, (size_t)C * sizeof(real));
-        }
+        real room[C], *dgamma = partial + (long)g * C, *dbeta = dgamma + size;
+        real *dbias = dbeta + size, *dls = dbias + size;
         for (long r = group_begin(a->rows, g); r < group_begin(a->rows, g + 1); r++) {
-            if (norm)
-                norm_backward_row(a, r, sum[DGAMMA], sum[DBETA]);
-            const real *d = row(a->dx, r); /* dbranch, where nothing changes it on the way */
-            if (a->dbranch.p) {
-                real *out = row(a->dbranch, r);
-                branch_row(out, d, a, r);
-                d = out;
-            }
-            if (a->dbias)
-                for (int j = 0; j < C; j++)
-                    sum[DBIAS][j] += d[j];
+            if (a->gamma)
+                norm_backward_row(a, r, dgamma, dbeta);
+            const real *dx = row(a->dx, r);
+            const real *d = dx; /* dbranch, where nothing changes it on the way */
+            if (a->dbranch.p)
+                d = branch_row(row(a->dbranch, r), dx, a, a->ls, r);
+            for (int j = 0; a->dbias && j < C; j++)
+                dbias[j] += d[j];
             if (a->dls) { /* the same mask and path, applied to the branch instead */
-                const real *dx = row(a->dx, r);
-                ResidualNorm unscaled = *a;
-                unscaled.ls = NULL;
-                branch_row(local, row(a->branch, r), &unscaled, r);
+                const real *branch = branch_row(room, row(a->branch, r), a, NULL, r);
                 for (int j = 0; j < C; j++)
-                    sum[DLS][j] += dx[j] * local[j];
+                    dls[j] += dx[j] * branch[j];
             }
         }
     }
-    if (norm) {
-        sum_groups(a->dgamma, partial[DGAMMA], C);
-        sum_groups(a->dbeta, partial[DBETA], C);
-    }
-    if (a->dbias)
-        sum_groups(a->dbias, partial[DBIAS], C);
-    if (a->dls)
-        sum_groups(a->dls, partial[DLS], C);
+    sum_groups(a->gamma ? a->dgamma : NULL, partial, C);
+    sum_groups(a->gamma ? a->dbeta : NULL, partial + size, C);
+    sum_groups(a->dbias, partial + 2 * size, C);
+    sum_groups(a->dls, partial + 3 * size, C);
 }
 
 /* ------------------------------------------------------------------------------------------------
- * Attention: one thread takes one head of one image, in blocks of query rows, so that what is
- * materialised is QROWS x T per thread and never T x T per head. */
+ * Attention, for each head of each image: S = q k^T / sqrt(hs), P = softmax(S) by rows, out =
+ * (P M) v, with q, k, v [T,hs] and M the dropout mask. One thread takes one head, in blocks of
+ * query rows: what it has in memory is [QROWS,T], never T x T. */
 
 enum { QROWS = 256 };
 
+/* What one head of one image reads, and forward writes: parts of the whole model's matrices */
 typedef struct {
     const Attention *a;
-    int b, h;
-    const real *q, *k, *v; /* rows of ld = a->qkv.ld */
-    real scale;
+    int b, h;       /* image, head */
+    Tensor q, k, v; /* [T,hs] */
+    Tensor out;     /* [Tq,hs] */
+    real *lse;      /* [Tq] */
+    real scale;     /* 1 / sqrt(hs) */
 } Head;
 
 static Head head_of(const Attention *a, long i)
 {
-    Head h = {a,
-              (int)(i / a->heads),
-              (int)(i % a->heads),
-              NULL,
-              NULL,
-              NULL,
-              (real)(1 / sqrt((double)a->hs))};
+    Head h = {.a = a, .b = (int)(i / a->heads), .h = (int)(i % a->heads)};
     int C = a->heads * a->hs;
-    h.q = row(a->qkv, (long)h.b * a->T) + h.h * a->hs;
-    h.k = h.q + C;
-    h.v = h.q + 2 * C;
+    h.q = part(a->qkv, (long)h.b * a->T, h.h * a->hs);
+    h.k = part(h.q, 0, C);
+    h.v = part(h.q, 0, 2 * C);
+    h.out = part(a->out, (long)h.b * a->Tq, h.h * a->hs);
+    h.lse = host(a->lse) + i * a->Tq;
+    h.scale = (real)(1 / sqrt((double)a->hs));
     return h;
+}
+
+/* f(head, room) for every head of every image, where room has `rows` rows of T elements */
+static void each_head(const Attention *a, int rows, void (*f)(const Head *h, real *room))
+{
+    long size = (long)rows * a->T;
+    real *room = scratch((size_t)size * (size_t)omp_get_max_threads());
+#pragma omp parallel for schedule(static)
+    for (long i = 0; i < (long)a->B * a->heads; i++) {
+        Head h = head_of(a, i);
+        f(&h, room + size * omp_get_thread_num());
+    }
 }
 
 /* Query blocks balanced over Tq, so that the last is not a sliver. */
@@ -751,15 +767,15 @@ static int query_rows(const Attention *a)
     return (a->Tq + blocks - 1) / blocks;
 }
 
-/* The dropout mask of query row i of a head, applied to p [T] */
+/* p [T] *= the dropout mask of query row i of a head: elements of [heads,T,T] per sample */
 static void drop_attention(real *p, const Head *h, int i)
 {
-    const Attention *a = h->a;
-    if (a->drop.p > 0)
-        drop_row(p, a->T, ((long)h->h * a->T + i) * a->T, h->b, &a->drop);
+    int T = h->a->T;
+    if (h->a->drop.p > 0)
+        drop_elements(p, T, ((long)h->h * T + i) * T, h->b, &h->a->drop);
 }
 
-/* In lanes, because compilers do not reorder comparisons by themselves. */
+/* The largest of x [n]. In lanes, because compilers do not reorder comparisons by themselves. */
 static real largest(const real *x, int n)
 {
     enum { LANES = 16 };
@@ -777,125 +793,121 @@ static real largest(const real *x, int n)
     return top[0];
 }
 
-static void head_forward(const Head *h, real *S)
+/* s [T] = softmax(s); returns log(sum(exp(s))), which with the largest taken out cannot overflow */
+static real softmax(real *s, int T)
+{
+    real top = largest(s, T), sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int j = 0; j < T; j++) {
+        s[j] = exp_(s[j] - top);
+        sum += s[j];
+    }
+    real inv = 1 / sum;
+    for (int j = 0; j < T; j++)
+        s[j] *= inv;
+    return top + (real)log((double)sum);
+}
+
+/* out = (P M) v and lse, a block of query rows at a time: S [query rows,T] becomes P, then P M. */
+static void head_forward(const Head *h, real *room)
 {
     const Attention *a = h->a;
     int T = a->T, hs = a->hs, step = query_rows(a);
-    long ld = a->qkv.ld;
+    Tensor S = {.p = (dev *)room, .ld = T};
     for (int i0 = 0; i0 < a->Tq; i0 += step) {
         int n = MIN(step, a->Tq - i0);
-        gemm(CblasNoTrans, CblasTrans, n, T, hs, h->scale, h->q + i0 * ld, ld, h->k, ld, 0, S, T);
+        gemm(CblasNoTrans, CblasTrans, n, T, hs, h->scale, part(h->q, i0, 0), h->k, 0, S);
         for (int i = 0; i < n; i++) {
-            real *s = S + (long)i * T, top = largest(s, T), sum = 0;
-#pragma omp simd reduction(+ : sum)
-            for (int j = 0; j < T; j++) {
-                s[j] = exp_(s[j] - top);
-                sum += s[j];
-            }
-            real inv = 1 / sum;
-            for (int j = 0; j < T; j++)
-                s[j] *= inv;
-            host(a->lse)[((long)h->b * a->heads + h->h) * a->Tq + i0 + i] =
-                top + (real)log((double)sum);
-            drop_attention(s, h, i0 + i);
+            h->lse[i0 + i] = softmax(row(S, i), T);
+            drop_attention(row(S, i), h, i0 + i);
         }
-        gemm(CblasNoTrans, CblasNoTrans, n, hs, T, 1, S, T, h->v, ld, 0,
-             row(a->out, (long)h->b * a->Tq + i0) + h->h * hs, a->out.ld);
+        gemm(CblasNoTrans, CblasNoTrans, n, hs, T, 1, S, h->v, 0, part(h->out, i0, 0));
     }
-}
-
-/* `rows` rows of T elements for each thread */
-static real *attention_scratch(const Attention *a, int rows)
-{
-    return scratch(0, (size_t)rows * (size_t)a->T * (size_t)omp_get_max_threads());
 }
 
 static void cpu_attention_forward(const Attention *a)
 {
-    int rows = query_rows(a);
-    real *S = attention_scratch(a, rows);
-#pragma omp parallel for schedule(static)
-    for (long i = 0; i < (long)a->B * a->heads; i++) {
-        Head h = head_of(a, i);
-        head_forward(&h, S + (long)rows * a->T * omp_get_thread_num());
+    each_head(a, query_rows(a), head_forward);
+}
+
+/* Row i of a head's dS, [T]. On entry p is a row of S, and d is one of dout v^T, which is the
+ * gradient of P M. On return p is P M, and d is dS:
+ *
+ *   P = exp(S - lse),  dS = P (M d - D) / sqrt(hs),  D = sum(dout out)
+ *
+ * lse is the forward pass's, so that no sum is needed for P. D is what softmax's gradient
+ * subtracts, the sum of P M d over T, made of hs products. mask [T] is room for M, 1 where nothing
+ * drops. */
+static void score_gradient(real *p, real *d, real *mask, const Head *h, const real *dout, int i)
+{
+    const Attention *a = h->a;
+    const real *out = row(h->out, i);
+    real D = 0, lse = h->lse[i];
+#pragma omp simd reduction(+ : D)
+    for (int j = 0; j < a->hs; j++)
+        D += dout[j] * out[j];
+    for (int j = 0; j < a->T; j++)
+        mask[j] = 1;
+    drop_attention(mask, h, i);
+#pragma omp simd
+    for (int j = 0; j < a->T; j++) {
+        p[j] = exp_(p[j] - lse);
+        d[j] = p[j] * (mask[j] * d[j] - D) * h->scale;
+        p[j] *= mask[j];
     }
 }
 
-/* With P the probabilities, M the mask and O the output: D = rowsum(dO * O), dV = (P M)^T dO,
- * dS = P * (M * (dO V^T) - D) / sqrt(hs), dQ = dS K, dK = dS^T Q. P and dP: [query rows, T]. */
-static void head_backward(const Head *h, real *P, real *dP, real *mask)
+/* dv = (P M)^T dout, dq = dS k, dk = dS^T q, a block of query rows at a time; dk and dv are sums
+ * over the blocks. P, dP: [query rows,T], and behind them a row for the mask */
+static void head_backward(const Head *h, real *room)
 {
     const Attention *a = h->a;
     int T = a->T, hs = a->hs, C = a->heads * hs, step = query_rows(a);
-    long ld = a->qkv.ld, ldd = a->dqkv.ld;
-    real *dq = row(a->dqkv, (long)h->b * T) + h->h * hs, *dk = dq + C, *dv = dq + 2 * C;
+    Tensor P = {.p = (dev *)room, .ld = T}, dP = part(P, step, 0);
+    Tensor dq = part(a->dqkv, (long)h->b * T, h->h * hs);
+    Tensor dk = part(dq, 0, C), dv = part(dq, 0, 2 * C);
     for (int i0 = 0; i0 < a->Tq; i0 += step) {
         int n = MIN(step, a->Tq - i0);
-        const real *q = h->q + i0 * ld, *dout = row(a->dout, (long)h->b * a->Tq + i0) + h->h * hs;
         real beta = i0 > 0; /* later blocks add to dk and dv */
-        gemm(CblasNoTrans, CblasTrans, n, T, hs, h->scale, q, ld, h->k, ld, 0, P, T);
-        gemm(CblasNoTrans, CblasTrans, n, T, hs, 1, dout, a->dout.ld, h->v, ld, 0, dP, T);
-        for (int i = 0; i < n; i++) {
-            real *p = P + (long)i * T, *d = dP + (long)i * T, D = 0;
-            const real *o = row(a->out, (long)h->b * a->Tq + i0 + i) + h->h * hs,
-                       *go = dout + i * a->dout.ld;
-            real lse = host(a->lse)[((long)h->b * a->heads + h->h) * a->Tq + i0 + i];
-#pragma omp simd reduction(+ : D)
-            for (int j = 0; j < hs; j++)
-                D += go[j] * o[j];
-            if (a->drop.p > 0) {
-                for (int j = 0; j < T; j++)
-                    mask[j] = 1;
-                drop_attention(mask, h, i0 + i);
-                for (int j = 0; j < T; j++) {
-                    p[j] = exp_(p[j] - lse);
-                    d[j] = p[j] * (mask[j] * d[j] - D) * h->scale;
-                    p[j] *= mask[j];
-                }
-            } else {
-#pragma omp simd
-                for (int j = 0; j < T; j++) {
-                    p[j] = exp_(p[j] - lse);
-                    d[j] = p[j] * (d[j] - D) * h->scale;
-                }
-            }
-        }
-        gemm(CblasTrans, CblasNoTrans, T, hs, n, 1, P, T, dout, a->dout.ld, beta, dv, ldd);
-        gemm(CblasNoTrans, CblasNoTrans, n, hs, T, 1, dP, T, h->k, ld, 0, dq + i0 * ldd, ldd);
-        gemm(CblasTrans, CblasNoTrans, T, hs, n, 1, dP, T, q, ld, beta, dk, ldd);
+        Tensor q = part(h->q, i0, 0);
+        Tensor dout = part(a->dout, (long)h->b * a->Tq + i0, h->h * hs);
+        gemm(CblasNoTrans, CblasTrans, n, T, hs, h->scale, q, h->k, 0, P);
+        gemm(CblasNoTrans, CblasTrans, n, T, hs, 1, dout, h->v, 0, dP);
+        for (int i = 0; i < n; i++)
+            score_gradient(row(P, i), row(dP, i), row(P, 2 * step), h, row(dout, i), i0 + i);
+        gemm(CblasTrans, CblasNoTrans, T, hs, n, 1, P, dout, beta, dv);
+        gemm(CblasNoTrans, CblasNoTrans, n, hs, T, 1, dP, h->k, 0, part(dq, i0, 0));
+        gemm(CblasTrans, CblasNoTrans, T, hs, n, 1, dP, q, beta, dk);
     }
+}
+
+/* dbias [3C] = column sums of dqkv. Its q columns exist in the first Tq rows of each image alone:
+ * where those are not all, they are summed apart from those of k and v. */
+static void attention_bias(const Attention *a)
+{
+    long C = a->heads * a->hs, rows = (long)a->B * a->T;
+    if (a->Tq == a->T) {
+        column_sums(a->dbias, a->dqkv, rows, 3 * C);
+        return;
+    }
+    real *dq = host(a->dbias);
+    column_sums((dev *)(dq + C), part(a->dqkv, 0, C), rows, 2 * C);
+    memset(dq, 0, (size_t)C * sizeof(real));
+    for (long r = 0; r < (long)a->B * a->Tq; r++)
+        for (int j = 0; j < C; j++)
+            dq[j] += row(a->dqkv, r / a->Tq * a->T + r % a->Tq)[j];
 }
 
 static void cpu_attention_backward(const Attention *a)
 {
-    int C = a->heads * a->hs, rows = 2 * query_rows(a) + 1;
-    long block = (long)query_rows(a) * a->T;
-    real *S = attention_scratch(a, rows);
-#pragma omp parallel for schedule(static)
-    for (long i = 0; i < (long)a->B * a->heads; i++) {
-        Head h = head_of(a, i);
-        real *mine = S + (long)rows * a->T * omp_get_thread_num();
-        head_backward(&h, mine, mine + block, mine + 2 * block);
-    }
-    /* the q columns exist in the first Tq rows of each sample alone */
-    dev *dk = (dev *)(host(a->dbias) + C);
-    if (a->Tq == a->T) {
-        column_sums(a->dbias, a->dqkv, (long)a->B * a->T, 3L * C);
-        return;
-    }
-    Tensor kv = a->dqkv, q = a->dqkv;
-    kv.p = (dev *)(host(a->dqkv.p) + C);
-    column_sums(dk, kv, (long)a->B * a->T, 2L * C);
-    real *dq = host(a->dbias);
-    memset(dq, 0, (size_t)C * sizeof(real));
-    for (long r = 0; r < (long)a->B * a->Tq; r++)
-        for (int j = 0; j < C; j++)
-            dq[j] += row(q, r / a->Tq * a->T + r % a->Tq)[j];
+    each_head(a, 2 * query_rows(a) + 1, head_backward);
+    attention_bias(a);
 }
 
 /* ------------------------------------------------------------------------------------------------
  * Pooling and loss */
 
+/* y [B,C] = mean of rows first..T-1 of each image's x [T,C] */
 static void cpu_pool_forward(const Pool *a)
 {
     real inv = 1 / (real)(a->T - a->first);
@@ -911,6 +923,7 @@ static void cpu_pool_forward(const Pool *a)
     }
 }
 
+/* dx = dy / (T - first) in those rows, 0 in the others */
 static void cpu_pool_backward(const Pool *a)
 {
     real inv = 1 / (real)(a->T - a->first);
@@ -924,17 +937,18 @@ static void cpu_pool_backward(const Pool *a)
     }
 }
 
-/* -sum_k y_k log softmax(z)_k and its gradient  softmax(z) sum(y) - y */
+/* One image's loss, with z, y, dz [K] logits, targets and gradient (NULL: not wanted). In double:
+ * both are sums over up to thousands of classes, and cost nothing beside the rest.
+ *   loss = sum_k y_k (lse - z_k),  lse = log(sum(exp(z)))
+ *   dz   = scale (softmax(z) sum(y) - y) */
 static double softmax_row(const real *z, const real *y, real *dz, int K, double scale)
 {
-    double top = (double)z[0], sum = 0, mass = 0, loss = 0;
-    for (int k = 1; k < K; k++)
-        top = (double)z[k] > top ? (double)z[k] : top;
+    double top = (double)largest(z, K), sum = 0, mass = 0, loss = 0;
     for (int k = 0; k < K; k++)
         sum += exp((double)z[k] - top);
     double lse = top + log(sum);
     for (int k = 0; k < K; k++) {
-        if (y[k] != 0)
+        if (y[k] != 0) /* 0 times an infinite lse - z is no loss */
             loss += (double)y[k] * (lse - (double)z[k]);
         mass += (double)y[k];
     }
@@ -943,7 +957,9 @@ static double softmax_row(const real *z, const real *y, real *dz, int K, double 
     return loss;
 }
 
-/* sum_k max(z,0) - z y + log(1 + e^-|z|): binary cross-entropy; gradient sigmoid(z) - y */
+/* The same for binary cross-entropies, written so that no exponential overflows:
+ *   loss = sum_k max(z,0) - z y + log(1 + e^-|z|)
+ *   dz   = scale (sigmoid(z) - y) */
 static double sigmoid_row(const real *z, const real *y, real *dz, int K, double scale)
 {
     double loss = 0;
@@ -956,6 +972,8 @@ static double sigmoid_row(const real *z, const real *y, real *dz, int K, double 
     return loss;
 }
 
+/* For each image: loss, dlogits [B,K], and stats {loss, top-1 hit, top-5 hit}. The label is the
+ * first of the largest targets, and `above` counts the logits that are not below its own. */
 static void cpu_loss(const Loss *a)
 {
     int K = a->K;
@@ -970,7 +988,7 @@ static void cpu_loss(const Loss *a)
         int label = 0, above = 0;
         for (int k = 1; k < K; k++)
             label = y[k] > y[label] ? k : label;
-        for (int k = 0; k < K; k++) /* written so that NaN counts as above */
+        for (int k = 0; k < K; k++) /* not >=, so that NaN counts as above */
             above += k != label && !(z[k] < z[label]);
         bool finite = isfinite(z[label]);
         stats[0] = (real)loss;
@@ -980,8 +998,10 @@ static void cpu_loss(const Loss *a)
 }
 
 /* ------------------------------------------------------------------------------------------------
- * Norms and optimisers, over chunks */
+ * Norms and optimisers, over chunks: pieces of one tensor's parameters, side by side in buffers of
+ * all parameters. A thread takes a chunk. */
 
+/* In double: a float sum of thousands of squares would be off by more than clipping should be. */
 static double chunk_squares(const real *x, int n)
 {
     double s = 0;
@@ -991,18 +1011,20 @@ static double chunk_squares(const real *x, int n)
     return s;
 }
 
+/* How much of x [rows,cols] is near fp16's largest number, 65504 */
 static void cpu_count_large(Tensor x, int rows, int cols)
 {
     StepState *s = (StepState *)state;
     long large = 0;
 #pragma omp parallel for schedule(static) reduction(+ : large)
     for (long r = 0; r < rows; r++)
-        for (int j = 0; j < cols; j++) /* written so that NaN counts */
+        for (int j = 0; j < cols; j++) /* not >, so that NaN counts */
             large += !(fabs((double)row(x, r)[j]) <= 0.125 * 65504);
     s->large += (uint64_t)large;
     s->counted += (uint64_t)rows * (uint64_t)cols;
 }
 
+/* partial[i] = sum of squares of chunk i */
 static void cpu_sum_squares(dev *partial, const dev *x, const dev *chunks, int n)
 {
     const Chunk *c = (const Chunk *)chunks;
@@ -1011,6 +1033,9 @@ static void cpu_sum_squares(dev *partial, const dev *x, const dev *chunks, int n
         host(partial)[i] = (real)chunk_squares(host(x) + c[i].offset, c[i].n);
 }
 
+/* grad_norm = sqrt(sum of partial) / loss_scale, clip = min(1, max_norm / (grad_norm + 1e-6)),
+ * where 1e-6 is torch.nn.utils.clip_grad_norm_'s. A norm that is not finite skips the step: a
+ * single NaN or infinity among the gradients makes it so. */
 static void cpu_finish_norm(const dev *partial, int n, double max_norm)
 {
     StepState *s = (StepState *)state;
@@ -1021,8 +1046,7 @@ static void cpu_finish_norm(const dev *partial, int n, double max_norm)
     s->skip = !isfinite(s->grad_norm);
     s->clip = 1;
     if (max_norm > 0 && !s->skip) {
-        double c =
-            max_norm / (s->grad_norm + 1e-6); /* 1e-6 as torch.nn.utils.clip_grad_norm_ has it */
+        double c = max_norm / (s->grad_norm + 1e-6);
         s->clip = c < 1 ? c : 1;
     }
     s->t += !s->skip;
@@ -1034,11 +1058,11 @@ static void cpu_round_weights(dev *work, int type, const dev *w, long n)
     cpu_convert(work, type, w, F32, n); /* fp32 needs no rounding */
 }
 
-/* A skipped step counts towards giving up only where the scale was at its lowest already. */
+/* The next step's loss scale (see LossScaling). A skipped step counts towards giving up only where
+ * the scale was at its lowest already, or is not ours to lower. */
 static void cpu_scale_loss(const LossScaling *c)
 {
     StepState *s = (StepState *)state;
-    const double highest = 4294967296.0;
     bool lowest = c->kind <= SCALING_STATIC || s->loss_scale <= 1;
     double scale = s->loss_scale;
     s->skipped_in_row = s->skip ? s->skipped_in_row + lowest : 0;
@@ -1056,102 +1080,120 @@ static void cpu_scale_loss(const LossScaling *c)
         s->large = s->counted = 0;
     }
     if (c->kind >= SCALING_DYNAMIC)
-        s->loss_scale = scale < 1 ? 1 : scale > highest ? highest : scale;
+        s->loss_scale = CLAMP(scale, 1, 4294967296.0);
+}
+
+/* One chunk's part of each buffer, n elements (NULL where there is none), and its weight decay */
+typedef struct {
+    real *w, *grad, *m, *v, *ema;
+    int n;
+    double decay;
+} Slice;
+
+static Slice slice_of(const OptStep *a, int k)
+{
+    const Chunk *c = (const Chunk *)a->chunks + k;
+    long at = c->offset;
+    return (Slice){.w = host(dev_at(a->w, at, F32)),
+                   .grad = host(dev_at(a->grad, at, F32)),
+                   .m = host(dev_at(a->exp_avg, at, F32)),
+                   .v = host(dev_at(a->exp_avg_sq, at, F32)),
+                   .ema = host(dev_at(a->ema, at, F32)),
+                   .n = c->n,
+                   .decay = c->flags & CHUNK_DECAY ? a->opt->weight_decay : 0};
+}
+
+/* What every gradient is multiplied by: the clipping, and the loss scale taken out again */
+static real gradient_scale(void)
+{
+    return (real)(state->clip / state->loss_scale);
 }
 
 /* ema = decay ema + (1 - decay) w; a chunk at a time, while w is in cache */
-static void update_ema(const OptStep *a, const Chunk *c)
+static void update_ema(const OptStep *a, const Slice *s)
 {
-    if (!a->ema)
-        return;
-    real decay = (real)a->opt->ema_decay, *e = host(a->ema) + c->offset;
-    const real *w = host(a->w) + c->offset;
-    for (int i = 0; i < c->n; i++)
-        e[i] = decay * e[i] + (1 - decay) * w[i];
+    real decay = (real)a->opt->ema_decay;
+    for (int i = 0; s->ema && i < s->n; i++)
+        s->ema[i] = decay * s->ema[i] + (1 - decay) * s->w[i];
 }
 
+/* m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, w = keep w - step m / (sqrt(v) root2 + eps): step and
+ * root2 have the corrections 1 - b^t of mh and vh in them, once for all parameters. */
 static void cpu_adam(const OptStep *a)
 {
     const OptConfig *o = a->opt;
-    const Chunk *chunks = (const Chunk *)a->chunks;
     if (state->skip)
         return;
     double lr = state->lr, c1 = 1 - pow(o->beta1, state->t), c2 = 1 - pow(o->beta2, state->t);
-    real b1 = (real)o->beta1, b2 = (real)o->beta2, eps = (real)o->eps;
+    real b1 = (real)o->beta1, b2 = (real)o->beta2, eps = (real)o->eps, gscale = gradient_scale();
     real a1 = (real)(1 - o->beta1), a2 = (real)(1 - o->beta2); /* 1 - 0.999f is off by 1e-5 */
-    real step = (real)(lr / c1), root2 = (real)(1 / sqrt(c2)),
-         gscale = (real)(state->clip / state->loss_scale);
+    real step = (real)(lr / c1), root2 = (real)(1 / sqrt(c2));
 #pragma omp parallel for schedule(static)
     for (int k = 0; k < a->n; k++) {
-        const Chunk *c = &chunks[k];
-        double wd = c->flags & CHUNK_DECAY ? o->weight_decay : 0;
-        real keep = o->kind == OPT_ADAMW ? (real)(1 - lr * wd) : 1,
-             l2 = o->kind == OPT_ADAM ? (real)wd : 0;
-        real *w = host(a->w) + c->offset, *m = host(a->exp_avg) + c->offset, *v = host(a->exp_avg_sq) + c->offset;
-        const real *grad = host(a->grad) + c->offset;
+        const Slice s = slice_of(a, k);
+        real keep = o->kind == OPT_ADAMW ? (real)(1 - lr * s.decay) : 1;
+        real l2 = o->kind == OPT_ADAM ? (real)s.decay : 0;
 #pragma omp simd
-        for (int i = 0; i < c->n; i++) {
-            real g = gscale * grad[i] + l2 * w[i];
-            m[i] = b1 * m[i] + a1 * g;
-            v[i] = b2 * v[i] + a2 * g * g;
-            real root = DOUBLE ? (real)sqrt((double)v[i]) : (real)sqrtf((float)v[i]);
-            w[i] = keep * w[i] - step * m[i] / (root * root2 + eps);
+        for (int i = 0; i < s.n; i++) {
+            real g = gscale * s.grad[i] + l2 * s.w[i];
+            s.m[i] = b1 * s.m[i] + a1 * g;
+            s.v[i] = b2 * s.v[i] + a2 * g * g;
+            real root = DOUBLE ? (real)sqrt((double)s.v[i]) : (real)sqrtf((float)s.v[i]);
+            s.w[i] = keep * s.w[i] - step * s.m[i] / (root * root2 + eps);
         }
-        update_ema(a, c);
+        update_ema(a, &s);
     }
 }
 
+/* m = momentum m + g + wd w, w = w - lr m */
 static void cpu_sgd(const OptStep *a)
 {
-    const OptConfig *o = a->opt;
-    const Chunk *chunks = (const Chunk *)a->chunks;
     if (state->skip)
         return;
-    real lr = (real)state->lr, gscale = (real)(state->clip / state->loss_scale);
-    real momentum =
-        state->t > 1 ? (real)o->momentum : 0; /* the buffer starts as the first gradient */
+    real lr = (real)state->lr, gscale = gradient_scale();
+    bool fresh = state->t <= 1; /* the buffer starts as the first gradient */
+    real momentum = fresh ? 0 : (real)a->opt->momentum;
 #pragma omp parallel for schedule(static)
     for (int k = 0; k < a->n; k++) {
-        const Chunk *c = &chunks[k];
-        real wd = c->flags & CHUNK_DECAY ? (real)o->weight_decay : 0;
-        real *w = host(a->w) + c->offset, *m = host(a->exp_avg) + c->offset;
-        const real *grad = host(a->grad) + c->offset;
+        const Slice s = slice_of(a, k);
+        real wd = (real)s.decay;
 #pragma omp simd
-        for (int i = 0; i < c->n; i++) {
-            m[i] = momentum * m[i] + gscale * grad[i] + wd * w[i];
-            w[i] -= lr * m[i];
+        for (int i = 0; i < s.n; i++) {
+            s.m[i] = momentum * s.m[i] + gscale * s.grad[i] + wd * s.w[i];
+            s.w[i] -= lr * s.m[i];
         }
-        update_ema(a, c);
+        update_ema(a, &s);
     }
 }
 
+/* The moments as Adam's, u = mh / (sqrt(vh) + eps) + wd w in place of the gradient, and the sums of
+ * squares of w and u, norms[0][k] and norms[1][k]: the step's length needs whole tensors' norms. */
 static void cpu_lamb_direction(const OptStep *a)
 {
     const OptConfig *o = a->opt;
-    const Chunk *chunks = (const Chunk *)a->chunks;
     if (state->skip)
         return;
-    real c1 = (real)(1 / (1 - pow(o->beta1, state->t))),
-         c2 = (real)(1 / (1 - pow(o->beta2, state->t)));
+    real c1 = (real)(1 / (1 - pow(o->beta1, state->t)));
+    real c2 = (real)(1 / (1 - pow(o->beta2, state->t)));
     real a1 = (real)(1 - o->beta1), a2 = (real)(1 - o->beta2);
-    real b1 = (real)o->beta1, b2 = (real)o->beta2, gscale = (real)(state->clip / state->loss_scale);
+    real b1 = (real)o->beta1, b2 = (real)o->beta2, gscale = gradient_scale();
 #pragma omp parallel for schedule(static)
     for (int k = 0; k < a->n; k++) {
-        const Chunk *c = &chunks[k];
-        real wd = c->flags & CHUNK_DECAY ? (real)o->weight_decay : 0;
-        real *w = host(a->w) + c->offset, *m = host(a->exp_avg) + c->offset, *v = host(a->exp_avg_sq) + c->offset;
-        real *u = host(a->grad) + c->offset;
-        for (int i = 0; i < c->n; i++) {
+        const Slice s = slice_of(a, k);
+        real wd = (real)s.decay, *u = s.grad;
+        for (int i = 0; i < s.n; i++) {
             real g = gscale * u[i];
-            m[i] = b1 * m[i] + a1 * g;
-            v[i] = b2 * v[i] + a2 * g * g;
-            u[i] = m[i] * c1 / ((real)sqrt((double)(v[i] * c2)) + (real)o->eps) + wd * w[i];
+            s.m[i] = b1 * s.m[i] + a1 * g;
+            s.v[i] = b2 * s.v[i] + a2 * g * g;
+            u[i] = s.m[i] * c1 / ((real)sqrt((double)(s.v[i] * c2)) + (real)o->eps) + wd * s.w[i];
         }
-        host(a->norms)[k] = (real)chunk_squares(w, c->n);
-        host(a->norms)[a->n + k] = (real)chunk_squares(u, c->n);
+        host(a->norms)[k] = (real)chunk_squares(s.w, s.n);
+        host(a->norms)[a->n + k] = (real)chunk_squares(u, s.n);
     }
 }
 
+/* w = w - lr |w| / |u| u, the norms over a tensor: chunks k..end-1. Vectors, and tensors where
+ * either norm is 0, have 1 in place of the ratio. */
 static void cpu_lamb_apply(const OptStep *a)
 {
     const Chunk *chunks = (const Chunk *)a->chunks;
@@ -1169,19 +1211,17 @@ static void cpu_lamb_apply(const OptStep *a)
         real lr = (real)(state->lr * (trust ? sqrt(ww) / sqrt(uu) : 1));
 #pragma omp parallel for schedule(static)
         for (int i = k; i < end; i++) {
-            const Chunk *c = &chunks[i];
-            real *w = host(a->w) + c->offset;
-            const real *u = host(a->grad) + c->offset;
-            for (int j = 0; j < c->n; j++)
-                w[j] -= lr * u[j];
-            update_ema(a, c);
+            const Slice s = slice_of(a, i);
+            for (int j = 0; j < s.n; j++)
+                s.w[j] -= lr * s.grad[j];
+            update_ema(a, &s);
         }
         k = end;
     }
 }
 
 /* ------------------------------------------------------------------------------------------------
- * Start-up */
+ * The device itself */
 
 void backend_cpu_reexec(char **argv)
 {
@@ -1200,27 +1240,25 @@ static void cpu_init(const Device *d)
     openblas_set_num_threads(omp_get_max_threads());
 }
 
-static void cpu_algorithms(const char *path, bool save)
+/* OpenBLAS has one algorithm for a product. */
+static void cpu_algorithms(UNUSED const char *path, UNUSED bool save)
 {
-    (void)path;
-    (void)save;
 }
 
 static double cpu_peak_flops(void)
 {
-    return 0;
+    return 0; /* not known */
 }
 
 static double cpu_busy(void)
 {
-    return -1;
+    return -1; /* not known */
 }
 
 static void cpu_describe(char *out, size_t size)
 {
-    char model[128];
+    char model[128], version[32] = "";
     machine_cpu(model, sizeof model);
-    char version[32] = "";
     sscanf(openblas_get_config(), "OpenBLAS %31s", version);
     snprintf(out, size, "%s, %d threads, OpenBLAS %s (%s kernels)", model, omp_get_max_threads(),
              version, openblas_get_corename());
@@ -1230,7 +1268,6 @@ const Backend *backend_cpu(void)
 {
     static const Backend table = {
         .name = "cpu",
-        .asynchronous = false,
         .init = cpu_init,
         .threads = omp_get_max_threads,
         .describe = cpu_describe,
@@ -1240,7 +1277,7 @@ const Backend *backend_cpu(void)
         .memory_free = machine_memory_free,
         .alloc = cpu_alloc,
         .release = cpu_release,
-        .host_alloc = cpu_host_alloc,
+        .host_alloc = xmalloc,
         .host_release = free,
         .upload = cpu_upload,
         .download = cpu_download,

@@ -1,4 +1,4 @@
-/* backend_cuda.cu - the fast path: every op of vit.h on an NVIDIA GPU.
+/* backend_cuda.cu - the fast path: every op of backend.h on an NVIDIA GPU.
  *
  * This file holds what is not arithmetic: the device, memory, streams, graphs, and collectives. The
  * ops are in cuda/, which is one unit with it: gemm.cuh (linear layers, by cuBLASLt), layers.cuh
@@ -109,36 +109,38 @@ static void join_ranks()
 }
 #endif
 
+/* The device itself, its limits and its streams: once, whatever init is called for afterwards. */
+static void open_device(void)
+{
+    int devices = 0, local = cu.device.local_rank, low, high;
+    CHECK_CUDA(cudaGetDeviceCount(&devices));
+    sharing_gpu = getenv("VIT_SHARE_GPU") != NULL;
+    if (devices == 1 && getenv("CUDA_VISIBLE_DEVICES")) /* a launcher gave each its own */
+        local = 0;
+    if (local >= devices && !sharing_gpu)
+        die("start as many processes as the machine has GPUs, see --gpus",
+            "rank %d wants GPU %d, this machine has %d", cu.device.rank, local, devices);
+    CHECK_CUDA(cudaSetDevice(local % devices));
+    CHECK_CUDA(cudaGetDeviceProperties(&cu.gpu, local % devices));
+    if (cu.gpu.major < 8)
+        die("an A100, RTX 30 or anything newer will do; ./train_cpu needs no GPU",
+            "%s has compute capability %d.%d; the kernels need 8.0", cu.gpu.name, cu.gpu.major,
+            cu.gpu.minor);
+    cu.smem = (int)cu.gpu.sharedMemPerBlockOptin;
+    CHECK_CUDA(cudaDeviceGetStreamPriorityRange(&low, &high));
+    CHECK_CUDA(cudaStreamCreateWithFlags(&cu.stream, cudaStreamNonBlocking));
+    CHECK_CUDA(cudaStreamCreateWithFlags(&copies, cudaStreamNonBlocking));
+    CHECK_CUDA(cudaStreamCreateWithPriority(&collectives, cudaStreamNonBlocking, high));
+    for (cudaEvent_t *e : {&fork_event, &join_event})
+        CHECK_CUDA(cudaEventCreateWithFlags(e, cudaEventDisableTiming));
+}
+
 static void cuda_init(const Device *d)
 {
-    static bool started;
-    int devices = 0;
-    bool first = !started;
+    bool first = !cu.stream;
     cu.device = *d;
-    if (first) {
-        CHECK_CUDA(cudaGetDeviceCount(&devices));
-        sharing_gpu = getenv("VIT_SHARE_GPU") != NULL;
-        if (devices == 1 && getenv("CUDA_VISIBLE_DEVICES")) /* a launcher gave each its own */
-            cu.device.local_rank = 0;
-        if (cu.device.local_rank >= devices && !sharing_gpu)
-            die("start as many processes as the machine has GPUs, see --gpus",
-                "rank %d wants GPU %d, this machine has %d", d->rank, d->local_rank, devices);
-        CHECK_CUDA(cudaSetDevice(cu.device.local_rank % devices));
-        CHECK_CUDA(cudaGetDeviceProperties(&cu.gpu, cu.device.local_rank % devices));
-        if (cu.gpu.major < 8)
-            die("an A100, RTX 30 or anything newer will do; ./train_cpu needs no GPU",
-                "%s has compute capability %d.%d; the kernels need 8.0", cu.gpu.name, cu.gpu.major,
-                cu.gpu.minor);
-        cu.smem = (int)cu.gpu.sharedMemPerBlockOptin;
-        int low, high;
-        CHECK_CUDA(cudaDeviceGetStreamPriorityRange(&low, &high));
-        CHECK_CUDA(cudaStreamCreateWithFlags(&cu.stream, cudaStreamNonBlocking));
-        CHECK_CUDA(cudaStreamCreateWithFlags(&copies, cudaStreamNonBlocking));
-        CHECK_CUDA(cudaStreamCreateWithPriority(&collectives, cudaStreamNonBlocking, high));
-        CHECK_CUDA(cudaEventCreateWithFlags(&fork_event, cudaEventDisableTiming));
-        CHECK_CUDA(cudaEventCreateWithFlags(&join_event, cudaEventDisableTiming));
-        started = true;
-    }
+    if (first)
+        open_device();
     if (d->type > F16)
         die("choose fp32, tf32, bf16 or fp16", "this GPU backend has no such --precision");
     gemm_init();
@@ -252,10 +254,16 @@ static dev *cuda_alloc(size_t bytes)
     return (dev *)p;
 }
 
-static void cuda_release(dev *p)
+/* The host waits until neither ops nor inputs touch memory. */
+static void settle(void)
 {
     CHECK_CUDA(cudaStreamSynchronize(copies));
     CHECK_CUDA(cudaStreamSynchronize(cu.stream));
+}
+
+static void cuda_release(dev *p)
+{
+    settle();
     CHECK_CUDA(cudaFree(p));
 }
 
@@ -268,8 +276,7 @@ static void *cuda_host_alloc(size_t bytes)
 
 static void cuda_host_release(void *p)
 {
-    CHECK_CUDA(cudaStreamSynchronize(copies));
-    CHECK_CUDA(cudaStreamSynchronize(cu.stream));
+    settle();
     CHECK_CUDA(cudaFreeHost(p));
 }
 
@@ -340,8 +347,7 @@ static void cuda_wait(Ticket ticket)
 
 static void cuda_upload(dev *dst, const void *src, size_t bytes)
 {
-    CHECK_CUDA(cudaStreamSynchronize(copies));
-    CHECK_CUDA(cudaStreamSynchronize(cu.stream));
+    settle();
     CHECK_CUDA(cudaMemcpy(dst, src, bytes, cudaMemcpyHostToDevice));
     CHECK_CUDA(cudaDeviceSynchronize()); /* memory that is not pinned may still be on its way */
 }
@@ -405,33 +411,30 @@ static auto &recordings = *new std::map<uint64_t, Recording>; /* for as long as 
 static void cuda_run(uint64_t key, bool together, void (*body)(void *), void *arg)
 {
     Recording &r = recordings[key];
-    if (r.calls < 2) {
-        choosing = {.together = together && cu.device.ranks > 1, .time = r.calls == 1};
-        r.calls++;
-        body(arg);
-        cuda_join();
-        choosing = Choosing();
-        keep_choices();
-        return;
-    }
     if (!r.graph) {
+        const bool record = r.calls == 2;
         cudaGraph_t graph;
-        choosing = {.together = together && cu.device.ranks > 1, .time = false};
-        CHECK_CUDA(cudaStreamBeginCapture(cu.stream, cudaStreamCaptureModeThreadLocal));
+        choosing = {.together = together && cu.device.ranks > 1, .time = r.calls == 1};
+        if (record)
+            CHECK_CUDA(cudaStreamBeginCapture(cu.stream, cudaStreamCaptureModeThreadLocal));
         body(arg);
         cuda_join(); /* what was forked must come back before the end */
+        choosing = Choosing();
+        if (!record) {
+            r.calls++;
+            keep_choices();
+            return;
+        }
         CHECK_CUDA(cudaStreamEndCapture(cu.stream, &graph));
         CHECK_CUDA(cudaGraphInstantiate(&r.graph, graph, 0));
         CHECK_CUDA(cudaGraphDestroy(graph));
-        choosing = Choosing();
     }
     CHECK_CUDA(cudaGraphLaunch(r.graph, cu.stream));
 }
 
 static size_t cuda_scratch_bytes(const Sizes *s)
 {
-    return sizeof(float) *
-           std::max({attention_scratch(s), layers_scratch(s), (size_t)s->chunks});
+    return sizeof(float) * std::max({attention_scratch(s), layers_scratch(s), (size_t)s->chunks});
 }
 
 static void cuda_bind(dev *state, dev *scratch, size_t bytes)

@@ -126,7 +126,7 @@ __device__ inline void copy_rows(E *to, const E *from, long ld, int rows, int va
         E *y = to + r * Tile<E, D>::STRIDE + c;
         if (a.wide) {
             bool exists = r < valid && c < a.hs;
-            cp_async_16(y, exists ? x : from, exists ? 16 : 0);
+            cp_async<16>(y, exists ? x : from, exists ? 16 : 0);
         } else {
 #pragma unroll 1 /* rarely used: not worth registers */
             for (int k = 0; k < W; k++)
@@ -612,8 +612,8 @@ __global__ void __launch_bounds__(32 * Warps<E, D, DROP>::KV, 2)
         for (int i = threadIdx.x; i < ROWS; i += blockDim.x) {
             long from = head + min(query + i, a.Tq - 1);
             int bytes = query + i < a.Tq ? 4 : 0;
-            cp_async_4(at.lse(stage) + i, a.lse + from, bytes);
-            cp_async_4(at.delta(stage) + i, a.delta + from, bytes);
+            cp_async<4>(at.lse(stage) + i, a.lse + from, bytes);
+            cp_async<4>(at.delta(stage) + i, a.delta + from, bytes);
         }
     };
     fetch(0, 0);

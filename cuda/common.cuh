@@ -105,20 +105,51 @@ template <class E, int N> struct alignas(sizeof(E) * N) Pack {
 };
 template <class E> constexpr int WIDE = 16 / (int)sizeof(E);
 
+/* f(k) for k = 0..N-1, without a loop, so that k may index registers */
+template <int N, class F> __device__ inline void each(F f)
+{
+#pragma unroll
+    for (int k = 0; k < N; k++)
+        f(k);
+}
+
+template <class E, int N> __device__ inline Pack<E, N> fetch_pack(const E *from)
+{
+    return *(const Pack<E, N> *)from;
+}
+template <class E, int N> __device__ inline void unpack(float (&to)[N], const Pack<E, N> &p)
+{
+    each<N>([&](int k) { to[k] = to_float(p.v[k]); });
+}
 template <class E, int N> __device__ inline void load(float (&to)[N], const E *from)
 {
-    Pack<E, N> p = *(const Pack<E, N> *)from;
-#pragma unroll
-    for (int i = 0; i < N; i++)
-        to[i] = to_float(p.v[i]);
+    unpack(to, fetch_pack<E, N>(from));
 }
 template <class E, int N> __device__ inline void store(E *to, const float (&from)[N])
 {
     Pack<E, N> p;
-#pragma unroll
-    for (int i = 0; i < N; i++)
-        p.v[i] = from_float<E>(from[i]);
+    each<N>([&](int k) { p.v[k] = from_float<E>(from[k]); });
     *(Pack<E, N> *)to = p;
+}
+
+/* The same where only `left` elements are there: nothing beyond them is touched. */
+template <class E, int N> __device__ inline void take(float (&to)[N], const E *from, long left)
+{
+    if (left >= N)
+        load(to, from);
+    else
+        each<N>([&](int k) { to[k] = k < left ? to_float(from[k]) : 0; });
+}
+template <class E, int N> __device__ inline void put(E *to, const float (&from)[N], long left)
+{
+    if (left >= N) {
+        store(to, from);
+    } else {
+#pragma unroll
+        for (int k = 0; k < N; k++)
+            if (k < left)
+                to[k] = from_float<E>(from[k]);
+    }
 }
 
 /* Whether rows of these tensors can be read in packs of 16 bytes (absent ones can). */
@@ -143,11 +174,16 @@ template <class E, class F> static void by_width(bool wide, E, F f)
     else
         f(Width<1>());
 }
+/* Quads where every buffer is aligned to 16 bytes, else single elements: f(N) */
+template <class F> static void by_quads(bool quads, F f)
+{
+    by_width(quads, float(), f);
+}
 
 /* ------------------------------------------------------------------------------------------------
  * Sums. Always over the same elements in the same order, whatever the timing. */
 
-__device__ inline float warp_sum(float x)
+template <class T> __device__ inline T warp_sum(T x)
 {
     for (int d = 16; d; d >>= 1)
         x += __shfl_xor_sync(0xffffffffu, x, d);
@@ -180,18 +216,21 @@ __device__ inline void mask4(float (&scale)[4], const Mask &m, const StepState *
     for (int i = 0; i < 4; i++)
         scale[i] = r.v[i] >= m.keep ? m.scale : 0.0f;
 }
-/* x[i] *= mask of element first + i */
+/* x[i] *= mask of element first + i; first is a multiple of N, as columns of packs are */
 template <int N>
-__device__ inline void drop(float (&x)[N], const Mask &m, const StepState *s, uint32_t first,
-                            uint32_t sample)
+__device__ inline void drop_pack(float (&x)[N], const Mask &m, const StepState *s, uint32_t first,
+                                 uint32_t sample)
 {
-    float scale[4];
 #pragma unroll
-    for (int i = 0; i < N; i++) {
-        if (i == 0 || (first + i) % 4 == 0)
-            mask4(scale, m, s, (first + i) / 4, sample);
-        uint32_t k = (first + i) % 4; /* selected without a run-time index into registers */
-        x[i] *= k < 2 ? (k == 0 ? scale[0] : scale[1]) : (k == 2 ? scale[2] : scale[3]);
+    for (int i = 0; i < N; i += 4) {
+        float scale[4];
+        mask4(scale, m, s, (first + i) / 4, sample);
+        if constexpr (N % 4 == 0) {
+            each<4>([&](int k) { x[i + k] *= scale[k]; });
+        } else {
+            uint32_t k = first % 4; /* selected without a run-time index into registers */
+            x[0] *= k < 2 ? (k == 0 ? scale[0] : scale[1]) : (k == 2 ? scale[2] : scale[3]);
+        }
     }
 }
 /* Stochastic depth of one sample: 0 or 1/(1-p) */

@@ -34,15 +34,24 @@ static void cublas_check(cublasStatus_t s, const char *what)
  * A product: D[m,n] = epilogue(op(A)[m,k] op(B)[k,n] + C), column-major */
 
 struct Product {
-    const void *A, *B, *C; /* C NULL: nothing is added */
-    void *D;
+    const void *A, *B;
     bool ta, tb; /* is op() a transposition? */
-    long m, n, k, lda, ldb, ldc, ldd;
-    int in, out; /* F32, BF16, F16: of A and B; of C, D, bias and aux */
-    cublasLtEpilogue_t epilogue;
-    const void *bias; /* [m] */
-    void *aux;        /* [m,n]: what goes into GELU */
-    long ldaux;
+    void *D;
+    long m, n, k, lda, ldb, ldd;
+    int in, out;             /* F32, BF16, F16: of A and B; of C, D, bias and aux */
+    const void *C = nullptr; /* nullptr: nothing is added */
+    long ldc = 0;
+    cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
+    const void *bias = nullptr; /* [m] */
+    void *aux = nullptr;        /* [m,n]: what goes into GELU */
+    long ldaux = 0;
+
+    Product(const Tensor &a, bool ta, const Tensor &b, bool tb, const Tensor &d, long m, long n,
+            long k)
+        : A(a.p), B(b.p), ta(ta), tb(tb), D(d.p), m(m), n(n), k(k), lda(a.ld), ldb(b.ld), ldd(d.ld),
+          in(b.type), out(d.type)
+    {
+    }
 };
 
 static cublasLtHandle_t lt;
@@ -179,12 +188,11 @@ static std::vector<Choice> candidates(const Product &p, const Description &x, in
             bool seen = found[i].state != CUBLAS_STATUS_SUCCESS;
             for (const Choice &other : list)
                 seen |= memcmp(&other.algo, &algo, sizeof algo) == 0;
+            Choice c = {};
+            c.algo = algo;
+            c.known = c.final = c.checked = true;
             if (!seen)
-                list.push_back(Choice{.algo = algo,
-                                      .known = true,
-                                      .measured = false,
-                                      .final = true,
-                                      .checked = true});
+                list.push_back(c);
         }
         if (most == 1 && !list.empty())
             break;
@@ -217,6 +225,15 @@ static float time_algorithm(const Product &p, const Description &x,
     return ms[ms.size() / 2];
 }
 
+/* Whether the library can do this product with this algorithm, in the memory that there is */
+static bool fits(const Description &x, const cublasLtMatmulAlgo_t &algo)
+{
+    cublasLtMatmulHeuristicResult_t result;
+    return cublasLtMatmulAlgoCheck(lt, x.op, x.a, x.b, x.c, x.d, &algo, &result) ==
+               CUBLAS_STATUS_SUCCESS &&
+           result.workspaceSize <= workspace_bytes;
+}
+
 /* Weight gradients have few tiles and long sums: the best guesses again, with the sum cut into
  * parts that are added in full precision. */
 static void add_split_sums(const Product &p, const Description &x, std::vector<Choice> &list)
@@ -226,16 +243,13 @@ static void add_split_sums(const Product &p, const Description &x, std::vector<C
     for (size_t i = 0; p.out == F32 && p.k >= 4096 && i < best; i++)
         for (uint32_t parts : {2u, 3u, 4u, 6u, 8u, 12u}) {
             Choice c = list[i];
-            cublasLtMatmulHeuristicResult_t result;
-            if (cublasLtMatmulAlgoConfigSetAttribute(&c.algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM,
-                                                     &parts,
-                                                     sizeof parts) == CUBLAS_STATUS_SUCCESS &&
-                cublasLtMatmulAlgoConfigSetAttribute(&c.algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME,
-                                                     &scheme,
-                                                     sizeof scheme) == CUBLAS_STATUS_SUCCESS &&
-                cublasLtMatmulAlgoCheck(lt, x.op, x.a, x.b, x.c, x.d, &c.algo, &result) ==
-                    CUBLAS_STATUS_SUCCESS &&
-                result.workspaceSize <= workspace_bytes)
+            auto set = [&](cublasLtMatmulAlgoConfigAttributes_t what, uint32_t value) {
+                return cublasLtMatmulAlgoConfigSetAttribute(&c.algo, what, &value, sizeof value) ==
+                       CUBLAS_STATUS_SUCCESS;
+            };
+            bool ok = set(CUBLASLT_ALGO_CONFIG_SPLITK_NUM, parts) &&
+                      set(CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, scheme);
+            if (ok && fits(x, c.algo))
                 list.push_back(c);
         }
 }
@@ -298,15 +312,6 @@ static Choice choose(const Product &p, const Description &x)
     return c;
 }
 
-/* A choice from a file is held to what the library says of it. */
-static bool works(const Description &x, const Choice &c)
-{
-    cublasLtMatmulHeuristicResult_t result;
-    return !c.known || (cublasLtMatmulAlgoCheck(lt, x.op, x.a, x.b, x.c, x.d, &c.algo, &result) ==
-                            CUBLAS_STATUS_SUCCESS &&
-                        result.workspaceSize <= workspace_bytes);
-}
-
 /* Returns false where the library has no algorithm for it. */
 static bool product(const Product &p)
 {
@@ -318,7 +323,9 @@ static bool product(const Product &p)
     auto at = mine.find(key);
     if (at != mine.end() && !at->second.checked) {
         at->second.checked = true;
-        if (!works(x, at->second)) /* in every rank alike: they have the same GPUs and libraries */
+        /* what a file says is held to what the library says, in every rank alike: they have the
+         * same GPUs and libraries */
+        if (at->second.known && !fits(x, at->second.algo))
             at->second.final = at->second.known = false;
     }
     if (at == mine.end())
@@ -329,6 +336,13 @@ static bool product(const Product &p)
         return false;
     CHECK_CUBLAS(multiply(p, x, at->second.algo));
     return true;
+}
+
+static void product_or_die(const Product &p)
+{
+    if (!product(p))
+        die("try another --precision", "cuBLASLt cannot multiply [%ld,%ld] by [%ld,%ld]", p.n, p.k,
+            p.k, p.m);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -477,36 +491,22 @@ static bool usable_bias(const dev *bias)
  * it is the library's (tanh) and 16 bits hide how it is computed. */
 static void cuda_linear_forward(const LinearForward *a)
 {
-    bool keep = a->act && a->pre.p, plain = !a->act && a->drop.p <= 0;
-    plain = plain && (!a->bias || usable_bias(a->bias));
-    Tensor sum = keep ? a->pre : a->y;
-    Product p = {.A = a->w.p,
-                 .B = a->x.p,
-                 .C = NULL,
-                 .D = sum.p,
-                 .ta = true,
-                 .tb = false,
-                 .m = a->out,
-                 .n = a->rows,
-                 .k = a->in,
-                 .lda = a->w.ld,
-                 .ldb = a->x.ld,
-                 .ldc = 0,
-                 .ldd = sum.ld,
-                 .in = a->x.type,
-                 .out = a->y.type,
-                 .epilogue =
-                     usable_bias(a->bias) ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT,
-                 .bias = usable_bias(a->bias) ? a->bias : NULL,
-                 .aux = NULL,
-                 .ldaux = 0};
+    const bool keep = a->act && a->pre.p, bias = usable_bias(a->bias);
+    const bool whole = !a->bias || bias; /* no bias remains for the tail */
+    const bool plain = whole && !a->act && a->drop.p <= 0;
+    Product p(a->w, true, a->x, false, keep ? a->pre : a->y, a->out, a->rows, a->in);
+    p.out = a->y.type;
+    if (bias) {
+        p.epilogue = CUBLASLT_EPILOGUE_BIAS;
+        p.bias = a->bias;
+    }
     if (plain && a->residual.p) {
         p.C = a->residual.p;
         p.ldc = a->residual.ld;
     }
-    bool fuse = a->act == ACT_GELU_TANH && a->y.type != F32 && usable_bias(a->bias) &&
-                a->drop.p <= 0 && !a->residual.p && a->out % 8 == 0 && wide_rows(a->y) &&
-                wide_rows(a->pre);
+    bool fuse = a->act == ACT_GELU_TANH && a->y.type != F32;
+    fuse = fuse && bias && a->drop.p <= 0 && !a->residual.p;
+    fuse = fuse && a->out % 8 == 0 && wide_rows(a->y) && wide_rows(a->pre);
     if (fuse) {
         Product q = p;
         q.epilogue = keep ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_BIAS;
@@ -522,39 +522,19 @@ static void cuda_linear_forward(const LinearForward *a)
         p.epilogue = CUBLASLT_EPILOGUE_DEFAULT;
         p.bias = NULL;
         p.C = NULL;
-        if (!product(p))
-            die("try another --precision", "cuBLASLt cannot multiply [%d,%d] by [%d,%d]", a->rows,
-                a->in, a->in, a->out);
+        product_or_die(p);
     }
     if (!done || !plain)
-        linear_tail(a, done && (!a->bias || usable_bias(a->bias)));
+        linear_tail(a, done && whole);
 }
 
 /* dx^T = w^T dy^T */
 static void cuda_linear_backward_input(const LinearBackwardInput *a)
 {
-    Product p = {.A = a->w.p,
-                 .B = a->dy.p,
-                 .C = a->accumulate ? a->dx.p : NULL,
-                 .D = a->dx.p,
-                 .ta = false,
-                 .tb = false,
-                 .m = a->in,
-                 .n = a->rows,
-                 .k = a->out,
-                 .lda = a->w.ld,
-                 .ldb = a->dy.ld,
-                 .ldc = a->dx.ld,
-                 .ldd = a->dx.ld,
-                 .in = a->dy.type,
-                 .out = a->dx.type,
-                 .epilogue = CUBLASLT_EPILOGUE_DEFAULT,
-                 .bias = NULL,
-                 .aux = NULL,
-                 .ldaux = 0};
-    if (!product(p))
-        die("try another --precision", "cuBLASLt cannot multiply [%d,%d] by [%d,%d]", a->rows,
-            a->out, a->out, a->in);
+    Product p(a->w, false, a->dy, false, a->dx, a->in, a->rows, a->out);
+    p.C = a->accumulate ? a->dx.p : NULL;
+    p.ldc = a->dx.ld;
+    product_or_die(p);
     if (a->act || a->dbias || a->drop.p > 0)
         input_tail(a);
 }
@@ -562,28 +542,8 @@ static void cuda_linear_backward_input(const LinearBackwardInput *a)
 /* dw^T = x^T dy, in full precision whatever the operands are */
 static void cuda_linear_backward_weight(const LinearBackwardWeight *a)
 {
-    Product p = {.A = a->x.p,
-                 .B = a->dy.p,
-                 .C = NULL,
-                 .D = a->dw,
-                 .ta = false,
-                 .tb = true,
-                 .m = a->in,
-                 .n = a->out,
-                 .k = a->rows,
-                 .lda = a->x.ld,
-                 .ldb = a->dy.ld,
-                 .ldc = 0,
-                 .ldd = a->in,
-                 .in = a->dy.type,
-                 .out = F32,
-                 .epilogue = CUBLASLT_EPILOGUE_DEFAULT,
-                 .bias = NULL,
-                 .aux = NULL,
-                 .ldaux = 0};
-    if (!product(p))
-        die("try another --precision", "cuBLASLt cannot multiply [%d,%d] by [%d,%d]", a->out,
-            a->rows, a->rows, a->in);
+    Tensor dw = {a->dw, a->in, F32, NULL};
+    product_or_die(Product(a->x, false, a->dy, true, dw, a->in, a->out, a->rows));
     if (a->dbias)
         column_sums(ptr<float>(a->dbias), a->dy, a->rows, a->out);
 }

@@ -48,23 +48,6 @@ template <class... T> static bool wide_access(long n, int type, const T &...what
     return n * (long)type_size(type) % 16 == 0 && (pack_aligned(what) && ...);
 }
 
-/* f(k) for k = 0..N-1, without a loop, so that k may index registers */
-template <int N, class F> __device__ inline void each(F f)
-{
-#pragma unroll
-    for (int k = 0; k < N; k++)
-        f(k);
-}
-
-template <class E, int N> __device__ inline Pack<E, N> fetch_pack(const E *from)
-{
-    return *(const Pack<E, N> *)from;
-}
-template <class E, int N> __device__ inline void unpack(float (&to)[N], const Pack<E, N> &p)
-{
-    each<N>([&](int k) { to[k] = to_float(p.v[k]); });
-}
-
 /* N sums, 16 bytes at a time: memory of floats need not be aligned to more. */
 template <int N> __device__ inline void store_sums(float *to, const float (&from)[N])
 {
@@ -80,8 +63,7 @@ template <int N> __device__ inline void store_sums(float *to, const float (&from
 /* The sum of x over a block, known to all its threads; room: one T per warp. */
 template <class T> __device__ inline T block_sum(T x, T *room)
 {
-    for (int d = 16; d; d >>= 1)
-        x += __shfl_xor_sync(0xffffffffu, x, d);
+    x = warp_sum(x);
     __syncthreads(); /* the sum before has been read */
     if (threadIdx.x % 32 == 0)
         room[threadIdx.x / 32] = x;
@@ -102,23 +84,6 @@ __device__ inline float block_max(float x, float *room)
     for (unsigned w = 1; w < blockDim.x / 32; w++)
         top = fmaxf(top, room[w]);
     return top;
-}
-
-/* x[i] *= dropout mask of element first + i; first is a multiple of N, as columns of packs are */
-template <int N>
-__device__ inline void drop_pack(float (&x)[N], const Mask &m, const StepState *s, uint32_t first,
-                                 uint32_t sample)
-{
-    if constexpr (N % 4 == 0) {
-#pragma unroll
-        for (int i = 0; i < N; i += 4) {
-            float scale[4];
-            mask4(scale, m, s, (first + i) / 4, sample);
-            each<4>([&](int k) { x[i + k] *= scale[k]; });
-        }
-    } else {
-        drop(x, m, s, first, sample);
-    }
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -828,9 +793,34 @@ template <int N> __device__ inline void act_backward(float (&d)[N], const float 
         });
 }
 
-/* Rows whose loads are in flight together. They are loaded without conditions (an operand that is
- * not there by reading another again), since behind a branch loads wait for those before it. */
+/* f(r, v, w) for each row r of this block's range, with v and w the row's packs of x and y at
+ * column col. The loads of TAIL_ROWS rows are in flight together. They are made without conditions
+ * (an operand that is not there by reading another again; the last row again, where there is none),
+ * since behind a branch loads wait for those before it. */
 enum { TAIL_ROWS = 2 };
+template <class E, int N, class F>
+__device__ inline void tail_rows(const Tensor &x, const Tensor &y, long rows, long col, F f)
+{
+    const long end = range_begin(rows, blockIdx.y + 1, gridDim.y);
+    for (long r0 = range_begin(rows, blockIdx.y, gridDim.y); r0 < end; r0 += TAIL_ROWS) {
+        Pack<E, N> px[TAIL_ROWS], py[TAIL_ROWS];
+#pragma unroll
+        for (int i = 0; i < TAIL_ROWS; i++) {
+            long r = r0 + i < end ? r0 + i : end - 1;
+            px[i] = fetch_pack<E, N>(row_of<E>(x, r) + col);
+            py[i] = fetch_pack<E, N>(row_of<E>(y, r) + col);
+        }
+#pragma unroll
+        for (int i = 0; i < TAIL_ROWS; i++) {
+            if (r0 + i >= end)
+                break;
+            float v[N], w[N];
+            unpack(v, px[i]);
+            unpack(w, py[i]);
+            f(r0 + i, v, w);
+        }
+    }
+}
 
 /* y = drop(act(pre + bias)) + residual, [rows, out], where the product was left in pre, or in y
  * itself where there is no activation to save it for. Reads the product (and the residual), writes
@@ -839,39 +829,25 @@ template <class E, int N>
 __global__ void linear_tail_kernel(LinearForward a, Tensor product, const E *bias, Mask mask,
                                    const StepState *state)
 {
-    const long col = my_column(N), end = range_begin(a.rows, blockIdx.y + 1, gridDim.y);
+    const long col = my_column(N);
     if (col >= a.out)
         return;
     float add[N] = {};
     if (bias)
         load(add, bias + col);
-    for (long r0 = range_begin(a.rows, blockIdx.y, gridDim.y); r0 < end; r0 += TAIL_ROWS) {
-        Pack<E, N> in[TAIL_ROWS], residual[TAIL_ROWS];
-#pragma unroll
-        for (int i = 0; i < TAIL_ROWS; i++) {
-            long r = r0 + i < end ? r0 + i : end - 1;
-            in[i] = fetch_pack<E, N>(row_of<E>(product, r) + col);
-            residual[i] = fetch_pack<E, N>(row_of<E>(a.residual.p ? a.residual : product, r) + col);
-        }
-#pragma unroll
-        for (int i = 0; i < TAIL_ROWS; i++) {
-            long r = r0 + i;
-            if (r >= end)
-                break;
-            float v[N];
-            unpack(v, in[i]);
-            each<N>([&](int k) { v[k] += add[k]; });
-            if (bias && product.p != a.y.p)
-                store(row_of<E>(product, r) + col, v);
-            act_forward(v, a.act);
-            if (mask.keep)
-                drop_pack(v, mask, state, (uint32_t)((int)r % a.tokens * a.out + (int)col),
-                          (uint32_t)((int)r / a.tokens));
-            if (a.residual.p)
-                each<N>([&](int k) { v[k] += to_float(residual[i].v[k]); });
-            store(row_of<E>(a.y, r) + col, v);
-        }
-    }
+    const Tensor &residual = a.residual.p ? a.residual : product;
+    tail_rows<E, N>(product, residual, a.rows, col, [&](long r, float(&v)[N], float(&w)[N]) {
+        each<N>([&](int k) { v[k] += add[k]; });
+        if (bias && product.p != a.y.p)
+            store(row_of<E>(product, r) + col, v);
+        act_forward(v, a.act);
+        if (mask.keep)
+            drop_pack(v, mask, state, (uint32_t)((int)r % a.tokens * a.out + (int)col),
+                      (uint32_t)((int)r / a.tokens));
+        if (a.residual.p)
+            each<N>([&](int k) { v[k] += w[k]; });
+        store(row_of<E>(a.y, r) + col, v);
+    });
 }
 static void linear_tail(const LinearForward *a, bool bias_done)
 {
@@ -893,34 +869,19 @@ template <class E, int N>
 __global__ void input_tail_kernel(LinearBackwardInput a, Mask mask, const StepState *state,
                                   float *partial)
 {
-    const long col = my_column(N), end = range_begin(a.rows, blockIdx.y + 1, gridDim.y);
+    const long col = my_column(N);
     if (col >= a.in)
         return;
     float sum[N] = {};
-    for (long r0 = range_begin(a.rows, blockIdx.y, gridDim.y); r0 < end; r0 += TAIL_ROWS) {
-        Pack<E, N> dx[TAIL_ROWS], pre[TAIL_ROWS];
-#pragma unroll
-        for (int i = 0; i < TAIL_ROWS; i++) {
-            long r = r0 + i < end ? r0 + i : end - 1;
-            dx[i] = fetch_pack<E, N>(row_of<E>(a.dx, r) + col);
-            pre[i] = fetch_pack<E, N>(row_of<E>(a.act ? a.pre : a.dx, r) + col);
-        }
-#pragma unroll
-        for (int i = 0; i < TAIL_ROWS; i++) {
-            long r = r0 + i;
-            if (r >= end)
-                break;
-            float d[N], x[N];
-            unpack(d, dx[i]);
-            unpack(x, pre[i]);
-            if (mask.keep)
-                drop_pack(d, mask, state, (uint32_t)((int)r % a.tokens * a.in + (int)col),
-                          (uint32_t)((int)r / a.tokens));
-            act_backward(d, x, a.act);
-            store(row_of<E>(a.dx, r) + col, d);
-            each<N>([&](int k) { sum[k] += rounded<E>(d[k]); });
-        }
-    }
+    const Tensor &pre = a.act ? a.pre : a.dx;
+    tail_rows<E, N>(a.dx, pre, a.rows, col, [&](long r, float(&d)[N], float(&x)[N]) {
+        if (mask.keep)
+            drop_pack(d, mask, state, (uint32_t)((int)r % a.tokens * a.in + (int)col),
+                      (uint32_t)((int)r / a.tokens));
+        act_backward(d, x, a.act);
+        store(row_of<E>(a.dx, r) + col, d);
+        each<N>([&](int k) { sum[k] += rounded<E>(d[k]); });
+    });
     if (partial)
         store_sums(partial + blockIdx.y * a.in + col, sum);
 }
@@ -1150,14 +1111,9 @@ template <class D, class S, int N> __global__ void convert_kernel(D *to, const S
 {
     const long step = (long)gridDim.x * blockDim.x * N;
     for (long i = my_column(N); i < n; i += step) {
-        if (i + N <= n) {
-            float v[N];
-            load(v, from + i);
-            store(to + i, v);
-        } else {
-            for (long k = i; k < n; k++)
-                to[k] = from_float<D>(to_float(from[k]));
-        }
+        float v[N];
+        take(v, from + i, n - i);
+        put(to + i, v, n - i);
     }
 }
 static void cuda_convert(dev *dst, int dst_type, const dev *src, int src_type, long n)
@@ -1166,12 +1122,10 @@ static void cuda_convert(dev *dst, int dst_type, const dev *src, int src_type, l
         return;
     by_type(dst_type, [&](auto d) {
         by_type(src_type, [&](auto s) {
-            using D = decltype(d);
-            using S = decltype(s);
-            bool wide = aligned(dst) && aligned(src);
-            auto kernel = wide ? convert_kernel<D, S, 4> : convert_kernel<D, S, 1>;
-            launch(kernel, vector_blocks(n, wide ? 4 : 1), 256, 0, cu.stream, ptr<D>(dst),
-                   ptr<const S>(src), n);
+            by_quads(aligned(dst) && aligned(src), [&](auto quad) {
+                launch(convert_kernel<decltype(d), decltype(s), quad>, vector_blocks(n, quad), 256,
+                       0, cu.stream, ptr<decltype(d)>(dst), ptr<const decltype(s)>(src), n);
+            });
         });
     });
 }
@@ -1181,25 +1135,21 @@ template <int N> __global__ void add_kernel(float *sum, const float *x, long n)
 {
     const long step = (long)gridDim.x * blockDim.x * N;
     for (long i = my_column(N); i < n; i += step) {
-        if (i + N <= n) {
-            float a[N], b[N];
-            load(a, sum + i);
-            load(b, x + i);
-            each<N>([&](int k) { a[k] += b[k]; });
-            store(sum + i, a);
-        } else {
-            for (long k = i; k < n; k++)
-                sum[k] += x[k];
-        }
+        float a[N], b[N];
+        take(a, sum + i, n - i);
+        take(b, x + i, n - i);
+        each<N>([&](int k) { a[k] += b[k]; });
+        put(sum + i, a, n - i);
     }
 }
 static void cuda_add(dev *sum, const dev *x, long n)
 {
     if (n <= 0)
         return;
-    bool wide = aligned(sum) && aligned(x);
-    launch(wide ? add_kernel<4> : add_kernel<1>, vector_blocks(n, wide ? 4 : 1), 256, 0, cu.stream,
-           ptr<float>(sum), ptr<const float>(x), n);
+    by_quads(aligned(sum) && aligned(x), [&](auto quad) {
+        launch(add_kernel<quad>, vector_blocks(n, quad), 256, 0, cu.stream, ptr<float>(sum),
+               ptr<const float>(x), n);
+    });
 }
 
 /* ------------------------------------------------------------------------------------------------

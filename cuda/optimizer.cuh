@@ -14,34 +14,30 @@
 
 enum { CHUNK_THREADS = 256 };
 
-/* Quads where every buffer is aligned to 16 bytes, else single elements: f(N) */
-template <class F> static void by_quads(bool quads, F f)
+/* f(i, w, g) for a thread's part of a chunk: elements i.. of the weights and of the gradient */
+template <int N, class F> __device__ inline void chunk_packs(const OptStep &a, const Chunk &c, F f)
 {
-    if (quads)
-        f(Width<4>());
-    else
-        f(Width<1>());
-}
-
-/* N elements of a chunk with `left` elements to its end: nothing beyond it is touched */
-template <int N> __device__ inline void take(float (&to)[N], const float *from, int left)
-{
-    if (left >= N) {
-        load(to, from);
-    } else {
-        each<N>([&](int k) { to[k] = k < left ? from[k] : 0; });
+    for (int i = (int)threadIdx.x * N; i < c.n; i += CHUNK_THREADS * N) {
+        float w[N], g[N];
+        take(w, (float *)a.w + c.offset + i, c.n - i);
+        take(g, (float *)a.grad + c.offset + i, c.n - i);
+        f(i, w, g);
     }
 }
-template <class W, int N> __device__ inline void put(W *to, const float (&from)[N], int left)
+/* The same with both moments, which f changes: f(i, w, g, m, v) */
+template <int N, class F>
+__device__ inline void chunk_moments(const OptStep &a, const Chunk &c, F f)
 {
-    if (left >= N) {
-        store(to, from);
-    } else {
-#pragma unroll
-        for (int k = 0; k < N; k++)
-            if (k < left)
-                to[k] = from_float<W>(from[k]);
-    }
+    chunk_packs<N>(a, c, [&](int i, float(&w)[N], float(&g)[N]) {
+        float *at_m = (float *)a.exp_avg + c.offset + i;
+        float *at_v = (float *)a.exp_avg_sq + c.offset + i;
+        float m[N], v[N];
+        take(m, at_m, c.n - i);
+        take(v, at_v, c.n - i);
+        f(i, w, g, m, v);
+        put(at_m, m, c.n - i);
+        put(at_v, v, c.n - i);
+    });
 }
 template <int N> __device__ inline double squares(const float (&x)[N])
 {
@@ -175,8 +171,9 @@ static void cuda_round_weights(dev *work, int type, const dev *w, long n)
 /* What all optimisers share: the kernel for this type of working weights and this alignment */
 template <class F> static void by_weights(const OptStep *a, F f)
 {
-    bool quads = aligned(a->w) && aligned(a->work) && aligned(a->grad) && aligned(a->exp_avg) &&
-                 aligned(a->exp_avg_sq) && aligned(a->ema);
+    bool quads = true;
+    for (const dev *p : {a->w, a->work, a->grad, a->exp_avg, a->exp_avg_sq, a->ema})
+        quads = quads && aligned(p);
     by_type(a->work_type, [&](auto w) { by_quads(quads, [&](auto quad) { f(w, quad); }); });
 }
 
@@ -204,26 +201,16 @@ template <class W, int N> __global__ void adam_kernel(OptStep a, OptConfig o, co
     __syncthreads();
     const float step = f->step, root = f->root, gscale = f->grad, keep = f->keep, l2 = f->l2;
     const float b1 = (float)o.beta1, b2 = (float)o.beta2, eps = (float)o.eps;
-    const float a1 = (float)(1 - o.beta1),
-                a2 = (float)(1 - o.beta2); /* 1 - 0.999f is off by 1e-5 */
-    for (int i = (int)threadIdx.x * N; i < c.n; i += CHUNK_THREADS * N) {
-        const long at = c.offset + i;
-        const int left = c.n - i;
-        float w[N], g[N], m[N], v[N];
-        take(w, (float *)a.w + at, left);
-        take(g, (float *)a.grad + at, left);
-        take(m, (float *)a.exp_avg + at, left);
-        take(v, (float *)a.exp_avg_sq + at, left);
+    const float a1 = (float)(1 - o.beta1), a2 = (float)(1 - o.beta2); /* 1 - 0.999f: 1e-5 off */
+    chunk_moments<N>(a, c, [&](int i, auto &w, auto &g, auto &m, auto &v) {
         each<N>([&](int k) {
             g[k] = gscale * g[k] + l2 * w[k];
             m[k] = b1 * m[k] + a1 * g[k];
             v[k] = b2 * v[k] + a2 * g[k] * g[k];
             w[k] = keep * w[k] - step * m[k] / (sqrtf(v[k]) * root + eps);
         });
-        put((float *)a.exp_avg + at, m, left);
-        put((float *)a.exp_avg_sq + at, v, left);
         put_weights<W>(w, a, o, s, c, i);
-    }
+    });
 }
 static void cuda_adam(const OptStep *a)
 {
@@ -245,20 +232,16 @@ template <class W, int N> __global__ void sgd_kernel(OptStep a, OptConfig o, con
     const float wd = c.flags & CHUNK_DECAY ? (float)o.weight_decay : 0;
     const float momentum = (float)o.momentum;
     const bool fresh = s->t <= 1; /* the buffer starts as the first gradient */
-    for (int i = (int)threadIdx.x * N; i < c.n; i += CHUNK_THREADS * N) {
-        const long at = c.offset + i;
-        const int left = c.n - i;
-        float w[N], g[N], m[N];
-        take(w, (float *)a.w + at, left);
-        take(g, (float *)a.grad + at, left);
-        take(m, (float *)a.exp_avg + at, left);
+    chunk_packs<N>(a, c, [&](int i, auto &w, auto &g) {
+        float m[N], *at = (float *)a.exp_avg + c.offset + i;
+        take(m, at, c.n - i);
         each<N>([&](int k) {
             m[k] = (fresh ? 0 : momentum * m[k]) + gscale * g[k] + wd * w[k];
             w[k] -= lr * m[k];
         });
-        put((float *)a.exp_avg + at, m, left);
+        put(at, m, c.n - i);
         put_weights<W>(w, a, o, s, c, i);
-    }
+    });
 }
 static void cuda_sgd(const OptStep *a)
 {
@@ -288,26 +271,17 @@ template <int N> __global__ void lamb_direction_kernel(OptStep a, OptConfig o, c
     const float a1 = (float)(1 - o.beta1), a2 = (float)(1 - o.beta2);
     const float wd = c.flags & CHUNK_DECAY ? (float)o.weight_decay : 0;
     double ww = 0, uu = 0;
-    for (int i = (int)threadIdx.x * N; i < c.n; i += CHUNK_THREADS * N) {
-        const long at = c.offset + i;
-        const int left = c.n - i;
-        float w[N], u[N], m[N], v[N];
-        take(w, (float *)a.w + at, left);
-        take(u, (float *)a.grad + at, left);
-        take(m, (float *)a.exp_avg + at, left);
-        take(v, (float *)a.exp_avg_sq + at, left);
+    chunk_moments<N>(a, c, [&](int i, auto &w, auto &u, auto &m, auto &v) {
         each<N>([&](int k) {
             float g = gscale * u[k];
             m[k] = b1 * m[k] + a1 * g;
             v[k] = b2 * v[k] + a2 * g * g;
-            u[k] = k < left ? m[k] * c1 / (sqrtf(v[k] * c2) + eps) + wd * w[k] : 0;
+            u[k] = i + k < c.n ? m[k] * c1 / (sqrtf(v[k] * c2) + eps) + wd * w[k] : 0;
         });
         ww += squares(w);
         uu += squares(u);
-        put((float *)a.exp_avg + at, m, left);
-        put((float *)a.exp_avg_sq + at, v, left);
-        put((float *)a.grad + at, u, left);
-    }
+        put((float *)a.grad + c.offset + i, u, c.n - i);
+    });
     ww = block_sum(ww, dynamic_smem<double>()); /* after a barrier: the factors have been read */
     uu = block_sum(uu, dynamic_smem<double>());
     if (threadIdx.x == 0) {
@@ -341,10 +315,8 @@ static __global__ void lamb_ratio_kernel(float *ratio, OptStep a, const StepStat
             uu += (double)norms[a.n + i + lane];
         }
     }
-    for (int d = 16; d; d >>= 1) {
-        ww += __shfl_xor_sync(0xffffffffu, ww, d);
-        uu += __shfl_xor_sync(0xffffffffu, uu, d);
-    }
+    ww = warp_sum(ww);
+    uu = warp_sum(uu);
     bool trust = !(chunks[k].flags & CHUNK_1D) && ww > 0 && uu > 0;
     float r = trust ? (float)(sqrt(ww) / sqrt(uu)) : 1;
     for (int i = k + lane; in(i); i += 32)
@@ -359,13 +331,10 @@ static __global__ void lamb_apply_kernel(OptStep a, OptConfig o, const float *ra
         return;
     const Chunk c = ((const Chunk *)a.chunks)[blockIdx.x];
     const float lr = (float)(s->lr * (double)ratio[blockIdx.x]);
-    for (int i = (int)threadIdx.x * N; i < c.n; i += CHUNK_THREADS * N) {
-        float w[N], u[N];
-        take(w, (float *)a.w + c.offset + i, c.n - i);
-        take(u, (float *)a.grad + c.offset + i, c.n - i);
+    chunk_packs<N>(a, c, [&](int i, auto &w, auto &u) {
         each<N>([&](int k) { w[k] -= lr * u[k]; });
         put_weights<W>(w, a, o, s, c, i);
-    }
+    });
 }
 static void cuda_lamb_apply(const OptStep *a)
 {

@@ -128,24 +128,19 @@ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
     standin::meet_warp(0xFFFFFFFFu, "mma", line, &m, ptx_cpu::mma<T>, false);
 }
 #else
-template <>
-__device__ __forceinline__ void mma_m16n8k16<__nv_bfloat16>(float (&d)[4], const uint32_t (&a)[4],
-                                                            const uint32_t (&b)[2])
-{
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-template <>
-__device__ __forceinline__ void mma_m16n8k16<__half>(float (&d)[4], const uint32_t (&a)[4],
-                                                     const uint32_t (&b)[2])
-{
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
+#define PTX_MMA(T, type)                                                                          \
+    template <>                                                                                   \
+    __device__ __forceinline__ void mma_m16n8k16<T>(float (&d)[4], const uint32_t (&a)[4],        \
+                                                    const uint32_t (&b)[2])                       \
+    {                                                                                             \
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 "               \
+                     "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                      \
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                             \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));         \
+    }
+PTX_MMA(__nv_bfloat16, "bf16")
+PTX_MMA(__half, "f16")
+#undef PTX_MMA
 #endif
 
 /* Load N = 1, 2, 4 matrices of 8x8 16-bit numbers from shared memory. Lane 8i+j gives the address
@@ -208,19 +203,6 @@ __device__ __forceinline__ void cp_async(void *to, const void *from, int from_by
                      : "memory");
 #endif
 }
-__device__ __forceinline__ void cp_async_16(void *to, const void *from, int from_bytes = 16)
-{
-    cp_async<16>(to, from, from_bytes);
-}
-__device__ __forceinline__ void cp_async_8(void *to, const void *from, int from_bytes = 8)
-{
-    cp_async<8>(to, from, from_bytes);
-}
-__device__ __forceinline__ void cp_async_4(void *to, const void *from, int from_bytes = 4)
-{
-    cp_async<4>(to, from, from_bytes);
-}
-
 /* Close the group of the copies issued since the last commit. */
 __device__ __forceinline__ void cp_async_commit()
 {
@@ -281,18 +263,6 @@ __device__ __forceinline__ float ex2_approx(float x)
 #else
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-#endif
-}
-
-/* tanh with relative error 2^-11: good enough in front of a 16-bit rounding, not in fp32. */
-__device__ __forceinline__ float tanh_approx(float x)
-{
-#ifdef CUDA_ON_CPU
-    return tanhf(x);
-#else
-    float y;
-    asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 #endif
 }

@@ -30,29 +30,29 @@ backend_cpu.c | s/dgamma\[j\] += dy\[j\] \* n;/dgamma[j] -= dy[j] * n;/
 backend_cpu.c | s/dbeta\[j\] += dy\[j\];/dbeta[j] -= dy[j];/
 backend_cpu.c | s/(dy\[j\] \* gamma\[j\] - s1 -/(dy[j] * gamma[j] + s1 -/
 backend_cpu.c | s/- s1 - (x\[j\] - mean)/- s1 + (x[j] - mean)/
-backend_cpu.c | s/sum\[DBIAS\]\[j\] += d\[j\];/sum[DBIAS][j] -= d[j];/
-backend_cpu.c | s/sum\[DLS\]\[j\] += dx\[j\]/sum[DLS][j] -= dx[j]/
-backend_cpu.c | s/out\[j\] \*= ls\[j\];/out[j] *= -ls[j];/
+backend_cpu.c | s/dbias\[j\] += d\[j\];/dbias[j] -= d[j];/
+backend_cpu.c | s/dls\[j\] += dx\[j\]/dls[j] -= dx[j]/
+backend_cpu.c | s/out\[j\] \*= gain\[j\];/out[j] *= -gain[j];/
 backend_cpu.c | s/(mask\[j\] \* d\[j\] - D)/(mask[j] * d[j] + D)/
-backend_cpu.c | s/p\[j\] \* (d\[j\] - D)/p[j] * (d[j] + D)/
+backend_cpu.c | s/p\[j\] \*= mask\[j\];/;/
 backend_cpu.c | s/gemm(CblasTrans, CblasNoTrans, T, hs, n, 1, P,/gemm(CblasTrans, CblasNoTrans, T, hs, n, -1, P,/
 backend_cpu.c | s/gemm(CblasNoTrans, CblasNoTrans, n, hs, T, 1, dP,/gemm(CblasNoTrans, CblasNoTrans, n, hs, T, -1, dP,/
 backend_cpu.c | s/gemm(CblasTrans, CblasNoTrans, T, hs, n, 1, dP,/gemm(CblasTrans, CblasNoTrans, T, hs, n, -1, dP,/
 backend_cpu.c | s/real beta = i0 > 0;/real beta = 0;/
-backend_cpu.c | s/dq\[j\] += row(q,/dq[j] -= row(q,/
+backend_cpu.c | s/dq\[j\] += row(a->dqkv,/dq[j] -= row(a->dqkv,/
 backend_cpu.c | s/dx\[j\] = in ? dy\[j\] \* inv : 0;/dx[j] = in ? -dy[j] * inv : 0;/
 backend_cpu.c | s/\* mass - (double)y\[k\]/* mass + (double)y[k]/
 backend_cpu.c | s/(v >= 0 ? 1 : e) \/ (1 + e) - (double)y\[k\]/(v >= 0 ? 1 : e) \/ (1 + e) + (double)y[k]/
 backend_cpu.c | s/a\[i\] += b\[i\];/a[i] -= b[i];/
-backend_cpu.c | s/drop_row(dx, n, (r % a->tokens) \* n,/drop_row(dx, n, (r % a->tokens) * n + 4,/
-backend_cpu.c | s/g.partner, py, px, g.cut, 1, 1 - lambda/g.partner, py, px, g.cut, 1, 0.5f - lambda/
-backend_cpu.c | s/g.partner, py, px, g.cut, 1, 1 - lambda/g.partner, py, px, g.cut, 0, 1 - lambda/
+backend_cpu.c | s/drop_row(dx, n, r, a->tokens,/drop_row(dx, n, r + 1, a->tokens,/
+backend_cpu.c | s/g->partner, py, px, g->cut, 1, 1 - lambda/g->partner, py, px, g->cut, 1, 0.5f - lambda/
+backend_cpu.c | s/g->partner, py, px, g->cut, 1, 1 - lambda/g->partner, py, px, g->cut, 0, 1 - lambda/
 backend_cpu.c | s/y < cut.y || y >= cut.y + cut.h/y <= cut.y || y >= cut.y + cut.h/
 backend_cpu.c | s/c2 = 1 - pow(o->beta2/c2 = 1 + pow(o->beta2/
-backend_cpu.c | s/l2 = o->kind == OPT_ADAM ? (real)wd/l2 = o->kind == OPT_ADAM ? -(real)wd/
+backend_cpu.c | s/l2 = o->kind == OPT_ADAM ? (real)s.decay/l2 = o->kind == OPT_ADAM ? -(real)s.decay/
 backend_cpu.c | s/keep = o->kind == OPT_ADAMW ? (real)(1 - lr/keep = o->kind == OPT_ADAMW ? (real)(1 + lr/
-backend_cpu.c | s/m\[i\] = momentum \* m\[i\] +/m[i] = -momentum * m[i] +/
-backend_cpu.c | s/w\[i\] -= lr \* m\[i\];/w[i] += lr * m[i];/
+backend_cpu.c | s/m\[i\] = momentum \* s/m[i] = -momentum * s/
+backend_cpu.c | s/w\[i\] -= lr \* s/w[i] += lr * s/
 backend_cpu.c | s/trust ? sqrt(ww) \/ sqrt(uu) : 1/trust ? sqrt(uu) \/ sqrt(ww) : 1/
 backend_cpu.c | s/s->clip = c < 1 ? c : 1;/s->clip = 1;/
 vit.c | s/be->zero(m->dstream,/be->zero(m->dy,/

@@ -261,11 +261,11 @@ __global__ void copies(const float *x, float *out)
 {
     float *s = dynamic_smem<float>();
     unsigned i = threadIdx.x;
-    cp_async_16(s + 4 * i, x + 4 * i);
+    cp_async<16>(s + 4 * i, x + 4 * i);
     cp_async_commit();
-    cp_async_8(s + 128 + 2 * i, x + 2 * i, 4); /* the second of two is zero */
+    cp_async<8>(s + 128 + 2 * i, x + 2 * i, 4); /* the second of two is zero */
     cp_async_commit();
-    cp_async_4(s + 192 + i, x + i, 0);
+    cp_async<4>(s + 192 + i, x + i, 0);
     out[8 * i] = s[4 * i];
     cp_async_wait<1>();
     out[8 * i + 1] = s[4 * i + 3];
