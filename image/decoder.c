@@ -299,14 +299,13 @@ static bool decoder_resize(Decoder *d, Resize *r, uint8_t *out, Error *e)
         return fail(e, "open a picture first", "no picture is open");
     const PartReader *parts = d->format->parts;
     bool turned = orientations[d->header.orientation].turned;
-    int w, h;
-    parts->reduce(reader_of(d), resize_shrink(r), r->p->decode, &w, &h);
-    if (w != d->header.w || h != d->header.h)
-        resize_reduce(r, d->w, d->h, turned ? h : w, turned ? w : h);
+    TurnedRows t = {.d = d};
+    parts->reduce(reader_of(d), resize_shrink(r), r->p->decode, &t.w, &t.h);
+    if (t.w != d->header.w || t.h != d->header.h)
+        resize_reduce(r, d->w, d->h, turned ? t.h : t.w, turned ? t.w : t.h);
     RowSource rows = {parts->start, parts->rows, reader_of(d)};
-    TurnedRows upright = {.d = d, .w = w, .h = h};
     if (d->header.orientation != 1) {
-        rows = rows_of_pixels(&upright.pixels);
+        rows = rows_of_pixels(&t.pixels);
         rows.start = turned_start;
     }
     return resizer_run(&d->resizer, r, &rows, out, e);

@@ -88,12 +88,10 @@ enum { HALF = 1 << (WEIGHT_BITS - 1) }; /* makes the shift round */
 /* Sums of bytes times weights, as many at once as the machine's vectors hold. widen() makes numbers
  * of bytes, store_levels() clamps them to bytes again. Intrinsics, because gcc 12 converts vectors
  * of bytes element by element. */
-#if defined(__AVX512F__)
-enum { VECTOR = 16 };
-#elif defined(__AVX2__)
+#if defined(__AVX2__) && !defined(__AVX512F__)
 enum { VECTOR = 8 };
 #else
-enum { VECTOR = 4 };
+enum { VECTOR = 16 };
 #endif
 typedef int32_t Vector __attribute__((vector_size(VECTOR * sizeof(int32_t))));
 
@@ -103,9 +101,9 @@ static inline Vector widen(const uint8_t *p)
     return (Vector)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
 }
 
-static inline void store_levels(uint8_t *out, Vector sum)
+static inline void store_levels(uint8_t *out, const Vector *sum)
 {
-    __m512i v = _mm512_max_epi32((__m512i)(sum >> WEIGHT_BITS), _mm512_setzero_si512());
+    __m512i v = _mm512_max_epi32((__m512i)(*sum >> WEIGHT_BITS), _mm512_setzero_si512());
     _mm_storeu_si128((__m128i *)out, _mm512_cvtusepi32_epi8(v));
 }
 #elif defined(__AVX2__)
@@ -114,22 +112,26 @@ static inline Vector widen(const uint8_t *p)
     return (Vector)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
 }
 
-static inline void store_levels(uint8_t *out, Vector sum)
+static inline void store_levels(uint8_t *out, const Vector *sum)
 {
-    __m256i v = (__m256i)(sum >> WEIGHT_BITS);
+    __m256i v = (__m256i)(*sum >> WEIGHT_BITS);
     __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
     _mm_storel_epi64((__m128i *)out, _mm_packus_epi16(words, words));
 }
 #else
+#pragma GCC diagnostic ignored "-Wpsabi" /* nothing is passed to another file */
 static inline Vector widen(const uint8_t *p)
 {
-    return (Vector){p[0], p[1], p[2], p[3]};
+    Vector v;
+    for (int i = 0; i < VECTOR; i++)
+        v[i] = p[i];
+    return v;
 }
 
-static inline void store_levels(uint8_t *out, Vector sum)
+static inline void store_levels(uint8_t *out, const Vector *sum)
 {
     for (int i = 0; i < VECTOR; i++)
-        out[i] = (uint8_t)lesser(greater(sum[i] >> WEIGHT_BITS, 0), 255);
+        out[i] = (uint8_t)lesser(greater((*sum)[i] >> WEIGHT_BITS, 0), 255);
 }
 #endif
 
@@ -145,7 +147,7 @@ static inline void sum_products(const uint8_t *in, size_t stride, const int32_t 
         for (int v = 0; v < vectors; v++)
             sum[v] += w[k] * widen(in + v * VECTOR);
     for (int v = 0; v < vectors; v++)
-        store_levels(out + v * VECTOR, sum[v]);
+        store_levels(out + v * VECTOR, &sum[v]);
 }
 
 /* The horizontal pass takes ROWS rows at once, interleaved to [w][ROWS][4] (the fourth value of a
