@@ -108,9 +108,18 @@ static void linear_backward(const Model *m, dev *dw, Tensor dx, Tensor dy, Tenso
 }
 
 /* ------------------------------------------------------------------------------------------------
- * Forward: images [B,3,H,W] -> stream [B,T,C] -> ... -> logits [B,K] */
+ * Forward: images [B,3,H,W] -> stream [B,T,C] -> ... -> logits [B,K]
+ *
+ * A picture becomes a row of T tokens of C numbers each. This residual stream runs through the
+ * blocks, each of which adds to it twice: what the tokens learn from each other (attention), and
+ * what each makes of that by itself (MLP). What a pass saves in the Micro is what its backward pass
+ * reads again. */
 
-/* x = drop(concat(cls, patches w^T + b) + pos) */
+/* x = drop(concat(cls, patches w^T + b) + pos)
+ * A picture is cut into squares of P x P pixels; each is a word of the sentence that the rest reads.
+ * A square's 3PP numbers become C by one matrix, which is a convolution of stride P written as what
+ * it is. In front stand class tokens, learned and the same for every picture; a learned position is
+ * added to every token, since nothing after this knows where a token comes from. */
 static void embed_forward(Model *m, Micro *b)
 {
     const Config *c = &m->config;
@@ -137,7 +146,12 @@ static void embed_forward(Model *m, Micro *b)
     unit_release(&m->own, 0);
 }
 
-/* x = x + proj(attention(qkv(LN1(x))));  x = x + fc2(gelu(fc1(LN2(x)))) */
+/* x = x + proj(attention(qkv(LN1(x))));  x = x + fc2(gelu(fc1(LN2(x))))
+ * In attention each token asks (q) all others, is asked (k), and gives what it has (v), in H heads
+ * of C/H numbers; proj mixes what the heads have brought. The norm stands before each branch and not
+ * in the stream (pre-norm), so that gradients reach the first block undiminished.
+ * Fused across the branch's edge: the addition to the stream with the norm that reads it next, or,
+ * where nothing is done to the branch (plain), with the linear layer that ends it. */
 static void block_forward(Model *m, Micro *b, int l)
 {
     const Config *c = &m->config;
@@ -191,7 +205,9 @@ static void block_forward(Model *m, Micro *b, int l)
     unit_release(&m->own, l + 1);
 }
 
-/* logits = head(tanh(rep(pool(LN(x))))), the middle layer where there is one */
+/* logits = head(tanh(rep(pool(LN(x))))), the middle layer where there is one
+ * The picture's answer is read off its class token, or off the mean of its patches. Where only the
+ * class rows are read, only they are normalised. */
 static void head_forward(Model *m, Micro *b)
 {
     const Config *c = &m->config;
@@ -226,7 +242,8 @@ static void forward(Model *m, Micro *b, bool train_mode)
     head_forward(m, b);
 }
 
-/* Loss, hits and, where something is learned, dlogits [B,K]. */
+/* Loss, hits and, where something is learned, dlogits [B,K]: the gradient is made where the loss is,
+ * since both need the same softmax. */
 static void loss(Model *m, Micro *b, double scale)
 {
     const Config *c = &m->config;
@@ -238,8 +255,13 @@ static void loss(Model *m, Micro *b, double scale)
 }
 
 /* ------------------------------------------------------------------------------------------------
- * Backward: each function mirrors its forward one, from the bottom up. dstream [B,T,C] is the
- * gradient of the residual stream, wherever the pass has come to: branches add to it. */
+ * Backward: each function mirrors its forward one, from the bottom up. For y = x w^T + b the rules
+ * are dx = dy w, dw = dy^T x and db = the column sums of dy; the rest is the chain rule.
+ *
+ * dstream [B,T,C] is the gradient of the residual stream, wherever the pass has come to. The stream
+ * itself hands it on unchanged, and each branch adds its own part: dx is the one operand that is
+ * accumulated. A bias's gradient comes from the operation that makes its dy, where it costs no pass
+ * of its own. Activations' gradients live in the model's scratch, one block's at a time. */
 
 /* Automatic loss scaling looks at the gradients of activations. */
 static void watch(const Model *m, Tensor gradient, int rows, int cols)
@@ -248,6 +270,8 @@ static void watch(const Model *m, Tensor gradient, int rows, int cols)
         m->be->count_large(gradient, rows, cols);
 }
 
+/* From dlogits to the stream after the last block. Where the class rows alone were read, the others'
+ * gradient is zero: dstream begins as zeros, and the norm adds to the rows it read. */
 static void head_backward(Model *m, Micro *b)
 {
     const Config *c = &m->config;
@@ -287,6 +311,9 @@ static void head_backward(Model *m, Micro *b)
     unit_reduce(&m->own, u, b->number, b->last);
 }
 
+/* What block_forward did, last line first. gelu and its dropout are undone with fc2, because its
+ * input gradient is what they are applied to; a branch's layer scale, dropout and path with the norm
+ * of the branch that follows it. The queries', keys' and values' gradients come in one dqkv. */
 static void block_backward(Model *m, Micro *b, int l)
 {
     const Config *c = &m->config;
@@ -350,6 +377,8 @@ static void block_backward(Model *m, Micro *b, int l)
     unit_reduce(&m->own, l + 1, b->number, b->last);
 }
 
+/* Positions and class tokens are the same for every picture: their gradients are sums over B. The
+ * pixels' own gradient is nobody's business. */
 static void embed_backward(Model *m, Micro *b)
 {
     const Config *c = &m->config;
@@ -390,7 +419,10 @@ static void backward(Model *m, Micro *b)
 
 /* ------------------------------------------------------------------------------------------------
  * A step. What runs on the device is in the functions do_*, which a backend may record once and
- * repeat: they depend on nothing but what Key tells apart. */
+ * repeat: they depend on nothing but what Key tells apart. What changes from step to step (learning
+ * rate, seed, sample numbers) is read from StepState in device memory. The host never waits inside
+ * a step: inputs go to the device while it computes on those before, results come back a step late.
+ */
 
 size_t vit_image_bytes(const Config *c, bool u8)
 {
@@ -445,6 +477,7 @@ static void send_state(Model *m, Micro *b)
     in->state_sent = m->be->send(in->state, in->host_state, STEP_HOST_BYTES, in->used);
 }
 
+/* Inside a recording: the state that was sent becomes the one that operations read. */
 static void take_state(Model *m, const Micro *b)
 {
     m->be->copy(m->state_dev, b->inputs[b->set].state, STEP_HOST_BYTES);
@@ -676,7 +709,9 @@ void vit_read_act(const Model *m, const dev *buffer, long offset, long n, real *
 }
 
 /* ------------------------------------------------------------------------------------------------
- * Memory: everything is planned here, once; no pass allocates */
+ * Memory: everything is planned here, once; no pass allocates. Three allocations, by how long
+ * things live and what they grow with: parameters (the model), activations (images at a time),
+ * inputs. */
 
 /* A plan runs twice over the same list of take()s: first without memory, to add up, then with it.
  * Tests leave room between buffers, to see that nothing is written there. */
@@ -688,6 +723,7 @@ typedef struct {
 
 enum { STAT = F32, GAP = 1024 /* bytes */ };
 
+/* The next piece, 256 bytes aligned; NULL while adding up, and where nothing is wanted. */
 static dev *take_bytes(Arena *a, double bytes)
 {
     if (bytes <= 0)
@@ -714,6 +750,7 @@ static void take_block(Arena *a, const Config *c, double B, BlockActs *b)
 #undef X
 }
 
+/* In training every block keeps its activations for the backward pass; else one set serves all. */
 static void plan_micro(const Model *m, Arena *a, Micro *b)
 {
     const Config *c = &m->config;
@@ -745,6 +782,8 @@ static void plan_micro(const Model *m, Arena *a, Micro *b)
     b->dlogits = take(a, ACT, train ? B * K : 0);
 }
 
+/* Every micro-batch in flight has activations of its own; gradients of activations are one block's
+ * at a time, and shared. */
 static void plan_activations(Model *m, Arena *a)
 {
     const Config *c = &m->config;
@@ -775,6 +814,7 @@ static size_t planned_image_bytes(const Model *m)
     return vit_image_bytes(&m->config, !m->plan.float_images);
 }
 
+/* Two sets of inputs a micro-batch: one is filled while the other is computed on. */
 static void plan_inputs(Model *m, Arena *a)
 {
     double B = m->plan.max_batch;
@@ -789,6 +829,7 @@ static void plan_inputs(Model *m, Arena *a)
     m->state_dev = take_bytes(a, sizeof(StepState));
 }
 
+/* Master weights, and what the optimiser needs beside them; evaluation has the weights alone. */
 static void plan_parameters(Model *m, Arena *a)
 {
     const Layout *l = m->layout;

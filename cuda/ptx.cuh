@@ -2,7 +2,8 @@
  *
  * Under CUDA_ON_CPU each has a plain C++ equivalent, so this file is also the place to read what an
  * instruction does; test/test_cuda_on_cpu.cpp checks the equivalents. All need sm_80 or later.
- * Fragments follow the PTX ISA (mma.m16n8k16; g = lane / 4, t = lane % 4); places are (row, column):
+ * Fragments follow the PTX ISA (mma.m16n8k16; g = lane / 4, t = lane % 4); places are (row,
+ * column):
  *
  *   A [16,16] by rows      a[0]  (g,   2t), (g,   2t+1)     a[2]  (g,   2t+8), (g,   2t+9)
  *                          a[1]  (g+8, 2t), (g+8, 2t+1)     a[3]  (g+8, 2t+8), (g+8, 2t+9)
