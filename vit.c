@@ -116,9 +116,9 @@ static void linear_backward(const Model *m, dev *dw, Tensor dx, Tensor dy, Tenso
  * reads again. */
 
 /* x = drop(concat(cls, patches w^T + b) + pos)
- * A picture is cut into squares of P x P pixels; each is a word of the sentence that the rest reads.
- * A square's 3PP numbers become C by one matrix, which is a convolution of stride P written as what
- * it is. In front stand class tokens, learned and the same for every picture; a learned position is
+ * A picture is cut into squares of P x P pixels, the words of the sentence that the rest reads. A
+ * square's 3PP numbers become C by one matrix, which is a convolution of stride P written as what it
+ * is. In front stand class tokens, learned and the same for every picture; a learned position is
  * added to every token, since nothing after this knows where a token comes from. */
 static void embed_forward(Model *m, Micro *b)
 {
@@ -148,8 +148,8 @@ static void embed_forward(Model *m, Micro *b)
 
 /* x = x + proj(attention(qkv(LN1(x))));  x = x + fc2(gelu(fc1(LN2(x))))
  * In attention each token asks (q) all others, is asked (k), and gives what it has (v), in H heads
- * of C/H numbers; proj mixes what the heads have brought. The norm stands before each branch and not
- * in the stream (pre-norm), so that gradients reach the first block undiminished.
+ * of C/H numbers; proj mixes what the heads have brought. The norm stands before each branch and
+ * not in the stream (pre-norm), so that gradients reach the first block undiminished.
  * Fused across the branch's edge: the addition to the stream with the norm that reads it next, or,
  * where nothing is done to the branch (plain), with the linear layer that ends it. */
 static void block_forward(Model *m, Micro *b, int l)
@@ -242,8 +242,8 @@ static void forward(Model *m, Micro *b, bool train_mode)
     head_forward(m, b);
 }
 
-/* Loss, hits and, where something is learned, dlogits [B,K]: the gradient is made where the loss is,
- * since both need the same softmax. */
+/* Loss, hits and, where something is learned, dlogits [B,K]: the gradient is made where the loss
+ * is, since both need the same softmax. */
 static void loss(Model *m, Micro *b, double scale)
 {
     const Config *c = &m->config;
@@ -270,8 +270,8 @@ static void watch(const Model *m, Tensor gradient, int rows, int cols)
         m->be->count_large(gradient, rows, cols);
 }
 
-/* From dlogits to the stream after the last block. Where the class rows alone were read, the others'
- * gradient is zero: dstream begins as zeros, and the norm adds to the rows it read. */
+/* From dlogits to the stream after the last block. Where the class rows alone were read, the
+ * others' gradient is zero: dstream begins as zeros, and the norm adds to the rows it read. */
 static void head_backward(Model *m, Micro *b)
 {
     const Config *c = &m->config;
@@ -312,8 +312,8 @@ static void head_backward(Model *m, Micro *b)
 }
 
 /* What block_forward did, last line first. gelu and its dropout are undone with fc2, because its
- * input gradient is what they are applied to; a branch's layer scale, dropout and path with the norm
- * of the branch that follows it. The queries', keys' and values' gradients come in one dqkv. */
+ * input gradient is what they are applied to; a branch's layer scale, dropout and path with the
+ * norm of the branch that follows it. The gradients of q, k and v come in one dqkv. */
 static void block_backward(Model *m, Micro *b, int l)
 {
     const Config *c = &m->config;
