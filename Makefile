@@ -29,6 +29,8 @@ ZEROED   := $(firstword $(foreach v,zero pattern,$(shell echo 'int x;' | $(CC) -
             -x c -c -o /dev/null - 2>/dev/null && echo -ftrivial-auto-var-init=$v)))
 %/image/formats.o: ZERO = $(ZEROED)
 # What is optional is found by the same probes, which leave -D flags and -l flags behind.
+# MPI names its compiler, which knows its flags; MPI= builds without it.
+MPI      ?= mpicc
 HAVE     = $$(cat $(BUILD)/have)
 OPTIONAL = $$(cat $(BUILD)/libs)
 LIBS     := -L$(BLAS_DIR) -Wl,-rpath,$(BLAS_DIR) $(BLAS) -ljpeg -lcjson -lm -lpthread
@@ -101,7 +103,7 @@ report: $(BUILD)/found
 
 $(BUILD)/found: scripts/probe Makefile
 	@mkdir -p $(BUILD)/float $(BUILD)/double $(STANDIN)
-	@CC="$(CC)" FLAGS="$(FLAGS)" LIBS="$(LIBS)" NVCC="$(NVCC)" GPU="$(GPU)" NCCL="$(NCCL)" \
+	@CC="$(CC)" FLAGS="$(FLAGS)" LIBS="$(LIBS)" NVCC="$(NVCC)" GPU="$(GPU)" NCCL="$(NCCL)" MPI="$(MPI)" \
 	  scripts/probe $@ $(BUILD)/have $(BUILD)/libs
 
 objects: $(LIB) $(LIB64) $(TRAIN) $(TOOL_OBJ)

@@ -52,6 +52,7 @@ typedef struct {
     int rank, ranks;   /* of this process and in all; device memory is each its own */
     int local_rank;    /* which of this machine's devices it takes */
     void (*broadcast)(void *data, size_t bytes); /* rank 0's bytes to all; waits */
+    void (*check)(void); /* ends this process where another rank has ended: for who waits long */
 } Device;
 
 /* Factors that keep small gradients above fp16's smallest number. DYNAMIC: NVIDIA's (Micikevicius
@@ -351,6 +352,7 @@ typedef struct Backend {
      * done, and `join` makes what is called later wait for them */
     void (*all_reduce)(dev *x, int type, long n); /* x = sum over the ranks; F32 or U64 */
     void (*join)(void);
+    void (*end)(void); /* takes leave of the other ranks; nothing is called after it */
 } Backend;
 
 const Backend *backend_cpu(void);
@@ -360,3 +362,5 @@ const Backend *backend_cuda(void) __attribute__((weak));
 /* First thing in main(): where OpenBLAS does not know the CPU and has chosen slow kernels, or
  * OpenMP would spin at barriers, start the program again with the variables that say better. */
 void backend_cpu_reexec(char **argv);
+/* Dies where the program was built without MPI, over which ranks on CPUs add their gradients. */
+void backend_cpu_need_mpi(void);

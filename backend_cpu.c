@@ -2,11 +2,11 @@
  *
  * Read it beside backend.h, which has each op's formula and shapes; here is how they are computed.
  * Matrix products are cblas_?gemm, everything else is written out. No op keeps anything between two
- * calls, and nothing is asynchronous. The file is built once with float and once with double. It
+ * calls, and nothing is asynchronous. Several ranks talk MPI. The file is built once with float and once with double. It
  * is never built with -ffast-math: NaN checks must work, and a sum must be summed in the order that
  * is written here. Results do not depend on the number of threads, except inside OpenBLAS.
  *
- * Order: memory and what one process has no use for; sums over rows; dropout; elementary functions;
+ * Order: memory; sums over rows; sums over ranks; dropout; elementary functions;
  * linear layers; patches and embedding; residual step and norm; attention; pooling and loss; norms
  * and optimisers; the device itself and the table. What the machine is, and the new start where
  * OpenBLAS has chosen slow kernels, are in util/machine.c.
@@ -17,8 +17,12 @@
 #include "util/util.h"
 
 #include <cblas.h>
+#ifdef HAVE_MPI
+#include <mpi.h>
+#endif
 #include <math.h>
 #include <omp.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -137,15 +141,6 @@ static void cpu_run(UNUSED uint64_t key, UNUSED bool together, void (*body)(void
     body(arg);
 }
 
-/* One process: several are for the CUDA backend, until this one speaks MPI. */
-static void cpu_all_reduce(UNUSED dev *x, UNUSED int type, UNUSED long n)
-{
-}
-
-static void cpu_join(void)
-{
-}
-
 /* The scratch memory of a plan is not used: ours grows with the number of threads, which a plan
  * does not know. */
 static size_t cpu_scratch_bytes(UNUSED const Sizes *s)
@@ -190,19 +185,23 @@ static real *group_sums(int count, long n)
     return memset(scratch(size), 0, size * sizeof(real));
 }
 
-/* out[j] = sum over g of partial[g][j], for partial [GROUPS, n]; out [n], or NULL: not wanted */
-static void sum_groups(dev *out, const real *partial, long n)
+/* out[j] = sum over i of x[i][j] in order, for x [rows, n] and out [n] */
+static void sum_rows(real *out, const real *x, int rows, long n)
 {
-    real *o = host(out);
-    if (!o)
-        return;
 #pragma omp parallel for simd schedule(static)
     for (long j = 0; j < n; j++) {
-        real s = partial[j];
-        for (int g = 1; g < GROUPS; g++)
-            s += partial[g * n + j];
-        o[j] = s;
+        real s = x[j];
+        for (int i = 1; i < rows; i++)
+            s += x[i * n + j];
+        out[j] = s;
     }
+}
+
+/* The same of the partial sums [GROUPS, n]; out NULL: not wanted */
+static void sum_groups(dev *out, const real *partial, long n)
+{
+    if (out)
+        sum_rows(host(out), partial, GROUPS, n);
 }
 
 /* out[j] = sum over r of x[r][j], for x [rows, n] and out [n] */
@@ -217,6 +216,154 @@ static void column_sums(dev *out, Tensor x, long rows, long n)
                 sum[j] += row(x, r)[j];
     }
     sum_groups(out, partial, n);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Sums over ranks, in the order of the ranks, and not in one that the library likes: the bits are
+ * those of one process that adds the same gradients one after the other. Each rank gets its shard
+ * of all ranks' x, adds, and gives the sum to all: as many bytes as in a ring.
+ * A sum is complete when the call returns; nothing computes meanwhile. */
+
+static Device device; /* as init was given it */
+
+#ifdef HAVE_MPI
+static void mpi_check(int code, const char *what)
+{
+    char text[MPI_MAX_ERROR_STRING] = "";
+    int length;
+    if (code == MPI_SUCCESS)
+        return;
+    MPI_Error_string(code, text, &length);
+    die("where another rank names an error before this, that one is the cause",
+        "MPI: %s (%s, rank %d of %d)", text, what, device.rank, device.ranks);
+}
+#define CHECK_MPI(call) mpi_check(call, #call)
+
+/* A library's own wait would neither leave the core to others nor see that a rank is gone. */
+static void await(MPI_Request *request)
+{
+    for (int done = 0;;) {
+        CHECK_MPI(MPI_Test(request, &done, MPI_STATUS_IGNORE));
+        if (done)
+            return;
+        device.check();
+        sched_yield();
+    }
+}
+
+/* x[n] in place. Of the shards, r begins at from[r] and has size[r] elements. */
+static void sum_in_order(real *x, int n)
+{
+    const MPI_Datatype type = DOUBLE ? MPI_DOUBLE : MPI_FLOAT;
+    const int ranks = device.ranks, me = device.rank;
+    int from[ranks], size[ranks], mine[ranks], at[ranks];
+    MPI_Request request;
+    for (int r = 0; r < ranks; r++) {
+        from[r] = (int)((long)n * r / ranks);
+        size[r] = (int)((long)n * (r + 1) / ranks) - from[r];
+    }
+    for (int r = 0; r < ranks; r++) {
+        mine[r] = size[me];
+        at[r] = r * size[me];
+    }
+    real *shards = scratch((size_t)ranks * (size_t)size[me]);
+    CHECK_MPI(MPI_Ialltoallv(x, size, from, type, shards, mine, at, type, MPI_COMM_WORLD,
+                             &request));
+    await(&request);
+    sum_rows(x + from[me], shards, ranks, size[me]);
+    CHECK_MPI(MPI_Iallgatherv(MPI_IN_PLACE, 0, type, x, size, from, type, MPI_COMM_WORLD,
+                              &request));
+    await(&request);
+}
+
+/* In pieces, which bounds the room for shards and stays in cache. Counters need no order. */
+static void cpu_all_reduce(dev *x, int type, long n)
+{
+    enum { PIECE = 1 << 20 };
+    MPI_Request request;
+    if (device.ranks == 1)
+        return;
+    if (type == U64) {
+        CHECK_MPI(MPI_Iallreduce(MPI_IN_PLACE, x, (int)n, MPI_UINT64_T, MPI_SUM, MPI_COMM_WORLD,
+                                 &request));
+        await(&request);
+        return;
+    }
+    for (long i = 0; i < n; i += PIECE)
+        sum_in_order(host(x) + i, (int)MIN(n - i, PIECE));
+}
+
+/* Threads of each rank where several share a machine: mpirun may have bound each to some cores. */
+static int share_of_cores(void)
+{
+    cpu_set_t cores;
+    MPI_Comm here;
+    int ranks;
+    CPU_ZERO(&cores);
+    sched_getaffinity(0, sizeof cores, &cores);
+    CHECK_MPI(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &here));
+    CHECK_MPI(MPI_Comm_size(here, &ranks));
+    CHECK_MPI(MPI_Allreduce(MPI_IN_PLACE, &cores, sizeof cores, MPI_BYTE, MPI_BOR, here));
+    CHECK_MPI(MPI_Comm_free(&here));
+    int share = CPU_COUNT(&cores) / ranks;
+    return share > 0 ? share : 1;
+}
+
+/* Once, whatever init is called for afterwards. The control connection has found the same ranks by
+ * the launcher's variables, which another MPI's launcher or torchrun may have set. */
+static void join_ranks(void)
+{
+    int joined, threads, rank, ranks;
+    CHECK_MPI(MPI_Initialized(&joined));
+    if (joined)
+        return;
+    CHECK_MPI(MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &threads));
+    CHECK_MPI(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
+    CHECK_MPI(MPI_Comm_rank(MPI_COMM_WORLD, &rank));
+    CHECK_MPI(MPI_Comm_size(MPI_COMM_WORLD, &ranks));
+    if (rank != device.rank || ranks != device.ranks)
+        die("use --ranks, or the mpirun of the MPI that the program was built with",
+            "this is rank %d of %d, but MPI calls it %d of %d", device.rank, device.ranks, rank,
+            ranks);
+}
+
+static void cpu_end(void)
+{
+    if (device.ranks > 1)
+        CHECK_MPI(MPI_Finalize());
+}
+
+void backend_cpu_need_mpi(void)
+{
+}
+#else
+void backend_cpu_need_mpi(void)
+{
+    die("install libopenmpi-dev (make deps) and build again (make clean all)",
+        "this program was built without MPI: it can be one process alone");
+}
+
+static void join_ranks(void)
+{
+    backend_cpu_need_mpi();
+}
+
+static int share_of_cores(void)
+{
+    return 0;
+}
+
+static void cpu_all_reduce(UNUSED dev *x, UNUSED int type, UNUSED long n)
+{
+}
+
+static void cpu_end(void)
+{
+}
+#endif
+
+static void cpu_join(void)
+{
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -1233,10 +1380,14 @@ static void cpu_init(const Device *d)
     if (d->type != F32 || d->tf32)
         die_usage("leave --precision out, or build for a GPU",
                   "the CPU computes in fp32 alone; it has no other --precision");
+    int threads = d->threads;
+    device = *d;
     if (d->ranks > 1)
-        die_usage("leave --gpus and the launcher out", "the CPU backend is one process");
-    if (d->threads > 0)
-        omp_set_num_threads(d->threads);
+        join_ranks();
+    if (d->ranks > 1 && !threads && !getenv("OMP_NUM_THREADS"))
+        threads = share_of_cores();
+    if (threads > 0)
+        omp_set_num_threads(threads);
     openblas_set_num_threads(omp_get_max_threads());
 }
 
@@ -1316,6 +1467,7 @@ const Backend *backend_cpu(void)
         .scale_loss = cpu_scale_loss,
         .all_reduce = cpu_all_reduce,
         .join = cpu_join,
+        .end = cpu_end,
     };
     return &table;
 }

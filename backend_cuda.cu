@@ -397,6 +397,11 @@ static void cuda_join(void)
     summing = false;
 }
 
+/* The communicator ends with the process. */
+static void cuda_end(void)
+{
+}
+
 /* ------------------------------------------------------------------------------------------------
  * Graphs */
 
@@ -500,6 +505,7 @@ extern "C" const Backend *backend_cuda(void)
         .scale_loss = cuda_scale_loss,
         .all_reduce = cuda_all_reduce,
         .join = cuda_join,
+        .end = cuda_end,
     };
     return &table;
 }

@@ -306,7 +306,7 @@ static double term(int rank, int i)
 
 static int do_calls(void *arg)
 {
-    World w = hosts_start(0, NULL);
+    World w = hosts_start(0, false, NULL);
     (void)arg;
     for (int round = 0; round < 50; round++) {
         double x[33];
@@ -433,7 +433,7 @@ static int do_end(void *arg)
 {
     const End *end = arg;
     die_hook = hook;
-    World w = hosts_start(0, NULL);
+    World w = hosts_start(0, false, NULL);
     hosts_barrier();
     if (w.rank == end->rank) {
         usleep(100000);
@@ -450,7 +450,7 @@ static int do_end(void *arg)
 static int do_nothing_in_step(void *arg)
 {
     (void)arg;
-    World w = hosts_start(0, NULL);
+    World w = hosts_start(0, false, NULL);
     double x[2] = {0};
     if (w.rank == 2)
         hosts_sum(x, 2);
@@ -538,7 +538,7 @@ static int play(char **argv)
         usleep(strcmp(getenv("RANK"), "1") == 0 ? 500000 : 60000000);
         return 7;
     }
-    World w = hosts_start(3, argv);
+    World w = hosts_start(3, false, argv);
     double x = w.rank, pids[3] = {0};
     hosts_sum(&x, 1);
     pids[w.rank] = getpid();

@@ -36,7 +36,9 @@
 #define MESSAGE_MAGIC 0x76a1b203u
 #define PROTOCOL      1u
 
-#define GRACE 5 /* seconds that the main thread has to end when another rank has ended */
+/* Seconds that the main thread has to end when another rank has ended. mpirun kills after two. */
+#define GRACE        5
+#define GRACE_MPIRUN 1
 
 /* ---- messages ---- */
 
@@ -76,6 +78,7 @@ static struct {
     uint64_t count;
     pthread_t watcher;
     int wake[2]; /* a pipe: the watcher looks again at what to watch */
+    int grace;   /* GRACE or the other */
     pthread_mutex_t lock;
     pthread_cond_t news;
     bool closing; /* the watcher shall return */
@@ -240,7 +243,7 @@ static _Noreturn void see_to_the_end(void)
 {
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += GRACE;
+    until.tv_sec += net.grace;
     pthread_mutex_lock(&net.lock);
     while (!net.ending && pthread_cond_timedwait(&net.news, &net.lock, &until) != ETIMEDOUT)
         ;
@@ -252,7 +255,7 @@ static _Noreturn void see_to_the_end(void)
         if (die_hook)
             die_hook();
     } else {
-        sleep(GRACE);
+        sleep((unsigned)net.grace);
     }
     fflush(stderr);
     _exit(1);
@@ -584,6 +587,7 @@ static void open_net(const Place *place)
     if (pipe2(net.wake, O_CLOEXEC | O_NONBLOCK) != 0)
         die("raise the limit of open files (ulimit -n)", "cannot make a pipe: %s", strerror(errno));
     net.world = w;
+    net.grace = strcmp(place->launcher, "mpirun") == 0 ? GRACE_MPIRUN : GRACE;
     net.peers = w.rank == 0 ? w.ranks - 1 : 1;
     net.peer = xcalloc((size_t)net.peers, sizeof *net.peer);
     for (int i = 0; i < net.peers; i++) {
@@ -602,20 +606,22 @@ static void open_net(const Place *place)
     hosts_barrier();
 }
 
-World hosts_start(int gpus, char **argv)
+World hosts_start(int wanted, bool mpi, char **argv)
 {
+    const char *flag = mpi ? "--ranks" : "--gpus";
     Error e = {"", ""};
     Place p;
     if (!launch_environment(&p, &e))
         die(e.hint, "%s", e.what);
     int ranks = p.world.ranks;
-    bool fits = gpus <= 1 || gpus == ranks || gpus == p.world.local_ranks ||
-                (!p.world.local_ranks && ranks % gpus == 0);
+    bool fits = wanted <= 1 || wanted == ranks || wanted == p.world.local_ranks ||
+                (!p.world.local_ranks && ranks % wanted == 0);
+    char hint[96];
+    snprintf(hint, sizeof hint, "leave %s out: the launcher says how many processes there are", flag);
     if (ranks > 1 && !fits)
-        die_usage("leave --gpus out: the launcher says how many processes there are",
-                  "--gpus %d, but %s has started %d processes", gpus, p.launcher, ranks);
-    if (ranks == 1 && gpus > 1)
-        launch_ranks(gpus, argv);
+        die_usage(hint, "%s %d, but %s has started %d processes", flag, wanted, p.launcher, ranks);
+    if (ranks == 1 && wanted > 1)
+        (mpi ? launch_mpirun : launch_ranks)(wanted, argv);
     int tasks = launch_env_int("SLURM_NTASKS", 1, 1 << 20, 1, &e);
     if (!p.launcher && tasks > 1 && getenv("SLURM_PROCID"))
         warn("one process alone, though the Slurm job has %d tasks: srun starts them all", tasks);
@@ -720,6 +726,12 @@ void hosts_barrier(void)
 {
     double nothing = 0;
     hosts_sum(&nothing, 0);
+}
+
+void hosts_check(void)
+{
+    if (net.peers && must_end())
+        end_here();
 }
 
 /* Rank 0 is the last to say it. */

@@ -17,11 +17,11 @@
 #include "train/launch.h"
 
 /* Finds out which process this is and connects it with the others. Where no launcher has started
- * several and gpus > 1, starts `gpus` of them itself and never returns (launch_ranks). Call it
- * before anything that a copy of the process could not have, such as threads and devices. gpus 0 or
- * 1: as many as the launcher has started. Dies when the environment makes no sense or a rank does
- * not come within VIT_DIST_TIMEOUT seconds (120). */
-World hosts_start(int gpus, char **argv);
+ * several and ranks > 1, starts so many itself and never returns (launch_mpirun for --ranks,
+ * launch_ranks for --gpus). Call it before anything that a copy of the process could not have, such
+ * as threads and devices. ranks 0 or 1: as many as the launcher has started. Dies when the
+ * environment makes no sense or a rank does not come within VIT_DIST_TIMEOUT seconds (120). */
+World hosts_start(int ranks, bool mpi, char **argv);
 
 /* Rank 0's bytes to all. */
 void hosts_broadcast(void *data, size_t bytes);
@@ -29,5 +29,7 @@ void hosts_broadcast(void *data, size_t bytes);
 void hosts_sum(double *x, int n);
 /* Waits until all ranks have come here. */
 void hosts_barrier(void);
+/* Dies here where another rank has ended: for those who wait for a device. */
+void hosts_check(void);
 /* Waits for all, and takes leave: a rank that ends without it has failed, which ends the others. */
 void hosts_end(void);

@@ -23,6 +23,7 @@
 
 #define LAST_GRACE   10.0  /* seconds that processes have between SIGTERM and SIGKILL */
 #define DEFAULT_PORT 29401 /* under an MPI that does not name the job */
+#define NO_MPIRUN    127   /* status of a child that could not be started, and has said so */
 
 /* ---- the environment ---- */
 
@@ -248,6 +249,7 @@ int launch_listen(const char *host, int port, char *why, size_t size)
 typedef struct {
     pid_t *pid; /* 0: has ended */
     int n, alive;
+    bool mpirun;      /* the one child is mpirun */
     int rank, how;    /* the first failure: whose, and as waitpid says it; 0: none */
     double failed_at; /* the time of it */
     bool stopping;    /* a signal has been passed on: ending by it is no failure to explain */
@@ -260,11 +262,15 @@ static void set_int(const char *name, int value)
     setenv(name, text, 1);
 }
 
-/* Between fork and exec. Its own process group: Ctrl-C reaches the launcher alone, which passes it
- * on once (train.c takes a second signal as an order to exit at once). Such a group may not read
- * the terminal, and writes to it undisturbed only when SIGTTOU is ignored. */
-static _Noreturn void become_rank(pid_t launcher, char **argv, const sigset_t *mask)
+/* A child with this program file; -1: there can be none. Its own process group: Ctrl-C reaches the
+ * launcher alone, which passes it on once (train.c takes a second signal as an order to exit at
+ * once). Such a group may not read the terminal, and writes to it undisturbed only when SIGTTOU is
+ * ignored. */
+static pid_t start(const char *file, char **argv, const sigset_t *mask)
 {
+    pid_t launcher = getpid(), pid = fork();
+    if (pid != 0)
+        return pid;
     setpgid(0, 0);
     signal(SIGTTOU, SIG_IGN);
     int null = open("/dev/null", O_RDONLY);
@@ -274,9 +280,11 @@ static _Noreturn void become_rank(pid_t launcher, char **argv, const sigset_t *m
     if (getppid() != launcher) /* it was gone before prctl */
         _exit(1);
     sigprocmask(SIG_SETMASK, mask, NULL);
-    execv("/proc/self/exe", argv);
+    execvp(file, argv);
     execvp(argv[0], argv);
-    _exit(127);
+    fprintf(stderr, "error: cannot start %s: %s\nhint: %s\n", argv[0], strerror(errno),
+            strcmp(file, "mpirun") == 0 ? "install openmpi-bin (make deps)" : "see its permissions");
+    _exit(NO_MPIRUN);
 }
 
 static void signal_all(const Family *f, int sig)
@@ -324,8 +332,13 @@ static int explain(const Family *f)
 {
     int sig = WIFSIGNALED(f->how) ? WTERMSIG(f->how) : 0;
     int status = sig ? 128 + sig : WEXITSTATUS(f->how);
-    if (status == 0 || f->stopping)
+    char rank[32] = "a rank";
+    if (status == 0 || f->stopping || (f->mpirun && status == NO_MPIRUN))
         return status;
+    if (f->mpirun && status > 128) /* that is how it says so */
+        sig = status - 128;
+    if (!f->mpirun)
+        snprintf(rank, sizeof rank, "rank %d", f->rank);
     fflush(stdout);
     const char *hint = "its own message is above; the other ranks were stopped";
     if (sig == SIGKILL)
@@ -333,16 +346,16 @@ static int explain(const Family *f)
     else if (sig)
         hint = "the other ranks were stopped";
     if (sig)
-        fprintf(stderr, "error: rank %d was killed by signal %d (%s)\n", f->rank, sig,
-                strsignal(sig));
-    else if (status == 1) /* whose is not known: those who noticed exit with 1 as well */
+        fprintf(stderr, "error: %s was killed by signal %d (%s)\n", rank, sig, strsignal(sig));
+    else if (status == 1 || f->mpirun) /* whose: not known; who noticed exits with 1 as well */
         fprintf(stderr, "error: a rank failed\n");
     else
-        fprintf(stderr, "error: rank %d ended with status %d\n", f->rank, status);
+        fprintf(stderr, "error: %s ended with status %d\n", rank, status);
     fprintf(stderr, "hint: %s\n", hint);
     return status;
 }
 
+/* mpirun takes SIGTERM and SIGINT as orders to kill within two seconds; SIGUSR1 it passes on. */
 static _Noreturn void wait_for_all(Family *f, const sigset_t *set)
 {
     while (f->alive) {
@@ -350,7 +363,7 @@ static _Noreturn void wait_for_all(Family *f, const sigset_t *set)
         int sig = sigtimedwait(set, NULL, f->how ? &tick : NULL);
         if (sig > 0 && sig != SIGCHLD) {
             f->stopping = true;
-            signal_all(f, sig);
+            signal_all(f, f->mpirun ? SIGUSR1 : sig);
         }
         reap(f);
         if (f->how && now() > f->failed_at + LAST_GRACE)
@@ -389,27 +402,30 @@ static int prepare_environment(int ranks)
     return listener;
 }
 
+/* The signals that a launcher waits for instead of being interrupted by them. */
+static sigset_t hold_signals(sigset_t *before)
+{
+    static const int held[] = {SIGCHLD, SIGTERM, SIGINT, SIGUSR1};
+    sigset_t set;
+    sigemptyset(&set);
+    for (int i = 0; i < COUNT(held); i++)
+        sigaddset(&set, held[i]);
+    signal(SIGCHLD, SIG_DFL); /* inherited as ignored, ended children would not wait for us */
+    sigprocmask(SIG_BLOCK, &set, before);
+    fflush(NULL);
+    return set;
+}
+
 _Noreturn void launch_ranks(int ranks, char **argv)
 {
     int listener = prepare_environment(ranks);
-    sigset_t set, before;
-    sigemptyset(&set);
-    sigaddset(&set, SIGCHLD);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGUSR1);
-    signal(SIGCHLD, SIG_DFL); /* inherited as ignored, ended children would not wait for us */
-    sigprocmask(SIG_BLOCK, &set, &before);
-    fflush(NULL);
-    pid_t self = getpid();
+    sigset_t before, set = hold_signals(&before);
     Family f = {.pid = xcalloc((size_t)ranks, sizeof *f.pid), .n = ranks};
     set_int("VIT_DIST_FD", listener);
     for (int rank = 0; rank < ranks; rank++) {
         set_int("RANK", rank);
         set_int("LOCAL_RANK", rank);
-        pid_t pid = fork();
-        if (pid == 0)
-            become_rank(self, argv, &before);
+        pid_t pid = start("/proc/self/exe", argv, &before);
         if (pid < 0) {
             int reason = errno;
             signal_all(&f, SIGKILL);
@@ -423,5 +439,43 @@ _Noreturn void launch_ranks(int ranks, char **argv)
             close(listener);
         }
     }
+    wait_for_all(&f, &set);
+}
+
+/* What mpirun shall do: Open MPI 4's names, then Open MPI 5's; MPICH needs none. Small machines may
+ * have more ranks than cores, containers are root's, each rank's threads are its own affair, and
+ * what has gone wrong is said by us. What the user has set stays. */
+static const char *const mpirun_settings[][2] = {
+    {"OMPI_ALLOW_RUN_AS_ROOT", "1"},
+    {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"},
+    {"OMPI_MCA_rmaps_base_oversubscribe", "1"},
+    {"OMPI_MCA_hwloc_base_binding_policy", "none"},
+    {"OMPI_MCA_orte_execute_quiet", "1"},
+    {"PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe"},
+    {"PRTE_MCA_hwloc_default_binding_policy", "none"},
+};
+
+_Noreturn void launch_mpirun(int ranks, char **argv)
+{
+    char n[16], program[4096];
+    int argc = 0;
+    while (argv[argc])
+        argc++;
+    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
+    if (length < 0)
+        die("mount /proc", "cannot tell where this program is: %s", strerror(errno));
+    program[length] = 0;
+    snprintf(n, sizeof n, "%d", ranks);
+    char **args = xcalloc((size_t)argc + 5, sizeof *args);
+    memcpy(args, (char *[]){"mpirun", "-n", n, program}, 4 * sizeof *args);
+    memcpy(args + 4, argv + 1, (size_t)(argc - 1) * sizeof *args);
+    for (int i = 0; i < COUNT(mpirun_settings); i++)
+        setenv(mpirun_settings[i][0], mpirun_settings[i][1], 0);
+    setenv("VIT_TERMINAL", isatty(STDOUT_FILENO) ? "1" : "0", 1);
+    sigset_t before, set = hold_signals(&before);
+    pid_t pid = start("mpirun", args, &before);
+    if (pid < 0)
+        die("raise the limit of processes (ulimit -u)", "cannot start mpirun: %s", strerror(errno));
+    Family f = {.pid = &pid, .n = 1, .alive = 1, .mpirun = true};
     wait_for_all(&f, &set);
 }

@@ -44,6 +44,8 @@ int launch_env_int(const char *name, int low, int high, int absent, Error *e);
  * them, passes SIGTERM, SIGINT and SIGUSR1 on to them, ends all when one fails, and exits with the
  * first failure's status. */
 NORETURN void launch_ranks(int ranks, char **argv);
+/* The same by mpirun, Open MPI's or MPICH's, for ranks that talk MPI. */
+NORETURN void launch_mpirun(int ranks, char **argv);
 
 /* getaddrinfo's list for a TCP port, or NULL and why; freeaddrinfo() it. */
 struct addrinfo *launch_resolve(const char *host, int port, int flags, char *why, size_t size);

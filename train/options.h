@@ -122,10 +122,11 @@ enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
       "share of the images that may be damaged before the run stops; up to 10 always may, "       \
       "except with 0")                                                                            \
   GROUP("machine")                                                                                \
-    X(long,   threads, "0", "0..4096", "that compute; 0: one per core")                           \
+    X(long,   threads, "0", "0..4096", "that compute; 0: one per core, shared among the ranks")   \
     X(long,   workers, "0", "0..256",                                                             \
       "threads that decode images; 0: as many as it turns out to take")                           \
     X(long,   gpus, "1", "1..1024", "start one process for each of this machine's first N GPUs")  \
+    X(long,   ranks, "1", "1..1024", "train_cpu: start N processes on this machine, by mpirun")   \
     X(word,   precision, "auto", "auto|fp32|tf32|bf16|fp16",                                      \
       "auto: bf16 on a GPU; the CPU computes in fp32 alone")                                      \
     X(word,   loss_scaling, "default", "default|none|static|dynamic|auto",                        \

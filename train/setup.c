@@ -106,11 +106,16 @@ static const char *said(const Settings *asked, const char *name)
 static void apply_run(Session *s, const Settings *asked)
 {
     Options *o = &s->o;
+    Place place;
     char *ini = xasprintf("%s/config.ini", s->run_dir);
     bool train = strcmp(o->command, "train") == 0;
     check(options_file(o, ini, &why));
     if (!backend_cuda) /* a run of the GPU goes on here, in fp32 */
         check(options_set(o, "precision", "auto", "", &why));
+    /* how many processes there are is for this device to say, and for a launcher */
+    check(options_set(o, backend_cuda ? "ranks" : "gpus", "1", "", &why));
+    if (launch_environment(&place, &why) && place.world.ranks > 1)
+        check(options_set(o, backend_cuda ? "gpus" : "ranks", "1", "", &why));
     if (*said(asked, "resume")) /* the checkpoint holds the weights now */
         check(options_set(o, "weights", "", "", &why));
     /* --data is what to evaluate, whatever the run evaluated */
@@ -235,21 +240,30 @@ static void use_preset(const char *name, Config *c)
 enum { PRECISION_AUTO, PRECISION_FP32, PRECISION_TF32, PRECISION_BF16, PRECISION_FP16 };
 static const int types[] = {F32, F32, F32, BF16, F16}; /* of activations and working weights */
 
-/* Which process this is, and its device. Ranks other than the first keep silent. Processes are
- * started before the device is: it cannot be shared with a copy of the process. */
-static void start_device(Session *s)
+/* Which process this is. Ranks other than the first keep silent. */
+static void start_ranks(Session *s)
 {
-    Options *o = &s->o;
-    s->be = backend_cuda ? backend_cuda() : backend_cpu();
-    s->world = (World){.ranks = 1};
-    if (backend_cuda)
-        s->world = hosts_start((int)o->gpus, s->argv);
-    else if (o->gpus > 1)
-        die_usage("build ./train_gpu with nvcc", "this program was built for the CPU: no --gpus");
+    const Options *o = &s->o;
+    if (backend_cuda && o->ranks > 1)
+        die_usage("--gpus N starts one process for each GPU", "--ranks is for ./train_cpu");
+    if (!backend_cuda && o->gpus > 1)
+        die_usage("build ./train_gpu with nvcc; here --ranks N starts several processes",
+                  "this program was built for the CPU: no --gpus");
+    if (o->ranks > 1)
+        backend_cpu_need_mpi();
+    s->world = hosts_start((int)(backend_cuda ? o->gpus : o->ranks), !backend_cuda, s->argv);
     if (s->world.ranks == 1 || !s->world.local_ranks)
         s->world.local_ranks = 1;
     if (s->world.rank > 0 && !freopen("/dev/null", "w", stdout))
         warn("cannot silence rank %d", s->world.rank);
+}
+
+/* Processes are started before the device is: it cannot be shared with a copy of the process. */
+static void start_device(Session *s)
+{
+    Options *o = &s->o;
+    s->be = backend_cuda ? backend_cuda() : backend_cpu();
+    start_ranks(s);
     if (o->precision == PRECISION_AUTO)
         o->precision = backend_cuda ? PRECISION_BF16 : PRECISION_FP32;
     s->type = types[o->precision];
@@ -260,7 +274,8 @@ static void start_device(Session *s)
                           .rank = s->world.rank,
                           .ranks = s->world.ranks,
                           .local_rank = s->world.local_rank,
-                          .broadcast = hosts_broadcast});
+                          .broadcast = hosts_broadcast,
+                          .check = hosts_check});
 }
 
 /* Later wins: the default (B/16), the weights' own settings, --model, single settings. */
@@ -536,12 +551,13 @@ static void choose_micro(Session *s, Plan *plan)
         die_usage("give a --batch-size that the ranks can share",
                   "%ld images do not divide among %ld ranks", o->batch_size, ranks);
     double have = o->micro_batch ? -1 : s->be->memory_free();
+    hosts_broadcast(&have, sizeof have); /* all choose the same */
     long group = choose_group(s, batch, o->micro_batch < batch ? o->micro_batch : batch);
     long micro = o->micro_batch && o->micro_batch < batch ? o->micro_batch : batch;
     plan->max_batch = (int)micro;
     plan->batch = (int)o->batch_size;
     if (have > 0) { /* a device's memory is ours, a computer's is for other programs too */
-        double share = s->be->asynchronous ? 0.95 : 0.8;
+        double share = s->be->asynchronous ? 0.95 : 0.8 / s->world.local_ranks;
         micro = vit_largest_batch(&s->config, plan, s->be, share * have);
         micro = micro < group ? group : micro;
         while (batch % micro != 0 || micro % group != 0)
@@ -754,6 +770,7 @@ void session_free(Session *s)
     data_close(s->val);
     augmentation_free(s->changes);
     vit_free(s->m);
+    s->be->end();
     hosts_end();
     free(s->weights);
     free(s->checkpoint);

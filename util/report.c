@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -122,11 +123,16 @@ void log_end(void)
 
 static bool bar_shown;
 
+/* Open MPI gives its processes a terminal of their own, whatever its output goes to: a program that
+ * has started mpirun says what that is, and otherwise nobody knows. */
 bool report_terminal(void)
 {
     static int terminal = -1;
-    if (terminal < 0)
-        terminal = isatty(STDOUT_FILENO);
+    const char *said = getenv("VIT_TERMINAL");
+    if (terminal < 0 && said)
+        terminal = strcmp(said, "1") == 0;
+    else if (terminal < 0)
+        terminal = isatty(STDOUT_FILENO) && !getenv("OMPI_COMM_WORLD_RANK");
     return terminal;
 }
 
