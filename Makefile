@@ -212,6 +212,7 @@ test: report
 	  $(if $(FIXTURES),,"skip: no PyTorch fixtures in $(SHARED)/fixtures") \
 	  "test/test_layers.sh $(BUILD)" \
   "test/test_train.sh $(PROGRAM) $(SHARED)" \
+	  "test/test_ranks.sh $(PROGRAM) $(SHARED)" \
 	  "test/test_tools.sh $(TOOL) $(PROGRAM) $(SHARED)" \
 	  $(call FUZZ_RUNS,3) \
 	  $(CUDA_TESTS) \

@@ -227,12 +227,15 @@ static void column_sums(dev *out, Tensor x, long rows, long n)
 static Device device; /* as init was given it */
 
 #ifdef HAVE_MPI
+/* Where a rank is gone, device.check soon knows which one. */
 static void mpi_check(int code, const char *what)
 {
     char text[MPI_MAX_ERROR_STRING] = "";
     int length;
     if (code == MPI_SUCCESS)
         return;
+    for (double until = now() + 1; now() < until; sched_yield())
+        device.check();
     MPI_Error_string(code, text, &length);
     die("where another rank names an error before this, that one is the cause",
         "MPI: %s (%s, rank %d of %d)", text, what, device.rank, device.ranks);

@@ -175,6 +175,7 @@ fi
 # ---- what can go wrong with a GPU ----
 
 bad "an unknown precision" 2 'precision' "$gpu" $tiny --precision fp12
+bad "ranks without GPUs" 2 'gpus' "$gpu" $tiny --ranks 2
 bad "more ranks than images" 2 'divide' RANK=0 WORLD_SIZE=1 "$gpu" $tiny --gpus 3 --steps 1
 if [ "$standin" ]; then
     bad "no GPU" 1 'no GPU is visible' VIT_STANDIN_NO_DEVICE=1 "$gpu" $tiny --steps 1

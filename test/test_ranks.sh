@@ -1,0 +1,214 @@
+#!/bin/bash
+# Training by several processes on CPUs, which talk MPI: test/test_ranks.sh TRAIN_CPU [SHARED]
+# Ranks must have the bits of one process that computes their parts as micro-batches.
+program=$(realpath "$1")
+[ -x "$program" ] || { echo "FAIL no program $1"; echo "0 passed, 1 failed, 0 skipped"; exit 1; }
+tmp=$(mktemp -d) || exit 1
+trap 'rm -rf "$tmp"' EXIT
+cd "$tmp" || exit 1
+export XDG_CACHE_HOME=$tmp/cache
+# for mpirun without our own launcher: containers are root's, and ranks more than cores
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
+export ASAN_OPTIONS=${ASAN_OPTIONS:+$ASAN_OPTIONS:}detect_leaks=0 # MPI's own
+passed=0 failed=0 skipped=0
+
+tiny="--data fake --num-classes 4 --image-size 16 --patch-size 8 --width 32 --layers 2 --heads 2
+      --mlp 64 --batch-size 8 --lr 0.001 --workers 1 --threads 1 --val-data none --log-every 1"
+dropped="--dropout 0.1 --attention-dropout 0.1 --drop-path 0.2 --label-smoothing 0.1 --clip 0.5
+         --mixup 0.5 --cutmix 0.5 --mix-per sample --mix-group 2 --ema 0.9"
+
+pass() { passed=$((passed + 1)); }
+skip() { skipped=$((skipped + 1)); echo "SKIP $1"; }
+fail() {
+    failed=$((failed + 1))
+    echo "FAIL $1"
+    tail -n 12 log | sed 's/^/  | /'
+}
+check() { # name, command...
+    local name=$1
+    shift
+    if "$@"; then pass; else fail "$name"; fi
+}
+finish() {
+    echo "$passed passed, $failed failed, $skipped skipped"
+    [ $failed = 0 ]
+    exit
+}
+train() { # run directory, arguments...
+    local out=$1
+    shift
+    rm -rf "$out"
+    timeout 60 "$program" train --out "$out" "$@" >log 2>&1
+    rc=$?
+    check "$out: status $rc of $*" [ $rc = 0 ]
+}
+go_on() { # run, copy of it, command...
+    local from=$1 to=$2
+    shift 2
+    cp -r "$from" "$to"
+    timeout 60 "$@" --resume "$to" >log 2>&1
+    rc=$?
+    check "$to: status $rc of $*" [ $rc = 0 ]
+    check "$to: it went on" grep -q '^resumed   at step 3' log
+}
+bad() { # name, status, pattern, command...
+    local name=$1 status=$2 pattern=$3
+    shift 3
+    timeout 60 env "$@" >log 2>&1
+    rc=$?
+    check "$name: status $rc, not $status" [ $rc = "$status" ]
+    check "$name: says error and hint" \
+        sh -c "grep -q '^error: ' log && grep -q '^hint: ..' log && grep -qE -- '$pattern' log"
+}
+last() { echo "$1/$(cat "$1/latest")"; }
+same() { # name, run, run: the last checkpoints are the same bits
+    check "$1: weights" cmp -s "$(last "$2")/model.safetensors" "$(last "$3")/model.safetensors"
+    check "$1: state" cmp -s "$(last "$2")/train_state.safetensors" "$(last "$3")/train_state.safetensors"
+}
+background() { # run directory, arguments...: starts it, waits for its first step
+    local out=$1
+    shift
+    rm -rf "$out"
+    "$program" train --out "$out" "$@" --steps 100000000 --log-every 1 >"log.$out" 2>&1 &
+    pid=$!
+    for _ in $(seq 300); do grep -q '^step' "log.$out" && break; sleep 0.1; done
+    ranks=$(pgrep -P "$(pgrep -P $pid)" | tr '\n' ' ')
+}
+gone() { # whether all ranks have gone within 10 seconds
+    for _ in $(seq 100); do
+        # shellcheck disable=SC2086
+        kill -0 $ranks 2>/dev/null || return 0
+        sleep 0.1
+    done
+    return 1
+}
+
+# ---- without MPI ----
+
+if ! ldd "$program" | grep -q 'libmpi'; then
+    bad "built without MPI" 1 'without MPI' "$program" $tiny --ranks 2 --steps 1
+    bad "and started by another's mpirun" 1 'without MPI' OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=1 \
+        "$program" $tiny --ranks 2 --steps 1
+    skip "this program was built without MPI"
+    finish
+fi
+bad "no mpirun" 127 'cannot start mpirun' PATH=/nowhere "$program" $tiny --ranks 2 --steps 1
+if ! command -v mpirun >/dev/null; then
+    skip "no mpirun"
+    finish
+fi
+
+# ---- the bits of one process ----
+
+for ranks in 2 4; do
+    args="$tiny $dropped --steps 4 --micro-batch $((8 / ranks))"
+    train one$ranks $args
+    train ranks$ranks $args --ranks $ranks
+    same "$ranks ranks, 1 micro-batch: the bits of 1 rank, $ranks micro-batches" one$ranks ranks$ranks
+    check "and the same losses, norms, rates" sh -c "for run in one$ranks ranks$ranks; do
+        grep '\"event\":\"step\"' \$run/log.jsonl | sed 's/,\"ms\".*//' | grep -o '\"step\".*' >\$run.steps; done
+        [ -s one$ranks.steps ] && cmp -s one$ranks.steps ranks$ranks.steps"
+done
+for opt in adam sgd lamb; do
+    train one-$opt $tiny --steps 3 --micro-batch 4 --opt $opt --loss sigmoid --pool gap --cls-tokens 0
+    train ranks-$opt $tiny --steps 3 --ranks 2 --opt $opt --loss sigmoid --pool gap --cls-tokens 0
+    same "$opt" one-$opt ranks-$opt
+done
+train micros $tiny --steps 2 --ranks 2 --micro-batch 1 # sums of another order
+check "micro-batches of ranks" grep -q 'done in' log
+
+# ---- mpirun by hand ----
+
+# shellcheck disable=SC2086
+timeout 60 mpirun -n 2 "$program" $tiny $dropped --steps 4 --out by-hand >log 2>&1
+check "mpirun: status $?" grep -q '^done in' log
+same "mpirun and --ranks" ranks2 by-hand
+check "one rank speaks, in lines" sh -c "[ \$(grep -c '^step 4/4 ' log) = 1 ] && ! grep -q '\\[K' log"
+cores=$(nproc)
+share=$((cores / 2 > 0 ? cores / 2 : 1))
+timeout 60 "$program" $tiny --threads 0 --steps 1 --ranks 2 --out shared >log 2>&1
+check "ranks share the cores" grep -q "^device .* $share threads" log
+timeout 60 "$program" $tiny --threads 3 --steps 1 --ranks 2 --out threads >log 2>&1
+check "--threads says more" grep -q '^device .* 3 threads' log
+
+# ---- resuming with other numbers of ranks ----
+
+train half $tiny $dropped --steps 3 --ranks 2
+go_on half on2 "$program" --steps 6
+check "on as many as before" grep -q '^ranks     2 ' log
+go_on half on1 "$program" --steps 6 --ranks 1 --micro-batch 4
+same "resumed on 2 and on 1" on2 on1
+go_on half on4 mpirun -n 4 "$program" --steps 6
+check "on as many as mpirun has started" grep -q '^ranks     4 ' log
+go_on half on1by2 "$program" --steps 6 --ranks 1 --micro-batch 2
+same "resumed on 4 and on 1" on4 on1by2
+
+# ---- evaluation ----
+
+"$program" eval --weights one2 --data fake --threads 1 >log.one 2>&1
+for ranks in 2 4; do
+    timeout 60 "$program" eval --weights one2 --data fake --ranks $ranks >log 2>&1
+    check "$ranks ranks share an evaluation: $(tail -n 1 log)" sh -c \
+        'tail -n 1 log.one >a; tail -n 1 log >b; grep -q "^top1 " b && cmp -s a b'
+done
+train uneven $tiny --val-data fake --batch-size 24 --steps 2 --ranks 4
+check "all is evaluated" grep -q '"event":"eval".*"images":256' uneven/log.jsonl
+if [ -z "${TEST_SMALL-}" ]; then
+    timeout 60 "$program" eval --weights one2 --data fake --ranks 8 >log 2>&1
+    check "8 ranks" sh -c 'tail -n 1 log >b; cmp -s a b'
+fi
+
+# ---- signals, ends ----
+
+background stopped $tiny --save-every 100000000 --ranks 2
+kill -TERM $pid
+wait $pid
+rc=$?
+cp log.stopped log
+check "SIGTERM stops all ranks after a step (status $rc)" sh -c "[ $rc = 0 ] && grep -q '^stopped after step' log"
+check "which save once" [ "$(grep -c '"event":"save"' stopped/log.jsonl)$(ls -d stopped/step_* | wc -l)" = 11 ]
+check "and end" gone
+
+for victim in 0 1; do
+    background killed $tiny --save-every 50 --ranks 3 --batch-size 12
+    for _ in $(seq 100); do [ -e killed/latest ] && break; sleep 0.1; done
+    for p in $ranks; do
+        grep -qzx "OMPI_COMM_WORLD_RANK=$victim" "/proc/$p/environ" && kill -KILL "$p" && break
+    done
+    start=$(date +%s)
+    wait $pid
+    rc=$?
+    seconds=$(($(date +%s) - start))
+    cp log.killed log
+    check "rank $victim is killed: $seconds s" [ $seconds -le 10 ]
+    check "and all end" gone
+    check "rank $victim is named (status $rc)" sh -c "[ $rc != 0 ] && grep -q '^error: rank $victim .*ended' log && grep -q '^hint: ' log"
+    "$program" --resume killed --ranks 1 --steps 1 >log 2>&1
+    check "the last checkpoint can be read (status $?)" grep -q 'nothing left to do' log
+done
+background orphans $tiny --ranks 2
+kill -KILL $pid
+wait $pid 2>/dev/null
+cp log.orphans log
+check "no rank outlives the launcher" gone
+
+# One rank alone fails: it meets more damage than is allowed.
+mkdir -p hurt/a hurt/b
+for i in $(seq 60); do
+    for class in a b; do
+        if [ "$i" -le 12 ]; then echo "no picture" >hurt/$class/$i.ppm
+        else printf 'P3 1 1 255 %d 0 0' "$i" >hurt/$class/$i.ppm; fi
+    done
+done
+hurt="$tiny --data hurt --val-data none --epochs 3 --num-classes 2 --ranks 2"
+bad "ranks share what damage is allowed" 1 '(19|2[0-4]) of 120 images are damaged' \
+    "$program" train --out damaged $hurt --max-damaged 0.15
+bad "ranks that do not share a batch" 2 'divide' "$program" $tiny --ranks 3 --steps 1
+bad "another number than mpirun's" 2 'mpirun has started 2' mpirun -n 2 "$program" $tiny --ranks 3 --steps 1
+# shellcheck disable=SC2016
+bad "another's launcher" 1 'MPI calls it 0 of 1' MASTER_ADDR=127.0.0.1 VIT_PORT=29733 WORLD_SIZE=2 sh -c '
+    RANK=1 LOCAL_RANK=1 "$0" "$@" >/dev/null 2>&1 &
+    RANK=0 LOCAL_RANK=0 exec "$0" "$@"' "$program" $tiny --steps 1
+bad "GPUs" 2 'ranks N' "$program" $tiny --gpus 2 --steps 1
+
+finish
