@@ -5,7 +5,8 @@
 #                                       cpu or cuda: those mutants alone
 #
 # Each line of a table is `file | sed expression`. Mutants of the model and the CPU backend must fail
-# the finite differences (test_grad), the tests of single operations or the goldens, in double.
+# the finite differences (test_grad), the tests of single operations or the goldens, in double; sums
+# over ranks are test_reduce's.
 # Mutants of the CUDA backend run on the stand-ins: kernels must fail test_ops, what orders streams (a
 # wait left out, a buffer used too early) must fail training (test_cuda.sh) under one of a few orders.
 # A mutant that survives, or an expression that no longer changes its file, is a failure.
@@ -44,6 +45,7 @@ backend_cpu.c | s/dx\[j\] = in ? dy\[j\] \* inv : 0;/dx[j] = in ? -dy[j] * inv :
 backend_cpu.c | s/\* mass - (double)y\[k\]/* mass + (double)y[k]/
 backend_cpu.c | s/(v >= 0 ? 1 : e) \/ (1 + e) - (double)y\[k\]/(v >= 0 ? 1 : e) \/ (1 + e) + (double)y[k]/
 backend_cpu.c | s/a\[i\] += b\[i\];/a[i] -= b[i];/
+backend_cpu.c | s/at\[r\] = r \* size\[me\];/at[r] = (ranks - 1 - r) * size[me];/
 backend_cpu.c | s/drop_row(dx, n, r, a->tokens,/drop_row(dx, n, r + 1, a->tokens,/
 backend_cpu.c | s/g->partner, py, px, g->cut, 1, 1 - lambda/g->partner, py, px, g->cut, 1, 0.5f - lambda/
 backend_cpu.c | s/g->partner, py, px, g->cut, 1, 1 - lambda/g->partner, py, px, g->cut, 0, 1 - lambda/
@@ -118,7 +120,7 @@ each() {
 }
 
 cpu_tests() {
-    build/double/test_grad && build/double/test_ops &&
+    build/double/test_grad && build/double/test_ops && build/double/test_reduce &&
         build/double/test_golden test/golden/*.safetensors
 }
 cuda_tests() {
@@ -135,7 +137,7 @@ cuda_tests() {
         ;;
     esac
 }
-[[ $which == *cpu* ]] && each "build/double/test_grad build/double/test_ops build/double/test_golden" \
+[[ $which == *cpu* ]] && each "build/double/test_grad build/double/test_ops build/double/test_golden build/double/test_reduce" \
     cpu_tests < <(mutants)
 [[ $which == *cuda* ]] && each "build/standin/test_ops build/standin/train_gpu" \
     cuda_tests < <(cuda_mutants)

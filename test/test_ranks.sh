@@ -65,21 +65,31 @@ same() { # name, run, run: the last checkpoints are the same bits
     check "$1: weights" cmp -s "$(last "$2")/model.safetensors" "$(last "$3")/model.safetensors"
     check "$1: state" cmp -s "$(last "$2")/train_state.safetensors" "$(last "$3")/train_state.safetensors"
 }
+descendants() { # process: those that run the program, below mpirun and its helpers
+    local p
+    for p in $(pgrep -P "$1"); do
+        if [ "$(readlink "/proc/$p/exe")" = "$program" ]; then echo "$p"; else descendants "$p"; fi
+    done
+}
 background() { # run directory, arguments...: starts it, waits for its first step
     local out=$1
     shift
     rm -rf "$out"
     "$program" train --out "$out" "$@" --steps 100000000 --log-every 1 >"log.$out" 2>&1 &
     pid=$!
-    for _ in $(seq 300); do grep -q '^step' "log.$out" && break; sleep 0.1; done
-    ranks=$(pgrep -P "$(pgrep -P $pid)" | tr '\n' ' ')
+    for _ in $(seq 100); do grep -q '^step' "log.$out" && break; sleep 0.1; done
+    ranks=$(descendants $pid)
+    cp "log.$out" log
+    check "$out: it runs" [ "$ranks" ]
 }
-gone() { # whether all ranks have gone within 10 seconds
+gone() { # whether all ranks have gone within 10 seconds; if not, they go now
     for _ in $(seq 100); do
         # shellcheck disable=SC2086
         kill -0 $ranks 2>/dev/null || return 0
         sleep 0.1
     done
+    # shellcheck disable=SC2086
+    kill -KILL $ranks $pid
     return 1
 }
 
@@ -162,27 +172,26 @@ fi
 
 background stopped $tiny --save-every 100000000 --ranks 2
 kill -TERM $pid
+check "SIGTERM ends all ranks" gone
 wait $pid
 rc=$?
 cp log.stopped log
-check "SIGTERM stops all ranks after a step (status $rc)" sh -c "[ $rc = 0 ] && grep -q '^stopped after step' log"
+check "after a step (status $rc)" sh -c "[ $rc = 0 ] && grep -q '^stopped after step' log"
 check "which save once" [ "$(grep -c '"event":"save"' stopped/log.jsonl)$(ls -d stopped/step_* | wc -l)" = 11 ]
-check "and end" gone
 
 for victim in 0 1; do
     background killed $tiny --save-every 50 --ranks 3 --batch-size 12
     for _ in $(seq 100); do [ -e killed/latest ] && break; sleep 0.1; done
     for p in $ranks; do
-        grep -qzx "OMPI_COMM_WORLD_RANK=$victim" "/proc/$p/environ" && kill -KILL "$p" && break
+        grep -qzxE "(OMPI_COMM_WORLD|PMI)_RANK=$victim" "/proc/$p/environ" && kill -KILL "$p" && break
     done
-    start=$(date +%s)
+    check "a rank is killed, all end" gone
     wait $pid
     rc=$?
-    seconds=$(($(date +%s) - start))
     cp log.killed log
-    check "rank $victim is killed: $seconds s" [ $seconds -le 10 ]
-    check "and all end" gone
-    check "rank $victim is named (status $rc)" sh -c "[ $rc != 0 ] && grep -q '^error: rank $victim .*ended' log && grep -q '^hint: ' log"
+    named="rank $victim .*ended"
+    ldd "$program" | grep -q libmpich && named= # whose mpirun kills all before they can say it
+    check "rank $victim is named (status $rc)" sh -c "[ $rc != 0 ] && grep -q '^error: $named' log && grep -q '^hint: ' log"
     "$program" --resume killed --ranks 1 --steps 1 >log 2>&1
     check "the last checkpoint can be read (status $?)" grep -q 'nothing left to do' log
 done
@@ -204,7 +213,7 @@ hurt="$tiny --data hurt --val-data none --epochs 3 --num-classes 2 --ranks 2"
 bad "ranks share what damage is allowed" 1 '(19|2[0-4]) of 120 images are damaged' \
     "$program" train --out damaged $hurt --max-damaged 0.15
 bad "ranks that do not share a batch" 2 'divide' "$program" $tiny --ranks 3 --steps 1
-bad "another number than mpirun's" 2 'mpirun has started 2' mpirun -n 2 "$program" $tiny --ranks 3 --steps 1
+bad "another number than mpirun's" 2 'mpi(run|exec) has started 2' mpirun -n 2 "$program" $tiny --ranks 3 --steps 1
 # shellcheck disable=SC2016
 bad "another's launcher" 1 'MPI calls it 0 of 1' MASTER_ADDR=127.0.0.1 VIT_PORT=29733 WORLD_SIZE=2 sh -c '
     RANK=1 LOCAL_RANK=1 "$0" "$@" >/dev/null 2>&1 &
