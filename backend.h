@@ -45,7 +45,7 @@ static inline dev *dev_at(dev *p, long n, int type)
 
 /* What a process is and what its device shall do; given to init before anything else. */
 typedef struct {
-    int threads;       /* CPU: 0: as many as the machine has */
+    int threads;       /* CPU: 0: as many as the machine has, shared among its ranks */
     int type;          /* F32, BF16 or F16, of activations and working weights */
     bool tf32;         /* F32: matrix products of operands rounded to 10 bits of mantissa */
     bool measure;      /* choose matrix products' algorithms by timing them */

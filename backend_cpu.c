@@ -1,10 +1,11 @@
 /* backend_cpu.c - the oracle: every op of backend.h in plain C, OpenMP and OpenBLAS.
  *
  * Read it beside backend.h, which has each op's formula and shapes; here is how they are computed.
- * Matrix products are cblas_?gemm, everything else is written out. No op keeps anything between two
- * calls, and nothing is asynchronous. Several ranks talk MPI. The file is built once with float and once with double. It
- * is never built with -ffast-math: NaN checks must work, and a sum must be summed in the order that
- * is written here. Results do not depend on the number of threads, except inside OpenBLAS.
+ * Matrix products are cblas_?gemm, everything else is written out; ranks talk MPI. No op keeps
+ * anything between two calls, and nothing is asynchronous. The file is built once with float and
+ * once with double. It is never built with -ffast-math: NaN checks must work, and a sum must be
+ * summed in the order that is written here. Results do not depend on the number of threads, except
+ * inside OpenBLAS.
  *
  * Order: memory; sums over rows; sums over ranks; dropout; elementary functions;
  * linear layers; patches and embedding; residual step and norm; attention; pooling and loss; norms
@@ -270,12 +271,12 @@ static void sum_in_order(real *x, int n)
         at[r] = r * size[me];
     }
     real *shards = scratch((size_t)ranks * (size_t)size[me]);
-    CHECK_MPI(MPI_Ialltoallv(x, size, from, type, shards, mine, at, type, MPI_COMM_WORLD,
-                             &request));
+    CHECK_MPI(
+        MPI_Ialltoallv(x, size, from, type, shards, mine, at, type, MPI_COMM_WORLD, &request));
     await(&request);
     sum_rows(x + from[me], shards, ranks, size[me]);
-    CHECK_MPI(MPI_Iallgatherv(MPI_IN_PLACE, 0, type, x, size, from, type, MPI_COMM_WORLD,
-                              &request));
+    CHECK_MPI(
+        MPI_Iallgatherv(MPI_IN_PLACE, 0, type, x, size, from, type, MPI_COMM_WORLD, &request));
     await(&request);
 }
 

@@ -75,6 +75,7 @@ background() { # run directory, arguments...: starts it, waits for its first ste
     local out=$1
     shift
     rm -rf "$out"
+    : >"log.$out"
     "$program" train --out "$out" "$@" --steps 100000000 --log-every 1 >"log.$out" 2>&1 &
     pid=$!
     for _ in $(seq 100); do grep -q '^step' "log.$out" && break; sleep 0.1; done
@@ -212,8 +213,9 @@ done
 hurt="$tiny --data hurt --val-data none --epochs 3 --num-classes 2 --ranks 2"
 bad "ranks share what damage is allowed" 1 '(19|2[0-4]) of 120 images are damaged' \
     "$program" train --out damaged $hurt --max-damaged 0.15
-bad "ranks that do not share a batch" 2 'divide' "$program" $tiny --ranks 3 --steps 1
+bad "ranks that do not share a batch" 2 'divide' RANK=0 WORLD_SIZE=1 "$program" $tiny --ranks 3 --steps 1
 bad "another number than mpirun's" 2 'mpi(run|exec) has started 2' mpirun -n 2 "$program" $tiny --ranks 3 --steps 1
+bad "mpirun within mpirun" 2 'mpi(run|exec) has started 1' mpirun -n 1 "$program" $tiny --ranks 2 --steps 1
 # shellcheck disable=SC2016
 bad "another's launcher" 1 'MPI calls it 0 of 1' MASTER_ADDR=127.0.0.1 VIT_PORT=29733 WORLD_SIZE=2 sh -c '
     RANK=1 LOCAL_RANK=1 "$0" "$@" >/dev/null 2>&1 &

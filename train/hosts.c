@@ -617,8 +617,10 @@ World hosts_start(int wanted, bool mpi, char **argv)
     bool fits = wanted <= 1 || wanted == ranks || wanted == p.world.local_ranks ||
                 (!p.world.local_ranks && ranks % wanted == 0);
     char hint[96];
-    snprintf(hint, sizeof hint, "leave %s out: the launcher says how many processes there are", flag);
-    if (ranks > 1 && !fits)
+    snprintf(hint, sizeof hint, "leave %s out: the launcher says how many processes there are",
+             flag);
+    bool nested = mpi && p.launcher && strncmp(p.launcher, "mpi", 3) == 0; /* mpirun in mpirun */
+    if ((ranks > 1 || nested) && !fits)
         die_usage(hint, "%s %d, but %s has started %d processes", flag, wanted, p.launcher, ranks);
     if (ranks == 1 && wanted > 1)
         (mpi ? launch_mpirun : launch_ranks)(wanted, argv);

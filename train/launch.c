@@ -283,7 +283,7 @@ static pid_t start(const char *file, char **argv, const sigset_t *mask)
     execvp(file, argv);
     execvp(argv[0], argv);
     fprintf(stderr, "error: cannot start %s: %s\nhint: %s\n", argv[0], strerror(errno),
-            strcmp(file, "mpirun") == 0 ? "install openmpi-bin (make deps)" : "see its permissions");
+            strcmp(file, "mpirun") ? "see its permissions" : "install openmpi-bin (make deps)");
     _exit(NO_MPIRUN);
 }
 
@@ -455,6 +455,10 @@ static const char *const mpirun_settings[][2] = {
     {"PRTE_MCA_hwloc_default_binding_policy", "none"},
 };
 
+/* What one process alone may have been told, and would come before what mpirun says. */
+static const char *const torchrun_settings[] = {
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"};
+
 _Noreturn void launch_mpirun(int ranks, char **argv)
 {
     char n[16], program[4096];
@@ -469,6 +473,8 @@ _Noreturn void launch_mpirun(int ranks, char **argv)
     char **args = xcalloc((size_t)argc + 5, sizeof *args);
     memcpy(args, (char *[]){"mpirun", "-n", n, program}, 4 * sizeof *args);
     memcpy(args + 4, argv + 1, (size_t)(argc - 1) * sizeof *args);
+    for (int i = 0; i < COUNT(torchrun_settings); i++)
+        unsetenv(torchrun_settings[i]);
     for (int i = 0; i < COUNT(mpirun_settings); i++)
         setenv(mpirun_settings[i][0], mpirun_settings[i][1], 0);
     setenv("VIT_TERMINAL", isatty(STDOUT_FILENO) ? "1" : "0", 1);
