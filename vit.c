@@ -117,9 +117,9 @@ static void linear_backward(const Model *m, dev *dw, Tensor dx, Tensor dy, Tenso
 
 /* x = drop(concat(cls, patches w^T + b) + pos)
  * A picture is cut into squares of P x P pixels, the words of the sentence that the rest reads. A
- * square's 3PP numbers become C by one matrix, which is a convolution of stride P written as what it
- * is. In front stand class tokens, learned and the same for every picture; a learned position is
- * added to every token, since nothing after this knows where a token comes from. */
+ * square's 3PP numbers become C by one matrix, which is a convolution of stride P written as what
+ * it is. In front stand class tokens, learned and the same for every picture; a learned position
+ * is added to every token, since nothing after this knows where a token comes from. */
 static void embed_forward(Model *m, Micro *b)
 {
     const Config *c = &m->config;

@@ -1,4 +1,4 @@
-/* mats.h - matrices in device memory and their comparison with what vit.h promises.
+/* mats.h - matrices in device memory and their comparison with what backend.h promises.
  *
  * A case calls begin, makes matrices, calls the op on their tensors, writes what must come out into
  * the outputs' `v` in double, and ends with `finish`, which compares. Every matrix is a device
