@@ -673,7 +673,8 @@ static Walk norm_walk(long rows, long C, int N, int R)
     w.tiles = 1;
     w.threads = ceil_div(ceil_div(C, N * R), 32) * 32;
     int per = NORM_THREADS / w.threads, rows_at_once = R == 1 ? NORM_ROWS<1> : NORM_ROWS<2>;
-    int fit = cu.gpu.multiProcessorCount * (per < 1 ? 1 : per > 16 ? 16 : per);
+    per = std::max(1, std::min(per, 16)); /* blocks of a multiprocessor */
+    int fit = cu.gpu.multiProcessorCount * per;
     int useful = ceil_div(rows, rows_at_once);
     w.ranges = fit < useful ? fit : useful;
     return w;
@@ -681,7 +682,9 @@ static Walk norm_walk(long rows, long C, int N, int R)
 static int norm_packs(long C, int N) /* R: one pack to a thread, or as many as registers allow */
 {
     int packs = ceil_div(C, N);
-    return packs <= NORM_THREADS ? 1 : N == 1 && packs <= 4 * NORM_THREADS ? 4 : 16 / N;
+    if (packs <= NORM_THREADS)
+        return 1;
+    return N == 1 && packs <= 4 * NORM_THREADS ? 4 : 16 / N;
 }
 template <class E, int N, int R> static void residual_norm_backward(const ResidualNorm *a)
 {

@@ -94,10 +94,17 @@ mkdir -p "$tree/build"
 git ls-files -z | xargs -0 cp -a --parents -t "$tree"
 cp -a "$build"/{found,have,libs,float,double,standin} "$tree/build"
 cpu=$(realpath ./train_cpu) # the program that CUDA's mutants are compared with stays as it is
+[ -x "$cpu" ] || { echo "error: there is no ./train_cpu: make"; exit 1; }
 
 # each PROGRAMS TESTS: for every mutant of the table on stdin, makes the programs and runs the tests,
 # a function that is told the file; one that succeeds has missed the mutant.
 each() {
+    if ! make -s -C "$tree" CFLAGS=-O1 $1 >"$tree/log" 2>&1 ||
+        ! (cd "$tree" && $2 vit.c) >"$tree/log" 2>&1; then
+        echo "FAIL the tests fail before anything is changed"
+        failed=$((failed + 1))
+        return
+    fi
     while IFS='|' read -r file expression; do
         file=${file// /} expression=${expression# }
         sed "$expression" "$file" >"$tree/$file"
