@@ -446,11 +446,15 @@ static bool resume_from(Units *u, const SafeTensors *model, const SafeTensors *s
     TensorSet sets[MAX_SETS];
     RunState r = *run;
     int n = run_sets(u, put, sets);
-    if (!weights_same_config(model, &l->config, may_change, e) ||
-        !weights_check(model, l, sets, 1, WEIGHTS_WHOLE, e) || !check_optimiser(state, u, e) ||
-        !weights_check(state, l, sets + 1, n - 1, WEIGHTS_WHOLE, e) ||
-        !read_counters(state, &r, e) || !weights_read(model, l, sets, 1, WEIGHTS_WHOLE, e) ||
-        !weights_read(state, l, sets + 1, n - 1, WEIGHTS_WHOLE, e))
+    /* everything is looked at before anything is read */
+    bool ok = weights_same_config(model, &l->config, may_change, e);
+    ok = ok && weights_check(model, l, sets, 1, WEIGHTS_WHOLE, e);
+    ok = ok && check_optimiser(state, u, e);
+    ok = ok && weights_check(state, l, sets + 1, n - 1, WEIGHTS_WHOLE, e);
+    ok = ok && read_counters(state, &r, e);
+    ok = ok && weights_read(model, l, sets, 1, WEIGHTS_WHOLE, e);
+    ok = ok && weights_read(state, l, sets + 1, n - 1, WEIGHTS_WHOLE, e);
+    if (!ok)
         return false;
     *run = r;
     return true;

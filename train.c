@@ -12,6 +12,7 @@
 #include "train/setup.h"
 
 #include "train/eval.h"
+#include "train/hosts.h"
 #include "train/meter.h"
 #include "train/mixup.h"
 #include "util/report.h"
@@ -129,9 +130,10 @@ static void micro_step(void *arg, int micro, bool backward)
     soft_targets(t->targets, labels, n, s->config.classes, o->label_smoothing, t->augment,
                  (long)s->config.image_h * s->config.image_w);
     vit_set_batch(s->m, n, images, true, t->targets, t->augment);
-    vit_tell(s->m,
-             (real[TALLY]){
-                 [TELL_STOP] = stop_signal != 0, [TELL_DAMAGED] = (real)data_damaged(s->train)});
+    real tally[TALLY];
+    tally[TELL_STOP] = stop_signal != 0;
+    tally[TELL_DAMAGED] = (real)data_damaged(s->train);
+    vit_tell(s->m, tally);
     vit_micro_forward(s->m, first, batch);
 }
 
@@ -165,7 +167,7 @@ static void check_diverged(const Training *t)
 }
 
 /* Collects the results of steps until only `keep` are still on their way. With them comes whether
- * any rank was asked to stop: all know it of the same step. A rank alone need not wait for that. */
+ * any rank had been asked to stop: all know it of the same step, one or two after the signal. */
 static void collect(Training *t, uint64_t keep)
 {
     const Session *s = t->s;
@@ -173,7 +175,7 @@ static void collect(Training *t, uint64_t keep)
         const StepResult *r = vit_result(s->m, (int)(s->state.step - t->collected - 1));
         t->collected++;
         t->state = r->state;
-        t->stopped |= s->world.ranks > 1 ? r->tally[TELL_STOP] > 0 : stop_signal != 0;
+        t->stopped |= r->tally[TELL_STOP] > 0;
         check_diverged(t);
         meter_step(&t->meter, r, t->collected, (double)r->tally[TELL_DAMAGED]);
     }
@@ -333,6 +335,14 @@ static void finish(Training *t)
     free(t->augment);
 }
 
+/* Whether any rank has a signal by now: a round of messages, and so not for every step of many. */
+static bool asked_to_stop(void)
+{
+    double stop = stop_signal;
+    hosts_sum(&stop, 1);
+    return stop > 0;
+}
+
 /* A device that computes by itself is given the next step before the results of this one are
  * collected, except where they decide something at once: before an evaluation or a checkpoint. */
 static void train(Training *t)
@@ -343,6 +353,8 @@ static void train(Training *t)
         train_step(t);
         bool evaluates = s->val && is_due(t, o->eval_every);
         bool saves = is_due(t, o->save_every ? o->save_every : o->eval_every);
+        if (s->world.ranks == 1 || evaluates || saves)
+            t->stopped |= asked_to_stop();
         collect(t, s->be->asynchronous && !evaluates && !saves ? 1 : 0);
         if (t->stopped)
             collect(t, 0);

@@ -117,9 +117,9 @@ static void linear_backward(const Model *m, dev *dw, Tensor dx, Tensor dy, Tenso
 
 /* x = drop(concat(cls, patches w^T + b) + pos)
  * A picture is cut into squares of P x P pixels, the words of the sentence that the rest reads. A
- * square's 3PP numbers become C by one matrix, which is a convolution of stride P written as what it
- * is. In front stand class tokens, learned and the same for every picture; a learned position is
- * added to every token, since nothing after this knows where a token comes from. */
+ * square's 3PP numbers become C by one matrix, which is a convolution of stride P written as what
+ * it is. In front stand class tokens, learned and the same for every picture; a learned position
+ * is added to every token, since nothing after this knows where a token comes from. */
 static void embed_forward(Model *m, Micro *b)
 {
     const Config *c = &m->config;
@@ -302,7 +302,7 @@ static void head_backward(Model *m, Micro *b)
         be->pool_backward(&(Pool){.y = dpooled, .x = mat(m->dy, C), .B = B, .T = T, .C = C,
                                   .first = c->cls_tokens});
     be->zero(m->dstream, (size_t)B * T * C * type_size(m->plan.type)); /* the sum starts here */
-    be->residual_norm_backward(&(ResidualNorm){
+    be->residual_norm_backward(&(ResidualNorm){ /* dstream [B,T,C], or of its class rows */
         .x = mat(b->stream[c->layers], r.ld), .gamma = w.norm_w, .mean = b->final_mean,
         .rstd = b->final_rstd, .rows = r.n, .C = C, .tokens = r.Tq,
         .dy = c->pool == POOL_GAP ? mat(m->dy, C) : dpooled, .dx = mat(m->dstream, r.ld),
@@ -333,14 +333,14 @@ static void block_backward(Model *m, Micro *b, int l)
         .branch = mat(a->branch2, C), .ls = w.ls2, .drop = drop(b, c->dropout, RNG_FC2_DROPOUT, l),
         .path = path(m, b, RNG_MLP_PATH, l), .rows = r.n, .C = C, .tokens = r.Tq, .dx = dx,
         .dbranch = dbranch_out, .dls = g.ls2, .dbias = g.fc2_b});
-    be->linear_backward_weight(&(LinearBackwardWeight){
+    be->linear_backward_weight(&(LinearBackwardWeight){ /* fc2_w [C,F] */
         .dw = g.fc2_w, .dy = dbranch, .x = mat(a->gelu, F), .rows = r.n, .in = F, .out = C});
     be->linear_backward_input(&(LinearBackwardInput){ /* dwide [B,Tq,F], before the GELU */
         .dx = dwide, .dy = dbranch, .w = mat(w.fc2_w, F), .rows = r.n, .in = F, .out = C,
         .act = c->act, .pre = mat(a->fc1, F), .dbias = g.fc1_b, .tokens = r.Tq,
         .drop = drop(b, c->dropout, RNG_MLP_DROPOUT, l)});
     watch(m, dwide, r.n, F);
-    linear_backward(m, g.fc1_w, dy, dwide, mat(a->norm2_y, C), w.fc1_w, r.n, C, F);
+    linear_backward(m, g.fc1_w, dy, dwide, mat(a->norm2_y, C), w.fc1_w, r.n, C, F); /* dy */
     be->residual_norm_backward(&(ResidualNorm){ /* dx += LN2'(dy); dbranch [B,Tq,C] of it */
         .x = mat(a->mid, r.ld), .branch = mat(a->branch1, C), .gamma = w.norm2_w,
         .mean = a->norm2_mean, .rstd = a->norm2_rstd, .ls = w.ls1,
@@ -349,14 +349,14 @@ static void block_backward(Model *m, Micro *b, int l)
         .dgamma = g.norm2_w, .dbeta = g.norm2_b, .dls = g.ls1, .dbias = g.proj_b});
 
     /* attention */
-    linear_backward(m, g.proj_w, dy, dbranch, mat(a->att, C), w.proj_w, r.n, C, C);
+    linear_backward(m, g.proj_w, dy, dbranch, mat(a->att, C), w.proj_w, r.n, C, C); /* dy of att */
     be->attention_backward(&(Attention){ /* dqkv [B,T,3C] */
         .qkv = mat(a->qkv, 3L * C), .out = mat(a->att, C), .lse = a->lse, .B = B, .T = T,
         .Tq = r.Tq, .heads = H, .hs = C / H,
         .drop = drop(b, c->attention_dropout, RNG_ATTN_DROPOUT, l),
         .dqkv = dqkv, .dout = dy, .delta = m->delta, .dbias = g.qkv_b});
     watch(m, mat(from(m->dqkv, C), 3L * C), B * T, 2 * C);
-    if (few) { /* k and v gave to all rows, q to the class rows */
+    if (few) { /* k and v [B,T,2C] gave to all rows, q [B,1,C] to the class rows: dy is their sum */
         linear_backward(m, dev_at(g.qkv_w, (long)C * C, F32), dy, mat(from(m->dqkv, C), 3L * C),
                         mat(a->norm1_y, C), from(w.qkv_w, (long)C * C), B * T, C, 2 * C);
         be->linear_backward_weight(&(LinearBackwardWeight){
@@ -391,7 +391,7 @@ static void embed_backward(Model *m, Micro *b)
     if (c->norm_pre) { /* the one norm that is not beside the stream but in it */
         dx = mat(m->dbranch, C);
         m->be->zero(m->dbranch, (size_t)B * T * C * type_size(m->plan.type));
-        m->be->residual_norm_backward(&(ResidualNorm){
+        m->be->residual_norm_backward(&(ResidualNorm){ /* dbranch [B,T,C] = LN'(dstream) */
             .x = mat(b->embed_x, C), .gamma = w.norm_w, .mean = b->embed_mean,
             .rstd = b->embed_rstd, .rows = B * T, .C = C, .tokens = T, .dy = mat(m->dstream, C),
             .dx = dx, .dgamma = g.norm_w, .dbeta = g.norm_b});
@@ -400,7 +400,7 @@ static void embed_backward(Model *m, Micro *b)
         .x = dx, .patches = mat(b->patch_out, C), .cls = g.cls_token, .pos = g.pos_embed,
         .dbias = g.patch_b, .B = B, .T = T, .cls_tokens = c->cls_tokens, .C = C,
         .drop = drop(b, c->dropout, RNG_EMBED_DROPOUT, 0)});
-    m->be->linear_backward_weight(&(LinearBackwardWeight){
+    m->be->linear_backward_weight(&(LinearBackwardWeight){ /* patch_w [C, 3PP] */
         .dw = g.patch_w, .dy = mat(b->patch_out, C), .x = mat(b->patches, PP), .rows = B * Np,
         .in = PP, .out = C});
     unit_release(&m->own, 0);
@@ -493,9 +493,14 @@ static void refresh(Model *m)
 /* Everything that makes a phase call other operations, or with other arguments. */
 typedef struct {
     uint64_t model;
-    int phase, micro, B, set, loss_images;
-    bool first, last, images_u8, use_augment, averaged;
+    int phase, micro, B, set;
+    int loss_images;  /* of the forward pass of training */
+    bool first, last; /* of the backward pass */
+    bool images_u8, use_augment, averaged;
 } Key;
+
+/* Ranks evaluate other numbers of images: only the phases of a step are the same on all. */
+enum { FORWARD, BACKWARD, UPDATE, EVALUATE };
 
 /* FNV-1a of a Key's bytes. */
 static uint64_t key_of(const Model *m, const Micro *b, int phase)
@@ -507,9 +512,9 @@ static uint64_t key_of(const Model *m, const Micro *b, int phase)
     key.micro = (int)(b - m->micro);
     key.B = b->B;
     key.set = b->set;
-    key.loss_images = b->loss_images;
-    key.first = b->number == 0;
-    key.last = b->last;
+    key.loss_images = phase == FORWARD ? b->loss_images : 0;
+    key.first = phase == BACKWARD && b->number == 0;
+    key.last = phase == BACKWARD && b->last;
     key.images_u8 = b->images_u8;
     key.use_augment = b->use_augment;
     key.averaged = m->own.averaged;
@@ -519,8 +524,6 @@ static uint64_t key_of(const Model *m, const Micro *b, int phase)
     return h;
 }
 
-/* Ranks evaluate other numbers of images: only the phases of a step are the same on all. */
-enum { FORWARD, BACKWARD, UPDATE, EVALUATE };
 typedef struct {
     Model *m;
     Micro *b;
@@ -559,7 +562,6 @@ void vit_micro_forward(Model *m, int first_sample, int batch)
     b->number = m->begun++;
     b->sample0 = (uint32_t)first_sample;
     b->loss_images = batch;
-    b->last = false; /* not known yet, and the same recording serves all */
     send_state(m, b);
     refresh(m);
     run(m, b, FORWARD, do_forward);

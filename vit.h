@@ -137,7 +137,8 @@ void vit_set_batch(Model *m, int B, const void *images, bool u8, const real *tar
  * vit_set_batch and vit_micro_forward, then vit_micro_backward; then vit_update. Nothing of it
  * waits for the device, but vit_set_batch for the inputs before the last. */
 void vit_begin_step(Model *m, uint32_t step, double lr, uint64_t seed);
-/* What this rank has to say to all with the steps that begin from now on: tally [TALLY]. */
+/* What this rank has to say to all, with the micro-batches that follow. A step's result has the
+ * sums over the ranks of what its last micro-batch was told. tally [TALLY] */
 void vit_tell(Model *m, const real *tally);
 /* Forward, and the loss divided by `batch`. first_sample: of the micro-batch's images within the
  * step's `batch`. */

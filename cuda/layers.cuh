@@ -673,7 +673,8 @@ static Walk norm_walk(long rows, long C, int N, int R)
     w.tiles = 1;
     w.threads = ceil_div(ceil_div(C, N * R), 32) * 32;
     int per = NORM_THREADS / w.threads, rows_at_once = R == 1 ? NORM_ROWS<1> : NORM_ROWS<2>;
-    int fit = cu.gpu.multiProcessorCount * (per < 1 ? 1 : per > 16 ? 16 : per);
+    per = std::max(1, std::min(per, 16)); /* blocks of a multiprocessor */
+    int fit = cu.gpu.multiProcessorCount * per;
     int useful = ceil_div(rows, rows_at_once);
     w.ranges = fit < useful ? fit : useful;
     return w;
@@ -681,7 +682,9 @@ static Walk norm_walk(long rows, long C, int N, int R)
 static int norm_packs(long C, int N) /* R: one pack to a thread, or as many as registers allow */
 {
     int packs = ceil_div(C, N);
-    return packs <= NORM_THREADS ? 1 : N == 1 && packs <= 4 * NORM_THREADS ? 4 : 16 / N;
+    if (packs <= NORM_THREADS)
+        return 1;
+    return N == 1 && packs <= 4 * NORM_THREADS ? 4 : 16 / N;
 }
 template <class E, int N, int R> static void residual_norm_backward(const ResidualNorm *a)
 {
@@ -793,34 +796,9 @@ template <int N> __device__ inline void act_backward(float (&d)[N], const float 
         });
 }
 
-/* f(r, v, w) for each row r of this block's range, with v and w the row's packs of x and y at
- * column col. The loads of TAIL_ROWS rows are in flight together. They are made without conditions
- * (an operand that is not there by reading another again; the last row again, where there is none),
- * since behind a branch loads wait for those before it. */
+/* Rows whose loads are in flight together. They are loaded without conditions (an operand that is
+ * not there by reading another again), since behind a branch loads wait for those before it. */
 enum { TAIL_ROWS = 2 };
-template <class E, int N, class F>
-__device__ inline void tail_rows(const Tensor &x, const Tensor &y, long rows, long col, F f)
-{
-    const long end = range_begin(rows, blockIdx.y + 1, gridDim.y);
-    for (long r0 = range_begin(rows, blockIdx.y, gridDim.y); r0 < end; r0 += TAIL_ROWS) {
-        Pack<E, N> px[TAIL_ROWS], py[TAIL_ROWS];
-#pragma unroll
-        for (int i = 0; i < TAIL_ROWS; i++) {
-            long r = r0 + i < end ? r0 + i : end - 1;
-            px[i] = fetch_pack<E, N>(row_of<E>(x, r) + col);
-            py[i] = fetch_pack<E, N>(row_of<E>(y, r) + col);
-        }
-#pragma unroll
-        for (int i = 0; i < TAIL_ROWS; i++) {
-            if (r0 + i >= end)
-                break;
-            float v[N], w[N];
-            unpack(v, px[i]);
-            unpack(w, py[i]);
-            f(r0 + i, v, w);
-        }
-    }
-}
 
 /* y = drop(act(pre + bias)) + residual, [rows, out], where the product was left in pre, or in y
  * itself where there is no activation to save it for. Reads the product (and the residual), writes
@@ -829,25 +807,39 @@ template <class E, int N>
 __global__ void linear_tail_kernel(LinearForward a, Tensor product, const E *bias, Mask mask,
                                    const StepState *state)
 {
-    const long col = my_column(N);
+    const long col = my_column(N), end = range_begin(a.rows, blockIdx.y + 1, gridDim.y);
     if (col >= a.out)
         return;
     float add[N] = {};
     if (bias)
         load(add, bias + col);
-    const Tensor &residual = a.residual.p ? a.residual : product;
-    tail_rows<E, N>(product, residual, a.rows, col, [&](long r, float(&v)[N], float(&w)[N]) {
-        each<N>([&](int k) { v[k] += add[k]; });
-        if (bias && product.p != a.y.p)
-            store(row_of<E>(product, r) + col, v);
-        act_forward(v, a.act);
-        if (mask.keep)
-            drop_pack(v, mask, state, (uint32_t)((int)r % a.tokens * a.out + (int)col),
-                      (uint32_t)((int)r / a.tokens));
-        if (a.residual.p)
-            each<N>([&](int k) { v[k] += w[k]; });
-        store(row_of<E>(a.y, r) + col, v);
-    });
+    for (long r0 = range_begin(a.rows, blockIdx.y, gridDim.y); r0 < end; r0 += TAIL_ROWS) {
+        Pack<E, N> in[TAIL_ROWS], residual[TAIL_ROWS];
+#pragma unroll
+        for (int i = 0; i < TAIL_ROWS; i++) {
+            long r = r0 + i < end ? r0 + i : end - 1;
+            in[i] = fetch_pack<E, N>(row_of<E>(product, r) + col);
+            residual[i] = fetch_pack<E, N>(row_of<E>(a.residual.p ? a.residual : product, r) + col);
+        }
+#pragma unroll
+        for (int i = 0; i < TAIL_ROWS; i++) {
+            long r = r0 + i;
+            if (r >= end)
+                break;
+            float v[N];
+            unpack(v, in[i]);
+            each<N>([&](int k) { v[k] += add[k]; });
+            if (bias && product.p != a.y.p)
+                store(row_of<E>(product, r) + col, v);
+            act_forward(v, a.act);
+            if (mask.keep)
+                drop_pack(v, mask, state, (uint32_t)((int)r % a.tokens * a.out + (int)col),
+                          (uint32_t)((int)r / a.tokens));
+            if (a.residual.p)
+                each<N>([&](int k) { v[k] += to_float(residual[i].v[k]); });
+            store(row_of<E>(a.y, r) + col, v);
+        }
+    }
 }
 static void linear_tail(const LinearForward *a, bool bias_done)
 {
@@ -869,19 +861,34 @@ template <class E, int N>
 __global__ void input_tail_kernel(LinearBackwardInput a, Mask mask, const StepState *state,
                                   float *partial)
 {
-    const long col = my_column(N);
+    const long col = my_column(N), end = range_begin(a.rows, blockIdx.y + 1, gridDim.y);
     if (col >= a.in)
         return;
     float sum[N] = {};
-    const Tensor &pre = a.act ? a.pre : a.dx;
-    tail_rows<E, N>(a.dx, pre, a.rows, col, [&](long r, float(&d)[N], float(&x)[N]) {
-        if (mask.keep)
-            drop_pack(d, mask, state, (uint32_t)((int)r % a.tokens * a.in + (int)col),
-                      (uint32_t)((int)r / a.tokens));
-        act_backward(d, x, a.act);
-        store(row_of<E>(a.dx, r) + col, d);
-        each<N>([&](int k) { sum[k] += rounded<E>(d[k]); });
-    });
+    for (long r0 = range_begin(a.rows, blockIdx.y, gridDim.y); r0 < end; r0 += TAIL_ROWS) {
+        Pack<E, N> dx[TAIL_ROWS], pre[TAIL_ROWS];
+#pragma unroll
+        for (int i = 0; i < TAIL_ROWS; i++) {
+            long r = r0 + i < end ? r0 + i : end - 1;
+            dx[i] = fetch_pack<E, N>(row_of<E>(a.dx, r) + col);
+            pre[i] = fetch_pack<E, N>(row_of<E>(a.act ? a.pre : a.dx, r) + col);
+        }
+#pragma unroll
+        for (int i = 0; i < TAIL_ROWS; i++) {
+            long r = r0 + i;
+            if (r >= end)
+                break;
+            float d[N], x[N];
+            unpack(d, dx[i]);
+            unpack(x, pre[i]);
+            if (mask.keep)
+                drop_pack(d, mask, state, (uint32_t)((int)r % a.tokens * a.in + (int)col),
+                          (uint32_t)((int)r / a.tokens));
+            act_backward(d, x, a.act);
+            store(row_of<E>(a.dx, r) + col, d);
+            each<N>([&](int k) { sum[k] += rounded<E>(d[k]); });
+        }
+    }
     if (partial)
         store_sums(partial + blockIdx.y * a.in + col, sum);
 }

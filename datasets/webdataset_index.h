@@ -22,7 +22,8 @@ struct stat;
 /* Whether `st` is of the same file, unchanged. */
 bool shard_same_file(const Shard *shard, const struct stat *st);
 /* Fills in the n shards, whose paths are given: from idx_N.txt in index_dir, shard by shard, or
- * from the shards' own headers where it is NULL; or from what was found the last time (cache.c). */
+ * from the shards' own headers where it is NULL; or from what was found the last time
+ * (util/cache.h). */
 bool shards_index(Shard *shard, int n, const char *index_dir, Error *e);
 /* "shard.tar#0000123.jpg"; free() it. */
 char *shard_sample_path(const Shard *shard, const ShardSample *s);

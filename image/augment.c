@@ -9,12 +9,12 @@
  */
 #include "image/augment.h"
 
+#include "image/pixels.h"
+#include "util/text.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "image/pixels.h"
-#include "util/text.h"
 
 /* ---- the schemes ---- */
 
@@ -287,7 +287,9 @@ static bool read_big_vision(Augmentation *a, const char *text, Error *e)
     a->m = a->mmax = 10;
     bool ok = !*at || (*at++ == '(' && number(&at, &a->n) && *at++ == ',' && number(&at, &a->m) &&
                        strcmp(at, ")") == 0);
-    if (!ok || a->n < 1 || a->n > 100 || a->n != floor(a->n) || a->m < 0 || a->m > 100)
+    ok = ok && a->n >= 1 && a->n <= 100 && a->n == floor(a->n);
+    ok = ok && a->m >= 0 && a->m <= 100;
+    if (!ok)
         return fail(e, "such as randaug(2,15)",
                     "--auto-augment '%s' is not randaug(N,M) with N in 1..100 and M in 0..100",
                     text);

@@ -9,6 +9,10 @@
  */
 #include "image/decoder.h"
 
+#include "image/formats.h"
+#include "image/parts.h"
+#include "image/resize.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -16,10 +20,6 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#include "image/formats.h"
-#include "image/parts.h"
-#include "image/resize.h"
 
 /* Larger files are mapped and not read: slides have gigabytes, of which a crop needs a few parts.
  */

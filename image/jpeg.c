@@ -7,6 +7,9 @@
  * side; and where scans of a progressive file are missing, libjpeg smooths over wider surroundings,
  * so that such a file is decoded whole.
  *
+ * Entropy decoding is libjpeg's. A decoder of our own, 461 lines, made crops of ImageNet's
+ * originals 1.25 times as fast: too little to keep it (bench/results).
+ *
  * Memory: a few rows, whatever the size of the picture, unless it has several scans (progressive):
  * then all coefficients.
  *

@@ -9,6 +9,12 @@
 
 /* ---- layout ---- */
 
+#define X(...) +1
+_Static_assert((0 EMBED_PARAMS(X)) <= MAX_UNIT_PARAMS && (0 BLOCK_PARAMS(X)) <= MAX_UNIT_PARAMS &&
+                   (0 HEAD_PARAMS(X)) <= MAX_UNIT_PARAMS,
+               "raise MAX_UNIT_PARAMS");
+#undef X
+
 #define ALIGN 64 /* elements: every tensor starts 256 bytes aligned in fp32 */
 
 static long round_up(long n, long to)
@@ -52,7 +58,9 @@ static int unit_lines(const Config *c, int kind, Param *p, long *size)
 static void add_unit(Layout *l, int u)
 {
     Param line[MAX_UNIT_PARAMS];
-    int kind = u == 0 ? UNIT_EMBED : u <= l->config.layers ? UNIT_BLOCK : UNIT_HEAD;
+    int kind = u <= l->config.layers ? UNIT_BLOCK : UNIT_HEAD;
+    if (u == 0)
+        kind = UNIT_EMBED;
     Unit *unit = &l->unit[u];
     *unit = (Unit){.kind = kind, .first = l->tensors, .offset = l->n_padded};
     int lines = unit_lines(&l->config, kind, line, &unit->n);

@@ -1,4 +1,4 @@
-/* mats.h - matrices in device memory and their comparison with what vit.h promises.
+/* mats.h - matrices in device memory and their comparison with what backend.h promises.
  *
  * A case calls begin, makes matrices, calls the op on their tensors, writes what must come out into
  * the outputs' `v` in double, and ends with `finish`, which compares. Every matrix is a device
@@ -12,7 +12,7 @@
  * takes over from memory, the case writes each order of roundings down as a `way` of its own; the
  * matrix is held to the nearest of them as a whole.
  *
- * Gates are relative L2 norms (../shared/DESIGN.md, section 7):
+ * Gates are relative L2 norms (README, "How it is tested"):
  *                                        fp32  tf32  bf16  fp16
  *   what matrix products make            1e-5  2e-3  1e-3  1.25e-4
  *   the rest                             1e-5  1e-5  1e-3  1.25e-4

@@ -96,20 +96,27 @@ mkdir -p "$tree/build"
 git ls-files -z | xargs -0 cp -a --parents -t "$tree"
 cp -a "$build"/{found,have,libs,float,double,standin} "$tree/build"
 cpu=$(realpath ./train_cpu) # the program that CUDA's mutants are compared with stays as it is
+[ -x "$cpu" ] || { echo "error: there is no ./train_cpu: make"; exit 1; }
 
-# each PROGRAMS TESTS: for every mutant of the table on stdin, makes the programs and runs the tests,
-# a function that is told the file; one that succeeds has missed the mutant.
+# each CFLAGS PROGRAMS TESTS: for every mutant of the table on stdin, makes the programs and runs the
+# tests, a function that is told the file; one that succeeds has missed the mutant.
 each() {
+    if ! make -s -C "$tree" "CFLAGS=$1" $2 >"$tree/log" 2>&1 ||
+        ! (cd "$tree" && $3 vit.c) >"$tree/log" 2>&1; then
+        echo "FAIL the tests fail before anything is changed"
+        failed=$((failed + 1))
+        return
+    fi
     while IFS='|' read -r file expression; do
         file=${file// /} expression=${expression# }
         sed "$expression" "$file" >"$tree/$file"
         if cmp -s "$file" "$tree/$file"; then
             echo "FAIL does not apply: $file: $expression"
             failed=$((failed + 1))
-        elif ! make -s -C "$tree" CFLAGS=-O1 $1 >"$tree/log" 2>&1; then
+        elif ! make -s -C "$tree" "CFLAGS=$1" $2 >"$tree/log" 2>&1; then
             echo "FAIL does not compile: $file: $expression"
             failed=$((failed + 1))
-        elif (cd "$tree" && $2 "$file") >"$tree/log" 2>&1; then
+        elif (cd "$tree" && $3 "$file") >"$tree/log" 2>&1; then
             echo "FAIL survived: $file: $expression"
             failed=$((failed + 1))
         else
@@ -137,9 +144,9 @@ cuda_tests() {
         ;;
     esac
 }
-[[ $which == *cpu* ]] && each "build/double/test_grad build/double/test_ops build/double/test_golden build/double/test_reduce" \
+[[ $which == *cpu* ]] && each -O3 "$(echo build/double/test_{grad,ops,golden,reduce})" \
     cpu_tests < <(mutants)
-[[ $which == *cuda* ]] && each "build/standin/test_ops build/standin/train_gpu" \
+[[ $which == *cuda* ]] && each -O1 "build/standin/test_ops build/standin/train_gpu" \
     cuda_tests < <(cuda_mutants)
 echo "$passed passed, $failed failed, 0 skipped"
 [ $failed = 0 ]

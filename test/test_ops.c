@@ -1,4 +1,4 @@
-/* test_ops: every op of a Backend against its formula in vit.h, written out naively in double.
+/* test_ops: every op of a Backend against its formula in backend.h, written out naively in double.
  *
  *   test_ops [--backend cpu|cuda] [--type fp32|tf32|bf16|fp16] [--verbose]
  *
@@ -6,14 +6,14 @@
  * the same bits each time: on the CPU with one thread, with two, and with two again, except that
  * OpenBLAS may sum in another order with another number of threads; elsewhere twice.
  * The model made of the ops: test/test_grad.c and test/test_golden.c.
- * Order: the ops in the order of vit.h, then memory and the order of calls, random numbers, main.
+ * Order: the ops in the order of backend.h, then memory and the order of calls, random numbers, main.
  */
 #include "mats.h"
 #include "util/rng.h"
 
 static const double pi = 3.14159265358979323846;
 
-/* The factor of one element, 0 or 1/(1-p), from the definition above Drop in vit.h. */
+/* The factor of one element, 0 or 1/(1-p), from the definition above Drop in backend.h. */
 static double drop_factor(Drop d, long sample, long element)
 {
     if (d.p <= 0)

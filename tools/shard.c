@@ -10,6 +10,13 @@
  */
 #include "tools/tools.h"
 
+#include "data.h"
+#include "datasets/tar.h"
+#include "image/decoder.h"
+#include "image/write.h"
+#include "util/files.h"
+#include "util/report.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <omp.h>
@@ -18,13 +25,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#include "data.h"
-#include "datasets/tar.h"
-#include "image/decoder.h"
-#include "image/write.h"
-#include "util/files.h"
-#include "util/report.h"
 
 /* ---- flags ---- */
 

@@ -6,15 +6,15 @@
  */
 #include "tools/tools.h"
 
-#include <omp.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "datasets/dali_index.h"
 #include "datasets/tar.h"
 #include "util/files.h"
 #include "util/report.h"
 #include "util/text.h"
+
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
 
 /* ---- index ---- */
 

@@ -1,7 +1,8 @@
 /* hosts.h - what the hosts of a run's processes say to each other.
  *
- * What they need to agree on (NCCL's identifier, counts of an evaluation, whether to stop) goes
- * over TCP, through rank 0. Gradients do not: they are the backend's. There is no MPI here, no
+ * What they need to agree on (NCCL's identifier, counts of an evaluation, what data was used) goes
+ * over TCP, through rank 0. Gradients do not, and what all must know at every step rides with them:
+ * they are the backend's. There is no MPI here, no
  * NCCL, and no arithmetic but sums. Which process this is, and where rank 0 is, comes from
  * launch.h.
  *

@@ -209,8 +209,8 @@ bool mix_parse_twist(const char *text, double twist[4], Error *e)
     while (*p && n < 4) {
         char *end;
         twist[n] = strtod(p, &end);
-        if (end == p || !(twist[n] >= 0 && twist[n] <= most[n]) || (*end && *end != ',') ||
-            (*end && !end[1]))
+        bool ok = end > p && twist[n] >= 0 && twist[n] <= most[n];
+        if (!ok || (*end && (*end != ',' || !end[1])))
             break;
         n++;
         p = *end ? end + 1 : end;

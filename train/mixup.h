@@ -5,7 +5,7 @@
  * Everything is a function of (seed, step, position in the step's batch), and partners are never
  * further apart than a group of `group` consecutive positions, which divides every micro-batch. So
  * neither micro-batches nor ranks change anything, and ranks never exchange images.
- * Crop, flip and what else happens to single images on the CPU is in image.h.
+ * Crop, flip and what else happens to single images on the CPU is in image/.
  */
 #pragma once
 

@@ -3,7 +3,7 @@
  * A row per flag: C type, field, default, what is allowed (as in field.h), help. The flag is the
  * field with dashes. The table drives parsing, --help, recipe files and the echo in config.ini; the
  * model's own settings (VIT_CONFIG in config.h) follow it. A word's names are in the order of the
- * enum that this file, backend.h, vit.h or image.h has for them.
+ * enum for them: here, or in backend.h, model/params.h, image/image.h.
  *
  * Settings are read once, from the command line and from recipes, into a list in the order they
  * were given (Settings). What wins over what is decided by the order in which lists are applied.

@@ -368,13 +368,14 @@ Dataset *setup_split(Session *s, const char *spec, bool train)
     /* Training on with new data makes a new head, for as many classes as its labels say. */
     bool known = options_config_given(o, "classes") || s->run_dir || s->checkpoint ||
                  (s->weights && strcmp(o->command, "train") != 0);
+    int classes = s->train ? data_classes(s->train) : 0;
+    if (known)
+        classes = c->classes;
     DataOptions d = {.spec = where,
                      .classes = *o->classes ? o->classes : NULL,
                      .index_dir = *index ? index : NULL,
                      .train = train,
-                     .num_classes = known      ? c->classes
-                                    : s->train ? data_classes(s->train)
-                                               : 0,
+                     .num_classes = classes,
                      .classes_fraction = o->classes_fraction,
                      .per_class = o->data_per_class,
                      .window = (int)o->shuffle_shards,

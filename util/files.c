@@ -177,15 +177,19 @@ static bool sync_parent(const char *path, Error *e)
 /* fsync before rename: the name must never point at data that a power cut can still lose. */
 bool file_publish(FileWriter *f, bool durable, Error *e)
 {
-    bool ok = (fflush(f->f) == 0 && (!durable || fsync(fileno(f->f)) == 0)) ||
-              cannot("write", f->path, errno, e);
+    bool ok = fflush(f->f) == 0 && (!durable || fsync(fileno(f->f)) == 0);
+    int why = errno;
+    if (fclose(f->f) != 0 && ok) { /* NFS may say only now that the disk is full */
+        ok = false;
+        why = errno;
+    }
+    f->f = NULL;
+    ok = ok || cannot("write", f->path, why, e);
     ok = ok && (rename(f->temporary, f->path) == 0 ||
                 cannot("rename the finished file to its name", f->path, errno, e));
-    if (ok) {
-        ok = (fclose(f->f) == 0 || cannot("write", f->path, errno, e)) &&
-             (!durable || sync_parent(f->path, e));
-        f->f = NULL; /* there is no temporary file any more */
-    }
+    if (!ok)
+        unlink(f->temporary);
+    ok = ok && (!durable || sync_parent(f->path, e));
     file_abandon(f);
     return ok;
 }

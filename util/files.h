@@ -12,9 +12,10 @@ char *read_text(const char *path, size_t max_bytes, Error *e);
 long read_at(int fd, void *bytes, size_t n, uint64_t at);
 
 /* Every file that is written is written so: as PATH.PID.tmp, then renamed. Who reads PATH sees all
- * of it or what was there before, also after a crash or a full disk, which leaves no temporary
- * file. `durable` files survive a power cut too: file and directory are synced, which takes
- * milliseconds. Errors name the path and what stands in the way. */
+ * of it or what was there before, also after a crash or a full disk. A failure removes the
+ * temporary file; a process that is killed leaves it. `durable` files survive a power cut too: file
+ * and directory are synced, which takes milliseconds. Errors name the path and what stands in the
+ * way. */
 typedef struct FileWriter FileWriter;
 FileWriter *file_create(const char *path, Error *e);
 bool file_write(FileWriter *f, const void *bytes, size_t n, Error *e);

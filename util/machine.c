@@ -7,11 +7,13 @@
 #include "util/util.h"
 
 #include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 #include <unistd.h>
 
+/* The number behind `key` at the beginning of a line of a file; -1 where there is none. */
 static double read_number(const char *path, const char *key)
 {
     FILE *f = fopen(path, "r");
@@ -26,7 +28,7 @@ static double read_number(const char *path, const char *key)
     return value;
 }
 
-/* What the machine, and the container it may be, can still give. */
+/* The smaller of what the machine has left and what the container may still take. */
 double machine_memory_free(void)
 {
     double kib = read_number("/proc/meminfo", "MemAvailable:");
@@ -76,12 +78,14 @@ static int cpu_level(void)
 
 static int openblas_level(const char *core)
 {
-    static const char *const names[][4] = {{"SkylakeX", "Cooperlake", "SapphireRapids", NULL},
-                                           {"Haswell", "Zen", "Excavator", NULL}};
-    for (int level = 0; level < COUNT(names); level++)
-        for (int i = 0; names[level][i]; i++)
-            if (strcasecmp(core, names[level][i]) == 0)
-                return 3 - level;
+    static const struct {
+        const char *core;
+        int level;
+    } known[] = {{"SkylakeX", 3}, {"Cooperlake", 3}, {"SapphireRapids", 3},
+                 {"Haswell", 2},  {"Zen", 2},        {"Excavator", 2}};
+    for (int i = 0; i < COUNT(known); i++)
+        if (strcasecmp(core, known[i].core) == 0)
+            return known[i].level;
     return 1;
 }
 

@@ -187,7 +187,7 @@ static const char *guess_heads(Config *c)
 {
     Config preset;
     const char *name = matching_preset(c, &preset);
-    c->heads = name ? preset.heads : c->width < 64 ? 1 : c->width / 64;
+    c->heads = name ? preset.heads : c->width / 64 + (c->width < 64);
     while (c->width % c->heads)
         c->heads--;
     return name;
@@ -290,10 +290,10 @@ static bool config_of(const SafeTensors *f, Config *c, char *assumed, size_t siz
         if (!is_vit_name(f->tensor[i].name))
             return fail(e, timm_hint, "%s: tensor %.150s does not belong to a plain ViT", f->path,
                         f->tensor[i].name);
-    Config whole = *c;
-    if (whole.classes == 0)
-        whole.classes = 1; /* the caller decides about the head */
-    return vit_config_check(&whole, &why) || fail(e, why.hint, "%s: %s", f->path, why.what);
+    Config with_head = *c;
+    if (with_head.classes == 0)
+        with_head.classes = 1; /* the caller decides about the head */
+    return vit_config_check(&with_head, &why) || fail(e, why.hint, "%s: %s", f->path, why.what);
 }
 
 bool weights_config(const char *path, Config *c, char *assumed, size_t size, Error *e)
