@@ -190,7 +190,7 @@ static std::vector<Choice> candidates(const Product &p, const Description &x, in
                 seen |= memcmp(&other.algo, &algo, sizeof algo) == 0;
             Choice c = {};
             c.algo = algo;
-            c.known = c.final = c.checked = true;
+            c.known = c.final = true;
             if (!seen)
                 list.push_back(c);
         }
@@ -307,31 +307,35 @@ static Choice choose(const Product &p, const Description &x)
     if (choosing.together)
         cu.device.broadcast(&c, sizeof c);
     c.final = time || !cu.device.measure;
-    c.checked = true;
     choices_changed |= c.measured;
     return c;
 }
 
-/* Returns false where the library has no algorithm for it. */
+/* Returns false where the library has no algorithm for it. What is shared changes only where all
+ * ranks make the product: otherwise some would have to choose anew, which is done together, and
+ * others not. So a rank alone begins with a copy. */
 static bool product(const Product &p)
 {
     if (p.m == 0 || p.n == 0)
         return true;
     Description x(p);
     std::string key = product_key(p);
-    Choices &mine = choosing.together || cu.device.ranks == 1 || shared.count(key) ? shared : own;
+    const bool alone = cu.device.ranks > 1 && !choosing.together;
+    Choices &mine = alone ? own : shared;
     auto at = mine.find(key);
-    if (at != mine.end() && !at->second.checked) {
-        at->second.checked = true;
-        /* what a file says is held to what the library says, in every rank alike: they have the
-         * same GPUs and libraries */
-        if (at->second.known && !fits(x, at->second.algo))
-            at->second.final = at->second.known = false;
+    if (alone && at == mine.end() && shared.count(key))
+        at = mine.emplace(key, shared[key]).first;
+    /* what a file says is held to what the library says, in every rank alike: they have the same
+     * GPUs and libraries */
+    if (at != mine.end() && !at->second.checked && !fits(x, at->second.algo)) {
+        mine.erase(at);
+        at = mine.end();
     }
     if (at == mine.end())
         at = mine.emplace(key, choose(p, x)).first;
     else if (!at->second.final && may_time(p))
         at->second = choose(p, x);
+    at->second.checked = true;
     if (!at->second.known)
         return false;
     CHECK_CUBLAS(multiply(p, x, at->second.algo));
