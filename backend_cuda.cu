@@ -62,20 +62,24 @@ static bool sharing_gpu; /* VIT_SHARE_GPU: more ranks than GPUs, for tests */
 #ifdef HAVE_NCCL
 static ncclComm_t comm;
 
-/* A kernel that waits for a rank that is gone would wait for ever, and so would exit(). */
 static void nccl_check(ncclResult_t r, const char *what)
 {
-    if (r == ncclSuccess || r == ncclInProgress)
-        return;
-    const char *text = ncclGetErrorString(r);
-    ncclComm_t broken = comm;
-    comm = NULL;
-    if (broken)
-        ncclCommAbort(broken);
-    die("NCCL_DEBUG=INFO says more; if a rank has ended, its own error is the cause",
-        "NCCL: %s (%s, rank %d of %d)", text, what, cu.device.rank, cu.device.ranks);
+    if (r != ncclSuccess && r != ncclInProgress)
+        die("NCCL_DEBUG=INFO says more; if a rank has ended, its own error is the cause",
+            "NCCL: %s (%s, rank %d of %d)", ncclGetErrorString(r), what, cu.device.rank,
+            cu.device.ranks);
 }
 #define CHECK_NCCL(call) nccl_check(call, #call)
+
+/* What exit() calls first of all. Next would be the libraries' own ends, which may wait for kernels,
+ * and a kernel waits for ever for a rank that is gone, or for one that waits for this one's end. */
+static void fail_at_once(int status, void *)
+{
+    if (status == 0)
+        return;
+    fflush(stdout);
+    _exit(status);
+}
 
 /* For tests on one GPU: NCCL refuses two ranks there unless they seem to be on two hosts, which
  * then talk through sockets. */
@@ -100,6 +104,7 @@ static void join_ranks()
         CHECK_NCCL(ncclGetUniqueId(&id));
     cu.device.broadcast(&id, sizeof id);
     CHECK_NCCL(ncclCommInitRank(&comm, cu.device.ranks, id, cu.device.rank));
+    on_exit(fail_at_once, NULL);
 }
 #else
 static void join_ranks()

@@ -69,6 +69,8 @@ static End run(int n, int (*body)())
             fflush(NULL);
             _exit(status);
         }
+    close(news[0]); /* so that a rank's end is the end of its pipe */
+    close(news[1]);
     bool there[2] = {true, n == 2};
     for (double until = now() + LIMIT; there[0] || there[1]; usleep(10000))
         for (int r = 0; r < n; r++) {
@@ -86,9 +88,15 @@ static End run(int n, int (*body)())
     while (fgets(line, sizeof line, log))
         end.said += line;
     fclose(log);
-    close(news[0]);
-    close(news[1]);
     return end;
+}
+
+/* Until the other rank has ended. */
+static int wait_for_the_end()
+{
+    char c;
+    close(news[1]);
+    return int(read(news[0], &c, 1));
 }
 
 static void must_end(const char *name, const End &e, int n, int status)
@@ -155,6 +163,29 @@ static void test_choices()
              }), 2, 0);
 }
 
+/* ------------------------------------------------------------------------------------------------
+ * Ends: a sum waits for the other rank on the device, and nobody may wait for that sum for ever. */
+
+static void begin_sum()
+{
+    be->all_reduce(x.p, F32, N * N);
+    be->join();
+}
+
+static void test_failing()
+{
+    End e = run(2, [] {
+        start(false);
+        if (rank == 0)
+            return wait_for_the_end();
+        begin_sum();
+        die("none", "rank 1 fails");
+    });
+    CHECK(e.status[0] == 0 && e.status[1] == 1, "a rank fails: %d %d (-1: hung); said: %.400s",
+          e.status[0], e.status[1], e.said.c_str());
+    CHECK(e.said.find("hint: none") != std::string::npos, "said: %.400s", e.said.c_str());
+}
+
 int main()
 {
     setenv("VIT_STANDIN_DEVICES", "2", 1);
@@ -162,6 +193,7 @@ int main()
     unsetenv("HOME");
     int fd = mkstemp(file);
     test_choices();
+    test_failing();
     close(fd);
     unlink(file);
     return check_report();
