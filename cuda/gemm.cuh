@@ -255,7 +255,7 @@ static void add_split_sums(const Product &p, const Description &x, std::vector<C
 }
 
 /* All candidates a few times, then the best few in turns. The clocks rise with the first ones. */
-static Choice fastest(const Product &p, const Description &x, const std::vector<Choice> &list)
+static Choice fastest_of(const Product &p, const Description &x, const std::vector<Choice> &list)
 {
     enum { FINALISTS = 5, ROUNDS = 3 };
     std::vector<std::pair<float, size_t>> order;
@@ -276,6 +276,21 @@ static Choice fastest(const Product &p, const Description &x, const std::vector<
     return c;
 }
 
+/* Timing writes the result again and again. Where that is what is added to, it goes elsewhere, if
+ * there is room; if there is not, the library's guess stays. */
+static Choice fastest(Product p, const Description &x, const std::vector<Choice> &list)
+{
+    if (p.C != p.D)
+        return fastest_of(p, x, list);
+    dev *elsewhere = cuda_alloc((size_t)(p.ldd * p.n) * type_size(p.out));
+    if (!elsewhere)
+        return list[0];
+    p.D = elsewhere;
+    Choice c = fastest_of(p, x, list);
+    cuda_release(elsewhere);
+    return c;
+}
+
 static bool capturing()
 {
     cudaStreamCaptureStatus status;
@@ -283,17 +298,16 @@ static bool capturing()
     return status != cudaStreamCaptureStatusNone;
 }
 
-/* Timing writes the result again and again, which must not be what is added to. */
-static bool may_time(const Product &p)
+static bool may_time()
 {
-    return cu.device.measure && choosing.time && p.C != p.D && !capturing();
+    return cu.device.measure && choosing.time && !capturing();
 }
 
 /* Where all ranks do the same, they take the choice of the first, or their sums would differ. */
 static Choice choose(const Product &p, const Description &x)
 {
     Choice c = {};
-    bool time = may_time(p);
+    bool time = may_time();
     if (time) /* with nothing beside it; and no rank may wait for a sum that another has not begun
                */
         CHECK_CUDA(cudaDeviceSynchronize());
@@ -333,7 +347,7 @@ static bool product(const Product &p)
     }
     if (at == mine.end())
         at = mine.emplace(key, choose(p, x)).first;
-    else if (!at->second.final && may_time(p))
+    else if (!at->second.final && may_time())
         at->second = choose(p, x);
     at->second.checked = true;
     if (!at->second.known)

@@ -186,6 +186,47 @@ static void test_failing()
     CHECK(e.said.find("hint: none") != std::string::npos, "said: %.400s", e.said.c_str());
 }
 
+/* ------------------------------------------------------------------------------------------------
+ * A product that is added to what is there: timed like all others, added once. */
+
+static void accumulate(void *)
+{
+    LinearBackwardInput a = {};
+    a.dx = y, a.dy = x, a.w = w;
+    a.rows = a.in = a.out = N;
+    a.tokens = 1;
+    a.accumulate = true;
+    be->linear_backward_input(&a);
+}
+
+static void test_accumulating()
+{
+    End e = run(1, [] {
+        static float one[N * N], sum[N * N];
+        start(true);
+        for (int i = 0; i < N; i++) /* the identity */
+            one[i * N + i] = 1;
+        be->upload(x.p, one, sizeof one);
+        be->upload(w.p, one, sizeof one);
+        for (int i = 0; i < 3; i++)
+            be->run(TRAIN, true, accumulate, NULL);
+        be->algorithms(file, true);
+        be->download(sum, y.p, sizeof sum);
+        for (int i = 0; i < N * N; i++)
+            if (sum[i] != 3 * one[i])
+                die(NULL, "sum %d is %g", i, sum[i]);
+        return 0;
+    });
+    must_end("accumulating", e, 1, 0);
+    FILE *f = fopen(file, "r");
+    int measured = 0;
+    for (char line[2048]; f && fgets(line, sizeof line, f);)
+        measured += strstr(line, " c1 ") != NULL;
+    CHECK(f && measured == 1, "%d such choices in the file", measured);
+    if (f)
+        fclose(f);
+}
+
 int main()
 {
     setenv("VIT_STANDIN_DEVICES", "2", 1);
@@ -194,6 +235,7 @@ int main()
     int fd = mkstemp(file);
     test_choices();
     test_failing();
+    test_accumulating();
     close(fd);
     unlink(file);
     return check_report();
