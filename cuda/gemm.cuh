@@ -218,7 +218,7 @@ static float time_algorithm(const Product &p, const Description &x,
         CHECK_CUDA(cudaEventRecord(from, cu.stream));
         CHECK_CUBLAS(multiply(p, x, algo));
         CHECK_CUDA(cudaEventRecord(to, cu.stream));
-        CHECK_CUDA(cudaEventSynchronize(to));
+        wait_event(to);
         CHECK_CUDA(cudaEventElapsedTime(&t, from, to));
     }
     std::sort(ms.begin(), ms.end());
@@ -310,7 +310,7 @@ static Choice choose(const Product &p, const Description &x)
     bool time = may_time();
     if (time) /* with nothing beside it; and no rank may wait for a sum that another has not begun
                */
-        CHECK_CUDA(cudaDeviceSynchronize());
+        settle();
     if (cu.device.rank == 0 || !choosing.together) {
         std::vector<Choice> list = candidates(p, x, time ? MOST : 1);
         if (time)

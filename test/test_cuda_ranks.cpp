@@ -227,6 +227,49 @@ static void test_accumulating()
         fclose(f);
 }
 
+/* The other rank is gone: whatever waits for the device says so. */
+static int go_on_alone(void (*wait)())
+{
+    start(true);
+    if (rank == 1)
+        return 1;
+    begin_sum();
+    wait();
+    return 0;
+}
+
+static void test_waits()
+{
+    const struct {
+        const char *name;
+        int (*body)();
+    } waits[] = {
+        {"alloc", [] { return go_on_alone([] { be->alloc(64); }); }},
+        {"release", [] { return go_on_alone([] { be->release(y.p); }); }},
+        {"upload", [] { return go_on_alone([] { be->upload(y.p, "upload", 4); }); }},
+        {"download", [] { return go_on_alone([] { be->download(news, y.p, 4); }); }},
+        {"timing", [] { return go_on_alone([] { forward(NULL); }); }},
+    };
+    for (const auto &w : waits) {
+        End e = run(2, w.body);
+        must_end(w.name, e, 2, 1);
+        CHECK(e.said.find("another rank") != std::string::npos, "%s said: %.400s", w.name,
+              e.said.c_str());
+    }
+    End e = run(2, [] { /* it is there, but its kernel does not come */
+        setenv("VIT_SHARE_GPU", "2", 1);
+        start(false);
+        if (rank == 1)
+            return wait_for_the_end();
+        begin_sum();
+        be->wait(be->mark());
+        return 0;
+    });
+    CHECK(e.status[0] == 1 && e.status[1] == 0, "a shared GPU: %d %d (-1: hung); said: %.400s",
+          e.status[0], e.status[1], e.said.c_str());
+    CHECK(e.said.find("VIT_SHARE_GPU") != std::string::npos, "said: %.400s", e.said.c_str());
+}
+
 int main()
 {
     setenv("VIT_STANDIN_DEVICES", "2", 1);
@@ -236,6 +279,7 @@ int main()
     test_choices();
     test_failing();
     test_accumulating();
+    test_waits();
     close(fd);
     unlink(file);
     return check_report();
