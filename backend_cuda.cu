@@ -71,8 +71,8 @@ static void nccl_check(ncclResult_t r, const char *what)
 }
 #define CHECK_NCCL(call) nccl_check(call, #call)
 
-/* What exit() calls first of all. Next would be the libraries' own ends, which may wait for kernels,
- * and a kernel waits for ever for a rank that is gone, or for one that waits for this one's end. */
+/* What exit() calls first. Next would be the libraries' own ends, which may wait for kernels, and a
+ * kernel waits for ever for a rank that is gone, or that waits for this one's end. */
 static void fail_at_once(int status, void *)
 {
     if (status == 0)
@@ -100,6 +100,9 @@ static void join_ranks()
         share_gpu();
     setenv("NCCL_ALGO", "Ring", 0); /* one order of summation; NVLS has none that it keeps */
     setenv("NCCL_NVLS_ENABLE", "0", 0);
+    /* Sums go before the backward pass beside them, and take no more multiprocessors from it than
+     * these: by estimate enough to end in its time; not measured. */
+    setenv("NCCL_MAX_CTAS", "8", 0);
     if (cu.device.rank == 0)
         CHECK_NCCL(ncclGetUniqueId(&id));
     cu.device.broadcast(&id, sizeof id);
@@ -238,7 +241,7 @@ static double cuda_busy(void)
 
 /* ------------------------------------------------------------------------------------------------
  * Waiting, always here. With other ranks, look at their health meanwhile: a sum whose partner is
- * gone never ends, nor does one on a shared GPU where it keeps the partner's kernel from running. */
+ * gone never ends. Nor may one on a shared GPU, where it can keep its partner's from running. */
 
 static void wait_event(cudaEvent_t e)
 {
@@ -450,7 +453,8 @@ static void cuda_run(uint64_t key, bool together, void (*body)(void *), void *ar
             return;
         }
         CHECK_CUDA(cudaStreamEndCapture(cu.stream, &graph));
-        CHECK_CUDA(cudaGraphInstantiate(&r.graph, graph, 0));
+        /* sums keep their stream's priority */
+        CHECK_CUDA(cudaGraphInstantiate(&r.graph, graph, cudaGraphInstantiateFlagUseNodePriority));
         CHECK_CUDA(cudaGraphDestroy(graph));
     }
     CHECK_CUDA(cudaGraphLaunch(r.graph, cu.stream));

@@ -5,6 +5,7 @@
  * runs by test_cuda.sh.
  */
 #include "check.h"
+#include "cuda_on_cpu/standin.h"
 
 extern "C" {
 #include "backend.h"
@@ -270,6 +271,21 @@ static void test_waits()
     CHECK(e.said.find("VIT_SHARE_GPU") != std::string::npos, "said: %.400s", e.said.c_str());
 }
 
+/* ------------------------------------------------------------------------------------------------
+ * Sums run beside the backward pass, before it and on few multiprocessors, when replayed too. */
+
+static void test_priority()
+{
+    must_end("priority of replayed sums", run(2, [] {
+                 start(false);
+                 for (int i = 0; i < 3; i++)
+                     be->run(TRAIN, true, [](void *) { be->all_reduce(x.p, F32, N * N); }, NULL);
+                 be->wait(be->mark());
+                 printf("priority %d\n", standin::replayed_priority());
+                 return standin::replayed_priority() == -5 && getenv("NCCL_MAX_CTAS") ? 0 : 3;
+             }), 2, 0);
+}
+
 int main()
 {
     setenv("VIT_STANDIN_DEVICES", "2", 1);
@@ -280,6 +296,7 @@ int main()
     test_failing();
     test_accumulating();
     test_waits();
+    test_priority();
     close(fd);
     unlink(file);
     return check_report();

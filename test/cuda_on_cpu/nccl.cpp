@@ -9,7 +9,7 @@
  * not answer for VIT_STANDIN_NCCL_TIMEOUT seconds (60), has died or has aborted makes this and all
  * later works of the communicator give up, which ncclCommGetAsyncError reports. Ranks that call
  * different collectives, or with other counts or types, get ncclInvalidUsage. A process that exits
- * with a communicator waits for what is queued, and so for its peers, as a GPU's kernels can make it.
+ * with a communicator first waits for what is queued, and so for its peers, as on a GPU it may.
  */
 #include "nccl.h"
 
