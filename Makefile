@@ -71,7 +71,8 @@ TOOL_OBJ := $(patsubst %.c,$(BUILD)/float/%.o,$(wildcard tools/*.c))
 GPU_OBJ  := $(BUILD)/gpu/backend_cuda.o
 TESTS    := $(patsubst test/%.c,$(BUILD)/%,$(wildcard test/test_*.c)) \
             $(patsubst test/%.c,$(BUILD)/double/%,$(wildcard test/test_grad.c test/test_golden.c))
-STANDIN_TESTS := $(addprefix $(STANDIN)/,train_gpu test_ops test_golden test_cuda_on_cpu)
+STANDIN_TESTS := $(addprefix $(STANDIN)/,train_gpu test_ops test_golden test_cuda_on_cpu \
+  test_cuda_ranks)
 # Fuzz targets, with sanitizers: under test/fuzz/driver.c by the compiler that is there, or under
 # libFuzzer by clang.
 SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
@@ -157,6 +158,7 @@ $(TOOL): $(TOOL_OBJ) $(LIB); $(link)
 $(GPUPROGRAM): $(TRAIN) $(LIB) $(GPU_OBJ); $(link)
 $(STANDIN)/train_gpu: $(TRAIN) $(LIB) $(STANDIN)/backend_cuda.o $(STANDIN_OBJ); $(link)
 $(STANDIN)/test_cuda_on_cpu: $(STANDIN)/test_cuda_on_cpu.o $(STANDIN_OBJ); $(link)
+$(STANDIN)/test_cuda_ranks: $(STANDIN)/test_cuda_ranks.o $(LIB) $(STANDIN)/backend_cuda.o $(STANDIN_OBJ); $(link)
 $(BUILD)/test_%: $(BUILD)/float/test/test_%.o $(LIB); $(link)
 $(BUILD)/double/test_%: $(BUILD)/double/test/test_%.o $(LIB64); $(link)
 $(BUILD)/gpu/test_%: $(BUILD)/float/test/test_%.o $(LIB) $(GPU_OBJ); $(link)
@@ -194,7 +196,7 @@ test-programs: fuzz-targets $(PROGRAM) $(TOOL) $(TESTS) $(STANDIN_TESTS) $(if $(
 # test/run runs each argument as a command, and ends with `N passed, N failed, N skipped`.
 # Gradients are checked in double alone: finite differences say nothing in float. The CUDA backend is
 # compiled by nvcc where that is found, and tested on the stand-ins everywhere.
-CUDA_TESTS := "$(STANDIN)/test_cuda_on_cpu" \
+CUDA_TESTS := "$(STANDIN)/test_cuda_on_cpu" "$(STANDIN)/test_cuda_ranks" \
   $(foreach t,fp32 tf32 bf16 fp16,"as ops $t: $(STANDIN)/test_ops --backend cuda --type $t") \
   $(foreach t,fp32 tf32 bf16 fp16,"as goldens $t: $(STANDIN)/test_golden --backend cuda --type $t $(GOLDEN) $(FIXTURES)") \
   "test/test_cuda.sh $(STANDIN)/train_gpu $(PROGRAM) $(SHARED)"

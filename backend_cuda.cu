@@ -10,7 +10,7 @@
  * goes on. Events are all that orders them. A step is recorded as a CUDA graph the third time it is
  * called and replayed from then on: ops read what changes from StepState in device memory.
  *
- * Order: errors, the device, memory, transfers, graphs, collectives, the table.
+ * Order: errors, the device, waiting, memory, transfers, graphs, collectives, the table.
  */
 #include "cuda/common.cuh"
 
@@ -58,24 +58,28 @@ void cuda_check(cudaError_t e, const char *what)
 
 static cudaStream_t copies, collectives;
 static cudaEvent_t fork_event, join_event;
-static bool sharing_gpu; /* VIT_SHARE_GPU: more ranks than GPUs, for tests */
+static double shared_limit; /* seconds to wait; VIT_SHARE_GPU: more ranks than GPUs, for tests */
 #ifdef HAVE_NCCL
 static ncclComm_t comm;
 
-/* A kernel that waits for a rank that is gone would wait for ever, and so would exit(). */
 static void nccl_check(ncclResult_t r, const char *what)
 {
-    if (r == ncclSuccess || r == ncclInProgress)
-        return;
-    const char *text = ncclGetErrorString(r);
-    ncclComm_t broken = comm;
-    comm = NULL;
-    if (broken)
-        ncclCommAbort(broken);
-    die("NCCL_DEBUG=INFO says more; if a rank has ended, its own error is the cause",
-        "NCCL: %s (%s, rank %d of %d)", text, what, cu.device.rank, cu.device.ranks);
+    if (r != ncclSuccess && r != ncclInProgress)
+        die("NCCL_DEBUG=INFO says more; if a rank has ended, its own error is the cause",
+            "NCCL: %s (%s, rank %d of %d)", ncclGetErrorString(r), what, cu.device.rank,
+            cu.device.ranks);
 }
 #define CHECK_NCCL(call) nccl_check(call, #call)
+
+/* What exit() calls first. Next would be the libraries' own ends, which may wait for kernels, and a
+ * kernel waits for ever for a rank that is gone, or that waits for this one's end. */
+static void fail_at_once(int status, void *)
+{
+    if (status == 0)
+        return;
+    fflush(stdout);
+    _exit(status);
+}
 
 /* For tests on one GPU: NCCL refuses two ranks there unless they seem to be on two hosts, which
  * then talk through sockets. */
@@ -92,14 +96,18 @@ static void share_gpu()
 static void join_ranks()
 {
     ncclUniqueId id;
-    if (sharing_gpu)
+    if (shared_limit > 0)
         share_gpu();
     setenv("NCCL_ALGO", "Ring", 0); /* one order of summation; NVLS has none that it keeps */
     setenv("NCCL_NVLS_ENABLE", "0", 0);
+    /* Sums go before the backward pass beside them, and take no more multiprocessors from it than
+     * these: by estimate enough to end in its time; not measured. */
+    setenv("NCCL_MAX_CTAS", "8", 0);
     if (cu.device.rank == 0)
         CHECK_NCCL(ncclGetUniqueId(&id));
     cu.device.broadcast(&id, sizeof id);
     CHECK_NCCL(ncclCommInitRank(&comm, cu.device.ranks, id, cu.device.rank));
+    on_exit(fail_at_once, NULL);
 }
 #else
 static void join_ranks()
@@ -114,10 +122,11 @@ static void open_device(void)
 {
     int devices = 0, local = cu.device.local_rank, low, high;
     CHECK_CUDA(cudaGetDeviceCount(&devices));
-    sharing_gpu = getenv("VIT_SHARE_GPU") != NULL;
+    if (const char *share = getenv("VIT_SHARE_GPU"))
+        shared_limit = atof(share) > 1 ? atof(share) : 300;
     if (devices == 1 && getenv("CUDA_VISIBLE_DEVICES")) /* a launcher gave each its own */
         local = 0;
-    if (local >= devices && !sharing_gpu)
+    if (local >= devices && shared_limit == 0)
         die("start as many processes as the machine has GPUs, see --gpus",
             "rank %d wants GPU %d, this machine has %d", cu.device.rank, local, devices);
     CHECK_CUDA(cudaSetDevice(local % devices));
@@ -231,6 +240,44 @@ static double cuda_busy(void)
 }
 
 /* ------------------------------------------------------------------------------------------------
+ * Waiting, always here. With other ranks, look at their health meanwhile: a sum whose partner is
+ * gone never ends. Nor may one on a shared GPU, where it can keep its partner's from running. */
+
+static void wait_event(cudaEvent_t e)
+{
+#ifdef HAVE_NCCL
+    const double since = now();
+    while (comm) {
+        ncclResult_t health = ncclSuccess;
+        cudaError_t s = cudaEventQuery(e);
+        CHECK_NCCL(ncclCommGetAsyncError(comm, &health));
+        nccl_check(health, "another rank");
+        if (s == cudaSuccess)
+            return;
+        if (s != cudaErrorNotReady)
+            CHECK_CUDA(s);
+        if (shared_limit > 0 && now() - since > shared_limit)
+            die("give each rank its own GPU, or allow more seconds, as in VIT_SHARE_GPU=900",
+                "waited %g s for a GPU that ranks share (VIT_SHARE_GPU)", shared_limit);
+        usleep(50);
+    }
+#endif
+    CHECK_CUDA(cudaEventSynchronize(e));
+}
+
+/* The host waits until ops, inputs and sums are done: none of them touches memory then. */
+static void settle()
+{
+    static cudaEvent_t e;
+    if (!e)
+        CHECK_CUDA(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
+    for (cudaStream_t s : {copies, cu.stream, collectives}) {
+        CHECK_CUDA(cudaEventRecord(e, s));
+        wait_event(e);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------
  * Memory */
 
 static double cuda_memory_free(void)
@@ -250,15 +297,8 @@ static dev *cuda_alloc(size_t bytes)
     }
     CHECK_CUDA(e);
     CHECK_CUDA(cudaMemsetAsync(p, 0, bytes, cu.stream));
-    CHECK_CUDA(cudaStreamSynchronize(cu.stream)); /* the other streams may write there next */
+    settle(); /* the other streams may write there next */
     return (dev *)p;
-}
-
-/* The host waits until neither ops nor inputs touch memory. */
-static void settle(void)
-{
-    CHECK_CUDA(cudaStreamSynchronize(copies));
-    CHECK_CUDA(cudaStreamSynchronize(cu.stream));
 }
 
 static void cuda_release(dev *p)
@@ -326,23 +366,10 @@ static Ticket cuda_fetch(void *dst, const dev *src, size_t bytes)
     return mark_stream(ON_OPS);
 }
 
-/* With other ranks, look at their health while waiting: a sum whose partner is gone never ends. */
 static void cuda_wait(Ticket ticket)
 {
-    if (!ticket)
-        return;
-    cudaEvent_t e = event_of(ticket);
-#ifdef HAVE_NCCL
-    for (cudaError_t s; comm && (s = cudaEventQuery(e)) != cudaSuccess;) {
-        ncclResult_t health = ncclSuccess;
-        if (s != cudaErrorNotReady)
-            CHECK_CUDA(s);
-        CHECK_NCCL(ncclCommGetAsyncError(comm, &health));
-        nccl_check(health, "another rank");
-        usleep(50);
-    }
-#endif
-    CHECK_CUDA(cudaEventSynchronize(e));
+    if (ticket)
+        wait_event(event_of(ticket));
 }
 
 static void cuda_upload(dev *dst, const void *src, size_t bytes)
@@ -431,7 +458,8 @@ static void cuda_run(uint64_t key, bool together, void (*body)(void *), void *ar
             return;
         }
         CHECK_CUDA(cudaStreamEndCapture(cu.stream, &graph));
-        CHECK_CUDA(cudaGraphInstantiate(&r.graph, graph, 0));
+        /* sums keep their stream's priority */
+        CHECK_CUDA(cudaGraphInstantiate(&r.graph, graph, cudaGraphInstantiateFlagUseNodePriority));
         CHECK_CUDA(cudaGraphDestroy(graph));
     }
     CHECK_CUDA(cudaGraphLaunch(r.graph, cu.stream));

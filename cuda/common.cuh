@@ -41,6 +41,12 @@ struct Context {
 };
 static Context cu;
 
+/* Of backend_cuda.cu */
+static dev *cuda_alloc(size_t bytes); /* NULL: there is no room */
+static void cuda_release(dev *p);
+static void wait_event(cudaEvent_t e);
+static void settle();
+
 /* The first n floats of the scratch memory: an op's sums on their way. Every op may use all of it,
  * since ops run one after another. */
 static float *scratch_floats(size_t n)

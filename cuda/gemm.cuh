@@ -190,7 +190,7 @@ static std::vector<Choice> candidates(const Product &p, const Description &x, in
                 seen |= memcmp(&other.algo, &algo, sizeof algo) == 0;
             Choice c = {};
             c.algo = algo;
-            c.known = c.final = c.checked = true;
+            c.known = c.final = true;
             if (!seen)
                 list.push_back(c);
         }
@@ -218,7 +218,7 @@ static float time_algorithm(const Product &p, const Description &x,
         CHECK_CUDA(cudaEventRecord(from, cu.stream));
         CHECK_CUBLAS(multiply(p, x, algo));
         CHECK_CUDA(cudaEventRecord(to, cu.stream));
-        CHECK_CUDA(cudaEventSynchronize(to));
+        wait_event(to);
         CHECK_CUDA(cudaEventElapsedTime(&t, from, to));
     }
     std::sort(ms.begin(), ms.end());
@@ -255,7 +255,7 @@ static void add_split_sums(const Product &p, const Description &x, std::vector<C
 }
 
 /* All candidates a few times, then the best few in turns. The clocks rise with the first ones. */
-static Choice fastest(const Product &p, const Description &x, const std::vector<Choice> &list)
+static Choice fastest_of(const Product &p, const Description &x, const std::vector<Choice> &list)
 {
     enum { FINALISTS = 5, ROUNDS = 3 };
     std::vector<std::pair<float, size_t>> order;
@@ -276,6 +276,21 @@ static Choice fastest(const Product &p, const Description &x, const std::vector<
     return c;
 }
 
+/* Timing writes the result again and again. Where that is what is added to, it goes elsewhere, if
+ * there is room; if there is not, the library's guess stays. */
+static Choice fastest(Product p, const Description &x, const std::vector<Choice> &list)
+{
+    if (p.C != p.D)
+        return fastest_of(p, x, list);
+    dev *elsewhere = cuda_alloc((size_t)(p.ldd * p.n) * type_size(p.out));
+    if (!elsewhere)
+        return list[0];
+    p.D = elsewhere;
+    Choice c = fastest_of(p, x, list);
+    cuda_release(elsewhere);
+    return c;
+}
+
 static bool capturing()
 {
     cudaStreamCaptureStatus status;
@@ -283,20 +298,19 @@ static bool capturing()
     return status != cudaStreamCaptureStatusNone;
 }
 
-/* Timing writes the result again and again, which must not be what is added to. */
-static bool may_time(const Product &p)
+static bool may_time()
 {
-    return cu.device.measure && choosing.time && p.C != p.D && !capturing();
+    return cu.device.measure && choosing.time && !capturing();
 }
 
 /* Where all ranks do the same, they take the choice of the first, or their sums would differ. */
 static Choice choose(const Product &p, const Description &x)
 {
     Choice c = {};
-    bool time = may_time(p);
+    bool time = may_time();
     if (time) /* with nothing beside it; and no rank may wait for a sum that another has not begun
                */
-        CHECK_CUDA(cudaDeviceSynchronize());
+        settle();
     if (cu.device.rank == 0 || !choosing.together) {
         std::vector<Choice> list = candidates(p, x, time ? MOST : 1);
         if (time)
@@ -307,31 +321,35 @@ static Choice choose(const Product &p, const Description &x)
     if (choosing.together)
         cu.device.broadcast(&c, sizeof c);
     c.final = time || !cu.device.measure;
-    c.checked = true;
     choices_changed |= c.measured;
     return c;
 }
 
-/* Returns false where the library has no algorithm for it. */
+/* Returns false where the library has no algorithm for it. What is shared changes only where all
+ * ranks make the product: otherwise some would have to choose anew, which is done together, and
+ * others not. So a rank alone begins with a copy. */
 static bool product(const Product &p)
 {
     if (p.m == 0 || p.n == 0)
         return true;
     Description x(p);
     std::string key = product_key(p);
-    Choices &mine = choosing.together || cu.device.ranks == 1 || shared.count(key) ? shared : own;
+    const bool alone = cu.device.ranks > 1 && !choosing.together;
+    Choices &mine = alone ? own : shared;
     auto at = mine.find(key);
-    if (at != mine.end() && !at->second.checked) {
-        at->second.checked = true;
-        /* what a file says is held to what the library says, in every rank alike: they have the
-         * same GPUs and libraries */
-        if (at->second.known && !fits(x, at->second.algo))
-            at->second.final = at->second.known = false;
+    if (alone && at == mine.end() && shared.count(key))
+        at = mine.emplace(key, shared[key]).first;
+    /* what a file says is held to what the library says, in every rank alike: they have the same
+     * GPUs and libraries */
+    if (at != mine.end() && !at->second.checked && !fits(x, at->second.algo)) {
+        mine.erase(at);
+        at = mine.end();
     }
     if (at == mine.end())
         at = mine.emplace(key, choose(p, x)).first;
-    else if (!at->second.final && may_time(p))
+    else if (!at->second.final && may_time())
         at->second = choose(p, x);
+    at->second.checked = true;
     if (!at->second.known)
         return false;
     CHECK_CUBLAS(multiply(p, x, at->second.algo));

@@ -8,7 +8,8 @@
  * Works never block: they are asked again, so that other queues go on meanwhile. A peer that does
  * not answer for VIT_STANDIN_NCCL_TIMEOUT seconds (60), has died or has aborted makes this and all
  * later works of the communicator give up, which ncclCommGetAsyncError reports. Ranks that call
- * different collectives, or with other counts or types, get ncclInvalidUsage.
+ * different collectives, or with other counts or types, get ncclInvalidUsage. A process that exits
+ * with a communicator first waits for what is queued, and so for its peers, as on a GPU it may.
  */
 #include "nccl.h"
 
@@ -78,6 +79,7 @@ struct ncclComm {
     }
 };
 static std::string last_message;
+static int communicators; /* that exist */
 
 static double seconds()
 {
@@ -519,7 +521,12 @@ ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int 
         return ncclSystemError;
     }
     *comm = c;
-    return ncclSuccess;
+    communicators++;
+    static const int at_exit = atexit([] {
+        if (communicators)
+            drain();
+    });
+    return at_exit == 0 ? ncclSuccess : ncclSystemError;
 }
 ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int ranks, ncclUniqueId id, int rank,
                                     ncclConfig_t *)
@@ -538,6 +545,7 @@ ncclResult_t ncclCommDestroy(ncclComm_t c)
     if (!c)
         return ncclInvalidArgument;
     drain();
+    communicators--;
     munmap(c->shared, c->bytes);
     delete c;
     return ncclSuccess;

@@ -74,6 +74,10 @@ cudaError_t enqueue(cudaStream_t s, Work work, Chain *chain = nullptr);
 cudaError_t synchronous_call(); /* an error if a capture forbids host synchronisation now */
 void drain();                   /* run everything queued */
 
+/* The highest (least) priority with which a graph's nodes have been replayed: a node has its stream's
+ * where cudaGraphInstantiate was asked for that. Nothing here runs by it. */
+int replayed_priority();
+
 /* Whether [p, p+bytes) lies in one allocation of device memory. */
 bool is_device(const void *p, size_t bytes);
 

@@ -53,6 +53,7 @@ struct CUstream_st {
     OpPtr last;
     Capture *capture = nullptr;
     std::vector<int> frontier; /* while capturing: what the next node depends on */
+    int priority = 0;
 };
 struct CUevent_st {
     bool timing;
@@ -64,12 +65,14 @@ struct Node {
     Work work;
     std::vector<int> after;
     Chain *chain;
+    int priority;
 };
 struct CUgraph_st {
     std::vector<Node> nodes;
 };
 struct CUgraphExec_st {
     std::vector<Node> nodes;
+    bool node_priority;
     OpPtr last; /* launches of one executable graph follow each other */
 };
 
@@ -103,7 +106,8 @@ struct State {
     /* queues */
     std::vector<OpPtr> ready;
     std::vector<CUstream_st *> streams;
-    CUstream_st null{true, nullptr, nullptr, {}};
+    CUstream_st null{true, nullptr, nullptr, {}, 0};
+    int replayed_priority = 0;
     uint64_t kernels = 0, captures = 0;
     std::vector<Capture *> capturing;
     std::map<const void *, int> smem_limit;
@@ -539,7 +543,7 @@ cudaError_t standin::enqueue(cudaStream_t stream, Work work, Chain *chain)
     if (Capture *c = s->capture) {
         if (c->invalid)
             return cudaErrorStreamCaptureInvalidated;
-        c->graph->nodes.push_back({std::move(work), s->frontier, chain});
+        c->graph->nodes.push_back({std::move(work), s->frontier, chain, s->priority});
         s->frontier = {int(c->graph->nodes.size()) - 1};
         return cudaSuccess;
     }
@@ -647,7 +651,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags)
     API;
     if (!s || flags > cudaStreamNonBlocking)
         return result(cudaErrorInvalidValue);
-    *s = new CUstream_st{!(flags & cudaStreamNonBlocking), nullptr, nullptr, {}};
+    *s = new CUstream_st{!(flags & cudaStreamNonBlocking), nullptr, nullptr, {}, 0};
     g().streams.push_back(*s);
     return cudaSuccess;
 }
@@ -655,9 +659,12 @@ cudaError_t cudaStreamCreate(cudaStream_t *s)
 {
     return cudaStreamCreateWithFlags(s, 0);
 }
-cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned flags, int)
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned flags, int priority)
 {
-    return cudaStreamCreateWithFlags(s, flags);
+    cudaError_t e = cudaStreamCreateWithFlags(s, flags);
+    if (e == cudaSuccess)
+        (*s)->priority = priority;
+    return e;
 }
 cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest)
 {
@@ -918,12 +925,14 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
     delete c;
     return result(e);
 }
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long)
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph,
+                                 unsigned long long flags)
 {
     API;
     if (!exec || !graph)
         return result(cudaErrorInvalidValue);
-    *exec = new CUgraphExec_st{graph->nodes, nullptr};
+    *exec = new CUgraphExec_st{
+        graph->nodes, (flags & cudaGraphInstantiateFlagUseNodePriority) != 0, nullptr};
     return cudaSuccess;
 }
 cudaError_t cudaGraphUpload(cudaGraphExec_t exec, cudaStream_t)
@@ -946,6 +955,8 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream)
         OpPtr op = std::make_shared<Op>();
         op->work = n.work;
         op->stream = s;
+        g().replayed_priority =
+            std::min(g().replayed_priority, exec->node_priority ? n.priority : s->priority);
         after(op, begin);
         for (int i : n.after)
             after(op, ops[size_t(i)]);
@@ -961,6 +972,10 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream)
     exec->last = end;
     release(begin);
     return cudaSuccess;
+}
+int standin::replayed_priority()
+{
+    return g().replayed_priority;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph)
 {
