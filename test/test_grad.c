@@ -256,6 +256,31 @@ static void check_in_flight(void)
     free(two);
 }
 
+/* Chunks of a real model: every element of every tensor in one of them, and none across the edge of
+ * two equal shards of its unit, however many ranks share it. */
+static void check_chunks(void)
+{
+    static const int ranks[] = {2, 3, 8, 64};
+    Config c = vit_config_default();
+    Layout *l = layout_new(&c, DECAY_MATRICES);
+    long covered = 0;
+    int torn = 0, large = 0;
+    for (int i = 0; i < l->chunks; i++) {
+        const Chunk *k = &l->chunk[i];
+        const Unit *unit = &l->unit[l->param[k->tensor].unit];
+        covered += k->n;
+        large += k->n < 1 || k->n > VIT_CHUNK;
+        for (int r = 0; r < COUNT(ranks); r++) {
+            long whole = (long)ranks[r] * VIT_CHUNK, at = k->offset - unit->offset;
+            long shard = (unit->n + whole - 1) / whole * VIT_CHUNK;
+            torn += at / shard != (at + k->n - 1) / shard;
+        }
+    }
+    CHECK(covered == l->n_params, "chunks hold %ld of %ld parameters", covered, l->n_params);
+    CHECK(torn == 0 && large == 0, "%d chunks in two shards, %d too large", torn, large);
+    layout_free(l);
+}
+
 int main(int argc, char **argv)
 {
     backend_cpu_reexec(argv);
@@ -266,5 +291,6 @@ int main(int argc, char **argv)
         if (strstr(variations[i].name, filter))
             check_variation(&variations[i]);
     check_in_flight();
+    check_chunks();
     return check_report();
 }
