@@ -665,11 +665,6 @@ void vit_loss(Model *m, double scale)
     loss(m, m->now, scale);
 }
 
-void vit_backward(Model *m)
-{
-    backward(m, m->now);
-}
-
 void vit_stats(const Model *m, real *out)
 {
     const Micro *b = m->now;

@@ -158,7 +158,6 @@ void vit_logits(const Model *m, real *out);   /* [B,K] of the last micro-batch; 
 /* The parts of a micro-step, for tests and for those who want to do something between them. */
 void vit_forward(Model *m, bool train_mode);  /* images -> logits */
 void vit_loss(Model *m, double scale);        /* logits, targets -> stats (training: dlogits too) */
-void vit_backward(Model *m);                  /* dlogits -> grads, added to those before */
 
 const StepState *vit_state(Model *m);         /* waits for the device */
 void vit_set_state(Model *m, const StepState *s);
