@@ -92,8 +92,7 @@ static void catch_signals(void)
 
 /* ---- one step ---- */
 
-/* The next n images of the run. A micro-batch never reaches beyond a batch of the loader (begin).
- */
+/* The next n images of the run; a micro-batch never reaches beyond a batch of the loader. */
 static void next_images(Training *t, int n, const uint8_t **images, const int **labels)
 {
     if (!t->batch || t->used == t->batch->n) {
@@ -109,8 +108,7 @@ static void next_images(Training *t, int n, const uint8_t **images, const int **
 
 /* A batch of B images is shared out among the ranks, B / ranks each; a rank computes its part
  * `micro` images at a time. Positions in the batch, which decide what is random, are counted over
- * all ranks.
- */
+ * all ranks. */
 static void micro_step(void *arg, int micro, bool backward)
 {
     Training *t = arg;

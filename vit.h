@@ -155,7 +155,7 @@ void vit_evaluate(Model *m);                  /* images, targets -> logits, stat
 void vit_stats(const Model *m, real *out);    /* [B,3] of the last micro-batch; waits */
 void vit_logits(const Model *m, real *out);   /* [B,K] of the last micro-batch; waits */
 
-/* The parts of a micro-step, for tests and for those who want to do something between them. */
+/* The parts of a forward pass, for tests and for those who want to do something between them. */
 void vit_forward(Model *m, bool train_mode);  /* images -> logits */
 void vit_loss(Model *m, double scale);        /* logits, targets -> stats (training: dlogits too) */
 
