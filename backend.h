@@ -51,6 +51,7 @@ typedef struct {
     bool measure;      /* choose matrix products' algorithms by timing them */
     int rank, ranks;   /* of this process and in all; device memory is each its own */
     int local_rank;    /* which of this machine's devices it takes */
+    bool ordered;      /* sums in one order on every machine, at the price of speed */
     void (*broadcast)(void *data, size_t bytes); /* rank 0's bytes to all; waits */
     void (*check)(void); /* ends this process where another rank has ended: for who waits long */
 } Device;
@@ -94,11 +95,17 @@ typedef struct {
 /* A point in the order of calls, for wait() and send(); 0 is the beginning. */
 typedef uint64_t Ticket;
 
+/* Ranks that talk to each other; NULL: this one alone. */
+typedef struct Group Group;
+
 /* Dropout of one op: keep with probability 1-p, scale by 1/(1-p). The bits are
- * rng_block(seed, element/4, sample, step, purpose, layer); element counts within one sample. */
+ * rng_block(seed, element/4, sample, step, purpose, layer); element counts within one sample of the
+ * whole matrix: where tensor parallelism gives this rank some of its columns (of attention: heads),
+ * `first` is its first one and `of` how many there are in all; of = 0: all of them are here. */
 typedef struct {
     double p;
     int purpose, layer;
+    int first, of;
 } Drop;
 
 /* y = act(x @ w^T + bias), dropped out, + residual */
@@ -256,13 +263,14 @@ typedef struct {
 } OptConfig;
 typedef struct {
     const OptConfig *opt;
-    const dev *chunks; /* Chunk[n] */
+    const dev *chunks; /* Chunk[n]; another rank's are empty */
     int n;
     dev *w;            /* master weights */
     dev *work;         /* working weights in work_type; the same buffer as w in fp32 */
     int work_type;
-    bool stochastic;   /* round w to work up or down by chance, in proportion: the bits are
-                          rng_block(seed, position in the buffer / 4, 0, t, RNG_ROUND, 0) */
+    bool stochastic;   /* round w to work up or down by chance, in proportion: the bits of element i
+                          of chunk c are rng_block(seed, (c * VIT_CHUNK + i) / 4, 0, t,
+                          RNG_ROUND, 0) */
     dev *grad;         /* lamb_direction leaves u in it */
     dev *exp_avg;      /* m; sgd: its momentum */
     dev *exp_avg_sq;   /* v; sgd does without */
@@ -334,7 +342,8 @@ typedef struct Backend {
 
     /* adds to state: counted += rows*cols, large += elements beyond 0.125 * 65504 or not finite */
     void (*count_large)(Tensor x, int rows, int cols);
-    /* partial[i] = sum of squares of chunk i of x */
+    /* partial[i] = sum of squares of chunk i of x; 0 where it is empty or a CHUNK_COPY, also in
+     * lamb_direction's two: sums over the ranks then count each element of the model once */
     void (*sum_squares)(dev *partial, const dev *x, const dev *chunks, int n);
     /* From the partial sums, in order: grad_norm (divided by loss_scale), clip (max_norm 0: no
      * clipping), skip where the norm is not finite, skipped and t. */
@@ -343,15 +352,33 @@ typedef struct Backend {
     void (*sgd)(const OptStep *a);
     void (*lamb_direction)(const OptStep *a); /* moments, u, and the partial norms */
     void (*lamb_apply)(const OptStep *a);     /* combines the norms per tensor, updates w */
-    /* work = w [n], rounded as the optimiser's last update did with OptStep.stochastic */
-    void (*round_weights)(dev *work, int type, const dev *w, long n);
+    /* the working weights from w, as the optimiser's last update rounded them */
+    void (*round_weights)(const OptStep *a);
     /* after the optimiser: the next step's loss scale, its counters, and skipped_in_row */
     void (*scale_loss)(const LossScaling *s);
 
-    /* between the ranks; asynchronous beside the ops: they start when what was called before is
-     * done, and `join` makes what is called later wait for them */
-    void (*all_reduce)(dev *x, int type, long n); /* x = sum over the ranks; F32 or U64 */
-    void (*join)(void);
+    /* Between the ranks. All ranks call split together: those of one colour become a group, in
+     * the order of their ranks; a group of one is NULL. Groups last until the end. */
+    Group *(*split)(int colour);
+    /* Asynchronous beside the ops: they begin when what was called before is done, those of one
+     * group in the order of calls, which is the same on all its ranks. What is called later waits
+     * for one of them after `join` with its ticket; until then it may not touch the operands. What
+     * began inside a body of run() is joined there. A NULL group does nothing. Sums are F32, BF16
+     * or F16, of counters U64; with Device.ordered, and on a CPU always, they are made in the order
+     * of the ranks, in `real`, and rounded once. */
+    Ticket (*all_reduce)(Group *g, dev *x, int type, long n); /* x = sum over the ranks */
+    /* own [n] = this rank's part of the sum of x [ranks * n]; own may be that part of x itself */
+    Ticket (*reduce_scatter)(Group *g, dev *own, const dev *x, int type, long n);
+    /* x [ranks * n] = each rank's own [n]; own may be this rank's part of x */
+    Ticket (*all_gather)(Group *g, dev *x, const dev *own, int type, long n);
+    /* To or from rank number `peer` of the group; never inside a body of run(). A pass does not
+     * wait for the receiver, unless it is joined. */
+    Ticket (*pass)(Group *g, int peer, const dev *x, size_t bytes);
+    Ticket (*receive)(Group *g, int peer, dev *x, size_t bytes);
+    void (*join)(Ticket t); /* 0: nothing */
+    /* bytes that this rank has sent in all of them so far, as a ring sends them: of an all_reduce
+     * 2 (r-1)/r of x, of a reduce_scatter or all_gather (r-1) times own */
+    double (*sent)(void);
     void (*end)(void); /* takes leave of the other ranks; nothing is called after it */
 } Backend;
 

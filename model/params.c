@@ -22,9 +22,23 @@ static long round_up(long n, long to)
     return (n + to - 1) / to * to;
 }
 
+/* This rank's part of a tensor: rows or columns that do not divide stay whole. */
+static void cut_tensor(Param *p, int tp)
+{
+    int axis = p->split == SPLIT_COLUMNS ? 1 : 0;
+    if (tp == 1 || p->shape[axis] % tp)
+        p->split = SPLIT_WHOLE;
+    memcpy(p->part, p->shape, sizeof p->part);
+    p->n_part = p->n;
+    if (p->split == SPLIT_WHOLE)
+        return;
+    p->part[axis] /= tp;
+    p->n_part /= tp;
+}
+
 /* The lines of one kind of unit, absent tensors with n = 0; returns how many. Offsets are counted
  * from the unit's start; *size is its buffer's. */
-static int unit_lines(const Config *c, int kind, Param *p, long *size)
+static int unit_lines(const Config *c, int kind, int tp, Param *p, long *size)
 {
     int C = c->width, F = c->mlp, K = c->classes, P = c->patch, R = c->representation;
     int N = c->cls_tokens, T = vit_tokens(c), n = 0;
@@ -32,7 +46,7 @@ static int unit_lines(const Config *c, int kind, Param *p, long *size)
 #define SHAPE(a, b, d, e) {a, b, d, e}
 /* clang-format on */
 #define X(field, title, dims, role_, split_, present)                                      \
-    p[n] = (Param){.line = n, .role = ROLE_##role_, .split = split_, .shape = SHAPE dims}; \
+    p[n] = (Param){.line = n, .role = ROLE_##role_, .split = SPLIT_##split_, .shape = SHAPE dims}; \
     p[n].n = present;                                                                      \
     snprintf(p[n++].name, sizeof p->name, "%s", title);
     if (kind == UNIT_EMBED) {
@@ -48,8 +62,9 @@ static int unit_lines(const Config *c, int kind, Param *p, long *size)
     for (int i = 0; i < n; i++) {
         while (p[i].ndim < 4 && p[i].shape[p[i].ndim])
             p[i].n *= p[i].shape[p[i].ndim++]; /* n was 1 where present */
+        cut_tensor(&p[i], tp);
         p[i].offset = *size;
-        *size = round_up(*size + p[i].n, ALIGN);
+        *size = round_up(*size + p[i].n_part, ALIGN);
     }
     return n;
 }
@@ -58,12 +73,14 @@ static int unit_lines(const Config *c, int kind, Param *p, long *size)
 static void add_unit(Layout *l, int u)
 {
     Param line[MAX_UNIT_PARAMS];
+    const Cut *cut = &l->cut;
+    bool here = u >= cut->first && u < cut->end;
     int kind = u <= l->config.layers ? UNIT_BLOCK : UNIT_HEAD;
     if (u == 0)
         kind = UNIT_EMBED;
     Unit *unit = &l->unit[u];
     *unit = (Unit){.kind = kind, .first = l->tensors, .offset = l->n_padded};
-    int lines = unit_lines(&l->config, kind, line, &unit->n);
+    int lines = unit_lines(&l->config, kind, cut->tp, line, &unit->n);
     for (int i = 0; i < lines; i++) {
         l->place[kind][i] = line[i].n ? line[i].offset : -1;
         if (!line[i].n)
@@ -77,17 +94,22 @@ static void add_unit(Layout *l, int u)
         l->n_params += p->n;
     }
     unit->count = l->tensors - unit->first;
+    if (cut->shards > 1)
+        unit->n = round_up(unit->n, (long)cut->shards * VIT_CHUNK);
+    if (!here)
+        unit->n = 0;
     l->n_padded += unit->n;
+    l->largest = unit->n > l->largest ? unit->n : l->largest;
 }
 
-static int chunk_flags(const Param *p, int decay)
+static int chunk_flags(const Layout *l, const Param *p, int decay)
 {
     size_t length = strlen(p->name);
     bool is_weight = length > 7 && strcmp(p->name + length - 7, ".weight") == 0;
-    bool decays = decay == DECAY_ALL;
+    bool decays = decay == DECAY_ALL, copy = p->split == SPLIT_WHOLE && l->cut.tp_rank > 0;
     if (p->ndim > 1)
         decays = decay != DECAY_MATRICES || is_weight;
-    return (decays ? CHUNK_DECAY : 0) | (p->ndim <= 1 ? CHUNK_1D : 0);
+    return (decays ? CHUNK_DECAY : 0) | (p->ndim <= 1 ? CHUNK_1D : 0) | (copy ? CHUNK_COPY : 0);
 }
 
 /* Cuts all tensors; list NULL: only counts. */
@@ -96,30 +118,64 @@ static int cut_chunks(const Layout *l, int decay, Chunk *list)
     int n = 0;
     for (int t = 0; t < l->tensors; t++) {
         const Param *p = &l->param[t];
-        long start = l->unit[p->unit].offset, end = p->offset + p->n;
-        for (long at = p->offset, next; at < end; at = next, n++) {
-            next = start + round_up(at - start + 1, VIT_CHUNK);
+        const Unit *unit = &l->unit[p->unit];
+        long shard = unit->n / l->cut.shards, start = p->offset - unit->offset;
+        for (long at = start, end = start + p->n_part, next; at < end; at = next, n++) {
+            next = round_up(at + 1, VIT_CHUNK);
             next = next < end ? next : end;
-            if (list)
-                list[n] = (Chunk){at, (int)(next - at), t, chunk_flags(p, decay)};
+            if (!list)
+                continue;
+            long from = at - shard * l->cut.shard; /* in this rank's shard */
+            bool ours = from >= 0 && from < shard;
+            list[n] = (Chunk){ours ? unit->offset / l->cut.shards + from : 0,
+                              ours ? (int)(next - at) : 0, t, chunk_flags(l, p, decay)};
         }
     }
     return n;
 }
 
-Layout *layout_new(const Config *c, int decay)
+Layout *layout_new(const Config *c, int decay, const Cut *cut)
 {
     Layout *l = xcalloc(1, sizeof *l);
     l->config = *c;
+    l->cut = *cut;
     l->units = c->layers + 2;
+    if (!l->cut.end)
+        l->cut.end = l->units;
     l->unit = xcalloc((size_t)l->units, sizeof *l->unit);
     l->param = xcalloc((size_t)l->units * MAX_UNIT_PARAMS, sizeof *l->param);
     for (int u = 0; u < l->units; u++)
         add_unit(l, u);
+    l->n_own = l->n_padded / cut->shards;
     l->chunks = cut_chunks(l, decay, NULL);
     l->chunk = xcalloc((size_t)l->chunks, sizeof *l->chunk);
     cut_chunks(l, decay, l->chunk);
     return l;
+}
+
+Run param_run(const Layout *l, const Param *p, long part, long end)
+{
+    long tp = l->cut.tp, r = l->cut.tp_rank, stretch = p->n_part; /* that stands together */
+    if (p->split == SPLIT_WHOLE)
+        return (Run){part, part, end - part};
+    if (p->split == SPLIT_HEADS)
+        stretch /= 3;
+    if (p->split == SPLIT_COLUMNS)
+        stretch = p->part[1];
+    long number = part / stretch, within = part % stretch, n = stretch - within;
+    return (Run){(number * tp + r) * stretch + within, part, n < end - part ? n : end - part};
+}
+
+long param_shard(const Layout *l, const Param *p, int shard, long *begin, long *end)
+{
+    const Unit *unit = &l->unit[p->unit];
+    long size = unit->n / l->cut.shards, start = p->offset - unit->offset;
+    long from = size * shard - start, to = from + size; /* the shard's bounds, in elements of p */
+    *begin = from > 0 ? from : 0;
+    *end = to < p->n_part ? to : p->n_part;
+    if (*end < *begin || !unit->n)
+        *end = *begin;
+    return unit->offset / l->cut.shards + start + *begin - size * shard;
 }
 
 void layout_free(Layout *l)
@@ -194,7 +250,7 @@ static double fan_of(const Layout *l, const Param *p, int fan)
 }
 
 bool param_init(const Layout *l, const Param *p, const char *scheme, uint64_t seed,
-                double head_bias, double layer_scale, real *out, Error *e)
+                double head_bias, double layer_scale, long first, long n, real *out, Error *e)
 {
     int row = 0;
     while (row < COUNT(schemes) && strcmp(schemes[row].name, scheme) != 0)
@@ -214,7 +270,8 @@ bool param_init(const Layout *l, const Param *p, const char *scheme, uint64_t se
     if (init.kind == TRUNCATED)
         width /= CUT_DEVIATION;
 #pragma omp parallel for schedule(static)
-    for (long i = 0; i < p->n; i++) {
+    for (long j = 0; j < n; j++) {
+        long i = first + j;
         double v = 1; /* of a constant */
         for (uint32_t attempt = 0; init.kind == NORMAL || init.kind == TRUNCATED; attempt++) {
             Philox r = rng_block(seed, (uint32_t)i, (uint32_t)p->line, attempt, RNG_INIT, p->unit);
@@ -226,7 +283,7 @@ bool param_init(const Layout *l, const Param *p, const char *scheme, uint64_t se
             Philox r = rng_block(seed, (uint32_t)i, (uint32_t)p->line, 0, RNG_INIT, p->unit);
             v = 2 * rng_unit(r.v[0]) - 1;
         }
-        out[i] = (real)(width * v);
+        out[j] = (real)(width * v);
     }
     return true;
 }

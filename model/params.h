@@ -21,39 +21,41 @@ enum { ROLE_ZERO, ROLE_ONE, ROLE_CLS, ROLE_POS, ROLE_PATCH, ROLE_QKV, ROLE_PROJ,
  *   field      name in files (timm's)      shape (0: no such) role       split present if
  *
  * The order of the lines is the layout of a unit's buffers (weights, gradients, optimiser state)
- * and of the file. `split` is the axis that tensor parallelism cuts: 0 rows, 1 columns, -1 neither.
- * N is the number of class tokens, R the width of the representation layer. */
+ * and of the file. `split` is how tensor parallelism cuts: WHOLE on every rank, by ROWS (outputs),
+ * by COLUMNS (inputs), or HEADS: by rows of q, of k and of v. N is the number of class tokens, R the
+ * width of the representation layer. */
+enum { SPLIT_WHOLE, SPLIT_ROWS, SPLIT_COLUMNS, SPLIT_HEADS };
 
 /* clang-format off */
-#define EMBED_PARAMS(X)                                                                           \
-    X(cls_token, "cls_token",               (1, N, C, 0),         CLS,        -1, N > 0)          \
-    X(pos_embed, "pos_embed",               (1, T, C, 0),         POS,        -1, true)           \
-    X(patch_w,   "patch_embed.proj.weight", (C, 3, P, P),         PATCH,      -1, true)           \
-    X(patch_b,   "patch_embed.proj.bias",   (C, 0, 0, 0),         PATCH_BIAS, -1, c->patch_bias)  \
-    X(norm_w,    "norm_pre.weight",         (C, 0, 0, 0),         ONE,        -1, c->norm_pre)    \
-    X(norm_b,    "norm_pre.bias",           (C, 0, 0, 0),         ZERO,       -1, c->norm_pre)
-#define BLOCK_PARAMS(X)                                                                           \
-    X(norm1_w,   "norm1.weight",            (C, 0, 0, 0),         ONE,        -1, true)           \
-    X(norm1_b,   "norm1.bias",              (C, 0, 0, 0),         ZERO,       -1, true)           \
-    X(qkv_w,     "attn.qkv.weight",         (3 * C, C, 0, 0),     QKV,        0,  true)           \
-    X(qkv_b,     "attn.qkv.bias",           (3 * C, 0, 0, 0),     BIAS,       0,  true)           \
-    X(proj_w,    "attn.proj.weight",        (C, C, 0, 0),         PROJ,       1,  true)           \
-    X(proj_b,    "attn.proj.bias",          (C, 0, 0, 0),         BIAS,       -1, true)           \
-    X(ls1,       "ls1.gamma",               (C, 0, 0, 0),         LS,         -1, c->layer_scale) \
-    X(norm2_w,   "norm2.weight",            (C, 0, 0, 0),         ONE,        -1, true)           \
-    X(norm2_b,   "norm2.bias",              (C, 0, 0, 0),         ZERO,       -1, true)           \
-    X(fc1_w,     "mlp.fc1.weight",          (F, C, 0, 0),         FC1,        0,  true)           \
-    X(fc1_b,     "mlp.fc1.bias",            (F, 0, 0, 0),         MLP_BIAS,   0,  true)           \
-    X(fc2_w,     "mlp.fc2.weight",          (C, F, 0, 0),         FC2,        1,  true)           \
-    X(fc2_b,     "mlp.fc2.bias",            (C, 0, 0, 0),         MLP_BIAS,   -1, true)           \
-    X(ls2,       "ls2.gamma",               (C, 0, 0, 0),         LS,         -1, c->layer_scale)
-#define HEAD_PARAMS(X)                                                                            \
-    X(norm_w,    "norm.weight",             (C, 0, 0, 0),         ONE,        -1, true)           \
-    X(norm_b,    "norm.bias",               (C, 0, 0, 0),         ZERO,       -1, true)           \
-    X(rep_w,     "pre_logits.fc.weight",    (R, C, 0, 0),         REP,        -1, R > 0)          \
-    X(rep_b,     "pre_logits.fc.bias",      (R, 0, 0, 0),         REP_BIAS,   -1, R > 0)          \
-    X(head_w,    "head.weight",             (K, R ? R : C, 0, 0), HEAD,       -1, true)           \
-    X(head_b,    "head.bias",               (K, 0, 0, 0),         HEAD_BIAS,  -1, true)
+#define EMBED_PARAMS(X)                                                                            \
+    X(cls_token, "cls_token",               (1, N, C, 0),          CLS,        WHOLE,   N > 0)     \
+    X(pos_embed, "pos_embed",               (1, T, C, 0),          POS,        WHOLE,   true)      \
+    X(patch_w,   "patch_embed.proj.weight", (C, 3, P, P),          PATCH,      WHOLE,   true)      \
+    X(patch_b,   "patch_embed.proj.bias",   (C, 0, 0, 0),          PATCH_BIAS, WHOLE,   c->patch_bias)\
+    X(norm_w,    "norm_pre.weight",         (C, 0, 0, 0),          ONE,        WHOLE,   c->norm_pre)\
+    X(norm_b,    "norm_pre.bias",           (C, 0, 0, 0),          ZERO,       WHOLE,   c->norm_pre)
+#define BLOCK_PARAMS(X)                                                                            \
+    X(norm1_w,   "norm1.weight",            (C, 0, 0, 0),          ONE,        WHOLE,   true)      \
+    X(norm1_b,   "norm1.bias",              (C, 0, 0, 0),          ZERO,       WHOLE,   true)      \
+    X(qkv_w,     "attn.qkv.weight",         (3 * C, C, 0, 0),      QKV,        HEADS,   true)      \
+    X(qkv_b,     "attn.qkv.bias",           (3 * C, 0, 0, 0),      BIAS,       HEADS,   true)      \
+    X(proj_w,    "attn.proj.weight",        (C, C, 0, 0),          PROJ,       COLUMNS, true)      \
+    X(proj_b,    "attn.proj.bias",          (C, 0, 0, 0),          BIAS,       WHOLE,   true)      \
+    X(ls1,       "ls1.gamma",               (C, 0, 0, 0),          LS,         WHOLE,   c->layer_scale)\
+    X(norm2_w,   "norm2.weight",            (C, 0, 0, 0),          ONE,        WHOLE,   true)      \
+    X(norm2_b,   "norm2.bias",              (C, 0, 0, 0),          ZERO,       WHOLE,   true)      \
+    X(fc1_w,     "mlp.fc1.weight",          (F, C, 0, 0),          FC1,        ROWS,    true)      \
+    X(fc1_b,     "mlp.fc1.bias",            (F, 0, 0, 0),          MLP_BIAS,   ROWS,    true)      \
+    X(fc2_w,     "mlp.fc2.weight",          (C, F, 0, 0),          FC2,        COLUMNS, true)      \
+    X(fc2_b,     "mlp.fc2.bias",            (C, 0, 0, 0),          MLP_BIAS,   WHOLE,   true)      \
+    X(ls2,       "ls2.gamma",               (C, 0, 0, 0),          LS,         WHOLE,   c->layer_scale)
+#define HEAD_PARAMS(X)                                                                             \
+    X(norm_w,    "norm.weight",             (C, 0, 0, 0),          ONE,        WHOLE,   true)      \
+    X(norm_b,    "norm.bias",               (C, 0, 0, 0),          ZERO,       WHOLE,   true)      \
+    X(rep_w,     "pre_logits.fc.weight",    (R, C, 0, 0),          REP,        WHOLE,   R > 0)     \
+    X(rep_b,     "pre_logits.fc.bias",      (R, 0, 0, 0),          REP_BIAS,   WHOLE,   R > 0)     \
+    X(head_w,    "head.weight",             (K, R ? R : C, 0, 0),  HEAD,       ROWS,    true)      \
+    X(head_b,    "head.bias",               (K, 0, 0, 0),          HEAD_BIAS,  ROWS,    true)
 /* clang-format on */
 
 typedef struct dev dev; /* device memory; incomplete, so that the model cannot dereference it */
@@ -65,61 +67,91 @@ typedef struct { BLOCK_PARAMS(X) } BlockParams;
 typedef struct { HEAD_PARAMS(X) } HeadParams;
 #undef X
 
+/* What of the model one rank has: of every tensor that tensor parallelism cuts the tp_rank-th of tp
+ * parts; of the units those from first on, before end; and of each unit's buffer, where its state
+ * is sharded, the shard-th of `shards` equal parts. WHOLE_MODEL: all of it. */
+typedef struct {
+    int tp, tp_rank;
+    int shards, shard;
+    int first, end; /* units; end 0: all */
+} Cut;
+#define WHOLE_MODEL ((Cut){.tp = 1, .shards = 1})
+
 /* The same lines as data, for one configuration and all of its units: what checkpoints,
  * initialisers, sharding and tests walk over. */
 typedef struct {
     char name[64]; /* in full: "blocks.3.mlp.fc1.bias" */
     int unit, line; /* which unit, and which line of its table */
     int role, split;
-    int ndim, shape[4];
-    long n;      /* elements */
-    long offset; /* first element, in the model's buffers */
+    int ndim, shape[4]; /* as in files: of the whole tensor */
+    long n;      /* elements of it */
+    int part[4]; /* shape of this rank's part */
+    long n_part; /* elements of it */
+    long offset; /* its first element, in buffers of whole units; this rank's units alone */
 } Param;
 
 typedef struct {
     int kind;         /* UNIT_* */
     int first, count; /* its tensors: param[first] .. param[first + count - 1] */
-    long offset;      /* first element of its buffers, in the model's */
-    long n;           /* elements of its buffer, the gaps between tensors included */
+    long offset;      /* first element of its buffers, in those of this rank's units */
+    long n;           /* elements of its buffer, the gaps between tensors and up to whole shards
+                         included; 0 where another rank has the unit */
 } Unit;
 
 /* Norms, optimisers and sharding work on chunks: consecutive elements of one tensor, up to its end
  * or to the next multiple of VIT_CHUNK in the unit's buffer. Equal shards of a unit that is padded
- * to ranks * VIT_CHUNK are therefore whole chunks, and sums over chunks, combined in order, are the
- * same however the chunks are distributed. */
+ * to shards * VIT_CHUNK are therefore whole chunks, and sums over chunks, combined in order, are the
+ * same however the chunks are distributed. Every rank lists all chunks of the model: those that
+ * others have are empty. */
 #define VIT_CHUNK 4096
 typedef struct {
-    long offset; /* first element, in the model's buffers */
-    int n;       /* elements, 1..VIT_CHUNK */
+    long offset; /* first element, in buffers of this rank's shards */
+    int n;       /* elements, 1..VIT_CHUNK; 0: another rank has it */
     int tensor;  /* param[tensor] */
     int flags;   /* CHUNK_* */
 } Chunk;
-enum { CHUNK_DECAY = 1, CHUNK_1D = 2 };
+/* CHUNK_COPY: of a tensor that every rank of a tensor parallel group has, on another than the first
+ * of them: it is updated here, but counts there. */
+enum { CHUNK_DECAY = 1, CHUNK_1D = 2, CHUNK_COPY = 4 };
 /* What is decayed: everything, all but vectors, or `.weight` of two or more dimensions. */
 enum { DECAY_ALL, DECAY_NO_1D, DECAY_MATRICES };
 
 enum { MAX_UNIT_PARAMS = 16 };
 typedef struct {
     Config config;
+    Cut cut;
     int units; /* L + 2 */
     Unit *unit;
     int tensors; /* that are present, over all units */
     Param *param;
     int chunks;
     Chunk *chunk;
-    long n_params; /* elements, without the gaps between tensors */
-    long n_padded; /* elements of each parameter buffer */
+    long n_params; /* elements of the whole model, without the gaps between tensors */
+    long n_padded; /* elements of a buffer of whole units: this rank's */
+    long n_own;    /* n_padded / shards: elements of a buffer of this rank's shards */
+    long largest;  /* elements of the largest unit's buffer */
     /* First element of each line's tensor in its unit's buffer; -1: this configuration has none. */
     long place[UNIT_KINDS][MAX_UNIT_PARAMS];
 } Layout;
 
-Layout *layout_new(const Config *c, int decay); /* DECAY_*; layout_free() */
+Layout *layout_new(const Config *c, int decay, const Cut *cut); /* DECAY_*; layout_free() */
 void layout_free(Layout *l);
 
-/* Initial values of one tensor, out [p->n], by `scheme`: "jax" (zero head, Xavier uniform), "timm"
+/* A stretch of elements that stands together in a tensor as files have it and in this rank's part:
+ * from element `whole` of the one, `part` of the other on. */
+typedef struct {
+    long whole, part, n;
+} Run;
+/* The longest run of p from element `part` of this rank's part on, before element `end`. */
+Run param_run(const Layout *l, const Param *p, long part, long end);
+/* Which of this rank's part of p is in shard number `shard`: elements *begin .. *end - 1. Returns
+ * where the first of them stands in buffers of that shard, in elements. */
+long param_shard(const Layout *l, const Param *p, int shard, long *begin, long *end);
+
+/* Initial values of elements first .. first+n-1 of a whole tensor, out [n], by `scheme`: "jax" (zero head, Xavier uniform), "timm"
  * (truncated normal 0.02), "torch" (U(+-1/sqrt(fan_in))), "megatron" (normal 0.02, output layers
  * / sqrt(2L)), "xavier" (normal). Drawn in double from counters, so that CPU and GPU start from the
  * same bits. False and an error for another scheme. */
 bool param_init(const Layout *l, const Param *p, const char *scheme, uint64_t seed,
-                double head_bias, double layer_scale, real *out, Error *e);
+                double head_bias, double layer_scale, long first, long n, real *out, Error *e);
 extern const char *const param_init_names[]; /* NULL-terminated */
