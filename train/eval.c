@@ -9,7 +9,7 @@
 
 #include "image/decoder.h"
 #include "train/hosts.h"
-#include "train/ranks.h"
+#include "train/parallel.h"
 #include "util/files.h"
 #include "util/report.h"
 #include "util/rng.h"
@@ -26,7 +26,7 @@ enum { LOSS, TOP1, TOP5, IMAGES, SUMS };
 static void add_result(Session *s, int ago, int n, double sum[SUMS])
 {
     const StepResult *r = vit_result(s->m, ago);
-    if (!ranks_speaks(s))
+    if (!parallel_speaks(s))
         return;
     for (int i = 0; i < n; i++)
         for (int k = LOSS; k <= TOP5; k++)
@@ -49,7 +49,7 @@ static int images_of(const Session *s, long count, long k)
 static bool stopped(const Session *s, const volatile int *stop)
 {
     double any = stop && *stop;
-    if (ranks_compute_together(s))
+    if (parallel_together(s))
         hosts_sum(&any, 1);
     return any > 0;
 }
@@ -60,7 +60,7 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
 {
     const Axis *dp = &s->split.dp;
     int K = s->config.classes, waiting = 0; /* images of the batch before */
-    bool reads = s->split.pp.rank == 0, together = ranks_compute_together(s);
+    bool reads = s->split.pp.rank == 0, together = parallel_together(s);
     long count = data_count(d), turn = (long)dp->ranks * s->micro;
     real *targets = xcalloc((size_t)s->micro * (size_t)K, sizeof *targets);
     uint8_t *none = xcalloc(1, vit_image_bytes(&s->config, true));

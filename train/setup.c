@@ -12,7 +12,7 @@
 #include "datasets/shapes.h"
 #include "image/augment.h"
 #include "train/hosts.h"
-#include "train/ranks.h"
+#include "train/parallel.h"
 #include "util/files.h"
 #include "util/machine.h"
 #include "util/report.h"
@@ -312,7 +312,7 @@ void setup_config(Session *s)
     use_preset(o->model, &s->config);
     options_apply_config(o, &s->config);
     check_usage(vit_config_check(&s->config, &why));
-    ranks_split(s);
+    parallel_split(s);
     bool known = false;
     for (int i = 0; param_init_names[i]; i++)
         known |= strcmp(param_init_names[i], o->init) == 0;
@@ -651,7 +651,7 @@ void setup_model(Session *s, bool training)
                  .decay = o->decay,
                  .clip = o->clip,
                  .split = &s->split,
-                 .recompute = ranks_recompute(o),
+                 .recompute = parallel_recompute(o),
                  .offload = o->offload_optimizer,
                  .opt = {.kind = o->opt,
                          .beta1 = o->beta1,

@@ -1,9 +1,9 @@
-/* ranks.c - from flags to how the ranks share the model. See ranks.h.
+/* parallel.c - from flags to how the ranks share the model. See parallel.h.
  *
  * What the layouts mean is in dist.h, what is recomputed in vit.h; here are their names for users,
  * and what is said where they make no sense.
  */
-#include "train/ranks.h"
+#include "train/parallel.h"
 
 #include <string.h>
 
@@ -31,7 +31,7 @@ static void note_unused(const Options *o, const Split *s)
         printf("note: --no-reshard-after-forward has no effect without --zero 3\n");
 }
 
-void ranks_split(Session *s)
+void parallel_split(Session *s)
 {
     static const int types[] = {F32, BF16}; /* by --reduce-dtype */
     Options *o = &s->o;
@@ -73,7 +73,7 @@ static unsigned bit_of(const char *name, size_t length)
     return 0;
 }
 
-Recompute ranks_recompute(const Options *o)
+Recompute parallel_recompute(const Options *o)
 {
     Recompute r = {o->recompute, (int)o->recompute_blocks, (int)o->recompute_group, 0};
     if (r.kind != RECOMPUTE_FULL && (r.group > 1 || *o->recompute_keep))
@@ -93,12 +93,12 @@ Recompute ranks_recompute(const Options *o)
     return r;
 }
 
-bool ranks_compute_together(const Session *s)
+bool parallel_together(const Session *s)
 {
     return s->split.zero || s->split.tp.ranks > 1 || s->split.pp.ranks > 1;
 }
 
-bool ranks_speaks(const Session *s)
+bool parallel_speaks(const Session *s)
 {
     return s->split.tp.rank == 0 && s->split.pp.rank == s->split.pp.ranks - 1;
 }
