@@ -277,7 +277,8 @@ static bool is_due(const Training *t, long every)
 /* ---- the loop ---- */
 
 /* The loader makes micro-batches where they divide the batch, else whole batches to cut up. With
- * several data parallel ranks it makes this rank's part of each batch: `mine` images at a stride of the whole. */
+ * several data parallel ranks it makes this rank's part of each batch: `mine` images at a stride of
+ * the whole. */
 static void begin(Training *t)
 {
     Session *s = t->s;

@@ -21,7 +21,7 @@
  * classes, R width of the representation layer. Laid out by hand: one operation, one sentence. */
 enum { STAT = F32 };
 /* Which pass through a block this is: the first, or one that makes again what the first one did not
- * save, up to the stream behind the block (THROUGH) or not so far, for the backward pass at hand. */
+ * save, up to the stream behind the block (THROUGH) or not so far, for its backward pass (AGAIN). */
 enum { FIRST, THROUGH, AGAIN };
 /* clang-format off */
 
@@ -253,7 +253,7 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
             .x = mat(b->stream[l], C), .y = mat(a->norm1_y, C), .gamma = w.norm1_w,
             .beta = w.norm1_b, .mean = a->norm1_mean, .rstd = a->norm1_rstd, .eps = c->eps,
             .rows = B * T, .C = C, .tokens = T});
-    if (missing(m, l, pass, ACT_qkv) && few) { /* q [B,1,A] of the class rows; k, v [B,T,2A] of all */
+    if (missing(m, l, pass, ACT_qkv) && few) { /* q [B,1,A] of class rows; k, v [B,T,2A] of all */
         linear(m, mat(a->qkv, 3L * A * T), mat(a->norm1_y, r.ld), w.qkv_w, w.qkv_b, B, C, A);
         linear(m, mat(from(a->qkv, A), 3L * A), mat(a->norm1_y, C), from(w.qkv_w, (long)A * C),
                from(w.qkv_b, A), B * T, C, 2 * A);
@@ -261,7 +261,7 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
         linear(m, mat(a->qkv, 3L * A), mat(a->norm1_y, C), w.qkv_w, w.qkv_b, B * T, C, 3 * A);
     }
     if (missing(m, l, pass, ACT_att))
-        be->attention_forward(&(Attention){ /* att [B,Tq,A] = softmax(q k^T / sqrt(hs)) v, by heads */
+        be->attention_forward(&(Attention){ /* att [B,Tq,A] = softmax(q k^T / sqrt(hs)) v */
             .qkv = mat(a->qkv, 3L * A), .out = mat(a->att, A), .lse = a->lse, .B = B, .T = T,
             .Tq = r.Tq, .heads = H, .hs = hs,
             .drop = drop_part(m, b, c->attention_dropout, RNG_ATTN_DROPOUT, l, H)});
@@ -273,7 +273,7 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
         sum_parts(m, tp, branch1, r.n, C);
     }
     if (missing(m, l, pass, ACT_mid) || missing(m, l, pass, ACT_norm2_y))
-        be->residual_norm_forward(&(ResidualNorm){ /* mid = x + branch1; norm2_y [B,Tq,C] = LN2(mid) */
+        be->residual_norm_forward(&(ResidualNorm){ /* mid = x + branch1; norm2_y = LN2(mid) */
             .x = has_mid ? mid : x, .x_out = mid, .branch = has_mid ? NONE : branch1,
             .y = mat(a->norm2_y, C), .gamma = w.norm2_w, .beta = w.norm2_b, .mean = a->norm2_mean,
             .rstd = a->norm2_rstd, .ls = w.ls1, .drop = drop(b, c->dropout, RNG_PROJ_DROPOUT, l),
@@ -391,7 +391,8 @@ static void head_backward(Model *m, Micro *b)
     HeadParams w = head_params(m, unit_acquire(&m->own, u, u - 1), m->plan.type);
     HeadParams g = head_params(m, unit_gradient(&m->own, u, b->number), F32);
     Rows r = rows_of(m, b, c->pool == POOL_CLS);
-    Tensor dlogits = mat(from(b->dlogits, first), K), pooled = mat(b->pooled, C), dpooled = mat(m->dpooled, C);
+    Tensor dlogits = mat(from(b->dlogits, first), K), pooled = mat(b->pooled, C);
+    Tensor dpooled = mat(m->dpooled, C);
     Tensor rep = mat(b->rep, R), drep = mat(m->drep, R);
 
     watch(m, dlogits, B, mine);
@@ -898,8 +899,8 @@ void vit_read_act(const Model *m, const dev *buffer, long offset, long n, real *
  * things live and what they grow with: parameters (the model), activations (images at a time),
  * inputs. */
 
-/* Buffers for what block l saves, and of `again` for the rest; those of `again` itself where that is
- * NULL: for what block l does not save. */
+/* Buffers for what block l saves, and of `again` for the rest; those of `again` itself where that
+ * is NULL: for what block l does not save. */
 static void take_block(const Model *m, Arena *a, int l, BlockActs *b, const BlockActs *again)
 {
     const Config *c = &m->config;
@@ -925,7 +926,8 @@ static int end_block(const Model *m)
     return is_last_stage(m) ? m->config.layers : m->split.end - 1;
 }
 
-/* Residual streams before and behind this stage's blocks. Without a backward pass two take turns. */
+/* Residual streams before and behind this stage's blocks; without a backward pass two take turns.
+ */
 static void plan_streams(const Model *m, Arena *a, Micro *b)
 {
     double n = (double)m->plan.max_batch * vit_tokens(&m->config) * m->config.width;

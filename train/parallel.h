@@ -1,11 +1,11 @@
-/* parallel.h - from flags to how the ranks share the model: tensor, data and pipeline parallelism, ZeRO,
- * and what is recomputed. */
+/* parallel.h - from flags to how the ranks share the model: tensor, data and pipeline parallelism,
+ * ZeRO, and what is recomputed. */
 #pragma once
 
 #include "train/setup.h"
 
-/* s->split, from --tp, --pp, --layers-per-stage, --zero and what belongs to them, and one line about
- * it. All ranks call it together. A run that goes on keeps its layout, where that fits the ranks
+/* s->split, from --tp, --pp, --layers-per-stage, --zero and what belongs to them, and one line
+ * about it. All ranks call it together. A run that goes on keeps its layout, where that fits the ranks
  * that there are now. */
 void parallel_split(Session *s);
 /* --recompute and what belongs to it. */
