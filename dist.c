@@ -74,8 +74,8 @@ static bool read_stages(const char *list, const Config *c, const Axis *pp, int b
         p = *end ? end + 1 : end;
     }
     if (stage != pp->ranks || sum != c->layers)
-        return fail(e, hint, "--layers-per-stage %s: %d stages, %d layers; there are %d and %d", list,
-                    stage, sum, pp->ranks, c->layers);
+        return fail(e, hint, "--layers-per-stage %s: %d stages, %d layers; there are %d and %d",
+                    list, stage, sum, pp->ranks, c->layers);
     return true;
 }
 

@@ -21,7 +21,7 @@
  * classes, R width of the representation layer. Laid out by hand: one operation, one sentence. */
 enum { STAT = F32 };
 /* Which pass through a block this is: the first, or one that makes again what the first one did not
- * save, up to the stream behind the block (THROUGH) or not so far, for its backward pass (AGAIN). */
+ * save: with the stream behind the block (THROUGH), or without, for its backward pass (AGAIN). */
 enum { FIRST, THROUGH, AGAIN };
 /* clang-format off */
 

@@ -5,8 +5,8 @@
 #include "train/setup.h"
 
 /* s->split, from --tp, --pp, --layers-per-stage, --zero and what belongs to them, and one line
- * about it. All ranks call it together. A run that goes on keeps its layout, where that fits the ranks
- * that there are now. */
+ * about it. All ranks call it together. A run that goes on keeps its layout, where that fits the
+ * ranks that there are now. */
 void parallel_split(Session *s);
 /* --recompute and what belongs to it. */
 Recompute parallel_recompute(const Options *o);
