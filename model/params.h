@@ -41,14 +41,14 @@ enum { SPLIT_WHOLE, SPLIT_ROWS, SPLIT_COLUMNS, SPLIT_HEADS };
   X(qkv_b,     "attn.qkv.bias",           (3 * C, 0, 0, 0),     BIAS,       HEADS,   true)         \
   X(proj_w,    "attn.proj.weight",        (C, C, 0, 0),         PROJ,       COLUMNS, true)         \
   X(proj_b,    "attn.proj.bias",          (C, 0, 0, 0),         BIAS,       WHOLE,   true)         \
-  X(ls1,       "ls1.gamma",               (C, 0, 0, 0),         LS,         WHOLE,   c->layer_scale)\
+  X(ls1,       "ls1.gamma",               (C, 0, 0, 0),         LS,         WHOLE,  c->layer_scale)\
   X(norm2_w,   "norm2.weight",            (C, 0, 0, 0),         ONE,        WHOLE,   true)         \
   X(norm2_b,   "norm2.bias",              (C, 0, 0, 0),         ZERO,       WHOLE,   true)         \
   X(fc1_w,     "mlp.fc1.weight",          (F, C, 0, 0),         FC1,        ROWS,    true)         \
   X(fc1_b,     "mlp.fc1.bias",            (F, 0, 0, 0),         MLP_BIAS,   ROWS,    true)         \
   X(fc2_w,     "mlp.fc2.weight",          (C, F, 0, 0),         FC2,        COLUMNS, true)         \
   X(fc2_b,     "mlp.fc2.bias",            (C, 0, 0, 0),         MLP_BIAS,   WHOLE,   true)         \
-  X(ls2,       "ls2.gamma",               (C, 0, 0, 0),         LS,         WHOLE,   c->layer_scale)
+  X(ls2,       "ls2.gamma",               (C, 0, 0, 0),         LS,         WHOLE,  c->layer_scale)
 #define HEAD_PARAMS(X)                                                                             \
   X(norm_w,    "norm.weight",             (C, 0, 0, 0),         ONE,        WHOLE,   true)         \
   X(norm_b,    "norm.bias",               (C, 0, 0, 0),         ZERO,       WHOLE,   true)         \
