@@ -194,14 +194,14 @@ static bool train_evaluate(Training *t)
 {
     Session *s = t->s;
     Evaluation v;
-    double from = now();
+    double from = now(), sent = s->be->sent();
     if (s->m->own.ema)
         units_swap_ema(&s->m->own);
     bool complete = evaluate(s, s->val, &stop_signal, &v);
     if (s->m->own.ema)
         units_swap_ema(&s->m->own);
     report_clear();
-    meter_pause(&t->meter, now() - from);
+    meter_pause(&t->meter, now() - from, s->be->sent() - sent);
     if (!complete)
         return false;
     bool best = isfinite(v.loss) && v.top1 > s->state.best_metric;
@@ -255,7 +255,7 @@ static void save(Training *t)
     }
     t->saved = s->state.step;
     run_to_resume = s->out;
-    meter_pause(&t->meter, now() - from);
+    meter_pause(&t->meter, now() - from, 0);
     log_begin("save");
     log_num("step", (double)s->state.step);
     log_num("seconds", now() - from);

@@ -95,6 +95,11 @@ static void measure_use(Meter *m, StepReport *r, double seconds)
     r->workers = data.workers;
     r->damaged = data.damaged;
     r->data_bytes_per_s = (data.bytes - m->data_bytes) / seconds;
+    double sent = be->sent(), waited = be->waited();
+    r->comm_bytes = (sent - m->comm_bytes) / (double)m->steps;
+    r->comm_wait = waited < 0 || !sent ? -1 : (waited - m->comm_waited) / seconds;
+    m->comm_bytes = sent;
+    m->comm_waited = waited;
     m->cpu_seconds = u.cpu_seconds;
     m->data_bytes = data.bytes;
 }
@@ -129,9 +134,10 @@ void meter_step(Meter *m, const StepResult *r, uint64_t step, double damaged)
     m->from = m->reported = now();
 }
 
-void meter_pause(Meter *m, double seconds)
+void meter_pause(Meter *m, double seconds, double bytes)
 {
     m->from += seconds;
+    m->comm_bytes += bytes;
 }
 
 /* ---- beginning and end ---- */
@@ -142,6 +148,8 @@ void meter_begin(Meter *m, const Session *s, Loader *loader)
     *m = (Meter){.s = s, .loader = loader, .first = s->state.step};
     m->cpu_seconds = meter_usage().cpu_seconds;
     m->began = m->from = m->reported = now();
+    m->comm_bytes = s->be->sent();
+    m->comm_waited = s->be->waited();
     s->be->describe(device, sizeof device);
     log_begin("start");
     log_num("step", (double)s->state.step);
