@@ -585,14 +585,14 @@ void vit_set_batch(Model *m, int B, const void *images, bool u8, const real *tar
         void *host;
         const void *src;
         size_t bytes; /* of one image */
-    } parts[] = { /* later stages are given none */
+    } parts[] = {
         {in->images, in->host_images, images, vit_image_bytes(&m->config, u8)},
         {in->targets, in->host_targets, targets, (size_t)m->config.classes * sizeof(real)},
         {in->augment, in->host_augment, augment, sizeof(Augment)},
     };
     for (int i = 0; i < COUNT(parts); i++) {
         size_t bytes = (size_t)B * parts[i].bytes;
-        if (!parts[i].src)
+        if (!parts[i].src || !parts[i].dst) /* later stages take no images */
             continue;
         memcpy(parts[i].host, parts[i].src, bytes);
         in->sent = be->send(parts[i].dst, parts[i].host, bytes, in->used);
