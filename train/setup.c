@@ -263,6 +263,7 @@ static void start_ranks(Session *s)
     if (o->ranks > 1)
         backend_cpu_need_mpi();
     s->world = hosts_start((int)(backend_cuda ? o->gpus : o->ranks), !backend_cuda, s->argv);
+    hosts_watch((int)o->watchdog);
     if (s->world.ranks == 1 || !s->world.local_ranks)
         s->world.local_ranks = 1;
     if (s->world.rank > 0 && !freopen("/dev/null", "w", stdout))
@@ -275,6 +276,7 @@ static void start_device(Session *s)
     Options *o = &s->o;
     s->be = backend_cuda ? backend_cuda() : backend_cpu();
     start_ranks(s);
+    hosts_at("starting its device", 0);
     if (o->precision == PRECISION_AUTO)
         o->precision = backend_cuda ? PRECISION_BF16 : PRECISION_FP32;
     s->type = types[o->precision];
@@ -454,6 +456,7 @@ static void open_splits(Session *s, bool train, const char *val)
 {
     if (s->world.rank > 0)
         hosts_barrier();
+    hosts_at("opening the data", 0);
     if (train)
         s->train = setup_split(s, s->o.data, true);
     if (val)
@@ -660,6 +663,7 @@ void setup_model(Session *s, bool training)
                          .momentum = o->momentum,
                          .weight_decay = o->weight_decay,
                          .ema_decay = o->ema}};
+    hosts_at("setting up the model", 0);
     choose_micro(s, &plan);
     s->m = vit_create(&s->config, &plan, s->be);
     Units *own = &s->m->own;
@@ -779,12 +783,24 @@ static void write_classes(const Session *s)
     free(path);
 }
 
+/* Rank 0's text, to all. */
+static char *broadcast_text(const char *text)
+{
+    uint64_t bytes = text ? strlen(text) + 1 : 0;
+    hosts_broadcast(&bytes, sizeof bytes);
+    char *copy = text ? xstrdup(text) : xcalloc(1, bytes);
+    hosts_broadcast(copy, bytes);
+    return copy;
+}
+
 /* A continued run stays where it is, unless --out names another place. No run is written over. */
 void setup_out(Session *s)
 {
     const Options *o = &s->o;
-    if (s->world.rank > 0) /* the first one writes */
+    if (s->world.rank > 0) { /* the first one writes */
+        s->out = broadcast_text(NULL);
         return;
+    }
     bool resumed = s->checkpoint && s->run_dir;
     bool same_run = resumed && (!*o->out || strcmp(s->run_dir, o->out) == 0);
     if (*o->out)
@@ -803,10 +819,12 @@ void setup_out(Session *s)
     free(log);
     write_classes(s);
     printf("run       %s\n", s->out);
+    free(broadcast_text(s->out));
 }
 
 void session_free(Session *s)
 {
+    hosts_at("ending", 0);
     log_close();
     data_close(s->train);
     data_close(s->val);

@@ -136,6 +136,7 @@ FileWriter *file_create(const char *path, Error *e)
 
 bool file_write(FileWriter *f, const void *bytes, size_t n, Error *e)
 {
+    alive();
     errno = ENOSPC; /* a short write sets none */
     return fwrite(bytes, 1, n, f->f) == n || cannot("write", f->path, errno, e);
 }

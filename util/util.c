@@ -3,11 +3,12 @@
  * It holds no knowledge of models or data. Two ways to fail: die() for what nobody can handle, and
  * an Error for what the caller may want to handle or describe better.
  *
- * Read in this order: errors, memory, time. */
+ * Read in this order: errors, memory, time, signs of life. */
 #include "util/util.h"
 
 #include <errno.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -142,4 +143,18 @@ double now(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* ---- signs of life ---- */
+
+static _Atomic uint64_t signs;
+
+void alive(void)
+{
+    atomic_fetch_add_explicit(&signs, 1, memory_order_relaxed);
+}
+
+uint64_t alive_count(void)
+{
+    return atomic_load_explicit(&signs, memory_order_relaxed);
 }

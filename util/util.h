@@ -49,3 +49,8 @@ char *xstrdup(const char *s);
 char *xasprintf(const char *fmt, ...) PRINTF_LIKE(1, 2);
 
 double now(void); /* seconds, monotonic */
+
+/* Work that takes long calls alive() whenever it has got on, on any thread: who watches over it
+ * sees the count of such signs grow. */
+void alive(void);
+uint64_t alive_count(void);

@@ -436,6 +436,7 @@ bool st_is_real(const SafeTensors *f, const StTensor *t, Error *e)
 
 bool st_read_real(const SafeTensors *f, const StTensor *t, real *out, Error *e)
 {
+    alive();
     const uint8_t *data = st_data(f, t);
     if (!st_is_real(f, t, e))
         return false;
