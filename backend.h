@@ -329,6 +329,9 @@ typedef struct Backend {
     void (*linear_forward)(const LinearForward *a);
     void (*linear_backward_input)(const LinearBackwardInput *a);
     void (*linear_backward_weight)(const LinearBackwardWeight *a);
+    /* y = act(pre), dropped out: what linear_forward made of a->pre, again and bit for bit. x, w,
+     * bias and residual are not looked at. */
+    void (*activate)(const LinearForward *a);
     void (*patchify)(const Patchify *a);
     void (*embed_forward)(const Embed *a);
     void (*embed_backward)(const Embed *a);
@@ -379,6 +382,8 @@ typedef struct Backend {
     /* bytes that this rank has sent in all of them so far, as a ring sends them: of an all_reduce
      * 2 (r-1)/r of x, of a reduce_scatter or all_gather (r-1) times own */
     double (*sent)(void);
+    /* seconds so far that what is called after a join has had to wait for its collective */
+    double (*waited)(void);
     void (*end)(void); /* takes leave of the other ranks; nothing is called after it */
 } Backend;
 
