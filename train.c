@@ -234,22 +234,31 @@ static void algorithms(const Session *s, const char *dir, bool write)
     free(path);
 }
 
-/* Writes a checkpoint, once a step at most. */
+/* All ranks have the whole model, but no place that all see: the first one writes it. */
+static bool save_alone(const Session *s, Error *e)
+{
+    const Split one = split_alone(&s->config);
+    Units own = s->m->own;
+    own.split = &one;
+    return s->world.rank > 0 || ckpt_save(&own, s->out, &s->state, (int)s->o.keep, NULL, e);
+}
+
+/* Writes a checkpoint, once a step at most. All ranks call this together. */
 static void save(Training *t)
 {
     Session *s = t->s;
     Error e = {"", ""};
     double from = now();
+    const CkptRanks ranks = {s->world.rank, s->world.ranks, hosts_sum};
     if (t->saved == s->state.step)
         return;
-    if (s->world.rank > 0) { /* all ranks have the same weights; the first writes them */
-        t->saved = s->state.step;
-        return;
-    }
-    algorithms(s, s->out, true);
+    if (s->world.rank == 0)
+        algorithms(s, s->out, true);
     s->state.counters = *vit_state(s->m);
     s->state.scaled = s->m->plan.scaling.kind != SCALING_NONE;
-    if (!ckpt_save(&s->m->own, s->out, &s->state, (int)s->o.keep, &e)) {
+    bool ok = s->shared ? ckpt_save(&s->m->own, s->out, &s->state, (int)s->o.keep, &ranks, &e)
+                        : save_alone(s, &e);
+    if (!ok) {
         report_clear();
         die(e.hint, "%s", e.what);
     }
