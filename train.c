@@ -108,7 +108,7 @@ static void next_images(Training *t, int n, const uint8_t **images, const int **
 
 /* A batch of B images is shared out among the data parallel ranks, B / ranks each; a rank computes
  * its part `micro` images at a time. Positions in the batch, which decide what is random, are
- * counted over all ranks. Later stages of a pipeline are sent what they need. */
+ * counted over all ranks. Ranks that read no images are sent what they need. */
 static void micro_step(void *arg, int micro, bool backward)
 {
     Training *t = arg;
@@ -123,20 +123,19 @@ static void micro_step(void *arg, int micro, bool backward)
         vit_micro_backward(s->m, micro, done + n == mine);
         return;
     }
+    if (t->augment)
+        mix_batch(&t->mix, s->state.seed, (uint32_t)s->state.step, (uint32_t)first, n, t->augment);
     if (t->loader) {
         next_images(t, n, &images, &labels);
-        if (t->augment)
-            mix_batch(&t->mix, s->state.seed, (uint32_t)s->state.step, (uint32_t)first, n,
-                      t->augment);
         soft_targets(t->targets, labels, n, s->config.classes, o->label_smoothing, t->augment,
                      (long)s->config.image_h * s->config.image_w);
         vit_set_batch(s->m, n, images, true, t->targets, t->augment);
     } else {
-        vit_set_batch(s->m, n, NULL, true, NULL, NULL);
+        vit_set_batch(s->m, n, NULL, true, NULL, t->augment);
     }
     real tally[TALLY];
     tally[TELL_STOP] = stop_signal != 0;
-    tally[TELL_DAMAGED] = s->split.tp.rank ? 0 : (real)data_damaged(s->train);
+    tally[TELL_DAMAGED] = (real)data_damaged(s->train);
     vit_tell(s->m, tally);
     vit_micro_forward(s->m, first, batch);
 }
@@ -307,7 +306,7 @@ static void begin(Training *t)
                              .workers = (int)s->o.workers,
                              .max_workers = s->max_workers,
                              .neighbours = s->world.local_ranks - 1};
-    if (s->split.pp.rank == 0)
+    if (split_reads(&s->split))
         t->loader = loader_open(s->train, &options);
     t->saved = t->collected = s->state.step;
     meter_begin(&t->meter, s, t->loader);
