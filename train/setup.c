@@ -627,8 +627,19 @@ static void describe_model(const Session *s, bool training)
     printf("memory    %sB weights", text[WEIGHTS]);
     if (training)
         printf(", %sB gradients, %sB optimiser", text[GRADIENTS], text[OPTIMISER]);
-    printf(", %sB activations, %sB inputs; %d images at a time\n", text[ACTIVATIONS], text[INPUTS],
-           p->max_batch);
+    printf(", %sB activations, %sB inputs; %d images at a time%s\n", text[ACTIVATIONS], text[INPUTS],
+           p->max_batch, s->world.ranks > 1 ? ", on the first rank" : "");
+    if (p->recompute.kind != RECOMPUTE_NONE) {
+        Plan whole = *p;
+        whole.recompute = (Recompute){0};
+        double saves = vit_bytes(c, &whole, s->be) - vit_bytes(c, p, s->be);
+        format_count(saves, text[0], sizeof text[0]);
+        printf("          activations made again save %sB\n", text[0]);
+    }
+    if (p->offload) {
+        format_count((double)m->host.bytes, text[0], sizeof text[0]);
+        printf("          %sB of optimiser state in the host's memory\n", text[0]);
+    }
 }
 
 /* The plan of its memory, and then its weights: of a checkpoint, with the optimiser's state; of a
