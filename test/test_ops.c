@@ -1604,6 +1604,26 @@ static void convert(int to, int from)
     finish(EXACT);
 }
 
+/* A NaN stays one, also where all that tells it from infinity is among the bits that go. */
+static void convert_nan(void)
+{
+    begin(PLAIN, "convert NaN");
+    union {
+        real x;
+        uint32_t bits[sizeof(real) / 4]; /* the last: sign and exponent */
+    } in = {.x = -INFINITY};
+    uint16_t out;
+    in.bits[0] |= 1;
+    dev *x = be->alloc(sizeof in), *y = be->alloc(sizeof out);
+    be->upload(x, &in, sizeof in);
+    be->convert(y, BF16, x, F32, 1);
+    be->download(&out, y, sizeof out);
+    CHECK(isnan(get(&out, BF16, 0)), "%s: %04x", title, out);
+    be->release(x);
+    be->release(y);
+    finish(EXACT);
+}
+
 /* ------------------------------------------------------------------------------------------------
  * The order of calls */
 
@@ -1863,6 +1883,7 @@ static void order_cases(void)
         for (int from = F32; from <= F16; from++)
             if ((to <= BF16 && from <= BF16) || strcmp(be->name, "cpu") != 0) /* it has no F16 */
                 convert(to, from);
+    convert_nan();
 }
 
 static void run_cases(void)
