@@ -590,8 +590,9 @@ static void compare_state(void)
     near("average", b->ema, w->ema, half ? INFINITY : gate(), far);
     if (half)
         return;
-    near("first moment", b->exp_avg, w->exp_avg, gate(), INFINITY);
-    near("second moment", b->exp_avg_sq, w->exp_avg_sq, 2 * gate(), INFINITY);
+    /* of gradients in weights that have drifted apart by then, which may nearly cancel */
+    near("first moment", b->exp_avg, w->exp_avg, 10 * gate(), INFINITY);
+    near("second moment", b->exp_avg_sq, w->exp_avg_sq, 10 * gate(), INFINITY);
 }
 
 /* What every rank of a tensor parallel group has is the same on all of them. */
