@@ -135,6 +135,16 @@ int split_in_flight(const Split *s)
     return s->pp.ranks - s->pp.rank;
 }
 
+bool split_reads(const Split *s)
+{
+    return s->pp.rank == 0 && s->tp.rank == 0;
+}
+
+bool split_speaks(const Split *s)
+{
+    return s->pp.rank == s->pp.ranks - 1 && s->tp.rank == 0;
+}
+
 /* ------------------------------------------------------------------------------------------------
  * The schedule */
 

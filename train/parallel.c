@@ -98,8 +98,3 @@ bool parallel_together(const Session *s)
 {
     return s->split.zero || s->split.tp.ranks > 1 || s->split.pp.ranks > 1;
 }
-
-bool parallel_speaks(const Session *s)
-{
-    return s->split.tp.rank == 0 && s->split.pp.rank == s->split.pp.ranks - 1;
-}
