@@ -169,6 +169,188 @@ static void test_folders(void)
     refuse(at(temporary, "bare"), true, NULL, "no class folders");
 }
 
+/* What data_describe prints. */
+static char *said_of(const Dataset *d)
+{
+    const char *log = at(temporary, "said.log");
+    Error e;
+    fflush(stdout);
+    int screen = dup(STDOUT_FILENO);
+    if (!d || !freopen(log, "w", stdout))
+        return xstrdup("");
+    data_describe(d, "");
+    fflush(stdout);
+    dup2(screen, STDOUT_FILENO);
+    close(screen);
+    return read_text(log, 1 << 16, &e);
+}
+
+static void check_said(const Dataset *d, const char *want)
+{
+    char *said = said_of(d);
+    CHECK(d && strstr(said, want), "'%s' is not in '%s'", want, said);
+    free(said);
+}
+
+/* The folders of a set with pictures: "Train/a" has 0.ppm. */
+static const char *make_set(const char *name, const char *const *folders)
+{
+    static const char ppm[] = "P6 2 2 255 abcabcabcabc";
+    Error e;
+    const char *dir = at(temporary, name);
+    for (; *folders; folders++) {
+        CHECK(make_dirs(at(dir, *folders), &e), "%s", e.what);
+        char *path = xasprintf("%s/%s/0.ppm", dir, *folders);
+        write_file(path, ppm, sizeof ppm - 1);
+        free(path);
+    }
+    return dir;
+}
+
+/* Which folder each split is found in, by what there is; NULL: refused, with the text in `say`. */
+static void test_split_names(void)
+{
+    static const struct {
+        const char *folders[8], *train, *val, *say;
+    } cases[] = {
+        {{"Training/a", "Training/b", "Testing/a", "Testing/b"}, "Training", "Testing", ""},
+        {{"train/a", "valid/a", "test/a"}, "train", "valid", ""},
+        {{"TRAIN/a", "Dev/a", "Test/a"}, "TRAIN", "Dev", ""},
+        {{"train/a", "VALIDATION/a"}, "train", "VALIDATION", ""},
+        {{"a", "b"}, "", "", ""},
+        {{"a", "trainer", "tests"}, "", "", ""},
+        {{"train/a", "val/a", "valid/a"}, "train", NULL, "has both val/ and another folder"},
+        {{"train/a", "Train/a"}, NULL, NULL, "no val/"},
+        {{"train/a", "test"}, "train", NULL, "test has 1 pictures, but no class folders"},
+        {{"train", "bus", "car"}, NULL, NULL, ""},
+        {{"test", "bus", "car"}, NULL, NULL, ""},
+        {{"flowers/train/a", "flowers/val/a"}, NULL, NULL, "flowers/train"},
+        {{"one/a", "one/b", "two/a"}, NULL, NULL, "in it have no pictures, but folders"},
+        {{"a/images", "b/images"}, "", "", ""},
+    };
+    for (int i = 0; i < COUNT(cases); i++) {
+        char name[16];
+        snprintf(name, sizeof name, "case%d", i);
+        const char *dir = make_set(name, cases[i].folders);
+        for (int train = 0; train < 2; train++) {
+            Error e = {"", ""};
+            const char *want = train ? cases[i].train : cases[i].val;
+            Dataset *d = open_dir(dir, train, NULL, &e);
+            CHECK((d != NULL) == (want != NULL), "case %d: %s", i, d ? "opened" : e.what);
+            if (!d && !(train && i == 7))
+                CHECK(strstr(e.what, cases[i].say) && e.hint[0], "case %d: %s", i, e.what);
+            char *path = d ? data_sample_path(d, 0) : xstrdup("");
+            char *root = xasprintf("%s/%s%s", dir, want ? want : "", want && *want ? "/" : "");
+            CHECK(!d || strncmp(path, root, strlen(root)) == 0, "case %d: %s", i, path);
+            free(root);
+            free(path);
+            data_close(d);
+        }
+    }
+    Error e = {"", ""};
+    Dataset *d = open_dir(at(temporary, "case0"), false, NULL, &e);
+    check_said(d, "case0 has no val/: ");
+    data_close(d);
+    /* A class file says that such names are classes. */
+    const char *list = at(temporary, "vehicles.txt");
+    write_text(list, "bus\ntrain\ncar\n");
+    d = open_dir(at(temporary, "case9"), true, list, &e);
+    CHECK(d && data_classes(d) == 3 && data_count(d) == 3, "%s", e.what);
+    data_close(d);
+    write_text(list, "one\ntwo\n");
+    d = open_dir(at(temporary, "case12"), true, list, &e);
+    CHECK(d && data_classes(d) == 2 && data_count(d) == 3, "%s", e.what);
+    data_close(d);
+}
+
+/* Endings of any case, names without one or with blanks; what is no picture is counted. */
+static void test_endings(void)
+{
+    Error e = {"", ""};
+    static const char *const pictures[] = {"1.PPM", "2.jfif",  "3.JPE",   "4.jif",  "5",
+                                           "6.jpg ", "7.photo", "8.p.m ", "9.jfif\u00a0"};
+    static const char *const others[] = {"1.txt", "2.TXT", "3.heic", "4", "bmw.txt"};
+    const char *dir = at(temporary, "endings");
+    for (int k = 0; k < 2; k++) {
+        const char *folder = at(dir, k ? "b" : "a");
+        CHECK(make_dirs(folder, &e));
+        for (int i = 0; i < COUNT(pictures); i++)
+            write_text(at(folder, pictures[i]), "P6 2 2 255 abcabcabcabc");
+        for (int i = 0; i < COUNT(others); i++)
+            write_text(at(folder, others[i]), i == 4 ? "BMW" : "no picture");
+    }
+    write_text(at(dir, "beside.jpg"), "");
+    Dataset *d = open_dir(dir, true, NULL, &e);
+    CHECK(d && data_count(d) == 18, "%ld: %s", d ? data_count(d) : -1, e.what);
+    check_said(d, "/endings: 18 images of 2 classes; passed over: 2 .heic, 6 .txt, 1 pictures beside "
+                  "the class folders, 2 without an ending\n");
+    data_close(d);
+    d = open_dir(make_set("single", (const char *const[]){"train/a", NULL}), true, NULL, &e);
+    check_said(d, "note: there is one class, 'a'");
+    data_close(d);
+}
+
+static void test_class_order(void)
+{
+    static const char *const folders[] = {"1", "2", "10", "a", "B", "a1", "ab", "a-", "A01", NULL};
+    static const char *const want[] = {"1 10 2 A01 B a a- a1 ab", "1 2 10 A01 B a a1 a- ab",
+                                       "1 2 10 a A01 a1 a- ab B"};
+    const char *dir = make_set("order", folders);
+    DataOptions o = defaults;
+    o.spec = dir;
+    for (int order = 0; order < COUNT(want); order++) {
+        Error e = {"", ""};
+        char names[128] = "";
+        o.class_order = order;
+        Dataset *d = data_open(&o, &e);
+        for (int k = 0; d && k < data_classes(d); k++)
+            snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", k ? " " : "",
+                     data_class_name(d, k));
+        CHECK(strcmp(names, want[order]) == 0, "%s, not %s", names, want[order]);
+        CHECK(d && data_order_matters(d));
+        for (long i = 0; d && i < data_count(d); i++) {
+            char *path = data_sample_path(d, i), part[16];
+            snprintf(part, sizeof part, "/%s/", data_class_name(d, data_label(d, i)));
+            CHECK(strstr(path, part) != NULL, "%s is %s", path, part);
+            free(path);
+        }
+        data_close(d);
+    }
+    Error e = {"", ""};
+    Dataset *d = open_dir(make_set("unordered", (const char *const[]){"a", "b", "c1", NULL}), true, NULL, &e);
+    CHECK(d && !data_order_matters(d));
+    data_close(d);
+    const char *list = at(temporary, "ordered.txt");
+    write_text(list, "10\n2\na\n");
+    d = open_dir(make_set("listed", (const char *const[]){"2", "10", "a", NULL}), true, list, &e);
+    CHECK(d && !data_order_matters(d) && data_label(d, 0) == 0, "a file settles it");
+    data_close(d);
+}
+
+/* Lists as Windows writes them; the two forms in which Unicode has accented letters. */
+static void test_class_files(void)
+{
+    Error e = {"", ""};
+    const char *list = at(temporary, "bom.txt");
+    write_text(list, "\xEF\xBB\xBF" "a\r\nb\r\n");
+    Dataset *d = open_dir(make_set("bom", (const char *const[]){"a", "b", NULL}), true, list, &e);
+    CHECK(d && data_classes(d) == 2 && strcmp(data_class_name(d, 0), "a") == 0, "%s", e.what);
+    data_close(d);
+    static const char *const forms[][2] = {{"caf\u00e9", "cafe\u0301"},
+                                           {"\uac00", "\u1100\u1161"},
+                                           {"\u304c", "\u304b\u3099"},
+                                           {"caf\u00e8", "caf\u00e9"}};
+    for (int i = 0; i < COUNT(forms); i++)
+        for (int swap = 0; swap < 2; swap++) {
+            char name[16], line[32];
+            snprintf(name, sizeof name, "form%d-%d", i, swap);
+            snprintf(line, sizeof line, "%s\n", forms[i][swap]);
+            write_text(list, line);
+            const char *dir = make_set(name, (const char *const[]){forms[i][!swap], NULL});
+            refuse(dir, true, list, i < 3 ? "a name that looks the same" : "is not in");
+        }
+}
+
 /* Labels of val/ follow train/, also where a class is missing in val/. */
 static void test_splits(void)
 {
@@ -181,12 +363,14 @@ static void test_splits(void)
         snprintf(path, sizeof path, "%s/splits/validation/a/%d.PPM", temporary, i);
         CHECK(unlink(path) == 0);
     }
-    refuse(at(temporary, "splits"), false, NULL, "validation/a has no images");
-    CHECK(rmdir(at(temporary, "splits/validation/a")) == 0);
-    Dataset *d = open_dir(at(temporary, "splits"), false, NULL, &e);
-    if (CHECK(d != NULL, "%s", e.what))
-        CHECK(data_count(d) == 6 && data_classes(d) == 3 && data_label(d, 0) == 1);
-    data_close(d);
+    for (int emptied = 0; emptied < 2; emptied++) { /* an empty folder, or none */
+        Dataset *d = open_dir(at(temporary, "splits"), false, NULL, &e);
+        if (CHECK(d != NULL, "%s", e.what))
+            CHECK(data_count(d) == 6 && data_classes(d) == 3 && data_label(d, 0) == 1);
+        check_said(d, "note: no images of 1 of 3 classes here: a\n");
+        data_close(d);
+        rmdir(at(temporary, "splits/validation/a"));
+    }
     CHECK(make_dirs(at(temporary, "splits/validation/x"), &e));
     refuse(at(temporary, "splits"), false, NULL, "x is not in");
 }
@@ -823,6 +1007,10 @@ int main(int argc, char **argv)
     test_shuffle();
     test_folders();
     test_splits();
+    test_split_names();
+    test_endings();
+    test_class_order();
+    test_class_files();
     test_nested();
     test_subsets();
     test_damaged_images();
