@@ -461,27 +461,26 @@ static int split_of(const char *dir, const char *path)
     return split;
 }
 
-/* How many shards of each split a folder has, if it has more than one; else zeros. */
-static void count_splits(const char *dir, const Names *paths, int count[SPLITS])
+/* How many shards of a folder are named for each split; returns for how many splits, and none. */
+static int count_splits(const char *dir, const Names *paths, int count[SPLITS])
 {
     int kinds = 0;
     for (int k = 0; k < SPLITS; k++)
         count[k] = 0;
     for (int i = 0; i < paths->n; i++)
         kinds += count[split_of(dir, paths->at[i])]++ == 0;
-    for (int k = 0; k < SPLITS && kinds < 2; k++)
-        count[k] = 0;
+    return kinds;
 }
 
 bool webdataset_divided(const char *where)
 {
-    int count[SPLITS] = {0};
+    int count[SPLITS], kinds = 0;
     Error e;
     Names paths = {0};
     if (is_dir(where) && tar_names(where, &paths, &e))
-        count_splits(where, &paths, count);
+        kinds = count_splits(where, &paths, count);
     names_free(&paths);
-    return count[SPLIT_VAL] || count[SPLIT_TEST];
+    return kinds > 1 && (count[SPLIT_VAL] || count[SPLIT_TEST]);
 }
 
 /* Leaves the shards of one split, where the patterns are one folder that is divided. */
@@ -490,10 +489,13 @@ static bool choose_shards(Shards *s, const char *dir, bool train, Names *paths, 
     int count[SPLITS], n = 0;
     if (!is_dir(dir))
         return true;
-    count_splits(dir, paths, count);
-    int split = s->base.split = split_for(count, train);
-    if (!split && count[SPLIT_TRAIN] + count[SPLIT_VAL] + count[SPLIT_TEST] == 0)
+    if (count_splits(dir, paths, count) == 1) {
+        s->base.split = split_of(dir, paths->at[0]);
+        if (!train && s->base.split == SPLIT_TRAIN)
+            source_note(&s->base, "%s has training shards alone, by their names", dir);
         return true;
+    }
+    int split = s->base.split = split_for(count, train);
     if (!split)
         return fail(e, "name them with a pattern, such as wds:DIR/x-{000..009}.tar",
                     "%s has no %s shards: none is named so, but %d for training, %d for validation, "
@@ -520,6 +522,7 @@ static bool open_shards(Shards *s, const char *patterns, const DataOptions *o, E
 {
     Names paths = {0};
     const char *label = o->wds_label && *o->wds_label ? o->wds_label : "cls";
+    label += *label == '.';
     bool ok = tar_names(patterns, &paths, e) && choose_shards(s, patterns, o->train, &paths, e);
     if (ok) {
         s->shards = paths.n;

@@ -446,7 +446,7 @@ static const char *validation_spec(const Options *o, bool train)
 static void check_class_order(const Session *s, const Dataset *d, int heads)
 {
     const Options *o = &s->o;
-    if (!s->weights || s->run_dir || options_given(o, "class-order") || !data_order_matters(d) ||
+    if (!s->weights || s->run_dir || s->world.rank || options_given(o, "class-order") || !data_order_matters(d) ||
         data_classes(d) != heads)
         return;
     warn("classes are numbered in byte order (10 before 2, B before a); if the weights were trained "
@@ -457,7 +457,8 @@ static void check_class_order(const Session *s, const Dataset *d, int heads)
 /* Whoever trained without validation images has none to evaluate on. */
 static void check_evaluated(const Session *s)
 {
-    if (!s->train && s->run_dir && strcmp(s->o.val_data, "none") == 0 && !data_split(s->val))
+    if (!s->train && s->run_dir && strcmp(s->o.val_data, "none") == 0 &&
+        data_split(s->val) < SPLIT_VAL)
         warn("these are the run's training images, it had no others: name validation images with "
              "--data or --val-data");
 }
