@@ -148,15 +148,21 @@ int data_split(const Dataset *d)
     return d->s->split;
 }
 
-void data_describe(const Dataset *d, const char *before)
+void data_describe(const Dataset *d, const char *before, const Dataset *said)
 {
-    if (d->s->kind->make) /* fake */
+    const Names *notes = &d->s->notes;
+    if (d->s->kind->make) /* there is nothing to know about it */
         return;
     char *summary = source_summary(d->s);
     printf("%s%s\n", before, summary);
-    for (int i = 0; i < d->s->notes.n; i++)
-        printf("note: %s\n", d->s->notes.at[i]);
     free(summary);
+    for (int i = 0; i < notes->n; i++) {
+        bool again = false;
+        for (int k = 0; said && k < said->s->notes.n; k++)
+            again |= strcmp(notes->at[i], said->s->notes.at[k]) == 0;
+        if (!again)
+            printf("note: %s\n", notes->at[i]);
+    }
 }
 
 bool data_order_matters(const Dataset *d)

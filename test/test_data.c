@@ -178,7 +178,7 @@ static char *said_of(const Dataset *d)
     int screen = dup(STDOUT_FILENO);
     if (!d || !freopen(log, "w", stdout))
         return xstrdup("");
-    data_describe(d, "");
+    data_describe(d, "", NULL);
     fflush(stdout);
     dup2(screen, STDOUT_FILENO);
     close(screen);
@@ -719,6 +719,167 @@ static void test_mnist(void)
     }
 }
 
+static uint8_t *mnist_file(int dims, int n, int first, size_t *size)
+{
+    *size = 4 + 4 * (size_t)dims + (size_t)n * (dims == 3 ? 4 : 1);
+    uint8_t *file = xcalloc(1, *size), *p = file + 4 + 4 * dims;
+    file[2] = 8;
+    file[3] = (uint8_t)dims;
+    file[7] = (uint8_t)n;
+    for (int i = 1; i < dims; i++)
+        file[7 + 4 * i] = 2;
+    for (size_t i = 0; p + i < file + *size; i++)
+        p[i] = (uint8_t)(first + (dims == 3 ? 0 : (int)i));
+    return file;
+}
+
+/* n labels from `first` on, and as many pictures of that level. */
+static void write_mnist(const char *dir, const char *stem, int n, int first)
+{
+    Error e;
+    CHECK(make_dirs(dir, &e), "%s", e.what);
+    for (int dims = 1; dims <= 3; dims += 2) {
+        char name[64];
+        size_t size;
+        uint8_t *file = mnist_file(dims, n, first, &size);
+        snprintf(name, sizeof name, "%s-%s-idx%d-ubyte", stem, dims == 3 ? "images" : "labels", dims);
+        write_file(at(dir, name), file, size);
+        free(file);
+    }
+}
+
+/* The layouts of torchvision, and EMNIST's names and numbers of classes. */
+static void test_mnist_layouts(void)
+{
+    const char *dir = at(temporary, "torch"), *raw = at(dir, "MNIST/raw");
+    write_mnist(raw, "train", 10, 0);
+    write_mnist(raw, "t10k", 3, 4);
+    write_mnist(at(dir, "EMNIST/raw"), "emnist-letters-train", 25, 1);
+    write_mnist(at(dir, "EMNIST/raw"), "emnist-letters-test", 26, 1);
+    write_mnist(at(dir, "EMNIST/raw"), "emnist-balanced-train", 47, 0);
+    write_mnist(at(dir, "EMNIST/raw"), "emnist-balanced-test", 5, 0);
+    static const struct {
+        const char *where;
+        int train, val, classes; /* images; -1: refused */
+        const char *say;
+    } cases[] = {
+        {"/MNIST/raw", 10, 3, 10, ""},
+        {"/MNIST", 10, 3, 10, ""},
+        {"/EMNIST/raw/emnist-letters", 25, 26, 27, "EMNIST's files have rows and columns"},
+        {"/EMNIST/emnist-letters", 25, 26, 27, "no image has label 0: labels from 1 to"},
+        {"/emnist-balanced", 47, 5, 47, "EMNIST's files have rows and columns"},
+        {"/EMNIST", -1, -1, 0, "more than one data set"},
+        {"", -1, -1, 0, "more than one data set"},
+        {"/none", -1, -1, 0, "has no t"},
+    };
+    for (int i = 0; i < COUNT(cases); i++)
+        for (int train = 0; train < 2; train++) {
+            Error e = {"", ""};
+            char *spec = xasprintf("mnist:%s%s", dir, cases[i].where);
+            int want = train ? cases[i].train : cases[i].val;
+            Dataset *d = open_dir(spec, train, NULL, &e);
+            if (want < 0)
+                CHECK(!d && strstr(e.what, cases[i].say) && e.hint[0], "%s: %s", spec, e.what);
+            else if (CHECK(d && data_count(d) == want && data_classes(d) == cases[i].classes,
+                           "%s: %d classes: %s", spec, d ? data_classes(d) : 0, e.what) &&
+                     (train == 0 || i != 3))
+                check_said(d, cases[i].say);
+            data_close(d);
+            free(spec);
+        }
+    const char *packed = at(temporary, "packed");
+    Error e;
+    CHECK(make_dirs(packed, &e));
+    write_text(at(packed, "emnist-digits-train-images-idx3-ubyte.gz"), "");
+    char *spec = xasprintf("mnist:%s", packed);
+    refuse(spec, true, NULL, "digits-train-images-idx3-ubyte.gz is still compressed");
+    free(spec);
+}
+
+/* Python's version of CIFAR: files that Python made, see test/pickles/make.py; and files that would
+ * have something called, or are damaged. */
+static void test_pickles(void)
+{
+    static const struct {
+        const char *spec, *first;
+        int train, val, labels[4];
+    } cases[] = {{"cifar10:test/pickles", "class 0", 4, 2, {0, 1, 2, 3}},
+                 {"cifar10:test/pickles/cifar-10-batches-py", "class 0", 4, 2, {0, 1, 2, 3}},
+                 {"cifar100:test/pickles", "0", 2, 2, {99, 0}}};
+    uint8_t out[3 * 16 * 16];
+    Error e = {"", ""};
+    for (int i = 0; i < COUNT(cases); i++) {
+        Dataset *d = open_dir(cases[i].spec, true, NULL, &e);
+        CHECK(d && data_count(d) == cases[i].train &&
+              strcmp(data_class_name(d, 0), cases[i].first) == 0, "%s", e.what);
+        for (int k = 0; d && k < cases[i].train; k++)
+            CHECK(data_sample(d, decoder, k, 0, 0, out) == cases[i].labels[k] && out[0] == k &&
+                  out[1] == 90 + k && out[2] == 180 + k, "%s: image %d", cases[i].spec, k);
+        data_close(d);
+        d = open_dir(cases[i].spec, false, NULL, &e);
+        CHECK(d && data_count(d) == cases[i].val, "%s", e.what);
+        data_close(d);
+    }
+    /* One change each of a file that is right; the first is none. */
+#define CHANGE(from, to, say) {from, to, sizeof from - 1, say}
+    static const struct {
+        const char *from, *to;
+        size_t n;
+        const char *say;
+    } changes[] = {
+        CHANGE("_reconstruct", "_reconstruct", NULL),
+        CHANGE("_reconstruct", "_reconstrucT", "asks for 'numpy.core.multiarray _reconstrucT'"),
+        CHANGE("numpy\nndarray", "numpy\nfromfil", "asks for 'numpy fromfil'"),
+        CHANGE("cnumpy\ndtype", "cposix\nabort", "asks for 'posix abort'"),
+        CHANGE("numpy\nndarray", "numpy ndarra\033", "asks for 'numpy ndarra?"),
+        CHANGE("cnumpy\nndarray", "]q\1q\2q\3q\4q\5q\6q\7q\7", "an object that is no array"),
+        CHANGE("\200\002}", "\200\004}", "protocol 4"),
+        CHANGE("\200\002}", "\200\002i", "an operation that is not known here: 0x69"),
+        CHANGE("\200\002}", "\200\002]", "nothing to add to"),
+        CHANGE("U\006labels", "U\006lables", "-1 labels in 'labels'"),
+        CHANGE("U\004data", "U\004date", "-1 bytes in 'data'"),
+        CHANGE("U\002u1", "U\002i1", "-1 bytes in 'data'"),
+        CHANGE("K\002M", "K\003M", "bytes in 'data', which is not"),
+        CHANGE("K\002M\000\014", "K\002M\000\030", "bytes in 'data', which is not"),
+        CHANGE("K\000K\001e", "K\000K\012e", "label 1 is 10"),
+        CHANGE("K\000K\001e", "K\000K\001a", "nothing to add to"),
+        CHANGE("K\000K\001e", "N\210K\001e", "3 labels"),
+        CHANGE("\014\206", "\014\207", "an array of a version"),
+        CHANGE("T\000\030", "T\001\030", "byte"),
+        CHANGE("U\006labels", "U\377labels", "byte"),
+        CHANGE("q\003]", "q\377]", "a place in the memo that cannot be"),
+        CHANGE("q\003]", "h\003]", "nothing in this place of the memo"),
+    };
+#undef CHANGE
+    const char *dir = at(temporary, "pickles"), *path = at(dir, "data_batch_1");
+    char *spec = xasprintf("cifar10:%s", dir);
+    CHECK(make_dirs(dir, &e));
+    FILE *f = fopen("test/pickles/cifar-10-batches-py/data_batch_1", "rb");
+    static char good[1 << 14], file[1 << 14];
+    size_t n = f ? fread(good, 1, sizeof good, f) : 0;
+    CHECK(f && fclose(f) == 0 && n > 6144);
+    for (int i = 0; i < COUNT(changes); i++) {
+        memcpy(file, good, n);
+        char *found = memmem(file, n, changes[i].from, changes[i].n);
+        if (!CHECK(found != NULL, "change %d", i))
+            continue;
+        memcpy(found, changes[i].to, changes[i].n);
+        write_file(path, file, n);
+        if (changes[i].say) {
+            refuse(spec, true, NULL, changes[i].say);
+            continue;
+        }
+        Dataset *d = open_dir(spec, true, NULL, &e);
+        CHECK(d && data_count(d) == 2, "%s", e.what);
+        data_close(d);
+    }
+    for (size_t cut = 1; cut < n; cut += cut < 300 ? 1 : 797) {
+        write_file(path, good, cut);
+        refuse(spec, true, NULL, "data_batch_1: byte");
+    }
+    free(spec);
+}
+
 /* ---- directories ---- */
 
 /* The reason is mkdir's. Nobody may write to a directory without its write bits, except root. */
@@ -1019,6 +1180,8 @@ int main(int argc, char **argv)
     test_max_damaged();
     test_cifar();
     test_mnist();
+    test_mnist_layouts();
+    test_pickles();
     test_make_dirs();
     test_shapes();
     test_loader();

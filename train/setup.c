@@ -360,6 +360,7 @@ Dataset *setup_split(Session *s, const char *spec, bool train)
     char *where = data_spec(s, spec);
     /* The validation images are in their own shards, or else in those of --data. */
     bool own = !train && *o->val_data && strcmp(spec, o->val_data) == 0;
+    own |= !train && strncmp(spec, "wds:", 4) == 0 && webdataset_divided(spec + 4);
     const char *index = own ? o->val_index_dir : o->index_dir;
     if (o->classes_fraction < 1 && !*o->classes &&
         (strncmp(spec, "wds:", 4) == 0 || strncmp(spec, "fake", 4) == 0))
@@ -502,9 +503,9 @@ static void describe_data(const Session *s, const char *spec, int K)
         printf("%ld validation images, ", data_count(s->val));
     printf("%d classes, %dx%d pixels\n", K, s->config.image_h, s->config.image_w);
     if (s->train)
-        data_describe(s->train, "          training    ");
+        data_describe(s->train, "          training    ", NULL);
     if (s->val)
-        data_describe(s->val, "          validation  ");
+        data_describe(s->val, "          validation  ", s->train);
 }
 
 /* The number of classes, where it was not given, is the training data's; evaluation keeps the
