@@ -149,16 +149,28 @@ static bool add_cifar(Records *r, const char *path, int label_bytes, int classes
 /* The two data sets: how the files of their parts begin, in either version, and what is in them. */
 typedef struct {
     const char *train, *test;
-    const char *list;                 /* of class names, in text */
+    const char *list;                  /* of class names, in text */
     const char *labels, *meta, *names; /* Python: keys, and the file with class names */
-    const char *below[2];             /* the folders that their archives have */
+    const char *below[2];              /* the folders that their archives have */
     int label_bytes, classes;
 } Cifar;
-static const Cifar cifars[] = {{"data_batch_", "test_batch", "batches.meta.txt", "labels",
-                                "batches.meta", "label_names",
-                                {"cifar-10-batches-bin", "cifar-10-batches-py"}, 1, 10},
-                               {"train", "test", "fine_label_names.txt", "fine_labels", "meta",
-                                "fine_label_names", {"cifar-100-binary", "cifar-100-python"}, 2,
+static const Cifar cifars[] = {{"data_batch_",
+                                "test_batch",
+                                "batches.meta.txt",
+                                "labels",
+                                "batches.meta",
+                                "label_names",
+                                {"cifar-10-batches-bin", "cifar-10-batches-py"},
+                                1,
+                                10},
+                               {"train",
+                                "test",
+                                "fine_label_names.txt",
+                                "fine_labels",
+                                "meta",
+                                "fine_label_names",
+                                {"cifar-100-binary", "cifar-100-python"},
+                                2,
                                 100}};
 
 /* The images of a pickle, as a file of its own in memory. */
@@ -170,13 +182,17 @@ static bool take_pickle(Records *r, const Pickle *p, const char *path, const Cif
         return fail(e, "download it again, or take the binary version",
                     "%s: %ld labels in '%s', and %ld bytes in 'data', which is not %d for each",
                     path, n, c->labels, size, IMAGE);
-    uint8_t *bytes = mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                          -1, 0);
+    uint8_t *bytes =
+        mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (bytes == MAP_FAILED)
         return fail(e, "free some memory", "%s: no memory for %ld bytes", path, size);
     r->file = xgrow(r->file, r->files, sizeof *r->file);
-    r->file[r->files++] = (File){.path = xstrdup(path), .bytes = bytes, .size = (size_t)size,
-                                 .stride = IMAGE, .first = r->base.n, .count = n};
+    r->file[r->files++] = (File){.path = xstrdup(path),
+                                 .bytes = bytes,
+                                 .size = (size_t)size,
+                                 .stride = IMAGE,
+                                 .first = r->base.n,
+                                 .count = n};
     if (!pickle_array_bytes(p, "data", bytes))
         return fail(e, "download it again, or take the binary version",
                     "%s: 'data' has not the %ld bytes of its shape", path, size);
@@ -254,8 +270,9 @@ static bool open_files(Records *r, const char *dir, const DataOptions *o, const 
         ok = (i >= 2 && !is_dir(at)) || add_files(r, at, prefix, c, python, e);
     }
     if (ok && r->files == 0)
-        ok = fail(e, "unpack the data set, in its binary or its Python version, and name its folder",
-                  "%s has no %s*.bin and no %s", dir, prefix, prefix);
+        ok =
+            fail(e, "unpack the data set, in its binary or its Python version, and name its folder",
+                 "%s has no %s*.bin and no %s", dir, prefix, prefix);
     Names names = {0};
     if (ok && python && !o->classes)
         pickled_names(at, c, &names);

@@ -217,7 +217,8 @@ static bool blur(const char *name, int n, char *out)
         bytes = c[0] < 0xC0 ? 1 : c[0] < 0xE0 ? 2 : c[0] < 0xF0 ? 3 : 4;
         bool accent = c[0] == 0xCC || (c[0] == 0xCD && c[1] < 0xB0);
         bool kana = c[0] == 0xE3 && c[1] == 0x82 && (c[2] == 0x99 || c[2] == 0x9A);
-        bool hangul = c[0] == 0xE1 && (c[1] == 0x86 || c[1] == 0x87 || (c[1] == 0x85 && c[2] >= 0xA0));
+        bool hangul =
+            c[0] == 0xE1 && (c[1] == 0x86 || c[1] == 0x87 || (c[1] == 0x85 && c[2] >= 0xA0));
         marks |= accent || kana || hangul;
         if (to > out && (accent || kana || hangul))
             to[-1] = '\1';

@@ -15,7 +15,7 @@ bool classes_number(Names *out, int n, const char *file, const char *list, Error
  * (2 before 10). Timm: natural, and letters in either case alike (timm's natural_key); ASCII's. */
 enum { ORDER_BYTE, ORDER_NATURAL, ORDER_TIMM };
 void classes_sort(Names *l, int order);
-void classes_distinct(Names *l); /* in byte order, each once */
+void classes_distinct(Names *l);            /* in byte order, each once */
 bool classes_orders_differ(const Names *l); /* byte and timm would number them differently */
 
 /* Names to labels: a line answers to all of its text, or to its first word. NULL and an error if

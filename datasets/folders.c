@@ -199,13 +199,13 @@ static bool divide(const char *dir, const char *classes, bool train, Divided *d,
     if (d->count[SPLIT_NONE] == d->folders.n || d->split)
         return true;
     if (train)
-        return fail(e, class_too ? class_too : "name the folder that holds the class folders itself",
+        return fail(e,
+                    class_too ? class_too : "name the folder that holds the class folders itself",
                     "%s has a validation split but no train/: %s/", dir,
                     d->folders.at[d->at[d->count[SPLIT_VAL] ? SPLIT_VAL : SPLIT_TEST]]);
-    return fail(e, class_too ? class_too
-                             : "name the validation images with --val-data, or --val-data none",
-                "%s has %s/ but no val/, validation/ or test/", dir,
-                d->folders.at[d->at[SPLIT_TRAIN]]);
+    return fail(
+        e, class_too ? class_too : "name the validation images with --val-data, or --val-data none",
+        "%s has %s/ but no val/, validation/ or test/", dir, d->folders.at[d->at[SPLIT_TRAIN]]);
 }
 
 /* ---- one class folder ---- */
@@ -251,15 +251,16 @@ static bool walk_class(void *ctx, int k, Error *e)
 }
 
 /* Where the class folders hold several folders each and not one picture, the classes are taken to
- * be a level too high. One folder in each (class/images/1.jpg) is none of that, nor are folders that a
- * file lists. */
+ * be a level too high. One folder in each (class/images/1.jpg) is none of that, nor are folders
+ * that a file lists. */
 static bool right_level(const Walk *w, Error *e)
 {
     const char *deep = NULL, *below = ""; /* a class folder, and a folder in it */
     for (int k = 0; k < w->folder->n; k++) {
         const Names *images = &w->files[k].images;
         const char *first = images->n ? images->at[0] : "";
-        size_t n = strlen(w->folder->at[k]) + 1, to_slash = images->n ? n + strcspn(first + n, "/") : 0;
+        size_t n = strlen(w->folder->at[k]) + 1,
+               to_slash = images->n ? n + strcspn(first + n, "/") : 0;
         for (int i = 0; i < images->n; i++) {
             if (!strchr(images->at[i] + n, '/'))
                 return true;
@@ -272,9 +273,10 @@ static bool right_level(const Walk *w, Error *e)
     }
     if (!deep)
         return true;
-    char *hint = xasprintf("name the level with the class folders, such as %.80s/%.40s; if %.40s is "
-                           "a class, list the classes in --classes FILE",
-                           w->root, deep, deep);
+    char *hint =
+        xasprintf("name the level with the class folders, such as %.80s/%.40s; if %.40s is "
+                  "a class, list the classes in --classes FILE",
+                  w->root, deep, deep);
     fail(e, hint, "%s: the folders in it have no pictures, but folders, such as %s/%.*s", w->root,
          deep, (int)strcspn(below, "/"), below);
     free(hint);
@@ -348,10 +350,12 @@ static bool no_classes(const Folders *f, const Divided *d, const Files *files, E
 {
     int n = files->images.n;
     if (n && d->split && d->count[SPLIT_NONE])
-        return fail(e, "a class of that name: list all class folders in --classes FILE; a split: "
-                       "it needs class folders",
-                    "%s has %d pictures and no class folders, beside %s/: is it a class or a split?",
-                    f->root, n, d->folders.at[d->at[SPLIT_NONE]]);
+        return fail(
+            e,
+            "a class of that name: list all class folders in --classes FILE; a split: "
+            "it needs class folders",
+            "%s has %d pictures and no class folders, beside %s/: is it a class or a split?",
+            f->root, n, d->folders.at[d->at[SPLIT_NONE]]);
     if (n && d->split && !f->train)
         return fail(e, "train without validation: --val-data none",
                     "%s has %d pictures, but no class folders: they have no labels", f->root, n);

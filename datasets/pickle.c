@@ -45,8 +45,9 @@ struct Pickle {
 
 static bool bad(Pickle *p, const char *what)
 {
-    return fail(p->e, "only plain dicts of texts, numbers, lists and arrays are read; download it "
-                      "again, or take the binary version",
+    return fail(p->e,
+                "only plain dicts of texts, numbers, lists and arrays are read; download it "
+                "again, or take the binary version",
                 "%s: byte %ld: %s", p->path, (long)(p->p - p->begin), what);
 }
 
@@ -416,8 +417,8 @@ long pickle_array(const Pickle *p, const char *key)
     const Item *shape = &p->item[array->at[0]], *dtype = &p->item[array->at[1]];
     const Item *fortran = &p->item[array->at[2]];
     uint64_t size = 1;
-    if (shape->kind != TUPLE || dtype->kind != DTYPE || fortran->number != 0 ||
-        dtype->n != 2 || memcmp(dtype->bytes, "u1", 2) != 0 || p->item[array->at[3]].kind != TEXT)
+    if (shape->kind != TUPLE || dtype->kind != DTYPE || fortran->number != 0 || dtype->n != 2 ||
+        memcmp(dtype->bytes, "u1", 2) != 0 || p->item[array->at[3]].kind != TEXT)
         return -1;
     for (long i = 0; i < shape->count && size <= INT32_MAX; i++) {
         const Item *side = &p->item[shape->at[i]];

@@ -133,8 +133,10 @@ void source_note_classes(Source *s)
         source_note(s, "there is one class, '%.100s': every answer is right, and the loss is 0",
                     s->classes.at[0]);
     if (with == K - 1 && K > 1 && !n[0] && strcmp(s->classes.at[0], "0") == 0)
-        source_note(s, "no image has label 0: labels from 1 to %d make %d classes, of which class "
-                       "0 is never seen", K - 1, K);
+        source_note(s,
+                    "no image has label 0: labels from 1 to %d make %d classes, of which class "
+                    "0 is never seen",
+                    K - 1, K);
     else if (with < K) {
         for (int k = 0; k < K && named < NAMED; k++)
             if (!n[k])

@@ -18,7 +18,7 @@ typedef struct {
     const char *wds_label; /* cls (NULL) | EXT | EXT:KEY of a JSON object | folder */
     int class_order;       /* ORDER_*: of names that no file lists */
     const Names *like;     /* such names, where another split has settled them; or NULL */
-    bool train;            /* the part of DIR for this, see splits.h; all of it if it has no parts */
+    bool train; /* the part of DIR for this, see splits.h; all of it if it has no parts */
     Preprocess images;
     int fake_classes, fake_count;
     int num_classes; /* wds without `classes`: how many there are; 0: as many as labels occur */

@@ -329,7 +329,9 @@ static const struct {
 } packings[] = {
     {"\x1f\x8b", "gzip", "unpack it with gunzip: samples are read at random"},
     {"\x28\xb5\x2f\xfd", "zstd", "unpack it with unzstd: samples are read at random"},
-    {"\xfd" "7zXZ", "xz", "unpack it with unxz: samples are read at random"},
+    {"\xfd"
+     "7zXZ",
+     "xz", "unpack it with unxz: samples are read at random"},
     {"BZh", "bzip2", "unpack it with bunzip2: samples are read at random"},
 };
 

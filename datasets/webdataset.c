@@ -497,11 +497,12 @@ static bool choose_shards(Shards *s, const char *dir, bool train, Names *paths, 
     }
     int split = s->base.split = split_for(count, train);
     if (!split)
-        return fail(e, "name them with a pattern, such as wds:DIR/x-{000..009}.tar",
-                    "%s has no %s shards: none is named so, but %d for training, %d for validation, "
-                    "%d for tests",
-                    dir, train ? "training" : "validation", count[SPLIT_TRAIN], count[SPLIT_VAL],
-                    count[SPLIT_TEST]);
+        return fail(
+            e, "name them with a pattern, such as wds:DIR/x-{000..009}.tar",
+            "%s has no %s shards: none is named so, but %d for training, %d for validation, "
+            "%d for tests",
+            dir, train ? "training" : "validation", count[SPLIT_TRAIN], count[SPLIT_VAL],
+            count[SPLIT_TEST]);
     for (int i = 0; i < paths->n; i++) {
         int other = split_of(dir, paths->at[i]);
         if (!other)

@@ -1,11 +1,11 @@
 /* webdataset_index.c - which samples tar shards hold: where each picture is, and its label. See
  * webdataset_index.h.
  *
- * A sample needs a picture and a label: a member with the label's extension, `cls` by default, which
- * holds a number or a name; or the folder in the members' names. Other components are passed over.
- * What is wrong with a shard is found here, before the first step: a sample that lacks one of the
- * two, members or samples that stand twice or apart, an index file of another archive.
- * Order: labels; one sample; a shard's headers; its index file; what is cached; all shards.
+ * A sample needs a picture and a label: a member with the label's extension, `cls` by default,
+ * which holds a number or a name; or the folder in the members' names. Other components are passed
+ * over. What is wrong with a shard is found here, before the first step: a sample that lacks one of
+ * the two, members or samples that stand twice or apart, an index file of another archive. Order:
+ * labels; one sample; a shard's headers; its index file; what is cached; all shards.
  */
 #include "datasets/webdataset_index.h"
 #include "datasets/classes.h"
@@ -32,8 +32,8 @@
 
 #define BLOCK     TAR_BLOCK
 #define MAX_LABEL ((1 << 24) - 1)
-#define NEEDS                                                                                      \
-    "a sample needs a picture (jpg, png, ...) and a label (cls, or what --wds-label says), one "  \
+#define NEEDS                                                                                    \
+    "a sample needs a picture (jpg, png, ...) and a label (cls, or what --wds-label says), one " \
     "after the other"
 
 /* A member, or a sample, which its first member stands for. */
@@ -57,9 +57,10 @@ typedef struct {
     char *stem;        /* headers: of the sample so far, or NULL */
     ShardSample now;   /* the sample so far; offset 0: no picture yet, label -1: none */
     Places parts;      /* all of its members, */
-    char *picture, *dotted; /* of these the picture, and one whose name has a dot too many; or NULL */
-    Places samples;    /* all so far, by their stems */
-    Names names;       /* and their labels, where these are names */
+    char *picture,
+        *dotted;    /* of these the picture, and one whose name has a dot too many; or NULL */
+    Places samples; /* all so far, by their stems */
+    Names names;    /* and their labels, where these are names */
 } Reader;
 
 /* ---- what stands twice ---- */
@@ -137,7 +138,8 @@ static char *json_label(const Reader *r, const char *text, const char *name, Err
     else
         fail(e, "name the key that holds the label, a number or a name: --wds-label json:KEY",
              "%s: %.200s %s \"%.60s\"", r->out->path, name,
-             object ? "has no number and no name as its" : "is no JSON object with the key", r->key);
+             object ? "has no number and no name as its" : "is no JSON object with the key",
+             r->key);
     cJSON_Delete(object);
     return label;
 }
@@ -253,16 +255,18 @@ static bool find_apart(void *ctx, const TarMember *m, Error *e)
     for (long i = 0; i < a->r->parts.n; i++)
         if (a->r->parts.at[i].at == m->offset)
             return true;
-    return fail(e, "members of a sample stand one after the other: write the archive again with tar "
-                   "--sort=name",
+    return fail(e,
+                "members of a sample stand one after the other: write the archive again with tar "
+                "--sort=name",
                 "%s: the sample %.150s is not in one piece: %.150s stands apart, at byte %" PRIu64,
                 a->r->out->path, a->stem, m->name, m->offset);
 }
 
 static bool whole_sample(Reader *r, const char *name, Error *e)
 {
-    const char *path = r->out->path, *dots = "the key of a sample ends at the first dot of its name: "
-                                             "write _ for the others";
+    const char *path = r->out->path, *dots =
+                                         "the key of a sample ends at the first dot of its name: "
+                                         "write _ for the others";
     const Place *twice = find_twice(&r->parts);
     bool picture = r->now.offset != 0, label = r->now.label >= 0;
     if (twice)

@@ -16,7 +16,7 @@ typedef struct {
     uint64_t inode; /* and which file it is: clocks are coarse */
     long n;
     ShardSample *sample; /* [n] */
-    Names names;         /* where labels are names: those that occur, sorted; a label is its place */
+    Names names; /* where labels are names: those that occur, sorted; a label is its place */
 } Shard;
 
 struct stat;

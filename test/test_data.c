@@ -267,7 +267,7 @@ static void test_split_names(void)
 static void test_endings(void)
 {
     Error e = {"", ""};
-    static const char *const pictures[] = {"1.PPM", "2.jfif",  "3.JPE",   "4.jif",  "5",
+    static const char *const pictures[] = {"1.PPM",  "2.jfif",  "3.JPE",  "4.jif",       "5",
                                            "6.jpg ", "7.photo", "8.p.m ", "9.jfif\u00a0"};
     static const char *const others[] = {"1.txt", "2.TXT", "3.heic", "4", "bmw.txt"};
     const char *dir = at(temporary, "endings");
@@ -282,8 +282,9 @@ static void test_endings(void)
     write_text(at(dir, "beside.jpg"), "");
     Dataset *d = open_dir(dir, true, NULL, &e);
     CHECK(d && data_count(d) == 18, "%ld: %s", d ? data_count(d) : -1, e.what);
-    check_said(d, "/endings: 18 images of 2 classes; passed over: 2 .heic, 6 .txt, 1 pictures beside "
-                  "the class folders, 2 without an ending\n");
+    check_said(d,
+               "/endings: 18 images of 2 classes; passed over: 2 .heic, 6 .txt, 1 pictures beside "
+               "the class folders, 2 without an ending\n");
     data_close(d);
     d = open_dir(make_set("single", (const char *const[]){"train/a", NULL}), true, NULL, &e);
     check_said(d, "note: there is one class, 'a'");
@@ -317,7 +318,8 @@ static void test_class_order(void)
         data_close(d);
     }
     Error e = {"", ""};
-    Dataset *d = open_dir(make_set("unordered", (const char *const[]){"a", "b", "c1", NULL}), true, NULL, &e);
+    Dataset *d = open_dir(make_set("unordered", (const char *const[]){"a", "b", "c1", NULL}), true,
+                          NULL, &e);
     CHECK(d && !data_order_matters(d));
     data_close(d);
     const char *list = at(temporary, "ordered.txt");
@@ -332,7 +334,8 @@ static void test_class_files(void)
 {
     Error e = {"", ""};
     const char *list = at(temporary, "bom.txt");
-    write_text(list, "\xEF\xBB\xBF" "a\r\nb\r\n");
+    write_text(list, "\xEF\xBB\xBF"
+                     "a\r\nb\r\n");
     Dataset *d = open_dir(make_set("bom", (const char *const[]){"a", "b", NULL}), true, list, &e);
     CHECK(d && data_classes(d) == 2 && strcmp(data_class_name(d, 0), "a") == 0, "%s", e.what);
     data_close(d);
@@ -742,7 +745,8 @@ static void write_mnist(const char *dir, const char *stem, int n, int first)
         char name[64];
         size_t size;
         uint8_t *file = mnist_file(dims, n, first, &size);
-        snprintf(name, sizeof name, "%s-%s-idx%d-ubyte", stem, dims == 3 ? "images" : "labels", dims);
+        snprintf(name, sizeof name, "%s-%s-idx%d-ubyte", stem, dims == 3 ? "images" : "labels",
+                 dims);
         write_file(at(dir, name), file, size);
         free(file);
     }
@@ -811,17 +815,22 @@ static void test_pickles(void)
     for (int i = 0; i < COUNT(cases); i++) {
         Dataset *d = open_dir(cases[i].spec, true, NULL, &e);
         CHECK(d && data_count(d) == cases[i].train &&
-              strcmp(data_class_name(d, 0), cases[i].first) == 0, "%s", e.what);
+                  strcmp(data_class_name(d, 0), cases[i].first) == 0,
+              "%s", e.what);
         for (int k = 0; d && k < cases[i].train; k++)
             CHECK(data_sample(d, decoder, k, 0, 0, out) == cases[i].labels[k] && out[0] == k &&
-                  out[1] == 90 + k && out[2] == 180 + k, "%s: image %d", cases[i].spec, k);
+                      out[1] == 90 + k && out[2] == 180 + k,
+                  "%s: image %d", cases[i].spec, k);
         data_close(d);
         d = open_dir(cases[i].spec, false, NULL, &e);
         CHECK(d && data_count(d) == cases[i].val, "%s", e.what);
         data_close(d);
     }
     /* One change each of a file that is right; the first is none. */
-#define CHANGE(from, to, say) {from, to, sizeof from - 1, say}
+#define CHANGE(from, to, say)          \
+    {                                  \
+        from, to, sizeof from - 1, say \
+    }
     static const struct {
         const char *from, *to;
         size_t n;

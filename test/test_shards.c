@@ -583,7 +583,8 @@ static void test_label_names(void)
             o.like = &like;
         Dataset *d = open_options(o);
         CHECK(d && data_classes(d) == (cases[i].list ? 5 : 4) &&
-              data_order_matters(d) == !o.classes, "case %d", i);
+                  data_order_matters(d) == !o.classes,
+              "case %d", i);
         for (int k = 0; d && k < 5; k++)
             CHECK(data_label(d, k) == cases[i].labels[k], "case %d: label %d is %d", i, k,
                   data_label(d, k));

@@ -377,7 +377,8 @@ Dataset *setup_split(Session *s, const char *spec, bool train)
                      .index_dir = *index ? index : NULL,
                      .wds_label = o->wds_label,
                      .class_order = o->class_order,
-                     .like = s->train && o->classes_fraction >= 1 ? data_class_names(s->train) : NULL,
+                     .like =
+                         s->train && o->classes_fraction >= 1 ? data_class_names(s->train) : NULL,
                      .train = train,
                      .num_classes = classes,
                      .classes_fraction = o->classes_fraction,
@@ -447,12 +448,13 @@ static const char *validation_spec(const Options *o, bool train)
 static void check_class_order(const Session *s, const Dataset *d, int heads)
 {
     const Options *o = &s->o;
-    if (!s->weights || s->run_dir || s->world.rank || options_given(o, "class-order") || !data_order_matters(d) ||
-        data_classes(d) != heads)
+    if (!s->weights || s->run_dir || s->world.rank || options_given(o, "class-order") ||
+        !data_order_matters(d) || data_classes(d) != heads)
         return;
-    warn("classes are numbered in byte order (10 before 2, B before a); if the weights were trained "
-         "with another, labels are wrong: --class-order natural (2 before 10), --class-order timm "
-         "(and a before B), or --classes FILE");
+    warn(
+        "classes are numbered in byte order (10 before 2, B before a); if the weights were trained "
+        "with another, labels are wrong: --class-order natural (2 before 10), --class-order timm "
+        "(and a before B), or --classes FILE");
 }
 
 /* Whoever trained without validation images has none to evaluate on. */

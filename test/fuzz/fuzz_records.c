@@ -22,8 +22,9 @@ static void link_file(const char *name, const char *target)
 static const struct {
     const char *name;
     int labels;
-} names[] = {{"data_batch_1.bin", 0},        {"train.bin", 0},           {"train-images-idx3-ubyte", 0},
-             {"train-labels-idx1-ubyte", 1}, {"python/data_batch_1", 0}, {"python/train", 0},
+} names[] = {{"data_batch_1.bin", 0},        {"train.bin", 0},
+             {"train-images-idx3-ubyte", 0}, {"train-labels-idx1-ubyte", 1},
+             {"python/data_batch_1", 0},     {"python/train", 0},
              {"python/batches.meta", 0},     {"python/meta", 0}};
 
 static void clean_up(void)
