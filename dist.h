@@ -44,6 +44,8 @@ Split split_alone(const Config *c); /* one process */
  * backward pass at most. */
 Cut split_cut(const Split *s);
 int split_in_flight(const Split *s);
+bool split_reads(const Split *s);  /* this rank is one of those that read images, */
+bool split_speaks(const Split *s); /* of those whose losses count: others have the same or none */
 
 /* The schedule of a step: calls work(ctx, micro, false) for each micro-batch's forward pass and
  * work(ctx, micro, true) for its backward pass. Here alone is said in which order. One stage does

@@ -119,7 +119,7 @@ static void next_images(Training *t, int n, const uint8_t **images, const int **
 
 /* A batch of B images is shared out among the data parallel ranks, B / ranks each; a rank computes
  * its part `micro` images at a time. Positions in the batch, which decide what is random, are
- * counted over all ranks. Later stages of a pipeline are sent what they need. */
+ * counted over all ranks. Ranks that read no images are sent what they need. */
 static void micro_step(void *arg, int micro, bool backward)
 {
     Training *t = arg;
@@ -135,21 +135,20 @@ static void micro_step(void *arg, int micro, bool backward)
         vit_micro_backward(s->m, micro, done + n == mine);
         return;
     }
+    if (t->augment)
+        mix_batch(&t->mix, s->state.seed, (uint32_t)s->state.step, (uint32_t)first, n, t->augment);
     if (t->loader) {
         next_images(t, n, &images, &labels);
         hosts_at("computing", s->state.step + 1);
-        if (t->augment)
-            mix_batch(&t->mix, s->state.seed, (uint32_t)s->state.step, (uint32_t)first, n,
-                      t->augment);
         soft_targets(t->targets, labels, n, s->config.classes, o->label_smoothing, t->augment,
                      (long)s->config.image_h * s->config.image_w);
         vit_set_batch(s->m, n, images, true, t->targets, t->augment);
     } else {
-        vit_set_batch(s->m, n, NULL, true, NULL, NULL);
+        vit_set_batch(s->m, n, NULL, true, NULL, t->augment);
     }
     real tally[TALLY];
     tally[TELL_STOP] = stop_signal != 0;
-    tally[TELL_DAMAGED] = s->split.tp.rank ? 0 : (real)data_damaged(s->train);
+    tally[TELL_DAMAGED] = (real)data_damaged(s->train);
     vit_tell(s->m, tally);
     vit_micro_forward(s->m, first, batch);
 }
@@ -179,7 +178,7 @@ static void check_diverged(const Training *t)
              "--clip 1",
              t->s->o.lr);
     report_clear();
-    die(hint, "training diverged: no finite gradients in %u steps in a row, at step %lu",
+    hosts_die(hint, "training diverged: no finite gradients in %u steps in a row, at step %lu",
         state->skipped_in_row, (unsigned long)t->collected);
 }
 
@@ -247,25 +246,34 @@ static void algorithms(const Session *s, const char *dir, bool write)
     free(path);
 }
 
-/* Writes a checkpoint, once a step at most. */
+/* All ranks have the whole model, but no place that all see: the first one writes it. */
+static bool save_alone(const Session *s, Error *e)
+{
+    const Split one = split_alone(&s->config);
+    Units own = s->m->own;
+    own.split = &one;
+    return s->world.rank > 0 || ckpt_save(&own, s->out, &s->state, (int)s->o.keep, NULL, e);
+}
+
+/* Writes a checkpoint, once a step at most. All ranks call this together. */
 static void save(Training *t)
 {
     Session *s = t->s;
     Error e = {"", ""};
     double from = now();
+    const CkptRanks ranks = {s->world.rank, s->world.ranks, hosts_sum};
     if (t->saved == s->state.step)
         return;
     hosts_at("saving a checkpoint", s->state.step);
-    if (s->world.rank > 0) { /* all ranks have the same weights; the first writes them */
-        t->saved = s->state.step;
-        return;
-    }
-    algorithms(s, s->out, true);
+    if (s->world.rank == 0)
+        algorithms(s, s->out, true);
     s->state.counters = *vit_state(s->m);
     s->state.scaled = s->m->plan.scaling.kind != SCALING_NONE;
-    if (!ckpt_save(&s->m->own, s->out, &s->state, (int)s->o.keep, &e)) {
+    bool ok = s->shared ? ckpt_save(&s->m->own, s->out, &s->state, (int)s->o.keep, &ranks, &e)
+                        : save_alone(s, &e);
+    if (!ok) {
         report_clear();
-        die(e.hint, "%s", e.what);
+        s->shared ? hosts_die(e.hint, "%s", e.what) : die(e.hint, "%s", e.what);
     }
     t->saved = s->state.step;
     meter_pause(&t->meter, now() - from, 0);
@@ -311,7 +319,7 @@ static void begin(Training *t)
                              .workers = (int)s->o.workers,
                              .max_workers = s->max_workers,
                              .neighbours = s->world.local_ranks - 1};
-    if (s->split.pp.rank == 0)
+    if (split_reads(&s->split))
         t->loader = loader_open(s->train, &options);
     t->saved = t->collected = s->state.step;
     meter_begin(&t->meter, s, t->loader);
@@ -386,9 +394,9 @@ static void train(Training *t)
     }
     if (t->state.skipped_in_row && !t->stopped) {
         report_clear();
-        die("lower --lr, raise --warmup-steps, or clip gradients with --clip 1",
-            "the last %u steps had no finite gradients: nothing was saved after step %lu",
-            t->state.skipped_in_row, (unsigned long)t->saved);
+        hosts_die("lower --lr, raise --warmup-steps, or clip gradients with --clip 1",
+                  "the last %u steps had no finite gradients: nothing was saved after step %lu",
+                  t->state.skipped_in_row, (unsigned long)t->saved);
     }
 }
 
@@ -458,6 +466,7 @@ int main(int argc, char **argv)
         die_usage("name a safetensors file or a run directory", "%s needs --weights", c->name);
     setup_config(&s);
     int status = c->run(&s);
+    die_hook = NULL; /* it speaks of a run that is freed now */
     session_free(&s);
     if (fflush(stdout) != 0 && errno != EPIPE)
         die("free some space", "cannot write the output: %s", strerror(errno));

@@ -675,6 +675,36 @@ static void run(Model *m, Micro *b, int phase, void (*body)(void *))
     m->be->run(key_of(m, b, phase), together, body, &(Work){m, b});
 }
 
+/* Tensor parallel ranks compute on the same images: the first one has read them, each gives them to
+ * the next. */
+static void share_inputs(Model *m, Micro *b)
+{
+    const Backend *be = m->be;
+    const Axis *tp = &m->split.tp;
+    const Inputs *in = &b->inputs[b->set];
+    dev *const part[2] = {in->images, in->targets};
+    const size_t bytes[2] = {(size_t)b->B * vit_image_bytes(&m->config, b->images_u8),
+                             (size_t)b->B * (size_t)m->config.classes * sizeof(real)};
+    if (!is_first_stage(m))
+        return;
+    for (int i = 0; i < 2; i++) {
+        if (tp->rank > 0)
+            be->join(be->receive(tp->group, tp->rank - 1, part[i], bytes[i]));
+        if (tp->rank + 1 < tp->ranks)
+            b->shared[i] = be->pass(tp->group, tp->rank + 1, part[i], bytes[i]);
+    }
+}
+
+/* This micro-batch's inputs may be written again. */
+static void inputs_used(Model *m, Micro *b)
+{
+    for (int i = 0; i < 2; i++) {
+        m->be->join(b->shared[i]);
+        b->shared[i] = 0;
+    }
+    b->inputs[b->set].used = m->be->mark();
+}
+
 /* The stream between two stages, and the targets with it: the last one alone needs them, the first
  * one alone has read them. What is on its way waits for nobody but its reader; buffers are written
  * again when it has arrived. Never part of a recording: a stage may be repeating another phase. */
@@ -686,6 +716,7 @@ static void take_over(Model *m, Micro *b)
     dev *stream = b->stream[is_first_stage(m) ? 0 : m->split.first - 1];
     be->join(b->passed);
     b->passed = 0;
+    share_inputs(m, b);
     if (is_first_stage(m))
         return;
     be->join(be->receive(pp->group, pp->rank - 1, b->inputs[b->set].targets,
@@ -762,7 +793,7 @@ void vit_micro_backward(Model *m, int micro, bool last)
     units_left(&m->own, m->split.first, m->split.first + 1);
     if (!is_first_stage(m))
         m->returned = m->be->pass(m->split.back, pp->rank - 1, m->dstream, stream_bytes(m, b));
-    b->inputs[b->set].used = m->be->mark();
+    inputs_used(m, b);
 }
 
 void vit_micro_step(Model *m, int first_sample, int batch, bool last)
@@ -836,7 +867,7 @@ void vit_evaluate(Model *m)
     units_left(&m->own, m->split.end - 1, m->split.end - 2);
     hand_over(m, b);
     b->train_mode = false;
-    b->inputs[b->set].used = m->be->mark();
+    inputs_used(m, b);
     fetch_result(m, b->B);
 }
 

@@ -69,7 +69,7 @@ static int device_options(int argc, char **argv)
     return n;
 }
 
-static void device_init(int threads)
+static inline void device_init(int threads)
 {
     under.be->init(&(Device){.threads = threads,
                              .type = under.type,

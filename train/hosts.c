@@ -1014,6 +1014,19 @@ void hosts_check(void)
         end_here();
 }
 
+void hosts_die(const char *hint, const char *fmt, ...)
+{
+    char what[sizeof net.what];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(what, sizeof what, fmt, args);
+    va_end(args);
+    if (!net.peers)
+        die(hint, "%s", what);
+    end_all(what, hint, net.world.local_rank == 0);
+    end_here();
+}
+
 void hosts_at(const char *doing, uint64_t step)
 {
     atomic_store(&here.doing, doing);

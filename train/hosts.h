@@ -35,6 +35,9 @@ void hosts_barrier(void);
  * that they wait, and does not return where all must end. */
 void hosts_check(void);
 
+/* Dies for a reason that all ranks have found together: one of each machine says it. */
+NORETURN void hosts_die(const char *hint, const char *fmt, ...) PRINTF_LIKE(2, 3);
+
 /* The watchdog: ends all when a rank has not answered for so many seconds, or its main thread has
  * done nothing while others waited for it, or all wait for each other. Rank 0's word counts; 0: off.
  * Long work must show that it goes on: by hosts_at, or alive() of util.h. */

@@ -30,7 +30,7 @@ Usage meter_usage(void)
                    .peak_bytes = 1024.0 * (double)u.ru_maxrss};
 }
 
-/* Later stages of a pipeline read no data. */
+/* Some ranks read no data (split_reads). */
 static LoaderStats stats_of(const Meter *m)
 {
     return m->loader ? loader_stats(m->loader) : (LoaderStats){0};
@@ -45,8 +45,6 @@ static DataUse data_use(const Meter *m)
 {
     LoaderStats l = stats_of(m);
     double all[] = {(double)l.bytes, l.workers, (double)data_damaged(m->s->train)};
-    if (m->s->split.tp.rank > 0) /* has read what its neighbour has */
-        all[2] = 0;
     hosts_sum(all, COUNT(all));
     all[2] = (double)data_damaged_by_all(m->s->train, all[2], hosts_sum);
     return (DataUse){all[0], all[1], all[2]};

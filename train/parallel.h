@@ -12,5 +12,3 @@ void parallel_split(Session *s);
 Recompute parallel_recompute(const Options *o);
 /* Whether a forward pass needs other ranks: then all take as many of them, and stop together. */
 bool parallel_together(const Session *s);
-/* Whether this rank's losses count: one of those that have computed the same ones. */
-bool parallel_speaks(const Session *s);

@@ -373,6 +373,7 @@ Dataset *setup_split(Session *s, const char *spec, bool train)
     char *where = data_spec(s, spec);
     /* The validation images are in their own shards, or else in those of --data. */
     bool own = !train && *o->val_data && strcmp(spec, o->val_data) == 0;
+    own |= !train && strncmp(spec, "wds:", 4) == 0 && webdataset_divided(spec + 4);
     const char *index = own ? o->val_index_dir : o->index_dir;
     if (o->classes_fraction < 1 && !*o->classes &&
         (strncmp(spec, "wds:", 4) == 0 || strncmp(spec, "fake", 4) == 0))
@@ -387,6 +388,10 @@ Dataset *setup_split(Session *s, const char *spec, bool train)
     DataOptions d = {.spec = where,
                      .classes = *o->classes ? o->classes : NULL,
                      .index_dir = *index ? index : NULL,
+                     .wds_label = o->wds_label,
+                     .class_order = o->class_order,
+                     .like =
+                         s->train && o->classes_fraction >= 1 ? data_class_names(s->train) : NULL,
                      .train = train,
                      .num_classes = classes,
                      .classes_fraction = o->classes_fraction,
@@ -445,10 +450,33 @@ static const char *validation_spec(const Options *o, bool train)
         return train ? NULL : o->data;
     if (*o->val_data)
         return o->val_data;
-    if (train && strncmp(o->data, "wds:", 4) == 0)
+    if (train && strncmp(o->data, "wds:", 4) == 0 && !webdataset_divided(o->data + 4))
         die("name the validation shards with --val-data wds:PATTERN, or --val-data none",
             "%s has no validation split of its own", o->data);
     return o->data;
+}
+
+/* Sorted names are labels only where the weights' classes were sorted alike. `heads` is how many
+ * classes the weights know. */
+static void check_class_order(const Session *s, const Dataset *d, int heads)
+{
+    const Options *o = &s->o;
+    if (!s->weights || s->run_dir || s->world.rank || options_given(o, "class-order") ||
+        !data_order_matters(d) || data_classes(d) != heads)
+        return;
+    warn(
+        "classes are numbered in byte order (10 before 2, B before a); if the weights were trained "
+        "with another, labels are wrong: --class-order natural (2 before 10), --class-order timm "
+        "(and a before B), or --classes FILE");
+}
+
+/* Whoever trained without validation images has none to evaluate on. */
+static void check_evaluated(const Session *s)
+{
+    if (!s->train && s->run_dir && strcmp(s->o.val_data, "none") == 0 &&
+        data_split(s->val) < SPLIT_VAL)
+        warn("these are the run's training images, it had no others: name validation images with "
+             "--data or --val-data");
 }
 
 /* The first rank opens its splits before the others do: it draws `shapes`. */
@@ -490,6 +518,10 @@ static void describe_data(const Session *s, const char *spec, int K)
     if (s->val)
         printf("%ld validation images, ", data_count(s->val));
     printf("%d classes, %dx%d pixels\n", K, s->config.image_h, s->config.image_w);
+    if (s->train)
+        data_describe(s->train, "          training    ", NULL);
+    if (s->val)
+        data_describe(s->val, "          validation  ", s->train);
 }
 
 /* The number of classes, where it was not given, is the training data's; evaluation keeps the
@@ -502,13 +534,15 @@ void setup_data(Session *s, bool train)
     if (s->train && s->val)
         check_splits(s);
     const Dataset *any = s->train ? s->train : s->val;
-    int K = data_classes(any);
+    int K = data_classes(any), heads = s->config.classes;
     if (train && !options_config_given(&s->o, "classes"))
         s->config.classes = K;
     check_class_count(s, train, K);
     if (s->run_dir && (!train || s->checkpoint))
         check_run_classes(s, any);
     describe_data(s, train ? s->o.data : val, K);
+    check_class_order(s, any, heads);
+    check_evaluated(s);
 }
 
 /* ---- model ---- */
@@ -630,8 +664,19 @@ static void describe_model(const Session *s, bool training)
     printf("memory    %sB weights", text[WEIGHTS]);
     if (training)
         printf(", %sB gradients, %sB optimiser", text[GRADIENTS], text[OPTIMISER]);
-    printf(", %sB activations, %sB inputs; %d images at a time\n", text[ACTIVATIONS], text[INPUTS],
-           p->max_batch);
+    printf(", %sB activations, %sB inputs; %d images at a time%s\n", text[ACTIVATIONS], text[INPUTS],
+           p->max_batch, s->world.ranks > 1 ? ", on the first rank" : "");
+    if (p->recompute.kind != RECOMPUTE_NONE) {
+        Plan whole = *p;
+        whole.recompute = (Recompute){0};
+        double saves = vit_bytes(c, &whole, s->be) - vit_bytes(c, p, s->be);
+        format_count(saves, text[0], sizeof text[0]);
+        printf("          activations made again save %sB\n", text[0]);
+    }
+    if (p->offload) {
+        format_count((double)m->host.bytes, text[0], sizeof text[0]);
+        printf("          %sB of optimiser state in the host's memory\n", text[0]);
+    }
 }
 
 /* The plan of its memory, and then its weights: of a checkpoint, with the optimiser's state; of a
@@ -783,24 +828,33 @@ static void write_classes(const Session *s)
     free(path);
 }
 
-/* Rank 0's text, to all. */
-static char *broadcast_text(const char *text)
+/* Where every rank has the whole of the model, the first one can save it by itself. */
+static void check_shared(Session *s)
 {
-    uint64_t bytes = text ? strlen(text) + 1 : 0;
-    hosts_broadcast(&bytes, sizeof bytes);
-    char *copy = text ? xstrdup(text) : xcalloc(1, bytes);
-    hosts_broadcast(copy, bytes);
-    return copy;
+    const CkptRanks ranks = {s->world.rank, s->world.ranks, hosts_sum};
+    s->shared = ckpt_shared(s->out, &ranks, &why);
+    if (s->shared)
+        return;
+    if (parallel_together(s))
+        die(why.hint, "%s: each rank saves its part of the model there", why.what);
+    printf("note: %s; rank 0 saves the run by itself\n", why.what);
+}
+
+/* Rank 0's directory is all ranks'. */
+static void tell_out(Session *s)
+{
+    char path[4096] = "";
+    if (s->out)
+        snprintf(path, sizeof path, "%s", s->out);
+    hosts_broadcast(path, sizeof path);
+    if (!s->out)
+        s->out = xstrdup(path);
 }
 
 /* A continued run stays where it is, unless --out names another place. No run is written over. */
-void setup_out(Session *s)
+static void open_out(Session *s)
 {
     const Options *o = &s->o;
-    if (s->world.rank > 0) { /* the first one writes */
-        s->out = broadcast_text(NULL);
-        return;
-    }
     bool resumed = s->checkpoint && s->run_dir;
     bool same_run = resumed && (!*o->out || strcmp(s->run_dir, o->out) == 0);
     if (*o->out)
@@ -819,7 +873,14 @@ void setup_out(Session *s)
     free(log);
     write_classes(s);
     printf("run       %s\n", s->out);
-    free(broadcast_text(s->out));
+}
+
+void setup_out(Session *s)
+{
+    if (s->world.rank == 0)
+        open_out(s);
+    tell_out(s);
+    check_shared(s);
 }
 
 void session_free(Session *s)
