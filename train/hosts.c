@@ -244,6 +244,23 @@ static void peer_ended(const Peer *p)
     end_all(what, ended_hint, net.world.rank == 0 || speaks_without_rank_0());
 }
 
+/* This rank has said why it ends, and leaves by itself: none on this machine need say more. */
+static void say_farewell(void)
+{
+    char host[64] = "";
+    gethostname(host, sizeof host - 1);
+    pthread_mutex_lock(&net.lock);
+    bool first = !net.failing;
+    net.failing = true;
+    pthread_mutex_unlock(&net.lock);
+    if (!first)
+        return;
+    snprintf(net.what, sizeof net.what, "rank %d (%s) ended", net.world.rank, host);
+    snprintf(net.hint, sizeof net.hint, "%s", ended_hint);
+    for (int i = 0; i < net.peers; i++)
+        tell(&net.peer[i], net.world.rank == 0 && is_first_there(i));
+}
+
 /* For the main thread, and those that work for it: the watcher ends the process. */
 static _Noreturn void end_here(void)
 {
@@ -450,7 +467,7 @@ static void look_around(void)
 /* What is the watcher's own business; false: the main thread's. */
 static bool attend(Peer *p, Message *m)
 {
-    char *text = (char *)m->body;
+    char *text = (char *)m->body, host[64] = "";
     size_t bytes = m->header.bytes, what;
     switch (m->header.kind) {
     case GOODBYE:
@@ -462,10 +479,12 @@ static bool attend(Peer *p, Message *m)
     case PULSE:
         note_pulse(&p->life, (Pulse *)text);
         return true;
-    case ENDED:
+    case ENDED: /* rank 0 is told by one that has said it on its own machine */
         text[bytes - 1] = 0;
         what = strlen(text) + 1;
-        end_all(text, what < bytes ? text + what : "", m->header.count);
+        gethostname(host, sizeof host - 1);
+        end_all(text, what < bytes ? text + what : "",
+                net.world.rank == 0 ? strcmp(p->host, host) != 0 : m->header.count);
         return true;
     default:
         return false;
@@ -875,6 +894,7 @@ static void open_net(const Place *place)
     if (w.rank != 0)
         join(place, until);
     start_watcher();
+    die_farewell = say_farewell;
     if (w.rank == 0)
         gather(place, until);
     hosts_barrier();
@@ -1061,6 +1081,7 @@ void hosts_end(void)
     if (net.world.rank == 0)
         for (int i = 0; i < net.peers; i++)
             send_message(&net.peer[i], GOODBYE, net.count, NULL, 0);
+    die_farewell = NULL;
     pthread_mutex_lock(&net.lock);
     net.closing = true;
     pthread_mutex_unlock(&net.lock);

@@ -17,6 +17,7 @@
 /* ---- errors ---- */
 
 void (*die_hook)(void);
+void (*die_farewell)(void);
 
 static _Noreturn void leave(int status, const char *hint, const char *fmt, va_list args)
 {
@@ -31,6 +32,8 @@ static _Noreturn void leave(int status, const char *hint, const char *fmt, va_li
     die_hook = NULL; /* a hook that dies itself must not come back here */
     if (hook)
         hook();
+    if (die_farewell)
+        die_farewell();
     /* exit() takes down libraries (OpenBLAS, CUDA) with which the main thread is still at work: it
      * would crash, or wait for it forever. */
     if (gettid() != getpid()) {

@@ -27,6 +27,8 @@ NORETURN void die_usage(const char *hint, const char *fmt, ...) PRINTF_LIKE(2, 3
 
 /* Called once by die() before it exits (e.g. to say where the last checkpoint is). */
 extern void (*die_hook)(void);
+/* After it: tells the other processes of the run that this one has said why it ends. */
+extern void (*die_farewell)(void);
 
 void warn(const char *fmt, ...) PRINTF_LIKE(1, 2); /* "warning: ..." on stderr */
 
