@@ -156,13 +156,24 @@ static bool send_message(Peer *p, int kind, uint64_t count, const void *data, si
     return ok;
 }
 
-/* Small, and from a thread that must not wait: left out where somebody else is sending, or the peer
- * does not read. */
+/* Whether nobody else is sending to this peer any more, within so many seconds; it may be a thread
+ * that was interrupted while it did. */
+static bool may_send(Peer *p, double seconds)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += (long)(seconds * 1e9);
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    return pthread_mutex_timedlock(&p->sending, &until) == 0;
+}
+
+/* Small, and from a thread that must not wait for long: left out where the peer does not read. */
 static void send_pulse(Peer *p, const Pulse *pulse)
 {
     struct pollfd room = {.fd = p->fd, .events = POLLOUT};
     Header h = {MESSAGE_MAGIC, PULSE, 0, sizeof *pulse};
-    if (pthread_mutex_trylock(&p->sending) != 0)
+    if (!may_send(p, 0.05))
         return;
     if (poll(&room, 1, 0) == 1 && room.revents == POLLOUT && send_bytes(p->fd, &h, sizeof h))
         send_bytes(p->fd, pulse, sizeof *pulse);
@@ -178,13 +189,10 @@ static void tell(Peer *p, bool speaks)
     size_t what = strlen(net.what) + 1, bytes = what + strlen(net.hint) + 1;
     Header h = {MESSAGE_MAGIC, ENDED, speaks, bytes};
     struct timeval second = {.tv_sec = 1};
-    struct timespec until;
     pthread_mutex_lock(&net.lock);
     int fd = p->fd;
     pthread_mutex_unlock(&net.lock);
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec++;
-    if (fd < 0 || pthread_mutex_timedlock(&p->sending, &until) != 0)
+    if (fd < 0 || !may_send(p, 1))
         return;
     memcpy(text, net.what, what);
     memcpy(text + what, net.hint, bytes - what);
