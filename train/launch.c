@@ -330,19 +330,20 @@ static void reap(Family *f)
 
 static int explain(const Family *f)
 {
-    int sig = WIFSIGNALED(f->how) ? WTERMSIG(f->how) : 0;
-    int status = sig ? 128 + sig : WEXITSTATUS(f->how);
+    int status = WIFSIGNALED(f->how) ? 128 + WTERMSIG(f->how) : WEXITSTATUS(f->how);
+    if (f->mpirun && status > 2 && status < 32) /* MPICH's says a signal so, Open MPI's as we do */
+        status += 128;
+    int sig = WIFSIGNALED(f->how) || (f->mpirun && status > 128) ? status - 128 : 0;
     char rank[32] = "a rank";
     if (status <= 1 || f->stopping || (f->mpirun && status == NO_MPIRUN))
         return status; /* 1: a rank has said why */
-    if (f->mpirun && status > 128) /* that is how it says so */
-        sig = status - 128;
     if (!f->mpirun)
         snprintf(rank, sizeof rank, "rank %d", f->rank);
     fflush(stdout);
-    const char *hint = "the other ranks were stopped";
+    const char *hint = "the other ranks were stopped; --resume continues the last checkpoint";
     if (sig == SIGKILL)
-        hint = "the system kills when memory runs out: see dmesg";
+        hint = "the system kills when memory runs out, see dmesg; --resume continues the last "
+               "checkpoint";
     if (sig)
         fprintf(stderr, "error: %s was killed by signal %d (%s)\n", rank, sig, strsignal(sig));
     else
