@@ -329,6 +329,8 @@ static void test_class_files(void)
             write_text(list, line);
             const char *dir = make_set(name, (const char *const[]){forms[i][!swap], NULL});
             refuse(dir, true, list, i < 3 ? "a name that looks the same" : "is not in");
+            d = open_dir(dir, true, list, &e);
+            CHECK(!d && !strstr(e.what, "looks the same") == (i == 3), "%s", e.what);
         }
 }
 

@@ -488,6 +488,7 @@ static void test_labels(void)
     } cases[] = {
         {NULL, "a/b.c/0.PPM a/b.c/0.CLS=1 ./1.ppm ./1.cls=0", "1 0", "0 1"},
         {NULL, "._0.ppm=x ._0.cls=x 0.ppm 0.cls=2", "2", "0 1 2"},
+        {NULL, "0.jfif 0.cls=1 1.JPE 1.cls=0 2.jif 2.cls=1", "1 0 1", "0 1"},
         {"txt", "0.ppm 0.txt=1 1.ppm 1.txt=0", "1 0", "0 1"},
         {"txt", "0.ppm 0.TXT=cat 1.ppm 1.txt=a%dog%", "1 0", "a dog cat"},
         {".txt", "0.ppm 0.txt=10 0.cls=3", "10", "0 1 2 3 4 5 6 7 8 9 10"},
