@@ -250,6 +250,7 @@ static void wait_event(cudaEvent_t e)
     while (comm) {
         ncclResult_t health = ncclSuccess;
         cudaError_t s = cudaEventQuery(e);
+        cu.device.check();
         CHECK_NCCL(ncclCommGetAsyncError(comm, &health));
         nccl_check(health, "another rank");
         if (s == cudaSuccess)

@@ -165,6 +165,7 @@ static void *parallel_work(void *arg)
     Parallel *p = arg;
     for (int i; (i = atomic_fetch_add(&p->next, 1)) < p->n;) {
         Error e = {"", ""};
+        alive();
         if (p->each(p->ctx, i, &e))
             continue;
         atomic_store(&p->next, p->n);

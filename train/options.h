@@ -131,6 +131,8 @@ enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
       "threads that decode images; 0: as many as it turns out to take")                           \
     X(long,   gpus, "1", "1..1024", "start one process for each of this machine's first N GPUs")  \
     X(long,   ranks, "1", "1..1024", "train_cpu: start N processes on this machine, by mpirun")   \
+    X(long,   watchdog, "600", "0..1000000",                                                      \
+      "seconds after which a rank that hangs, and makes the others wait, ends the run; 0: never") \
     X(word,   collectives, "fast", "fast|ordered",                                                \
       "GPU: fast is NCCL's choice, the same sums every time on the same machines; ordered pins "  \
       "its ring: to compare bits with other machines, slower beyond a few GPUs")                  \

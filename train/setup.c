@@ -265,6 +265,7 @@ static void start_ranks(Session *s)
     if (o->ranks > 1)
         backend_cpu_need_mpi();
     s->world = hosts_start((int)(backend_cuda ? o->gpus : o->ranks), !backend_cuda, s->argv);
+    hosts_watch((int)o->watchdog);
     if (s->world.ranks == 1 || !s->world.local_ranks)
         s->world.local_ranks = 1;
     if (s->world.rank > 0 && !freopen("/dev/null", "w", stdout))
@@ -277,6 +278,7 @@ static void start_device(Session *s)
     Options *o = &s->o;
     s->be = backend_cuda ? backend_cuda() : backend_cpu();
     start_ranks(s);
+    hosts_at("starting its device", 0);
     if (o->precision == PRECISION_AUTO)
         o->precision = backend_cuda ? PRECISION_BF16 : PRECISION_FP32;
     s->type = types[o->precision];
@@ -484,6 +486,7 @@ static void open_splits(Session *s, bool train, const char *val)
 {
     if (s->world.rank > 0)
         hosts_barrier();
+    hosts_at("opening the data", 0);
     if (train)
         s->train = setup_split(s, s->o.data, true);
     if (val)
@@ -707,6 +710,7 @@ void setup_model(Session *s, bool training)
                          .momentum = o->momentum,
                          .weight_decay = o->weight_decay,
                          .ema_decay = o->ema}};
+    hosts_at("setting up the model", 0);
     choose_micro(s, &plan);
     s->m = vit_create(&s->config, &plan, s->be);
     Units *own = &s->m->own;
@@ -885,6 +889,7 @@ void setup_out(Session *s)
 
 void session_free(Session *s)
 {
+    hosts_at("ending", 0);
     log_close();
     data_close(s->train);
     data_close(s->val);

@@ -172,6 +172,7 @@ bool file_write_at(FileWriter *f, const void *bytes, size_t n, uint64_t at, Erro
 {
     for (size_t done = 0; done < n;) {
         const char *rest = (const char *)bytes + done;
+        alive();
         ssize_t put = pwrite(fileno(f->f), rest, n - done, (off_t)(at + done));
         if (put > 0)
             done += (size_t)put;
@@ -183,6 +184,7 @@ bool file_write_at(FileWriter *f, const void *bytes, size_t n, uint64_t at, Erro
 
 bool file_write(FileWriter *f, const void *bytes, size_t n, Error *e)
 {
+    alive();
     errno = ENOSPC; /* a short write sets none */
     return fwrite(bytes, 1, n, f->f) == n || cannot("write", f->path, errno, e);
 }
