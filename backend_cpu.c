@@ -1,29 +1,27 @@
 /* backend_cpu.c - the oracle: every op of backend.h in plain C, OpenMP and OpenBLAS.
  *
  * Read it beside backend.h, which has each op's formula and shapes; here is how they are computed.
- * Matrix products are cblas_?gemm, everything else is written out; ranks talk MPI. No op keeps
- * anything between two calls, and nothing is asynchronous. The file is built once with float and
- * once with double. It is never built with -ffast-math: NaN checks must work, and a sum must be
- * summed in the order that is written here. Results do not depend on the number of threads, except
- * inside OpenBLAS.
+ * Matrix products are cblas_?gemm, everything else is written out. No op keeps anything between two
+ * calls, and none is asynchronous: what ranks say to each other is, in cpu/ranks.c. The file is
+ * built once with float and once with double. It is never built with -ffast-math: NaN checks must
+ * work, and a sum must be summed in the order that is written here. Results do not depend on the
+ * number of threads, except inside OpenBLAS.
  *
- * Order: memory; sums over rows; sums over ranks; dropout; elementary functions;
- * linear layers; patches and embedding; residual step and norm; attention; pooling and loss; norms
- * and optimisers; the device itself and the table. What the machine is, and the new start where
- * OpenBLAS has chosen slow kernels, are in util/machine.c.
+ * Order: memory; sums over rows; dropout; elementary functions; linear layers; patches and
+ * embedding; residual step and norm; attention; pooling and loss; norms and optimisers; the device
+ * itself and the table. What the machine is, and the new start where OpenBLAS has chosen slow
+ * kernels, are in util/machine.c.
  */
 #include "backend.h"
+#include "cpu/bf16.h"
+#include "cpu/ranks.h"
 #include "util/machine.h"
 #include "util/rng.h"
 #include "util/util.h"
 
 #include <cblas.h>
-#ifdef HAVE_MPI
-#include <mpi.h>
-#endif
 #include <math.h>
 #include <omp.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -121,11 +119,26 @@ static void cpu_wait(UNUSED Ticket ticket)
 {
 }
 
+/* BF16 is for gradients on their way alone. */
 static void cpu_convert(dev *dst, int dst_type, const dev *src, int src_type, long n)
 {
-    if (dst_type != F32 || src_type != F32)
-        die("use --precision fp32 on the CPU", "the CPU backend stores fp32 alone");
-    memmove(dst, src, (size_t)n * sizeof(real));
+    if (dst_type == src_type) {
+        memmove(dst, src, (size_t)n * type_size(src_type));
+    } else if (dst_type == BF16 && src_type == F32) {
+        const real *x = host(src);
+        uint16_t *y = (uint16_t *)dst;
+#pragma omp parallel for simd schedule(static)
+        for (long i = 0; i < n; i++)
+            y[i] = bf16_from_real(x[i]);
+    } else if (dst_type == F32 && src_type == BF16) {
+        const uint16_t *x = (const uint16_t *)src;
+        real *y = host(dst);
+#pragma omp parallel for simd schedule(static)
+        for (long i = 0; i < n; i++)
+            y[i] = bf16_to_real(x[i]);
+    } else {
+        die("use --precision fp32 on the CPU", "the CPU backend stores fp32 and bf16 alone");
+    }
 }
 
 static void cpu_add(dev *sum, const dev *x, long n)
@@ -220,157 +233,6 @@ static void column_sums(dev *out, Tensor x, long rows, long n)
 }
 
 /* ------------------------------------------------------------------------------------------------
- * Sums over ranks, in the order of the ranks, and not in one that the library likes: the bits are
- * those of one process that adds the same gradients one after the other. Each rank gets its shard
- * of all ranks' x, adds, and gives the sum to all: as many bytes as in a ring.
- * A sum is complete when the call returns; nothing computes meanwhile. */
-
-static Device device; /* as init was given it */
-
-#ifdef HAVE_MPI
-/* Where a rank is gone, device.check soon knows which one. */
-static void mpi_check(int code, const char *what)
-{
-    char text[MPI_MAX_ERROR_STRING] = "";
-    int length;
-    if (code == MPI_SUCCESS)
-        return;
-    for (double until = now() + 1; now() < until; sched_yield())
-        device.check();
-    MPI_Error_string(code, text, &length);
-    die("where another rank names an error before this, that one is the cause",
-        "MPI: %s (%s, rank %d of %d)", text, what, device.rank, device.ranks);
-}
-#define CHECK_MPI(call) mpi_check(call, #call)
-
-/* A library's own wait would neither leave the core to others nor see that a rank is gone. */
-static void await(MPI_Request *request)
-{
-    for (int done = 0;;) {
-        CHECK_MPI(MPI_Test(request, &done, MPI_STATUS_IGNORE));
-        if (done)
-            return;
-        device.check();
-        sched_yield();
-    }
-}
-
-/* x[n] in place. Of the shards, r begins at from[r] and has size[r] elements. */
-static void sum_in_order(real *x, int n)
-{
-    const MPI_Datatype type = DOUBLE ? MPI_DOUBLE : MPI_FLOAT;
-    const int ranks = device.ranks, me = device.rank;
-    int from[ranks], size[ranks], mine[ranks], at[ranks];
-    MPI_Request request;
-    for (int r = 0; r < ranks; r++) {
-        from[r] = (int)((long)n * r / ranks);
-        size[r] = (int)((long)n * (r + 1) / ranks) - from[r];
-    }
-    for (int r = 0; r < ranks; r++) {
-        mine[r] = size[me];
-        at[r] = r * size[me];
-    }
-    real *shards = scratch((size_t)ranks * (size_t)size[me]);
-    CHECK_MPI(
-        MPI_Ialltoallv(x, size, from, type, shards, mine, at, type, MPI_COMM_WORLD, &request));
-    await(&request);
-    sum_rows(x + from[me], shards, ranks, size[me]);
-    CHECK_MPI(
-        MPI_Iallgatherv(MPI_IN_PLACE, 0, type, x, size, from, type, MPI_COMM_WORLD, &request));
-    await(&request);
-}
-
-/* In pieces, which bounds the room for shards and stays in cache. Counters need no order. */
-static void cpu_all_reduce(dev *x, int type, long n)
-{
-    enum { PIECE = 1 << 20 };
-    MPI_Request request;
-    if (device.ranks == 1)
-        return;
-    if (type == U64) {
-        CHECK_MPI(MPI_Iallreduce(MPI_IN_PLACE, x, (int)n, MPI_UINT64_T, MPI_SUM, MPI_COMM_WORLD,
-                                 &request));
-        await(&request);
-        return;
-    }
-    for (long i = 0; i < n; i += PIECE)
-        sum_in_order(host(x) + i, (int)MIN(n - i, PIECE));
-}
-
-/* Threads of each rank where several share a machine: mpirun may have bound each to some cores. */
-static int share_of_cores(void)
-{
-    cpu_set_t cores;
-    MPI_Comm here;
-    int ranks;
-    CPU_ZERO(&cores);
-    sched_getaffinity(0, sizeof cores, &cores);
-    CHECK_MPI(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &here));
-    CHECK_MPI(MPI_Comm_size(here, &ranks));
-    CHECK_MPI(MPI_Allreduce(MPI_IN_PLACE, &cores, sizeof cores, MPI_BYTE, MPI_BOR, here));
-    CHECK_MPI(MPI_Comm_free(&here));
-    int share = CPU_COUNT(&cores) / ranks;
-    return share > 0 ? share : 1;
-}
-
-/* Once, whatever init is called for afterwards. The control connection has found the same ranks by
- * the launcher's variables, which another MPI's launcher or torchrun may have set. */
-static void join_ranks(void)
-{
-    int joined, threads, rank, ranks;
-    CHECK_MPI(MPI_Initialized(&joined));
-    if (joined)
-        return;
-    CHECK_MPI(MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &threads));
-    CHECK_MPI(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
-    CHECK_MPI(MPI_Comm_rank(MPI_COMM_WORLD, &rank));
-    CHECK_MPI(MPI_Comm_size(MPI_COMM_WORLD, &ranks));
-    if (rank != device.rank || ranks != device.ranks)
-        die("use --ranks, or the mpirun of the MPI that the program was built with",
-            "this is rank %d of %d, but MPI calls it %d of %d", device.rank, device.ranks, rank,
-            ranks);
-}
-
-static void cpu_end(void)
-{
-    if (device.ranks > 1)
-        CHECK_MPI(MPI_Finalize());
-}
-
-void backend_cpu_need_mpi(void)
-{
-}
-#else
-void backend_cpu_need_mpi(void)
-{
-    die("install libopenmpi-dev (make deps) and build again (make clean all)",
-        "this program was built without MPI: it can be one process alone");
-}
-
-static void join_ranks(void)
-{
-    backend_cpu_need_mpi();
-}
-
-static int share_of_cores(void)
-{
-    return 0;
-}
-
-static void cpu_all_reduce(UNUSED dev *x, UNUSED int type, UNUSED long n)
-{
-}
-
-static void cpu_end(void)
-{
-}
-#endif
-
-static void cpu_join(void)
-{
-}
-
-/* ------------------------------------------------------------------------------------------------
  * Dropout. A mask is a function of seed, step, layer, sample and element (see Drop in backend.h):
  * it is never stored, and backward makes the forward pass's again. */
 
@@ -389,12 +251,13 @@ static void drop_elements(real *x, long n, long first, long sample, const Drop *
     }
 }
 
-/* The same for x [n], row r of a matrix with `tokens` rows per sample, where anything drops at all
- */
+/* The same for x [n], row r of a matrix with `tokens` rows per sample, where anything drops at all.
+ * It may be columns d->first and on of one that is d->of wide. */
 static void drop_row(real *x, long n, long r, int tokens, const Drop *d)
 {
+    long width = d->of > 0 ? d->of : n;
     if (d->p > 0)
-        drop_elements(x, n, r % tokens * n, r / tokens, d);
+        drop_elements(x, n, r % tokens * width + d->first, r / tokens, d);
 }
 
 /* Stochastic depth (Huang et al. 2016): 0 or 1/(1-p), one number for a whole sample. */
@@ -481,8 +344,8 @@ static inline float tanhf_fast(float u)
 #define SQRT_2_PI    ((real)0.79788456080286535588)
 #define GELU_CUBIC   ((real)0.044715)
 
-/* y = act(x), [n] */
-static void act_forward(real *y, const real *x, int n, int act)
+/* y = act(x), [n]. Compiled once, so that an activation that is made again has the same bits. */
+static __attribute__((noinline)) void act_forward(real *y, const real *x, int n, int act)
 {
     if (act == ACT_GELU) {
 #pragma omp simd
@@ -563,6 +426,17 @@ static void cpu_linear_forward(const LinearForward *a)
         const real *residual = a->residual.p ? row(a->residual, r) : NULL;
         for (int j = 0; residual && j < a->out; j++)
             y[j] += residual[j];
+    }
+}
+
+/* y = drop(act(pre)), [rows,out] */
+static void cpu_activate(const LinearForward *a)
+{
+#pragma omp parallel for schedule(static)
+    for (int r = 0; r < a->rows; r++) {
+        real *y = row(a->y, r);
+        act_forward(y, row(a->pre, r), a->out, a->act);
+        drop_row(y, a->out, r, a->tokens, &a->drop);
     }
 }
 
@@ -918,12 +792,14 @@ static int query_rows(const Attention *a)
     return (a->Tq + blocks - 1) / blocks;
 }
 
-/* p [T] *= the dropout mask of query row i of a head: elements of [heads,T,T] per sample */
+/* p [T] *= the dropout mask of query row i of a head: elements of [heads,T,T] per sample, where
+ * this rank's heads are drop.first and on */
 static void drop_attention(real *p, const Head *h, int i)
 {
+    const Drop *d = &h->a->drop;
     int T = h->a->T;
-    if (h->a->drop.p > 0)
-        drop_elements(p, T, ((long)h->h * T + i) * T, h->b, &h->a->drop);
+    if (d->p > 0)
+        drop_elements(p, T, ((long)(d->first + h->h) * T + i) * T, h->b, d);
 }
 
 /* The largest of x [n]. In lanes, because compilers do not reorder comparisons by themselves. */
@@ -1162,6 +1038,12 @@ static double chunk_squares(const real *x, int n)
     return s;
 }
 
+/* Of a chunk of x; 0 of a copy, which counts on another rank */
+static real counted_squares(const Chunk *c, const real *x)
+{
+    return c->flags & CHUNK_COPY ? 0 : (real)chunk_squares(x, c->n);
+}
+
 /* How much of x [rows,cols] is near fp16's largest number, 65504 */
 static void cpu_count_large(Tensor x, int rows, int cols)
 {
@@ -1181,7 +1063,7 @@ static void cpu_sum_squares(dev *partial, const dev *x, const dev *chunks, int n
     const Chunk *c = (const Chunk *)chunks;
 #pragma omp parallel for schedule(static)
     for (int i = 0; i < n; i++)
-        host(partial)[i] = (real)chunk_squares(host(x) + c[i].offset, c[i].n);
+        host(partial)[i] = counted_squares(&c[i], host(x) + c[i].offset);
 }
 
 /* grad_norm = sqrt(sum of partial) / loss_scale, clip = min(1, max_norm / (grad_norm + 1e-6)),
@@ -1204,9 +1086,13 @@ static void cpu_finish_norm(const dev *partial, int n, double max_norm)
     s->skipped += s->skip;
 }
 
-static void cpu_round_weights(dev *work, int type, const dev *w, long n)
+/* fp32 needs no rounding. */
+static void cpu_round_weights(const OptStep *a)
 {
-    cpu_convert(work, type, w, F32, n); /* fp32 needs no rounding */
+    const Chunk *c = (const Chunk *)a->chunks;
+    for (int k = 0; a->work != a->w && k < a->n; k++)
+        cpu_convert(dev_at(a->work, c[k].offset, a->work_type), a->work_type,
+                    dev_at(a->w, c[k].offset, F32), F32, c[k].n);
 }
 
 /* The next step's loss scale (see LossScaling). A skipped step counts towards giving up only where
@@ -1330,6 +1216,7 @@ static void cpu_lamb_direction(const OptStep *a)
     real b1 = (real)o->beta1, b2 = (real)o->beta2, gscale = gradient_scale();
 #pragma omp parallel for schedule(static)
     for (int k = 0; k < a->n; k++) {
+        const Chunk *c = (const Chunk *)a->chunks + k;
         const Slice s = slice_of(a, k);
         real wd = (real)s.decay, *u = s.grad;
         for (int i = 0; i < s.n; i++) {
@@ -1338,8 +1225,8 @@ static void cpu_lamb_direction(const OptStep *a)
             s.v[i] = b2 * s.v[i] + a2 * g * g;
             u[i] = s.m[i] * c1 / ((real)sqrt((double)(s.v[i] * c2)) + (real)o->eps) + wd * s.w[i];
         }
-        host(a->norms)[k] = (real)chunk_squares(s.w, s.n);
-        host(a->norms)[a->n + k] = (real)chunk_squares(u, s.n);
+        host(a->norms)[k] = counted_squares(c, s.w);
+        host(a->norms)[a->n + k] = counted_squares(c, u);
     }
 }
 
@@ -1374,6 +1261,14 @@ static void cpu_lamb_apply(const OptStep *a)
 /* ------------------------------------------------------------------------------------------------
  * The device itself */
 
+void backend_cpu_need_mpi(void)
+{
+#ifndef HAVE_MPI
+    die("install libopenmpi-dev (make deps) and build again (make clean all)",
+        "this program was built without MPI: it can be one process alone");
+#endif
+}
+
 void backend_cpu_reexec(char **argv)
 {
     machine_restart(argv, openblas_get_corename());
@@ -1385,11 +1280,12 @@ static void cpu_init(const Device *d)
         die_usage("leave --precision out, or build for a GPU",
                   "the CPU computes in fp32 alone; it has no other --precision");
     int threads = d->threads;
-    device = *d;
-    if (d->ranks > 1)
-        join_ranks();
-    if (d->ranks > 1 && !threads && !getenv("OMP_NUM_THREADS"))
-        threads = share_of_cores();
+    if (d->ranks > 1) {
+        backend_cpu_need_mpi();
+        ranks_start(d);
+        if (!threads && !getenv("OMP_NUM_THREADS"))
+            threads = ranks_cores();
+    }
     if (threads > 0)
         omp_set_num_threads(threads);
     openblas_set_num_threads(omp_get_max_threads());
@@ -1450,6 +1346,7 @@ const Backend *backend_cpu(void)
         .linear_forward = cpu_linear_forward,
         .linear_backward_input = cpu_linear_backward_input,
         .linear_backward_weight = cpu_linear_backward_weight,
+        .activate = cpu_activate,
         .patchify = cpu_patchify,
         .embed_forward = cpu_embed_forward,
         .embed_backward = cpu_embed_backward,
@@ -1469,9 +1366,16 @@ const Backend *backend_cpu(void)
         .lamb_apply = cpu_lamb_apply,
         .round_weights = cpu_round_weights,
         .scale_loss = cpu_scale_loss,
-        .all_reduce = cpu_all_reduce,
-        .join = cpu_join,
-        .end = cpu_end,
+        .split = ranks_split,
+        .all_reduce = ranks_all_reduce,
+        .reduce_scatter = ranks_reduce_scatter,
+        .all_gather = ranks_all_gather,
+        .pass = ranks_pass,
+        .receive = ranks_receive,
+        .join = ranks_join,
+        .sent = ranks_sent,
+        .waited = ranks_waited,
+        .end = ranks_end,
     };
     return &table;
 }

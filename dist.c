@@ -296,7 +296,8 @@ dev *unit_acquire(Units *u, int unit, int next)
     gather(u, unit);
     u->be->join(u->coming[unit % 2]);
     u->coming[unit % 2] = 0;
-    gather(u, next);
+    if (!shards_weights(u) || (next - unit) % 2)
+        gather(u, next);
     return place_of(u, unit);
 }
 

@@ -106,31 +106,37 @@ static void next_images(Training *t, int n, const uint8_t **images, const int **
     t->used += n;
 }
 
-/* A batch of B images is shared out among the ranks, B / ranks each; a rank computes its part
- * `micro` images at a time. Positions in the batch, which decide what is random, are counted over
- * all ranks. */
+/* A batch of B images is shared out among the data parallel ranks, B / ranks each; a rank computes
+ * its part `micro` images at a time. Positions in the batch, which decide what is random, are
+ * counted over all ranks. Later stages of a pipeline are sent what they need. */
 static void micro_step(void *arg, int micro, bool backward)
 {
     Training *t = arg;
     Session *s = t->s;
     const Options *o = &s->o;
-    int batch = (int)o->batch_size, mine = batch / s->world.ranks, done = micro * s->micro;
-    int n = s->micro < mine - done ? s->micro : mine - done, first = mine * s->world.rank + done;
+    const Axis *dp = &s->split.dp;
+    int batch = (int)o->batch_size, mine = batch / dp->ranks, done = micro * s->micro;
+    int n = s->micro < mine - done ? s->micro : mine - done, first = mine * dp->rank + done;
     const uint8_t *images;
     const int *labels;
     if (backward) {
         vit_micro_backward(s->m, micro, done + n == mine);
         return;
     }
-    next_images(t, n, &images, &labels);
-    if (t->augment)
-        mix_batch(&t->mix, s->state.seed, (uint32_t)s->state.step, (uint32_t)first, n, t->augment);
-    soft_targets(t->targets, labels, n, s->config.classes, o->label_smoothing, t->augment,
-                 (long)s->config.image_h * s->config.image_w);
-    vit_set_batch(s->m, n, images, true, t->targets, t->augment);
+    if (t->loader) {
+        next_images(t, n, &images, &labels);
+        if (t->augment)
+            mix_batch(&t->mix, s->state.seed, (uint32_t)s->state.step, (uint32_t)first, n,
+                      t->augment);
+        soft_targets(t->targets, labels, n, s->config.classes, o->label_smoothing, t->augment,
+                     (long)s->config.image_h * s->config.image_w);
+        vit_set_batch(s->m, n, images, true, t->targets, t->augment);
+    } else {
+        vit_set_batch(s->m, n, NULL, true, NULL, NULL);
+    }
     real tally[TALLY];
     tally[TELL_STOP] = stop_signal != 0;
-    tally[TELL_DAMAGED] = (real)data_damaged(s->train);
+    tally[TELL_DAMAGED] = s->split.tp.rank ? 0 : (real)data_damaged(s->train);
     vit_tell(s->m, tally);
     vit_micro_forward(s->m, first, batch);
 }
@@ -139,10 +145,10 @@ static void micro_step(void *arg, int micro, bool backward)
 static void train_step(Training *t)
 {
     Session *s = t->s;
-    int mine = (int)s->o.batch_size / s->world.ranks;
+    int mine = (int)s->o.batch_size / s->split.dp.ranks;
     uint32_t step = (uint32_t)s->state.step;
     vit_begin_step(s->m, step, schedule_lr(&s->o, s->steps, step), s->state.seed);
-    run_schedule((mine + s->micro - 1) / s->micro, micro_step, t);
+    run_schedule(&s->split, (mine + s->micro - 1) / s->micro, micro_step, t);
     vit_update(s->m);
     s->state.step++;
     s->state.samples += (uint64_t)s->o.batch_size;
@@ -271,26 +277,28 @@ static bool is_due(const Training *t, long every)
 /* ---- the loop ---- */
 
 /* The loader makes micro-batches where they divide the batch, else whole batches to cut up. With
- * several ranks it makes this rank's part of each batch: `mine` images at a stride of the whole. */
+ * several data parallel ranks it makes this rank's part of each batch: `mine` images at a stride of the whole. */
 static void begin(Training *t)
 {
     Session *s = t->s;
     size_t n = (size_t)s->micro, K = (size_t)s->config.classes;
-    int mine = (int)s->o.batch_size / s->world.ranks;
+    const Axis *dp = &s->split.dp;
+    int mine = (int)s->o.batch_size / dp->ranks;
     int chunk = mine % s->micro ? mine : s->micro;
     t->targets = xcalloc(n * K, sizeof *t->targets);
     t->mix = mix_of(&s->o, &s->config);
     t->augment = mix_changes_anything(&t->mix) ? xcalloc(n, sizeof *t->augment) : NULL;
-    bool alone = s->world.ranks == 1;
-    t->loader = loader_open(
-        s->train, &(LoaderOptions){.batch = alone ? chunk : mine,
-                                   .shuffle = true,
-                                   .start = (long)s->state.samples + (long)mine * s->world.rank,
-                                   .stride = alone ? chunk : s->o.batch_size,
-                                   .repeats = (int)s->o.repeats,
-                                   .workers = (int)s->o.workers,
-                                   .max_workers = s->max_workers,
-                                   .neighbours = s->world.local_ranks - 1});
+    bool alone = dp->ranks == 1;
+    LoaderOptions options = {.batch = alone ? chunk : mine,
+                             .shuffle = true,
+                             .start = (long)s->state.samples + (long)mine * dp->rank,
+                             .stride = alone ? chunk : s->o.batch_size,
+                             .repeats = (int)s->o.repeats,
+                             .workers = (int)s->o.workers,
+                             .max_workers = s->max_workers,
+                             .neighbours = s->world.local_ranks - 1};
+    if (s->split.pp.rank == 0)
+        t->loader = loader_open(s->train, &options);
     t->saved = t->collected = s->state.step;
     meter_begin(&t->meter, s, t->loader);
     if (s->state.step)
@@ -328,7 +336,8 @@ static void finish(Training *t)
                fmax(2 * round(meter_epoch(s, s->state.step)), 1));
     }
     meter_end(&t->meter);
-    loader_close(t->loader);
+    if (t->loader)
+        loader_close(t->loader);
     free(t->targets);
     free(t->augment);
 }

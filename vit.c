@@ -5,6 +5,9 @@
  * and last the memory that all of it lives in. All arithmetic is behind the Backend table of
  * backend.h; what is here is order and shape. There is no device code, no file format and no
  * training loop in this file, and it does not know which rank holds which part of the weights.
+ * What it knows of many ranks: a tensor parallel rank has some of the heads, of the MLP's columns
+ * and of the classes, and sum_parts adds up what they made of one input; a stage of a pipeline
+ * has some of the units, and takes the stream from the stage before.
  */
 #include "vit.h"
 
@@ -16,6 +19,10 @@
 /* ------------------------------------------------------------------------------------------------
  * What the passes share. Shapes: B images, T tokens, C width, H heads, F width of the MLP, K
  * classes, R width of the representation layer. Laid out by hand: one operation, one sentence. */
+enum { STAT = F32 };
+/* Which pass through a block this is: the first, or one that makes again what the first one did not
+ * save, up to the stream behind the block (THROUGH) or not so far, for the backward pass at hand. */
+enum { FIRST, THROUGH, AGAIN };
 /* clang-format off */
 
 /* A matrix of the model's type with rows of `ld` elements, and the place n such elements further
@@ -53,7 +60,16 @@ static HeadParams head_params(const Model *m, dev *unit, int type)
 
 static Drop drop(const Micro *b, double p, int purpose, int layer)
 {
-    return (Drop){b->train_mode ? p : 0, purpose, layer};
+    return (Drop){.p = b->train_mode ? p : 0, .purpose = purpose, .layer = layer};
+}
+
+/* The same of `mine` columns or heads where every tensor parallel rank has as many. */
+static Drop drop_part(const Model *m, const Micro *b, double p, int purpose, int layer, int mine)
+{
+    Drop d = drop(b, p, purpose, layer);
+    d.first = m->split.tp.rank * mine;
+    d.of = m->split.tp.ranks * mine;
+    return d;
 }
 
 /* Stochastic depth rises linearly from 0 in the first block to drop_path in the last. */
@@ -82,7 +98,56 @@ static bool class_rows_only(const Model *m, int l)
     return l == m->config.layers - 1 && m->config.pool == POOL_CLS && !m->plan.keep_streams;
 }
 
-/* A branch that nothing is done to joins the residual stream inside its last linear layer. */
+static bool is_first_stage(const Model *m)
+{
+    return m->split.first == 0;
+}
+
+static bool is_last_stage(const Model *m)
+{
+    return m->split.end == m->layout->units;
+}
+
+/* Whether not all that the backward pass of a block needs is saved. */
+static bool is_recomputed(const Model *m, int l)
+{
+    const Recompute *r = &m->plan.recompute;
+    int first = is_first_stage(m) ? 0 : m->split.first - 1; /* block of this stage */
+    return r->kind != RECOMPUTE_NONE && (r->blocks == 0 || l - first < r->blocks);
+}
+
+/* The first block of the group that l belongs to: the streams inside of a group are not saved. */
+static int group_of(const Model *m, int l)
+{
+    int first = is_first_stage(m) ? 0 : m->split.first - 1, group = m->plan.recompute.group;
+    if (!is_recomputed(m, l) || m->plan.recompute.kind != RECOMPUTE_FULL)
+        return l;
+    return l - (l - first) % group;
+}
+
+/* Whether the backward pass finds activation `act` of block l. */
+static bool is_saved(const Model *m, int l, int act)
+{
+#define X(field, type, elements, cost) cost,
+    static const unsigned char costs[] = {BLOCK_ACTS(X)};
+#undef X
+    if (!m->plan.training)
+        return false;
+    if (!is_recomputed(m, l) || costs[act] == ALWAYS)
+        return true;
+    if (m->plan.recompute.kind == RECOMPUTE_SELECTIVE)
+        return costs[act] == DEAR;
+    return m->plan.recompute.keep >> act & 1;
+}
+
+/* Whether a pass has to make it. */
+static bool missing(const Model *m, int l, int pass, int act)
+{
+    return pass == FIRST || !is_saved(m, l, act);
+}
+
+/* Whether nothing is done to a branch: then it joins the residual stream inside its last linear
+ * layer, unless that makes but this rank's part of it. */
 static bool plain_branch(const Model *m, const Micro *b, int l)
 {
     const Config *c = &m->config;
@@ -96,15 +161,29 @@ static void linear(const Model *m, Tensor y, Tensor x, dev *w, dev *bias, int ro
                                            .rows = rows, .in = in, .out = out, .tokens = 1});
 }
 
-/* dw = dy^T x and dx = dy w */
-static void linear_backward(const Model *m, dev *dw, Tensor dx, Tensor dy, Tensor x, dev *w,
-                            int rows, int in, int out)
+/* dw = dy^T x, dx = dy w and, where no other operation makes it, the gradient of the bias */
+static void linear_backward(const Model *m, dev *dw, dev *dbias, Tensor dx, Tensor dy, Tensor x,
+                            dev *w, int rows, int in, int out)
 {
-    m->be->linear_backward_weight(&(LinearBackwardWeight){.dw = dw, .dy = dy, .x = x,
-                                                          .rows = rows, .in = in, .out = out});
+    m->be->linear_backward_weight(&(LinearBackwardWeight){.dw = dw, .dbias = dbias, .dy = dy,
+                                                          .x = x, .rows = rows, .in = in,
+                                                          .out = out});
     m->be->linear_backward_input(&(LinearBackwardInput){.dx = dx, .dy = dy, .w = mat(w, in),
                                                         .rows = rows, .in = in, .out = out,
                                                         .tokens = 1});
+}
+
+/* x [rows, cols] = the sum of what each tensor parallel rank has there. These four sums a block,
+ * and two at the head, are all that ranks tell each other of activations (Shoeybi et al. 2019). */
+static void sum_parts(const Model *m, const Axis *ranks, Tensor x, int rows, int cols)
+{
+    m->be->join(m->be->all_reduce(ranks->group, x.p, x.type, (long)rows * cols));
+}
+
+/* A bias that is added to a sum of parts: one rank adds it. */
+static dev *once(const Axis *ranks, dev *bias)
+{
+    return ranks->rank == 0 ? bias : NULL;
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -126,7 +205,7 @@ static void embed_forward(Model *m, Micro *b)
     const Inputs *in = &b->inputs[b->set];
     int B = b->B, T = vit_tokens(c), C = c->width, Np = vit_patches(c);
     int PP = VIT_CHANNELS * c->patch * c->patch;
-    EmbedParams w = embed_params(m, unit_acquire(&m->own, 0), m->plan.type);
+    EmbedParams w = embed_params(m, unit_acquire(&m->own, 0, 1), m->plan.type);
 
     m->be->patchify(&(Patchify){ /* patches [B*Np, 3PP] */
         .out = mat(b->patches, PP), .images = in->images, .u8 = b->images_u8,
@@ -151,53 +230,73 @@ static void embed_forward(Model *m, Micro *b)
  * of C/H numbers; proj mixes what the heads have brought. The norm stands before each branch and
  * not in the stream (pre-norm), so that gradients reach the first block undiminished.
  * Fused across the branch's edge: the addition to the stream with the norm that reads it next, or,
- * where nothing is done to the branch (plain), with the linear layer that ends it. */
-static void block_forward(Model *m, Micro *b, int l)
+ * where nothing is done to the branch (joins), with the linear layer that ends it. */
+static void block_forward(Model *m, Micro *b, int l, int pass)
 {
     const Config *c = &m->config;
     const Backend *be = m->be;
-    int B = b->B, T = vit_tokens(c), C = c->width, F = c->mlp, H = c->heads;
-    BlockParams w = block_params(m, unit_acquire(&m->own, l + 1), m->plan.type);
+    const Axis *tp = &m->split.tp;
+    int B = b->B, T = vit_tokens(c), C = c->width, hs = C / c->heads;
+    int H = c->heads / tp->ranks, A = H * hs, F = c->mlp / tp->ranks; /* of this rank */
+    int next = pass == AGAIN ? -1 : l + 2; /* unit */
+    BlockParams w = block_params(m, unit_acquire(&m->own, l + 1, next), m->plan.type);
     BlockActs *a = &b->blocks[l];
-    bool few = class_rows_only(m, l), plain = plain_branch(m, b, l);
+    bool few = class_rows_only(m, l), joins = plain_branch(m, b, l) && tp->ranks == 1;
+    bool through = pass != AGAIN, has_mid = joins || !missing(m, l, pass, ACT_mid);
     Rows r = rows_of(m, b, few); /* that leave the attention */
     Tensor x = mat(b->stream[l], r.ld), mid = mat(a->mid, r.ld), out = mat(b->stream[l + 1], r.ld);
-    Tensor branch1 = plain ? NONE : mat(c->layer_scale ? a->branch1 : m->branch, C);
-    Tensor branch2 = plain ? NONE : mat(c->layer_scale ? a->branch2 : m->branch, C);
+    Tensor branch1 = joins ? NONE : mat(c->layer_scale ? a->branch1 : m->branch, C);
+    Tensor branch2 = joins ? NONE : mat(c->layer_scale ? a->branch2 : m->branch, C);
 
-    be->residual_norm_forward(&(ResidualNorm){ /* norm1_y [B,T,C] = LN1(x) */
-        .x = mat(b->stream[l], C), .y = mat(a->norm1_y, C), .gamma = w.norm1_w, .beta = w.norm1_b,
-        .mean = a->norm1_mean, .rstd = a->norm1_rstd, .eps = c->eps, .rows = B * T, .C = C,
-        .tokens = T});
-    if (few) { /* q [B,1,C] of the class rows; k and v [B,T,2C] of all rows */
-        linear(m, mat(a->qkv, 3L * C * T), mat(a->norm1_y, r.ld), w.qkv_w, w.qkv_b, B, C, C);
-        linear(m, mat(from(a->qkv, C), 3L * C), mat(a->norm1_y, C), from(w.qkv_w, (long)C * C),
-               from(w.qkv_b, C), B * T, C, 2 * C);
-    } else { /* qkv [B,T,3C] */
-        linear(m, mat(a->qkv, 3L * C), mat(a->norm1_y, C), w.qkv_w, w.qkv_b, B * T, C, 3 * C);
+    if (missing(m, l, pass, ACT_norm1_y))
+        be->residual_norm_forward(&(ResidualNorm){ /* norm1_y [B,T,C] = LN1(x) */
+            .x = mat(b->stream[l], C), .y = mat(a->norm1_y, C), .gamma = w.norm1_w,
+            .beta = w.norm1_b, .mean = a->norm1_mean, .rstd = a->norm1_rstd, .eps = c->eps,
+            .rows = B * T, .C = C, .tokens = T});
+    if (missing(m, l, pass, ACT_qkv) && few) { /* q [B,1,A] of the class rows; k, v [B,T,2A] of all */
+        linear(m, mat(a->qkv, 3L * A * T), mat(a->norm1_y, r.ld), w.qkv_w, w.qkv_b, B, C, A);
+        linear(m, mat(from(a->qkv, A), 3L * A), mat(a->norm1_y, C), from(w.qkv_w, (long)A * C),
+               from(w.qkv_b, A), B * T, C, 2 * A);
+    } else if (missing(m, l, pass, ACT_qkv)) { /* qkv [B,T,3A] */
+        linear(m, mat(a->qkv, 3L * A), mat(a->norm1_y, C), w.qkv_w, w.qkv_b, B * T, C, 3 * A);
     }
-    be->attention_forward(&(Attention){ /* att [B,Tq,C] = softmax(q k^T / sqrt(hs)) v, by heads */
-        .qkv = mat(a->qkv, 3L * C), .out = mat(a->att, C), .lse = a->lse, .B = B, .T = T,
-        .Tq = r.Tq, .heads = H, .hs = C / H,
-        .drop = drop(b, c->attention_dropout, RNG_ATTN_DROPOUT, l)});
-    be->linear_forward(&(LinearForward){ /* branch1 [B,Tq,C] = proj(att), or mid = x + that */
-        .y = plain ? mid : branch1, .x = mat(a->att, C), .w = mat(w.proj_w, C), .bias = w.proj_b,
-        .rows = r.n, .in = C, .out = C, .residual = plain ? x : NONE, .tokens = r.Tq});
-    be->residual_norm_forward(&(ResidualNorm){ /* mid = x + branch1; norm2_y [B,Tq,C] = LN2(mid) */
-        .x = plain ? mid : x, .x_out = mid, .branch = branch1, .y = mat(a->norm2_y, C),
-        .gamma = w.norm2_w, .beta = w.norm2_b, .mean = a->norm2_mean, .rstd = a->norm2_rstd,
-        .ls = w.ls1, .drop = drop(b, c->dropout, RNG_PROJ_DROPOUT, l),
-        .path = path(m, b, RNG_ATTN_PATH, l), .eps = c->eps, .rows = r.n, .C = C, .tokens = r.Tq});
+    if (missing(m, l, pass, ACT_att))
+        be->attention_forward(&(Attention){ /* att [B,Tq,A] = softmax(q k^T / sqrt(hs)) v, by heads */
+            .qkv = mat(a->qkv, 3L * A), .out = mat(a->att, A), .lse = a->lse, .B = B, .T = T,
+            .Tq = r.Tq, .heads = H, .hs = hs,
+            .drop = drop_part(m, b, c->attention_dropout, RNG_ATTN_DROPOUT, l, H)});
+    if (missing(m, l, pass, ACT_mid) || (c->layer_scale && missing(m, l, pass, ACT_branch1))) {
+        be->linear_forward(&(LinearForward){ /* branch1 [B,Tq,C] = proj(att), or mid = x + that */
+            .y = joins ? mid : branch1, .x = mat(a->att, A), .w = mat(w.proj_w, A),
+            .bias = once(tp, w.proj_b), .rows = r.n, .in = A, .out = C,
+            .residual = joins ? x : NONE, .tokens = r.Tq});
+        sum_parts(m, tp, branch1, r.n, C);
+    }
+    if (missing(m, l, pass, ACT_mid) || missing(m, l, pass, ACT_norm2_y))
+        be->residual_norm_forward(&(ResidualNorm){ /* mid = x + branch1; norm2_y [B,Tq,C] = LN2(mid) */
+            .x = has_mid ? mid : x, .x_out = mid, .branch = has_mid ? NONE : branch1,
+            .y = mat(a->norm2_y, C), .gamma = w.norm2_w, .beta = w.norm2_b, .mean = a->norm2_mean,
+            .rstd = a->norm2_rstd, .ls = w.ls1, .drop = drop(b, c->dropout, RNG_PROJ_DROPOUT, l),
+            .path = path(m, b, RNG_ATTN_PATH, l), .eps = c->eps, .rows = r.n, .C = C,
+            .tokens = r.Tq});
 
-    be->linear_forward(&(LinearForward){ /* gelu [B,Tq,F] = gelu(fc1(norm2_y)) */
+    LinearForward up = { /* gelu [B,Tq,F] = gelu(fc1(norm2_y)) */
         .y = mat(a->gelu, F), .x = mat(a->norm2_y, C), .w = mat(w.fc1_w, C), .bias = w.fc1_b,
         .rows = r.n, .in = C, .out = F, .act = c->act,
         .pre = b->train_mode ? mat(a->fc1, F) : NONE, .tokens = r.Tq,
-        .drop = drop(b, c->dropout, RNG_MLP_DROPOUT, l)});
-    be->linear_forward(&(LinearForward){ /* branch2 [B,Tq,C] = fc2(gelu), or out = mid + that */
-        .y = plain ? out : branch2, .x = mat(a->gelu, F), .w = mat(w.fc2_w, F), .bias = w.fc2_b,
-        .rows = r.n, .in = F, .out = C, .residual = plain ? mid : NONE, .tokens = r.Tq});
-    if (!plain)
+        .drop = drop_part(m, b, c->dropout, RNG_MLP_DROPOUT, l, F)};
+    if (missing(m, l, pass, ACT_fc1))
+        be->linear_forward(&up);
+    else if (missing(m, l, pass, ACT_gelu))
+        be->activate(&up);
+    if (through || (c->layer_scale && missing(m, l, pass, ACT_branch2))) {
+        be->linear_forward(&(LinearForward){ /* branch2 [B,Tq,C] = fc2(gelu), or out = mid + that */
+            .y = joins ? out : branch2, .x = mat(a->gelu, F), .w = mat(w.fc2_w, F),
+            .bias = once(tp, w.fc2_b), .rows = r.n, .in = F, .out = C,
+            .residual = joins ? mid : NONE, .tokens = r.Tq});
+        sum_parts(m, tp, branch2, r.n, C);
+    }
+    if (through && !joins)
         be->residual_norm_forward(&(ResidualNorm){ /* out = mid + branch2 */
             .x = mid, .x_out = out, .branch = branch2, .ls = w.ls2,
             .drop = drop(b, c->dropout, RNG_FC2_DROPOUT, l), .path = path(m, b, RNG_MLP_PATH, l),
@@ -213,7 +312,8 @@ static void head_forward(Model *m, Micro *b)
     const Config *c = &m->config;
     int B = b->B, T = vit_tokens(c), C = c->width, K = c->classes, R = c->representation;
     int u = m->layout->units - 1;
-    HeadParams w = head_params(m, unit_acquire(&m->own, u), m->plan.type);
+    int mine = K / m->classes.ranks, first = m->classes.rank * mine; /* classes of this rank */
+    HeadParams w = head_params(m, unit_acquire(&m->own, u, -1), m->plan.type);
     Rows r = rows_of(m, b, c->pool == POOL_CLS);
     Tensor features = R ? mat(b->rep, R) : mat(b->pooled, C);
 
@@ -228,7 +328,10 @@ static void head_forward(Model *m, Micro *b)
         m->be->linear_forward(&(LinearForward){ /* rep [B,R] */
             .y = mat(b->rep, R), .x = mat(b->pooled, C), .w = mat(w.rep_w, C), .bias = w.rep_b,
             .rows = B, .in = C, .out = R, .act = ACT_TANH, .pre = mat(b->rep_pre, R), .tokens = 1});
-    linear(m, mat(b->logits, K), features, w.head_w, w.head_b, B, R ? R : C, K); /* [B,K] */
+    if (mine < K) /* the others' columns are theirs to add */
+        m->be->zero(b->logits, (size_t)B * K * type_size(m->plan.type));
+    linear(m, mat(from(b->logits, first), K), features, w.head_w, w.head_b, B, R ? R : C, mine);
+    sum_parts(m, &m->classes, mat(b->logits, K), B, K); /* [B,K] */
     unit_release(&m->own, u);
 }
 
@@ -236,10 +339,14 @@ static void forward(Model *m, Micro *b, bool train_mode)
 {
     b->train_mode = train_mode;
     m->be->bind(m->state_dev, m->scratch, m->scratch_bytes);
-    embed_forward(m, b);
-    for (int l = 0; l < m->config.layers; l++)
-        block_forward(m, b, l);
-    head_forward(m, b);
+    for (int u = m->split.first; u < m->split.end; u++) {
+        if (u == 0)
+            embed_forward(m, b);
+        else if (u <= m->config.layers)
+            block_forward(m, b, u - 1, FIRST);
+        else
+            head_forward(m, b);
+    }
 }
 
 /* Loss, hits and, where something is learned, dlogits [B,K]: the gradient is made where the loss
@@ -248,6 +355,8 @@ static void loss(Model *m, Micro *b, double scale)
 {
     const Config *c = &m->config;
     bool learn = m->plan.training && b->train_mode;
+    if (!is_last_stage(m))
+        return;
     m->be->loss(&(Loss){.logits = mat(b->logits, c->classes),
                         .dlogits = learn ? mat(b->dlogits, c->classes) : NONE,
                         .targets = b->inputs[b->set].targets, .stats = m->stats,
@@ -278,26 +387,24 @@ static void head_backward(Model *m, Micro *b)
     const Backend *be = m->be;
     int B = b->B, T = vit_tokens(c), C = c->width, K = c->classes, R = c->representation;
     int u = m->layout->units - 1;
-    HeadParams w = head_params(m, unit_acquire(&m->own, u), m->plan.type);
+    int mine = K / m->classes.ranks, first = m->classes.rank * mine; /* classes of this rank */
+    HeadParams w = head_params(m, unit_acquire(&m->own, u, u - 1), m->plan.type);
     HeadParams g = head_params(m, unit_gradient(&m->own, u, b->number), F32);
     Rows r = rows_of(m, b, c->pool == POOL_CLS);
-    Tensor dlogits = mat(b->dlogits, K), pooled = mat(b->pooled, C), dpooled = mat(m->dpooled, C);
+    Tensor dlogits = mat(from(b->dlogits, first), K), pooled = mat(b->pooled, C), dpooled = mat(m->dpooled, C);
     Tensor rep = mat(b->rep, R), drep = mat(m->drep, R);
 
-    watch(m, dlogits, B, K);
+    watch(m, dlogits, B, mine);
     be->linear_backward_weight(&(LinearBackwardWeight){ /* head_w [K, R or C], head_b [K] */
         .dw = g.head_w, .dbias = g.head_b, .dy = dlogits, .x = R ? rep : pooled, .rows = B,
-        .in = R ? R : C, .out = K});
-    if (R) { /* drep [B,R], before its tanh */
-        be->linear_backward_input(&(LinearBackwardInput){
-            .dx = drep, .dy = dlogits, .w = mat(w.head_w, R), .rows = B, .in = R, .out = K,
-            .act = ACT_TANH, .pre = mat(b->rep_pre, R), .dbias = g.rep_b, .tokens = 1});
-        linear_backward(m, g.rep_w, dpooled, drep, pooled, w.rep_w, B, C, R);
-    } else { /* dpooled [B,C] */
-        be->linear_backward_input(&(LinearBackwardInput){
-            .dx = dpooled, .dy = dlogits, .w = mat(w.head_w, C), .rows = B, .in = C, .out = K,
-            .tokens = 1});
-    }
+        .in = R ? R : C, .out = mine});
+    be->linear_backward_input(&(LinearBackwardInput){ /* drep [B,R], before its tanh, or dpooled */
+        .dx = R ? drep : dpooled, .dy = dlogits, .w = mat(w.head_w, R ? R : C), .rows = B,
+        .in = R ? R : C, .out = mine, .act = R ? ACT_TANH : ACT_NONE,
+        .pre = R ? mat(b->rep_pre, R) : NONE, .tokens = 1});
+    sum_parts(m, &m->classes, R ? drep : dpooled, B, R ? R : C);
+    if (R) /* dpooled [B,C] */
+        linear_backward(m, g.rep_w, g.rep_b, dpooled, drep, pooled, w.rep_w, B, C, R);
     if (c->pool == POOL_GAP) /* dy [B,T,C] */
         be->pool_backward(&(Pool){.y = dpooled, .x = mat(m->dy, C), .B = B, .T = T, .C = C,
                                   .first = c->cls_tokens});
@@ -318,15 +425,19 @@ static void block_backward(Model *m, Micro *b, int l)
 {
     const Config *c = &m->config;
     const Backend *be = m->be;
-    int B = b->B, T = vit_tokens(c), C = c->width, F = c->mlp, H = c->heads;
-    BlockParams w = block_params(m, unit_acquire(&m->own, l + 1), m->plan.type);
+    const Axis *tp = &m->split.tp;
+    int B = b->B, T = vit_tokens(c), C = c->width, hs = C / c->heads;
+    int H = c->heads / tp->ranks, A = H * hs, F = c->mlp / tp->ranks; /* of this rank */
+    int next = l > 0 && group_of(m, l) == l ? group_of(m, l - 1) + 1 : l; /* unit */
+    BlockParams w = block_params(m, unit_acquire(&m->own, l + 1, next), m->plan.type);
     BlockParams g = block_params(m, unit_gradient(&m->own, l + 1, b->number), F32);
     BlockActs *a = &b->blocks[l];
     bool few = class_rows_only(m, l), plain = plain_branch(m, b, l);
     Rows r = rows_of(m, b, few);
     Tensor dx = mat(m->dstream, r.ld); /* the gradient of out, of mid and of x in turn */
     Tensor dbranch = plain ? dx : mat(m->dbranch, C), dbranch_out = plain ? NONE : dbranch;
-    Tensor dwide = mat(m->dwide, F), dy = mat(m->dy, C), dqkv = mat(m->dqkv, 3L * C);
+    Tensor dwide = mat(m->dwide, F), dy = mat(m->dy, C), datt = mat(m->dy, A);
+    Tensor dqkv = mat(m->dqkv, 3L * A);
 
     /* MLP */
     be->residual_norm_backward(&(ResidualNorm){ /* dbranch [B,Tq,C] */
@@ -338,9 +449,10 @@ static void block_backward(Model *m, Micro *b, int l)
     be->linear_backward_input(&(LinearBackwardInput){ /* dwide [B,Tq,F], before the GELU */
         .dx = dwide, .dy = dbranch, .w = mat(w.fc2_w, F), .rows = r.n, .in = F, .out = C,
         .act = c->act, .pre = mat(a->fc1, F), .dbias = g.fc1_b, .tokens = r.Tq,
-        .drop = drop(b, c->dropout, RNG_MLP_DROPOUT, l)});
+        .drop = drop_part(m, b, c->dropout, RNG_MLP_DROPOUT, l, F)});
     watch(m, dwide, r.n, F);
-    linear_backward(m, g.fc1_w, dy, dwide, mat(a->norm2_y, C), w.fc1_w, r.n, C, F); /* dy */
+    linear_backward(m, g.fc1_w, NULL, dy, dwide, mat(a->norm2_y, C), w.fc1_w, r.n, C, F); /* dy */
+    sum_parts(m, tp, dy, r.n, C);
     be->residual_norm_backward(&(ResidualNorm){ /* dx += LN2'(dy); dbranch [B,Tq,C] of it */
         .x = mat(a->mid, r.ld), .branch = mat(a->branch1, C), .gamma = w.norm2_w,
         .mean = a->norm2_mean, .rstd = a->norm2_rstd, .ls = w.ls1,
@@ -349,25 +461,27 @@ static void block_backward(Model *m, Micro *b, int l)
         .dgamma = g.norm2_w, .dbeta = g.norm2_b, .dls = g.ls1, .dbias = g.proj_b});
 
     /* attention */
-    linear_backward(m, g.proj_w, dy, dbranch, mat(a->att, C), w.proj_w, r.n, C, C); /* dy of att */
-    be->attention_backward(&(Attention){ /* dqkv [B,T,3C] */
-        .qkv = mat(a->qkv, 3L * C), .out = mat(a->att, C), .lse = a->lse, .B = B, .T = T,
-        .Tq = r.Tq, .heads = H, .hs = C / H,
-        .drop = drop(b, c->attention_dropout, RNG_ATTN_DROPOUT, l),
-        .dqkv = dqkv, .dout = dy, .delta = m->delta, .dbias = g.qkv_b});
-    watch(m, mat(from(m->dqkv, C), 3L * C), B * T, 2 * C);
-    if (few) { /* k and v [B,T,2C] gave to all rows, q [B,1,C] to the class rows: dy is their sum */
-        linear_backward(m, dev_at(g.qkv_w, (long)C * C, F32), dy, mat(from(m->dqkv, C), 3L * C),
-                        mat(a->norm1_y, C), from(w.qkv_w, (long)C * C), B * T, C, 2 * C);
+    linear_backward(m, g.proj_w, NULL, datt, dbranch, mat(a->att, A), w.proj_w, r.n, A, C);
+    be->attention_backward(&(Attention){ /* dqkv [B,T,3A] */
+        .qkv = mat(a->qkv, 3L * A), .out = mat(a->att, A), .lse = a->lse, .B = B, .T = T,
+        .Tq = r.Tq, .heads = H, .hs = hs,
+        .drop = drop_part(m, b, c->attention_dropout, RNG_ATTN_DROPOUT, l, H),
+        .dqkv = dqkv, .dout = datt, .delta = m->delta, .dbias = g.qkv_b});
+    watch(m, mat(from(m->dqkv, A), 3L * A), B * T, 2 * A);
+    if (few) { /* k and v [B,T,2A] gave to all rows, q [B,1,A] to the class rows: dy is their sum */
+        linear_backward(m, dev_at(g.qkv_w, (long)A * C, F32), NULL, dy,
+                        mat(from(m->dqkv, A), 3L * A), mat(a->norm1_y, C),
+                        from(w.qkv_w, (long)A * C), B * T, C, 2 * A);
         be->linear_backward_weight(&(LinearBackwardWeight){
-            .dw = g.qkv_w, .dy = mat(m->dqkv, 3L * C * T), .x = mat(a->norm1_y, r.ld), .rows = B,
-            .in = C, .out = C});
+            .dw = g.qkv_w, .dy = mat(m->dqkv, 3L * A * T), .x = mat(a->norm1_y, r.ld), .rows = B,
+            .in = C, .out = A});
         be->linear_backward_input(&(LinearBackwardInput){
-            .dx = mat(m->dy, r.ld), .dy = mat(m->dqkv, 3L * C * T), .w = mat(w.qkv_w, C),
-            .rows = B, .in = C, .out = C, .tokens = 1, .accumulate = true});
+            .dx = mat(m->dy, r.ld), .dy = mat(m->dqkv, 3L * A * T), .w = mat(w.qkv_w, C),
+            .rows = B, .in = C, .out = A, .tokens = 1, .accumulate = true});
     } else { /* dy [B,T,C] */
-        linear_backward(m, g.qkv_w, dy, dqkv, mat(a->norm1_y, C), w.qkv_w, B * T, C, 3 * C);
+        linear_backward(m, g.qkv_w, NULL, dy, dqkv, mat(a->norm1_y, C), w.qkv_w, B * T, C, 3 * A);
     }
+    sum_parts(m, tp, dy, B * T, C);
     be->residual_norm_backward(&(ResidualNorm){ /* dstream += LN1'(dy) */
         .x = mat(b->stream[l], C), .gamma = w.norm1_w, .mean = a->norm1_mean,
         .rstd = a->norm1_rstd, .rows = B * T, .C = C, .tokens = T, .dy = dy,
@@ -377,6 +491,17 @@ static void block_backward(Model *m, Micro *b, int l)
     unit_reduce(&m->own, l + 1, b->number, b->last);
 }
 
+/* Before block_backward of the last block of a group: makes again what of the group was not saved.
+ */
+static void block_again(Model *m, Micro *b, int l)
+{
+    bool ends = l + 2 == m->split.end || l + 1 == m->config.layers || group_of(m, l + 1) == l + 1;
+    if (!is_recomputed(m, l) || !ends)
+        return;
+    for (int k = group_of(m, l); k <= l; k++)
+        block_forward(m, b, k, k < l ? THROUGH : AGAIN);
+}
+
 /* Positions and class tokens are the same for every picture: their gradients are sums over B. The
  * pixels' own gradient is nobody's business. */
 static void embed_backward(Model *m, Micro *b)
@@ -384,7 +509,7 @@ static void embed_backward(Model *m, Micro *b)
     const Config *c = &m->config;
     int B = b->B, T = vit_tokens(c), C = c->width, Np = vit_patches(c);
     int PP = VIT_CHANNELS * c->patch * c->patch;
-    EmbedParams w = embed_params(m, unit_acquire(&m->own, 0), m->plan.type);
+    EmbedParams w = embed_params(m, unit_acquire(&m->own, 0, -1), m->plan.type);
     EmbedParams g = embed_params(m, unit_gradient(&m->own, 0, b->number), F32);
     Tensor dx = mat(m->dstream, C);
 
@@ -411,10 +536,17 @@ static void embed_backward(Model *m, Micro *b)
 static void backward(Model *m, Micro *b)
 {
     m->be->bind(m->state_dev, m->scratch, m->scratch_bytes);
-    head_backward(m, b);
-    for (int l = m->config.layers - 1; l >= 0; l--)
-        block_backward(m, b, l);
-    embed_backward(m, b);
+    for (int u = m->split.end - 1; u >= m->split.first; u--) {
+        if (u > m->config.layers) {
+            head_backward(m, b);
+        } else if (u > 0) {
+            block_again(m, b, u - 1);
+            block_backward(m, b, u - 1);
+        } else {
+            embed_backward(m, b);
+        }
+    }
+    units_settle(&m->own);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -460,7 +592,7 @@ void vit_set_batch(Model *m, int B, const void *images, bool u8, const real *tar
     };
     for (int i = 0; i < COUNT(parts); i++) {
         size_t bytes = (size_t)B * parts[i].bytes;
-        if (!parts[i].src)
+        if (!parts[i].src || !parts[i].dst) /* later stages take no images */
             continue;
         memcpy(parts[i].host, parts[i].src, bytes);
         in->sent = be->send(parts[i].dst, parts[i].host, bytes, in->used);
@@ -490,16 +622,22 @@ static void refresh(Model *m)
     units_refresh(&m->own);
 }
 
+static size_t stream_bytes(const Model *m, const Micro *b)
+{
+    return (size_t)b->B * (size_t)vit_tokens(&m->config) * (size_t)m->config.width *
+           type_size(m->plan.type);
+}
+
 /* Everything that makes a phase call other operations, or with other arguments. */
 typedef struct {
-    uint64_t model;
+    uint64_t model, units;
     int phase, micro, B, set;
     int loss_images;  /* of the forward pass of training */
     bool first, last; /* of the backward pass */
     bool images_u8, use_augment, averaged;
 } Key;
 
-/* Ranks evaluate other numbers of images: only the phases of a step are the same on all. */
+/* Ranks evaluate other numbers of images, and stages are at other phases: else all do the same. */
 enum { FORWARD, BACKWARD, UPDATE, EVALUATE };
 
 /* FNV-1a of a Key's bytes. */
@@ -518,6 +656,7 @@ static uint64_t key_of(const Model *m, const Micro *b, int phase)
     key.images_u8 = b->images_u8;
     key.use_augment = b->use_augment;
     key.averaged = m->own.averaged;
+    key.units = units_state(&m->own);
     uint64_t h = 0xcbf29ce484222325u;
     for (size_t i = 0; i < sizeof key; i++)
         h = (h ^ ((const unsigned char *)&key)[i]) * 0x100000001b3u;
@@ -531,7 +670,37 @@ typedef struct {
 
 static void run(Model *m, Micro *b, int phase, void (*body)(void *))
 {
-    m->be->run(key_of(m, b, phase), phase != EVALUATE, body, &(Work){m, b});
+    bool together = phase != EVALUATE && m->split.pp.ranks == 1;
+    m->be->run(key_of(m, b, phase), together, body, &(Work){m, b});
+}
+
+/* The stream between two stages, and the targets with it: the last one alone needs them, the first
+ * one alone has read them. What is on its way waits for nobody but its reader; buffers are written
+ * again when it has arrived. Never part of a recording: a stage may be repeating another phase. */
+static void take_over(Model *m, Micro *b)
+{
+    const Backend *be = m->be;
+    const Axis *pp = &m->split.pp;
+    const Config *c = &m->config;
+    dev *stream = b->stream[is_first_stage(m) ? 0 : m->split.first - 1];
+    be->join(b->passed);
+    b->passed = 0;
+    if (is_first_stage(m))
+        return;
+    be->join(be->receive(pp->group, pp->rank - 1, b->inputs[b->set].targets,
+                         (size_t)b->B * (size_t)c->classes * sizeof(real)));
+    be->join(be->receive(pp->group, pp->rank - 1, stream, stream_bytes(m, b)));
+}
+
+static void hand_over(Model *m, Micro *b)
+{
+    const Axis *pp = &m->split.pp;
+    if (is_last_stage(m))
+        return;
+    m->be->pass(pp->group, pp->rank + 1, b->inputs[b->set].targets,
+                (size_t)b->B * (size_t)m->config.classes * sizeof(real));
+    b->passed = m->be->pass(pp->group, pp->rank + 1, b->stream[m->split.end - 1],
+                            stream_bytes(m, b));
 }
 
 void vit_begin_step(Model *m, uint32_t step, double lr, uint64_t seed)
@@ -564,7 +733,10 @@ void vit_micro_forward(Model *m, int first_sample, int batch)
     b->loss_images = batch;
     send_state(m, b);
     refresh(m);
+    take_over(m, b);
     run(m, b, FORWARD, do_forward);
+    units_left(&m->own, m->split.end - 1, m->split.end - 2);
+    hand_over(m, b);
     b->train_mode = true;
 }
 
@@ -579,8 +751,16 @@ static void do_backward(void *arg)
 void vit_micro_backward(Model *m, int micro, bool last)
 {
     Micro *b = &m->micro[micro % m->plan.in_flight];
+    const Axis *pp = &m->split.pp;
     b->last = last;
+    m->be->join(m->returned);
+    m->returned = 0;
+    if (!is_last_stage(m))
+        m->be->join(m->be->receive(m->split.back, pp->rank + 1, m->dstream, stream_bytes(m, b)));
     run(m, b, BACKWARD, do_backward);
+    units_left(&m->own, m->split.first, m->split.first + 1);
+    if (!is_first_stage(m))
+        m->returned = m->be->pass(m->split.back, pp->rank - 1, m->dstream, stream_bytes(m, b));
     b->inputs[b->set].used = m->be->mark();
 }
 
@@ -590,19 +770,23 @@ void vit_micro_step(Model *m, int first_sample, int batch, bool last)
     vit_micro_backward(m, m->now->number, last);
 }
 
-/* The ranks' statistics and tallies become one sum, then the optimiser has its turn. */
+/* The ranks' statistics and tallies become one sum, then the optimiser has its turn. Of the ranks
+ * that have computed the same losses, one counts. */
 static void do_update(void *arg)
 {
     Model *m = ((const Work *)arg)->m;
     const Backend *be = m->be;
     long stats = 3L * m->plan.batch;
     be->bind(m->state_dev, m->scratch, m->scratch_bytes);
+    if (m->split.tp.rank > 0)
+        be->zero(m->stats, (size_t)stats * sizeof(real));
     be->copy(dev_at(m->stats, stats, F32),
              (dev *)((char *)m->state_dev + offsetof(StepState, tally)), sizeof m->state.tally);
-    be->all_reduce(m->stats, F32, stats + TALLY);
+    be->join(be->all_reduce(m->split.world.group, m->stats, F32, stats + TALLY));
     if (m->plan.scaling.kind == SCALING_AUTO)
-        be->all_reduce((dev *)((char *)m->state_dev + offsetof(StepState, large)), U64, 2);
-    be->join();
+        be->join(be->all_reduce(m->split.world.group,
+                                (dev *)((char *)m->state_dev + offsetof(StepState, large)), U64,
+                                2));
     units_update(&m->own);
     be->scale_loss(&m->plan.scaling);
 }
@@ -619,6 +803,7 @@ static void fetch_result(Model *m, int images)
 void vit_update(Model *m)
 {
     run(m, m->now, UPDATE, do_update);
+    units_left(&m->own, -1, -1);
     fetch_result(m, m->plan.batch);
 }
 
@@ -645,7 +830,10 @@ void vit_evaluate(Model *m)
     Micro *b = m->now;
     send_state(m, b);
     refresh(m);
+    take_over(m, b);
     run(m, b, EVALUATE, do_evaluate);
+    units_left(&m->own, m->split.end - 1, m->split.end - 2);
+    hand_over(m, b);
     b->train_mode = false;
     b->inputs[b->set].used = m->be->mark();
     fetch_result(m, b->B);
@@ -710,65 +898,69 @@ void vit_read_act(const Model *m, const dev *buffer, long offset, long n, real *
  * things live and what they grow with: parameters (the model), activations (images at a time),
  * inputs. */
 
-/* A plan runs twice over the same list of take()s: first without memory, to add up, then with it.
- * Tests leave room between buffers, to see that nothing is written there. */
-typedef struct {
-    const Plan *plan;
-    dev *base;
-    size_t bytes;
-} Arena;
-
-enum { STAT = F32, GAP = 1024 /* bytes */ };
-
-/* The next piece, 256 bytes aligned; NULL while adding up, and where nothing is wanted. */
-static dev *take_bytes(Arena *a, double bytes)
+/* Buffers for what block l saves, and of `again` for the rest; those of `again` itself where that is
+ * NULL: for what block l does not save. */
+static void take_block(const Model *m, Arena *a, int l, BlockActs *b, const BlockActs *again)
 {
-    if (bytes <= 0)
-        return NULL;
-    dev *p = a->base ? (dev *)((char *)a->base + a->bytes) : NULL;
-    size_t used = (size_t)bytes, room = (used + 255) / 256 * 256 + (a->plan->gap ? GAP : 0);
-    a->bytes += room;
-    if (a->plan->gap && p)
-        a->plan->gap((dev *)((char *)p + used), room - used);
-    return p;
-}
-
-static dev *take(Arena *a, int type, double elements)
-{
-    return take_bytes(a, elements * (double)type_size(type));
-}
-
-static void take_block(Arena *a, const Config *c, double B, BlockActs *b)
-{
-    double T = vit_tokens(c), C = c->width, F = c->mlp, H = c->heads;
-    int ACT = a->plan->type;
-#define X(field, type, n) b->field = take(a, type, n);
+    const Config *c = &m->config;
+    int tp = m->split.tp.ranks, ACT = m->plan.type;
+    double B = m->plan.max_batch, T = vit_tokens(c), C = c->width, A = C / tp, F = c->mlp / tp;
+    double H = c->heads / tp;
+#define X(field, type, n, ...)                                                                     \
+    b->field = again ? again->field : NULL;                                                        \
+    if (is_saved(m, l, ACT_##field) == (again != NULL))                                            \
+        b->field = take(a, type, n);
     BLOCK_ACTS(X)
 #undef X
 }
 
-/* In training every block keeps its activations for the backward pass; else one set serves all. */
+/* The block that a stage begins with, and the one that the next begins with. */
+static int first_block(const Model *m)
+{
+    return is_first_stage(m) ? 0 : m->split.first - 1;
+}
+
+static int end_block(const Model *m)
+{
+    return is_last_stage(m) ? m->config.layers : m->split.end - 1;
+}
+
+/* Residual streams before and behind this stage's blocks. Without a backward pass two take turns. */
+static void plan_streams(const Model *m, Arena *a, Micro *b)
+{
+    double n = (double)m->plan.max_batch * vit_tokens(&m->config) * m->config.width;
+    int first = first_block(m), end = end_block(m);
+    bool all = m->plan.training || m->plan.keep_streams;
+    for (int l = first; l <= end; l++) {
+        int into = l < end ? l - group_of(m, l) : 0; /* its group */
+        if (m->plan.training && into)
+            b->stream[l] = m->streams[into];
+        else
+            b->stream[l] = all || l - first < 2 ? take(a, m->plan.type, n) : b->stream[l - 2];
+    }
+}
+
 static void plan_micro(const Model *m, Arena *a, Micro *b)
 {
     const Config *c = &m->config;
-    bool train = m->plan.training, all = train || m->plan.keep_streams;
+    bool train = m->plan.training;
     double B = m->plan.max_batch, T = vit_tokens(c), C = c->width, K = c->classes;
     double Np = vit_patches(c), PP = VIT_CHANNELS * c->patch * c->patch, R = c->representation;
     double pooled_rows = c->pool == POOL_CLS ? B : B * T;
     int ACT = m->plan.type;
 
-    b->patches = take(a, ACT, B * Np * PP);
-    b->patch_out = take(a, ACT, B * Np * C); /* its gradient too, in the backward pass */
-    b->embed_x = take(a, ACT, c->norm_pre ? B * T * C : 0);
-    b->embed_mean = take(a, STAT, c->norm_pre ? B * T : 0);
-    b->embed_rstd = take(a, STAT, c->norm_pre ? B * T : 0);
-    for (int l = 0; l <= c->layers; l++) /* without a backward pass two streams take turns */
-        b->stream[l] = all || l < 2 ? take(a, ACT, B * T * C) : b->stream[l % 2];
-    for (int l = 0; l < c->layers; l++)
-        if (train || l == 0)
-            take_block(a, c, B, &b->blocks[l]);
-        else
-            b->blocks[l] = b->blocks[0];
+    plan_streams(m, a, b);
+    for (int l = first_block(m); l < end_block(m); l++)
+        take_block(m, a, l, &b->blocks[l], &m->again[l - group_of(m, l)]);
+    if (is_first_stage(m)) {
+        b->patches = take(a, ACT, B * Np * PP);
+        b->patch_out = take(a, ACT, B * Np * C); /* its gradient too, in the backward pass */
+        b->embed_x = take(a, ACT, c->norm_pre ? B * T * C : 0);
+        b->embed_mean = take(a, STAT, c->norm_pre ? B * T : 0);
+        b->embed_rstd = take(a, STAT, c->norm_pre ? B * T : 0);
+    }
+    if (!is_last_stage(m))
+        return;
     b->final_y = take(a, ACT, pooled_rows * C);
     b->final_mean = take(a, STAT, pooled_rows);
     b->final_rstd = take(a, STAT, pooled_rows);
@@ -779,14 +971,27 @@ static void plan_micro(const Model *m, Arena *a, Micro *b)
     b->dlogits = take(a, ACT, train ? B * K : 0);
 }
 
+/* What blocks that do not save everything share: one set for each block of a group. */
+static void plan_again(Model *m, Arena *a)
+{
+    int first = first_block(m);
+    bool used = !m->plan.training || is_recomputed(m, first);
+    double n = (double)m->plan.max_batch * vit_tokens(&m->config) * m->config.width;
+    for (int i = 0; used && i < m->plan.recompute.group; i++) {
+        m->streams[i] = take(a, m->plan.type, i ? n : 0);
+        take_block(m, a, first, &m->again[i], NULL);
+    }
+}
+
 /* Every micro-batch in flight has activations of its own; gradients of activations are one block's
  * at a time, and shared. */
 static void plan_activations(Model *m, Arena *a)
 {
     const Config *c = &m->config;
-    double B = m->plan.max_batch, T = vit_tokens(c), C = c->width, F = c->mlp;
-    int ACT = m->plan.type;
+    int tp = m->split.tp.ranks, ACT = m->plan.type;
+    double B = m->plan.max_batch, T = vit_tokens(c), C = c->width, F = c->mlp / tp;
 
+    plan_again(m, a);
     for (int i = 0; i < m->plan.in_flight; i++)
         plan_micro(m, a, &m->micro[i]);
     m->branch = take(a, ACT, B * T * C);
@@ -802,8 +1007,8 @@ static void plan_activations(Model *m, Arena *a)
     m->dbranch = take(a, ACT, B * T * C);
     m->dy = take(a, ACT, B * T * C);
     m->dwide = take(a, ACT, B * T * F);
-    m->dqkv = take(a, ACT, B * T * 3 * C);
-    m->delta = take(a, STAT, B * c->heads * T);
+    m->dqkv = take(a, ACT, B * T * 3 * C / tp);
+    m->delta = take(a, STAT, B * c->heads / tp * T);
 }
 
 static size_t planned_image_bytes(const Model *m)
@@ -817,40 +1022,21 @@ static void plan_inputs(Model *m, Arena *a)
     double B = m->plan.max_batch;
     for (int i = 0; i < 2 * m->plan.in_flight; i++) {
         Inputs *in = &m->micro[i / 2].inputs[i % 2];
-        in->images = take_bytes(a, B * (double)planned_image_bytes(m));
+        bool reads = is_first_stage(m);
+        in->images = take_bytes(a, reads ? B * (double)planned_image_bytes(m) : 0);
         in->targets = take(a, F32, B * m->config.classes);
-        in->augment = take_bytes(a, B * sizeof(Augment));
+        in->augment = take_bytes(a, reads ? B * sizeof(Augment) : 0);
         in->state = take_bytes(a, STEP_HOST_BYTES);
     }
     m->stats = take(a, F32, 3.0 * m->plan.batch + TALLY);
     m->state_dev = take_bytes(a, sizeof(StepState));
 }
 
-/* Master weights, and what the optimiser needs beside them; evaluation has the weights alone. */
+/* Offloaded, the optimiser's state is in pinned host memory, which the device reads and writes. */
 static void plan_parameters(Model *m, Arena *a)
 {
-    const Layout *l = m->layout;
-    Units *u = &m->own;
-    long largest = 0;
-    double n = (double)l->n_padded;
-    for (int i = 0; i < l->units; i++)
-        largest = l->unit[i].n > largest ? l->unit[i].n : largest;
-    u->weights = take(a, F32, n);
-    u->work = u->type == F32 ? u->weights : take(a, u->type, n);
-    m->bytes_params = a->bytes;
-    u->ema = take(a, F32, m->plan.ema ? n : 0);
-    if (!m->plan.training)
-        return;
-    size_t before = a->bytes;
-    u->grads = take(a, F32, n);
-    u->unit_grad = take(a, F32, (double)largest);
-    m->bytes_grads = a->bytes - before;
-    u->exp_avg = take(a, F32, n);
-    u->exp_avg_sq = take(a, F32, u->opt.kind == OPT_SGD ? 0 : n);
-    u->chunks = take_bytes(a, (double)l->chunks * sizeof(Chunk));
-    u->partial = take(a, F32, l->chunks);
-    u->norms = take(a, F32, u->opt.kind == OPT_LAMB ? 2.0 * l->chunks : 0);
-    m->bytes_opt = a->bytes - m->bytes_params - m->bytes_grads;
+    m->host.bytes = 0;
+    units_plan(&m->own, a, m->plan.offload ? &m->host : a);
 }
 
 static const struct {
@@ -865,9 +1051,13 @@ static const struct {
 
 static void place(Model *m, int which, size_t *bytes)
 {
-    Arena a = {&m->plan, NULL, 0};
+    Arena a = {.gap = m->plan.gap};
     plans[which].plan(m, &a);
     *bytes = a.bytes;
+    if (m->host.bytes && !m->host.base) {
+        m->host.base = m->be->host_alloc(m->host.bytes);
+        memset(m->host.base, 0, m->host.bytes);
+    }
     a.base = m->memory[which] = m->be->alloc(a.bytes);
     if (!a.base) {
         int fits = 0;
@@ -895,21 +1085,36 @@ static Model *new_model(const Config *c, const Plan *plan, const Backend *be)
     m->id = ++id;
     m->config = *c;
     m->plan = *plan;
+    m->split = plan->split ? *plan->split : split_alone(c);
     m->plan.batch = plan->batch > plan->max_batch ? plan->batch : plan->max_batch;
-    m->plan.in_flight = plan->in_flight > 1 ? plan->in_flight : 1;
+    if (!plan->in_flight)
+        m->plan.in_flight = plan->training ? split_in_flight(&m->split) : 1;
+    if (!plan->training)
+        m->plan.recompute = (Recompute){0};
+    if (m->plan.recompute.group < 1)
+        m->plan.recompute.group = 1;
     m->be = be;
-    m->layout = layout_new(c, plan->decay);
+    Cut cut = split_cut(&m->split);
+    m->layout = layout_new(c, plan->decay, &cut);
+    const Param *last = &m->layout->param[m->layout->tensors - 1]; /* of the head */
+    m->classes = last->split == SPLIT_WHOLE ? (Axis){0, 1, NULL} : m->split.tp;
     m->own = (Units){.layout = m->layout,
                      .be = be,
+                     .split = &m->split,
                      .type = plan->type,
+                     .training = plan->training,
                      .stochastic = plan->stochastic,
+                     .average = plan->ema,
                      .opt = plan->opt,
-                     .clip = plan->clip,
-                     .stale = true};
+                     .clip = plan->clip};
+    units_new(&m->own);
+    size_t L = (size_t)c->layers, group = (size_t)m->plan.recompute.group;
+    m->again = xcalloc(group, sizeof *m->again);
+    m->streams = xcalloc(group, sizeof *m->streams);
     m->now = m->micro = xcalloc((size_t)m->plan.in_flight, sizeof *m->micro);
     for (int i = 0; i < m->plan.in_flight; i++) {
-        m->micro[i].stream = xcalloc((size_t)c->layers + 1, sizeof(dev *));
-        m->micro[i].blocks = xcalloc((size_t)c->layers, sizeof(BlockActs));
+        m->micro[i].stream = xcalloc(L + 1, sizeof(dev *));
+        m->micro[i].blocks = xcalloc(L, sizeof(BlockActs));
     }
     return m;
 }
@@ -919,7 +1124,7 @@ double vit_bytes(const Config *c, const Plan *plan, const Backend *be)
     Model *m = new_model(c, plan, be);
     double bytes = 0;
     for (int i = 0; i < COUNT(plans); i++) {
-        Arena a = {&m->plan, NULL, 0};
+        Arena a = {.gap = m->plan.gap};
         plans[i].plan(m, &a);
         bytes += (double)a.bytes;
     }
@@ -948,7 +1153,7 @@ static void allocate_host(Model *m)
     size_t B = (size_t)m->plan.max_batch;
     for (int i = 0; i < 2 * m->plan.in_flight; i++) {
         Inputs *in = &m->micro[i / 2].inputs[i % 2];
-        in->host_images = be->host_alloc(B * planned_image_bytes(m));
+        in->host_images = be->host_alloc(is_first_stage(m) ? B * planned_image_bytes(m) : 1);
         in->host_targets = be->host_alloc(B * (size_t)m->config.classes * sizeof(real));
         in->host_augment = be->host_alloc(B * sizeof(Augment));
         in->host_state = be->host_alloc(STEP_HOST_BYTES);
@@ -972,8 +1177,7 @@ Model *vit_create(const Config *c, const Plan *plan, const Backend *be)
     for (int i = 0; i < COUNT(plans); i++)
         place(m, i, bytes[i]);
     allocate_host(m);
-    if (plan->training)
-        be->upload(m->own.chunks, m->layout->chunk, (size_t)m->layout->chunks * sizeof(Chunk));
+    units_start(&m->own);
     m->state.loss_scale = plan->scaling.kind == SCALING_NONE ? 1 : plan->scaling.init;
     m->state.patience = (uint32_t)plan->scaling.hysteresis;
     m->state.clip = 1;
@@ -1012,24 +1216,35 @@ void vit_free(Model *m)
         free(m->micro[i].blocks);
     }
     free(m->micro);
+    host_free(be, m->host.base);
+    free(m->again);
+    free(m->streams);
+    units_free(&m->own);
     layout_free(m->layout);
     free(m);
 }
 
+/* This rank's part alone, a stretch at a time. */
 bool vit_init(Model *m, const char *scheme, uint64_t seed, double head_bias, double layer_scale,
               Error *e)
 {
+    enum { PIECE = 1 << 20 };
     const Layout *l = m->layout;
+    Units *u = &m->own;
+    real *values = xcalloc(PIECE, sizeof *values);
     bool ok = true;
     for (int i = 0; ok && i < l->tensors; i++) {
         const Param *p = &l->param[i];
-        real *values = xmalloc((size_t)p->n * sizeof *values);
-        ok = param_init(l, p, scheme, seed, head_bias, layer_scale, values, e);
-        if (ok)
-            units_write(&m->own, m->own.weights, p->offset, p->n, values);
-        free(values);
+        long begin, end, at = units_kept(u, p, false, &begin, &end);
+        for (Run r = {.part = begin}; ok && r.part < end; r.part += r.n) {
+            r = param_run(l, p, r.part, r.part + PIECE < end ? r.part + PIECE : end);
+            ok = param_init(l, p, scheme, seed, head_bias, layer_scale, r.whole, r.n, values, e);
+            if (ok)
+                units_write(u, u->weights, at + r.part - begin, r.n, values);
+        }
     }
-    if (ok && m->own.ema)
-        m->be->copy(m->own.ema, m->own.weights, (size_t)l->n_padded * sizeof(real));
+    free(values);
+    if (ok && u->ema)
+        m->be->copy(u->ema, u->weights, (size_t)l->n_own * sizeof(real));
     return ok;
 }

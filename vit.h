@@ -12,32 +12,56 @@
 #include "dist.h"
 
 /* A block's activations, one line each: field, what it stores (ACT: numbers of the model's type,
- * STAT: real ones), elements. In training every block has its own, saved for the backward
- * pass; else all blocks share one set. */
+ * STAT: real ones), elements, and what it costs to make it again for the backward pass: elementwise
+ * operations and attention are CHEAP, products DEAR, and statistics so small that they are saved
+ * ALWAYS. A is the width of this rank's heads: C, or C / tp; F and H are this rank's too. Without a
+ * backward pass nothing is saved: all blocks share one set. */
+enum { ALWAYS, CHEAP, DEAR };
 #define BLOCK_ACTS(X)                                                                              \
-    X(norm1_mean, STAT, B * T)                                                                     \
-    X(norm1_rstd, STAT, B * T)                                                                     \
-    X(norm1_y, ACT, B * T * C)        /* LN1(x) */                                                 \
-    X(qkv, ACT, B * T * 3 * C)                                                                     \
-    X(lse, STAT, B * H * T)                                                                        \
-    X(att, ACT, B * T * C)            /* heads concatenated */                                     \
-    X(branch1, ACT, c->layer_scale ? B * T * C : 0) /* attn.proj's output, kept for dls1 */        \
-    X(mid, ACT, B * T * C)            /* residual stream between attention and MLP */              \
-    X(norm2_mean, STAT, B * T)                                                                     \
-    X(norm2_rstd, STAT, B * T)                                                                     \
-    X(norm2_y, ACT, B * T * C)        /* LN2(mid) */                                               \
-    X(fc1, ACT, B * T * F)            /* before GELU */                                            \
-    X(gelu, ACT, B * T * F)                                                                        \
-    X(branch2, ACT, c->layer_scale ? B * T * C : 0) /* mlp.fc2's output, kept for dls2 */
+    X(norm1_mean, STAT, B * T, ALWAYS)                                                             \
+    X(norm1_rstd, STAT, B * T, ALWAYS)                                                             \
+    X(norm1_y, ACT, B * T * C, CHEAP)       /* LN1(x) */                                           \
+    X(qkv, ACT, B * T * 3 * A, DEAR)                                                               \
+    X(lse, STAT, B * H * T, ALWAYS)                                                                \
+    X(att, ACT, B * T * A, CHEAP)           /* heads concatenated */                               \
+    X(branch1, ACT, c->layer_scale ? B * T * C : 0, DEAR) /* attn.proj's output, kept for dls1 */  \
+    X(mid, ACT, B * T * C, DEAR)            /* residual stream between attention and MLP */        \
+    X(norm2_mean, STAT, B * T, ALWAYS)                                                             \
+    X(norm2_rstd, STAT, B * T, ALWAYS)                                                             \
+    X(norm2_y, ACT, B * T * C, CHEAP)       /* LN2(mid) */                                         \
+    X(fc1, ACT, B * T * F, DEAR)            /* before GELU */                                      \
+    X(gelu, ACT, B * T * F, CHEAP)                                                                 \
+    X(branch2, ACT, c->layer_scale ? B * T * C : 0, DEAR) /* mlp.fc2's output, kept for dls2 */
 
 #define X(field, ...) dev *field;
 typedef struct { BLOCK_ACTS(X) } BlockActs;
 #undef X
+#define X(field, ...) ACT_##field,
+enum { BLOCK_ACTS(X) BLOCK_ACT_COUNT };
+#undef X
+
+/* What the backward pass makes again instead of finding it saved (Chen et al. 2016).
+ *   SELECTIVE  what is CHEAP: norms, attention from q, k and v, GELU
+ *   FULL       everything but each group's input, and what `keep` names: of a block's activations
+ *              those whose bit 1 << ACT_* is set. Groups of one block, the first `blocks`: NeMo's
+ *              block method; longer groups: its uniform one; keep = 1 << ACT_mid: Graphcore's
+ *              stash in the middle of a layer. */
+enum { RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL };
+typedef struct {
+    int kind;
+    int blocks; /* of each stage, the first so many; 0: all */
+    int group;  /* blocks from one saved stream to the next; 0: 1 */
+    unsigned keep;
+} Recompute;
 
 typedef struct {
     int max_batch;       /* images in one micro-batch */
     int batch;           /* images of a whole step, all ranks; 0: max_batch */
-    int in_flight;       /* micro-batches between their forward and backward pass; 0: 1 */
+    int in_flight;       /* micro-batches between their forward and backward pass; 0: as many as
+                            the split needs */
+    const Split *split;  /* which part of the model this rank has; NULL: all */
+    Recompute recompute;
+    bool offload;        /* the optimiser's state is in the host's memory */
     int type;            /* F32, BF16, F16: activations and working weights */
     bool training;       /* plan gradients, optimiser state and saved activations */
     bool keep_streams;   /* compute every row of every block: tests compare the streams */
@@ -70,7 +94,8 @@ typedef struct {
     bool images_u8, use_augment;
     Inputs inputs[2];
     int set; /* which of them is this micro-batch's */
-    /* activations; blocks[l] share one set of buffers where nothing is saved */
+    Ticket passed; /* its stream, on its way to the next stage */
+    /* activations, of this stage alone; what blocks[l] do not save lies in the model's `again` */
     BlockActs *blocks;
     dev **stream; /* [L+1]: residual stream before block 0 and after each block, [B,T,C] */
     dev *patches, *patch_out, *embed_x, *embed_mean, *embed_rstd;
@@ -90,18 +115,24 @@ typedef struct Model {
     Plan plan;
     const Backend *be;
     uint64_t id;     /* of this model among all of the process */
+    Split split;     /* which ranks have what */
+    Axis classes;    /* tensor parallel ranks that share the head's classes; else alone */
     Layout *layout;  /* units, tensors, chunks */
     Units own;       /* weights, gradients and optimiser state */
     dev *memory[3];  /* the three allocations: parameters, activations, inputs */
-    size_t bytes_params, bytes_grads, bytes_opt, bytes_acts, bytes_inputs;
+    Arena host;      /* the optimiser's state, where the host has it */
+    size_t bytes_acts, bytes_inputs; /* those of parameters: own.bytes_* */
 
     Micro *micro;    /* [plan.in_flight] */
     Micro *now;      /* the one whose inputs were set last */
     int begun;       /* micro-batches of this step */
 
-    /* scratch, of one block at a time */
+    /* scratch, of one block at a time, or one group of blocks that is recomputed */
+    BlockActs *again; /* [group]: activations that are not saved */
+    dev **streams;    /* [group]: the residual stream before each of its blocks but the first */
     dev *branch;     /* a branch's output on its way into the residual stream */
     dev *dstream, *dbranch, *dy, *dwide, *dqkv, *dpooled, *drep; /* gradients */
+    Ticket returned; /* dstream, on its way to the stage before */
     dev *delta;      /* of attention_backward */
     dev *scratch;    /* the backend's */
     size_t scratch_bytes;

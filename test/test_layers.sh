@@ -14,7 +14,7 @@ check() { # what is right, what was found against it
 }
 
 # Floors: a file includes what is on its own or below; a file in the root is a floor by its name.
-floors="util 0  model 1  image 1  backend 2  cuda 3  weights 2  datasets 2  dist 3  data 3
+floors="util 0  model 1  image 1  backend 2  cpu 3  cuda 3  weights 2  datasets 2  dist 3  data 3
         backend_cpu 4  backend_cuda 4  vit 4  checkpoint 5  train/ 6  tools 7  train 7"
 files=$(ls ./*.[ch] ./*.cu ./*/*.[ch] cuda/*.cuh | sed 's,^\./,,' | grep -v '^\(test\|bench\|build\)/')
 includes=$(grep -H '^#include "' $files | sed 's/:#include "/ /; s/".*//')
@@ -34,7 +34,7 @@ check "nothing includes upwards" "$up"
 excused=$(grep -n '^#include.*/\*' $files)
 check "an include needs no excuse" "$excused"
 
-devices=$(grep -lE '#include <(cblas|mpi|cuda|cublas|nccl)' $files | grep -v '^\(backend_\|cuda/\)')
+devices=$(grep -lE '#include <(cblas|mpi|cuda|cublas|nccl)' $files | grep -v '^\(backend_\|cuda/\|cpu/\)')
 check "libraries of devices are for the backends alone" "$devices"
 
 root=$({ git ls-files 2>/dev/null || ls; } | grep -v '/\|^\.' | wc -l)

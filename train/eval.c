@@ -9,6 +9,7 @@
 
 #include "image/decoder.h"
 #include "train/hosts.h"
+#include "train/parallel.h"
 #include "util/files.h"
 #include "util/report.h"
 #include "util/rng.h"
@@ -25,49 +26,82 @@ enum { LOSS, TOP1, TOP5, IMAGES, SUMS };
 static void add_result(Session *s, int ago, int n, double sum[SUMS])
 {
     const StepResult *r = vit_result(s->m, ago);
+    if (!parallel_speaks(s))
+        return;
     for (int i = 0; i < n; i++)
         for (int k = LOSS; k <= TOP5; k++)
             sum[k] += (double)r->stats[3 * i + k];
     sum[IMAGES] += n;
 }
 
-/* Ranks take turns: batch k of rank r begins at image (k * ranks + r) * micro. The last one may be
- * short, and is computed as it is. What a batch came to is read while the next one is computed. */
+/* Images of a data parallel rank's k-th batch: they take turns, batch k of rank r begins at image
+ * (k * ranks + r) * micro. The last one may be short, and is computed as it is. */
+static int images_of(const Session *s, long count, long k)
+{
+    const Axis *dp = &s->split.dp;
+    long left = count - (k * dp->ranks + dp->rank) * s->micro;
+    if (left < 0)
+        return 0;
+    return left < s->micro ? (int)left : s->micro;
+}
+
+/* Whether to go on: where a batch needs other ranks, all stop before the same one. */
+static bool stopped(const Session *s, const volatile int *stop)
+{
+    double any = stop && *stop;
+    if (parallel_together(s))
+        hosts_sum(&any, 1);
+    return any > 0;
+}
+
+/* Where ranks compute together, one that has no images left joins in with one of no matter. What a
+ * batch came to is read while the next one is computed. */
 bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
 {
+    const Axis *dp = &s->split.dp;
     int K = s->config.classes, waiting = 0; /* images of the batch before */
+    bool reads = s->split.pp.rank == 0, together = parallel_together(s);
+    long count = data_count(d), turn = (long)dp->ranks * s->micro;
     real *targets = xcalloc((size_t)s->micro * (size_t)K, sizeof *targets);
-    Loader *loader = loader_open(d, &(LoaderOptions){.batch = s->micro,
-                                                     .start = (long)s->world.rank * s->micro,
-                                                     .stride = (long)s->world.ranks * s->micro,
-                                                     .end = data_count(d),
-                                                     .workers = (int)s->o.workers,
-                                                     .max_workers = s->max_workers,
-                                                     .neighbours = s->world.local_ranks - 1});
+    uint8_t *none = xcalloc(1, vit_image_bytes(&s->config, true));
+    LoaderOptions options = {.batch = s->micro,
+                             .start = (long)dp->rank * s->micro,
+                             .stride = turn,
+                             .end = count,
+                             .workers = (int)s->o.workers,
+                             .max_workers = s->max_workers,
+                             .neighbours = s->world.local_ranks - 1};
+    Loader *loader = reads ? loader_open(d, &options) : NULL;
     double sum[SUMS] = {0}, from = now();
-    const Batch *b;
-    while (!(stop && *stop) && (b = loader_next(loader))) {
-        soft_targets(targets, b->labels, b->n, K, 0, NULL, 0);
-        vit_set_batch(s->m, b->n, b->images, true, targets, NULL);
+    for (long k = 0; k * turn < count && !stopped(s, stop); k++) {
+        int n = images_of(s, count, k);
+        if (n == 0 && !together)
+            break;
+        const Batch *b = reads && n ? loader_next(loader) : NULL;
+        if (b)
+            soft_targets(targets, b->labels, b->n, K, 0, NULL, 0);
+        vit_set_batch(s->m, n ? n : 1, b ? b->images : none, true, reads ? targets : NULL, NULL);
         vit_evaluate(s->m);
         if (waiting)
             add_result(s, 1, waiting, sum);
-        waiting = b->n;
-        double done = sum[IMAGES] * s->world.ranks;
-        report_progress("evaluating", (long)done, data_count(d), done / (now() - from));
+        waiting = n;
+        double done = sum[IMAGES] * dp->ranks;
+        report_progress("evaluating", (long)done, count, done / (now() - from));
     }
     if (waiting)
         add_result(s, 0, waiting, sum);
     hosts_sum(sum, SUMS);
-    double count = fmax(sum[IMAGES], 1);
-    *out = (Evaluation){.top1 = 100 * sum[TOP1] / count,
-                        .top5 = 100 * sum[TOP5] / count,
-                        .loss = sum[LOSS] / count,
+    double n = fmax(sum[IMAGES], 1);
+    *out = (Evaluation){.top1 = 100 * sum[TOP1] / n,
+                        .top5 = 100 * sum[TOP5] / n,
+                        .loss = sum[LOSS] / n,
                         .seconds = now() - from,
                         .images = (long)sum[IMAGES]};
-    loader_close(loader);
+    if (loader)
+        loader_close(loader);
     free(targets);
-    return out->images == data_count(d);
+    free(none);
+    return out->images == count;
 }
 
 int command_eval(Session *s)
@@ -177,6 +211,9 @@ int command_predict(Session *s)
 {
     const Config *c = &s->config;
     s->o.batch_size = 1;
+    if (s->split.pp.ranks > 1)
+        die_usage("leave --pp out", "the first stage of %d has no predictions to print",
+                  s->split.pp.ranks);
     setup_model(s, false);
     size_t K = (size_t)c->classes;
     char **names = class_names(s, c->classes);
@@ -214,32 +251,67 @@ static int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Median seconds of a step out of `repeat`, on images that are on the device already. A device that
- * computes by itself is given each step while it is at the one before. */
+/* The same images again and again. */
+typedef struct {
+    Session *s;
+    uint8_t *images;
+    real *targets;
+    int micros; /* of this rank in a step */
+    bool sent;  /* they are on the device */
+} Bench;
+
+static void bench_micro(void *arg, int micro, bool backward)
+{
+    Bench *b = arg;
+    Session *s = b->s;
+    bool last = micro == b->micros - 1;
+    if (backward) {
+        vit_micro_backward(s->m, micro, last);
+        return;
+    }
+    if (!b->sent || b->micros > 1)
+        vit_set_batch(s->m, s->micro, b->images, true, b->targets, NULL);
+    b->sent = true;
+    vit_micro_forward(s->m, 0, (int)s->o.batch_size);
+}
+
+static void bench_step(Bench *b, int step, bool training)
+{
+    Session *s = b->s;
+    if (training) {
+        vit_begin_step(s->m, (uint32_t)step, 1e-4, 1);
+        run_schedule(&s->split, b->micros, bench_micro, b);
+        vit_update(s->m);
+        return;
+    }
+    if (!b->sent)
+        vit_set_batch(s->m, s->micro, b->images, true, b->targets, NULL);
+    b->sent = true;
+    vit_evaluate(s->m);
+}
+
+/* Median seconds of a step out of `repeat`, on images that are on the device already where a step
+ * has one micro-batch. A device that computes by itself is given each step while it is at the one
+ * before. */
 static double time_steps(Session *s, int repeat, bool training)
 {
     enum { WARM = 4 }; /* memory is touched, algorithms are chosen, graphs recorded */
     int B = s->micro, lag = s->be->asynchronous ? 1 : 0;
     size_t bytes = vit_image_bytes(&s->config, true), K = (size_t)s->config.classes;
-    uint8_t *images = xmalloc(bytes * (size_t)B);
     int *labels = xcalloc((size_t)B, sizeof *labels);
-    real *targets = xcalloc(K * (size_t)B, sizeof *targets);
+    Bench b = {.s = s,
+               .images = xmalloc(bytes * (size_t)B),
+               .targets = xcalloc(K * (size_t)B, sizeof *b.targets),
+               .micros = (int)s->o.batch_size / s->split.dp.ranks / B};
     double *took = xcalloc((size_t)repeat, sizeof *took), from = now();
     Ticket done[2] = {0, 0};
     for (size_t i = 0; i < bytes * (size_t)B; i++)
-        images[i] = (uint8_t)(philox(1, (uint32_t)i, (uint32_t)(i >> 32), 0, 0).v[0]);
-    for (int b = 0; b < B; b++)
-        labels[b] = b % s->config.classes;
-    soft_targets(targets, labels, B, s->config.classes, 0.1, NULL, 0);
-    vit_set_batch(s->m, B, images, true, targets, NULL);
+        b.images[i] = (uint8_t)(philox(1, (uint32_t)i, (uint32_t)(i >> 32), 0, 0).v[0]);
+    for (int i = 0; i < B; i++)
+        labels[i] = i % s->config.classes;
+    soft_targets(b.targets, labels, B, s->config.classes, 0.1, NULL, 0);
     for (int i = 0; i < WARM + repeat; i++) {
-        if (training) {
-            vit_begin_step(s->m, (uint32_t)i, 1e-4, 1);
-            vit_micro_step(s->m, 0, B, true);
-            vit_update(s->m);
-        } else {
-            vit_evaluate(s->m);
-        }
+        bench_step(&b, i, training);
         done[i % 2] = s->be->mark();
         s->be->wait(done[(i + lag) % 2]); /* the one before, with a lag */
         if (i >= WARM)
@@ -250,9 +322,9 @@ static double time_steps(Session *s, int repeat, bool training)
     report_clear();
     qsort(took, (size_t)repeat, sizeof *took, ascending);
     double median = took[repeat / 2];
-    free(images);
+    free(b.images);
     free(labels);
-    free(targets);
+    free(b.targets);
     free(took);
     return median;
 }
@@ -278,9 +350,11 @@ int command_bench(Session *s)
         repeat = (int)s->o.steps;
     double forward = vit_forward_flops(&s->config);
     setup_model(s, true);
-    print_rate("training", time_steps(s, repeat, true), s->micro, 3 * forward, s->be->peak_flops());
+    double peak = s->be->peak_flops() * s->world.ranks;
+    print_rate("training", time_steps(s, repeat, true), (int)s->o.batch_size, 3 * forward, peak);
     vit_free(s->m);
     setup_model(s, false);
-    print_rate("inference", time_steps(s, repeat, false), s->micro, forward, s->be->peak_flops());
+    print_rate("inference", time_steps(s, repeat, false), s->micro * s->split.dp.ranks, forward,
+               peak);
     return 0;
 }

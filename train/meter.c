@@ -30,6 +30,12 @@ Usage meter_usage(void)
                    .peak_bytes = 1024.0 * (double)u.ru_maxrss};
 }
 
+/* Later stages of a pipeline read no data. */
+static LoaderStats stats_of(const Meter *m)
+{
+    return m->loader ? loader_stats(m->loader) : (LoaderStats){0};
+}
+
 /* Of all ranks, which call this together. */
 typedef struct {
     double bytes, workers, damaged; /* read so far, at work now, met so far */
@@ -37,8 +43,10 @@ typedef struct {
 
 static DataUse data_use(const Meter *m)
 {
-    LoaderStats l = loader_stats(m->loader);
+    LoaderStats l = stats_of(m);
     double all[] = {(double)l.bytes, l.workers, (double)data_damaged(m->s->train)};
+    if (m->s->split.tp.rank > 0) /* has read what its neighbour has */
+        all[2] = 0;
     hosts_sum(all, COUNT(all));
     all[2] = (double)data_damaged_by_all(m->s->train, all[2], hosts_sum);
     return (DataUse){all[0], all[1], all[2]};
@@ -48,7 +56,7 @@ static DataUse data_use(const Meter *m)
 
 static double seconds_waited(const Meter *m)
 {
-    return loader_stats(m->loader).waited - m->waited;
+    return stats_of(m).waited - m->waited;
 }
 
 /* What the steps since the last report came to, `seconds` of training. */

@@ -127,6 +127,9 @@ enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
       "threads that decode images; 0: as many as it turns out to take")                           \
     X(long,   gpus, "1", "1..1024", "start one process for each of this machine's first N GPUs")  \
     X(long,   ranks, "1", "1..1024", "train_cpu: start N processes on this machine, by mpirun")   \
+    X(word,   collectives, "fast", "fast|ordered",                                                \
+      "GPU: fast is NCCL's choice, the same sums every time on the same machines; ordered pins "  \
+      "its ring: to compare bits with other machines, slower beyond a few GPUs")                  \
     X(word,   precision, "auto", "auto|fp32|tf32|bf16|fp16",                                      \
       "auto: bf16 on a GPU; the CPU computes in fp32 alone")                                      \
     X(word,   loss_scaling, "default", "default|none|static|dynamic|auto",                        \
@@ -138,6 +141,24 @@ enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
     X(bool,   stochastic_rounding, "false", "", "of 16-bit working weights")                      \
     X(bool,   autotune, "true", "",                                                               \
       "GPU: time the algorithms of each matrix product, once; off: the library's first choice")   \
+  GROUP("parallelism")                                                                            \
+    X(long,   tp, "1", "1..4096",                                                                 \
+      "tensor parallel ranks: each has some of the heads, of the MLP and of the classes")         \
+    X(long,   pp, "1", "1..1000",                                                                 \
+      "pipeline stages: each has some of the layers; other ranks are data parallel")              \
+    X(text,   layers_per_stage, "", "", "3,3,3,3; otherwise as equal as can be")                  \
+    X(long,   zero, "0", "0..3",                                                                  \
+      "data parallel ranks share out 1: optimiser state; 2: gradients too; 3: weights too (FSDP)")\
+    X(bool,   reshard_after_forward, "true", "",                                                  \
+      "zero 3: off keeps the gathered weights until the update: faster, more memory")             \
+    X(word,   reduce_dtype, "fp32", "fp32|bf16", "of gradients on their way between the ranks")   \
+    X(bool,   offload_optimizer, "false", "", "optimiser state in the host's memory")             \
+    X(word,   recompute, "none", "none|selective|full",                                           \
+      "activations made again in the backward pass; selective: norms, attention, GELU")           \
+    X(long,   recompute_blocks, "0", "0..1000", "of each stage the first N blocks; 0: all")       \
+    X(long,   recompute_group, "1", "1..1000", "full: one stream is saved for every N blocks")    \
+    X(text,   recompute_keep, "", "",                                                             \
+      "full: saved all the same: norm1_y qkv att mid norm2_y fc1 gelu, by commas")                \
   GROUP("reports and checkpoints")                                                                \
     X(long,   eval_every, "0", "0..", "steps between evaluations; 0: after each epoch")           \
     X(long,   save_every, "0", "0..", "steps between checkpoints; 0: with each evaluation")       \

@@ -12,6 +12,7 @@
 #include "datasets/shapes.h"
 #include "image/augment.h"
 #include "train/hosts.h"
+#include "train/parallel.h"
 #include "util/files.h"
 #include "util/machine.h"
 #include "util/report.h"
@@ -116,6 +117,14 @@ static void apply_run(Session *s, const Settings *asked)
     check(options_set(o, backend_cuda ? "ranks" : "gpus", "1", "", &why));
     if (launch_environment(&place, &why) && place.world.ranks > 1)
         check(options_set(o, backend_cuda ? "gpus" : "ranks", "1", "", &why));
+    /* how ranks shared the model goes for training alone, and where nothing else is said */
+    static const char *const layout[][2] = {
+        {"tp", "1"}, {"pp", "1"}, {"layers_per_stage", ""}, {"zero", "0"}};
+    s->run_layout = true;
+    for (int i = 0; i < COUNT(layout); i++)
+        s->run_layout &= !settings_last(asked, layout[i][0]);
+    for (int i = 0; i < COUNT(layout) && !(train && s->run_layout); i++)
+        check(options_set(o, layout[i][0], layout[i][1], "", &why));
     if (*said(asked, "resume")) /* the checkpoint holds the weights now */
         check(options_set(o, "weights", "", "", &why));
     /* --data is what to evaluate, whatever the run evaluated */
@@ -240,6 +249,8 @@ static void use_preset(const char *name, Config *c)
 enum { PRECISION_AUTO, PRECISION_FP32, PRECISION_TF32, PRECISION_BF16, PRECISION_FP16 };
 static const int types[] = {F32, F32, F32, BF16, F16}; /* of activations and working weights */
 
+enum { COLLECTIVES_FAST, COLLECTIVES_ORDERED };
+
 /* Which process this is. Ranks other than the first keep silent. */
 static void start_ranks(Session *s)
 {
@@ -274,6 +285,7 @@ static void start_device(Session *s)
                           .rank = s->world.rank,
                           .ranks = s->world.ranks,
                           .local_rank = s->world.local_rank,
+                          .ordered = o->collectives == COLLECTIVES_ORDERED,
                           .broadcast = hosts_broadcast,
                           .check = hosts_check});
 }
@@ -289,8 +301,6 @@ void setup_config(Session *s)
                "another)\n");
     s->be->describe(assumed, sizeof assumed);
     printf("device    %s\n", assumed);
-    if (s->world.ranks > 1)
-        printf("ranks     %d processes, one device each\n", s->world.ranks);
     find_start(s);
     s->config = vit_config_default();
     if (s->weights) {
@@ -302,6 +312,7 @@ void setup_config(Session *s)
     use_preset(o->model, &s->config);
     options_apply_config(o, &s->config);
     check_usage(vit_config_check(&s->config, &why));
+    parallel_split(s);
     bool known = false;
     for (int i = 0; param_init_names[i]; i++)
         known |= strcmp(param_init_names[i], o->init) == 0;
@@ -542,24 +553,51 @@ static long choose_group(Session *s, long batch, long micro)
               batch % group ? "a rank's batch" : "a micro-batch", batch % group ? batch : micro);
 }
 
+/* A pipeline stands still for pp - 1 micro-batches of a step: where nobody says how many there are,
+ * four for each stage, or as many as the groups leave. */
+static long pipeline_micro(const Session *s, long batch, long group)
+{
+    long micro = batch / (4 * s->split.pp.ranks);
+    micro = micro < group ? group : micro;
+    while (batch % micro != 0 || micro % group != 0)
+        micro++;
+    return micro;
+}
+
+/* The largest micro-batch up to the plan's for which every rank has the memory: stages differ. */
+static long largest_micro(const Session *s, const Plan *plan, double have)
+{
+    double share = s->be->asynchronous ? 0.95 : 0.8 / s->world.local_ranks;
+    double fits[s->world.ranks]; /* a device's memory is ours, a computer's is for others too */
+    long least = plan->max_batch;
+    for (int i = 0; i < s->world.ranks; i++)
+        fits[i] = 0;
+    fits[s->world.rank] = vit_largest_batch(&s->config, plan, s->be, share * have);
+    hosts_sum(fits, s->world.ranks);
+    for (int i = 0; i < s->world.ranks; i++)
+        least = fits[i] < (double)least ? (long)fits[i] : least;
+    return least;
+}
+
 /* The largest divisor of this rank's batch that fits in memory. It goes into config.ini, because a
  * resumed run has the same bits only with the same micro-batches. */
 static void choose_micro(Session *s, Plan *plan)
 {
     Options *o = &s->o;
-    long ranks = plan->training ? s->world.ranks : 1, batch = o->batch_size / ranks;
+    long ranks = plan->training ? s->split.dp.ranks : 1, batch = o->batch_size / ranks;
     if (o->batch_size % ranks != 0)
         die_usage("give a --batch-size that the ranks can share",
-                  "%ld images do not divide among %ld ranks", o->batch_size, ranks);
+                  "%ld images do not divide among %ld data parallel ranks", o->batch_size, ranks);
     double have = o->micro_batch ? -1 : s->be->memory_free();
     hosts_broadcast(&have, sizeof have); /* all choose the same */
     long group = choose_group(s, batch, o->micro_batch < batch ? o->micro_batch : batch);
     long micro = o->micro_batch && o->micro_batch < batch ? o->micro_batch : batch;
+    if (!o->micro_batch && plan->training && s->split.pp.ranks > 1)
+        micro = pipeline_micro(s, batch, group);
     plan->max_batch = (int)micro;
     plan->batch = (int)o->batch_size;
-    if (have > 0) { /* a device's memory is ours, a computer's is for other programs too */
-        double share = s->be->asynchronous ? 0.95 : 0.8 / s->world.local_ranks;
-        micro = vit_largest_batch(&s->config, plan, s->be, share * have);
+    if (have > 0) {
+        micro = largest_micro(s, plan, have);
         micro = micro < group ? group : micro;
         while (batch % micro != 0 || micro % group != 0)
             micro--;
@@ -576,8 +614,8 @@ static void describe_model(const Session *s, bool training)
     enum { PARAMETERS, FLOP, WEIGHTS, GRADIENTS, OPTIMISER, ACTIVATIONS, INPUTS, COUNTS };
     const double count[COUNTS] = {
         (double)m->layout->n_params, vit_forward_flops(c) * (training ? 3 : 1),
-        (double)m->bytes_params,     (double)m->bytes_grads,
-        (double)m->bytes_opt,        (double)m->bytes_acts,
+        (double)m->own.bytes_weights, (double)m->own.bytes_grads,
+        (double)m->own.bytes_opt,     (double)m->bytes_acts,
         (double)m->bytes_inputs};
     char text[COUNTS][32];
     for (int i = 0; i < COUNTS; i++)
@@ -612,6 +650,9 @@ void setup_model(Session *s, bool training)
                  .ema = training && o->ema > 0,
                  .decay = o->decay,
                  .clip = o->clip,
+                 .split = &s->split,
+                 .recompute = parallel_recompute(o),
+                 .offload = o->offload_optimizer,
                  .opt = {.kind = o->opt,
                          .beta1 = o->beta1,
                          .beta2 = o->beta2,

@@ -26,6 +26,7 @@ typedef struct {
     /* setup_options */
     bool built_in;         /* nothing said what to train */
     char *run_dir;         /* the run that --resume or --weights named, or NULL */
+    bool run_layout;       /* how ranks share the model is as that run had it */
     Augmentation *changes; /* of training images */
     Preprocess images;     /* how training makes them; evaluation has augment off */
     /* setup_config */
@@ -35,6 +36,7 @@ typedef struct {
     char *weights;    /* file to start from, or NULL */
     char *checkpoint; /* directory to resume from, or NULL */
     Config config;    /* its number of classes may come from the data */
+    Split split;      /* what of the model this rank has */
     /* setup_data */
     Dataset *train, *val; /* NULL: not needed */
     int max_workers;      /* data workers, where --workers does not say */

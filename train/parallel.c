@@ -1,0 +1,104 @@
+/* parallel.c - from flags to how the ranks share the model. See parallel.h.
+ *
+ * What the layouts mean is in dist.h, what is recomputed in vit.h; here are their names for users,
+ * and what is said where they make no sense.
+ */
+#include "train/parallel.h"
+
+#include <string.h>
+
+/* A run that goes on among other ranks may not fit its own layout; what was asked for must. */
+static void fit_run(Session *s)
+{
+    Options *o = &s->o;
+    int ranks = s->world.ranks;
+    if (!s->run_layout || ranks % (o->tp * o->pp) == 0)
+        return;
+    printf("note: the run's --tp %ld --pp %ld does not fit %d rank%s: --tp 1 --pp 1\n", o->tp, o->pp,
+           ranks, ranks == 1 ? "" : "s");
+    o->tp = o->pp = 1;
+    setup_check(options_set(o, "layers-per-stage", "", "", NULL), NULL);
+}
+
+/* What was asked for and has no effect. */
+static void note_unused(const Options *o, const Split *s)
+{
+    if (o->zero && s->dp.ranks == 1)
+        printf("note: --zero %ld has no effect: there is one data parallel rank\n", o->zero);
+    if (o->reduce_dtype && s->dp.ranks == 1)
+        printf("note: --reduce-dtype has no effect: there is one data parallel rank\n");
+    if (!o->reshard_after_forward && s->zero < 3)
+        printf("note: --no-reshard-after-forward has no effect without --zero 3\n");
+}
+
+void parallel_split(Session *s)
+{
+    static const int types[] = {F32, BF16}; /* by --reduce-dtype */
+    Options *o = &s->o;
+    Error e = {"", ""};
+    fit_run(s);
+    if (!split_new(&s->split, &s->config, s->world.rank, s->world.ranks, (int)o->tp, (int)o->pp,
+                   o->layers_per_stage, (int)o->zero, &e))
+        die_usage(e.hint, "%s", e.what);
+    s->split.reshard = o->reshard_after_forward;
+    s->split.reduce_type = types[o->reduce_dtype];
+    if (s->world.ranks > 1)
+        note_unused(o, &s->split);
+    split_connect(&s->split, s->be);
+    if (s->world.ranks == 1)
+        return;
+    printf("ranks     %d processes, one device each", s->world.ranks);
+    if (s->split.pp.ranks > 1)
+        printf(", %d stages", s->split.pp.ranks);
+    if (s->split.tp.ranks > 1)
+        printf(", %d tensor parallel", s->split.tp.ranks);
+    if (s->split.dp.ranks > 1)
+        printf(", %d data parallel", s->split.dp.ranks);
+    printf(s->split.zero ? " (zero %d)\n" : "\n", s->split.zero);
+}
+
+/* The bit of an activation that may be kept, or 0. */
+static unsigned bit_of(const char *name, size_t length)
+{
+#define X(field, type, elements, cost) {#field, cost},
+    static const struct {
+        const char *name;
+        int cost;
+    } acts[] = {BLOCK_ACTS(X)};
+#undef X
+    for (int i = 0; i < COUNT(acts); i++)
+        if (acts[i].cost != ALWAYS && strlen(acts[i].name) == length &&
+            strncmp(acts[i].name, name, length) == 0)
+            return 1u << i;
+    return 0;
+}
+
+Recompute parallel_recompute(const Options *o)
+{
+    Recompute r = {o->recompute, (int)o->recompute_blocks, (int)o->recompute_group, 0};
+    if (r.kind != RECOMPUTE_FULL && (r.group > 1 || *o->recompute_keep))
+        die_usage("give --recompute full", "--recompute-%s goes with --recompute full",
+                  r.group > 1 ? "group" : "keep");
+    if (r.kind == RECOMPUTE_NONE && r.blocks)
+        die_usage("give --recompute full or selective", "--recompute-blocks says of what, not how");
+    for (const char *p = o->recompute_keep; *p;) {
+        size_t length = strcspn(p, ",");
+        unsigned bit = bit_of(p, length);
+        if (!bit)
+            die_usage("choose of norm1_y qkv att mid norm2_y fc1 gelu, with commas between",
+                      "--recompute-keep: no activation is called '%.*s'", (int)length, p);
+        r.keep |= bit;
+        p += length + (p[length] == ',');
+    }
+    return r;
+}
+
+bool parallel_together(const Session *s)
+{
+    return s->split.zero || s->split.tp.ranks > 1 || s->split.pp.ranks > 1;
+}
+
+bool parallel_speaks(const Session *s)
+{
+    return s->split.tp.rank == 0 && s->split.pp.rank == s->split.pp.ranks - 1;
+}
