@@ -2,9 +2,10 @@
  *
  * A checkpoint is a directory of two safetensors files, the model and what else training needs: the
  * optimiser's moments, the average of the weights and, as metadata, a few counters. Tensors are
- * copied one at a time, by weights/, which knows their names and checks what it reads.
+ * copied by weights/, which knows their names and places and checks what it reads; which elements of
+ * them a rank holds is dist.c's to know. Names and pointers are the first rank's business alone.
  *
- * Read in this order: tensors, counters, the run's directory, saving, finding, resuming. */
+ * Read in this order: tensors, counters, the run's directory, ranks, saving, finding, resuming. */
 #include "checkpoint.h"
 
 #include "util/files.h"
@@ -24,14 +25,19 @@
 
 /* ---- tensors ---- */
 
-static void put(const TensorSet *set, const Param *p, real *values)
+static long kept(const TensorSet *set, const Param *p, bool once, long *begin, long *end)
 {
-    units_write(set->owner, set->buffer, p->offset, p->n, values);
+    return units_kept(set->owner, p, once, begin, end);
 }
 
-static void get(const TensorSet *set, const Param *p, real *values)
+static void put(const TensorSet *set, long at, long n, real *values)
 {
-    units_read(set->owner, set->buffer, p->offset, p->n, values);
+    units_write(set->owner, set->buffer, at, n, values);
+}
+
+static void get(const TensorSet *set, long at, long n, real *values)
+{
+    units_read(set->owner, set->buffer, at, n, values);
 }
 
 /* The first set is the model file's, the others are the state's. */
@@ -39,10 +45,10 @@ enum { MAX_SETS = 4 };
 static int run_sets(Units *u, TensorCopy *copy, TensorSet *sets)
 {
     const char *first = u->opt.kind == OPT_SGD ? "momentum." : "exp_avg.";
-    const TensorSet all[MAX_SETS] = {{"", u, u->weights, copy},
-                                     {first, u, u->exp_avg, copy},
-                                     {"exp_avg_sq.", u, u->exp_avg_sq, copy},
-                                     {"ema.", u, u->ema, copy}};
+    const TensorSet all[MAX_SETS] = {{"", u, u->weights, kept, copy},
+                                     {first, u, u->exp_avg, kept, copy},
+                                     {"exp_avg_sq.", u, u->exp_avg_sq, kept, copy},
+                                     {"ema.", u, u->ema, kept, copy}};
     int n = 0;
     for (int i = 0; i < MAX_SETS; i++)
         if (all[i].buffer)
@@ -53,7 +59,7 @@ static int run_sets(Units *u, TensorCopy *copy, TensorSet *sets)
 bool ckpt_load_weights(Units *u, const char *path, bool new_head, char *report, size_t size,
                        Error *e)
 {
-    const TensorSet sets[] = {{"", u, u->weights, put}, {"", u, u->ema, put}};
+    const TensorSet sets[] = {{"", u, u->weights, kept, put}, {"", u, u->ema, kept, put}};
     return weights_load(path, u->layout, sets, u->ema ? 2 : 1, new_head, report, size, e);
 }
 
@@ -247,6 +253,81 @@ static bool read_pointer(const char *dir, const char *which, uint64_t *step)
     return ok && is_dir(step_dir(dir, *step, "").s);
 }
 
+/* ---- ranks ---- */
+
+static const CkptRanks alone = {0, 1, NULL};
+
+/* Rank `from`'s bytes to all: the others add zeros. */
+static void tell(const CkptRanks *r, int from, void *bytes, size_t n)
+{
+    if (r->ranks == 1)
+        return;
+    uint8_t *byte = bytes;
+    double *x = xcalloc(n, sizeof *x);
+    for (size_t i = 0; r->rank == from && i < n; i++)
+        x[i] = byte[i];
+    r->sum(x, (int)n);
+    for (size_t i = 0; i < n; i++)
+        byte[i] = (uint8_t)x[i];
+    free(x);
+}
+
+/* Whether all ranks are well; else all have the error of the first that is not. Waits for all. */
+static bool agree(const CkptRanks *r, bool ok, Error *e)
+{
+    if (r->ranks == 1)
+        return ok;
+    int first = 0;
+    double *failed = xcalloc((size_t)r->ranks, sizeof *failed);
+    failed[r->rank] = !ok;
+    r->sum(failed, r->ranks);
+    while (first < r->ranks && failed[first] == 0)
+        first++;
+    free(failed);
+    if (first == r->ranks)
+        return true;
+    Error why = *e;
+    tell(r, first, &why, sizeof why);
+    return fail(e, why.hint, "rank %d: %.480s", first, why.what);
+}
+
+/* A name that nobody has looked for before: clients of NFS remember what was not there. Opening a
+ * directory makes them ask again. */
+static bool comes(const char *dir, const char *path)
+{
+    enum { TRIES = 100 };
+    for (int i = 0; i < TRIES; i++) {
+        DIR *d = opendir(dir);
+        if (d)
+            closedir(d);
+        if (path_exists(path))
+            return true;
+        usleep(50000);
+    }
+    return false;
+}
+
+bool ckpt_shared(const char *dir, const CkptRanks *r, Error *e)
+{
+    char token[40];
+    r = r ? r : &alone;
+    if (!is_short(dir, e))
+        return false;
+    snprintf(token, sizeof token, ".shared.%ld.%.0f", (long)getpid(), now() * 1e9);
+    tell(r, 0, token, sizeof token);
+    Path path = in_dir(dir, token);
+    bool ok = r->rank > 0 || (make_dirs(dir, e) && save_file(path.s, "", 0, false, e));
+    if (!agree(r, ok, e))
+        return false;
+    ok = r->rank == 0 || comes(dir, path.s) ||
+         fail(e, "give --out a directory of a file system that all hosts share",
+              "%s: does not show what rank 0 writes there", dir);
+    ok = agree(r, ok, e);
+    if (r->rank == 0)
+        unlink(path.s);
+    return ok;
+}
+
 /* ---- saving ---- */
 
 /* What an interrupted save left. A replaced checkpoint whose successor never came is put back. */
@@ -314,35 +395,49 @@ static void prune(const char *dir, uint64_t step, int keep)
     free(steps);
 }
 
-static bool save_both(Units *u, const char *dir, const RunState *run, Error *e)
+/* One file by all ranks: `owner`, a process id, is the first's, which creates it. Frees w. */
+static bool write_together(StWriter *w, const Layout *l, const TensorSet *sets, int n, long owner,
+                           const CkptRanks *r, Error *e)
+{
+    bool first = r->rank == 0;
+    weights_declare(w, l, sets, n);
+    if (!agree(r, !first || st_begin(w, 0, e), e)) {
+        st_abandon(w);
+        return false;
+    }
+    bool ok = (first || st_begin(w, owner, e)) && weights_write(w, l, sets, n, e) && st_sync(w, e);
+    double others = first ? 0 : (double)st_written(w);
+    if (!first)
+        st_abandon(w); /* closed, before anyone removes it */
+    if (r->ranks > 1)
+        r->sum(&others, 1);
+    if (agree(r, ok, e))
+        return agree(r, !first || st_finish(w, (uint64_t)others, e), e);
+    if (first)
+        st_abandon(w);
+    return false;
+}
+
+static bool save_both(Units *u, const char *dir, const RunState *run, long owner,
+                      const CkptRanks *r, Error *e)
 {
     TensorSet sets[MAX_SETS];
     int n = run_sets(u, get, sets);
-    if (!make_dirs(dir, e) || !weights_save(in_dir(dir, MODEL_FILE).s, u->layout, sets, e))
+    StWriter *model = weights_create(in_dir(dir, MODEL_FILE).s, u->layout);
+    if (!write_together(model, u->layout, sets, 1, owner, r, e))
         return false;
-    StWriter *w = st_create(in_dir(dir, STATE_FILE).s, e);
-    if (!w)
-        return false;
-    st_add_meta(w, "format", "pt"); /* what Python's loaders look for */
-    st_add_meta(w, "optimizer", optimisers[u->opt.kind]);
-    write_counters(w, run);
-    return weights_write(w, u->layout, sets + 1, n - 1, e);
+    StWriter *state = st_create(in_dir(dir, STATE_FILE).s);
+    st_add_meta(state, "format", "pt"); /* what Python's loaders look for */
+    st_add_meta(state, "optimizer", optimisers[u->opt.kind]);
+    write_counters(state, run);
+    return write_together(state, u->layout, sets + 1, n - 1, owner, r, e);
 }
 
-bool ckpt_save(Units *u, const char *dir, const RunState *run, int keep, Error *e)
+/* Names and pointers, of a checkpoint that is complete. */
+static bool finish(const char *dir, const char *temporary, const RunState *run, int keep, Error *e)
 {
-    if (!u->exp_avg)
-        return fail(e, "only a model that was set up for training is saved as a checkpoint",
-                    "%s: a model without optimiser state has no run to save", dir);
-    if (!is_short(dir, e))
+    if (!publish(dir, run->step, temporary, e))
         return false;
-    sweep(dir, TEMPORARY);
-    sweep(dir, REPLACED);
-    Path temporary = step_dir(dir, run->step, TEMPORARY);
-    if (!save_both(u, temporary.s, run, e) || !publish(dir, run->step, temporary.s, e)) {
-        remove_dir(temporary.s);
-        return false;
-    }
     /* the best one may never have been saved: then `best` stays where it is */
     bool has_best = run->best_metric >= 0 && is_dir(step_dir(dir, run->best_step, "").s);
     if (!write_pointer(dir, "latest", run->step, e) ||
@@ -351,6 +446,34 @@ bool ckpt_save(Units *u, const char *dir, const RunState *run, int keep, Error *
     if (keep > 0)
         prune(dir, run->step, keep);
     return true;
+}
+
+bool ckpt_save(Units *u, const char *dir, const RunState *run, int keep, const CkptRanks *r,
+               Error *e)
+{
+    struct {
+        RunState run;
+        long owner;
+    } all = {*run, getpid()};
+    r = r ? r : &alone;
+    if (!u->exp_avg)
+        return fail(e, "only a model that was set up for training is saved as a checkpoint",
+                    "%s: a model without optimiser state has no run to save", dir);
+    if (!is_short(dir, e))
+        return false;
+    tell(r, 0, &all, sizeof all);
+    Path temporary = step_dir(dir, all.run.step, TEMPORARY);
+    bool first = r->rank == 0;
+    if (first) {
+        sweep(dir, TEMPORARY);
+        sweep(dir, REPLACED);
+    }
+    bool saved = agree(r, !first || make_dirs(temporary.s, e), e) &&
+                 save_both(u, temporary.s, &all.run, all.owner, r, e);
+    bool ok = saved && (!first || finish(dir, temporary.s, &all.run, keep, e));
+    if (first && !ok)
+        remove_dir(temporary.s);
+    return saved && agree(r, ok, e);
 }
 
 /* ---- finding ---- */
@@ -477,7 +600,7 @@ bool ckpt_resume(Units *u, const char *checkpoint_dir, RunState *run, Error *e)
 
 bool ckpt_load_average(Units *u, const char *checkpoint_dir)
 {
-    const TensorSet average = {"ema.", u, u->weights, put};
+    const TensorSet average = {"ema.", u, u->weights, kept, put};
     SafeTensors *f = st_open(in_dir(checkpoint_dir, STATE_FILE).s, NULL);
     bool ok = f && weights_check(f, u->layout, &average, 1, WEIGHTS_PART, NULL) &&
               weights_read(f, u->layout, &average, 1, WEIGHTS_PART, NULL);

@@ -1,4 +1,7 @@
-/* checkpoint.h - runs on disk: saving, finding, resuming. What a weights file holds: weights.h. */
+/* checkpoint.h - runs on disk: saving, finding, resuming. What a weights file holds: weights.h.
+ *
+ * A checkpoint does not remember how many ranks there were or how they shared the model: its bytes
+ * are the same for every Split, and every Split resumes it. */
 #pragma once
 
 #include "dist.h"
@@ -12,17 +15,33 @@ typedef struct {
     bool scaled;        /* the loss is scaled, and counters says how */
 } RunState;
 
-/* Save to DIR/step_%08d/{model,train_state}.safetensors, published atomically: written to a
+/* The ranks that save together. sum: x[n] becomes the sum over them, on all (hosts_sum). */
+typedef struct {
+    int rank, ranks;
+    void (*sum)(double *x, int n);
+} CkptRanks;
+
+/* Whether all ranks see one directory, which is made where there is none; asked before a run's first
+ * step rather than found out after hours. Called by all, as ckpt_save is; ranks NULL: alone. */
+bool ckpt_shared(const char *dir, const CkptRanks *ranks, Error *e);
+
+/* Called by all ranks, of which each writes what it holds of the same two files, in pieces of few
+ * megabytes. Returns the same on all; where it fails on one, all have that one's error. The first
+ * rank's `run` counts.
+ *
+ * Save to DIR/step_%08d/{model,train_state}.safetensors, published atomically: written to a
  * temporary directory, synced, renamed. Then points DIR/latest and DIR/best (text files with a
  * directory name) at it and at best_step, and of the checkpoints up to this step removes all but
  * the newest `keep` (0: keeps all) and the best. A failure (full disk, ...) leaves every earlier
  * checkpoint intact and removes the unfinished one. */
-bool ckpt_save(Units *u, const char *dir, const RunState *run, int keep, Error *e);
+bool ckpt_save(Units *u, const char *dir, const RunState *run, int keep, const CkptRanks *ranks,
+               Error *e);
 /* Find the checkpoint a run directory (or a checkpoint directory itself) would resume from. */
 bool ckpt_find(const char *dir, char *out, size_t size, Error *e);
 /* The checkpoint that DIR/best names; where there is none, the one that ckpt_find finds. */
 bool ckpt_best(const char *dir, char *out, size_t size, Error *e);
-/* Load weights, optimiser state, EMA and counters: the run continues bit for bit. run->counters
+/* Load what this rank holds of weights, optimiser state and EMA, and the counters: the run continues
+ * bit for bit where the ranks share the model as before. run->counters
  * and run->scaled are this run's; a loss scale that the file does not have stays. */
 bool ckpt_resume(Units *u, const char *checkpoint_dir, RunState *run, Error *e);
 

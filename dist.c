@@ -47,8 +47,8 @@ static bool check_pp(const Config *c, int ranks, int tp, int pp, Error *e)
                 c->layers, ranks, ranks == 1 ? "" : "s", tp);
 }
 
-/* Layers before stage `stage`: as equal as they can be. The first stages have the most micro-batches
- * in flight, so that it is the last ones which take one more. */
+/* Layers before stage `stage`: as equal as they can be. The first stages have the most
+ * micro-batches in flight, so that it is the last ones which take one more. */
 static int equal_share(int layers, int pp, int stage)
 {
     int more = stage - (pp - layers % pp);
@@ -74,7 +74,7 @@ static bool read_stages(const char *list, const Config *c, const Axis *pp, int b
         p = *end ? end + 1 : end;
     }
     if (stage != pp->ranks || sum != c->layers)
-        return fail(e, hint, "--layers-per-stage %s: %d stages of %d layers in all; there are %d of %d",
+        return fail(e, hint, "--layers-per-stage %s: %d stages, %d layers; there are %d and %d",
                     list, stage, sum, pp->ranks, c->layers);
     return true;
 }
@@ -133,6 +133,16 @@ Cut split_cut(const Split *s)
 int split_in_flight(const Split *s)
 {
     return s->pp.ranks - s->pp.rank;
+}
+
+bool split_reads(const Split *s)
+{
+    return s->pp.rank == 0 && s->tp.rank == 0;
+}
+
+bool split_speaks(const Split *s)
+{
+    return s->pp.rank == s->pp.ranks - 1 && s->tp.rank == 0;
 }
 
 /* ------------------------------------------------------------------------------------------------

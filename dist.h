@@ -44,6 +44,8 @@ Split split_alone(const Config *c); /* one process */
  * backward pass at most. */
 Cut split_cut(const Split *s);
 int split_in_flight(const Split *s);
+bool split_reads(const Split *s);  /* this rank is one of those that read images, */
+bool split_speaks(const Split *s); /* of those whose losses count: others have the same or none */
 
 /* The schedule of a step: calls work(ctx, micro, false) for each micro-batch's forward pass and
  * work(ctx, micro, true) for its backward pass. Here alone is said in which order. One stage does
@@ -112,8 +114,8 @@ void units_free(Units *u);
 void units_plan(Units *u, Arena *a, Arena *state);
 void units_start(Units *u); /* once there is memory */
 
-/* A unit's working weights, until it is released; `next`, which is asked for after it (-1: none), is
- * sent for meanwhile. */
+/* A unit's working weights, until it is released; `next`, which is asked for after it (-1: none),
+ * is sent for meanwhile. */
 dev *unit_acquire(Units *u, int unit, int next);
 void unit_release(Units *u, int unit);
 /* Where micro-batch `micro` of the step writes the unit's gradient; real. */

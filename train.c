@@ -108,7 +108,7 @@ static void next_images(Training *t, int n, const uint8_t **images, const int **
 
 /* A batch of B images is shared out among the data parallel ranks, B / ranks each; a rank computes
  * its part `micro` images at a time. Positions in the batch, which decide what is random, are
- * counted over all ranks. Later stages of a pipeline are sent what they need. */
+ * counted over all ranks. Ranks that read no images are sent what they need. */
 static void micro_step(void *arg, int micro, bool backward)
 {
     Training *t = arg;
@@ -123,20 +123,19 @@ static void micro_step(void *arg, int micro, bool backward)
         vit_micro_backward(s->m, micro, done + n == mine);
         return;
     }
+    if (t->augment)
+        mix_batch(&t->mix, s->state.seed, (uint32_t)s->state.step, (uint32_t)first, n, t->augment);
     if (t->loader) {
         next_images(t, n, &images, &labels);
-        if (t->augment)
-            mix_batch(&t->mix, s->state.seed, (uint32_t)s->state.step, (uint32_t)first, n,
-                      t->augment);
         soft_targets(t->targets, labels, n, s->config.classes, o->label_smoothing, t->augment,
                      (long)s->config.image_h * s->config.image_w);
         vit_set_batch(s->m, n, images, true, t->targets, t->augment);
     } else {
-        vit_set_batch(s->m, n, NULL, true, NULL, NULL);
+        vit_set_batch(s->m, n, NULL, true, NULL, t->augment);
     }
     real tally[TALLY];
     tally[TELL_STOP] = stop_signal != 0;
-    tally[TELL_DAMAGED] = s->split.tp.rank ? 0 : (real)data_damaged(s->train);
+    tally[TELL_DAMAGED] = (real)data_damaged(s->train);
     vit_tell(s->m, tally);
     vit_micro_forward(s->m, first, batch);
 }
@@ -194,14 +193,14 @@ static bool train_evaluate(Training *t)
 {
     Session *s = t->s;
     Evaluation v;
-    double from = now();
+    double from = now(), sent = s->be->sent();
     if (s->m->own.ema)
         units_swap_ema(&s->m->own);
     bool complete = evaluate(s, s->val, &stop_signal, &v);
     if (s->m->own.ema)
         units_swap_ema(&s->m->own);
     report_clear();
-    meter_pause(&t->meter, now() - from);
+    meter_pause(&t->meter, now() - from, s->be->sent() - sent);
     if (!complete)
         return false;
     bool best = isfinite(v.loss) && v.top1 > s->state.best_metric;
@@ -234,28 +233,37 @@ static void algorithms(const Session *s, const char *dir, bool write)
     free(path);
 }
 
-/* Writes a checkpoint, once a step at most. */
+/* All ranks have the whole model, but no place that all see: the first one writes it. */
+static bool save_alone(const Session *s, Error *e)
+{
+    const Split one = split_alone(&s->config);
+    Units own = s->m->own;
+    own.split = &one;
+    return s->world.rank > 0 || ckpt_save(&own, s->out, &s->state, (int)s->o.keep, NULL, e);
+}
+
+/* Writes a checkpoint, once a step at most. All ranks call this together. */
 static void save(Training *t)
 {
     Session *s = t->s;
     Error e = {"", ""};
     double from = now();
+    const CkptRanks ranks = {s->world.rank, s->world.ranks, hosts_sum};
     if (t->saved == s->state.step)
         return;
-    if (s->world.rank > 0) { /* all ranks have the same weights; the first writes them */
-        t->saved = s->state.step;
-        return;
-    }
-    algorithms(s, s->out, true);
+    if (s->world.rank == 0)
+        algorithms(s, s->out, true);
     s->state.counters = *vit_state(s->m);
     s->state.scaled = s->m->plan.scaling.kind != SCALING_NONE;
-    if (!ckpt_save(&s->m->own, s->out, &s->state, (int)s->o.keep, &e)) {
+    bool ok = s->shared ? ckpt_save(&s->m->own, s->out, &s->state, (int)s->o.keep, &ranks, &e)
+                        : save_alone(s, &e);
+    if (!ok) {
         report_clear();
         die(e.hint, "%s", e.what);
     }
     t->saved = s->state.step;
     run_to_resume = s->out;
-    meter_pause(&t->meter, now() - from);
+    meter_pause(&t->meter, now() - from, 0);
     log_begin("save");
     log_num("step", (double)s->state.step);
     log_num("seconds", now() - from);
@@ -277,7 +285,8 @@ static bool is_due(const Training *t, long every)
 /* ---- the loop ---- */
 
 /* The loader makes micro-batches where they divide the batch, else whole batches to cut up. With
- * several data parallel ranks it makes this rank's part of each batch: `mine` images at a stride of the whole. */
+ * several data parallel ranks it makes this rank's part of each batch: `mine` images at a stride of
+ * the whole. */
 static void begin(Training *t)
 {
     Session *s = t->s;
@@ -297,7 +306,7 @@ static void begin(Training *t)
                              .workers = (int)s->o.workers,
                              .max_workers = s->max_workers,
                              .neighbours = s->world.local_ranks - 1};
-    if (s->split.pp.rank == 0)
+    if (split_reads(&s->split))
         t->loader = loader_open(s->train, &options);
     t->saved = t->collected = s->state.step;
     meter_begin(&t->meter, s, t->loader);

@@ -21,7 +21,7 @@
  * classes, R width of the representation layer. Laid out by hand: one operation, one sentence. */
 enum { STAT = F32 };
 /* Which pass through a block this is: the first, or one that makes again what the first one did not
- * save, up to the stream behind the block (THROUGH) or not so far, for the backward pass at hand. */
+ * save: with the stream behind the block (THROUGH), or without, for its backward pass (AGAIN). */
 enum { FIRST, THROUGH, AGAIN };
 /* clang-format off */
 
@@ -253,7 +253,7 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
             .x = mat(b->stream[l], C), .y = mat(a->norm1_y, C), .gamma = w.norm1_w,
             .beta = w.norm1_b, .mean = a->norm1_mean, .rstd = a->norm1_rstd, .eps = c->eps,
             .rows = B * T, .C = C, .tokens = T});
-    if (missing(m, l, pass, ACT_qkv) && few) { /* q [B,1,A] of the class rows; k, v [B,T,2A] of all */
+    if (missing(m, l, pass, ACT_qkv) && few) { /* q [B,1,A] of class rows; k, v [B,T,2A] of all */
         linear(m, mat(a->qkv, 3L * A * T), mat(a->norm1_y, r.ld), w.qkv_w, w.qkv_b, B, C, A);
         linear(m, mat(from(a->qkv, A), 3L * A), mat(a->norm1_y, C), from(w.qkv_w, (long)A * C),
                from(w.qkv_b, A), B * T, C, 2 * A);
@@ -261,7 +261,7 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
         linear(m, mat(a->qkv, 3L * A), mat(a->norm1_y, C), w.qkv_w, w.qkv_b, B * T, C, 3 * A);
     }
     if (missing(m, l, pass, ACT_att))
-        be->attention_forward(&(Attention){ /* att [B,Tq,A] = softmax(q k^T / sqrt(hs)) v, by heads */
+        be->attention_forward(&(Attention){ /* att [B,Tq,A] = softmax(q k^T / sqrt(hs)) v */
             .qkv = mat(a->qkv, 3L * A), .out = mat(a->att, A), .lse = a->lse, .B = B, .T = T,
             .Tq = r.Tq, .heads = H, .hs = hs,
             .drop = drop_part(m, b, c->attention_dropout, RNG_ATTN_DROPOUT, l, H)});
@@ -273,7 +273,7 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
         sum_parts(m, tp, branch1, r.n, C);
     }
     if (missing(m, l, pass, ACT_mid) || missing(m, l, pass, ACT_norm2_y))
-        be->residual_norm_forward(&(ResidualNorm){ /* mid = x + branch1; norm2_y [B,Tq,C] = LN2(mid) */
+        be->residual_norm_forward(&(ResidualNorm){ /* mid = x + branch1; norm2_y = LN2(mid) */
             .x = has_mid ? mid : x, .x_out = mid, .branch = has_mid ? NONE : branch1,
             .y = mat(a->norm2_y, C), .gamma = w.norm2_w, .beta = w.norm2_b, .mean = a->norm2_mean,
             .rstd = a->norm2_rstd, .ls = w.ls1, .drop = drop(b, c->dropout, RNG_PROJ_DROPOUT, l),
@@ -391,7 +391,8 @@ static void head_backward(Model *m, Micro *b)
     HeadParams w = head_params(m, unit_acquire(&m->own, u, u - 1), m->plan.type);
     HeadParams g = head_params(m, unit_gradient(&m->own, u, b->number), F32);
     Rows r = rows_of(m, b, c->pool == POOL_CLS);
-    Tensor dlogits = mat(from(b->dlogits, first), K), pooled = mat(b->pooled, C), dpooled = mat(m->dpooled, C);
+    Tensor dlogits = mat(from(b->dlogits, first), K), pooled = mat(b->pooled, C);
+    Tensor dpooled = mat(m->dpooled, C);
     Tensor rep = mat(b->rep, R), drep = mat(m->drep, R);
 
     watch(m, dlogits, B, mine);
@@ -674,6 +675,36 @@ static void run(Model *m, Micro *b, int phase, void (*body)(void *))
     m->be->run(key_of(m, b, phase), together, body, &(Work){m, b});
 }
 
+/* Tensor parallel ranks compute on the same images: the first one has read them, each gives them to
+ * the next. */
+static void share_inputs(Model *m, Micro *b)
+{
+    const Backend *be = m->be;
+    const Axis *tp = &m->split.tp;
+    const Inputs *in = &b->inputs[b->set];
+    dev *const part[2] = {in->images, in->targets};
+    const size_t bytes[2] = {(size_t)b->B * vit_image_bytes(&m->config, b->images_u8),
+                             (size_t)b->B * (size_t)m->config.classes * sizeof(real)};
+    if (!is_first_stage(m))
+        return;
+    for (int i = 0; i < 2; i++) {
+        if (tp->rank > 0)
+            be->join(be->receive(tp->group, tp->rank - 1, part[i], bytes[i]));
+        if (tp->rank + 1 < tp->ranks)
+            b->shared[i] = be->pass(tp->group, tp->rank + 1, part[i], bytes[i]);
+    }
+}
+
+/* This micro-batch's inputs may be written again. */
+static void inputs_used(Model *m, Micro *b)
+{
+    for (int i = 0; i < 2; i++) {
+        m->be->join(b->shared[i]);
+        b->shared[i] = 0;
+    }
+    b->inputs[b->set].used = m->be->mark();
+}
+
 /* The stream between two stages, and the targets with it: the last one alone needs them, the first
  * one alone has read them. What is on its way waits for nobody but its reader; buffers are written
  * again when it has arrived. Never part of a recording: a stage may be repeating another phase. */
@@ -685,6 +716,7 @@ static void take_over(Model *m, Micro *b)
     dev *stream = b->stream[is_first_stage(m) ? 0 : m->split.first - 1];
     be->join(b->passed);
     b->passed = 0;
+    share_inputs(m, b);
     if (is_first_stage(m))
         return;
     be->join(be->receive(pp->group, pp->rank - 1, b->inputs[b->set].targets,
@@ -761,7 +793,7 @@ void vit_micro_backward(Model *m, int micro, bool last)
     units_left(&m->own, m->split.first, m->split.first + 1);
     if (!is_first_stage(m))
         m->returned = m->be->pass(m->split.back, pp->rank - 1, m->dstream, stream_bytes(m, b));
-    b->inputs[b->set].used = m->be->mark();
+    inputs_used(m, b);
 }
 
 void vit_micro_step(Model *m, int first_sample, int batch, bool last)
@@ -835,7 +867,7 @@ void vit_evaluate(Model *m)
     units_left(&m->own, m->split.end - 1, m->split.end - 2);
     hand_over(m, b);
     b->train_mode = false;
-    b->inputs[b->set].used = m->be->mark();
+    inputs_used(m, b);
     fetch_result(m, b->B);
 }
 
@@ -898,8 +930,8 @@ void vit_read_act(const Model *m, const dev *buffer, long offset, long n, real *
  * things live and what they grow with: parameters (the model), activations (images at a time),
  * inputs. */
 
-/* Buffers for what block l saves, and of `again` for the rest; those of `again` itself where that is
- * NULL: for what block l does not save. */
+/* Buffers for what block l saves, and of `again` for the rest; those of `again` itself where that
+ * is NULL: for what block l does not save. */
 static void take_block(const Model *m, Arena *a, int l, BlockActs *b, const BlockActs *again)
 {
     const Config *c = &m->config;
@@ -925,7 +957,8 @@ static int end_block(const Model *m)
     return is_last_stage(m) ? m->config.layers : m->split.end - 1;
 }
 
-/* Residual streams before and behind this stage's blocks. Without a backward pass two take turns. */
+/* Residual streams before and behind this stage's blocks; without a backward pass two take turns.
+ */
 static void plan_streams(const Model *m, Arena *a, Micro *b)
 {
     double n = (double)m->plan.max_batch * vit_tokens(&m->config) * m->config.width;

@@ -94,7 +94,8 @@ typedef struct {
     bool images_u8, use_augment;
     Inputs inputs[2];
     int set; /* which of them is this micro-batch's */
-    Ticket passed; /* its stream, on its way to the next stage */
+    Ticket passed;    /* its stream, on its way to the next stage */
+    Ticket shared[2]; /* images and targets, on their way to the next tensor parallel rank */
     /* activations, of this stage alone; what blocks[l] do not save lies in the model's `again` */
     BlockActs *blocks;
     dev **stream; /* [L+1]: residual stream before block 0 and after each block, [B,T,C] */
@@ -160,7 +161,8 @@ bool vit_init(Model *m, const char *scheme, uint64_t seed, double head_bias, dou
 /* Bytes of one image as vit_set_batch takes it. */
 size_t vit_image_bytes(const Config *c, bool u8);
 /* Inputs of the next micro-batch, copied; B <= max_batch. targets [B,K] or NULL; augment
- * Augment[B] or NULL. */
+ * Augment[B] or NULL. Images and targets count on the first stage's first tensor parallel rank
+ * (split_reads), from which the others have them: those may give NULL. */
 void vit_set_batch(Model *m, int B, const void *images, bool u8, const real *targets,
                    const Augment *augment);
 

@@ -22,40 +22,40 @@ enum { ROLE_ZERO, ROLE_ONE, ROLE_CLS, ROLE_POS, ROLE_PATCH, ROLE_QKV, ROLE_PROJ,
  *
  * The order of the lines is the layout of a unit's buffers (weights, gradients, optimiser state)
  * and of the file. `split` is how tensor parallelism cuts: WHOLE on every rank, by ROWS (outputs),
- * by COLUMNS (inputs), or HEADS: by rows of q, of k and of v. N is the number of class tokens, R the
- * width of the representation layer. */
+ * by COLUMNS (inputs), or HEADS: by rows of q, of k and of v. N is the number of class tokens, R
+ * the width of the representation layer. */
 enum { SPLIT_WHOLE, SPLIT_ROWS, SPLIT_COLUMNS, SPLIT_HEADS };
 
 /* clang-format off */
 #define EMBED_PARAMS(X)                                                                            \
-    X(cls_token, "cls_token",               (1, N, C, 0),          CLS,        WHOLE,   N > 0)     \
-    X(pos_embed, "pos_embed",               (1, T, C, 0),          POS,        WHOLE,   true)      \
-    X(patch_w,   "patch_embed.proj.weight", (C, 3, P, P),          PATCH,      WHOLE,   true)      \
-    X(patch_b,   "patch_embed.proj.bias",   (C, 0, 0, 0),          PATCH_BIAS, WHOLE,   c->patch_bias)\
-    X(norm_w,    "norm_pre.weight",         (C, 0, 0, 0),          ONE,        WHOLE,   c->norm_pre)\
-    X(norm_b,    "norm_pre.bias",           (C, 0, 0, 0),          ZERO,       WHOLE,   c->norm_pre)
+  X(cls_token, "cls_token",               (1, N, C, 0),         CLS,        WHOLE,   N > 0)        \
+  X(pos_embed, "pos_embed",               (1, T, C, 0),         POS,        WHOLE,   true)         \
+  X(patch_w,   "patch_embed.proj.weight", (C, 3, P, P),         PATCH,      WHOLE,   true)         \
+  X(patch_b,   "patch_embed.proj.bias",   (C, 0, 0, 0),         PATCH_BIAS, WHOLE,   c->patch_bias)\
+  X(norm_w,    "norm_pre.weight",         (C, 0, 0, 0),         ONE,        WHOLE,   c->norm_pre)  \
+  X(norm_b,    "norm_pre.bias",           (C, 0, 0, 0),         ZERO,       WHOLE,   c->norm_pre)
 #define BLOCK_PARAMS(X)                                                                            \
-    X(norm1_w,   "norm1.weight",            (C, 0, 0, 0),          ONE,        WHOLE,   true)      \
-    X(norm1_b,   "norm1.bias",              (C, 0, 0, 0),          ZERO,       WHOLE,   true)      \
-    X(qkv_w,     "attn.qkv.weight",         (3 * C, C, 0, 0),      QKV,        HEADS,   true)      \
-    X(qkv_b,     "attn.qkv.bias",           (3 * C, 0, 0, 0),      BIAS,       HEADS,   true)      \
-    X(proj_w,    "attn.proj.weight",        (C, C, 0, 0),          PROJ,       COLUMNS, true)      \
-    X(proj_b,    "attn.proj.bias",          (C, 0, 0, 0),          BIAS,       WHOLE,   true)      \
-    X(ls1,       "ls1.gamma",               (C, 0, 0, 0),          LS,         WHOLE,   c->layer_scale)\
-    X(norm2_w,   "norm2.weight",            (C, 0, 0, 0),          ONE,        WHOLE,   true)      \
-    X(norm2_b,   "norm2.bias",              (C, 0, 0, 0),          ZERO,       WHOLE,   true)      \
-    X(fc1_w,     "mlp.fc1.weight",          (F, C, 0, 0),          FC1,        ROWS,    true)      \
-    X(fc1_b,     "mlp.fc1.bias",            (F, 0, 0, 0),          MLP_BIAS,   ROWS,    true)      \
-    X(fc2_w,     "mlp.fc2.weight",          (C, F, 0, 0),          FC2,        COLUMNS, true)      \
-    X(fc2_b,     "mlp.fc2.bias",            (C, 0, 0, 0),          MLP_BIAS,   WHOLE,   true)      \
-    X(ls2,       "ls2.gamma",               (C, 0, 0, 0),          LS,         WHOLE,   c->layer_scale)
+  X(norm1_w,   "norm1.weight",            (C, 0, 0, 0),         ONE,        WHOLE,   true)         \
+  X(norm1_b,   "norm1.bias",              (C, 0, 0, 0),         ZERO,       WHOLE,   true)         \
+  X(qkv_w,     "attn.qkv.weight",         (3 * C, C, 0, 0),     QKV,        HEADS,   true)         \
+  X(qkv_b,     "attn.qkv.bias",           (3 * C, 0, 0, 0),     BIAS,       HEADS,   true)         \
+  X(proj_w,    "attn.proj.weight",        (C, C, 0, 0),         PROJ,       COLUMNS, true)         \
+  X(proj_b,    "attn.proj.bias",          (C, 0, 0, 0),         BIAS,       WHOLE,   true)         \
+  X(ls1,       "ls1.gamma",               (C, 0, 0, 0),         LS,         WHOLE,  c->layer_scale)\
+  X(norm2_w,   "norm2.weight",            (C, 0, 0, 0),         ONE,        WHOLE,   true)         \
+  X(norm2_b,   "norm2.bias",              (C, 0, 0, 0),         ZERO,       WHOLE,   true)         \
+  X(fc1_w,     "mlp.fc1.weight",          (F, C, 0, 0),         FC1,        ROWS,    true)         \
+  X(fc1_b,     "mlp.fc1.bias",            (F, 0, 0, 0),         MLP_BIAS,   ROWS,    true)         \
+  X(fc2_w,     "mlp.fc2.weight",          (C, F, 0, 0),         FC2,        COLUMNS, true)         \
+  X(fc2_b,     "mlp.fc2.bias",            (C, 0, 0, 0),         MLP_BIAS,   WHOLE,   true)         \
+  X(ls2,       "ls2.gamma",               (C, 0, 0, 0),         LS,         WHOLE,  c->layer_scale)
 #define HEAD_PARAMS(X)                                                                             \
-    X(norm_w,    "norm.weight",             (C, 0, 0, 0),          ONE,        WHOLE,   true)      \
-    X(norm_b,    "norm.bias",               (C, 0, 0, 0),          ZERO,       WHOLE,   true)      \
-    X(rep_w,     "pre_logits.fc.weight",    (R, C, 0, 0),          REP,        WHOLE,   R > 0)     \
-    X(rep_b,     "pre_logits.fc.bias",      (R, 0, 0, 0),          REP_BIAS,   WHOLE,   R > 0)     \
-    X(head_w,    "head.weight",             (K, R ? R : C, 0, 0),  HEAD,       ROWS,    true)      \
-    X(head_b,    "head.bias",               (K, 0, 0, 0),          HEAD_BIAS,  ROWS,    true)
+  X(norm_w,    "norm.weight",             (C, 0, 0, 0),         ONE,        WHOLE,   true)         \
+  X(norm_b,    "norm.bias",               (C, 0, 0, 0),         ZERO,       WHOLE,   true)         \
+  X(rep_w,     "pre_logits.fc.weight",    (R, C, 0, 0),         REP,        WHOLE,   R > 0)        \
+  X(rep_b,     "pre_logits.fc.bias",      (R, 0, 0, 0),         REP_BIAS,   WHOLE,   R > 0)        \
+  X(head_w,    "head.weight",             (K, R ? R : C, 0, 0), HEAD,       ROWS,    true)         \
+  X(head_b,    "head.bias",               (K, 0, 0, 0),         HEAD_BIAS,  ROWS,    true)
 /* clang-format on */
 
 typedef struct dev dev; /* device memory; incomplete, so that the model cannot dereference it */
@@ -100,8 +100,8 @@ typedef struct {
 
 /* Norms, optimisers and sharding work on chunks: consecutive elements of one tensor, up to its end
  * or to the next multiple of VIT_CHUNK in the unit's buffer. Equal shards of a unit that is padded
- * to shards * VIT_CHUNK are therefore whole chunks, and sums over chunks, combined in order, are the
- * same however the chunks are distributed. Every rank lists all chunks of the model: those that
+ * to shards * VIT_CHUNK are therefore whole chunks, and sums over chunks, combined in order, are
+ * the same however the chunks are distributed. Every rank lists all chunks of the model: those that
  * others have are empty. */
 #define VIT_CHUNK 4096
 typedef struct {
@@ -148,10 +148,10 @@ Run param_run(const Layout *l, const Param *p, long part, long end);
  * where the first of them stands in buffers of that shard, in elements. */
 long param_shard(const Layout *l, const Param *p, int shard, long *begin, long *end);
 
-/* Initial values of elements first .. first+n-1 of a whole tensor, out [n], by `scheme`: "jax" (zero head, Xavier uniform), "timm"
- * (truncated normal 0.02), "torch" (U(+-1/sqrt(fan_in))), "megatron" (normal 0.02, output layers
- * / sqrt(2L)), "xavier" (normal). Drawn in double from counters, so that CPU and GPU start from the
- * same bits. False and an error for another scheme. */
+/* Initial values of elements first .. first+n-1 of a whole tensor, out [n], by `scheme`: "jax"
+ * (zero head, Xavier uniform), "timm" (truncated normal 0.02), "torch" (U(+-1/sqrt(fan_in))),
+ * "megatron" (normal 0.02, output layers / sqrt(2L)), "xavier" (normal). Drawn in double from
+ * counters, so that CPU and GPU start from the same bits. False and an error for another scheme. */
 bool param_init(const Layout *l, const Param *p, const char *scheme, uint64_t seed,
                 double head_bias, double layer_scale, long first, long n, real *out, Error *e);
 extern const char *const param_init_names[]; /* NULL-terminated */

@@ -79,9 +79,7 @@ static const int8_t bytes[] = {-128, 127, 3};
 /* A file with one tensor of several types each, in an order that leaves some unaligned. */
 static bool write_sample(const char *path, Error *e)
 {
-    StWriter *w = st_create(path, e);
-    if (!w)
-        return false;
+    StWriter *w = st_create(path);
     st_add_meta(w, "format", "pt");
     st_add_meta(w, "odd \"key\"\n", "value with \\ and \u00e9");
     st_add_tensor(w, "bytes", ST_I8, 1, (int[]){3});
@@ -92,14 +90,27 @@ static bool write_sample(const char *path, Error *e)
     st_add_tensor(w, "longs", ST_I64, 1, (int[]){2});
     st_add_tensor(w, "empty", ST_F32, 2, (int[]){0, 7});
     st_add_tensor(w, "scalar", ST_F32, 0, NULL);
-    bool ok = st_begin(w, e) && st_write(w, bytes, sizeof bytes, e) &&
-              st_write(w, floats, sizeof floats, e) && st_write(w, doubles, sizeof doubles, e) &&
-              st_write(w, halves, sizeof halves, e) && st_write(w, bfloats, sizeof bfloats, e) &&
-              st_write(w, longs, sizeof longs, e) && st_write(w, floats, 4, e);
+    const struct {
+        const void *data;
+        size_t bytes;
+    } all[] = {{bytes, sizeof bytes},     {floats, sizeof floats},   {doubles, sizeof doubles},
+               {halves, sizeof halves},   {bfloats, sizeof bfloats}, {longs, sizeof longs},
+               {floats, sizeof *floats}}; /* the scalar */
+    uint64_t at = 0;
+    bool ok = st_begin(w, 0, e);
+    for (int i = 0; ok && i < COUNT(all); at += all[i++].bytes)
+        ok = st_write(w, at, all[i].data, all[i].bytes, e);
     if (ok)
-        return st_finish(w, e);
+        return st_finish(w, 0, e);
     st_abandon(w);
     return false;
+}
+
+/* A tensor's elements. */
+static bool read_all(const SafeTensors *f, const char *name, real *out, Error *e)
+{
+    const StTensor *t = st_find(f, name);
+    return st_read_real(f, t, 0, t->n, out, e);
 }
 
 static void check_values(const SafeTensors *f)
@@ -107,19 +118,23 @@ static void check_values(const SafeTensors *f)
     Error e = {0};
     real x[8];
     int64_t n[4];
-    CHECK(st_read_real(f, st_find(f, "blocks.0.floats"), x, &e), "%s", e.what);
+    CHECK(read_all(f, "blocks.0.floats", x, &e), "%s", e.what);
     for (int i = 0; i < COUNT(floats); i++)
         CHECK(x[i] == (real)floats[i] && !signbit(x[i]) == !signbit(floats[i]), "element %d", i);
-    CHECK(st_read_real(f, st_find(f, "doubles"), x, &e), "%s", e.what);
+    CHECK(read_all(f, "doubles", x, &e), "%s", e.what);
     CHECK(x[0] == (real)doubles[0] && x[1] == (real)doubles[1], "%g %g", (double)x[0],
           (double)x[1]);
-    CHECK(st_read_real(f, st_find(f, "halves \u00fc"), x, &e), "%s", e.what);
+    CHECK(read_all(f, "halves \u00fc", x, &e), "%s", e.what);
     CHECK(x[0] == 1 && x[1] == -2 && x[2] == (real)ldexp(1, -24) && x[3] == 65504 && isinf(x[4]));
-    CHECK(st_read_real(f, st_find(f, "bfloats"), x, &e), "%s", e.what);
+    CHECK(read_all(f, "bfloats", x, &e), "%s", e.what);
     CHECK(x[0] == 1 && x[1] == -3 && x[2] == (real)ldexp(1, -133));
+    CHECK(st_read_real(f, st_find(f, "bfloats"), 1, 1, x, &e) && x[0] == -3);
+    CHECK(st_read_real(f, st_find(f, "doubles"), 1, 1, x, &e) && x[0] == (real)doubles[1]);
+    x[2] = 7;
+    CHECK(st_read_real(f, st_find(f, "blocks.0.floats"), 4, 2, x, &e) && x[0] == 0 && x[2] == 7);
     CHECK(st_read_i64(f, st_find(f, "longs"), n, &e) && n[0] == -5 && n[1] == INT64_MAX);
     CHECK(st_read_i64(f, st_find(f, "bytes"), n, &e) && n[0] == -128 && n[1] == 127 && n[2] == 3);
-    CHECK(!st_read_real(f, st_find(f, "longs"), x, &e) && contains(e.what, "longs") &&
+    CHECK(!read_all(f, "longs", x, &e) && contains(e.what, "longs") &&
               contains(e.what, "I64"),
           "%s", e.what);
     CHECK(!st_read_i64(f, st_find(f, "doubles"), n, &e) && contains(e.what, "F64"), "%s", e.what);
@@ -151,25 +166,28 @@ static void test_round_trip(void)
 static void test_writer_errors(void)
 {
     Error e = {0};
-    CHECK(!st_create(below("no/such/dir.safetensors"), &e) && contains(e.what, "dir.safetensors"),
+    CHECK(!write_sample(below("no/such/dir.safetensors"), &e) &&
+              contains(e.what, "dir.safetensors"),
           "%s", e.what);
 
     const char *path = below("kept.safetensors");
     CHECK(write_sample(path, &e), "%s", e.what);
-    StWriter *w = st_create(path, &e);
+    StWriter *w = st_create(path);
     st_add_tensor(w, "x", ST_F32, 1, (int[]){4});
-    CHECK(st_begin(w, &e) && st_write(w, doubles, 16, &e), "%s", e.what);
-    CHECK(!st_write(w, floats, 1, &e) && contains(e.what, "declared"), "%s", e.what);
+    CHECK(st_begin(w, 0, &e) && st_write(w, 0, doubles, 16, &e), "%s", e.what);
+    CHECK(!st_write(w, 16, floats, 1, &e) && contains(e.what, "declared"), "%s", e.what);
+    CHECK(!st_write(w, 17, floats, 0, &e) && !st_write(w, UINT64_MAX, floats, 2, &e));
+    CHECK(!st_write(w, 15, floats, 2, &e) && st_written(w) == 16);
     st_abandon(w);
-    w = st_create(path, &e);
+    w = st_create(path);
     st_add_tensor(w, "x", ST_F32, 1, (int[]){4});
-    CHECK(st_begin(w, &e) && st_write(w, floats, 8, &e) && !st_finish(w, &e) &&
+    CHECK(st_begin(w, 0, &e) && st_write(w, 8, floats, 8, &e) && !st_finish(w, 0, &e) &&
               contains(e.what, "8 of 16"),
           "%s", e.what);
-    w = st_create(path, &e);
+    w = st_create(path);
     st_add_tensor(w, "x", ST_F32, 8,
                   (int[]){65536, 65536, 65536, 65536, 65536, 65536, 65536, 65536});
-    CHECK(!st_begin(w, &e) && contains(e.what, "impossible shapes"), "%s", e.what);
+    CHECK(!st_begin(w, 0, &e) && contains(e.what, "impossible shapes"), "%s", e.what);
     st_abandon(w);
     SafeTensors *f = st_open(path, &e);
     CHECK(f && f->count == 8, "an unfinished writer touched the old file: %s", e.what);
@@ -433,7 +451,7 @@ static bool save(Model *m, const char *dir, RunState run, int keep, Error *e)
 {
     run.counters = *vit_state(m);
     run.scaled = m->plan.scaling.kind != SCALING_NONE;
-    return ckpt_save(&m->own, dir, &run, keep, e);
+    return ckpt_save(&m->own, dir, &run, keep, NULL, e);
 }
 
 static bool resume(Model *m, const char *dir, RunState *run, Error *e)
@@ -636,7 +654,7 @@ static void head_check_one(HeadCheck *x, const Param *p)
     units_read(&x->m->own, x->m->own.weights, p->offset, p->n, a);
     if (head)
         units_read(&x->fresh->own, x->fresh->own.weights, p->offset, p->n, b);
-    else if (!t || !st_read_real(x->f, t, b, &e))
+    else if (!t || !st_read_real(x->f, t, 0, t->n, b, &e))
         x->rest_loaded = false;
     bool same = memcmp(a, b, (size_t)p->n * sizeof *a) == 0;
     x->head_kept = x->head_kept && (!head || same);
@@ -727,7 +745,7 @@ static const char *write_foreign(const Foreign *v)
     size_t n = 0;
     char name[64];
     const char *path = below("foreign.safetensors");
-    StWriter *w = st_create(path, &e);
+    StWriter *w = st_create(path);
     st_add_meta(w, "format", "pt");
     if (v->cls)
         add_zero(w, &n, "cls_token", 1, v->cls, v->width, 0);
@@ -748,7 +766,7 @@ static const char *write_foreign(const Foreign *v)
     if (v->extra)
         add_zero(w, &n, v->extra, 1, 0, 0, 0);
     void *zeros = xcalloc(1, n);
-    if (!st_begin(w, &e) || !st_write(w, zeros, n, &e) || !st_finish(w, &e))
+    if (!st_begin(w, 0, &e) || !st_write(w, 0, zeros, n, &e) || !st_finish(w, 0, &e))
         die(NULL, "%s", e.what);
     free(zeros);
     return path;

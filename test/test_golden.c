@@ -110,7 +110,7 @@ static bool expected(Case *c, const char *name, long n)
         return false;
     if (!CHECK(t->n == n, "%s: %s has %ld elements, the model %ld", c->file->path, name, t->n, n))
         return false;
-    return CHECK(st_read_real(c->file, t, c->want, &e), "%s", e.what);
+    return CHECK(st_read_real(c->file, t, 0, t->n, c->want, &e), "%s", e.what);
 }
 
 static void judge(Case *c, const char *name, const real *got, long n)

@@ -262,7 +262,7 @@ static void check_chunks(void)
 {
     static const int ranks[] = {2, 3, 8, 64};
     Config c = vit_config_default();
-    Layout *l = layout_new(&c, DECAY_MATRICES);
+    Layout *l = layout_new(&c, DECAY_MATRICES, &WHOLE_MODEL);
     long covered = 0;
     int torn = 0, large = 0;
     for (int i = 0; i < l->chunks; i++) {

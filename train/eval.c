@@ -26,7 +26,7 @@ enum { LOSS, TOP1, TOP5, IMAGES, SUMS };
 static void add_result(Session *s, int ago, int n, double sum[SUMS])
 {
     const StepResult *r = vit_result(s->m, ago);
-    if (!parallel_speaks(s))
+    if (!split_speaks(&s->split))
         return;
     for (int i = 0; i < n; i++)
         for (int k = LOSS; k <= TOP5; k++)
@@ -60,7 +60,7 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
 {
     const Axis *dp = &s->split.dp;
     int K = s->config.classes, waiting = 0; /* images of the batch before */
-    bool reads = s->split.pp.rank == 0, together = parallel_together(s);
+    bool reads = split_reads(&s->split), together = parallel_together(s);
     long count = data_count(d), turn = (long)dp->ranks * s->micro;
     real *targets = xcalloc((size_t)s->micro * (size_t)K, sizeof *targets);
     uint8_t *none = xcalloc(1, vit_image_bytes(&s->config, true));

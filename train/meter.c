@@ -30,7 +30,7 @@ Usage meter_usage(void)
                    .peak_bytes = 1024.0 * (double)u.ru_maxrss};
 }
 
-/* Later stages of a pipeline read no data. */
+/* Some ranks read no data (split_reads). */
 static LoaderStats stats_of(const Meter *m)
 {
     return m->loader ? loader_stats(m->loader) : (LoaderStats){0};
@@ -45,8 +45,6 @@ static DataUse data_use(const Meter *m)
 {
     LoaderStats l = stats_of(m);
     double all[] = {(double)l.bytes, l.workers, (double)data_damaged(m->s->train)};
-    if (m->s->split.tp.rank > 0) /* has read what its neighbour has */
-        all[2] = 0;
     hosts_sum(all, COUNT(all));
     all[2] = (double)data_damaged_by_all(m->s->train, all[2], hosts_sum);
     return (DataUse){all[0], all[1], all[2]};
@@ -95,6 +93,11 @@ static void measure_use(Meter *m, StepReport *r, double seconds)
     r->workers = data.workers;
     r->damaged = data.damaged;
     r->data_bytes_per_s = (data.bytes - m->data_bytes) / seconds;
+    double sent = be->sent(), waited = be->waited();
+    r->comm_bytes = (sent - m->comm_bytes) / (double)m->steps;
+    r->comm_wait = waited < 0 || !sent ? -1 : (waited - m->comm_waited) / seconds;
+    m->comm_bytes = sent;
+    m->comm_waited = waited;
     m->cpu_seconds = u.cpu_seconds;
     m->data_bytes = data.bytes;
 }
@@ -129,9 +132,10 @@ void meter_step(Meter *m, const StepResult *r, uint64_t step, double damaged)
     m->from = m->reported = now();
 }
 
-void meter_pause(Meter *m, double seconds)
+void meter_pause(Meter *m, double seconds, double bytes)
 {
     m->from += seconds;
+    m->comm_bytes += bytes;
 }
 
 /* ---- beginning and end ---- */
@@ -142,6 +146,8 @@ void meter_begin(Meter *m, const Session *s, Loader *loader)
     *m = (Meter){.s = s, .loader = loader, .first = s->state.step};
     m->cpu_seconds = meter_usage().cpu_seconds;
     m->began = m->from = m->reported = now();
+    m->comm_bytes = s->be->sent();
+    m->comm_waited = s->be->waited();
     s->be->describe(device, sizeof device);
     log_begin("start");
     log_num("step", (double)s->state.step);

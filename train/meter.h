@@ -17,6 +17,7 @@ typedef struct {
     double waited;      /* seconds for data */
     double cpu_seconds; /* of the process */
     double data_bytes;  /* of all ranks */
+    double comm_bytes, comm_waited; /* this rank's, for collectives */
     /* in all since the first report: before it, nothing was there to wait for */
     double training, stalled; /* seconds */
 } Meter;
@@ -26,8 +27,9 @@ void meter_begin(Meter *m, const Session *s, Loader *loader);
 /* Step number `step`, from 1, has come to r, and the ranks have met so many damaged images so far.
  * Draws the bar; reports every --log-every steps. All ranks call this together. */
 void meter_step(Meter *m, const StepResult *r, uint64_t step, double damaged);
-/* So many seconds went into something else: speeds are those of training. */
-void meter_pause(Meter *m, double seconds);
+/* So many seconds, and bytes to other ranks, went into something else: what is reported is training
+ * alone. */
+void meter_pause(Meter *m, double seconds, double bytes);
 /* Training has ended: what became of the data, and what would make it faster. */
 void meter_end(const Meter *m);
 

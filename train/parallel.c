@@ -11,13 +11,14 @@
 static void fit_run(Session *s)
 {
     Options *o = &s->o;
+    Error e;
     int ranks = s->world.ranks;
     if (!s->run_layout || ranks % (o->tp * o->pp) == 0)
         return;
-    printf("note: the run's --tp %ld --pp %ld does not fit %d rank%s: --tp 1 --pp 1\n", o->tp, o->pp,
-           ranks, ranks == 1 ? "" : "s");
+    printf("note: the run's --tp %ld --pp %ld does not fit %d rank%s: --tp 1 --pp 1\n", o->tp,
+           o->pp, ranks, ranks == 1 ? "" : "s");
     o->tp = o->pp = 1;
-    setup_check(options_set(o, "layers-per-stage", "", "", NULL), NULL);
+    options_set(o, "layers-per-stage", "", "", &e);
 }
 
 /* What was asked for and has no effect. */
@@ -96,9 +97,4 @@ Recompute parallel_recompute(const Options *o)
 bool parallel_together(const Session *s)
 {
     return s->split.zero || s->split.tp.ranks > 1 || s->split.pp.ranks > 1;
-}
-
-bool parallel_speaks(const Session *s)
-{
-    return s->split.tp.rank == 0 && s->split.pp.rank == s->split.pp.ranks - 1;
 }

@@ -1,16 +1,14 @@
-/* parallel.h - from flags to how the ranks share the model: tensor, data and pipeline parallelism, ZeRO,
- * and what is recomputed. */
+/* parallel.h - from flags to how the ranks share the model: tensor, data and pipeline parallelism,
+ * ZeRO, and what is recomputed. */
 #pragma once
 
 #include "train/setup.h"
 
-/* s->split, from --tp, --pp, --layers-per-stage, --zero and what belongs to them, and one line about
- * it. All ranks call it together. A run that goes on keeps its layout, where that fits the ranks
- * that there are now. */
+/* s->split, from --tp, --pp, --layers-per-stage, --zero and what belongs to them, and one line
+ * about it. All ranks call it together. A run that goes on keeps its layout, where that fits the
+ * ranks that there are now. */
 void parallel_split(Session *s);
 /* --recompute and what belongs to it. */
 Recompute parallel_recompute(const Options *o);
 /* Whether a forward pass needs other ranks: then all take as many of them, and stop together. */
 bool parallel_together(const Session *s);
-/* Whether this rank's losses count: one of those that have computed the same ones. */
-bool parallel_speaks(const Session *s);

@@ -627,8 +627,19 @@ static void describe_model(const Session *s, bool training)
     printf("memory    %sB weights", text[WEIGHTS]);
     if (training)
         printf(", %sB gradients, %sB optimiser", text[GRADIENTS], text[OPTIMISER]);
-    printf(", %sB activations, %sB inputs; %d images at a time\n", text[ACTIVATIONS], text[INPUTS],
-           p->max_batch);
+    printf(", %sB activations, %sB inputs; %d images at a time%s\n", text[ACTIVATIONS], text[INPUTS],
+           p->max_batch, s->world.ranks > 1 ? ", on the first rank" : "");
+    if (p->recompute.kind != RECOMPUTE_NONE) {
+        Plan whole = *p;
+        whole.recompute = (Recompute){0};
+        double saves = vit_bytes(c, &whole, s->be) - vit_bytes(c, p, s->be);
+        format_count(saves, text[0], sizeof text[0]);
+        printf("          activations made again save %sB\n", text[0]);
+    }
+    if (p->offload) {
+        format_count((double)m->host.bytes, text[0], sizeof text[0]);
+        printf("          %sB of optimiser state in the host's memory\n", text[0]);
+    }
 }
 
 /* The plan of its memory, and then its weights: of a checkpoint, with the optimiser's state; of a
@@ -779,12 +790,33 @@ static void write_classes(const Session *s)
     free(path);
 }
 
+/* Where every rank has the whole of the model, the first one can save it by itself. */
+static void check_shared(Session *s)
+{
+    const CkptRanks ranks = {s->world.rank, s->world.ranks, hosts_sum};
+    s->shared = ckpt_shared(s->out, &ranks, &why);
+    if (s->shared)
+        return;
+    if (parallel_together(s))
+        die(why.hint, "%s: each rank saves its part of the model there", why.what);
+    printf("note: %s; rank 0 saves the run by itself\n", why.what);
+}
+
+/* Rank 0's directory is all ranks'. */
+static void tell_out(Session *s)
+{
+    char path[4096] = "";
+    if (s->out)
+        snprintf(path, sizeof path, "%s", s->out);
+    hosts_broadcast(path, sizeof path);
+    if (!s->out)
+        s->out = xstrdup(path);
+}
+
 /* A continued run stays where it is, unless --out names another place. No run is written over. */
-void setup_out(Session *s)
+static void open_out(Session *s)
 {
     const Options *o = &s->o;
-    if (s->world.rank > 0) /* the first one writes */
-        return;
     bool resumed = s->checkpoint && s->run_dir;
     bool same_run = resumed && (!*o->out || strcmp(s->run_dir, o->out) == 0);
     if (*o->out)
@@ -803,6 +835,14 @@ void setup_out(Session *s)
     free(log);
     write_classes(s);
     printf("run       %s\n", s->out);
+}
+
+void setup_out(Session *s)
+{
+    if (s->world.rank == 0)
+        open_out(s);
+    tell_out(s);
+    check_shared(s);
 }
 
 void session_free(Session *s)

@@ -46,7 +46,8 @@ typedef struct {
     RunState state; /* where the run stands */
     /* setup_length, setup_out: training alone */
     uint64_t steps; /* of the whole run */
-    char *out;      /* run directory; NULL on all ranks but the first */
+    char *out;      /* run directory */
+    bool shared;    /* all ranks see it */
 } Session;
 
 void setup_options(Session *s, int argc, char **argv); /* flags, recipes, the run's config.ini */

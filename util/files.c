@@ -109,6 +109,7 @@ long read_at(int fd, void *bytes, size_t n, uint64_t at)
 struct FileWriter {
     FILE *f;
     char *path, *temporary;
+    bool joined; /* another process created it */
 };
 
 /* Always false. */
@@ -121,17 +122,61 @@ static bool cannot(const char *what, const char *path, int why, Error *e)
                 "%s: cannot %s: %s", path, what, strerror(why));
 }
 
-FileWriter *file_create(const char *path, Error *e)
+static FileWriter *open_temporary(const char *path, long pid, int flags, Error *e)
 {
     FileWriter *f = xcalloc(1, sizeof *f);
     f->path = xstrdup(path);
-    f->temporary = xasprintf("%s.%ld.tmp", path, (long)getpid());
-    f->f = fopen(f->temporary, "we");
+    f->temporary = xasprintf("%s.%ld.tmp", path, pid);
+    f->joined = !(flags & O_CREAT);
+    int fd = open(f->temporary, O_WRONLY | O_CLOEXEC | flags, 0666);
+    f->f = fd >= 0 ? fdopen(fd, "w") : NULL;
     if (f->f)
         return f;
-    cannot("create", path, errno, e);
+    cannot(f->joined ? "open" : "create", path, errno, e);
     file_abandon(f);
     return NULL;
+}
+
+FileWriter *file_create(const char *path, Error *e)
+{
+    return open_temporary(path, getpid(), O_CREAT | O_TRUNC, e);
+}
+
+FileWriter *file_join(const char *path, long pid, Error *e)
+{
+    return open_temporary(path, pid, 0, e);
+}
+
+/* Not posix_fallocate: where the file system cannot, that writes into every block. */
+static int take_space(int fd, uint64_t bytes)
+{
+    int result = -1;
+    errno = EOPNOTSUPP;
+#ifdef FALLOC_FL_KEEP_SIZE
+    while ((result = fallocate(fd, 0, 0, (off_t)bytes)) != 0 && errno == EINTR) {}
+#endif
+    return result;
+}
+
+bool file_length(FileWriter *f, uint64_t bytes, Error *e)
+{
+    int fd = fileno(f->f);
+    bool ok = take_space(fd, bytes) == 0;
+    if (!ok && (errno == EOPNOTSUPP || errno == ENOSYS || errno == EINVAL))
+        ok = ftruncate(fd, (off_t)bytes) == 0;
+    return ok || cannot("write", f->path, errno, e);
+}
+
+bool file_write_at(FileWriter *f, const void *bytes, size_t n, uint64_t at, Error *e)
+{
+    for (size_t done = 0; done < n;) {
+        ssize_t put = pwrite(fileno(f->f), (const char *)bytes + done, n - done, (off_t)(at + done));
+        if (put > 0)
+            done += (size_t)put;
+        else if (put == 0 || errno != EINTR)
+            return cannot("write", f->path, put == 0 ? ENOSPC : errno, e);
+    }
+    return true;
 }
 
 bool file_write(FileWriter *f, const void *bytes, size_t n, Error *e)
@@ -146,7 +191,8 @@ void file_abandon(FileWriter *f)
         return;
     if (f->f) {
         fclose(f->f);
-        unlink(f->temporary);
+        if (!f->joined)
+            unlink(f->temporary);
     }
     free(f->path);
     free(f->temporary);
@@ -174,17 +220,18 @@ static bool sync_parent(const char *path, Error *e)
     return ok;
 }
 
+bool file_sync(FileWriter *f, Error *e)
+{
+    return (fflush(f->f) == 0 && fsync(fileno(f->f)) == 0) || cannot("write", f->path, errno, e);
+}
+
 /* fsync before rename: the name must never point at data that a power cut can still lose. */
 bool file_publish(FileWriter *f, bool durable, Error *e)
 {
-    bool ok = fflush(f->f) == 0 && (!durable || fsync(fileno(f->f)) == 0);
-    int why = errno;
-    if (fclose(f->f) != 0 && ok) { /* NFS may say only now that the disk is full */
-        ok = false;
-        why = errno;
-    }
+    bool ok = !durable || file_sync(f, e);
+    if (fclose(f->f) != 0 && ok) /* NFS may say only now that the disk is full */
+        ok = cannot("write", f->path, errno, e);
     f->f = NULL;
-    ok = ok || cannot("write", f->path, why, e);
     ok = ok && (rename(f->temporary, f->path) == 0 ||
                 cannot("rename the finished file to its name", f->path, errno, e));
     if (!ok)

@@ -21,6 +21,16 @@ FileWriter *file_create(const char *path, Error *e);
 bool file_write(FileWriter *f, const void *bytes, size_t n, Error *e);
 bool file_publish(FileWriter *f, bool durable, Error *e); /* frees f in any case */
 void file_abandon(FileWriter *f);                         /* NULL does nothing */
+/* A file of known length may be written in pieces of any order, by several processes: one creates it
+ * and gives it its length, then the others join, with the process id of that one, write, sync and
+ * abandon their handle, and then the first publishes it. The length comes before they open it, for
+ * clients of NFS take what lies behind the end that they know for zeros, and would write those over
+ * the pieces of others. file_length takes the space too where the file system can: a full disk
+ * shows there. */
+FileWriter *file_join(const char *path, long pid, Error *e);
+bool file_length(FileWriter *f, uint64_t bytes, Error *e);
+bool file_write_at(FileWriter *f, const void *bytes, size_t n, uint64_t at, Error *e);
+bool file_sync(FileWriter *f, Error *e);
 bool save_file(const char *path, const void *bytes, size_t n, bool durable, Error *e);
 bool save_text(const char *path, const char *text, Error *e); /* durable */
 /* Makes what was renamed inside a directory survive a power cut. */

@@ -33,6 +33,8 @@ void log_end(void);
     X(loss_scale, r->loss_scale > 0)                                                               \
     X(wait, true)             /* share of the time spent waiting for data */                       \
     X(data_bytes_per_s, true) /* read from files */                                                \
+    X(comm_bytes, r->comm_bytes > 0)   /* sent to other ranks per step, by this one */             \
+    X(comm_wait, r->comm_wait >= 0)    /* share of the time in which nothing computed meanwhile */ \
     X(workers, true)          /* threads that make batches */                                      \
     X(damaged, true)          /* images found damaged so far */                                    \
     X(cpu, true)              /* share of the compute threads' time that the process was busy */   \

@@ -434,16 +434,17 @@ bool st_is_real(const SafeTensors *f, const StTensor *t, Error *e)
                                       f->path, t->name, t->dtype);
 }
 
-bool st_read_real(const SafeTensors *f, const StTensor *t, real *out, Error *e)
+bool st_read_real(const SafeTensors *f, const StTensor *t, long first, long n, real *out, Error *e)
 {
-    const uint8_t *data = st_data(f, t);
+    int bytes = dtypes[t->type].bytes;
+    const uint8_t *data = (const uint8_t *)st_data(f, t) + first * bytes;
     if (!st_is_real(f, t, e))
         return false;
     if (t->type == ST_REAL)
-        memcpy(out, data, t->bytes);
+        memcpy(out, data, (size_t)n * sizeof *out);
     else
-        for (long i = 0; i < t->n; i++)
-            out[i] = (real)float_at(data + i * dtypes[t->type].bytes, t->type);
+        for (long i = 0; i < n; i++)
+            out[i] = (real)float_at(data + i * bytes, t->type);
     return true;
 }
 
@@ -468,18 +469,15 @@ struct StWriter {
     char *path;
     FileWriter *file;
     cJSON *header, *meta;
-    uint64_t declared, written; /* bytes of data */
+    uint64_t data;              /* where it starts in the file */
+    uint64_t declared, written; /* bytes of it */
     bool sound;                 /* no declaration has failed */
 };
 
-StWriter *st_create(const char *path, Error *e)
+StWriter *st_create(const char *path)
 {
-    FileWriter *file = file_create(path, e);
-    if (!file)
-        return NULL;
     StWriter *w = xcalloc(1, sizeof *w);
     w->path = xstrdup(path);
-    w->file = file;
     w->header = cJSON_CreateObject();
     w->meta = cJSON_AddObjectToObject(w->header, "__metadata__");
     w->sound = w->meta != NULL;
@@ -509,34 +507,52 @@ void st_add_tensor(StWriter *w, const char *name, StType type, int ndim, const i
         w->declared = end;
 }
 
+static bool create(StWriter *w, const char *header, size_t n, Error *e)
+{
+    uint64_t length = w->data - LENGTH_BYTES;
+    if (length > MAX_HEADER)
+        return fail(e, "the file would have too many tensors",
+                    "%s: a header of %" PRIu64 " bytes is over the limit of %d", w->path, length,
+                    MAX_HEADER);
+    w->file = file_create(w->path, e);
+    return w->file && file_length(w->file, w->data + w->declared, e) &&
+           file_write_at(w->file, &length, sizeof length, 0, e) &&
+           file_write_at(w->file, header, n, LENGTH_BYTES, e) &&
+           file_write_at(w->file, "       ", (size_t)length - n, LENGTH_BYTES + n, e);
+}
+
 /* Length and header, padded with blanks so that the data starts at a multiple of 8. */
-bool st_begin(StWriter *w, Error *e)
+bool st_begin(StWriter *w, long owner, Error *e)
 {
     if (w->meta && !w->meta->child)
         cJSON_Delete(cJSON_DetachItemViaPointer(w->header, w->meta));
     char *text = w->sound ? cJSON_PrintUnformatted(w->header) : NULL;
     if (!text)
         return fail(e, mistake, "%s: no header: out of memory, or impossible shapes", w->path);
-    size_t n = strlen(text), padding = (8 - n % 8) % 8;
-    uint64_t length = n + padding;
-    bool ok = true;
-    if (length > MAX_HEADER)
-        ok = fail(e, "the file would have too many tensors",
-                  "%s: a header of %" PRIu64 " bytes is over the limit of %d", w->path, length,
-                  MAX_HEADER);
-    ok = ok && file_write(w->file, &length, sizeof length, e) && file_write(w->file, text, n, e) &&
-         file_write(w->file, "       ", padding, e);
+    size_t n = strlen(text);
+    w->data = LENGTH_BYTES + (n + 7) / 8 * 8;
+    bool ok = owner ? (w->file = file_join(w->path, owner, e)) != NULL : create(w, text, n, e);
     cJSON_free(text);
     return ok;
 }
 
-bool st_write(StWriter *w, const void *data, size_t bytes, Error *e)
+bool st_write(StWriter *w, uint64_t at, const void *data, size_t bytes, Error *e)
 {
-    if (bytes > w->declared - w->written)
+    if (at > w->declared || bytes > w->declared - at)
         return fail(e, mistake, "%s: more data than the %" PRIu64 " bytes that were declared",
                     w->path, w->declared);
     w->written += bytes;
-    return file_write(w->file, data, bytes, e);
+    return file_write_at(w->file, data, bytes, w->data + at, e);
+}
+
+bool st_sync(StWriter *w, Error *e)
+{
+    return file_sync(w->file, e);
+}
+
+uint64_t st_written(const StWriter *w)
+{
+    return w->written;
 }
 
 void st_abandon(StWriter *w)
@@ -549,11 +565,12 @@ void st_abandon(StWriter *w)
     free(w);
 }
 
-bool st_finish(StWriter *w, Error *e)
+bool st_finish(StWriter *w, uint64_t others, Error *e)
 {
-    bool ok = w->written == w->declared ||
+    uint64_t written = w->written + others;
+    bool ok = written == w->declared ||
               fail(e, mistake, "%s: %" PRIu64 " of %" PRIu64 " declared bytes were written",
-                   w->path, w->written, w->declared);
+                   w->path, written, w->declared);
     if (ok) {
         ok = file_publish(w->file, true, e);
         w->file = NULL; /* freed there */

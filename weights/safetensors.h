@@ -60,18 +60,26 @@ void st_close(SafeTensors *f);
 const StTensor *st_find(const SafeTensors *f, const char *name); /* NULL if absent */
 const char *st_meta(const SafeTensors *f, const char *key);      /* NULL if absent */
 const void *st_data(const SafeTensors *f, const StTensor *t);    /* raw bytes, at any alignment */
-/* Elements as numbers, whatever the float type in the file; false if it is no float type. */
+/* Elements as numbers, whatever the float type in the file; false if it is no float type.
+ * st_read_real: elements first .. first+n-1, which the caller knows to be there. */
 bool st_is_real(const SafeTensors *f, const StTensor *t, Error *e);
-bool st_read_real(const SafeTensors *f, const StTensor *t, real *out, Error *e);
+bool st_read_real(const SafeTensors *f, const StTensor *t, long first, long n, real *out, Error *e);
 bool st_read_i64(const SafeTensors *f, const StTensor *t, int64_t *out, Error *e);
 
-/* Writing: declare all tensors, begin, then write each one's data in order, then finish.
- * The file appears under its name only when finish has synced and renamed it. */
+/* Writing: declare all tensors, begin, write their data in pieces of any order, finish. The file
+ * appears under its name only when finish has synced and renamed it.
+ *
+ * Several processes can write one file. All declare the same. One begins, then the others with its
+ * process id as `owner`; all write and sync; the others abandon their handle, the first finishes. */
 typedef struct StWriter StWriter;
-StWriter *st_create(const char *path, Error *e);
+StWriter *st_create(const char *path); /* touches no file yet */
 void st_add_meta(StWriter *w, const char *key, const char *value);
 void st_add_tensor(StWriter *w, const char *name, StType type, int ndim, const int *shape);
-bool st_begin(StWriter *w, Error *e);
-bool st_write(StWriter *w, const void *data, size_t bytes, Error *e); /* next, as declared */
-bool st_finish(StWriter *w, Error *e); /* frees w; on failure the old file, if any, is untouched */
-void st_abandon(StWriter *w);          /* frees w and removes the unfinished file */
+bool st_begin(StWriter *w, long owner, Error *e); /* owner 0: creates the file, header and length */
+/* at: of the data, which is the tensors' in the order of their declaration. */
+bool st_write(StWriter *w, uint64_t at, const void *data, size_t bytes, Error *e);
+bool st_sync(StWriter *w, Error *e);
+uint64_t st_written(const StWriter *w); /* bytes of data, by this process */
+/* Frees w; on failure the old file, if any, is untouched. others: bytes of data by the others. */
+bool st_finish(StWriter *w, uint64_t others, Error *e);
+void st_abandon(StWriter *w); /* frees w and removes the unfinished file, if it is its own */

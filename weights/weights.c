@@ -4,7 +4,8 @@
  * number becomes a size before it was checked. Files of other families (npz, Hugging Face names)
  * are not read, position embeddings not resized.
  *
- * Read in this order: names, configuration of a file, tensors from a file, tensors to a file. */
+ * Read in this order: names, configuration of a file, the grid of patches, tensors from a file: what
+ * must be there; tensors in pieces; loading; tensors to a file. */
 #include "weights/weights.h"
 
 #include <math.h>
@@ -444,32 +445,65 @@ bool weights_check(const SafeTensors *f, const Layout *l, const TensorSet *sets,
     return true;
 }
 
-/* Room for the model's largest tensor: all that loading and saving need. */
-static real *host_buffer(const Layout *l)
+/* ---- tensors in pieces ---- */
+
+enum { PIECE = 1 << 20 }; /* elements: all that reading and writing need of the host */
+
+/* A tensor in a file that is read (f, t), or in one that is written (w, its first byte). */
+typedef struct {
+    const SafeTensors *f;
+    const StTensor *t;
+    StWriter *w;
+    uint64_t begin;
+} InFile;
+
+static bool copy_run(const InFile *file, Run run, real *values, Error *e)
 {
-    long most = 0;
-    for (int t = 0; t < l->tensors; t++)
-        most = l->param[t].n > most ? l->param[t].n : most;
-    return xmalloc((size_t)most * sizeof(real));
+    if (file->f)
+        return st_read_real(file->f, file->t, run.whole, run.n, values, e);
+    return st_write(file->w, file->begin + (uint64_t)run.whole * sizeof(real), values,
+                    (size_t)run.n * sizeof(real), e);
+}
+
+/* What this rank holds of p, between file and memory. host [PIECE]: a piece stands together in
+ * memory, and in the file in as many stretches as the part is cut into. */
+static bool copy_tensor(const InFile *file, const Layout *l, const TensorSet *set, const Param *p,
+                        real *host, Error *e)
+{
+    long begin, end, place = set->kept(set, p, file->w != NULL, &begin, &end), n;
+    for (long at = begin; at < end; at += n) {
+        n = end - at < PIECE ? end - at : PIECE;
+        if (file->w)
+            set->copy(set, place + at - begin, n, host);
+        for (long done = 0; done < n;) {
+            Run run = param_run(l, p, at + done, at + n);
+            if (!copy_run(file, run, host + done, e))
+                return false;
+            done += run.n;
+        }
+        if (file->f)
+            set->copy(set, place + at - begin, n, host);
+    }
+    return true;
 }
 
 bool weights_read(const SafeTensors *f, const Layout *l, const TensorSet *sets, int n, int extent,
                   Error *e)
 {
-    real *host = host_buffer(l);
+    real *host = xmalloc(PIECE * sizeof *host);
     bool ok = true;
     for (int i = 0; i < n; i++)
         for (int t = 0; ok && t < l->tensors; t++) {
             const Param *p = &l->param[t];
-            if (!is_within(extent, p->name))
-                continue;
-            ok = st_read_real(f, find_in_set(f, &sets[i], p), host, e);
-            if (ok)
-                sets[i].copy(&sets[i], p, host);
+            InFile in = {.f = f, .t = find_in_set(f, &sets[i], p)};
+            if (is_within(extent, p->name))
+                ok = copy_tensor(&in, l, &sets[i], p, host, e);
         }
     free(host);
     return ok;
 }
+
+/* ---- loading ---- */
 
 /* No shape shows the number of heads, and weights mean nothing with another. */
 static bool check_heads(const SafeTensors *f, const Config *c, Error *e)
@@ -506,37 +540,11 @@ bool weights_load(const char *path, const Layout *l, const TensorSet *sets, int 
 
 /* ---- tensors to a file ---- */
 
-bool weights_write(StWriter *w, const Layout *l, const TensorSet *sets, int n, Error *e)
-{
-    for (int i = 0; i < n; i++)
-        for (int t = 0; t < l->tensors; t++) {
-            const Param *p = &l->param[t];
-            char full[NAME_SIZE];
-            snprintf(full, sizeof full, "%s%s", sets[i].prefix, p->name);
-            st_add_tensor(w, full, ST_REAL, p->ndim, p->shape);
-        }
-    bool ok = st_begin(w, e);
-    real *host = host_buffer(l);
-    for (int i = 0; i < n; i++)
-        for (int t = 0; ok && t < l->tensors; t++) {
-            const Param *p = &l->param[t];
-            sets[i].copy(&sets[i], p, host);
-            ok = st_write(w, host, (size_t)p->n * sizeof(real), e);
-        }
-    free(host);
-    if (ok)
-        return st_finish(w, e);
-    st_abandon(w);
-    return false;
-}
-
-bool weights_save(const char *path, const Layout *l, const TensorSet *set, Error *e)
+StWriter *weights_create(const char *path, const Layout *l)
 {
     Config preset;
     const char *name = matching_preset(&l->config, &preset);
-    StWriter *w = st_create(path, e);
-    if (!w)
-        return false;
+    StWriter *w = st_create(path);
     st_add_meta(w, "format", "pt"); /* what Python's loaders look for */
     if (name && preset.heads == l->config.heads)
         st_add_meta(w, "model", name);
@@ -545,5 +553,31 @@ bool weights_save(const char *path, const Layout *l, const TensorSet *set, Error
         vit_config_get(&l->config, &vit_config_fields[i], value, sizeof value);
         st_add_meta(w, vit_config_fields[i].name, value);
     }
-    return weights_write(w, l, set, 1, e);
+    return w;
+}
+
+void weights_declare(StWriter *w, const Layout *l, const TensorSet *sets, int n)
+{
+    for (int i = 0; i < n; i++)
+        for (int t = 0; t < l->tensors; t++) {
+            const Param *p = &l->param[t];
+            char full[NAME_SIZE];
+            snprintf(full, sizeof full, "%s%s", sets[i].prefix, p->name);
+            st_add_tensor(w, full, ST_REAL, p->ndim, p->shape);
+        }
+}
+
+bool weights_write(StWriter *w, const Layout *l, const TensorSet *sets, int n, Error *e)
+{
+    real *host = xmalloc(PIECE * sizeof *host);
+    InFile out = {.w = w};
+    bool ok = true;
+    for (int i = 0; i < n; i++)
+        for (int t = 0; ok && t < l->tensors; t++) {
+            const Param *p = &l->param[t];
+            ok = copy_tensor(&out, l, &sets[i], p, host, e);
+            out.begin += (uint64_t)p->n * sizeof(real);
+        }
+    free(host);
+    return ok;
 }

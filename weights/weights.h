@@ -2,8 +2,11 @@
  *
  * A weights file holds every tensor of the parameter tables (model/params.h) under timm's name and
  * in timm's shape. Ours says in its metadata what the shapes cannot (heads, epsilons, pooling,
- * normalisation); for a foreign one that is inferred or assumed. Where a model keeps its numbers is
- * no matter here: a TensorSet copies them, one tensor at a time.
+ * normalisation); for a foreign one that is inferred or assumed.
+ *
+ * Files know nothing of ranks: every tensor is there once, in whole. Each rank reads and writes those
+ * elements that it holds, at their places in the file. Where it keeps them is no matter here: a
+ * TensorSet says which they are, and copies them, a piece at a time.
  */
 #pragma once
 
@@ -21,13 +24,17 @@ bool weights_same_config(const SafeTensors *f, const Config *c, const char *cons
                          Error *e);
 
 /* A number for every parameter: the weights, a moment, an average. In a file its tensors are called
- * prefix + name. copy() moves those of tensor p between `values` [p->n] and their place in memory:
- * to it where a file is read, from it where one is written. */
+ * prefix + name.
+ * kept: elements *begin .. *end - 1 of this rank's part of p are here (none: they are equal), from
+ * the place in the buffer that it returns on. once: where several ranks have the same ones, one.
+ * copy: between `values` [n] and place `at` of the buffer: to it where a file is read, from it where
+ * one is written. */
 typedef struct TensorSet TensorSet;
-typedef void TensorCopy(const TensorSet *set, const Param *p, real *values);
+typedef void TensorCopy(const TensorSet *set, long at, long n, real *values);
 struct TensorSet {
     const char *prefix; /* "exp_avg." */
     void *owner, *buffer;
+    long (*kept)(const TensorSet *set, const Param *p, bool once, long *begin, long *end);
     TensorCopy *copy;
 };
 
@@ -46,10 +53,12 @@ bool weights_read(const SafeTensors *f, const Layout *l, const TensorSet *sets, 
 bool weights_load(const char *path, const Layout *l, const TensorSet *sets, int n, bool new_head,
                   char *report, size_t size, Error *e);
 
-/* Declares and writes the sets, then finishes or abandons w, whose metadata is complete. */
+/* A weights file of ours, with its metadata. */
+StWriter *weights_create(const char *path, const Layout *l);
+/* Declares the sets, which are all that w will hold; and, once it has begun, writes what this rank
+ * has of them. */
+void weights_declare(StWriter *w, const Layout *l, const TensorSet *sets, int n);
 bool weights_write(StWriter *w, const Layout *l, const TensorSet *sets, int n, Error *e);
-/* A weights file of ours. */
-bool weights_save(const char *path, const Layout *l, const TensorSet *set, Error *e);
 
 /* What to do about a train_state.safetensors that lacks something. */
 extern const char weights_state_hint[];
