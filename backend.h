@@ -120,7 +120,7 @@ typedef struct {
     Tensor residual;  /* [rows, out], may not be y; p NULL: none */
     Drop drop;        /* after act */
     int tokens;       /* rows per sample, for dropout's counters */
-    bool once;        /* y is kept: `activate` need not make it again */
+    bool kept;        /* `activate` will not be asked to make y again */
 } LinearForward;
 
 /* dx = (dy @ w) * act'(pre), with the dropout mask of the forward pass */

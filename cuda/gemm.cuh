@@ -524,7 +524,7 @@ static void cuda_linear_forward(const LinearForward *a)
         p.C = a->residual.p;
         p.ldc = a->residual.ld;
     }
-    bool fuse = a->act == ACT_GELU_TANH && a->y.type != F32 && (a->once || !keep);
+    bool fuse = a->act == ACT_GELU_TANH && a->y.type != F32 && (a->kept || !keep);
     fuse = fuse && bias && a->drop.p <= 0 && !a->residual.p;
     fuse = fuse && a->out % 8 == 0 && wide_rows(a->y) && wide_rows(a->pre);
     if (fuse) {
