@@ -290,7 +290,8 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
         .y = mat(a->gelu, F), .x = mat(a->norm2_y, C), .w = mat(w.fc1_w, C), .bias = w.fc1_b,
         .rows = r.n, .in = C, .out = F, .act = c->act,
         .pre = b->train_mode ? mat(a->fc1, F) : NONE, .tokens = r.Tq,
-        .drop = drop_part(m, b, c->dropout, RNG_MLP_DROPOUT, l, F)};
+        .drop = drop_part(m, b, c->dropout, RNG_MLP_DROPOUT, l, F),
+        .kept = !is_saved(m, l, ACT_fc1) || is_saved(m, l, ACT_gelu)};
     if (lacks(fc1))
         be->linear_forward(&up);
     else if (lacks(gelu))
