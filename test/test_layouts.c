@@ -340,9 +340,9 @@ static void set_images(Model *m, int first, int n)
         mixed[i].partner = (i + 1) % n;
         memcpy(&soft[i * K], &targets[(first + i) * CLASSES], (size_t)K * sizeof(real));
     }
-    bool reads = m->split.first == 0;
+    bool reads = split_reads(&m->split); /* the others have it from this one */
     vit_set_batch(m, n, reads ? images[first] : NULL, true, reads ? soft : NULL,
-                  reads && noise ? mixed : NULL);
+                  m->split.first == 0 && noise ? mixed : NULL);
 }
 
 /* Micro-batch `micro` of data parallel rank `rank`: its first image; how many. The last one is
@@ -695,6 +695,8 @@ static void forward_bytes(Sent *s, int B)
 {
     const Split *p = &on.split;
     const Config *c = &on.config;
+    if (p->first == 0 && p->tp.rank + 1 < p->tp.ranks)
+        s->bytes += (double)B * (sizeof images[0] + (size_t)c->classes * sizeof(real));
     for (int u = p->first; u < p->end; u++) {
         need(s, u);
         if (u > 0 && u <= c->layers)
