@@ -71,8 +71,8 @@ TOOL_OBJ := $(patsubst %.c,$(BUILD)/float/%.o,$(wildcard tools/*.c))
 GPU_OBJ  := $(BUILD)/gpu/backend_cuda.o
 TESTS    := $(patsubst test/%.c,$(BUILD)/%,$(wildcard test/test_*.c)) \
             $(patsubst test/%.c,$(BUILD)/double/%,$(wildcard test/test_grad.c test/test_golden.c))
-STANDIN_TESTS := $(addprefix $(STANDIN)/,train_gpu test_ops test_golden test_cuda_on_cpu \
-  test_cuda_ranks)
+STANDIN_TESTS := $(addprefix $(STANDIN)/,train_gpu test_ops test_golden test_layouts \
+  test_cuda_on_cpu test_cuda_ranks)
 # Fuzz targets, with sanitizers: under test/fuzz/driver.c by the compiler that is there, or under
 # libFuzzer by clang.
 SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
@@ -196,6 +196,9 @@ test-programs: fuzz-targets $(PROGRAM) $(TOOL) $(TESTS) $(STANDIN_TESTS) $(if $(
 # test/run runs each argument as a command, and ends with `N passed, N failed, N skipped`.
 # Gradients are checked in double alone: finite differences say nothing in float. The CUDA backend is
 # compiled by nvcc where that is found, and tested on the stand-ins everywhere.
+# Ranks that share a model: each pair of settings, and the goldens.
+LAYOUTS = $(foreach n,2 4,"as layouts $2 on $n: $1/test_layouts $2 $n") \
+  $(foreach o,tp_2 pp_2 zero_3,"as goldens $2 $(subst _, ,$o): $1/test_golden $2 --ranks 2 --$(subst _, ,$o) $(GOLDEN) $(FIXTURES)")
 CUDA_TESTS := "$(STANDIN)/test_cuda_on_cpu" "$(STANDIN)/test_cuda_ranks" \
   $(foreach t,fp32 tf32 bf16 fp16,"as ops $t: $(STANDIN)/test_ops --backend cuda --type $t") \
   $(foreach t,fp32 tf32 bf16 fp16,"as goldens $t: $(STANDIN)/test_golden --backend cuda --type $t $(GOLDEN) $(FIXTURES)") \
