@@ -1086,13 +1086,9 @@ static void cpu_finish_norm(const dev *partial, int n, double max_norm)
     s->skipped += s->skip;
 }
 
-/* fp32 needs no rounding. */
-static void cpu_round_weights(const OptStep *a)
+/* fp32 needs none. */
+static void cpu_round_weights(UNUSED const OptStep *a)
 {
-    const Chunk *c = (const Chunk *)a->chunks;
-    for (int k = 0; a->work != a->w && k < a->n; k++)
-        cpu_convert(dev_at(a->work, c[k].offset, a->work_type), a->work_type,
-                    dev_at(a->w, c[k].offset, F32), F32, c[k].n);
 }
 
 /* The next step's loss scale (see LossScaling). A skipped step counts towards giving up only where

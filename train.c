@@ -454,6 +454,7 @@ int main(int argc, char **argv)
         die_usage("name a safetensors file or a run directory", "%s needs --weights", c->name);
     setup_config(&s);
     int status = c->run(&s);
+    die_hook = NULL; /* it speaks of a run that is freed now */
     session_free(&s);
     if (fflush(stdout) != 0 && errno != EPIPE)
         die("free some space", "cannot write the output: %s", strerror(errno));

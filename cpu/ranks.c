@@ -359,11 +359,14 @@ static void call(void (*f)(void *), void *arg)
 
 /* Without work, until there is some. While messages are on their way, MPI must be called for them
  * to move. Where the other thread waits, its core is free for that; where it computes, it shall
- * have the core, and naps in between cost it little. Returns whether to go on. */
+ * have the core: naps in between, longer ones the longer nothing has come. Returns whether to go
+ * on. */
 static bool rest(bool moved)
 {
-    static const double nap = 1e-4;
+    static const double shortest = 5e-5, longest = 1e-3;
+    static double nap;
     pthread_mutex_lock(&us.lock);
+    nap = moved || us.waited_for ? shortest : MIN(1.25 * nap, longest);
     while (!us.first && !us.quit)
         pthread_cond_wait(&us.more, &us.lock);
     bool quit = us.quit, yield = us.waited_for;
@@ -377,7 +380,7 @@ static bool rest(bool moved)
 
 static void *speak(void *none)
 {
-    bool moved = false;
+    bool moved = true;
     while (rest(moved)) {
         moved = false;
         for (Job *j = job_after(NULL), *next; j; j = next) {

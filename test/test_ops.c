@@ -6,7 +6,8 @@
  * the same bits each time: on the CPU with one thread, with two, and with two again, except that
  * OpenBLAS may sum in another order with another number of threads; elsewhere twice.
  * The model made of the ops: test/test_grad.c and test/test_golden.c.
- * Order: the ops in the order of backend.h, then memory and the order of calls, random numbers, main.
+ * Order: the ops in the order of backend.h, then memory and the order of calls, random numbers,
+ * main.
  */
 #include "mats.h"
 #include "util/rng.h"
@@ -21,6 +22,22 @@ static double drop_factor(Drop d, long sample, long element)
     Philox r = rng_block(st.seed, (uint32_t)(element / 4), st.sample0 + (uint32_t)sample, st.step,
                          d.purpose, d.layer);
     return r.v[element % 4] >= rng_threshold(d.p) ? 1 / (1 - d.p) : 0;
+}
+
+/* Which columns (of attention: heads), of how many, a case's matrix has; of = 0: all of them. */
+static struct {
+    int first, of;
+} cut;
+
+static Drop drop_of(double p, int purpose, int layer)
+{
+    return (Drop){.p = p, .purpose = purpose, .layer = layer, .first = cut.first, .of = cut.of};
+}
+
+/* Where (row, column) of a matrix [.., cols] stands in the whole one. */
+static long whole(long row, long col, long cols)
+{
+    return row * (cut.of ? cut.of : cols) + cut.first + col;
 }
 
 /* Sum of products of n elements, `sa` and `sb` apart. */
@@ -91,7 +108,7 @@ static const LinearCase linear_cases[] = {
 static void linear_forward(const LinearCase *c)
 {
     begin(PRODUCT, "linear_forward %dx%dx%d act %d", c->rows, c->in, c->out, c->act);
-    Drop d = {c->drop, RNG_MLP_DROPOUT, 2};
+    Drop d = drop_of(c->drop, RNG_MLP_DROPOUT, 2);
     Mat *x = mat("x", IN, c->rows, c->in, c->pad), *w = mat("w", IN, c->out, c->in, c->pad / 2);
     Mat *bias = vec("bias", IN, c->bias * c->out), *y = mat("y", OUT, c->rows, c->out, c->pad);
     Mat *pre = mat("pre", OUT, c->pre * c->rows, c->out, c->pad + c->pad / 2);
@@ -104,7 +121,7 @@ static void linear_forward(const LinearCase *c)
     for (long i = 0; i < (long)c->rows * c->out; i++) {
         long r = i / c->out, o = i % c->out;
         double xw = dot(x->v + r * c->in, 1, w->v + o * c->in, 1, c->in);
-        double factor = drop_factor(d, r / c->tokens, r % c->tokens * c->out + o);
+        double factor = drop_factor(d, r / c->tokens, whole(r % c->tokens, o, c->out));
         for (int k = 0; k < n; k++) {
             double s = (k & 4 ? rounded(xw) : xw) + (bias ? bias->v[o] : 0);
             double t = act(k & 1 ? rounded(s) : s, c->act);
@@ -121,7 +138,7 @@ static void linear_forward(const LinearCase *c)
 static void linear_backward_input(const LinearCase *c)
 {
     begin(PRODUCT, "linear_backward_input %dx%dx%d act %d", c->rows, c->in, c->out, c->act);
-    Drop d = {c->drop, RNG_MLP_DROPOUT, 2};
+    Drop d = drop_of(c->drop, RNG_MLP_DROPOUT, 2);
     Mat *dx = mat("dx", c->accumulate ? INOUT : OUT, c->rows, c->in, c->pad);
     Mat *dy = mat("dy", IN, c->rows, c->out, c->pad / 2),
         *w = mat("w", IN, c->out, c->in, 2 * c->pad);
@@ -135,7 +152,7 @@ static void linear_backward_input(const LinearCase *c)
         long r = i / c->in, j = i % c->in;
         double s = dot(dy->v + r * c->out, 1, w->v + j, c->in, c->out), before = dx->v[i];
         double slope = pre ? act_slope(pre->v[i], c->act) : 1;
-        slope *= drop_factor(d, r / c->tokens, r % c->tokens * c->in + j);
+        slope *= drop_factor(d, r / c->tokens, whole(r % c->tokens, j, c->in));
         for (int k = 0; k < n; k++)
             dx->way[k][i] = (k ? rounded(s) : s) * slope + (c->accumulate ? before : 0);
     }
@@ -154,6 +171,47 @@ static void linear_backward_weight(const LinearCase *c)
     for (long i = 0; i < (long)c->out * c->in; i++)
         dw->v[i] = dot(dy->v + i / c->in, c->out, x->v + i % c->in, c->in, c->rows);
     sum_columns(dbias, dy);
+    finish(GEMM);
+}
+
+/* What linear_forward made, made again of `pre`: the same bits. */
+static void activate(const LinearCase *c)
+{
+    begin(PLAIN, "activate %dx%d act %d", c->rows, c->out, c->act);
+    Drop d = drop_of(c->drop, RNG_MLP_DROPOUT, 2);
+    Mat *x = mat("x", IN, c->rows, c->in, c->pad), *w = mat("w", IN, c->out, c->in, c->pad / 2);
+    Mat *bias = vec("bias", IN, c->bias * c->out), *y = mat("y", SCRATCH, c->rows, c->out, c->pad);
+    Mat *pre = mat("pre", SCRATCH, c->rows, c->out, c->pad);
+    Mat *again = mat("y again", OUT, c->rows, c->out, c->pad + 3);
+    rescale(w, 1 / sqrt(c->in), 0);
+    LinearForward a = {.y = y->t,
+                       .x = x->t,
+                       .w = w->t,
+                       .bias = pointer(bias),
+                       .rows = c->rows,
+                       .in = c->in,
+                       .out = c->out,
+                       .act = c->act,
+                       .pre = pre->t,
+                       .drop = d,
+                       .tokens = c->tokens};
+    be->linear_forward(&a);
+    a.y = again->t;
+    a.x = a.w = a.residual = (Tensor){.p = NULL};
+    a.bias = NULL;
+    be->activate(&a);
+    pull(y, y->v);
+    pull(pre, pre->v);
+    pull(again, again->v);
+    long n = (long)c->rows * c->out, differ = 0;
+    for (long i = 0; i < n; i++) {
+        long r = i / c->out;
+        double factor = drop_factor(d, r / c->tokens, whole(r % c->tokens, i % c->out, c->out));
+        differ += again->v[i] != y->v[i];
+        again->v[i] = act(pre->v[i], c->act) * factor;
+    }
+    CHECK(differ == 0, "%s %s: %ld of %ld elements are not those of linear_forward", under.name,
+          title, differ, n);
     finish(GEMM);
 }
 
@@ -353,7 +411,7 @@ static void embed(const EmbedCase *c, bool backward)
                pointer(cls),   pointer(pos),
                pointer(dbias), c->B,
                c->T,           c->cls,
-               c->C,           {c->drop, RNG_EMBED_DROPOUT, 0}};
+               c->C,           drop_of(c->drop, RNG_EMBED_DROPOUT, 0)};
     (backward ? be->embed_backward : be->embed_forward)(&a);
     int n = backward ? ways(pos, 2) : 1;
     if (n > 1 && cls)
@@ -442,8 +500,8 @@ static void norm_forward(const NormCase *c)
                       .mean = pointer(mean),
                       .rstd = pointer(rstd),
                       .ls = pointer(ls),
-                      .drop = {c->drop, RNG_PROJ_DROPOUT, 3},
-                      .path = {c->path, RNG_ATTN_PATH, 3},
+                      .drop = drop_of(c->drop, RNG_PROJ_DROPOUT, 3),
+                      .path = drop_of(c->path, RNG_ATTN_PATH, 3),
                       .eps = 1e-5,
                       .rows = (int)rows,
                       .C = c->C,
@@ -514,8 +572,8 @@ static void norm_backward(const NormCase *c)
                       .mean = pointer(mean),
                       .rstd = pointer(rstd),
                       .ls = pointer(ls),
-                      .drop = {c->drop, RNG_FC2_DROPOUT, 1},
-                      .path = {c->path, RNG_MLP_PATH, 1},
+                      .drop = drop_of(c->drop, RNG_FC2_DROPOUT, 1),
+                      .path = drop_of(c->path, RNG_MLP_PATH, 1),
                       .rows = (int)rows,
                       .C = c->C,
                       .tokens = c->tokens,
@@ -594,7 +652,7 @@ static double probabilities(const Attention *a, Query y, const double *qkv, doub
     for (long j = 0; j < a->T; j++) {
         p[j] = dot(qkv + y.q, 1, qkv + y.k + j * 3 * a->heads * a->hs, 1, a->hs) / sqrt(a->hs);
         top = fmax(top, p[j]);
-        mask[j] = drop_factor(a->drop, y.b, (y.h * a->T + y.i) * a->T + j);
+        mask[j] = drop_factor(a->drop, y.b, ((cut.first + y.h) * a->T + y.i) * a->T + j);
     }
     for (long j = 0; j < a->T; j++)
         sum += p[j] = exp(p[j] - top);
@@ -667,10 +725,13 @@ static void attention(const AttentionCase *c, bool backward)
         if (i % (3 * C) < C && i / (3 * C) % c->T >= c->Tq)
             qkv->v[i] = NAN;
     push(qkv);
-    Attention a = {
-        tensor(qkv),  tensor(out),  pointer(lse),  pointer(delta), c->B,
-        c->T,         c->Tq,        c->heads,      c->hs,          {c->drop, RNG_ATTN_DROPOUT, 4},
-        tensor(dqkv), tensor(dout), pointer(dbias)};
+    Attention a = {tensor(qkv),   tensor(out),
+                   pointer(lse),  pointer(delta),
+                   c->B,          c->T,
+                   c->Tq,         c->heads,
+                   c->hs,         drop_of(c->drop, RNG_ATTN_DROPOUT, 4),
+                   tensor(dqkv),  tensor(dout),
+                   pointer(dbias)};
     if (!backward)
         be->attention_forward(&a);
     for (long i = 0; i < queries; i++)
@@ -819,8 +880,8 @@ static void loss(const LossCase *c)
     push(targets);
     st.loss_scale = c->loss_scale;
     send_state();
-    be->loss(&(Loss){tensor(logits), tensor(dlogits), pointer(targets), pointer(stats),
-                     c->B, c->K, c->kind, 0.3});
+    be->loss(&(Loss){tensor(logits), tensor(dlogits), pointer(targets), pointer(stats), c->B, c->K,
+                     c->kind, 0.3});
     for (long b = 0; b < c->B; b++) {
         double dz[K];
         loss_row(c, logits->v + b * K, targets->v + b * K, dz, stats->v + 3 * (st.sample0 + b));
@@ -878,6 +939,26 @@ typedef struct {
     double clip, loss_scale;
 } OptCase;
 
+/* As a rank has them that shares the model with others: another has some chunks, and some of its
+ * own count elsewhere. */
+static void share_chunks(void)
+{
+    static const bool elsewhere[N_CHUNKS] = {[1] = true, [3] = true, [6] = true};
+    for (int k = 0; k < N_CHUNKS; k++)
+        if (elsewhere[k])
+            chunks[k].offset = chunks[k].n = 0;
+        else if (k == 2 || k == 4)
+            chunks[k].flags |= CHUNK_COPY;
+    be->upload(chunks_dev, chunks, sizeof chunks);
+}
+
+/* The sum of squares of chunk k of x [N], where it counts */
+static double counted_squares(int k, const double *x)
+{
+    const double *v = x + chunks[k].offset;
+    return chunks[k].flags & CHUNK_COPY ? 0 : dot(v, 1, v, 1, chunks[k].n);
+}
+
 static const OptCase opt_cases[] = {
     {"adamw, first step", {OPT_ADAMW, 0.9, 0.999, 1e-8, 0, 0.05, 0}, 1, 0, 0, 1, 1},
     {"adamw", {OPT_ADAMW, 0.9, 0.95, 1e-3, 0, 0.3, 0.99}, 7, 1, 0, 0.37, 1024},
@@ -925,9 +1006,8 @@ static void lamb_reference(const OptMats *a)
 {
     double ww[COUNT(tensors)] = {0}, uu[COUNT(tensors)] = {0};
     for (int k = 0; k < N_CHUNKS; k++) {
-        const double *w = a->w->v + chunks[k].offset, *u = a->grad->v + chunks[k].offset;
-        ww[chunks[k].tensor] += a->norms->v[k] = dot(w, 1, w, 1, chunks[k].n);
-        uu[chunks[k].tensor] += a->norms->v[N_CHUNKS + k] = dot(u, 1, u, 1, chunks[k].n);
+        ww[chunks[k].tensor] += a->norms->v[k] = counted_squares(k, a->w->v);
+        uu[chunks[k].tensor] += a->norms->v[N_CHUNKS + k] = counted_squares(k, a->grad->v);
     }
     for (long i = 0; i < N; i++) {
         const Chunk *c = chunk_of(i);
@@ -1118,6 +1198,50 @@ static StepState state_now(void)
     return s;
 }
 
+/* Rounding by chance is a function of the chunk's number and the element's place in it: a rank that
+ * has every other chunk alone, elsewhere in its buffer, rounds them as one that has all. */
+static void rounding_places(void)
+{
+    begin(PLAIN, "round_weights");
+    Chunk some[N_CHUNKS];
+    long at = 64 * 3;
+    dev *some_dev = be->alloc(sizeof some);
+    Mat *w[] = {real_vec("w", IN, N), real_vec("w of some", IN, N)};
+    Mat *work[] = {vec("work", OUT, N), vec("work of some", OUT, N)};
+    for (int k = 0; k < N_CHUNKS; k++) {
+        some[k] = chunks[k];
+        some[k].offset = k % 2 ? 0 : at;
+        some[k].n = k % 2 ? 0 : chunks[k].n;
+        for (long i = 0; i < some[k].n; i++)
+            w[1]->v[at + i] = w[0]->v[chunks[k].offset + i];
+        at += (some[k].n + 63) / 64 * 64;
+    }
+    push(w[1]);
+    be->upload(some_dev, some, sizeof some);
+    for (int j = 0; j < 2; j++)
+        be->round_weights(&(OptStep){.chunks = j ? some_dev : chunks_dev,
+                                     .n = N_CHUNKS,
+                                     .w = pointer(w[j]),
+                                     .work = pointer(work[j]),
+                                     .work_type = under.type,
+                                     .stochastic = true});
+    long wrong = 0, differ = 0, up = 0;
+    pull(work[0], work[0]->v);
+    pull(work[1], work[1]->v);
+    for (int k = 0; k < N_CHUNKS; k++)
+        for (long i = 0; i < chunks[k].n; i++) {
+            double x = w[0]->v[chunks[k].offset + i], y = work[0]->v[chunks[k].offset + i];
+            wrong += !(fabs(y - x) < ulp(under.type, x) || y == x);
+            differ += i < some[k].n && y != work[1]->v[some[k].offset + i];
+            up += y != rounded(x);
+        }
+    CHECK(wrong == 0, "%s %s: %ld are no neighbours", under.name, title, wrong);
+    CHECK(differ == 0, "%s %s: %ld depend on the place in the buffer", under.name, title, differ);
+    CHECK(up > N / 8, "%s %s: %ld of %d by chance", under.name, title, up, N);
+    finish(EXACT);
+    be->release(some_dev);
+}
+
 /* sum_squares and finish_norm, on gradients with `bad` (if not 0) in one place, and the state that
  * they leave. The norm is about 116: max_norm 1 clips it, 150 does not. */
 static void norms(double max_norm, double loss_scale, double bad)
@@ -1144,10 +1268,8 @@ static void norms(double max_norm, double loss_scale, double bad)
     be->sum_squares(pointer(partial), pointer(x), chunks_dev, N_CHUNKS);
     be->finish_norm(pointer(partial), N_CHUNKS, max_norm);
     double sum = 0;
-    for (int k = 0; k < N_CHUNKS; k++) {
-        const double *v = x->v + chunks[k].offset;
-        sum += partial->v[k] = finite_or_not(dot(v, 1, v, 1, chunks[k].n));
-    }
+    for (int k = 0; k < N_CHUNKS; k++)
+        sum += partial->v[k] = finite_or_not(counted_squares(k, x->v));
     StepState s = state_now();
     double norm = sqrt(sum) / loss_scale;
     double clip = max_norm > 0 ? fmin(1, max_norm / (norm + 1e-6)) : 1;
@@ -1338,14 +1460,14 @@ static void keep_rates(double p)
     Tensor column = {ones->t.p, 1, under.type, NULL};
     rescale(ones, 0, 1);
     rescale(zeros, 0, 0);
-    be->embed_forward(&(Embed){
-        results[0]->t, ones->t, NULL, pointer(zeros), NULL, B, T, 0, C, {p, RNG_EMBED_DROPOUT, 0}});
+    be->embed_forward(&(Embed){results[0]->t, ones->t, NULL, pointer(zeros), NULL, B, T, 0, C,
+                               drop_of(p, RNG_EMBED_DROPOUT, 0)});
     be->residual_norm_forward(&(ResidualNorm){.x = zeros->t,
                                               .x_out = results[1]->t,
                                               .branch = column,
                                               .rows = ALL,
                                               .C = 1,
-                                              .path = {p, RNG_MLP_PATH, 5},
+                                              .path = drop_of(p, RNG_MLP_PATH, 5),
                                               .tokens = 1});
     for (int k = 0; k < 2; k++) {
         double kept = 0, other = 0;
@@ -1365,12 +1487,12 @@ static void keep_rates(double p)
 static void independent_masks(double p)
 {
     enum { ALL = 40000 };
-    const Drop base = {p, RNG_PROJ_DROPOUT, 3};
+    const Drop base = drop_of(p, RNG_PROJ_DROPOUT, 3);
     double agree[5] = {0}, chance = p * p + (1 - p) * (1 - p);
     for (long i = 0; i < ALL; i++) {
         bool kept = drop_factor(base, 2, i) > 0;
         for (int k = 0; k < 5; k++) {
-            Drop d = {p, base.purpose + (k == 0), base.layer + (k == 1)};
+            Drop d = drop_of(p, base.purpose + (k == 0), base.layer + (k == 1));
             st.step += k == 2;
             agree[k] += (drop_factor(d, 2 + (k == 3), i + (k == 4)) > 0) == kept;
             st.step -= k == 2;
@@ -1414,9 +1536,10 @@ static void memory(void)
     be->copy(pointer(copy), pointer(a), sizeof got);
     be->zero(pointer(zero), sizeof got);
     be->add(pointer(reduced), pointer(a), ELEMENTS); /* of one rank: the sum is its own */
-    be->all_reduce(pointer(reduced), F32, ELEMENTS);
-    be->all_reduce(counts_dev, U64, 3);
-    be->join();
+    Group *alone = be->split(0);
+    CHECK(alone == NULL);
+    be->join(be->all_reduce(alone, pointer(reduced), F32, ELEMENTS));
+    be->join(be->all_reduce(alone, counts_dev, U64, 3));
     be->add(pointer(reduced), pointer(a), ELEMENTS);
     be->download(counts_after, counts_dev, sizeof counts);
     be->release(counts_dev);
@@ -1434,11 +1557,34 @@ static void memory(void)
 static void convert(int to, int from)
 {
     enum { ELEMENTS = 3001 };
-    static const double special[] = {
-        0,      -0.0,    INFINITY,        -INFINITY,      NAN,      65504,
-        65519,  65520,   -65520,          1e30,           6e-8,     2.9e-8,
-        3.1e-8, -1e-40,  1 + 0x1p-9,      1 + 3 * 0x1p-9, 0x1p-14,  0x1p-126,
-        1e-5,   3.39e38, 1 + 3 * 0x1p-12, 1 + 0x1p-12,    0x1p-133, 1e-46};
+    static const double special[] = {0,
+                                     -0.0,
+                                     INFINITY,
+                                     -INFINITY,
+                                     NAN,
+                                     65504,
+                                     65519,
+                                     65520,
+                                     -65520,
+                                     1e30,
+                                     6e-8,
+                                     2.9e-8,
+                                     3.1e-8,
+                                     -1e-40,
+                                     1 + 0x1p-9,
+                                     1 + 3 * 0x1p-9,
+                                     0x1p-14,
+                                     0x1p-126,
+                                     1e-5,
+                                     3.39e38,
+                                     1 + 3 * 0x1p-12,
+                                     1 + 0x1p-12,
+                                     0x1p-133,
+                                     1e-46,
+                                     1 + 0x1p-8 + 0x1p-40,
+                                     1 + 0x1p-8 - 0x1p-40,
+                                     1 + 3 * 0x1p-8 - 0x1p-30,
+                                     -0x1p-134};
     begin(PLAIN, "convert to %d from %d", to, from);
     Mat *x = mat_of(from, "x", IN, 1, ELEMENTS, 0), *y = mat_of(to, "y", OUT, 1, ELEMENTS, 0);
     for (int i = 0; i < ELEMENTS; i++)
@@ -1455,6 +1601,26 @@ static void convert(int to, int from)
         CHECK(same || bad++ > 9, "%s: %.9g becomes %.9g, not %.9g", title, x->v[i], got[i], want);
         y->v[i] = isnan(want) ? INFINITY : want;
     }
+    finish(EXACT);
+}
+
+/* A NaN stays one, also where all that tells it from infinity is among the bits that go. */
+static void convert_nan(void)
+{
+    begin(PLAIN, "convert NaN");
+    union {
+        real x;
+        uint32_t bits[sizeof(real) / 4]; /* the last: sign and exponent */
+    } in = {.x = -INFINITY};
+    uint16_t out;
+    in.bits[0] |= 1;
+    dev *x = be->alloc(sizeof in), *y = be->alloc(sizeof out);
+    be->upload(x, &in, sizeof in);
+    be->convert(y, BF16, x, F32, 1);
+    be->download(&out, y, sizeof out);
+    CHECK(isnan(get(&out, BF16, 0)), "%s: %04x", title, out);
+    be->release(x);
+    be->release(y);
     finish(EXACT);
 }
 
@@ -1567,7 +1733,7 @@ static void running(void)
                            .zeros = vec("zeros", IN, T * C),
                            .sum = real_vec("sum", INOUT, 8),
                            .input = input,
-                           .drop = {0.25, RNG_EMBED_DROPOUT, k},
+                           .drop = drop_of(0.25, RNG_EMBED_DROPOUT, k),
                            .B = B,
                            .T = T,
                            .C = C};
@@ -1618,6 +1784,9 @@ static void layer_cases(void)
         linear_backward_input(&linear_cases[i]);
         linear_backward_weight(&linear_cases[i]);
     }
+    for (int i = 0; i < COUNT(linear_cases); i++)
+        if (linear_cases[i].act && linear_cases[i].pre && !linear_cases[i].big)
+            activate(&linear_cases[i]);
     for (int i = 0; i < COUNT(patch_cases); i++)
         patchify(&patch_cases[i]);
     for (int i = 0; i < COUNT(norm_cases); i++) {
@@ -1641,6 +1810,36 @@ static void layer_cases(void)
         loss(&loss_cases[i]);
 }
 
+/* Masks of some columns, or heads, of wider matrices: from a multiple of four and from others on.
+ */
+static void part_cases(void)
+{
+    static const int firsts[] = {1, 30, 128};
+    for (int i = 0; i < COUNT(firsts); i++) {
+        cut.first = firsts[i];
+        for (int k = 0; k < COUNT(linear_cases); k++) {
+            const LinearCase *c = &linear_cases[k];
+            if (c->drop <= 0)
+                continue;
+            cut.of = cut.first + c->out + 5;
+            linear_forward(c);
+            if (c->act && c->pre)
+                activate(c);
+            cut.of = cut.first + c->in + 5;
+            linear_backward_input(c);
+        }
+        for (int k = 0; k < COUNT(attention_cases); k++) {
+            const AttentionCase *c = &attention_cases[k];
+            if (c->drop <= 0 || c->T > 200)
+                continue;
+            cut.of = cut.first + c->heads + 1;
+            attention(c, false);
+            attention(c, true);
+        }
+    }
+    cut.first = cut.of = 0;
+}
+
 static void update_cases(void)
 {
     static const double bad[] = {0, NAN, INFINITY, -INFINITY};
@@ -1650,11 +1849,19 @@ static void update_cases(void)
         if (is_half(under.type) && !opt_cases[i].skip)
             stochastic_rounding(&opt_cases[i]);
     }
+    if (is_half(under.type))
+        rounding_places();
     for (int i = 0; i < COUNT(bad); i++) {
         norms(1, 1, bad[i]);
         norms(150, 1024, bad[i]);
         norms(0, 8, bad[i]);
     }
+    share_chunks();
+    for (int i = 0; i < COUNT(opt_cases); i++)
+        optimiser(&opt_cases[i]);
+    norms(1, 1, 0);
+    norms(1, 1, NAN);
+    norms(150, 1024, INFINITY);
     for (int i = 0; i < COUNT(scale_cases); i++)
         scaling(&scale_cases[i]);
     auto_limit(2, 10000000, 8);
@@ -1674,8 +1881,9 @@ static void order_cases(void)
     running();
     for (int to = F32; to <= F16; to++)
         for (int from = F32; from <= F16; from++)
-            if (to + from == F32 || strcmp(be->name, "cpu") != 0) /* the CPU stores F32 alone */
+            if ((to <= BF16 && from <= BF16) || strcmp(be->name, "cpu") != 0) /* it has no F16 */
                 convert(to, from);
+    convert_nan();
 }
 
 static void run_cases(void)
@@ -1695,6 +1903,7 @@ static void run_cases(void)
         be->bind(st_dev, scratch_dev, SCRATCH_BYTES);
         order_cases();
         layer_cases();
+        part_cases();
         update_cases();
         for (int i = 1; i < 10; i += 4)
             keep_rates(i / 10.0);

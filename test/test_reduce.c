@@ -17,7 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { RANKS = 3, GUARD = 3, PATIENCE = 100 /* s */ };
+enum { RANKS = 3, GUARD = 3, PATIENCE = 300 /* s */ };
 
 static const Backend *be;
 static int rank;
@@ -411,7 +411,7 @@ static bool failure_ends_all(char **argv)
         _exit(9);
     }
     waitpid(child, &status, 0);
-    return CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 1 && now() - start < PATIENCE / 2,
+    return CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 1 && now() - start < PATIENCE / 3,
                  "status %x after %.1f s", (unsigned)status, now() - start);
 }
 

@@ -26,12 +26,13 @@
 enum { MAX_RANKS = 16, BOX = 1024, SETS = 4, PIECE = 1 << 20 };
 
 /* What processes share. */
-static struct {
+typedef struct {
     pthread_barrier_t barrier;
     double box[MAX_RANKS][BOX];
     bool ok[MAX_RANKS], done[MAX_RANKS];
     Error error[MAX_RANKS];
-} *world;
+} World;
+static World *world;
 static CkptRanks ranks; /* of this process */
 
 static void sum(double *x, int n)
@@ -67,7 +68,8 @@ static int on_ranks(int n, bool (*work)(const void *ctx, Error *e), const void *
         fflush(stdout);
         _exit(0);
     }
-    while (wait(NULL) > 0) {}
+    while (wait(NULL) > 0) {
+    }
     for (int r = 0; r < n; r++) {
         CHECK(world->done[r], "rank %d of %d did not come to its end", r, n);
         well += world->ok[r];
@@ -153,8 +155,12 @@ static void part_new(Part *m, const Config *c, int optimiser, bool average, Way 
         die(e.hint, "%s", e.what);
     Cut cut = split_cut(&m->split);
     m->layout = layout_new(c, DECAY_NO_1D, &cut);
-    m->u = (Units){.layout = m->layout, .be = &host, .split = &m->split, .training = true,
-                   .average = average, .opt = {.kind = optimiser}};
+    m->u = (Units){.layout = m->layout,
+                   .be = &host,
+                   .split = &m->split,
+                   .training = true,
+                   .average = average,
+                   .opt = {.kind = optimiser}};
     units_new(&m->u);
     Arena a = {0};
     units_plan(&m->u, &a, &a);
@@ -448,8 +454,8 @@ static size_t put(StType type, real x, uint8_t *p)
     uint32_t bits;
     memcpy(&bits, &f, 4);
     uint16_t bfloat = (uint16_t)(bits >> 16);
-    uint16_t half = (uint16_t)(bits >> 31 << 15 | ((bits >> 23 & 255) - 112) << 10 |
-                               (bits >> 13 & 1023));
+    uint16_t half =
+        (uint16_t)(bits >> 31 << 15 | ((bits >> 23 & 255) - 112) << 10 | (bits >> 13 & 1023));
     const void *const from[] = {&d, &f, f == 0 ? &(uint16_t){0} : &half, &bfloat};
     static const size_t bytes[] = {8, 4, 2, 2}; /* F64, F32, F16, BF16 */
     memcpy(p, from[type], bytes[type]);
@@ -555,8 +561,9 @@ static void test_failures(void)
             full.limit = second ? (long)model.st_size : 100;
             CHECK(on_ranks(4, save_part, &full) == 0, "a full disk of rank %d was no matter", bad);
             snprintf(rank, sizeof rank, "rank %d: ", bad);
-            check_same_error(4, rank, second ? "train_state.safetensors: cannot write"
-                                             : "model.safetensors: cannot write");
+            check_same_error(4, rank,
+                             second ? "train_state.safetensors: cannot write"
+                                    : "model.safetensors: cannot write");
             check_intact(&job, rank);
         }
     make_dirs(elsewhere, &e);

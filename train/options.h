@@ -29,6 +29,10 @@ enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
       "the same for validation; default: the other split of --data; none: do not evaluate")       \
     X(text,   classes, "", "",                                                                    \
       "file with one class a line, `id` or `id name`; a folder's label is its line")              \
+    X(word,   class_order, "byte", "byte|natural|timm",                                           \
+      "of classes that no file lists: 10 before 2; 2 before 10; the same with a before B")        \
+    X(text,   wds_label, "cls", "",                                                               \
+      "wds: file with a sample's label: cls, txt, json:KEY ...; folder: the one in its name")     \
     X(double, classes_fraction, "1", "0..1",                                                      \
       "share of the classes, the first in label order, that is used")                             \
     X(double, data_per_class, "1", "0..1000000000",                                               \

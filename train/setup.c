@@ -371,6 +371,7 @@ Dataset *setup_split(Session *s, const char *spec, bool train)
     char *where = data_spec(s, spec);
     /* The validation images are in their own shards, or else in those of --data. */
     bool own = !train && *o->val_data && strcmp(spec, o->val_data) == 0;
+    own |= !train && strncmp(spec, "wds:", 4) == 0 && webdataset_divided(spec + 4);
     const char *index = own ? o->val_index_dir : o->index_dir;
     if (o->classes_fraction < 1 && !*o->classes &&
         (strncmp(spec, "wds:", 4) == 0 || strncmp(spec, "fake", 4) == 0))
@@ -385,6 +386,10 @@ Dataset *setup_split(Session *s, const char *spec, bool train)
     DataOptions d = {.spec = where,
                      .classes = *o->classes ? o->classes : NULL,
                      .index_dir = *index ? index : NULL,
+                     .wds_label = o->wds_label,
+                     .class_order = o->class_order,
+                     .like =
+                         s->train && o->classes_fraction >= 1 ? data_class_names(s->train) : NULL,
                      .train = train,
                      .num_classes = classes,
                      .classes_fraction = o->classes_fraction,
@@ -443,10 +448,33 @@ static const char *validation_spec(const Options *o, bool train)
         return train ? NULL : o->data;
     if (*o->val_data)
         return o->val_data;
-    if (train && strncmp(o->data, "wds:", 4) == 0)
+    if (train && strncmp(o->data, "wds:", 4) == 0 && !webdataset_divided(o->data + 4))
         die("name the validation shards with --val-data wds:PATTERN, or --val-data none",
             "%s has no validation split of its own", o->data);
     return o->data;
+}
+
+/* Sorted names are labels only where the weights' classes were sorted alike. `heads` is how many
+ * classes the weights know. */
+static void check_class_order(const Session *s, const Dataset *d, int heads)
+{
+    const Options *o = &s->o;
+    if (!s->weights || s->run_dir || s->world.rank || options_given(o, "class-order") ||
+        !data_order_matters(d) || data_classes(d) != heads)
+        return;
+    warn(
+        "classes are numbered in byte order (10 before 2, B before a); if the weights were trained "
+        "with another, labels are wrong: --class-order natural (2 before 10), --class-order timm "
+        "(and a before B), or --classes FILE");
+}
+
+/* Whoever trained without validation images has none to evaluate on. */
+static void check_evaluated(const Session *s)
+{
+    if (!s->train && s->run_dir && strcmp(s->o.val_data, "none") == 0 &&
+        data_split(s->val) < SPLIT_VAL)
+        warn("these are the run's training images, it had no others: name validation images with "
+             "--data or --val-data");
 }
 
 /* The first rank opens its splits before the others do: it draws `shapes`. */
@@ -487,6 +515,10 @@ static void describe_data(const Session *s, const char *spec, int K)
     if (s->val)
         printf("%ld validation images, ", data_count(s->val));
     printf("%d classes, %dx%d pixels\n", K, s->config.image_h, s->config.image_w);
+    if (s->train)
+        data_describe(s->train, "          training    ", NULL);
+    if (s->val)
+        data_describe(s->val, "          validation  ", s->train);
 }
 
 /* The number of classes, where it was not given, is the training data's; evaluation keeps the
@@ -499,13 +531,15 @@ void setup_data(Session *s, bool train)
     if (s->train && s->val)
         check_splits(s);
     const Dataset *any = s->train ? s->train : s->val;
-    int K = data_classes(any);
+    int K = data_classes(any), heads = s->config.classes;
     if (train && !options_config_given(&s->o, "classes"))
         s->config.classes = K;
     check_class_count(s, train, K);
     if (s->run_dir && (!train || s->checkpoint))
         check_run_classes(s, any);
     describe_data(s, train ? s->o.data : val, K);
+    check_class_order(s, any, heads);
+    check_evaluated(s);
 }
 
 /* ---- model ---- */

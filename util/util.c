@@ -19,12 +19,13 @@ void (*die_hook)(void);
 
 static _Noreturn void leave(int status, const char *hint, const char *fmt, va_list args)
 {
+    char text[4096];
+    bool has_hint = hint && *hint;
     fflush(stdout); /* what was printed before the error stays before it */
-    fputs("error: ", stderr);
-    vfprintf(stderr, fmt, args);
-    fputc('\n', stderr);
-    if (hint && *hint)
-        fprintf(stderr, "hint: %s\n", hint);
+    vsnprintf(text, sizeof text, fmt, args);
+    /* at once: other ranks write to the same terminal */
+    fprintf(stderr, "error: %s\n%s%s%s", text, has_hint ? "hint: " : "", has_hint ? hint : "",
+            has_hint ? "\n" : "");
     void (*hook)(void) = die_hook;
     die_hook = NULL; /* a hook that dies itself must not come back here */
     if (hook)
