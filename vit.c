@@ -642,7 +642,7 @@ typedef struct {
     int phase, micro, B, set;
     int loss_images;  /* of the forward pass of training */
     bool first, last; /* of the backward pass */
-    bool images_u8, use_augment, averaged;
+    bool images_u8, use_augment;
 } Key;
 
 /* Ranks evaluate other numbers of images, and stages are at other phases: else all do the same. */
@@ -663,7 +663,6 @@ static uint64_t key_of(const Model *m, const Micro *b, int phase)
     key.last = phase == BACKWARD && b->last;
     key.images_u8 = b->images_u8;
     key.use_augment = b->use_augment;
-    key.averaged = m->own.averaged;
     key.units = units_state(&m->own);
     uint64_t h = 0xcbf29ce484222325u;
     for (size_t i = 0; i < sizeof key; i++)
