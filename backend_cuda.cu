@@ -279,8 +279,9 @@ static void wait_event(cudaEvent_t e)
 {
 #ifdef HAVE_NCCL
     const double since = now();
-    for (double asked = since; world;) {
+    while (world) {
         cudaError_t s = cudaEventQuery(e);
+        cu.device.check(); /* NCCL may not notice who has ended, on one machine */
         check_health(world);
         for (const Group *g : groups)
             check_health(g->comm);
@@ -288,10 +289,6 @@ static void wait_event(cudaEvent_t e)
             return;
         if (s != cudaErrorNotReady)
             CHECK_CUDA(s);
-        if (cu.device.check && now() - asked > 1) { /* NCCL may not notice, on one machine */
-            cu.device.check();
-            asked = now();
-        }
         if (shared_limit > 0 && now() - since > shared_limit)
             die("give each rank its own GPU, or allow more seconds, as in VIT_SHARE_GPU=900",
                 "waited %g s for a GPU that ranks share (VIT_SHARE_GPU)", shared_limit);
