@@ -1082,7 +1082,7 @@ cudaError_t standin::occupancy(int *blocks, const void *kernel, int threads, siz
     return cudaSuccess;
 }
 /* An address is what lies in a page that exists. */
-void standin::check_argument(const void *kernel, const void *argument, size_t bytes)
+void standin::check_words(const void *kernel, const void *argument, size_t bytes)
 {
     const uintptr_t page = 4096;
     for (size_t at = 0; at + sizeof(uintptr_t) <= bytes; at += sizeof(uintptr_t)) {
