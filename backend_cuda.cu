@@ -271,7 +271,14 @@ static void check_health(ncclComm_t comm)
 {
     ncclResult_t health = ncclSuccess;
     CHECK_NCCL(ncclCommGetAsyncError(comm, &health));
-    nccl_check(health, "another rank");
+    /* where a rank is gone, device.check soon knows which one */
+    for (double until = now() + 1; health != ncclSuccess && health != ncclInProgress;) {
+        if (cu.device.check)
+            cu.device.check();
+        if (!cu.device.check || now() > until)
+            nccl_check(health, "another rank");
+        usleep(1000);
+    }
 }
 #endif
 
@@ -279,10 +286,8 @@ static void wait_event(cudaEvent_t e)
 {
 #ifdef HAVE_NCCL
     const double since = now();
-    while (world) {
+    for (double asked = since; world;) {
         cudaError_t s = cudaEventQuery(e);
-        if (cu.device.check) /* NCCL may not notice who has ended, on one machine */
-            cu.device.check();
         check_health(world);
         for (const Group *g : groups)
             check_health(g->comm);
@@ -290,6 +295,10 @@ static void wait_event(cudaEvent_t e)
             return;
         if (s != cudaErrorNotReady)
             CHECK_CUDA(s);
+        if (cu.device.check && now() - asked > 1) { /* NCCL may not notice, on one machine */
+            cu.device.check();
+            asked = now();
+        }
         if (shared_limit > 0 && now() - since > shared_limit)
             die("give each rank its own GPU, or allow more seconds, as in VIT_SHARE_GPU=900",
                 "waited %g s for a GPU that ranks share (VIT_SHARE_GPU)", shared_limit);
