@@ -2,8 +2,8 @@
  *
  * A checkpoint is a directory of two safetensors files, the model and what else training needs: the
  * optimiser's moments, the average of the weights and, as metadata, a few counters. Tensors are
- * copied by weights/, which knows their names and places and checks what it reads; which elements of
- * them a rank holds is dist.c's to know. Names and pointers are the first rank's business alone.
+ * copied by weights/, which knows their names and places and checks what it reads; dist.c knows
+ * which elements a rank holds. Directories and pointers are the first rank's business alone.
  *
  * Read in this order: tensors, counters, the run's directory, ranks, saving, finding, resuming. */
 #include "checkpoint.h"

@@ -21,8 +21,9 @@ typedef struct {
     void (*sum)(double *x, int n);
 } CkptRanks;
 
-/* Whether all ranks see one directory, which is made where there is none; asked before a run's first
- * step rather than found out after hours. Called by all, as ckpt_save is; ranks NULL: alone. */
+/* Whether all ranks see one directory, which is made where there is none: to be asked before a
+ * run's first step, not found out at its first save. Called by all, as ckpt_save is; ranks NULL:
+ * alone. Where they do not, it takes five seconds to say so. */
 bool ckpt_shared(const char *dir, const CkptRanks *ranks, Error *e);
 
 /* Called by all ranks, of which each writes what it holds of the same two files, in pieces of few
@@ -40,9 +41,9 @@ bool ckpt_save(Units *u, const char *dir, const RunState *run, int keep, const C
 bool ckpt_find(const char *dir, char *out, size_t size, Error *e);
 /* The checkpoint that DIR/best names; where there is none, the one that ckpt_find finds. */
 bool ckpt_best(const char *dir, char *out, size_t size, Error *e);
-/* Load what this rank holds of weights, optimiser state and EMA, and the counters: the run continues
- * bit for bit where the ranks share the model as before. run->counters
- * and run->scaled are this run's; a loss scale that the file does not have stays. */
+/* Load what this rank holds of weights, optimiser state and EMA, and the counters: the run goes on
+ * bit for bit where the ranks share the model as before. run->counters and run->scaled are this
+ * run's; a loss scale that the file does not have stays. */
 bool ckpt_resume(Units *u, const char *checkpoint_dir, RunState *run, Error *e);
 
 /* weights_load, into the weights and their average, which starts there. */

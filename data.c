@@ -14,6 +14,7 @@
  * Order: opening; damage; one sample; batches; workers; the reader's side.
  */
 #include "data.h"
+#include "datasets/classes.h"
 #include "image/augment.h"
 #include "image/decoder.h"
 #include "image/pixels.h"
@@ -92,9 +93,15 @@ Dataset *data_open(const DataOptions *o, Error *e)
         source_close(s);
         return NULL;
     }
+    names_sort(&s->passed);
+    if (!s->place)
+        s->place = xstrdup(o->spec);
+    if (!s->kind->make)
+        source_note_classes(s);
     Dataset *d = xcalloc(1, sizeof *d);
     d->o = *o;
-    d->o.spec = d->o.classes = d->o.index_dir = NULL;
+    d->o.spec = d->o.classes = d->o.index_dir = d->o.wds_label = NULL;
+    d->o.like = NULL;
     d->s = s;
     if (s->kind->stretch)
         d->o.images.crop = CROP_STRETCH;
@@ -129,6 +136,38 @@ int data_classes(const Dataset *d)
 const char *data_class_name(const Dataset *d, int label)
 {
     return label >= 0 && label < d->s->classes.n ? d->s->classes.at[label] : "?";
+}
+
+const Names *data_class_names(const Dataset *d)
+{
+    return &d->s->classes;
+}
+
+int data_split(const Dataset *d)
+{
+    return d->s->split;
+}
+
+void data_describe(const Dataset *d, const char *before, const Dataset *said)
+{
+    const Names *notes = &d->s->notes;
+    if (d->s->kind->make) /* there is nothing to know about it */
+        return;
+    char *summary = source_summary(d->s);
+    printf("%s%s\n", before, summary);
+    free(summary);
+    for (int i = 0; i < notes->n; i++) {
+        bool again = false;
+        for (int k = 0; said && k < said->s->notes.n; k++)
+            again |= strcmp(notes->at[i], said->s->notes.at[k]) == 0;
+        if (!again)
+            printf("note: %s\n", notes->at[i]);
+    }
+}
+
+bool data_order_matters(const Dataset *d)
+{
+    return d->s->sorted && classes_orders_differ(&d->s->classes);
 }
 
 int data_label(const Dataset *d, long i)

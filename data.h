@@ -8,6 +8,7 @@
 #pragma once
 
 #include "datasets/source.h"
+#include "datasets/splits.h"
 
 /* ---- data sets ---- */
 
@@ -17,6 +18,13 @@ void data_close(Dataset *d);
 long data_count(const Dataset *d);
 int data_classes(const Dataset *d);
 const char *data_class_name(const Dataset *d, int label);
+const Names *data_class_names(const Dataset *d); /* in label order */
+int data_split(const Dataset *d);                /* SPLIT_*; none: the data is not divided */
+/* Prints one line, after `before`: where the images are, how many, and what was passed over; then
+ * lines `note: ...`, but for those that `said` (or NULL) has too. */
+void data_describe(const Dataset *d, const char *before, const Dataset *said);
+/* Whether no file lists the classes, and another ORDER_* would number them otherwise. */
+bool data_order_matters(const Dataset *d);
 /* A path, "file.bin#123" or "shard.tar#0000123.jpg"; free() it. */
 char *data_sample_path(const Dataset *d, long i);
 int data_label(const Dataset *d, long i);

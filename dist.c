@@ -12,39 +12,51 @@
 /* ------------------------------------------------------------------------------------------------
  * The split */
 
-/* Divisors of the ranks that divide heads and MLP as well: "1, 2 or 4". */
-static void legal_tp(const Config *c, int ranks, char *out, size_t size)
+static bool divides_model(const Config *c, int tp)
+{
+    return c->heads % tp == 0 && c->mlp % tp == 0;
+}
+
+/* "1, 2, 4" */
+static void legal_tp(const Config *c, char *out, size_t size)
 {
     size_t at = 0;
     *out = 0;
-    for (int tp = 1; tp <= ranks && at + 16 < size; tp++)
-        if (ranks % tp == 0 && c->heads % tp == 0 && c->mlp % tp == 0)
+    for (int tp = 1; tp <= c->heads && at + 16 < size; tp++)
+        if (divides_model(c, tp))
             at += (size_t)snprintf(out + at, size - at, "%s%d", at ? ", " : "", tp);
 }
 
-static bool check_tp(const Config *c, int ranks, int tp, Error *e)
+/* The layout nearest below tp and pp that so many ranks can have. */
+static void nearest_layout(const Config *c, int ranks, int *tp, int *pp)
 {
-    char legal[120], hint[200];
-    if (tp >= 1 && ranks % tp == 0 && c->heads % tp == 0 && c->mlp % tp == 0)
-        return true;
-    legal_tp(c, ranks, legal, sizeof legal);
-    snprintf(hint, sizeof hint, "--tp must divide the ranks, the heads and the MLP: %s", legal);
-    return fail(e, hint, "--tp %d does not divide %d rank%s, %d heads and an MLP of %d", tp, ranks,
-                ranks == 1 ? "" : "s", c->heads, c->mlp);
+    while (*pp > 1 && ranks % (*tp * *pp))
+        --*pp;
+    while (*tp > 1 && (ranks % (*tp * *pp) || !divides_model(c, *tp)))
+        --*tp;
 }
 
-static bool check_pp(const Config *c, int ranks, int tp, int pp, Error *e)
+static bool check_layout(const Config *c, int ranks, int tp, int pp, Error *e)
 {
-    char hint[120];
-    int most = ranks / tp < c->layers ? ranks / tp : c->layers;
-    if (pp >= 1 && pp <= c->layers && ranks / tp % pp == 0)
+    char legal[120], hint[200];
+    int t = tp, p = pp;
+    if (!divides_model(c, tp)) {
+        legal_tp(c, legal, sizeof legal);
+        snprintf(hint, sizeof hint, "--tp must divide both: %s", legal);
+        return fail(e, hint, "--tp %d does not divide %d heads and an MLP of %d", tp, c->heads,
+                    c->mlp);
+    }
+    if (pp > c->layers)
+        return fail(e, "a stage has one layer or more", "--pp %d, but the model has %d layers", pp,
+                    c->layers);
+    if (ranks % (tp * pp) == 0)
         return true;
-    while (most > 1 && (ranks / tp % most || most > pp))
-        most--;
-    snprintf(hint, sizeof hint, "--pp %d works here: stages must divide the ranks (of each --tp)",
-             most);
-    return fail(e, hint, "%d stages of %d layers cannot be made of %d rank%s with --tp %d", pp,
-                c->layers, ranks, ranks == 1 ? "" : "s", tp);
+    nearest_layout(c, ranks, &t, &p);
+    snprintf(hint, sizeof hint,
+             "start %d processes or a multiple of that (--ranks, --gpus), or give --tp %d --pp %d",
+             tp * pp, t, p);
+    return fail(e, hint, "--tp %d --pp %d takes a multiple of %d processes; there %s %d", tp, pp,
+                tp * pp, ranks == 1 ? "is" : "are", ranks);
 }
 
 /* Layers before stage `stage`: as equal as they can be. The first stages have the most
@@ -82,7 +94,7 @@ static bool read_stages(const char *list, const Config *c, const Axis *pp, int b
 bool split_new(Split *s, const Config *c, int rank, int ranks, int tp, int pp, const char *stages,
                int zero, Error *e)
 {
-    if (!check_tp(c, ranks, tp, e) || !check_pp(c, ranks, tp, pp, e))
+    if (!check_layout(c, ranks, tp, pp, e))
         return false;
     int dp = ranks / tp / pp;
     *s = (Split){.world = {rank, ranks, NULL},
@@ -474,16 +486,14 @@ void units_refresh(Units *u)
         u->be->convert(u->shard, u->type, u->weights, F32, u->layout->n_own);
 }
 
+/* Numbers move and not pointers: the average may be in the host's memory, from which no product
+ * should read. The gradient is done with, and its buffer the third place. */
 void units_swap_ema(Units *u)
 {
-    dev *weights = u->weights;
-    u->weights = u->ema;
-    u->ema = weights;
-    if (u->type == F32)
-        u->shard = u->weights;
-    if (!is_sharded(u))
-        u->work = u->shard;
-    u->averaged = !u->averaged;
+    size_t bytes = (size_t)u->layout->n_own * sizeof(real);
+    u->be->copy(u->grads, u->weights, bytes);
+    u->be->copy(u->weights, u->ema, bytes);
+    u->be->copy(u->ema, u->grads, bytes);
     u->stale = true;
 }
 

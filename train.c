@@ -15,6 +15,7 @@
 #include "train/hosts.h"
 #include "train/meter.h"
 #include "train/mixup.h"
+#include "util/files.h"
 #include "util/report.h"
 
 #include <errno.h>
@@ -49,7 +50,7 @@ enum { TELL_STOP, TELL_DAMAGED };
 /* ---- signals ---- */
 
 static volatile int stop_signal;  /* int: evaluate() looks at it too */
-static const char *run_to_resume; /* a run with a checkpoint, for die_hook */
+static const char *run_to_resume; /* for die_hook; there may be no checkpoint in it yet */
 
 /* Launchers may deliver one signal twice: a second one counts only after a second. */
 static void on_signal(int sig)
@@ -62,11 +63,20 @@ static void on_signal(int sig)
     stop_signal = sig;
 }
 
+static bool have_checkpoint(void)
+{
+    char latest[4096];
+    snprintf(latest, sizeof latest, "%s/latest", run_to_resume ? run_to_resume : "");
+    return run_to_resume && path_exists(latest);
+}
+
 static void say_how_to_resume(void)
 {
-    if (run_to_resume)
+    if (have_checkpoint())
         fprintf(stderr, "the last checkpoint is safe; continue it with: %s --resume %s\n", PROGRAM,
                 run_to_resume);
+    else if (run_to_resume)
+        fprintf(stderr, "there was no checkpoint yet: --save-every N writes one every N steps\n");
 }
 
 /* Large pictures and CIFAR's files are mapped: reading what is gone of one is a signal. */
@@ -96,6 +106,7 @@ static void catch_signals(void)
 static void next_images(Training *t, int n, const uint8_t **images, const int **labels)
 {
     if (!t->batch || t->used == t->batch->n) {
+        hosts_at("reading images", t->s->state.step + 1);
         t->batch = loader_next(t->loader);
         t->used = 0;
     }
@@ -119,6 +130,7 @@ static void micro_step(void *arg, int micro, bool backward)
     int n = s->micro < mine - done ? s->micro : mine - done, first = mine * dp->rank + done;
     const uint8_t *images;
     const int *labels;
+    hosts_at("computing", s->state.step + 1);
     if (backward) {
         vit_micro_backward(s->m, micro, done + n == mine);
         return;
@@ -127,6 +139,7 @@ static void micro_step(void *arg, int micro, bool backward)
         mix_batch(&t->mix, s->state.seed, (uint32_t)s->state.step, (uint32_t)first, n, t->augment);
     if (t->loader) {
         next_images(t, n, &images, &labels);
+        hosts_at("computing", s->state.step + 1);
         soft_targets(t->targets, labels, n, s->config.classes, o->label_smoothing, t->augment,
                      (long)s->config.image_h * s->config.image_w);
         vit_set_batch(s->m, n, images, true, t->targets, t->augment);
@@ -165,7 +178,7 @@ static void check_diverged(const Training *t)
              "--clip 1",
              t->s->o.lr);
     report_clear();
-    die(hint, "training diverged: no finite gradients in %u steps in a row, at step %lu",
+    hosts_die(hint, "training diverged: no finite gradients in %u steps in a row, at step %lu",
         state->skipped_in_row, (unsigned long)t->collected);
 }
 
@@ -251,6 +264,7 @@ static void save(Training *t)
     const CkptRanks ranks = {s->world.rank, s->world.ranks, hosts_sum};
     if (t->saved == s->state.step)
         return;
+    hosts_at("saving a checkpoint", s->state.step);
     if (s->world.rank == 0)
         algorithms(s, s->out, true);
     s->state.counters = *vit_state(s->m);
@@ -259,10 +273,9 @@ static void save(Training *t)
                         : save_alone(s, &e);
     if (!ok) {
         report_clear();
-        die(e.hint, "%s", e.what);
+        s->shared ? hosts_die(e.hint, "%s", e.what) : die(e.hint, "%s", e.what);
     }
     t->saved = s->state.step;
-    run_to_resume = s->out;
     meter_pause(&t->meter, now() - from, 0);
     log_begin("save");
     log_num("step", (double)s->state.step);
@@ -327,7 +340,7 @@ static void finish(Training *t)
     if (t->stopped) {
         printf("stopped after step %lu of %lu", (unsigned long)s->state.step,
                (unsigned long)s->steps);
-        if (run_to_resume)
+        if (have_checkpoint())
             printf("; continue with: %s --resume %s\n", PROGRAM, s->out);
         else
             printf("; nothing was saved: no step had finite gradients\n");
@@ -381,9 +394,9 @@ static void train(Training *t)
     }
     if (t->state.skipped_in_row && !t->stopped) {
         report_clear();
-        die("lower --lr, raise --warmup-steps, or clip gradients with --clip 1",
-            "the last %u steps had no finite gradients: nothing was saved after step %lu",
-            t->state.skipped_in_row, (unsigned long)t->saved);
+        hosts_die("lower --lr, raise --warmup-steps, or clip gradients with --clip 1",
+                  "the last %u steps had no finite gradients: nothing was saved after step %lu",
+                  t->state.skipped_in_row, (unsigned long)t->saved);
     }
 }
 
@@ -402,10 +415,9 @@ static int command_train(Session *s)
         return 0;
     }
     setup_out(s);
-    if (s->checkpoint) {
-        run_to_resume = s->out;
+    run_to_resume = s->out;
+    if (s->checkpoint)
         algorithms(s, s->run_dir ? s->run_dir : s->checkpoint, false);
-    }
     catch_signals();
     begin(&t);
     train(&t);
@@ -454,6 +466,7 @@ int main(int argc, char **argv)
         die_usage("name a safetensors file or a run directory", "%s needs --weights", c->name);
     setup_config(&s);
     int status = c->run(&s);
+    die_hook = NULL; /* it speaks of a run that is freed now */
     session_free(&s);
     if (fflush(stdout) != 0 && errno != EPIPE)
         die("free some space", "cannot write the output: %s", strerror(errno));

@@ -1,12 +1,13 @@
 /* classes.c - names of classes: files that list them, and which label a name has. See classes.h.
  *
- * Order: class files; numbered classes; names to labels.
+ * Order: class files; numbered classes; order; names to labels; Unicode.
  */
 #include "datasets/classes.h"
 #include "util/files.h"
 
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 /* ---- class files ---- */
 
@@ -18,6 +19,8 @@ bool classes_read(const char *path, Names *out, Error *e)
     long number = 0, empty = 0;
     if (!text)
         return fail(e, one_a_line, "%s", why.what);
+    if (strncmp(rest, "\xEF\xBB\xBF", 3) == 0) /* the mark that some editors begin UTF-8 with */
+        rest += 3;
     while ((line = strsep(&rest, "\n"))) {
         number++;
         line += strspn(line, " \t\r");
@@ -59,6 +62,79 @@ bool classes_number(Names *out, int n, const char *file, const char *list, Error
     return true;
 }
 
+/* ---- order ---- */
+
+/* Text and numbers in turn, as they are split at runs of digits: an end comes before more of the
+ * same text, whatever follows. Equal ones are told apart by their bytes. */
+static int natural(const char *a, const char *b, bool any_case)
+{
+    static const char digits[] = "0123456789";
+    const char *whole = a, *other = b;
+    for (;;) {
+        size_t n = strcspn(a, digits), m = strcspn(b, digits), least = n < m ? n : m;
+        int order = any_case ? strncasecmp(a, b, least) : strncmp(a, b, least);
+        if (order == 0)
+            order = (n > m) - (n < m);
+        if (order)
+            return order;
+        a += n;
+        b += m;
+        if (!*a || !*b)
+            return *a || *b ? (*a != 0) - (*b != 0) : strcmp(whole, other);
+        a += strspn(a, "0");
+        b += strspn(b, "0");
+        n = strspn(a, digits);
+        m = strspn(b, digits);
+        order = n == m ? strncmp(a, b, n) : (n > m) - (n < m);
+        if (order)
+            return order;
+        a += n;
+        b += m;
+    }
+}
+
+static int by_order(const void *a, const void *b, void *order)
+{
+    const char *x = *(char *const *)a, *y = *(char *const *)b;
+    return *(int *)order == ORDER_BYTE ? strcmp(x, y) : natural(x, y, *(int *)order == ORDER_TIMM);
+}
+
+void classes_sort(Names *l, int order)
+{
+    if (l->n > 1)
+        qsort_r(l->at, (size_t)l->n, sizeof *l->at, by_order, &order);
+}
+
+void classes_distinct(Names *l)
+{
+    int n = 0;
+    names_sort(l);
+    for (int i = 0; i < l->n; i++) {
+        if (n && strcmp(l->at[i], l->at[n - 1]) == 0)
+            free(l->at[i]);
+        else
+            l->at[n++] = l->at[i];
+    }
+    l->n = n;
+}
+
+bool classes_orders_differ(const Names *l)
+{
+    bool differ = false;
+    Names bytes = {0}, timm = {0};
+    for (int k = 0; k < l->n; k++) {
+        names_add(&bytes, l->at[k]);
+        names_add(&timm, l->at[k]);
+    }
+    classes_sort(&bytes, ORDER_BYTE);
+    classes_sort(&timm, ORDER_TIMM);
+    for (int k = 0; k < l->n; k++)
+        differ |= strcmp(bytes.at[k], timm.at[k]) != 0;
+    names_free(&bytes);
+    names_free(&timm);
+    return differ;
+}
+
 /* ---- names to labels ---- */
 
 typedef struct {
@@ -70,6 +146,7 @@ typedef struct {
 
 /* Two keys a line, sorted. */
 struct ClassKeys {
+    const char *list;
     int n;
     ClassKey *key;
 };
@@ -91,7 +168,7 @@ static int by_key(const void *a, const void *b)
 ClassKeys *class_keys(const Names *classes, const char *list, Error *e)
 {
     ClassKeys *k = xmalloc(sizeof *k);
-    *k = (ClassKeys){2 * classes->n, xcalloc((size_t)classes->n, 2 * sizeof(ClassKey))};
+    *k = (ClassKeys){list, 2 * classes->n, xcalloc((size_t)classes->n, 2 * sizeof(ClassKey))};
     for (int i = 0; i < classes->n; i++) {
         const char *line = classes->at[i];
         k->key[2 * i] = (ClassKey){line, (int)strlen(line), i, false};
@@ -125,6 +202,67 @@ int class_label(const ClassKeys *k, const char *name)
         return -1;
     bool again = key->id && lo + 1 < k->n && compare(key + 1, name, n) == 0;
     return again ? -2 : key->label;
+}
+
+/* ---- Unicode ---- */
+
+/* What is left of a name if nobody cares which letters beyond ASCII it has: \1 for each, with its
+ * marks. Returns whether it has marks that stand behind their letters: accents (U+0300 to 036F), of
+ * Kana (U+3099, 309A), or Hangul's parts (U+1160 to 11FF). */
+static bool blur(const char *name, int n, char *out)
+{
+    bool marks = false;
+    char *to = out;
+    for (int i = 0, bytes; i < n; i += bytes) {
+        uint8_t c[3] = {(uint8_t)name[i], (uint8_t)(i + 1 < n ? name[i + 1] : 0),
+                        (uint8_t)(i + 2 < n ? name[i + 2] : 0)};
+        bytes = 1 + (c[0] >= 0xC0) + (c[0] >= 0xE0) + (c[0] >= 0xF0);
+        bool accent = c[0] == 0xCC || (c[0] == 0xCD && c[1] < 0xB0);
+        bool kana = c[0] == 0xE3 && c[1] == 0x82 && (c[2] == 0x99 || c[2] == 0x9A);
+        bool hangul =
+            c[0] == 0xE1 && (c[1] == 0x86 || c[1] == 0x87 || (c[1] == 0x85 && c[2] >= 0xA0));
+        marks |= accent || kana || hangul;
+        if (to > out && (accent || kana || hangul))
+            to[-1] = '\1';
+        else
+            *to++ = bytes > 1 ? '\1' : name[i];
+    }
+    *to = '\0';
+    return marks;
+}
+
+/* Whether the list seems to have the name in Unicode's other form, composed or not. */
+static bool has_other_form(const ClassKeys *k, const char *name)
+{
+    int n = (int)strlen(name);
+    char *seen = xmalloc((size_t)n + 1), *other = NULL;
+    bool marks = blur(name, n, seen), found = false;
+    for (int i = 0; i < k->n && !found; i++) {
+        other = xrealloc(other, (size_t)k->key[i].n + 1);
+        found = blur(k->key[i].text, k->key[i].n, other) != marks && strcmp(seen, other) == 0;
+    }
+    free(seen);
+    free(other);
+    return found;
+}
+
+int class_label_of(const ClassKeys *k, const char *name, const char *what, Error *e)
+{
+    int label = class_label(k, name);
+    if (label >= 0)
+        return label;
+    if (label == -2)
+        fail(e, "add it there, or move the folder away", "%s is on more than one line of %s", what,
+             k->list);
+    else if (has_other_form(k, name))
+        fail(e,
+             "copy the name from one to the other, or rename with convmv --nfc: accents are stored "
+             "with their letters (NFC) or behind them (NFD, on some Macs)",
+             "%s is not in %s, but a name that looks the same: Unicode has two forms of it", what,
+             k->list);
+    else
+        fail(e, "add it there, or move the folder away", "%s is not in %s", what, k->list);
+    return -1;
 }
 
 void class_keys_free(ClassKeys *k)

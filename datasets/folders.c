@@ -1,19 +1,22 @@
 /* folders.c - data sets of class folders: one folder per class, one file per image.
  *
- * DIR/train/<class>/... with DIR/val, DIR/validation or DIR/test; or DIR/<class>/... alone. An
- * image's label is its class folder's place in the class list, wherever below that folder it lies:
- * every file with an image's extension, in any letter case. Hidden files and folders are passed
- * over; links are followed. A damaged file is found when it is read.
+ * DIR/train/<class>/... with DIR/val or DIR/test, by all names that splits.h knows; or
+ * DIR/<class>/... alone. An image's label is its class folder's place in the class list, wherever
+ * below that folder it lies: every file with an image's extension, in any letter case, and every
+ * other that begins as a picture does. What is no picture is counted; hidden files and folders are
+ * passed over; links are followed. A damaged file is found when it is read.
  *
  * Class folders are listed in parallel. All of ImageNet takes less than a second on a local disk,
  * so nothing is remembered from one opening to the next.
- * Order: reading; splits; directories; one class folder; labels; opening.
+ * Order: reading; directories; splits; one class folder; labels; opening.
  */
 #include "datasets/source.h"
 #include "datasets/classes.h"
+#include "datasets/splits.h"
 #include "image/decoder.h"
 #include "util/files.h"
 
+#include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -24,6 +27,7 @@ typedef struct {
     Source base;       /* item: where its path begins in text */
     char *root, *text; /* paths below root, zero-terminated, one after the other */
     size_t size;       /* of text */
+    bool train;
 } Folders;
 
 /* ---- reading ---- */
@@ -56,42 +60,6 @@ static void close_folders(Source *s)
 
 static const SourceKind kind = {.read = read_image, .path = image_path, .close = close_folders};
 
-/* ---- splits ---- */
-
-/* dir/name, or NULL if that is no directory. */
-static char *folder_in(const char *dir, const char *name)
-{
-    char *path = xasprintf("%s/%s", dir, name);
-    if (is_dir(path))
-        return path;
-    free(path);
-    return NULL;
-}
-
-/* Which of DIR/train, DIR/val ... the split is; `train_dir` receives DIR/train if that exists. */
-static char *split_dir(const char *dir, bool train, char **train_dir, Error *e)
-{
-    static const char *const names[] = {"val", "validation", "test"};
-    char *val = NULL;
-    *train_dir = folder_in(dir, "train");
-    for (int i = 0; i < COUNT(names) && !val; i++)
-        val = folder_in(dir, names[i]);
-    if (!*train_dir && !val)
-        return xstrdup(dir);
-    if (!train) {
-        if (!val)
-            fail(e, "name the validation images with --val-data, or --val-data none",
-                 "%s has train/ but no val/, validation/ or test/", dir);
-        return val;
-    }
-    free(val);
-    if (*train_dir)
-        return xstrdup(*train_dir);
-    fail(e, "name the folder that holds the class folders itself",
-         "%s has a validation split but no train/", dir);
-    return NULL;
-}
-
 /* ---- directories ---- */
 
 static bool cannot_read(const char *dir, Error *e)
@@ -111,14 +79,51 @@ static bool is_folder(const char *dir, const struct dirent *f)
 {
     if (f->d_type == DT_LNK ? is_image(f->d_name) : f->d_type != DT_UNKNOWN)
         return f->d_type == DT_DIR;
-    char *path = folder_in(dir, f->d_name);
+    char *path = xasprintf("%s/%s", dir, f->d_name);
+    bool folder = is_dir(path);
     free(path);
-    return path != NULL;
+    return folder;
 }
 
-/* What root/path holds: its folders, sorted, and unless that is NULL its images, as paths below
+/* Files, by their names below a root: what is used, and the endings of what is not. */
+typedef struct {
+    Names images, passed;
+} Files;
+
+static void files_free(Files *f)
+{
+    names_free(&f->images);
+    names_free(&f->passed);
+}
+
+static void pass_over(Files *f, const char *name)
+{
+    char ending[16], *p = ending;
+    const char *dot = strrchr(name, '.');
+    size_t n = dot ? strlen(dot) : 0;
+    if (n < 2 || n >= sizeof ending) {
+        names_add(&f->passed, "without an ending");
+        return;
+    }
+    while (*dot)
+        *p++ = (char)tolower((unsigned char)*dot++);
+    *p = '\0';
+    names_add(&f->passed, ending);
+}
+
+static void add_file(Files *f, const char *root, const char *path, const char *name)
+{
+    char *full = is_image(name) ? NULL : xasprintf("%s/%s", root, path);
+    if (!full || picture_file(full))
+        names_add(&f->images, path);
+    else
+        pass_over(f, name);
+    free(full);
+}
+
+/* What root/path holds: its folders, sorted, and unless that is NULL its files, as paths below
  * root. `path` may be empty. */
-static bool list_folder(const char *root, const char *path, Names *folders, Names *images, Error *e)
+static bool list_folder(const char *root, const char *path, Names *folders, Files *files, Error *e)
 {
     const char *slash = *path ? "/" : "";
     char *dir = xasprintf("%s%s%s", root, slash, path);
@@ -126,11 +131,13 @@ static bool list_folder(const char *root, const char *path, Names *folders, Name
     DIR *d = opendir(dir);
     bool ok = d || cannot_read(dir, e);
     for (struct dirent *f; ok && (f = readdir(d));) {
-        bool hidden = f->d_name[0] == '.', folder = !hidden && is_folder(dir, f);
-        if (!folder && (hidden || !images || !is_image(f->d_name)))
+        if (f->d_name[0] == '.')
             continue;
         char *full = xasprintf("%s%s%s", path, slash, f->d_name);
-        names_add(folder ? &below : images, full);
+        if (is_folder(dir, f))
+            names_add(&below, full);
+        else if (files)
+            add_file(files, root, full, f->d_name);
         free(full);
     }
     if (d)
@@ -143,9 +150,62 @@ static bool list_folder(const char *root, const char *path, Names *folders, Name
     return ok;
 }
 
-static bool list_classes(const char *root, Names *out, Error *e)
+/* ---- splits ---- */
+
+/* DIR, as it is divided. */
+typedef struct {
+    Names folders;     /* in it; */
+    int count[SPLITS]; /* how many are named like each split, or like none, */
+    int at[SPLITS];    /* and the first of them */
+    int split;         /* the one that is wanted; SPLIT_NONE: DIR itself */
+} Divided;
+
+/* Names like splits' are classes' where a class file has all of them. */
+static bool all_listed(const Names *folders, const char *file, bool *yes, Error *e)
 {
-    return list_folder(root, "", out, NULL, e);
+    Names classes = {0};
+    *yes = false;
+    if (!file)
+        return true;
+    ClassKeys *keys = classes_read(file, &classes, e) ? class_keys(&classes, file, e) : NULL;
+    *yes = keys != NULL;
+    for (int i = 0; *yes && i < folders->n; i++)
+        *yes = class_label(keys, folders->at[i]) >= 0;
+    bool ok = keys != NULL;
+    class_keys_free(keys);
+    names_free(&classes);
+    return ok;
+}
+
+static bool divide(const char *dir, const char *classes, bool train, Divided *d, Error *e)
+{
+    bool listed;
+    if (!list_folder(dir, "", &d->folders, NULL, e) ||
+        !all_listed(&d->folders, classes, &listed, e))
+        return false;
+    for (int i = d->folders.n - 1; i >= 0; i--) {
+        int k = listed ? SPLIT_NONE : split_named(d->folders.at[i]);
+        d->count[k]++;
+        d->at[k] = i;
+    }
+    d->split = split_for(d->count, train);
+    const char *first = d->folders.n ? d->folders.at[d->at[d->split]] : "";
+    if (d->split && d->count[d->split] > 1)
+        return fail(e, "name the folder that is meant itself, with --data and --val-data",
+                    "%s has both %s/ and another folder of a name for the same split", dir, first);
+    if (d->count[SPLIT_NONE] == d->folders.n || d->split)
+        return true;
+    const char *hint = "name the validation images with --val-data, or --val-data none";
+    if (train)
+        hint = "name the folder that holds the class folders itself";
+    if (d->count[SPLIT_NONE])
+        hint = "if that is a class, list all class folders in --classes FILE";
+    int other = d->count[SPLIT_VAL] ? SPLIT_VAL : SPLIT_TEST;
+    if (train)
+        return fail(e, hint, "%s has a validation split but no train/: %s/", dir,
+                    d->folders.at[d->at[other]]);
+    return fail(e, hint, "%s has %s/ but no val/, validation/ or test/", dir,
+                d->folders.at[d->at[SPLIT_TRAIN]]);
 }
 
 /* ---- one class folder ---- */
@@ -154,7 +214,7 @@ typedef struct {
     const char *root;
     struct stat top;     /* of root */
     const Names *folder; /* class folders */
-    Names *images;       /* [folder->n]: paths below root, sorted */
+    Files *files;        /* [folder->n]: paths below root, sorted */
 } Walk;
 
 /* Whether a directory comes up for the first time on this walk, by whichever path. */
@@ -181,51 +241,105 @@ static bool walk_class(void *ctx, int k, Error *e)
         char *dir = xasprintf("%s/%s", w->root, todo.at[i]);
         ok = stat(dir, &st) == 0 || cannot_read(dir, e);
         if (ok && first_visit(&seen, &visited, &st))
-            ok = list_folder(w->root, todo.at[i], &todo, &w->images[k], e);
+            ok = list_folder(w->root, todo.at[i], &todo, &w->files[k], e);
         free(dir);
     }
-    names_sort(&w->images[k]);
+    names_sort(&w->files[k].images);
     names_free(&todo);
     free(seen);
     return ok;
 }
 
-/* ---- labels ---- */
-
-static bool add_folder(Folders *f, const char *folder, const Names *images, int label, Error *e)
+/* Where the class folders hold several folders each and not one picture, the classes are taken to
+ * be a level too high. One folder in each (class/images/1.jpg) is none of that, nor are folders
+ * that a file lists. */
+static bool right_level(const Walk *w, Error *e)
 {
-    for (int i = 0; i < images->n; i++) {
-        source_add(&f->base, f->size, label);
-        f->size += strlen(strcpy(f->text + f->size, images->at[i])) + 1;
+    const char *deep = NULL, *below = ""; /* a class folder, and a folder in it */
+    for (int k = 0; k < w->folder->n; k++) {
+        const Names *images = &w->files[k].images;
+        const char *first = images->n ? images->at[0] : "";
+        size_t n = strlen(w->folder->at[k]) + 1,
+               to_slash = images->n ? n + strcspn(first + n, "/") : 0;
+        for (int i = 0; i < images->n; i++) {
+            if (!strchr(images->at[i] + n, '/'))
+                return true;
+            bool other = w->folder->n == 1 || strncmp(first, images->at[i], to_slash + 1) != 0;
+            if (deep || !other)
+                continue;
+            deep = w->folder->at[k];
+            below = images->at[i] + n;
+        }
     }
-    return images->n > 0 ||
-           fail(e, "add jpg, png, ppm, pgm, bmp, gif, tif or webp files, or remove the folder",
-                "the class folder %s/%s has no images", f->root, folder);
+    if (!deep)
+        return true;
+    char *hint =
+        xasprintf("name the level with the class folders, such as %.80s/%.40s; if %.40s is "
+                  "a class, list the classes in --classes FILE",
+                  w->root, deep, deep);
+    fail(e, hint, "%s: the folders in it have no pictures, but folders, such as %s/%.*s", w->root,
+         deep, (int)strcspn(below, "/"), below);
+    free(hint);
+    return false;
 }
 
-/* Class names: the class file's lines; else the folders of train/, so that both splits agree; else
- * the folders themselves. */
-static bool add_folders(Folders *f, const Walk *w, const char *file, const char *train_dir,
+/* ---- labels ---- */
+
+static bool add_folder(Folders *f, const char *folder, const Files *files, int label, Error *e)
+{
+    for (int i = 0; i < files->images.n; i++) {
+        source_add(&f->base, f->size, label);
+        f->size += strlen(strcpy(f->text + f->size, files->images.at[i])) + 1;
+    }
+    for (int i = 0; i < files->passed.n; i++)
+        names_add(&f->base.passed, files->passed.at[i]);
+    return files->images.n > 0 || !f->train ||
+           fail(e, "add jpg, png, ppm, pgm, bmp, gif, tif or webp files, or remove the folder",
+                "the class folder %s/%s has no images%s%s", f->root, folder,
+                files->passed.n ? ", only files such as " : "",
+                files->passed.n ? files->passed.at[0] : "");
+}
+
+/* Class names: the class file's lines; else the folders of train/, so that both splits agree, or
+ * what the training images' are; else the folders themselves. */
+static bool list_names(Folders *f, const DataOptions *o, const char *train_dir, Error *e)
+{
+    Names *classes = &f->base.classes;
+    if (o->classes)
+        return classes_read(o->classes, classes, e);
+    f->base.sorted = true;
+    for (int k = 0; o->like && k < o->like->n; k++)
+        names_add(classes, o->like->at[k]);
+    if (!o->like && !list_folder(train_dir ? train_dir : f->root, "", classes, NULL, e))
+        return false;
+    if (!o->like)
+        classes_sort(classes, o->class_order);
+    return true;
+}
+
+static bool add_folders(Folders *f, const Walk *w, const DataOptions *o, const char *train_dir,
                         Error *e)
 {
-    const char *folders = train_dir ? train_dir : f->root, *list = file ? file : folders;
-    if (!(file ? classes_read : list_classes)(list, &f->base.classes, e))
+    const char *list = train_dir ? train_dir : f->root;
+    if (o->like)
+        list = "the training images' classes";
+    if (o->classes)
+        list = o->classes;
+    if (!list_names(f, o, train_dir, e))
         return false;
     ClassKeys *keys = class_keys(&f->base.classes, list, e);
     size_t size = 0;
     for (int k = 0; k < w->folder->n; k++)
-        for (int i = 0; i < w->images[k].n; i++)
-            size += strlen(w->images[k].at[i]) + 1;
+        for (int i = 0; i < w->files[k].images.n; i++)
+            size += strlen(w->files[k].images.at[i]) + 1;
     f->text = xmalloc(size);
     bool ok = keys != NULL;
     for (int k = 0; ok && k < w->folder->n; k++) {
         const char *folder = w->folder->at[k];
-        int label = class_label(keys, folder);
-        if (label < 0)
-            ok = fail(e, "add it there, or move the folder away", "the class folder %s/%s is %s %s",
-                      f->root, folder, label == -1 ? "not in" : "on more than one line of", list);
-        else
-            ok = add_folder(f, folder, &w->images[k], label, e);
+        char *what = xasprintf("the class folder %s/%s", f->root, folder);
+        int label = class_label_of(keys, folder, what, e);
+        ok = label >= 0 && add_folder(f, folder, &w->files[k], label, e);
+        free(what);
     }
     class_keys_free(keys);
     return ok;
@@ -233,23 +347,52 @@ static bool add_folders(Folders *f, const Walk *w, const char *file, const char 
 
 /* ---- opening ---- */
 
-static bool open_folders(Folders *f, const char *classes, const char *train_dir, Error *e)
+/* What a folder without class folders is taken for. */
+static bool no_classes(const Folders *f, const Divided *d, const Files *files, Error *e)
+{
+    int n = files->images.n;
+    if (n && d->split && d->count[SPLIT_NONE])
+        return fail(
+            e,
+            "a class of that name: list all class folders in --classes FILE; a split: "
+            "it needs class folders",
+            "%s has %d pictures and no class folders, beside %s/: is it a class or a split?",
+            f->root, n, d->folders.at[d->at[SPLIT_NONE]]);
+    if (n && d->split && !f->train)
+        return fail(e, "train without validation: --val-data none",
+                    "%s has %d pictures, but no class folders: they have no labels", f->root, n);
+    return fail(e, "images belong into one folder per class: DIR/train/<class>/*.jpg",
+                "%s has %sno class folders", f->root, n ? "pictures, but " : "");
+}
+
+static bool open_folders(Folders *f, const Divided *d, const DataOptions *o, const char *train_dir,
+                         Error *e)
 {
     Names folder = {0};
+    Files beside = {0};
     Walk w = {.root = f->root, .folder = &folder};
     bool ok = stat(f->root, &w.top) == 0 || cannot_read(f->root, e);
-    ok = ok && list_classes(f->root, &folder, e);
-    w.images = xcalloc((size_t)folder.n, sizeof *w.images);
+    ok = ok && list_folder(f->root, "", &folder, &beside, e);
+    w.files = xcalloc((size_t)folder.n, sizeof *w.files);
+    ok = ok && (folder.n > 0 || no_classes(f, d, &beside, e));
     ok = ok && source_parallel(folder.n, walk_class, &w, e);
-    if (ok && folder.n == 0)
-        ok = fail(e, "images belong into one folder per class: DIR/train/<class>/*.jpg",
-                  "%s has no class folders", f->root);
-    ok = ok && add_folders(f, &w, classes, train_dir, e);
+    ok = ok && (o->classes || right_level(&w, e));
+    ok = ok && add_folders(f, &w, o, train_dir, e);
+    for (int i = 0; i < beside.passed.n; i++)
+        names_add(&f->base.passed, beside.passed.at[i]);
+    for (int i = 0; i < beside.images.n; i++)
+        names_add(&f->base.passed, "pictures beside the class folders");
     for (int k = 0; k < folder.n; k++)
-        names_free(&w.images[k]);
-    free(w.images);
+        files_free(&w.files[k]);
+    free(w.files);
+    files_free(&beside);
     names_free(&folder);
     return ok;
+}
+
+static char *folder_of(const char *dir, const Divided *d, int split)
+{
+    return split ? xasprintf("%s/%s", dir, d->folders.at[d->at[split]]) : xstrdup(dir);
 }
 
 Source *folders_open(const char *dir, const DataOptions *o, Error *e)
@@ -261,11 +404,27 @@ Source *folders_open(const char *dir, const DataOptions *o, Error *e)
              "%s: %s", dir, path_exists(dir) ? "not a directory" : "no such directory");
         return NULL;
     }
-    char *train_dir;
+    Divided d = {0};
     Folders *f = xcalloc(1, sizeof *f);
     f->base.kind = &kind;
-    f->root = split_dir(dir, o->train, &train_dir, e);
-    bool ok = f->root && open_folders(f, o->classes, train_dir, e);
-    free(train_dir);
+    f->train = o->train;
+    bool ok = divide(dir, o->classes, o->train, &d, e);
+    if (ok) {
+        char *train_dir = d.count[SPLIT_TRAIN] ? folder_of(dir, &d, SPLIT_TRAIN) : NULL;
+        f->root = folder_of(dir, &d, d.split);
+        f->base.split = d.split;
+        f->base.place = xstrdup(f->root);
+        ok = open_folders(f, &d, o, train_dir, e);
+        free(train_dir);
+    }
+    for (int i = 0; ok && d.split && i < d.folders.n; i++)
+        if (!split_named(d.folders.at[i])) {
+            char *other = xasprintf("folder %s", d.folders.at[i]);
+            names_add(&f->base.passed, other);
+            free(other);
+        }
+    if (d.split == SPLIT_TEST)
+        source_note(&f->base, "%s has no val/: %s is used for validation", dir, f->root);
+    names_free(&d.folders);
     return source_opened(&f->base, ok);
 }

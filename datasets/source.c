@@ -2,7 +2,7 @@
  * that read a disk, and the end of a program whose data set is gone. See source.h.
  *
  * Nothing here knows a kind; what a sample's item means is its kind's business.
- * Order: samples; threads; small things.
+ * Order: samples; what is said of them; threads; small things.
  */
 #include "datasets/source.h"
 
@@ -12,6 +12,7 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 #include <strings.h>
 
 /* ---- samples ---- */
@@ -39,6 +40,9 @@ void source_close(Source *s)
     if (s->kind->close)
         s->kind->close(s);
     names_free(&s->classes);
+    names_free(&s->passed);
+    names_free(&s->notes);
+    free(s->place);
     free(s->labels);
     free(s->item);
     free(s);
@@ -78,6 +82,72 @@ void source_subset(Source *s, const DataOptions *o)
     free(left);
 }
 
+/* ---- what is said of them ---- */
+
+void source_note(Source *s, const char *fmt, ...)
+{
+    char text[512];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    names_add(&s->notes, text);
+}
+
+/* Images of each class, [classes]; free() it. */
+static long *count_classes(const Source *s, int *with)
+{
+    long *n = xcalloc((size_t)s->classes.n + 1, sizeof *n);
+    *with = 0;
+    for (long i = 0; i < s->n; i++)
+        *with += n[s->labels[i]]++ == 0;
+    return n;
+}
+
+char *source_summary(const Source *s)
+{
+    char *text = NULL;
+    size_t size;
+    int with;
+    FILE *f = open_memstream(&text, &size);
+    if (!f)
+        die("free some memory", "out of memory");
+    free(count_classes(s, &with));
+    fprintf(f, "%s: %ld images of %d classes", s->place, s->n, with);
+    for (int i = 0, n; i < s->passed.n; i += n) { /* it is sorted */
+        for (n = 1; i + n < s->passed.n && strcmp(s->passed.at[i], s->passed.at[i + n]) == 0;)
+            n++;
+        fprintf(f, "%s%d %s", i ? ", " : "; passed over: ", n, s->passed.at[i]);
+    }
+    fclose(f);
+    return text;
+}
+
+void source_note_classes(Source *s)
+{
+    enum { NAMED = 5 };
+    char list[256] = "";
+    int with, K = s->classes.n, named = 0;
+    long *n = count_classes(s, &with);
+    if (K == 1)
+        source_note(s, "there is one class, '%.100s': every answer is right, and the loss is 0",
+                    s->classes.at[0]);
+    if (with == K - 1 && K > 1 && !n[0] && strcmp(s->classes.at[0], "0") == 0)
+        source_note(s,
+                    "no image has label 0: labels from 1 to %d make %d classes, of which class "
+                    "0 is never seen",
+                    K - 1, K);
+    else if (with < K) {
+        for (int k = 0; k < K && named < NAMED; k++)
+            if (!n[k])
+                snprintf(list + strlen(list), sizeof list - strlen(list), "%s%.40s",
+                         named++ ? ", " : "", s->classes.at[k]);
+        source_note(s, "no images of %d of %d classes here: %s%s", K - with, K, list,
+                    K - with > NAMED ? ", ..." : "");
+    }
+    free(n);
+}
+
 /* ---- threads ---- */
 
 typedef struct {
@@ -95,6 +165,7 @@ static void *parallel_work(void *arg)
     Parallel *p = arg;
     for (int i; (i = atomic_fetch_add(&p->next, 1)) < p->n;) {
         Error e = {"", ""};
+        alive();
         if (p->each(p->ctx, i, &e))
             continue;
         atomic_store(&p->next, p->n);
@@ -149,8 +220,8 @@ _Noreturn void source_lost(const char *hint, const char *fmt, ...)
 
 bool image_extension(const char *ext)
 {
-    static const char *const known[] = {"jpg", "jpeg", "png", "ppm",  "pgm",
-                                        "bmp", "gif",  "tif", "tiff", "webp"};
+    static const char *const known[] = {"jpg", "jpeg", "jpe", "jfif", "jif",  "png", "ppm",
+                                        "pgm", "bmp",  "gif", "tif",  "tiff", "webp"};
     for (int i = 0; i < COUNT(known); i++)
         if (strcasecmp(ext, known[i]) == 0)
             return true;

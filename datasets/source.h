@@ -15,7 +15,10 @@ typedef struct {
     const char *spec;
     const char *classes;   /* file of class names in label order, or NULL */
     const char *index_dir; /* wds: folder with idx_N.txt, or NULL */
-    bool train; /* DIR/train, else DIR/{val,validation,test}; DIR itself without either */
+    const char *wds_label; /* cls (NULL) | EXT | EXT:KEY of a JSON object | folder */
+    int class_order;       /* ORDER_*: of names that no file lists */
+    const Names *like;     /* such names, where another split has settled them; or NULL */
+    bool train; /* the part of DIR for this, see splits.h; all of it if it has no parts */
     Preprocess images;
     int fake_classes, fake_count;
     int num_classes; /* wds without `classes`: how many there are; 0: as many as labels occur */
@@ -59,11 +62,18 @@ struct Source {
     int *labels;    /* [n] */
     uint64_t *item; /* [n]: where sample i is, as its kind understands it */
     Names classes;
+    bool sorted;  /* the classes are in class_order, as no file lists them */
+    int split;    /* SPLIT_*: which part of the data this is */
+    char *place;  /* the folder or files it was found in, */
+    Names passed; /* what it does not use there: ".txt" for each such file; */
+    Names notes;  /* and what else is to be said once */
 };
 
 /* What stands behind a spec's prefix, without preprocessing. NULL and an error if it cannot be
  * opened as a whole. */
 typedef Source *SourceOpen(const char *where, const DataOptions *o, Error *e);
+/* Whether wds:WHERE is a folder whose shards, by their names, have a part for validation. */
+bool webdataset_divided(const char *where);
 SourceOpen folders_open, cifar10_open, cifar100_open, mnist_open, webdataset_open, fake_open;
 
 /* ---- source.c: what the kinds share ---- */
@@ -81,3 +91,8 @@ bool source_parallel(int n, bool (*each)(void *ctx, int i, Error *e), void *ctx,
 NORETURN void source_lost(const char *hint, const char *fmt, ...) PRINTF_LIKE(2, 3);
 
 bool image_extension(const char *ext); /* jpg, PNG, ... */
+void source_note(Source *s, const char *fmt, ...) PRINTF_LIKE(2, 3);
+/* "DIR/train: 120 images of 3 classes; passed over: 2 .heic, 3 .txt"; free() it. */
+char *source_summary(const Source *s);
+/* Notes of classes without images, of a single class, and of labels from 1 on. */
+void source_note_classes(Source *s);

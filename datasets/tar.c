@@ -10,6 +10,7 @@
  * Read in this order: names, headers, extended headers, members, writing.
  */
 #include "datasets/tar.h"
+#include "datasets/splits.h"
 #include "util/files.h"
 
 #include <errno.h>
@@ -25,22 +26,43 @@ static const uint8_t zeros[2 * BLOCK];
 
 /* ---- names of archives ---- */
 
-/* All *.tar in a folder, by name. */
-static bool add_folder(const char *dir, Names *out, Error *e)
+/* What a folder holds, by name: *.tar, or the folders of splits. */
+static bool each_in(const char *dir, bool folders, Names *out, Error *e)
 {
     Names found = {0};
-    bool any = false, ok = names_in(dir, ".tar", &found, e);
+    bool ok = names_in(dir, folders ? "" : ".tar", &found, e);
     for (int i = 0; i < found.n; i++) {
-        if (found.at[i][0] == '.')
-            continue;
         char *path = xasprintf("%s/%s", dir, found.at[i]);
-        names_add(out, path);
+        if (folders ? split_named(found.at[i]) && is_dir(path) : found.at[i][0] != '.')
+            names_add(out, path);
         free(path);
-        any = true;
     }
     names_free(&found);
-    return ok && (any || fail(e, "name the folder of the shards, or a pattern",
-                              "%s has no .tar files", dir));
+    return ok;
+}
+
+/* All *.tar in a folder, or if it has none, in those of its folders that are named like splits. */
+static bool add_folder(const char *dir, Names *out, Error *e)
+{
+    static const char *const packed[] = {".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2"};
+    int before = out->n;
+    Names found = {0};
+    bool ok = each_in(dir, false, out, e);
+    if (ok && out->n == before && each_in(dir, true, &found, e))
+        for (int i = 0; ok && i < found.n; i++)
+            ok = each_in(found.at[i], false, out, e);
+    names_free(&found);
+    if (!ok || out->n > before)
+        return ok;
+    for (int i = 0; i < COUNT(packed) && !found.n; i++)
+        ok = names_in(dir, packed[i], &found, e);
+    if (found.n)
+        fail(e, "unpack them (gunzip, unzstd, unxz, bunzip2): samples are read at random",
+             "%s has no .tar files, but compressed ones: %.100s", dir, found.at[0]);
+    else
+        fail(e, "name the folder of the shards, or a pattern", "%s has no .tar files", dir);
+    names_free(&found);
+    return false;
 }
 
 bool tar_names(const char *patterns, Names *out, Error *e)
@@ -302,6 +324,17 @@ static bool read_member(Tar *t, const Header *h, uint64_t at, uint64_t *next, Ta
     return ok;
 }
 
+static const struct {
+    const char *begin, *name, *hint;
+} packings[] = {
+    {"\x1f\x8b", "gzip", "unpack it with gunzip: samples are read at random"},
+    {"\x28\xb5\x2f\xfd", "zstd", "unpack it with unzstd: samples are read at random"},
+    {"\xfd"
+     "7zXZ",
+     "xz", "unpack it with unxz: samples are read at random"},
+    {"BZh", "bzip2", "unpack it with bunzip2: samples are read at random"},
+};
+
 static bool read_members(Tar *t, TarEach *each, void *ctx, Error *e)
 {
     uint64_t at = 0;
@@ -315,9 +348,10 @@ static bool read_members(Tar *t, TarEach *each, void *ctx, Error *e)
             break;
         if (!checksum_holds(h)) {
             const uint8_t *b = (const uint8_t *)h;
-            if (at == 0 && b[0] == 0x1f && b[1] == 0x8b)
-                return fail(e, "unpack it with gunzip: samples are read at random",
-                            "%s: compressed with gzip", t->path);
+            for (int i = 0; at == 0 && i < COUNT(packings); i++)
+                if (memcmp(b, packings[i].begin, strlen(packings[i].begin)) == 0)
+                    return fail(e, packings[i].hint, "%s: compressed with %s", t->path,
+                                packings[i].name);
             return damaged(t, at, e,
                            at ? "the checksum of a header is wrong"
                               : "not the header of a tar file");

@@ -10,7 +10,8 @@
 
 /* ---- names ---- */
 
-/* PATTERN[::PATTERN...], each with braces, or a folder: its *.tar, sorted. */
+/* PATTERN[::PATTERN...], each with braces, or a folder: its *.tar, sorted; if it has none, those of
+ * its folders that are named like splits. */
 bool tar_names(const char *patterns, Names *out, Error *e);
 
 /* ---- reading ---- */

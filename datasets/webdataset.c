@@ -4,10 +4,12 @@
  * cut into windows of a few consecutive ones, and a permutation of all samples within each window:
  * random enough to train with, and for the disk a few files after the other, which are read ahead
  * into the page cache. Any position's sample is found directly, so that ranks, workers and a
- * resumed run need no state. Order: files; an epoch's order; reading ahead; opening.
+ * resumed run need no state.
+ * Order: files; an epoch's order; reading ahead; closing; classes; which shards; opening.
  */
 #include "datasets/source.h"
 #include "datasets/classes.h"
+#include "datasets/splits.h"
 #include "datasets/tar.h"
 #include "datasets/webdataset_index.h"
 #include "image/decoder.h"
@@ -338,7 +340,7 @@ static void read_ahead(Source *base, const Upcoming *u)
     free(pieces.at);
 }
 
-/* ---- opening ---- */
+/* ---- closing; classes ---- */
 
 static void close_shards(Source *base)
 {
@@ -346,8 +348,7 @@ static void close_shards(Source *base)
     for (int k = 0; k < s->shards; k++) {
         if (s->use && s->use[k].fd >= 0)
             close(s->use[k].fd);
-        free(s->shard[k].path);
-        free(s->shard[k].sample);
+        shard_free(&s->shard[k]);
     }
     for (int i = 0; i < COUNT(s->epoch); i++)
         free(s->epoch[i].turn);
@@ -362,8 +363,43 @@ static const SourceKind kind = {.read = read_member,
                                 .order = shard_order,
                                 .ahead = read_ahead};
 
+/* Labels that are names of their shard become those of the whole: of the class file, of the
+ * training images, or of all that occur. */
+static bool number_names(Shards *s, const DataOptions *o, Error *e)
+{
+    Names *classes = &s->base.classes;
+    const char *list = o->classes ? o->classes : "the training images' classes";
+    for (int k = 0; !o->classes && k < s->shards; k++)
+        for (int i = 0; i < (o->like ? 0 : s->shard[k].names.n); i++)
+            names_add(classes, s->shard[k].names.at[i]);
+    for (int i = 0; o->like && i < o->like->n; i++)
+        names_add(classes, o->like->at[i]);
+    if (o->classes && !classes_read(o->classes, classes, e))
+        return false;
+    if (!o->classes && !o->like) {
+        classes_distinct(classes);
+        classes_sort(classes, o->class_order);
+    }
+    s->base.sorted = !o->classes;
+    if (s->base.n >= 20 && 2L * classes->n > s->base.n)
+        source_note(&s->base, "%d classes in %ld images, such as '%.60s': are these labels?",
+                    classes->n, s->base.n, classes->at[0]);
+    ClassKeys *keys = class_keys(classes, list, e);
+    bool ok = keys != NULL;
+    for (long i = 0; ok && i < s->base.n; i++) {
+        const Shard *shard = &s->shard[shard_of(s, i)];
+        const char *name = shard->names.at[s->base.labels[i]];
+        char *what = xasprintf("%s: the label '%s'", shard->path, name);
+        s->base.labels[i] = class_label_of(keys, name, what, e);
+        ok = s->base.labels[i] >= 0;
+        free(what);
+    }
+    class_keys_free(keys);
+    return ok;
+}
+
 /* The class file's names, or numbers: as many as the model has, or as occur. */
-static bool find_classes(Shards *s, const DataOptions *o, Error *e)
+static bool number_classes(Shards *s, const DataOptions *o, Error *e)
 {
     int most = 0;
     long where = 0;
@@ -381,6 +417,18 @@ static bool find_classes(Shards *s, const DataOptions *o, Error *e)
         free(path);
     }
     return ok;
+}
+
+static bool find_classes(Shards *s, const DataOptions *o, Error *e)
+{
+    int named = 0;
+    for (int k = 0; k < s->shards; k++)
+        named += s->shard[k].names.n > 0;
+    if (named && named < s->shards)
+        return fail(e, "write them all as numbers, or all as names",
+                    "labels are names in %d of the %d shards, and numbers in the others", named,
+                    s->shards);
+    return named ? number_names(s, o, e) : number_classes(s, o, e);
 }
 
 /* Whether two windows of the largest shards may lie in the page cache: half of the memory. */
@@ -402,11 +450,90 @@ static int descriptors(void)
     return limit.rlim_cur < 16 ? 4 : (int)limit.rlim_cur / 4;
 }
 
+/* ---- which shards ---- */
+
+/* By a word of a shard's name, or by its folder's name. */
+static int split_of(const char *path)
+{
+    const char *slash = strrchr(path, '/'), *from = slash;
+    int split = split_in(slash ? slash + 1 : path);
+    while (from && from > path && from[-1] != '/')
+        from--;
+    if (split || !slash)
+        return split;
+    char *folder = xasprintf("%.*s", (int)(slash - from), from);
+    split = split_named(folder);
+    free(folder);
+    return split;
+}
+
+/* How many shards are for each split, by their names; returns how many splits these are, and none.
+ */
+static int count_splits(const Names *paths, int count[SPLITS])
+{
+    int kinds = 0;
+    for (int k = 0; k < SPLITS; k++)
+        count[k] = 0;
+    for (int i = 0; i < paths->n; i++)
+        kinds += count[split_of(paths->at[i])]++ == 0;
+    return kinds;
+}
+
+bool webdataset_divided(const char *where)
+{
+    int count[SPLITS], kinds = 0;
+    Error e;
+    Names paths = {0};
+    if (is_dir(where) && tar_names(where, &paths, &e))
+        kinds = count_splits(&paths, count);
+    names_free(&paths);
+    return kinds > 1 && (count[SPLIT_VAL] || count[SPLIT_TEST]);
+}
+
+/* Leaves the shards of one split, where the patterns are one folder that is divided; other patterns
+ * name what is meant. */
+static bool choose_shards(Shards *s, const char *patterns, bool train, Names *paths, Error *e)
+{
+    int count[SPLITS], n = 0, kinds = count_splits(paths, count);
+    int others = train ? count[SPLIT_VAL] + count[SPLIT_TEST] : count[SPLIT_TRAIN];
+    if (kinds == 1)
+        s->base.split = split_of(paths->at[0]);
+    if (kinds == 1 || !is_dir(patterns)) {
+        if (others)
+            source_note(&s->base, "%d of %d shards are named for %s: %s uses them all the same",
+                        others, paths->n, train ? "validation or tests" : "training",
+                        train ? "training" : "evaluation");
+        return true;
+    }
+    int split = s->base.split = split_for(count, train);
+    if (!split)
+        return fail(e, "name them with a pattern, such as wds:DIR/x-{000..009}.tar",
+                    "%s has no %s shards: none is named so, but %d for training, %d for "
+                    "validation, %d for tests",
+                    patterns, train ? "training" : "validation", count[SPLIT_TRAIN],
+                    count[SPLIT_VAL], count[SPLIT_TEST]);
+    for (int i = 0; i < paths->n; i++) {
+        int other = split_of(paths->at[i]);
+        if (!other)
+            names_add(&s->base.passed, "shards named for no split");
+        if (other == split)
+            paths->at[n++] = paths->at[i];
+        else
+            free(paths->at[i]);
+    }
+    paths->n = n;
+    if (split == SPLIT_TEST)
+        source_note(&s->base, "%s has no validation shards: those for tests are used", patterns);
+    return true;
+}
+
 /* The shards of the pattern, with all their samples. */
-static bool open_shards(Shards *s, const char *patterns, const char *index_dir, Error *e)
+static bool open_shards(Shards *s, const char *patterns, const DataOptions *o, Error *e)
 {
     Names paths = {0};
-    bool ok = tar_names(patterns, &paths, e);
+    const char *label = o->wds_label && *o->wds_label ? o->wds_label : "cls";
+    label += *label == '.';
+    bool ok = tar_names(patterns, &paths, e) && choose_shards(s, patterns, o->train, &paths, e);
     if (ok) {
         s->shards = paths.n;
         s->shard = xcalloc((size_t)paths.n, sizeof *s->shard);
@@ -415,7 +542,9 @@ static bool open_shards(Shards *s, const char *patterns, const char *index_dir, 
             s->shard[k].path = xstrdup(paths.at[k]);
             s->use[k].fd = -1;
         }
-        ok = shards_index(s->shard, s->shards, index_dir, e);
+        s->base.place = xasprintf("%s (%d %s%sshards)", patterns, paths.n,
+                                  split_names[s->base.split], s->base.split ? " " : "");
+        ok = shards_index(s->shard, s->shards, o->index_dir, label, e);
     }
     for (int k = 0; ok && k < s->shards; k++)
         for (long i = 0; i < s->shard[k].n; i++)
@@ -423,6 +552,8 @@ static bool open_shards(Shards *s, const char *patterns, const char *index_dir, 
     names_free(&paths);
     return ok;
 }
+
+/* ---- opening ---- */
 
 Source *webdataset_open(const char *patterns, const DataOptions *o, Error *e)
 {
@@ -434,7 +565,7 @@ Source *webdataset_open(const char *patterns, const DataOptions *o, Error *e)
     pthread_mutex_init(&s->lock, NULL);
     for (int i = 0; i < COUNT(s->epoch); i++)
         s->epoch[i].epoch = UNUSED;
-    bool ok = open_shards(s, patterns, o->index_dir, e) && find_classes(s, o, e);
+    bool ok = open_shards(s, patterns, o, e) && find_classes(s, o, e);
     s->fits = ok && windows_fit(s);
     return source_opened(&s->base, ok);
 }

@@ -1,12 +1,14 @@
 /* webdataset_index.c - which samples tar shards hold: where each picture is, and its label. See
  * webdataset_index.h.
  *
- * A sample needs a picture and a `cls`, its label in decimal digits; other components are passed
+ * A sample needs a picture and a label: a member with the label's extension, `cls` by default,
+ * which holds a number or a name; or the folder in the members' names. Other components are passed
  * over. What is wrong with a shard is found here, before the first step: a sample that lacks one of
- * the two, a label that is no number, an index file that belongs to another archive.
- * Order: one sample; a shard's headers; its index file; what is cached; all shards.
+ * the two, members or samples that stand twice or apart, an index file of another archive. Order:
+ * labels; one sample; a shard's headers; its index file; what is cached; all shards.
  */
 #include "datasets/webdataset_index.h"
+#include "datasets/classes.h"
 #include "datasets/dali_index.h"
 #include "datasets/source.h"
 #include "datasets/tar.h"
@@ -14,6 +16,7 @@
 #include "util/files.h"
 #include "util/report.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -22,60 +25,205 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <strings.h>
 #include <unistd.h>
+
+#include <cjson/cJSON.h>
 
 #define BLOCK     TAR_BLOCK
 #define MAX_LABEL ((1 << 24) - 1)
-#define NEEDS     "a sample needs a picture (jpg, png, ...) and a cls file, one after the other"
+#define NEEDS                                                                                    \
+    "a sample needs a picture (jpg, png, ...) and a label (cls, or what --wds-label says), one " \
+    "after the other"
+
+/* A member, or a sample, which its first member stands for. */
+typedef struct {
+    char *name;
+    uint64_t at;
+} Place;
+typedef struct {
+    Place *at;
+    long n;
+} Places;
 
 /* A shard that is being read. */
 typedef struct {
     Shard *out;
     int fd;
     const char *index; /* its index file, or NULL */
+    const char *label; /* the extension of labels, up to a colon; NULL: the folder is the label */
+    int label_n;       /* its length */
+    const char *key;   /* of a JSON object, or NULL */
     char *stem;        /* headers: of the sample so far, or NULL */
     ShardSample now;   /* the sample so far; offset 0: no picture yet, label -1: none */
+    Places parts;      /* all of its members, */
+    char *picture,
+        *dotted;    /* of these the picture, and one whose name has a dot too many; or NULL */
+    Places samples; /* all so far, by their stems */
+    Names names;    /* and their labels, where these are names */
 } Reader;
+
+/* ---- what stands twice ---- */
+
+static void add_place(Places *p, const char *name, size_t n, uint64_t at)
+{
+    p->at = xgrow(p->at, p->n, sizeof *p->at);
+    p->at[p->n++] = (Place){xasprintf("%.*s", (int)n, name), at};
+}
+
+static void clear_places(Places *p)
+{
+    for (long i = 0; i < p->n; i++)
+        free(p->at[i].name);
+    p->n = 0;
+}
+
+static int by_place(const void *a, const void *b)
+{
+    const Place *x = a, *y = b;
+    int order = strcmp(x->name, y->name);
+    return order ? order : (x->at > y->at) - (x->at < y->at);
+}
+
+/* The first of two equal names, or NULL; sorts them. */
+static const Place *find_twice(Places *p)
+{
+    if (p->n > 1)
+        qsort(p->at, (size_t)p->n, sizeof *p->at, by_place);
+    for (long i = 1; i < p->n; i++)
+        if (strcmp(p->at[i - 1].name, p->at[i].name) == 0)
+            return &p->at[i - 1];
+    return NULL;
+}
+
+/* ---- labels ---- */
+
+/* A member's bytes, zero-terminated; free() it. NULL and an error. Every label's header is looked
+ * at, which tells an index file of another archive. */
+static char *read_text_at(const Reader *r, uint64_t offset, uint64_t size, Error *e)
+{
+    enum { MOST = 1 << 20 };
+    size_t n = BLOCK + (size < MOST ? (size_t)size : MOST);
+    char *bytes = xmalloc(n + 1);
+    long got = read_at(r->fd, bytes, n, offset - BLOCK);
+    if (size > MOST)
+        fail(e, "take it out of the archive", "%s: byte %" PRIu64 ": a label of %" PRIu64 " bytes",
+             r->out->path, offset, size);
+    else if (got < 0)
+        fail(e, "see whether the disk is well and still mounted",
+             "%s: byte %" PRIu64 ": cannot read: %s", r->out->path, offset, strerror(errno));
+    else if ((size_t)got < n || (r->index && !tar_is_header((uint8_t *)bytes, size)))
+        fail(e, "write the index again: ./vit index",
+             "%s: byte %" PRIu64 ": no %.*s file of %" PRIu64 " bytes, as %s says", r->out->path,
+             offset, r->label_n, r->label, size, r->index ? r->index : "its header");
+    else {
+        memmove(bytes, bytes + BLOCK, (size_t)size);
+        bytes[size] = '\0';
+        return bytes;
+    }
+    free(bytes);
+    return NULL;
+}
+
+/* What the JSON object says under the key, as text; NULL and an error. */
+static char *json_label(const Reader *r, const char *text, const char *name, Error *e)
+{
+    cJSON *object = cJSON_Parse(text);
+    const cJSON *value = cJSON_GetObjectItemCaseSensitive(object, r->key);
+    char *label = NULL;
+    if (cJSON_IsString(value))
+        label = xstrdup(value->valuestring);
+    else if (cJSON_IsNumber(value))
+        label = xasprintf("%.17g", value->valuedouble);
+    else
+        fail(e, "name the key that holds the label, a number or a name: --wds-label json:KEY",
+             "%s: %.200s %s \"%.60s\"", r->out->path, name,
+             object ? "has no number and no name as its" : "is no JSON object with the key",
+             r->key);
+    cJSON_Delete(object);
+    return label;
+}
+
+/* The label in text: a number from 0, or else, but not in a cls file, a name. */
+static bool take_label(Reader *r, const char *text, size_t n, const char *name, Error *e)
+{
+    while (n && strchr(" \t\r\n", text[n - 1]))
+        n--;
+    while (n && strchr(" \t\r\n", *text))
+        text++, n--;
+    char *label = xasprintf("%.*s", (int)n, text), *end;
+    bool digits = *label && n < 10 && strspn(label, "0123456789") == n;
+    bool number = (strtod(label, &end), *label && !*end);
+    bool cls = r->label && r->label_n == 3 && strncasecmp(r->label, "cls", 3) == 0;
+    bool names = r->names.n > 0 || !r->label, ok = false;
+    long value = digits ? strtol(label, NULL, 10) : -1;
+    if (*label == '{' && r->label && !r->key) {
+        fail(e, "name the key of the label: --wds-label json:KEY",
+             "%s: %.200s holds JSON, no label", r->out->path, name);
+    } else if (digits && value <= MAX_LABEL && !names) {
+        r->now.label = (int32_t)value;
+        ok = true;
+    } else if (!*label || n > 200 || strpbrk(label, "\r\n") || cls || (number && !names)) {
+        fail(e,
+             number ? "labels are whole numbers from 0; leave samples without one (-1) out"
+                    : "a label is a number in decimal digits, from 0; see --wds-label too",
+             "%s: %.200s: '%.40s' is no label from 0 to %d", r->out->path, name, label, MAX_LABEL);
+    } else if (r->label && (number || r->out->n > r->names.n)) {
+        fail(e, "write them all as numbers, or all as names",
+             "%s: %.200s: '%.40s' is a %s, labels before it are not", r->out->path, name, label,
+             number ? "number" : "name");
+    } else {
+        names_add(&r->names, label); /* of the next sample in out->sample */
+        r->now.label = 0;
+        ok = true;
+    }
+    free(label);
+    return ok;
+}
+
+static bool read_label(Reader *r, const char *name, uint64_t offset, uint64_t size, Error *e)
+{
+    char *text = read_text_at(r, offset, size, e);
+    char *label = text && r->key ? json_label(r, text, name, e) : text;
+    bool ok = label && take_label(r, label, strlen(label), name, e);
+    if (label != text)
+        free(label);
+    free(text);
+    return ok;
+}
+
+/* "set/cat/0001.jpg": cat. */
+static bool folder_label(Reader *r, const char *name, Error *e)
+{
+    const char *end = strrchr(name, '/'), *from = end;
+    while (from && from > name && from[-1] != '/')
+        from--;
+    if (from && from < end && strncmp(from, "./", 2) != 0)
+        return take_label(r, from, (size_t)(end - from), name, e);
+    return fail(e, "--wds-label says where the labels are: cls, txt, json:KEY or folder",
+                "%s: %.200s has no folder in its name", r->out->path, name);
+}
 
 /* ---- one sample ---- */
 
-/* The label is in the file's `size` bytes at `offset`; *out < 0 if it is no number. Every label's
- * header is looked at, which tells an index file of another archive. */
-static bool read_label(const Reader *r, uint64_t offset, uint64_t size, int32_t *out, Error *e)
+static bool is_label(const Reader *r, const char *ext)
 {
-    enum { MOST = 64 };
-    uint8_t bytes[BLOCK + MOST + 1];
-    size_t n = BLOCK + (size < MOST ? (size_t)size : MOST);
-    long got = read_at(r->fd, bytes, n, offset - BLOCK);
-    if (got < 0)
-        return fail(e, "see whether the disk is well and still mounted",
-                    "%s: byte %" PRIu64 ": cannot read: %s", r->out->path, offset, strerror(errno));
-    if ((size_t)got < n || (r->index && !tar_is_header(bytes, size)))
-        return fail(e, "write the index again: ./vit index",
-                    "%s: byte %" PRIu64 ": no cls file of %" PRIu64 " bytes, as %s says",
-                    r->out->path, offset, size, r->index ? r->index : "its header");
-    bytes[n] = '\0';
-    const char *text = (char *)bytes + BLOCK;
-    text += strspn(text, " \t\r\n");
-    size_t digits = strspn(text, "0123456789");
-    long label = digits && digits < 10 ? strtol(text, NULL, 10) : -1;
-    text += digits;
-    text += strspn(text, " \t\r\n");
-    *out = *text || size > MOST || label > MAX_LABEL ? -1 : (int32_t)label;
-    return true;
+    return r->label && strncasecmp(ext, r->label, (size_t)r->label_n) == 0 && !ext[r->label_n];
 }
 
 /* A component. The first picture counts. */
-static bool add_part(Reader *r, const char *ext, uint64_t offset, uint64_t size, Error *e)
+static bool add_part(Reader *r, const char *name, const char *ext, uint64_t offset, uint64_t size,
+                     Error *e)
 {
-    if (strcmp(ext, "cls") == 0) {
-        if (!read_label(r, offset, size, &r->now.label, e))
-            return false;
-        return r->now.label >= 0 ||
-               fail(e, "a cls file holds the label in decimal digits, from 0",
-                    "%s: byte %" PRIu64 ": a cls file that is no label from 0 to %d", r->out->path,
-                    offset, MAX_LABEL);
-    }
+    const char *last = strrchr(ext, '.');
+    add_place(&r->parts, ext, strlen(ext), offset);
+    for (char *p = r->parts.at[r->parts.n - 1].name; *p; p++)
+        *p = (char)tolower((unsigned char)*p);
+    if (last && !r->dotted && (image_extension(last + 1) || is_label(r, last + 1)) &&
+        !is_label(r, ext))
+        r->dotted = xstrdup(name);
+    if (is_label(r, ext) && r->now.label < 0)
+        return read_label(r, name, offset, size, e);
     if (!image_extension(ext) || r->now.offset)
         return true;
     if (size > INT32_MAX)
@@ -84,17 +232,107 @@ static bool add_part(Reader *r, const char *ext, uint64_t offset, uint64_t size,
                     size);
     r->now.offset = offset;
     r->now.size = (uint32_t)size;
-    return true;
+    r->picture = xstrdup(name);
+    return r->label || folder_label(r, name, e);
+}
+
+/* Whether a member's name goes on with a number behind the first dot, as in cat.2.jpg: that was to
+ * be another sample. */
+static bool numbered(const char *name)
+{
+    const char *slash = strrchr(name, '/'), *dot = strchr(slash ? slash : name, '.');
+    return dot && dot[1] >= '0' && dot[1] <= '9';
+}
+
+/* What a sample lacks may stand elsewhere in the archive. */
+typedef struct {
+    const Reader *r;
+    const char *stem;
+} Apart;
+
+static bool find_apart(void *ctx, const TarMember *m, Error *e)
+{
+    const Apart *a = ctx;
+    if (!tar_same_sample(a->stem, m))
+        return true;
+    for (long i = 0; i < a->r->parts.n; i++)
+        if (a->r->parts.at[i].at == m->offset)
+            return true;
+    return fail(e,
+                "members of a sample stand one after the other: write the archive again with tar "
+                "--sort=name",
+                "%s: the sample %.150s is not in one piece: %.150s stands apart, at byte %" PRIu64,
+                a->r->out->path, a->stem, m->name, m->offset);
+}
+
+static bool whole_sample(Reader *r, const char *name, Error *e)
+{
+    const char *path = r->out->path, *dots =
+                                         "the key of a sample ends at the first dot of its name: "
+                                         "write _ for the others";
+    const Place *twice = find_twice(&r->parts);
+    bool picture = r->now.offset != 0, label = r->now.label >= 0;
+    if (twice)
+        return fail(e, "write every sample once, each under a name of its own",
+                    "%s: the sample %.200s has %s twice, at byte %" PRIu64 " and at byte %" PRIu64,
+                    path, name, twice->name, twice[0].at, twice[1].at);
+    if (picture && label && r->dotted && numbered(r->dotted))
+        return fail(e, dots, "%s: %.150s and %.150s have the same key, %.100s", path, r->picture,
+                    r->dotted, name);
+    if (picture && label)
+        return true;
+    if (!r->index && !tar_read(path, find_apart, &(Apart){r, name}, e))
+        return false;
+    if (r->dotted)
+        return fail(e, dots, "%s: the sample %.150s has no %s, but %.150s", path, name,
+                    picture ? "label" : "picture", r->dotted);
+    if (!picture)
+        return fail(e, NEEDS, "%s: the sample %.200s has no picture", path, name);
+    return fail(e, NEEDS, "%s: the sample %.200s has no %.*s file", path, name, r->label_n,
+                r->label);
+}
+
+static void clear_sample(Reader *r)
+{
+    clear_places(&r->parts);
+    free(r->picture);
+    free(r->dotted);
+    r->picture = r->dotted = NULL;
+    r->now = (ShardSample){.label = -1};
 }
 
 static bool end_sample(Reader *r, const char *name, Error *e)
 {
-    if (r->now.offset == 0 || r->now.label < 0)
-        return fail(e, NEEDS, "%s: the sample %.200s has no %s", r->out->path, name,
-                    r->now.offset == 0 ? "picture" : "cls file");
+    if (!whole_sample(r, name, e))
+        return false;
+    add_place(&r->samples, name, strlen(name), r->now.offset);
     r->out->sample = xgrow(r->out->sample, r->out->n, sizeof *r->out->sample);
     r->out->sample[r->out->n++] = r->now;
-    r->now = (ShardSample){.label = -1};
+    clear_sample(r);
+    return true;
+}
+
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* No key may come again; labels that are names become places in the sorted list of them. */
+static bool end_shard(Reader *r, Error *e)
+{
+    const Place *twice = find_twice(&r->samples);
+    Names *names = &r->out->names;
+    if (twice)
+        return fail(e, "write every sample once, each under a name of its own",
+                    "%s: the sample %.200s stands twice, at byte %" PRIu64 " and at byte %" PRIu64,
+                    r->out->path, twice->name, twice[0].at, twice[1].at);
+    for (int i = 0; i < r->names.n; i++)
+        names_add(names, r->names.at[i]);
+    classes_distinct(names);
+    for (int i = 0; i < r->names.n; i++) {
+        char **at = bsearch(&r->names.at[i], names->at, (size_t)names->n, sizeof(char *), by_name);
+        r->out->sample[i].label = (int32_t)(at - names->at);
+    }
     return true;
 }
 
@@ -109,12 +347,13 @@ static bool read_header(void *ctx, const TarMember *m, Error *e)
         free(r->stem);
         r->stem = xasprintf("%.*s", (int)m->stem, m->name);
     }
-    return add_part(r, m->name + m->ext, m->offset, m->size, e);
+    return add_part(r, m->name, m->name + m->ext, m->offset, m->size, e);
 }
 
 static bool read_headers(Reader *r, Error *e)
 {
-    return tar_read(r->out->path, read_header, r, e) && (!r->stem || end_sample(r, r->stem, e));
+    return tar_read(r->out->path, read_header, r, e) && (!r->stem || end_sample(r, r->stem, e)) &&
+           (r->out->n > 0 || fail(e, NEEDS, "%s: no samples", r->out->path)) && end_shard(r, e);
 }
 
 /* ---- a shard's index file ---- */
@@ -129,7 +368,8 @@ static bool read_line(void *ctx, long sample, const IndexPart *parts, int n, Err
             return fail(e, "write the index again: ./vit index",
                         "%s: sample %ld ends beyond the %" PRIu64 " bytes of %s", r->index, sample,
                         end, r->out->path);
-        if (!add_part(r, parts[i].ext, parts[i].offset, parts[i].size, e))
+        const char *name = *parts[i].name ? parts[i].name : parts[i].ext;
+        if (!add_part(r, name, parts[i].ext, parts[i].offset, parts[i].size, e))
             return false;
     }
     char number[32];
@@ -209,13 +449,14 @@ static bool add_to_key(FILE *key, const char *path, struct stat *st, bool *settl
 }
 
 /* The cache's key for these shards and their index files, and what it says of the shards. */
-static char *make_key(Shard *shard, int n, const Names *index, bool *settled, Error *e)
+static char *make_key(Shard *shard, int n, const Names *index, const char *label, bool *settled,
+                      Error *e)
 {
     char *text = NULL;
     size_t size;
     struct stat st = {0};
     FILE *key = open_memstream(&text, &size);
-    bool ok = key != NULL;
+    bool ok = key && fprintf(key, "labels %s\n", label) > 0;
     *settled = true;
     for (int k = 0; ok && k < n; k++) {
         ok = add_to_key(key, shard[k].path, &st, settled, e);
@@ -233,16 +474,19 @@ static char *make_key(Shard *shard, int n, const Names *index, bool *settled, Er
     return NULL;
 }
 
-/* In the file: for each shard its number of samples as int64_t, then its samples. */
+/* In the file: for each shard its numbers of samples and of names as int64_t, then its samples, and
+ * its names, each with its zero byte. */
 static void save_shards(const char *key, const Shard *shard, int n)
 {
     char *bytes = NULL;
     size_t size;
     FILE *file = open_memstream(&bytes, &size);
     for (int k = 0; file && k < n; k++) {
-        int64_t count = shard[k].n;
-        fwrite(&count, sizeof count, 1, file);
-        fwrite(shard[k].sample, sizeof(ShardSample), (size_t)count, file);
+        int64_t count[2] = {shard[k].n, shard[k].names.n};
+        fwrite(count, sizeof count, 1, file);
+        fwrite(shard[k].sample, sizeof(ShardSample), (size_t)shard[k].n, file);
+        for (int i = 0; i < shard[k].names.n; i++)
+            fwrite(shard[k].names.at[i], strlen(shard[k].names.at[i]) + 1, 1, file);
     }
     if (file && fclose(file) == 0)
         cache_save("shards", key, bytes, size);
@@ -252,25 +496,35 @@ static void save_shards(const char *key, const Shard *shard, int n)
 static bool sane(const Shard *shard, const ShardSample *s)
 {
     return s->offset >= BLOCK && s->offset <= shard->bytes && s->size <= shard->bytes - s->offset &&
-           s->label >= 0 && s->label <= MAX_LABEL;
+           s->label >= 0 && s->label <= (shard->names.n ? shard->names.n - 1 : MAX_LABEL);
 }
 
-/* Takes a shard's samples from what is left of the file, none of which is to be trusted. */
+/* Takes a shard's samples and names from what is left of the file, none of which is to be
+ * trusted. */
 static bool take_shard(Shard *shard, const uint8_t **file, size_t *left)
 {
-    int64_t n;
+    int64_t n[2];
     if (*left < sizeof n)
         return false;
-    memcpy(&n, *file, sizeof n);
+    memcpy(n, *file, sizeof n);
     *left -= sizeof n;
-    if (n < 1 || (uint64_t)n > *left / sizeof(ShardSample))
+    *file += sizeof n;
+    if (n[0] < 1 || (uint64_t)n[0] > *left / sizeof(ShardSample) || n[1] < 0)
         return false;
-    size_t bytes = sizeof(ShardSample) * (size_t)n;
-    shard->n = n;
-    shard->sample = memcpy(xmalloc(bytes), *file + sizeof n, bytes);
-    *file += sizeof n + bytes;
+    size_t bytes = sizeof(ShardSample) * (size_t)n[0];
+    shard->n = n[0];
+    shard->sample = memcpy(xmalloc(bytes), *file, bytes);
     *left -= bytes;
-    for (long i = 0; i < n; i++)
+    *file += bytes;
+    for (long i = 0; i < n[1]; i++) {
+        const uint8_t *end = memchr(*file, 0, *left);
+        if (!end)
+            return false;
+        names_add(&shard->names, (const char *)*file);
+        *left -= (size_t)(end + 1 - *file);
+        *file = end + 1;
+    }
+    for (long i = 0; i < n[0]; i++)
         if (!sane(shard, &shard->sample[i]))
             return false;
     return true;
@@ -288,6 +542,7 @@ static bool load_shards(const char *key, Shard *shard, int n)
     free(file);
     for (int k = 0; !ok && k < n; k++) {
         free(shard[k].sample);
+        names_free(&shard[k].names);
         shard[k].sample = NULL;
         shard[k].n = 0;
     }
@@ -300,6 +555,7 @@ typedef struct {
     Shard *shard;
     int n;
     const Names *index; /* their index files, or none */
+    const char *label;
     pthread_mutex_t lock;
     double from;
     int done;
@@ -325,6 +581,9 @@ static bool read_shard(void *ctx, int k, Error *e)
     Reading *all = ctx;
     Reader r = {.out = &all->shard[k],
                 .index = all->index->n ? all->index->at[k] : NULL,
+                .label = strcmp(all->label, "folder") == 0 ? NULL : all->label,
+                .label_n = (int)strcspn(all->label, ":"),
+                .key = strchr(all->label, ':'),
                 .now.label = -1,
                 .fd = open(all->shard[k].path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
     bool ok = r.fd >= 0;
@@ -333,11 +592,16 @@ static bool read_shard(void *ctx, int k, Error *e)
              strerror(errno));
     else /* labels alone: no reading ahead */
         (void)posix_fadvise(r.fd, 0, 0, POSIX_FADV_RANDOM);
-    ok = ok && (r.index ? index_read(r.index, read_line, &r, e) : read_headers(&r, e));
-    if (ok && r.out->n == 0)
-        ok = fail(e, NEEDS, "%s: no samples", r.out->path);
+    r.key += r.key != NULL;
+    ok = ok && (r.index ? index_read(r.index, read_line, &r, e) && end_shard(&r, e)
+                        : read_headers(&r, e));
     if (r.fd >= 0)
         close(r.fd);
+    clear_sample(&r);
+    clear_places(&r.samples);
+    free(r.parts.at);
+    free(r.samples.at);
+    names_free(&r.names);
     free(r.stem);
     pthread_mutex_lock(&all->lock);
     all->done++;
@@ -346,9 +610,9 @@ static bool read_shard(void *ctx, int k, Error *e)
     return ok;
 }
 
-static bool read_shards(Shard *shard, int n, const Names *index, Error *e)
+static bool read_shards(Shard *shard, int n, const Names *index, const char *label, Error *e)
 {
-    Reading r = {.shard = shard, .n = n, .index = index, .from = now()};
+    Reading r = {.shard = shard, .n = n, .index = index, .label = label, .from = now()};
     pthread_mutex_init(&r.lock, NULL);
     bool ok = source_parallel(n, read_shard, &r, e);
     pthread_mutex_destroy(&r.lock);
@@ -357,17 +621,17 @@ static bool read_shards(Shard *shard, int n, const Names *index, Error *e)
     return ok;
 }
 
-bool shards_index(Shard *shard, int n, const char *index_dir, Error *e)
+bool shards_index(Shard *shard, int n, const char *index_dir, const char *label, Error *e)
 {
     Names index = {0};
     bool settled;
     bool ok = !index_dir || find_indices(index_dir, n, &index, e);
-    char *key = ok ? make_key(shard, n, &index, &settled, e) : NULL;
+    char *key = ok ? make_key(shard, n, &index, label, &settled, e) : NULL;
     ok = key != NULL;
     if (ok && !load_shards(key, shard, n)) {
         double from = now();
         long samples = 0;
-        ok = read_shards(shard, n, &index, e);
+        ok = read_shards(shard, n, &index, label, e);
         for (int k = 0; ok && k < n; k++)
             samples += shard[k].n;
         if (ok && settled && (samples > CACHE_ENTRIES || now() - from > CACHE_SECONDS))
@@ -376,6 +640,13 @@ bool shards_index(Shard *shard, int n, const char *index_dir, Error *e)
     names_free(&index);
     free(key);
     return ok;
+}
+
+void shard_free(Shard *shard)
+{
+    free(shard->path);
+    free(shard->sample);
+    names_free(&shard->names);
 }
 
 /* The picture's name is in the header before it: shortened there if it is very long. */

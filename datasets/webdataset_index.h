@@ -16,6 +16,7 @@ typedef struct {
     uint64_t inode; /* and which file it is: clocks are coarse */
     long n;
     ShardSample *sample; /* [n] */
+    Names names; /* where labels are names: those that occur, sorted; a label is its place */
 } Shard;
 
 struct stat;
@@ -23,7 +24,9 @@ struct stat;
 bool shard_same_file(const Shard *shard, const struct stat *st);
 /* Fills in the n shards, whose paths are given: from idx_N.txt in index_dir, shard by shard, or
  * from the shards' own headers where it is NULL; or from what was found the last time
- * (util/cache.h). */
-bool shards_index(Shard *shard, int n, const char *index_dir, Error *e);
+ * (util/cache.h). Labels are where `label` says: in the member with that extension, in a key of the
+ * JSON object there (EXT:KEY), or `folder`: the last folder in the member's name. */
+bool shards_index(Shard *shard, int n, const char *index_dir, const char *label, Error *e);
+void shard_free(Shard *shard); /* what it holds */
 /* "shard.tar#0000123.jpg"; free() it. */
 char *shard_sample_path(const Shard *shard, const ShardSample *s);

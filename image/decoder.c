@@ -227,6 +227,25 @@ bool decoder_open_file(Decoder *d, const char *path, Error *e)
     return ok;
 }
 
+bool picture_file(const char *path)
+{
+    uint8_t bytes[16];
+    Error e;
+    struct stat st;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    long n = -1;
+    if (fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode))
+        n = pread(fd, bytes, sizeof bytes, 0);
+    if (fd >= 0)
+        close(fd);
+    if (n < 0 || !format_of(bytes, (size_t)n, &e))
+        return false;
+    Decoder *d = decoder_new();
+    bool ok = decoder_open_file(d, path, &e);
+    decoder_free(d);
+    return ok;
+}
+
 void decoder_open_pixels(Decoder *d, const uint8_t *rgb, int w, int h)
 {
     close_picture(d);

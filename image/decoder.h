@@ -19,6 +19,8 @@ bool decoder_open(Decoder *d, const uint8_t *bytes, size_t n, Error *e);
  * they are more than a picture may have. */
 uint8_t *decoder_room(Decoder *d, size_t n, Error *e);
 bool decoder_open_file(Decoder *d, const char *path, Error *e);
+/* Whether a file is a picture that can be read, by its first bytes and its header. */
+bool picture_file(const char *path);
 /* Pixels that are in memory already: [h, w, 3]. */
 void decoder_open_pixels(Decoder *d, const uint8_t *rgb, int w, int h);
 /* Size of the open picture, upright. */

@@ -6,10 +6,11 @@
  * (tiff.c) are read in parts.
  *
  * Where it differs from Pillow on purpose: EXIF orientation is applied. 16-bit grey is scaled to 8
- * bits, where Pillow would clip it to white. Damage in rows of a JPEG or TIFF that are not needed
- * is not seen. A bomb in a PNG's text is never unpacked, and so no reason to refuse it. As in
- * Pillow, alpha is dropped (not blended) and colour profiles are ignored. stb_image accepts files
- * that end early or whose checksums fail, so both are checked around it.
+ * bits, where Pillow would clip it to white, and of 12 bits that were never scaled to 16, refused.
+ * Damage in rows of a JPEG or TIFF that are not needed is not seen. A bomb in a PNG's text is never
+ * unpacked, and so no reason to refuse it. As in Pillow, alpha is dropped (not blended) and colour
+ * profiles are ignored. stb_image accepts files that end early or whose checksums fail, so both are
+ * checked around it.
  *
  * Order: stb_image and its three formats, PPM and PGM, WebP, the table of formats.
  */
@@ -135,21 +136,45 @@ static bool stb_header(const uint8_t *bytes, size_t n, Header *out, Error *e)
     return true;
 }
 
-static bool stb_load(const uint8_t *bytes, size_t n, Image *im, Error *e)
+/* 16 bits keep the upper 8, in place. Values of 8 bits that were never scaled to 16 stay as they
+ * are (as grey ones do in Pillow); of 12 bits, next to nothing would be left. */
+static bool narrow(const Image *im, Error *e)
+{
+    const uint16_t *wide = (const uint16_t *)im->rgb;
+    size_t n = (size_t)3 * im->w * im->h;
+    int most = 0;
+    for (size_t i = 0; i < n; i++)
+        most = wide[i] > most ? wide[i] : most;
+    if (most > 255 && most < 4096)
+        return fail(e, "scale its values to 16 bits, or convert it to 8",
+                    "a PNG of 16 bits whose largest value is %d: 12 bits that were never scaled",
+                    most);
+    for (size_t i = 0; i < n; i++)
+        im->rgb[i] = (uint8_t)(most > 255 ? wide[i] >> 8 : wide[i]);
+    return true;
+}
+
+static bool stb_load(const uint8_t *bytes, size_t n, bool wide, Image *im, Error *e)
 {
     StbSource s = {.p = bytes, .n = n};
     int channels;
-    im->rgb = stbi_load_from_callbacks(&stb_calls, &s, &im->w, &im->h, &channels, 3);
+    if (wide)
+        im->rgb =
+            (uint8_t *)stbi_load_16_from_callbacks(&stb_calls, &s, &im->w, &im->h, &channels, 3);
+    else
+        im->rgb = stbi_load_from_callbacks(&stb_calls, &s, &im->w, &im->h, &channels, 3);
     if (!im->rgb && stb_most == 0)
         return fail(e, hint_damaged, "PNG with more rows than its header says");
     if (!im->rgb)
         return fail(e, hint_damaged, "damaged image: %s", stbi_failure_reason());
-    return !s.beyond || fail(e, hint_damaged, "truncated image");
+    if (s.beyond)
+        return fail(e, hint_damaged, "truncated image");
+    return !wide || narrow(im, e);
 }
 
 static bool read_gif_or_bmp(const uint8_t *bytes, size_t n, Header *out, Image *im, Error *e)
 {
-    return stb_header(bytes, n, out, e) && (!im || stb_load(bytes, n, im, e));
+    return stb_header(bytes, n, out, e) && (!im || stb_load(bytes, n, false, im, e));
 }
 
 static bool read_png(const uint8_t *bytes, size_t n, Header *out, Image *im, Error *e)
@@ -164,7 +189,7 @@ static bool read_png(const uint8_t *bytes, size_t n, Header *out, Image *im, Err
     size_t w = get_uint(bytes + 16, 4, false), h = get_uint(bytes + 20, 4, false);
     size_t row = (w * bytes[24] * samples[bytes[25] & 7] + 7) / 8, rows = 2 * h * (row + 4) + 4096;
     stb_most = rows > 2 * n ? rows : 2 * n;
-    bool ok = stb_load(bytes, n, im, e);
+    bool ok = stb_load(bytes, n, bytes[24] == 16, im, e);
     stb_most = SIZE_MAX;
     return ok;
 }

@@ -288,6 +288,9 @@ static bool read_layout(TiffReader *r, Error *e)
     if (!TIFFIsCODECConfigured(compression))
         return fail(e, "convert it to PNG, or remove it from the data set",
                     "libtiff cannot read TIFF compression %d", compression);
+    if (l->photometric >= PHOTOMETRIC_CIELAB && l->photometric <= PHOTOMETRIC_ITULAB)
+        return fail(e, "convert it to RGB, or remove it from the data set",
+                    "a TIFF of Lab colours, which libtiff turns into darker or lighter ones");
     if (l->photometric == PHOTOMETRIC_YCBCR && compression == COMPRESSION_JPEG) {
         TIFFSetField(t, TIFFTAG_JPEGCOLORMODE, JPEGCOLORMODE_RGB);
         l->photometric = PHOTOMETRIC_RGB;

@@ -280,6 +280,20 @@ one_rank_dies() { # the other must end by itself, and say why
     fi
 }
 
+# Two ranks that share one model, in every way, and what they save.
+shared_models() {
+    local layout out=$tmp/shared
+    for layout in "--zero 1" "--zero 3" "--tp 2" "--pp 2" "--zero 3 --recompute full"; do
+        rm -rf "$out"
+        # shellcheck disable=SC2086
+        if ranks_on_one_gpu 2 90 29465 "${small[@]}" --steps 20 --precision fp32 $layout \
+            --out "$out"; then
+            close_losses "2 NCCL ranks, $layout" "$tmp/one" "$out" 1 1e-4
+        else
+            result fail "2 NCCL ranks, $layout" "$(why_not)"
+        fi
+    done
+}
 several_ranks() {
     run 60 ./train_gpu "${small[@]}" --steps 20 --precision fp32 --out "$tmp/one" ||
         { result fail "one rank" "$(cat "$tmp/last")"; return; }
@@ -295,6 +309,7 @@ several_ranks() {
             break
         fi
     done
+    [ -n "$works" ] && shared_models
     [ -n "$works" ] && one_rank_dies
     n=$(nvidia-smi -L | wc -l)
     if [ "$n" -lt 2 ]; then

@@ -9,6 +9,7 @@
 #include "data.h"
 #include "datasets/shapes.h"
 #include "files.h"
+#include "said.h"
 #include "image/decoder.h"
 #include "util/files.h"
 
@@ -169,6 +170,170 @@ static void test_folders(void)
     refuse(at(temporary, "bare"), true, NULL, "no class folders");
 }
 
+/* The folders of a set with pictures: "Train/a" has 0.ppm. */
+static const char *make_set(const char *name, const char *const *folders)
+{
+    static const char ppm[] = "P6 2 2 255 abcabcabcabc";
+    Error e;
+    const char *dir = at(temporary, name);
+    for (; *folders; folders++) {
+        CHECK(make_dirs(at(dir, *folders), &e), "%s", e.what);
+        char *path = xasprintf("%s/%s/0.ppm", dir, *folders);
+        write_file(path, ppm, sizeof ppm - 1);
+        free(path);
+    }
+    return dir;
+}
+
+/* Which folder each split is found in, by what there is; NULL: refused, with the text in `say`. */
+static void test_split_names(void)
+{
+    static const struct {
+        const char *folders[8], *train, *val, *say;
+    } cases[] = {
+        {{"Training/a", "Training/b", "Testing/a", "Testing/b"}, "Training", "Testing", ""},
+        {{"train/a", "valid/a", "test/a"}, "train", "valid", ""},
+        {{"TRAIN/a", "Dev/a", "Test/a"}, "TRAIN", "Dev", ""},
+        {{"train/a", "VALIDATION/a"}, "train", "VALIDATION", ""},
+        {{"a", "b"}, "", "", ""},
+        {{"a", "trainer", "tests"}, "", "", ""},
+        {{"train/a", "val/a", "valid/a"}, "train", NULL, "has both val/ and another folder"},
+        {{"train/a", "Train/a"}, NULL, NULL, "no val/"},
+        {{"train/a", "test"}, "train", NULL, "test has 1 pictures, but no class folders"},
+        {{"train", "bus", "car"}, NULL, NULL, ""},
+        {{"test", "bus", "car"}, NULL, NULL, ""},
+        {{"flowers/train/a", "flowers/val/a"}, NULL, NULL, "flowers/train"},
+        {{"one/a", "one/b", "two/a"}, NULL, NULL, "in it have no pictures, but folders"},
+        {{"a/images", "b/images"}, "", "", ""},
+    };
+    for (int i = 0; i < COUNT(cases); i++) {
+        char name[16];
+        snprintf(name, sizeof name, "case%d", i);
+        const char *dir = make_set(name, cases[i].folders);
+        for (int train = 0; train < 2; train++) {
+            Error e = {"", ""};
+            const char *want = train ? cases[i].train : cases[i].val;
+            Dataset *d = open_dir(dir, train, NULL, &e);
+            CHECK((d != NULL) == (want != NULL), "case %d: %s", i, d ? "opened" : e.what);
+            if (!d && !(train && i == 7))
+                CHECK(strstr(e.what, cases[i].say) && e.hint[0], "case %d: %s", i, e.what);
+            char *path = d ? data_sample_path(d, 0) : xstrdup("");
+            char *root = xasprintf("%s/%s%s", dir, want ? want : "", want && *want ? "/" : "");
+            CHECK(!d || strncmp(path, root, strlen(root)) == 0, "case %d: %s", i, path);
+            free(root);
+            free(path);
+            data_close(d);
+        }
+    }
+    Error e = {"", ""};
+    Dataset *d = open_dir(at(temporary, "case0"), false, NULL, &e);
+    check_said(d, "case0 has no val/: ");
+    data_close(d);
+    /* A class file says that such names are classes. */
+    const char *list = at(temporary, "vehicles.txt");
+    write_text(list, "bus\ntrain\ncar\n");
+    d = open_dir(at(temporary, "case9"), true, list, &e);
+    CHECK(d && data_classes(d) == 3 && data_count(d) == 3, "%s", e.what);
+    data_close(d);
+    write_text(list, "one\ntwo\n");
+    d = open_dir(at(temporary, "case12"), true, list, &e);
+    CHECK(d && data_classes(d) == 2 && data_count(d) == 3, "%s", e.what);
+    data_close(d);
+}
+
+/* Endings of any case, names without one or with blanks; what is no picture is counted. */
+static void test_endings(void)
+{
+    Error e = {"", ""};
+    static const char *const pictures[] = {"1.PPM",  "2.jfif",  "3.JPE",  "4.jif",       "5",
+                                           "6.jpg ", "7.photo", "8.p.m ", "9.jfif\u00a0"};
+    static const char *const others[] = {"1.txt", "2.TXT", "3.heic", "4", "bmw.txt"};
+    const char *dir = at(temporary, "endings");
+    for (int k = 0; k < 2; k++) {
+        const char *folder = at(dir, k ? "b" : "a");
+        CHECK(make_dirs(folder, &e));
+        for (int i = 0; i < COUNT(pictures); i++)
+            write_text(at(folder, pictures[i]), "P6 2 2 255 abcabcabcabc");
+        for (int i = 0; i < COUNT(others); i++)
+            write_text(at(folder, others[i]), i == 4 ? "BMW" : "no picture");
+    }
+    write_text(at(dir, "beside.jpg"), "");
+    Dataset *d = open_dir(dir, true, NULL, &e);
+    CHECK(d && data_count(d) == 18, "%ld: %s", d ? data_count(d) : -1, e.what);
+    check_said(d,
+               "/endings: 18 images of 2 classes; passed over: 2 .heic, 6 .txt, 1 pictures beside "
+               "the class folders, 2 without an ending\n");
+    data_close(d);
+    d = open_dir(make_set("single", (const char *const[]){"train/a", NULL}), true, NULL, &e);
+    check_said(d, "note: there is one class, 'a'");
+    data_close(d);
+}
+
+static void test_class_order(void)
+{
+    static const char *const folders[] = {"1", "2", "10", "a", "B", "a1", "ab", "a-", "A01", NULL};
+    static const char *const want[] = {"1 10 2 A01 B a a- a1 ab", "1 2 10 A01 B a a1 a- ab",
+                                       "1 2 10 a A01 a1 a- ab B"};
+    const char *dir = make_set("order", folders);
+    DataOptions o = defaults;
+    o.spec = dir;
+    for (int order = 0; order < COUNT(want); order++) {
+        Error e = {"", ""};
+        char names[128] = "";
+        o.class_order = order;
+        Dataset *d = data_open(&o, &e);
+        for (int k = 0; d && k < data_classes(d); k++)
+            snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", k ? " " : "",
+                     data_class_name(d, k));
+        CHECK(strcmp(names, want[order]) == 0, "%s, not %s", names, want[order]);
+        CHECK(d && data_order_matters(d));
+        for (long i = 0; d && i < data_count(d); i++) {
+            char *path = data_sample_path(d, i), part[16];
+            snprintf(part, sizeof part, "/%s/", data_class_name(d, data_label(d, i)));
+            CHECK(strstr(path, part) != NULL, "%s is %s", path, part);
+            free(path);
+        }
+        data_close(d);
+    }
+    Error e = {"", ""};
+    Dataset *d = open_dir(make_set("unordered", (const char *const[]){"a", "b", "c1", NULL}), true,
+                          NULL, &e);
+    CHECK(d && !data_order_matters(d));
+    data_close(d);
+    const char *list = at(temporary, "ordered.txt");
+    write_text(list, "10\n2\na\n");
+    d = open_dir(make_set("listed", (const char *const[]){"2", "10", "a", NULL}), true, list, &e);
+    CHECK(d && !data_order_matters(d) && data_label(d, 0) == 0, "a file settles it");
+    data_close(d);
+}
+
+/* Lists as Windows writes them; the two forms in which Unicode has accented letters. */
+static void test_class_files(void)
+{
+    Error e = {"", ""};
+    const char *list = at(temporary, "bom.txt");
+    write_text(list, "\xEF\xBB\xBF"
+                     "a\r\nb\r\n");
+    Dataset *d = open_dir(make_set("bom", (const char *const[]){"a", "b", NULL}), true, list, &e);
+    CHECK(d && data_classes(d) == 2 && strcmp(data_class_name(d, 0), "a") == 0, "%s", e.what);
+    data_close(d);
+    static const char *const forms[][2] = {{"caf\u00e9", "cafe\u0301"},
+                                           {"\uac00", "\u1100\u1161"},
+                                           {"\u304c", "\u304b\u3099"},
+                                           {"caf\u00e8", "caf\u00e9"}};
+    for (int i = 0; i < COUNT(forms); i++)
+        for (int swap = 0; swap < 2; swap++) {
+            char name[16], line[32];
+            snprintf(name, sizeof name, "form%d-%d", i, swap);
+            snprintf(line, sizeof line, "%s\n", forms[i][swap]);
+            write_text(list, line);
+            const char *dir = make_set(name, (const char *const[]){forms[i][!swap], NULL});
+            refuse(dir, true, list, i < 3 ? "a name that looks the same" : "is not in");
+            d = open_dir(dir, true, list, &e);
+            CHECK(!d && !strstr(e.what, "looks the same") == (i == 3), "%s", e.what);
+        }
+}
+
 /* Labels of val/ follow train/, also where a class is missing in val/. */
 static void test_splits(void)
 {
@@ -181,12 +346,14 @@ static void test_splits(void)
         snprintf(path, sizeof path, "%s/splits/validation/a/%d.PPM", temporary, i);
         CHECK(unlink(path) == 0);
     }
-    refuse(at(temporary, "splits"), false, NULL, "validation/a has no images");
-    CHECK(rmdir(at(temporary, "splits/validation/a")) == 0);
-    Dataset *d = open_dir(at(temporary, "splits"), false, NULL, &e);
-    if (CHECK(d != NULL, "%s", e.what))
-        CHECK(data_count(d) == 6 && data_classes(d) == 3 && data_label(d, 0) == 1);
-    data_close(d);
+    for (int emptied = 0; emptied < 2; emptied++) { /* an empty folder, or none */
+        Dataset *d = open_dir(at(temporary, "splits"), false, NULL, &e);
+        if (CHECK(d != NULL, "%s", e.what))
+            CHECK(data_count(d) == 6 && data_classes(d) == 3 && data_label(d, 0) == 1);
+        check_said(d, "note: no images of 1 of 3 classes here: a\n");
+        data_close(d);
+        rmdir(at(temporary, "splits/validation/a"));
+    }
     CHECK(make_dirs(at(temporary, "splits/validation/x"), &e));
     refuse(at(temporary, "splits"), false, NULL, "x is not in");
 }
@@ -535,6 +702,173 @@ static void test_mnist(void)
     }
 }
 
+static uint8_t *mnist_file(int dims, int n, int first, size_t *size)
+{
+    *size = 4 + 4 * (size_t)dims + (size_t)n * (dims == 3 ? 4 : 1);
+    uint8_t *file = xcalloc(1, *size), *p = file + 4 + 4 * dims;
+    file[2] = 8;
+    file[3] = (uint8_t)dims;
+    file[7] = (uint8_t)n;
+    for (int i = 1; i < dims; i++)
+        file[7 + 4 * i] = 2;
+    for (size_t i = 0; p + i < file + *size; i++)
+        p[i] = (uint8_t)(first + (dims == 3 ? 0 : (int)i));
+    return file;
+}
+
+/* n labels from `first` on, and as many pictures of that level. */
+static void write_mnist(const char *dir, const char *stem, int n, int first)
+{
+    Error e;
+    CHECK(make_dirs(dir, &e), "%s", e.what);
+    for (int dims = 1; dims <= 3; dims += 2) {
+        char name[64];
+        size_t size;
+        uint8_t *file = mnist_file(dims, n, first, &size);
+        snprintf(name, sizeof name, "%s-%s-idx%d-ubyte", stem, dims == 3 ? "images" : "labels",
+                 dims);
+        write_file(at(dir, name), file, size);
+        free(file);
+    }
+}
+
+/* The layouts of torchvision, and EMNIST's names and numbers of classes. */
+static void test_mnist_layouts(void)
+{
+    const char *dir = at(temporary, "torch"), *raw = at(dir, "MNIST/raw");
+    write_mnist(raw, "train", 10, 0);
+    write_mnist(raw, "t10k", 3, 4);
+    write_mnist(at(dir, "EMNIST/raw"), "emnist-letters-train", 25, 1);
+    write_mnist(at(dir, "EMNIST/raw"), "emnist-letters-test", 26, 1);
+    write_mnist(at(dir, "EMNIST/raw"), "emnist-balanced-train", 47, 0);
+    write_mnist(at(dir, "EMNIST/raw"), "emnist-balanced-test", 5, 0);
+    static const struct {
+        const char *where;
+        int train, val, classes; /* images; -1: refused */
+        const char *say;
+    } cases[] = {
+        {"/MNIST/raw", 10, 3, 10, ""},
+        {"/MNIST", 10, 3, 10, ""},
+        {"/EMNIST/raw/emnist-letters", 25, 26, 27, "EMNIST's files have rows and columns"},
+        {"/EMNIST/emnist-letters", 25, 26, 27, "no image has label 0: labels from 1 to"},
+        {"/emnist-balanced", 47, 5, 47, "EMNIST's files have rows and columns"},
+        {"/EMNIST", -1, -1, 0, "more than one data set"},
+        {"", -1, -1, 0, "more than one data set"},
+        {"/none", -1, -1, 0, "has no t"},
+    };
+    for (int i = 0; i < COUNT(cases); i++)
+        for (int train = 0; train < 2; train++) {
+            Error e = {"", ""};
+            char *spec = xasprintf("mnist:%s%s", dir, cases[i].where);
+            int want = train ? cases[i].train : cases[i].val;
+            Dataset *d = open_dir(spec, train, NULL, &e);
+            if (want < 0)
+                CHECK(!d && strstr(e.what, cases[i].say) && e.hint[0], "%s: %s", spec, e.what);
+            else if (CHECK(d && data_count(d) == want && data_classes(d) == cases[i].classes,
+                           "%s: %d classes: %s", spec, d ? data_classes(d) : 0, e.what) &&
+                     (train == 0 || i != 3))
+                check_said(d, cases[i].say);
+            data_close(d);
+            free(spec);
+        }
+    const char *packed = at(temporary, "packed");
+    Error e;
+    CHECK(make_dirs(packed, &e));
+    write_text(at(packed, "emnist-digits-train-images-idx3-ubyte.gz"), "");
+    char *spec = xasprintf("mnist:%s", packed);
+    refuse(spec, true, NULL, "digits-train-images-idx3-ubyte.gz is still compressed");
+    free(spec);
+}
+
+/* Python's version of CIFAR: files that Python made, see test/pickles/make.py; and files that would
+ * have something called, or are damaged. */
+static void test_pickles(void)
+{
+    static const struct {
+        const char *spec, *first;
+        int train, val, labels[4];
+    } cases[] = {{"cifar10:test/pickles", "class 0", 4, 2, {0, 1, 2, 3}},
+                 {"cifar10:test/pickles/cifar-10-batches-py", "class 0", 4, 2, {0, 1, 2, 3}},
+                 {"cifar100:test/pickles", "0", 2, 2, {99, 0}}};
+    uint8_t out[3 * 16 * 16];
+    Error e = {"", ""};
+    for (int i = 0; i < COUNT(cases); i++) {
+        Dataset *d = open_dir(cases[i].spec, true, NULL, &e);
+        CHECK(d && data_count(d) == cases[i].train &&
+                  strcmp(data_class_name(d, 0), cases[i].first) == 0,
+              "%s", e.what);
+        for (int k = 0; d && k < cases[i].train; k++)
+            CHECK(data_sample(d, decoder, k, 0, 0, out) == cases[i].labels[k] && out[0] == k &&
+                      out[1] == 90 + k && out[2] == 180 + k,
+                  "%s: image %d", cases[i].spec, k);
+        data_close(d);
+        d = open_dir(cases[i].spec, false, NULL, &e);
+        CHECK(d && data_count(d) == cases[i].val, "%s", e.what);
+        data_close(d);
+    }
+    /* One change each of a file that is right; the first is none. */
+#define CHANGE(from, to, say)          \
+    {                                  \
+        from, to, sizeof from - 1, say \
+    }
+    static const struct {
+        const char *from, *to;
+        size_t n;
+        const char *say;
+    } changes[] = {
+        CHANGE("_reconstruct", "_reconstruct", NULL),
+        CHANGE("_reconstruct", "_reconstrucT", "asks for 'numpy.core.multiarray _reconstrucT'"),
+        CHANGE("numpy\nndarray", "numpy\nfromfil", "asks for 'numpy fromfil'"),
+        CHANGE("cnumpy\ndtype", "cposix\nabort", "asks for 'posix abort'"),
+        CHANGE("numpy\nndarray", "numpy ndarra\033", "asks for 'numpy ndarra?"),
+        CHANGE("cnumpy\nndarray", "]q\1q\2q\3q\4q\5q\6q\7q\7", "an object that is no array"),
+        CHANGE("\200\002}", "\200\004}", "protocol 4"),
+        CHANGE("\200\002}", "\200\002i", "an operation that is not known here: 0x69"),
+        CHANGE("\200\002}", "\200\002]", "nothing to add to"),
+        CHANGE("U\006labels", "U\006lables", "-1 labels in 'labels'"),
+        CHANGE("U\004data", "U\004date", "-1 bytes in 'data'"),
+        CHANGE("U\002u1", "U\002i1", "-1 bytes in 'data'"),
+        CHANGE("K\002M", "K\003M", "bytes in 'data', which is not"),
+        CHANGE("K\002M\000\014", "K\002M\000\030", "bytes in 'data', which is not"),
+        CHANGE("K\000K\001e", "K\000K\012e", "label 1 is 10"),
+        CHANGE("K\000K\001e", "K\000K\001a", "nothing to add to"),
+        CHANGE("K\000K\001e", "N\210K\001e", "3 labels"),
+        CHANGE("\014\206", "\014\207", "an array of a version"),
+        CHANGE("T\000\030", "T\001\030", "byte"),
+        CHANGE("U\006labels", "U\377labels", "byte"),
+        CHANGE("q\003]", "q\377]", "a place in the memo that cannot be"),
+        CHANGE("q\003]", "h\003]", "nothing in this place of the memo"),
+    };
+#undef CHANGE
+    const char *dir = at(temporary, "pickles"), *path = at(dir, "data_batch_1");
+    char *spec = xasprintf("cifar10:%s", dir);
+    CHECK(make_dirs(dir, &e));
+    FILE *f = fopen("test/pickles/cifar-10-batches-py/data_batch_1", "rb");
+    static char good[1 << 14], file[1 << 14];
+    size_t n = f ? fread(good, 1, sizeof good, f) : 0;
+    CHECK(f && fclose(f) == 0 && n > 6144);
+    for (int i = 0; i < COUNT(changes); i++) {
+        memcpy(file, good, n);
+        char *found = memmem(file, n, changes[i].from, changes[i].n);
+        if (!CHECK(found != NULL, "change %d", i))
+            continue;
+        memcpy(found, changes[i].to, changes[i].n);
+        write_file(path, file, n);
+        if (changes[i].say) {
+            refuse(spec, true, NULL, changes[i].say);
+            continue;
+        }
+        Dataset *d = open_dir(spec, true, NULL, &e);
+        CHECK(d && data_count(d) == 2, "%s", e.what);
+        data_close(d);
+    }
+    for (size_t cut = 1; cut < n; cut += cut < 300 ? 1 : 797) {
+        write_file(path, good, cut);
+        refuse(spec, true, NULL, "data_batch_1: byte");
+    }
+    free(spec);
+}
+
 /* ---- directories ---- */
 
 /* The reason is mkdir's. Nobody may write to a directory without its write bits, except root. */
@@ -823,6 +1157,10 @@ int main(int argc, char **argv)
     test_shuffle();
     test_folders();
     test_splits();
+    test_split_names();
+    test_endings();
+    test_class_order();
+    test_class_files();
     test_nested();
     test_subsets();
     test_damaged_images();
@@ -831,6 +1169,8 @@ int main(int argc, char **argv)
     test_max_damaged();
     test_cifar();
     test_mnist();
+    test_mnist_layouts();
+    test_pickles();
     test_make_dirs();
     test_shapes();
     test_loader();

@@ -747,6 +747,54 @@ static void check_folder(const char *dir, int boxes)
     closedir(list);
 }
 
+/* Four values of 16 bits in PNGs that Pillow wrote, Image.fromarray(uint16): of 16, of none, of 8
+ * and of 12 bits, which are refused. */
+static void test_unscaled_png(void)
+{
+    static const struct {
+        size_t n;
+        const char *png, *say;
+        int last;
+    } cases[] = {
+        /* 0 1000 2000 4096; 0 0 0 0; 0 100 200 255; 0 1000 2000 4095 */
+        {75,
+         "\211\120\116\107\015\012\032\012\000\000\000\015\111\110\104\122\000\000\000\002"
+         "\000\000\000\002\020\000\000\000\000\007\115\216\273\000\000\000\022\111\104\101"
+         "\124\170\332\143\140\140\140\176\301\300\176\101\200\001\000\010\073\001\323\241"
+         "\012\377\211\000\000\000\000\111\105\116\104\256\102\140\202",
+         NULL, 16},
+        {68,
+         "\211\120\116\107\015\012\032\012\000\000\000\015\111\110\104\122\000\000\000\002"
+         "\000\000\000\002\020\000\000\000\000\007\115\216\273\000\000\000\013\111\104\101"
+         "\124\170\332\143\140\200\001\000\000\012\000\001\354\044\003\271\000\000\000\000"
+         "\111\105\116\104\256\102\140\202",
+         NULL, 0},
+        {75,
+         "\211\120\116\107\015\012\032\012\000\000\000\015\111\110\104\122\000\000\000\002"
+         "\000\000\000\002\020\000\000\000\000\007\115\216\273\000\000\000\022\111\104\101"
+         "\124\170\332\143\140\140\140\110\141\140\070\301\360\037\000\005\271\002\054\077"
+         "\310\073\036\000\000\000\000\111\105\116\104\256\102\140\202",
+         NULL, 255},
+        {75,
+         "\211\120\116\107\015\012\032\012\000\000\000\015\111\110\104\122\000\000\000\002"
+         "\000\000\000\002\020\000\000\000\000\007\115\216\273\000\000\000\022\111\104\101"
+         "\124\170\332\143\140\140\140\176\301\300\176\201\377\077\000\011\070\002\321\200"
+         "\045\225\162\000\000\000\000\111\105\116\104\256\102\140\202",
+         "largest value is 4095: 12 bits", 0},
+    };
+    for (int i = 0; i < COUNT(cases); i++) {
+        Image im;
+        Error e = {"", ""};
+        bool ok = image_decode((const uint8_t *)cases[i].png, cases[i].n, &im, &e);
+        CHECK(ok == !cases[i].say && (ok || (strstr(e.what, cases[i].say) && e.hint[0])), "%d: %s",
+              i, e.what);
+        if (ok)
+            CHECK(im.rgb[0] == 0 && im.rgb[11] == cases[i].last, "%d: %d", i, im.rgb[11]);
+        if (ok)
+            image_free(&im);
+    }
+}
+
 /* ---- TIFF ---- */
 
 #ifdef HAVE_TIFF
@@ -920,6 +968,20 @@ static void check_tiff(const TiffKind *k, int w, int h)
     free(rgb);
 }
 
+static void test_lab(void)
+{
+    static const TiffKind lab = {"Lab", PHOTOMETRIC_CIELAB, 3, 8, COMPRESSION_NONE, 0, 0, 1};
+    uint8_t *rgb = draw(20, 20);
+    const char *path = at(temporary, "lab.tif");
+    TIFF *t = TIFFOpen(path, "w");
+    write_page(t, &lab, rgb, 20, 20, 0);
+    TIFFClose(t);
+    Image im;
+    Error e = {"", ""};
+    CHECK(!image_load(path, &im, &e) && strstr(e.what, "Lab colours") && e.hint[0], "%s", e.what);
+    free(rgb);
+}
+
 /* Versions of one colour each: which one a crop reads is seen by its colour. */
 static void check_pyramid(bool tiled, bool marked, bool sub, bool found)
 {
@@ -971,6 +1033,7 @@ static void test_tiff(void)
     check_pyramid(false, true, false, true);
     check_pyramid(true, true, true, true);
     check_pyramid(false, false, false, false); /* pages of a document */
+    test_lab();
 }
 #else
 static void test_tiff(void)
@@ -1417,6 +1480,7 @@ int main(int argc, char **argv)
     test_plain();
     test_coefficients();
     test_fast_place();
+    test_unscaled_png();
     test_tiff();
     test_needed_rows();
     test_missing_scans();

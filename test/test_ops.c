@@ -105,7 +105,7 @@ static const LinearCase linear_cases[] = {
 /* Eight orders of roundings: the activation of the exact sum, as a fused epilogue has it, or of the
  * one in memory; what follows it, of the exact activation or of the one in memory; and all that for
  * a bias that is added to the exact product, or to the one in memory. */
-static void linear_forward(const LinearCase *c)
+static void linear_forward(const LinearCase *c, bool kept)
 {
     begin(PRODUCT, "linear_forward %dx%dx%d act %d", c->rows, c->in, c->out, c->act);
     Drop d = drop_of(c->drop, RNG_MLP_DROPOUT, 2);
@@ -116,7 +116,7 @@ static void linear_forward(const LinearCase *c)
     rescale(w, 1 / sqrt(c->in), 0);
     be->linear_forward(&(LinearForward){tensor(y), tensor(x), tensor(w), pointer(bias), c->rows,
                                         c->in, c->out, c->act, tensor(pre), tensor(residual), d,
-                                        c->tokens});
+                                        c->tokens, kept});
     int n = ways(y, 8), n_pre = ways(pre, 2);
     for (long i = 0; i < (long)c->rows * c->out; i++) {
         long r = i / c->out, o = i % c->out;
@@ -1780,7 +1780,9 @@ static void layer_cases(void)
     for (int i = 0; i < COUNT(linear_cases); i++) {
         if (linear_cases[i].big && !under.full)
             continue;
-        linear_forward(&linear_cases[i]);
+        linear_forward(&linear_cases[i], false);
+        if (linear_cases[i].act && linear_cases[i].pre)
+            linear_forward(&linear_cases[i], true);
         linear_backward_input(&linear_cases[i]);
         linear_backward_weight(&linear_cases[i]);
     }
@@ -1822,7 +1824,7 @@ static void part_cases(void)
             if (c->drop <= 0)
                 continue;
             cut.of = cut.first + c->out + 5;
-            linear_forward(c);
+            linear_forward(c, false);
             if (c->act && c->pre)
                 activate(c);
             cut.of = cut.first + c->in + 5;

@@ -12,6 +12,7 @@
 #include "check.h"
 #include "files.h"
 #include "image/decoder.h"
+#include "said.h"
 #include "util/files.h"
 
 enum { SIDE = 8, BYTES = 3 * SIDE * SIDE, SHARDS = 7, CLASSES = 5 };
@@ -457,6 +458,238 @@ static void test_refused(const char *pattern)
     refuse_options(o, "there are 3 classes");
 }
 
+/* An archive of "0.ppm 0.cls=1 ...": what stands behind `=`, where % is a blank, or a picture. */
+static void write_members(const char *path, const char *members)
+{
+    static const char ppm[] = "P6 2 2 255 abcabcabcabc";
+    char *text = xstrdup(members), *rest = text, *name;
+    Error e;
+    Error none = {"", ""};
+    TarWriter *w = create(path);
+    while ((name = strsep(&rest, " "))) {
+        char *value = strchr(name, '=');
+        if (value)
+            *value++ = '\0';
+        for (char *p = value; p && *p; p++)
+            *p = *p == '%' ? ' ' : *p;
+        const char *bytes = value ? value : ppm;
+        CHECK(tar_add(w, name, bytes, strlen(bytes), &none), "%s", none.what);
+    }
+    free(text);
+    CHECK(tar_close(w, &e), "%s", e.what);
+}
+
+/* Names, endings, and where the labels are: labels and classes of what is right, the error of what
+ * is not. */
+static void test_labels(void)
+{
+    static const struct {
+        const char *label, *members, *want, *classes; /* classes NULL: an error, `want` */
+    } cases[] = {
+        {NULL, "a/b.c/0.PPM a/b.c/0.CLS=1 ./1.ppm ./1.cls=0", "1 0", "0 1"},
+        {NULL, "._0.ppm=x ._0.cls=x 0.ppm 0.cls=2", "2", "0 1 2"},
+        {NULL, "0.jfif 0.cls=1 1.JPE 1.cls=0 2.jif 2.cls=1", "1 0 1", "0 1"},
+        {"txt", "0.ppm 0.txt=1 1.ppm 1.txt=0", "1 0", "0 1"},
+        {"txt", "0.ppm 0.TXT=cat 1.ppm 1.txt=a%dog%", "1 0", "a dog cat"},
+        {".txt", "0.ppm 0.txt=10 0.cls=3", "10", "0 1 2 3 4 5 6 7 8 9 10"},
+        {"json:label", "0.ppm 0.json={\"label\":2} 1.json={\"x\":1,\"label\":0} 1.ppm", "2 0",
+         "0 1 2"},
+        {"json:id", "0.ppm 0.json={\"id\":\"b\"} 1.ppm 1.json={\"id\":\"a\"}", "1 0", "a b"},
+        {"folder", "x/b/0.ppm x/a/0.ppm x/b/1.ppm x/b/1.cls=5", "1 0 1", "a b"},
+        {"folder", "10/0.ppm 2/0.ppm", "0 1", "10 2"},
+        {"folder", "0.ppm", "0.ppm has no folder in its name", NULL},
+        {"folder", "./0.ppm", "0.ppm has no folder in its name", NULL},
+        {"json:labl", "0.ppm 0.json={\"label\":2}", "0.json has no number and no name", NULL},
+        {"json:label", "0.ppm 0.json=2", "0.json has no number and no name", NULL},
+        {"json:label", "0.ppm 0.json={", "0.json is no JSON object with the key", NULL},
+        {"json:label", "0.ppm 0.json={\"label\":1.5}", "0.json: '1.5' is no label", NULL},
+        {"json:label", "0.ppm 0.json={\"label\":null}", "has no number and no name", NULL},
+        {"json", "0.ppm 0.json={}", "0.json holds JSON, no label", NULL},
+        {"txt", "0.ppm 0.txt=1.0", "0.txt: '1.0' is no label", NULL},
+        {"txt", "0.ppm 0.txt=-1", "0.txt: '-1' is no label", NULL},
+        {"txt", "0.ppm 0.txt=a 1.ppm 1.txt=1", "1.txt: '1' is a number, labels before", NULL},
+        {"txt", "0.ppm 0.txt=1 1.ppm 1.txt=a", "1.txt: 'a' is a name, labels before", NULL},
+        {"txt", "0.ppm 0.cls=1", "the sample 0 has no txt file", NULL},
+        {NULL, "0.ppm 0.cls=1.0", "0.cls: '1.0' is no label", NULL},
+        {NULL, "0.ppm 0.cls=cat", "0.cls: 'cat' is no label", NULL},
+        {NULL, "0.ppm 0.cls=0 0.ppm 0.cls=1", "the sample 0 has cls twice, at byte", NULL},
+        {NULL, "0.ppm 0.PPM 0.cls=1", "the sample 0 has ppm twice, at byte", NULL},
+        {NULL, "0.ppm 0.cls=0 1.ppm 1.cls=0 0.ppm 0.cls=1", "the sample 0 stands twice, at byte",
+         NULL},
+        {NULL, "0.ppm 0.cls=0 0.2.ppm 0.2.cls=1", "0.ppm and 0.2.ppm have the same key, 0", NULL},
+        {NULL, "0.ppm 0.cls=0 0.2.cls=1", "0.ppm and 0.2.cls have the same key, 0", NULL},
+        {NULL, "0.ppm 0.cls=0 0.seg.ppm 0.mask.2.ppm", "0", "0"},
+        {NULL, "A.2023.0.ppm A.2023.0.cls=1", "A has no picture, but A.2023.0.ppm", NULL},
+        {NULL, "0.in.ppm 0.cls=1", "0 has no picture, but 0.in.ppm", NULL},
+        {NULL, "0.ppm 0.in.cls=1", "0 has no label, but 0.in.cls", NULL},
+        {NULL, "0.ppm 1.ppm 0.cls=1 1.cls=1", "0 is not in one piece: 0.cls stands apart", NULL},
+        {NULL, "0.ppm 0.cls=1 1.ppm", "the sample 1 has no cls file", NULL},
+    };
+    const char *path = at(temporary, "labels.tar");
+    for (int i = 0; i < COUNT(cases); i++) {
+        Error e = {"", ""};
+        char labels[64] = "", classes[64] = "";
+        write_members(path, cases[i].members);
+        DataOptions o = options(path);
+        o.wds_label = cases[i].label;
+        Dataset *d = data_open(&o, &e);
+        free((char *)o.spec);
+        if (!cases[i].classes) {
+            CHECK(!d && strstr(e.what, cases[i].want) && e.hint[0], "case %d: %s", i, e.what);
+            data_close(d);
+            continue;
+        }
+        for (long k = 0; d && k < data_count(d); k++)
+            snprintf(labels + strlen(labels), 8, "%s%d", k ? " " : "", data_label(d, k));
+        for (int k = 0; d && k < data_classes(d); k++)
+            snprintf(classes + strlen(classes), 8, "%s%s", k ? " " : "", data_class_name(d, k));
+        CHECK(d && strcmp(labels, cases[i].want) == 0 && strcmp(classes, cases[i].classes) == 0,
+              "case %d: labels %s of %s: %s", i, labels, classes, e.what);
+        data_close(d);
+    }
+}
+
+/* Names are numbered over all shards alike: sorted, as another split has them, or as a file has. */
+static void test_label_names(void)
+{
+    static const char *const members[] = {"b/0.ppm 10/1.ppm", "a/0.ppm b/1.ppm", "2/0.ppm"};
+    static const struct {
+        const char *list; /* NULL: sorted; by `order` */
+        int order;
+        bool like;
+        int labels[5];
+    } cases[] = {{NULL, 0, false, {3, 0, 2, 3, 1}},
+                 {NULL, 1, false, {3, 1, 2, 3, 0}},
+                 {"b\n2\na\n10\nmore\n", 0, false, {0, 3, 2, 0, 1}},
+                 {"b\n2\na\n10\nmore\n", 0, true, {0, 3, 2, 0, 1}}};
+    const char *dir = at(temporary, "named"), *list = at(temporary, "named.txt");
+    Error e;
+    CHECK(make_dirs(dir, &e));
+    for (int k = 0; k < COUNT(members); k++) {
+        char name[32];
+        snprintf(name, sizeof name, "named/%d.tar", k);
+        write_members(at(temporary, name), members[k]);
+    }
+    for (int i = 0; i < COUNT(cases); i++) {
+        DataOptions o = options(dir);
+        Names like = {0};
+        o.wds_label = "folder";
+        o.class_order = cases[i].order;
+        if (cases[i].list)
+            write_text(list, cases[i].list);
+        if (cases[i].list && !cases[i].like)
+            o.classes = list;
+        static const char *const names[] = {"b", "2", "a", "10", "more"};
+        for (int k = 0; k < COUNT(names); k++)
+            names_add(&like, names[k]);
+        if (cases[i].like)
+            o.like = &like;
+        Dataset *d = open_options(o);
+        CHECK(d && data_classes(d) == (cases[i].list ? 5 : 4) &&
+                  data_order_matters(d) == !o.classes,
+              "case %d", i);
+        for (int k = 0; d && k < 5; k++)
+            CHECK(data_label(d, k) == cases[i].labels[k], "case %d: label %d is %d", i, k,
+                  data_label(d, k));
+        data_close(d);
+        names_free(&like);
+    }
+    write_text(list, "b\n");
+    DataOptions o = options(dir);
+    o.wds_label = "folder";
+    o.classes = list;
+    refuse_options(o, "0.tar: the label '10' is not in");
+    write_members(at(temporary, "named/3.tar"), "0.ppm 0.txt=1");
+    write_members(at(temporary, "named/4.tar"), "0.ppm 0.txt=x");
+    o = options(at(temporary, "named/{3..4}.tar"));
+    o.wds_label = "txt";
+    refuse_options(o, "labels are names in 1 of the 2 shards");
+}
+
+/* A folder of shards is divided by their names, or by the folders in it. */
+static void test_divided(void)
+{
+    static const struct {
+        const char *shards[6];
+        int train, val; /* samples found; -1: refused */
+        bool divided;
+    } cases[] = {
+        {{"set-train-0", "set-train-1", "set-val-0", "set-test-0"}, 3, 4, true},
+        {{"Training0", "x_valid_0"}, 1, 2, true},
+        {{"train/0", "train/1", "dev/0"}, 3, 4, true},
+        {{"train-0", "test-0"}, 1, 2, true},
+        {{"train-0", "train-1"}, 3, 3, false},
+        {{"a-0", "b-0"}, 3, 3, false},
+        {{"train-0", "b-0"}, 1, -1, false},
+        {{"b-0", "val-0"}, -1, 2, true},
+        {{"trainval-0", "train-val-0"}, 3, 3, false},
+    };
+    for (int i = 0; i < COUNT(cases); i++) {
+        Error e;
+        char name[64];
+        snprintf(name, sizeof name, "divided%d", i);
+        const char *dir = at(temporary, name);
+        for (int k = 0; cases[i].shards[k]; k++) { /* 1, 2, 4 ... samples */
+            snprintf(name, sizeof name, "%s.tar", cases[i].shards[k]);
+            char *path = xstrdup(at(dir, name));
+            *strrchr(path, '/') = '\0';
+            CHECK(make_dirs(path, &e));
+            path[strlen(path)] = '/';
+            write_shard(path, 0, 1 << k);
+            free(path);
+        }
+        CHECK(webdataset_divided(dir) == cases[i].divided, "case %d", i);
+        for (int train = 0; train < 2; train++) {
+            DataOptions o = options(dir);
+            o.train = train;
+            int want = train ? cases[i].train : cases[i].val;
+            if (want < 0) {
+                refuse_options(o, train ? "no training shards" : "no validation shards");
+                continue;
+            }
+            Dataset *d = open_options(o);
+            CHECK(d && data_count(d) == want, "case %d: %ld", i, d ? data_count(d) : -1);
+            CHECK(d && (data_split(d) >= SPLIT_VAL) == (!train && i != 4 && i != 5 && i != 8),
+                  "case %d: split %d", i, data_split(d));
+            data_close(d);
+        }
+    }
+    char *both = xasprintf("%s/set-{train-0,val-0}.tar", at(temporary, "divided0"));
+    for (int train = 0; train < 2; train++) {
+        DataOptions o = options(both);
+        o.train = train;
+        Dataset *d = open_options(o);
+        check_said(d, train ? "note: 1 of 2 shards are named for validation or tests: training uses"
+                            : "note: 1 of 2 shards are named for training: evaluation uses");
+        data_close(d);
+    }
+    free(both);
+    DataOptions captions = options(at(temporary, "captions.tar"));
+    char *members = xstrdup("0.ppm 0.txt=a");
+    for (int i = 1; i < 20; i++) {
+        char *more = xasprintf("%s %d.ppm %d.txt=a%%picture%%%d", members, i, i, i);
+        free(members);
+        members = more;
+    }
+    write_members(at(temporary, "captions.tar"), members);
+    free(members);
+    captions.wds_label = "txt";
+    Dataset *d = open_options(captions);
+    check_said(d, "note: 20 classes in 20 images, such as 'a': are these labels?");
+    data_close(d);
+    Error e;
+    const char *dir = at(temporary, "packed");
+    CHECK(make_dirs(dir, &e));
+    write_text(at(dir, "a.tar.gz"), "");
+    refuse_options(options(dir), "no .tar files, but compressed ones: a.tar.gz");
+    write_text(at(dir, "a.tar.gz"), "\x1f\x8b");
+    CHECK(truncate(at(dir, "a.tar.gz"), 1024) == 0);
+    refuse_options(options(at(dir, "a.tar.gz")), "compressed with gzip");
+    write_text(at(dir, "b.tar"), "\x28\xb5\x2f\xfd");
+    CHECK(truncate(at(dir, "b.tar"), 1024) == 0);
+    refuse_options(options(at(dir, "b.tar")), "compressed with zstd");
+}
+
 /* A member that is no picture is replaced, in every epoch alike; a file that changes under our
  * hands ends the program. */
 static void test_damage(void)
@@ -525,6 +758,9 @@ int main(int argc, char **argv)
     test_index(pattern);
     test_descriptors();
     test_refused(pattern);
+    test_labels();
+    test_label_names();
+    test_divided();
     test_damage();
     decoder_free(decoder);
     files_end();

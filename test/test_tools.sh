@@ -303,6 +303,59 @@ trains "subsets" 0 '^data .* 9 training images, 9 validation images, 3 classes' 
 trains "subsets of shards" 2 'give --classes' --data wds:one/train-000000.tar --val-data none $tiny \
     --classes-fraction 0.3 --out x
 
+# ---- data as people have it: what is said of it, and what must not happen in silence ----
+
+mkdir -p plain/Training plain/Testing && cp -r pics/train/* plain/Training && cp -r pics/val/* plain/Testing
+one=$(ls plain/Training | head -n 1)
+echo text >"plain/Training/$one/notes.txt" && echo text >"plain/Training/$one/more.TXT"
+first=$(find "plain/Training/$one" -name '*.jpg' | head -n 1) && mv "$first" "${first%.jpg}.JFIF"
+trains "splits by other names" 0 '^ +training +plain/Training: 70 images of 10 classes; passed over: 2 .txt$' \
+    --data plain $tiny --steps 1 --out x1
+says "splits by other names" '^ +validation +plain/Testing: 30 images of 10 classes$'
+says "a test split for validation" '^note: plain has no val/: plain/Testing is used'
+good "shards of it" shard --data plain --out plain.d/train
+says "shards of it" '^plain/Training: 70 images of 10 classes; passed over: 2 .txt$'
+rm -r "plain/Testing/$one"
+trains "a class without validation images" 0 "^note: no images of 1 of 10 classes here: $one\$" \
+    --data plain $tiny --steps 1 --out x2
+trains "the same in a folder of its own" 0 '^ +validation +plain/Testing: 27 images of 9 classes' \
+    --data plain --val-data plain/Testing $tiny --steps 1 --out x3
+mkdir -p flat/train/a flat/test && cp pics/train/circle/*.jpg flat/train/a && cp pics/val/circle/*.jpg flat/test
+trains "an unlabelled test split" 1 '^hint: .*--val-data none' --data flat $tiny --steps 1 --out x
+trains "one class" 0 "^note: there is one class, 'a'" --data flat --val-data none $tiny --steps 1 --out x4
+mkdir -p both && cp one/train-000000.tar both/set-train-0.tar && cp one/val-000000.tar both/set-val-0.tar
+trains "a folder with shards of both splits" 0 '^ +training +both .1 train shards.: 70 images' \
+    --data wds:both $tiny --steps 1 --out x5
+says "a folder with shards of both splits" '^ +validation +both .1 val shards.: 30 images'
+trains "its evaluation" 0 ' images 30$' eval --weights x5
+trains "evaluation of a run without validation" 0 "^warning: these are the run.s training images" eval --weights whole
+check "none of a folder's own" sh -c '! "$1" eval --weights x5 2>&1 | grep -q "training images"' - "$train"
+mkdir named && cp one/train-000000.tar named && (cd x && for f in *.jpg; do
+    mkdir -p "n/$((10#$(cat "${f%.jpg}.cls") * 5))" && cp "$f" "n/$((10#$(cat "${f%.jpg}.cls") * 5))"; done)
+tar cf named.tar --sort=name -C x/n .
+trains "labels from folders" 0 '70 training images, 10 classes' --data wds:named.tar --wds-label folder \
+    --val-data none $tiny --steps 1 --out x6
+check "in byte order" [ "$(head -n 3 x6/classes.txt | tr '\n' ' ')" = "0 10 15 " ]
+trains "in natural order" 0 'done' --data wds:named.tar --wds-label folder --class-order natural \
+    --val-data none $tiny --steps 1 --out x7
+check "in natural order" [ "$(head -n 3 x7/classes.txt | tr '\n' ' ')" = "0 5 10 " ]
+weights=$(ls x7/step_*/model.safetensors | tail -n 1)
+cp "$weights" alone.safetensors
+trains "weights from elsewhere" 0 '^warning: .*--class-order natural' eval --weights alone.safetensors --data x/n
+trains "in the order that was asked for" 0 '^top1' eval --weights alone.safetensors --data x/n --class-order byte
+check "is not warned of" sh -c '! grep -q ^warning log'
+trains "a list of classes" 0 '^top1' eval --weights alone.safetensors --data x/n --classes x7/classes.txt
+check "settles it" sh -c '! grep -q ^warning log'
+cases=$shared/cases/08-class-order-natural-vs-strcmp
+if [ -d "$cases" ]; then
+    for order in byte natural timm; do
+        "$train" eval --data "$cases/val" --weights "$cases/model.safetensors" --class-order $order >log 2>&1
+        check "classes in $order order" grep -q "^top1 $([ $order = byte ] && echo 4.35 || echo 52.17) " log
+    done
+else
+    skip "no weights of another order in $cases"
+fi
+
 # ---- contact sheets ----
 
 sheet() { # file, flags...: a sheet of ten images

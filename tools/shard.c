@@ -404,7 +404,7 @@ static int run_shard(const Command *c, int argc, char **argv)
     sigaction(SIGTERM, &action, NULL);
     signal(SIGXFSZ, SIG_IGN); /* write() says so */
     int threads = o.threads ? (int)o.threads : omp_get_num_procs();
-    printf("%ld images of %d classes in %s\n", data_count(w.data), data_classes(w.data), o.data);
+    data_describe(w.data, "", NULL);
     fflush(stdout);
     write_samples(&w, threads);
     if (w.samples == 0)

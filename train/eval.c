@@ -77,7 +77,9 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
         int n = images_of(s, count, k);
         if (n == 0 && !together)
             break;
+        hosts_at("reading images to evaluate", s->state.step);
         const Batch *b = reads && n ? loader_next(loader) : NULL;
+        hosts_at("evaluating", s->state.step);
         if (b)
             soft_targets(targets, b->labels, b->n, K, 0, NULL, 0);
         vit_set_batch(s->m, n ? n : 1, b ? b->images : none, true, reads ? targets : NULL, NULL);
@@ -265,6 +267,7 @@ static void bench_micro(void *arg, int micro, bool backward)
     Bench *b = arg;
     Session *s = b->s;
     bool last = micro == b->micros - 1;
+    alive();
     if (backward) {
         vit_micro_backward(s->m, micro, last);
         return;

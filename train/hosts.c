@@ -6,11 +6,17 @@
  * who sends ever waits for a reader who is busy. Only rank 0 sees every rank end; it tells the
  * others which one. A rank that leaves in good order says goodbye first.
  *
+ * The watchdog: the watchers tell each other about once a second how far their main threads are.
+ * Rank 0's judges: it ends all when a rank says nothing any more, or says again and again that its
+ * main thread neither moves nor waits while others wait for it, or when all wait for each other.
+ * Only time that the judge itself has lived through counts, so that a job that was stopped as a
+ * whole may go on.
+ *
  * Connections are neither encrypted nor proof against an attacker on the cluster's network:
  * strangers and other jobs are kept out by a key made from the job's name, no more. All ranks must
  * have the same byte order and be builds of the same version.
  *
- * Read in this order: messages, the watcher, coming together, the calls.
+ * Read in this order: messages, the end, the watchdog, the watcher, coming together, the calls.
  */
 #include "train/hosts.h"
 
@@ -23,6 +29,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,16 +41,17 @@
 #define HELLO_MAGIC   0x7669742e63a1b201u
 #define WELCOME_MAGIC 0x7669742e63a1b202u
 #define MESSAGE_MAGIC 0x76a1b203u
-#define PROTOCOL      1u
+#define PROTOCOL      2u
 
-/* Seconds that the main thread has to end when another rank has ended. mpirun kills after two. */
-#define GRACE        5
-#define GRACE_MPIRUN 1
+/* Seconds between the news that all must end and this process's end: a main thread that is about to
+ * fail for a reason of its own says the better one. mpirun kills after one. */
+#define GRACE 0.2
 
 /* ---- messages ---- */
 
-enum { BROADCAST, SUM, GOODBYE, ENDED }; /* ENDED: text, why all must end */
-static const char *const kinds[] = {"broadcast", "sum", "goodbye", "end"};
+/* PULSE: a Pulse. ENDED: two texts, why all must end and a hint; with count 1 it is to be said. */
+enum { BROADCAST, SUM, GOODBYE, PULSE, ENDED };
+static const char *const kinds[] = {"broadcast", "sum", "goodbye", "pulse", "end"};
 
 typedef struct {
     uint32_t magic, kind;
@@ -57,6 +65,20 @@ typedef struct Message {
     unsigned char body[];
 } Message;
 
+/* How far a main thread is. */
+typedef struct {
+    uint64_t alive; /* signs of life so far */
+    uint64_t step;
+    uint32_t waits; /* for another rank, or has since the last pulse */
+    char doing[36];
+} Pulse;
+
+/* What the watchdog knows of a rank; times as net.clock has it. */
+typedef struct {
+    Pulse last;
+    double heard, moved, waited;
+} Life;
+
 typedef struct {
     int fd; /* -1: has not come yet */
     int rank;
@@ -68,7 +90,8 @@ typedef struct {
     Header header;
     Message *message;
     size_t got; /* bytes, of the header and then of the body */
-    bool gone;  /* nothing more will come */
+    Life life;
+    bool gone; /* nothing more will come; guarded by net.lock */
 } Peer;
 
 static struct {
@@ -78,18 +101,35 @@ static struct {
     uint64_t count;
     pthread_t watcher;
     int wake[2]; /* a pipe: the watcher looks again at what to watch */
-    int grace;   /* GRACE or the other */
     pthread_mutex_t lock;
     pthread_cond_t news;
     bool closing; /* the watcher shall return */
-    bool failing; /* all must end, for this reason: */
-    char what[256];
-    bool failed; /* and the others have been told */
-    bool ending; /* someone is ending this process */
+    bool failing; /* all must end, */
+    bool failed;  /* and the others have been told */
+    bool speaks;  /* this rank says so: */
+    char what[1024];
+    char hint[256];
+    /* the watchdog's */
+    atomic_int patience; /* seconds; 0: it is off */
+    double clock;        /* seconds that the watcher has lived */
+    double looked_at;    /* when it last looked at the time */
+    Life life;           /* of this rank, as its own watcher sees it */
+    uint64_t waits;      /* calls of hosts_check as of the last pulse */
 } net;
 
-static const char end_hint[] =
+/* Where the main thread is; also written by threads that work for it. */
+static struct {
+    const char *_Atomic doing;
+    _Atomic uint64_t step, waits;
+    atomic_bool blocked; /* in a call here */
+} here = {.doing = "starting"};
+
+static const char ended_hint[] =
     "its own message says why; where there is none, see that machine's system log (memory?)";
+static const char stuck_hint[] =
+    "see that machine's disk, network and device; if it was only slow, give a larger --watchdog";
+static const char deadlock_hint[] =
+    "see the network between the machines; if a step takes so long, give a larger --watchdog";
 
 /* All of it, or false. */
 static bool send_bytes(int fd, const void *data, size_t bytes)
@@ -116,10 +156,27 @@ static bool send_message(Peer *p, int kind, uint64_t count, const void *data, si
     return ok;
 }
 
-/* That all must end. To a peer whose machine is gone no more than a second goes. */
-static void tell(Peer *p, const char *what, size_t bytes)
+/* Small, and from a thread that must not wait: left out where somebody else is sending, or the peer
+ * does not read. */
+static void send_pulse(Peer *p, const Pulse *pulse)
 {
-    Header h = {MESSAGE_MAGIC, ENDED, 0, bytes};
+    struct pollfd room = {.fd = p->fd, .events = POLLOUT};
+    Header h = {MESSAGE_MAGIC, PULSE, 0, sizeof *pulse};
+    if (pthread_mutex_trylock(&p->sending) != 0)
+        return;
+    if (poll(&room, 1, 0) == 1 && room.revents == POLLOUT && send_bytes(p->fd, &h, sizeof h))
+        send_bytes(p->fd, pulse, sizeof *pulse);
+    pthread_mutex_unlock(&p->sending);
+}
+
+/* ---- the end ---- */
+
+/* That all must end. To a peer whose machine is gone no more than a second goes. */
+static void tell(Peer *p, bool speaks)
+{
+    char text[sizeof net.what + sizeof net.hint];
+    size_t what = strlen(net.what) + 1, bytes = what + strlen(net.hint) + 1;
+    Header h = {MESSAGE_MAGIC, ENDED, speaks, bytes};
     struct timeval second = {.tv_sec = 1};
     struct timespec until;
     pthread_mutex_lock(&net.lock);
@@ -129,46 +186,86 @@ static void tell(Peer *p, const char *what, size_t bytes)
     until.tv_sec++;
     if (fd < 0 || pthread_mutex_timedlock(&p->sending, &until) != 0)
         return;
+    memcpy(text, net.what, what);
+    memcpy(text + what, net.hint, bytes - what);
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &second, sizeof second);
     if (send_bytes(fd, &h, sizeof h))
-        send_bytes(fd, what, bytes);
+        send_bytes(fd, text, bytes);
     pthread_mutex_unlock(&p->sending);
 }
 
-/* The first reason stays. Whoever can be told is told before the own main thread, which may end the
- * process. */
-PRINTF_LIKE(1, 2) static void end_all(const char *fmt, ...)
+/* One rank of each machine says why all end: on rank 0's machine that is rank 0. */
+static bool is_first_there(int peer)
 {
-    char what[sizeof net.what];
-    va_list args;
-    va_start(args, fmt);
-    vsnprintf(what, sizeof what, fmt, args);
-    va_end(args);
+    char own[64] = "";
+    gethostname(own, sizeof own - 1);
+    bool first = strcmp(net.peer[peer].host, own) != 0;
+    pthread_mutex_lock(&net.lock);
+    for (int i = 0; i < peer; i++)
+        first &= net.peer[i].gone || strcmp(net.peer[i].host, net.peer[peer].host) != 0;
+    pthread_mutex_unlock(&net.lock);
+    return first;
+}
+
+/* Where rank 0 has ended, the others must know by themselves who says so. */
+static bool speaks_without_rank_0(void)
+{
+    char own[64] = "";
+    gethostname(own, sizeof own - 1);
+    int local = net.world.local_rank;
+    return local == 0 || (local == 1 && strcmp(net.peer[0].host, own) == 0);
+}
+
+/* The first reason stays. All that this rank is connected with are told before its own end: rank 0
+ * tells the others, and they tell it, should it be well after all. */
+static void end_all(const char *what, const char *hint, bool speaks)
+{
     pthread_mutex_lock(&net.lock);
     bool first = !net.failing;
     net.failing = true;
-    if (first)
-        memcpy(net.what, what, sizeof what);
+    if (first) {
+        snprintf(net.what, sizeof net.what, "%s", what);
+        snprintf(net.hint, sizeof net.hint, "%s", hint);
+        net.speaks = speaks;
+    }
     pthread_mutex_unlock(&net.lock);
-    for (int i = 0; first && net.world.rank == 0 && i < net.peers; i++)
-        tell(&net.peer[i], what, sizeof what);
+    for (int i = 0; first && i < net.peers; i++)
+        tell(&net.peer[i], net.world.rank == 0 && is_first_there(i));
     pthread_mutex_lock(&net.lock);
     net.failed |= first;
-    pthread_cond_broadcast(&net.news);
     pthread_mutex_unlock(&net.lock);
     (void)!write(net.wake[1], "", 1);
 }
 
-/* The main thread's end. Where the watcher was first, it ends the process. */
+static void peer_ended(const Peer *p)
+{
+    char what[128];
+    snprintf(what, sizeof what, "rank %d (%s) ended", p->rank, p->host);
+    end_all(what, ended_hint, net.world.rank == 0 || speaks_without_rank_0());
+}
+
+/* This rank has said why it ends, and leaves by itself: none on this machine need say more. */
+static void say_farewell(void)
+{
+    char host[64] = "";
+    gethostname(host, sizeof host - 1);
+    pthread_mutex_lock(&net.lock);
+    bool first = !net.failing;
+    net.failing = true;
+    pthread_mutex_unlock(&net.lock);
+    if (!first)
+        return;
+    snprintf(net.what, sizeof net.what, "rank %d (%s) ended", net.world.rank, host);
+    snprintf(net.hint, sizeof net.hint, "%s", ended_hint);
+    for (int i = 0; i < net.peers; i++)
+        tell(&net.peer[i], net.world.rank == 0 && is_first_there(i));
+}
+
+/* For the main thread, and those that work for it: the watcher ends the process. */
 static _Noreturn void end_here(void)
 {
-    pthread_mutex_lock(&net.lock);
-    while (!net.failed || net.ending)
-        pthread_cond_wait(&net.news, &net.lock);
-    net.ending = true;
-    pthread_cond_broadcast(&net.news);
-    pthread_mutex_unlock(&net.lock);
-    die(end_hint, "%s", net.what);
+    for (;;)
+        pause();
 }
 
 static bool must_end(void)
@@ -179,30 +276,244 @@ static bool must_end(void)
     return failing;
 }
 
+/* The watcher's last deed. exit() would take down libraries that the main thread is in, and may
+ * wait, as that does, for a device that never answers. */
+static _Noreturn void see_to_the_end(void)
+{
+    usleep((useconds_t)(GRACE * 1e6));
+    if (ftrylockfile(stdout) == 0) {
+        fflush(stdout);
+        funlockfile(stdout);
+    }
+    if (net.speaks) {
+        fprintf(stderr, "error: %s\nhint: %s\n", net.what, net.hint);
+        if (die_hook)
+            die_hook();
+    }
+    _exit(1);
+}
+
+/* ---- the watchdog ---- */
+
+/* Of r = 0 ... ranks - 1; NULL where it has left. On rank 0 alone. */
+static const Life *life_of(int r)
+{
+    if (r == 0)
+        return &net.life;
+    const Peer *p = &net.peer[r - 1];
+    return p->goodbye || p->gone ? NULL : &p->life;
+}
+
+static void note_pulse(Life *l, const Pulse *pulse)
+{
+    if (pulse->alive != l->last.alive)
+        l->moved = net.clock;
+    if (pulse->waits)
+        l->waited = net.clock;
+    l->heard = net.clock;
+    l->last = *pulse;
+    l->last.doing[sizeof l->last.doing - 1] = 0;
+}
+
+static Pulse own_pulse(void)
+{
+    uint64_t waits = atomic_load(&here.waits);
+    Pulse p = {.alive = alive_count(),
+               .step = atomic_load(&here.step),
+               .waits = atomic_load(&here.blocked) || waits != net.waits};
+    snprintf(p.doing, sizeof p.doing, "%s", atomic_load(&here.doing));
+    net.waits = waits;
+    return p;
+}
+
+/* "rank 2", or "ranks 1-3, 7": those of which[ranks] that do the same as `first`, struck out. */
+static size_t name_group(char *out, size_t size, bool *which, int first)
+{
+    const Pulse *p = &life_of(first)->last;
+    char ranks[128], step[32] = "";
+    size_t n = 0;
+    int several = 0;
+    for (int r = first; r < net.world.ranks; r++) {
+        int end = r;
+        while (end < net.world.ranks && which[end] &&
+               strcmp(life_of(end)->last.doing, p->doing) == 0 && life_of(end)->last.step == p->step)
+            which[end++] = false;
+        if (end == r)
+            continue;
+        several += end - r;
+        if (n + 32 < sizeof ranks)
+            n += (size_t)snprintf(ranks + n, sizeof ranks - n, end - r > 1 ? "%s%d-%d" : "%s%d",
+                                  n ? ", " : "", r, end - 1);
+        r = end - 1;
+    }
+    if (p->step)
+        snprintf(step, sizeof step, " (step %llu)", (unsigned long long)p->step);
+    return (size_t)snprintf(out, size, "rank%s %s %s%s", several > 1 ? "s" : "", ranks, p->doing,
+                            step);
+}
+
+/* "ranks 0-2 computing (step 12), rank 3 reading images (step 12)" */
+static void name_places(char *out, size_t size, bool *which)
+{
+    size_t n = 0;
+    for (int r = 0; r < net.world.ranks && n + 256 < size; r++) {
+        if (!which[r])
+            continue;
+        n += (size_t)snprintf(out + n, size - n, n ? ", " : "");
+        n += name_group(out + n, size - n, which, r);
+    }
+}
+
+/* These ranks, to whom `what` has happened, are why all end; `then` follows for one and for many. */
+static void blame(bool *which, const char *what, const char *then_one, const char *then_many)
+{
+    char text[sizeof net.what], places[sizeof net.what - 256];
+    int many = 0, one = 0;
+    for (int r = 0; r < net.world.ranks; r++)
+        if (which[r]) {
+            many++;
+            one = r;
+        }
+    const Pulse *p = &life_of(one)->last;
+    char host[64] = "", step[32] = "";
+    gethostname(host, sizeof host - 1);
+    if (p->step)
+        snprintf(step, sizeof step, " (step %llu)", (unsigned long long)p->step);
+    name_places(places, sizeof places, which);
+    if (many == 1)
+        snprintf(text, sizeof text, "rank %d (%s) has %s for %d s%s: it was %s%s", one,
+                 one ? net.peer[one - 1].host : host, what, net.patience, then_one, p->doing, step);
+    else
+        snprintf(text, sizeof text, "%d ranks have %s for %d s%s: %s", many, what, net.patience,
+                 then_many, places);
+    end_all(text, stuck_hint, true);
+}
+
+/* On rank 0, at every tick. A rank is stuck that neither moves nor waits; that is a fault once
+ * others wait for it, or where nobody moves. */
+static void judge(double tick)
+{
+    int ranks = net.world.ranks, present = 0, silent = 0, stuck = 0, still = 0, waiting = 0;
+    bool is_silent[ranks], is_stuck[ranks], is_still[ranks];
+    double past = net.clock - net.patience;
+    for (int r = 0; r < ranks; r++) {
+        const Life *l = life_of(r);
+        is_silent[r] = l && l->heard < past;
+        is_still[r] = l && l->moved < past;
+        is_stuck[r] = is_still[r] && l->waited < past;
+        present += l != NULL;
+        silent += is_silent[r];
+        stuck += is_stuck[r];
+        still += is_still[r];
+        waiting += l && l->waited > net.clock - 4 * tick;
+    }
+    if (silent) {
+        blame(is_silent, "not answered", ", stopped or on a machine that hangs",
+              ", stopped or on machines that hang");
+    } else if (stuck && (waiting || stuck == present)) {
+        const char *then = waiting ? ", and others wait" : "";
+        blame(is_stuck, "done nothing", then, then);
+    } else if (present > 1 && still == present) {
+        char text[sizeof net.what], places[sizeof net.what - 256];
+        name_places(places, sizeof places, is_still);
+        snprintf(text, sizeof text, "all ranks have waited for each other for %d s: %s",
+                 net.patience, places);
+        end_all(text, deadlock_hint, true);
+    }
+}
+
+/* Elsewhere: whether rank 0 still answers. It judges the others first. */
+static void judge_rank_0(double tick)
+{
+    const Peer *p = &net.peer[0];
+    char text[256];
+    if (p->goodbye || p->gone || p->life.heard > net.clock - net.patience - 4 * tick)
+        return;
+    snprintf(text, sizeof text,
+             "rank 0 (%s) has not answered for %d s, stopped or on a machine that hangs: it was "
+             "%s (step %llu)",
+             p->host, net.patience, p->life.last.doing, (unsigned long long)p->life.last.step);
+    end_all(text, stuck_hint, speaks_without_rank_0());
+}
+
+/* Four times within the patience, at most once a second; the seconds of which are returned. */
+static double ticks(void)
+{
+    return net.patience < 4 ? net.patience / 4.0 : 1;
+}
+
+/* At every tick, and in between where messages come. A process that was stopped meanwhile has not
+ * lived through that time. */
+static void look_around(void)
+{
+    double time = now(), tick = ticks(), passed = time - net.looked_at;
+    if (!net.patience || passed < tick)
+        return;
+    net.looked_at = time;
+    net.clock += fmin(passed, 2 * tick);
+    Pulse pulse = own_pulse();
+    note_pulse(&net.life, &pulse);
+    for (int i = 0; i < net.peers; i++)
+        if (!net.peer[i].gone)
+            send_pulse(&net.peer[i], &pulse);
+    if (net.world.rank == 0)
+        judge(tick);
+    else
+        judge_rank_0(tick);
+}
+
 /* ---- the watcher ---- */
 
-/* A whole message: the main thread's, or the watcher's own business. */
+/* What is the watcher's own business; false: the main thread's. */
+static bool attend(Peer *p, Message *m)
+{
+    char *text = (char *)m->body, host[64] = "";
+    size_t bytes = m->header.bytes, what;
+    switch (m->header.kind) {
+    case GOODBYE:
+        pthread_mutex_lock(&net.lock);
+        p->goodbye = true;
+        pthread_cond_broadcast(&net.news);
+        pthread_mutex_unlock(&net.lock);
+        return true;
+    case PULSE:
+        note_pulse(&p->life, (Pulse *)text);
+        return true;
+    case ENDED: /* rank 0 is told by one that has said it on its own machine */
+        text[bytes - 1] = 0;
+        what = strlen(text) + 1;
+        gethostname(host, sizeof host - 1);
+        end_all(text, what < bytes ? text + what : "",
+                net.world.rank == 0 ? strcmp(p->host, host) != 0 : m->header.count);
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* A whole message. */
 static void deliver(Peer *p)
 {
     Message *m = p->message;
     p->message = NULL;
     p->got = 0;
-    if (m->header.kind == ENDED) {
-        m->body[m->header.bytes - 1] = 0;
-        end_all("%s", (char *)m->body);
+    p->life.heard = net.clock;
+    if (attend(p, m)) {
         free(m);
         return;
     }
     pthread_mutex_lock(&net.lock);
-    if (m->header.kind == GOODBYE) {
-        p->goodbye = true;
-        free(m);
-    } else {
-        *p->last = m;
-        p->last = &m->next;
-    }
+    *p->last = m;
+    p->last = &m->next;
     pthread_cond_broadcast(&net.news);
     pthread_mutex_unlock(&net.lock);
+}
+
+static bool makes_sense(const Header *h)
+{
+    if (h->magic != MESSAGE_MAGIC || h->bytes > SIZE_MAX / 2 || h->kind > ENDED)
+        return false;
+    return h->kind == PULSE ? h->bytes == sizeof(Pulse) : h->kind != ENDED || h->bytes > 0;
 }
 
 /* Reads what is there. False: the connection has ended, or what came makes no sense. */
@@ -223,10 +534,7 @@ static bool receive(Peer *p)
         }
         if (!p->message) {
             const Header *h = &p->header;
-            if (h->magic != MESSAGE_MAGIC || h->bytes > SIZE_MAX / 2 || h->kind > ENDED ||
-                (h->kind == ENDED && h->bytes == 0))
-                return false;
-            p->message = malloc(sizeof *p->message + h->bytes);
+            p->message = makes_sense(h) ? malloc(sizeof *p->message + h->bytes) : NULL;
             if (!p->message)
                 return false;
             *p->message = (Message){.header = *h};
@@ -237,30 +545,6 @@ static bool receive(Peer *p)
     }
 }
 
-/* The main thread ends the process at its next call here. It may never make one: a device that
- * waits for the rank that has ended waits forever. exit() can hang for the same reason. */
-static _Noreturn void see_to_the_end(void)
-{
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += net.grace;
-    pthread_mutex_lock(&net.lock);
-    while (!net.ending && pthread_cond_timedwait(&net.news, &net.lock, &until) != ETIMEDOUT)
-        ;
-    bool own = !net.ending;
-    net.ending = true;
-    pthread_mutex_unlock(&net.lock);
-    if (own) {
-        fprintf(stderr, "error: %s\nhint: %s\n", net.what, end_hint);
-        if (die_hook)
-            die_hook();
-    } else {
-        sleep((unsigned)net.grace);
-    }
-    fflush(stderr);
-    _exit(1);
-}
-
 /* The watcher. It looks anew at whom to watch whenever something is written to net.wake. */
 static void *watch(void *arg)
 {
@@ -269,6 +553,7 @@ static void *watch(void *arg)
     for (;;) {
         pthread_mutex_lock(&net.lock);
         bool closing = net.closing, failed = net.failed;
+        int tick = net.patience ? (int)(1000 * ticks()) : -1;
         fds[0] = (struct pollfd){.fd = net.wake[0], .events = POLLIN};
         for (int i = 0; i < net.peers; i++)
             fds[i + 1] =
@@ -278,20 +563,22 @@ static void *watch(void *arg)
             see_to_the_end();
         if (closing)
             break;
-        if (poll(fds, (nfds_t)net.peers + 1, -1) <= 0)
-            continue;
+        bool some = poll(fds, (nfds_t)net.peers + 1, tick) > 0;
         char drain[64];
-        if (fds[0].revents)
+        if (some && fds[0].revents)
             (void)!read(net.wake[0], drain, sizeof drain);
-        for (int i = 0; i < net.peers; i++) {
+        for (int i = 0; some && i < net.peers; i++) {
             Peer *p = &net.peer[i];
             if (fds[i + 1].fd < 0 || !fds[i + 1].revents || receive(p))
                 continue;
+            pthread_mutex_lock(&net.lock);
             p->gone = true;
+            pthread_mutex_unlock(&net.lock);
             shutdown(p->fd, SHUT_RDWR); /* open yet: the main thread may be sending */
             if (!p->goodbye)
-                end_all("rank %d (%s) ended", p->rank, p->host);
+                peer_ended(p);
         }
+        look_around();
     }
     free(fds);
     return NULL;
@@ -378,7 +665,7 @@ typedef struct {
 } Guest;
 
 /* Whether who introduces itself so may come in. */
-static int judge(const Hello *h, uint64_t key)
+static int refusal_of(const Hello *h, uint64_t key)
 {
     if (h->version != PROTOCOL)
         return OTHER_VERSION;
@@ -407,7 +694,7 @@ static bool greet(Guest *g, uint64_t key, int *come)
         return true;
     }
     Hello *h = &g->hello;
-    Welcome w = {WELCOME_MAGIC, (uint32_t)judge(h, key), (uint32_t)net.world.ranks, ""};
+    Welcome w = {WELCOME_MAGIC, (uint32_t)refusal_of(h, key), (uint32_t)net.world.ranks, ""};
     gethostname(w.host, sizeof w.host - 1);
     h->host[sizeof h->host - 1] = 0;
     set_up_socket(g->fd);
@@ -461,8 +748,14 @@ static void gather(const Place *place, double until)
         if (fd >= 0)
             guest[guests++] = (Guest){.fd = fd, .since = now()};
         if (now() > until && come < ranks) {
-            end_all("%d of %d ranks came to %s port %d within %d s; missing: %s", come, ranks,
-                    place->host, place->port, timeout_seconds(), missing(list, sizeof list));
+            char what[512];
+            snprintf(what, sizeof what, "%d of %d ranks came to %s port %d within %d s; missing: %s",
+                     come, ranks, place->host, place->port, timeout_seconds(),
+                     missing(list, sizeof list));
+            end_all(what,
+                    "start all of them; VIT_DIST_TIMEOUT gives them more seconds, and a firewall "
+                    "may be in between",
+                    true);
             end_here();
         }
     }
@@ -587,7 +880,6 @@ static void open_net(const Place *place)
     if (pipe2(net.wake, O_CLOEXEC | O_NONBLOCK) != 0)
         die("raise the limit of open files (ulimit -n)", "cannot make a pipe: %s", strerror(errno));
     net.world = w;
-    net.grace = strcmp(place->launcher, "mpirun") == 0 ? GRACE_MPIRUN : GRACE;
     net.peers = w.rank == 0 ? w.ranks - 1 : 1;
     net.peer = xcalloc((size_t)net.peers, sizeof *net.peer);
     for (int i = 0; i < net.peers; i++) {
@@ -595,12 +887,14 @@ static void open_net(const Place *place)
         p->fd = -1;
         p->rank = w.rank == 0 ? i + 1 : 0;
         p->last = &p->first;
+        strcpy(p->life.last.doing, "starting");
         pthread_mutex_init(&p->sending, NULL);
     }
     double until = now() + timeout_seconds();
     if (w.rank != 0)
         join(place, until);
     start_watcher();
+    die_farewell = say_farewell;
     if (w.rank == 0)
         gather(place, until);
     hosts_barrier();
@@ -650,11 +944,14 @@ static _Noreturn void out_of_step(int rank, const Header *h, int kind, size_t by
  * which stays in the queue. Where all must end, this rank ends here. */
 static Message *wait_for(Peer *p, bool or_message)
 {
+    atomic_store(&here.blocked, true);
     pthread_mutex_lock(&net.lock);
     while (!net.failing && !p->goodbye && !(or_message && p->first))
         pthread_cond_wait(&net.news, &net.lock);
     Message *m = p->first;
     pthread_mutex_unlock(&net.lock);
+    atomic_store(&here.blocked, false);
+    alive();
     if (must_end())
         end_here();
     return m;
@@ -732,8 +1029,41 @@ void hosts_barrier(void)
 
 void hosts_check(void)
 {
+    atomic_fetch_add(&here.waits, 1);
     if (net.peers && must_end())
         end_here();
+}
+
+void hosts_die(const char *hint, const char *fmt, ...)
+{
+    char what[sizeof net.what];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(what, sizeof what, fmt, args);
+    va_end(args);
+    if (!net.peers)
+        die(hint, "%s", what);
+    end_all(what, hint, net.world.local_rank == 0);
+    end_here();
+}
+
+void hosts_at(const char *doing, uint64_t step)
+{
+    atomic_store(&here.doing, doing);
+    atomic_store(&here.step, step);
+    alive();
+}
+
+void hosts_watch(int seconds)
+{
+    hosts_broadcast(&seconds, sizeof seconds);
+    if (!net.peers)
+        return;
+    pthread_mutex_lock(&net.lock);
+    net.patience = seconds;
+    net.looked_at = now();
+    pthread_mutex_unlock(&net.lock);
+    (void)!write(net.wake[1], "", 1);
 }
 
 /* Rank 0 is the last to say it. */
@@ -751,6 +1081,7 @@ void hosts_end(void)
     if (net.world.rank == 0)
         for (int i = 0; i < net.peers; i++)
             send_message(&net.peer[i], GOODBYE, net.count, NULL, 0);
+    die_farewell = NULL;
     pthread_mutex_lock(&net.lock);
     net.closing = true;
     pthread_mutex_unlock(&net.lock);

@@ -9,9 +9,10 @@
  * Everything is called by the main thread, by all ranks in the same order; with one rank every call
  * returns at once.
  *
- * When a rank ends, every other one dies with "error: rank 3 (host) ended": at once inside the
- * calls below; elsewhere at the next of them or after five seconds, whichever is first, even if the
- * main thread is waiting for a device that will never answer.
+ * When a rank ends, every other one ends within a second, with status 1, whatever its main thread
+ * is waiting for; one of each machine says "error: rank 3 (host) ended". The same where a rank hangs
+ * (hosts_watch), with "error: rank 3 (host) has done nothing for 600 s ...: it was reading images
+ * (step 12)".
  */
 #pragma once
 
@@ -30,7 +31,19 @@ void hosts_broadcast(void *data, size_t bytes);
 void hosts_sum(double *x, int n);
 /* Waits until all ranks have come here. */
 void hosts_barrier(void);
-/* Dies here where another rank has ended: for those who wait for a device. */
+/* Those who wait for a device, and so for other ranks, call it now and then, on any thread: it says
+ * that they wait, and does not return where all must end. */
 void hosts_check(void);
+
+/* Dies for a reason that all ranks have found together: one of each machine says it. */
+NORETURN void hosts_die(const char *hint, const char *fmt, ...) PRINTF_LIKE(2, 3);
+
+/* The watchdog: ends all when a rank has not answered for so many seconds, or its main thread has
+ * done nothing while others waited for it, or all wait for each other. Rank 0's word counts; 0: off.
+ * Long work must show that it goes on: by hosts_at, or alive() of util.h. */
+void hosts_watch(int seconds);
+/* What the main thread is about to do, as in "it was reading images": a constant, at most 35
+ * characters; of which step, 0: of none. Cheap. */
+void hosts_at(const char *doing, uint64_t step);
 /* Waits for all, and takes leave: a rank that ends without it has failed, which ends the others. */
 void hosts_end(void);

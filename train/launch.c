@@ -21,7 +21,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define LAST_GRACE   10.0  /* seconds that processes have between SIGTERM and SIGKILL */
+#define LAST_GRACE   5.0   /* seconds that processes have between SIGTERM and SIGKILL */
 #define DEFAULT_PORT 29401 /* under an MPI that does not name the job */
 #define NO_MPIRUN    127   /* status of a child that could not be started, and has said so */
 
@@ -333,22 +333,18 @@ static int explain(const Family *f)
     int sig = WIFSIGNALED(f->how) ? WTERMSIG(f->how) : 0;
     int status = sig ? 128 + sig : WEXITSTATUS(f->how);
     char rank[32] = "a rank";
-    if (status == 0 || f->stopping || (f->mpirun && status == NO_MPIRUN))
-        return status;
+    if (status <= 1 || f->stopping || (f->mpirun && status == NO_MPIRUN))
+        return status; /* 1: a rank has said why */
     if (f->mpirun && status > 128) /* that is how it says so */
         sig = status - 128;
     if (!f->mpirun)
         snprintf(rank, sizeof rank, "rank %d", f->rank);
     fflush(stdout);
-    const char *hint = "its own message is above; the other ranks were stopped";
+    const char *hint = "the other ranks were stopped";
     if (sig == SIGKILL)
         hint = "the system kills when memory runs out: see dmesg";
-    else if (sig)
-        hint = "the other ranks were stopped";
     if (sig)
         fprintf(stderr, "error: %s was killed by signal %d (%s)\n", rank, sig, strsignal(sig));
-    else if (status == 1 || f->mpirun) /* whose: not known; who noticed exits with 1 as well */
-        fprintf(stderr, "error: a rank failed\n");
     else
         fprintf(stderr, "error: %s ended with status %d\n", rank, status);
     fprintf(stderr, "hint: %s\n", hint);

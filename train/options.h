@@ -29,6 +29,10 @@ enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
       "the same for validation; default: the other split of --data; none: do not evaluate")       \
     X(text,   classes, "", "",                                                                    \
       "file with one class a line, `id` or `id name`; a folder's label is its line")              \
+    X(word,   class_order, "byte", "byte|natural|timm",                                           \
+      "of classes that no file lists: 10 before 2; 2 before 10; the same with a before B")        \
+    X(text,   wds_label, "cls", "",                                                               \
+      "wds: file with a sample's label: cls, txt, json:KEY ...; folder: the one in its name")     \
     X(double, classes_fraction, "1", "0..1",                                                      \
       "share of the classes, the first in label order, that is used")                             \
     X(double, data_per_class, "1", "0..1000000000",                                               \
@@ -127,6 +131,8 @@ enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
       "threads that decode images; 0: as many as it turns out to take")                           \
     X(long,   gpus, "1", "1..1024", "start one process for each of this machine's first N GPUs")  \
     X(long,   ranks, "1", "1..1024", "train_cpu: start N processes on this machine, by mpirun")   \
+    X(long,   watchdog, "600", "0..1000000",                                                      \
+      "seconds after which a rank that hangs, and makes the others wait, ends the run; 0: never") \
     X(word,   collectives, "fast", "fast|ordered",                                                \
       "GPU: fast is NCCL's choice, the same sums every time on the same machines; ordered pins "  \
       "its ring: to compare bits with other machines, slower beyond a few GPUs")                  \

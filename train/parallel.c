@@ -43,8 +43,7 @@ void parallel_split(Session *s)
         die_usage(e.hint, "%s", e.what);
     s->split.reshard = o->reshard_after_forward;
     s->split.reduce_type = types[o->reduce_dtype];
-    if (s->world.ranks > 1)
-        note_unused(o, &s->split);
+    note_unused(o, &s->split);
     split_connect(&s->split, s->be);
     if (s->world.ranks == 1)
         return;

@@ -224,7 +224,9 @@ static void find_start(Session *s)
     const Options *o = &s->o;
     if (*o->resume) {
         char dir[4096];
-        check(ckpt_find(o->resume, dir, sizeof dir, &why));
+        bool found = s->world.rank > 0 || ckpt_find(o->resume, dir, sizeof dir, &why);
+        check(found);
+        hosts_broadcast(dir, sizeof dir); /* others may not see the newest yet */
         s->checkpoint = xstrdup(dir);
         s->weights = xasprintf("%s/model.safetensors", dir);
     } else if (*o->weights) {
@@ -263,6 +265,7 @@ static void start_ranks(Session *s)
     if (o->ranks > 1)
         backend_cpu_need_mpi();
     s->world = hosts_start((int)(backend_cuda ? o->gpus : o->ranks), !backend_cuda, s->argv);
+    hosts_watch((int)o->watchdog);
     if (s->world.ranks == 1 || !s->world.local_ranks)
         s->world.local_ranks = 1;
     if (s->world.rank > 0 && !freopen("/dev/null", "w", stdout))
@@ -275,6 +278,7 @@ static void start_device(Session *s)
     Options *o = &s->o;
     s->be = backend_cuda ? backend_cuda() : backend_cpu();
     start_ranks(s);
+    hosts_at("starting its device", 0);
     if (o->precision == PRECISION_AUTO)
         o->precision = backend_cuda ? PRECISION_BF16 : PRECISION_FP32;
     s->type = types[o->precision];
@@ -371,6 +375,7 @@ Dataset *setup_split(Session *s, const char *spec, bool train)
     char *where = data_spec(s, spec);
     /* The validation images are in their own shards, or else in those of --data. */
     bool own = !train && *o->val_data && strcmp(spec, o->val_data) == 0;
+    own |= !train && strncmp(spec, "wds:", 4) == 0 && webdataset_divided(spec + 4);
     const char *index = own ? o->val_index_dir : o->index_dir;
     if (o->classes_fraction < 1 && !*o->classes &&
         (strncmp(spec, "wds:", 4) == 0 || strncmp(spec, "fake", 4) == 0))
@@ -385,6 +390,10 @@ Dataset *setup_split(Session *s, const char *spec, bool train)
     DataOptions d = {.spec = where,
                      .classes = *o->classes ? o->classes : NULL,
                      .index_dir = *index ? index : NULL,
+                     .wds_label = o->wds_label,
+                     .class_order = o->class_order,
+                     .like =
+                         s->train && o->classes_fraction >= 1 ? data_class_names(s->train) : NULL,
                      .train = train,
                      .num_classes = classes,
                      .classes_fraction = o->classes_fraction,
@@ -443,10 +452,33 @@ static const char *validation_spec(const Options *o, bool train)
         return train ? NULL : o->data;
     if (*o->val_data)
         return o->val_data;
-    if (train && strncmp(o->data, "wds:", 4) == 0)
+    if (train && strncmp(o->data, "wds:", 4) == 0 && !webdataset_divided(o->data + 4))
         die("name the validation shards with --val-data wds:PATTERN, or --val-data none",
             "%s has no validation split of its own", o->data);
     return o->data;
+}
+
+/* Sorted names are labels only where the weights' classes were sorted alike. `heads` is how many
+ * classes the weights know. */
+static void check_class_order(const Session *s, const Dataset *d, int heads)
+{
+    const Options *o = &s->o;
+    if (!s->weights || s->run_dir || s->world.rank || options_given(o, "class-order") ||
+        !data_order_matters(d) || data_classes(d) != heads)
+        return;
+    warn(
+        "classes are numbered in byte order (10 before 2, B before a); if the weights were trained "
+        "with another, labels are wrong: --class-order natural (2 before 10), --class-order timm "
+        "(and a before B), or --classes FILE");
+}
+
+/* Whoever trained without validation images has none to evaluate on. */
+static void check_evaluated(const Session *s)
+{
+    if (!s->train && s->run_dir && strcmp(s->o.val_data, "none") == 0 &&
+        data_split(s->val) < SPLIT_VAL)
+        warn("these are the run's training images, it had no others: name validation images with "
+             "--data or --val-data");
 }
 
 /* The first rank opens its splits before the others do: it draws `shapes`. */
@@ -454,6 +486,7 @@ static void open_splits(Session *s, bool train, const char *val)
 {
     if (s->world.rank > 0)
         hosts_barrier();
+    hosts_at("opening the data", 0);
     if (train)
         s->train = setup_split(s, s->o.data, true);
     if (val)
@@ -487,6 +520,10 @@ static void describe_data(const Session *s, const char *spec, int K)
     if (s->val)
         printf("%ld validation images, ", data_count(s->val));
     printf("%d classes, %dx%d pixels\n", K, s->config.image_h, s->config.image_w);
+    if (s->train)
+        data_describe(s->train, "          training    ", NULL);
+    if (s->val)
+        data_describe(s->val, "          validation  ", s->train);
 }
 
 /* The number of classes, where it was not given, is the training data's; evaluation keeps the
@@ -499,13 +536,15 @@ void setup_data(Session *s, bool train)
     if (s->train && s->val)
         check_splits(s);
     const Dataset *any = s->train ? s->train : s->val;
-    int K = data_classes(any);
+    int K = data_classes(any), heads = s->config.classes;
     if (train && !options_config_given(&s->o, "classes"))
         s->config.classes = K;
     check_class_count(s, train, K);
     if (s->run_dir && (!train || s->checkpoint))
         check_run_classes(s, any);
     describe_data(s, train ? s->o.data : val, K);
+    check_class_order(s, any, heads);
+    check_evaluated(s);
 }
 
 /* ---- model ---- */
@@ -627,8 +666,8 @@ static void describe_model(const Session *s, bool training)
     printf("memory    %sB weights", text[WEIGHTS]);
     if (training)
         printf(", %sB gradients, %sB optimiser", text[GRADIENTS], text[OPTIMISER]);
-    printf(", %sB activations, %sB inputs; %d images at a time%s\n", text[ACTIVATIONS], text[INPUTS],
-           p->max_batch, s->world.ranks > 1 ? ", on the first rank" : "");
+    printf(", %sB activations, %sB inputs; %d images at a time%s\n", text[ACTIVATIONS],
+           text[INPUTS], p->max_batch, s->world.ranks > 1 ? ", on the first rank" : "");
     if (p->recompute.kind != RECOMPUTE_NONE) {
         Plan whole = *p;
         whole.recompute = (Recompute){0};
@@ -671,6 +710,7 @@ void setup_model(Session *s, bool training)
                          .momentum = o->momentum,
                          .weight_decay = o->weight_decay,
                          .ema_decay = o->ema}};
+    hosts_at("setting up the model", 0);
     choose_micro(s, &plan);
     s->m = vit_create(&s->config, &plan, s->be);
     Units *own = &s->m->own;
@@ -797,8 +837,10 @@ static void check_shared(Session *s)
     s->shared = ckpt_shared(s->out, &ranks, &why);
     if (s->shared)
         return;
-    if (parallel_together(s))
-        die(why.hint, "%s: each rank saves its part of the model there", why.what);
+    bool writable = access(s->out, W_OK) == 0; /* by rank 0, whose word counts */
+    hosts_broadcast(&writable, sizeof writable);
+    if (parallel_together(s) || !writable)
+        die(why.hint, "%s", why.what);
     printf("note: %s; rank 0 saves the run by itself\n", why.what);
 }
 
@@ -847,6 +889,7 @@ void setup_out(Session *s)
 
 void session_free(Session *s)
 {
+    hosts_at("ending", 0);
     log_close();
     data_close(s->train);
     data_close(s->val);

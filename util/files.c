@@ -153,7 +153,8 @@ static int take_space(int fd, uint64_t bytes)
     int result = -1;
     errno = EOPNOTSUPP;
 #ifdef FALLOC_FL_KEEP_SIZE
-    while ((result = fallocate(fd, 0, 0, (off_t)bytes)) != 0 && errno == EINTR) {}
+    while ((result = fallocate(fd, 0, 0, (off_t)bytes)) != 0 && errno == EINTR) {
+    }
 #endif
     return result;
 }
@@ -170,7 +171,9 @@ bool file_length(FileWriter *f, uint64_t bytes, Error *e)
 bool file_write_at(FileWriter *f, const void *bytes, size_t n, uint64_t at, Error *e)
 {
     for (size_t done = 0; done < n;) {
-        ssize_t put = pwrite(fileno(f->f), (const char *)bytes + done, n - done, (off_t)(at + done));
+        const char *rest = (const char *)bytes + done;
+        alive();
+        ssize_t put = pwrite(fileno(f->f), rest, n - done, (off_t)(at + done));
         if (put > 0)
             done += (size_t)put;
         else if (put == 0 || errno != EINTR)
@@ -181,6 +184,7 @@ bool file_write_at(FileWriter *f, const void *bytes, size_t n, uint64_t at, Erro
 
 bool file_write(FileWriter *f, const void *bytes, size_t n, Error *e)
 {
+    alive();
     errno = ENOSPC; /* a short write sets none */
     return fwrite(bytes, 1, n, f->f) == n || cannot("write", f->path, errno, e);
 }

@@ -21,9 +21,9 @@ FileWriter *file_create(const char *path, Error *e);
 bool file_write(FileWriter *f, const void *bytes, size_t n, Error *e);
 bool file_publish(FileWriter *f, bool durable, Error *e); /* frees f in any case */
 void file_abandon(FileWriter *f);                         /* NULL does nothing */
-/* A file of known length may be written in pieces of any order, by several processes: one creates it
- * and gives it its length, then the others join, with the process id of that one, write, sync and
- * abandon their handle, and then the first publishes it. The length comes before they open it, for
+/* A file of known length may be written in pieces of any order, by several processes: one creates
+ * it and gives it its length; then the others join, with the process id of that one, write, sync
+ * and abandon their handle; then the first publishes it. The length comes before they open it, for
  * clients of NFS take what lies behind the end that they know for zeros, and would write those over
  * the pieces of others. file_length takes the space too where the file system can: a full disk
  * shows there. */

@@ -213,6 +213,7 @@ void report_bar(const StepReport *r)
 
 void report_progress(const char *what, long done, long total, double images_per_s)
 {
+    alive();
     if (!may_draw(done >= total))
         return;
     char line[160], eta[32];

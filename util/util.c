@@ -3,11 +3,12 @@
  * It holds no knowledge of models or data. Two ways to fail: die() for what nobody can handle, and
  * an Error for what the caller may want to handle or describe better.
  *
- * Read in this order: errors, memory, time. */
+ * Read in this order: errors, memory, time, signs of life. */
 #include "util/util.h"
 
 #include <errno.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -16,19 +17,23 @@
 /* ---- errors ---- */
 
 void (*die_hook)(void);
+void (*die_farewell)(void);
 
 static _Noreturn void leave(int status, const char *hint, const char *fmt, va_list args)
 {
+    char text[4096];
+    bool has_hint = hint && *hint;
     fflush(stdout); /* what was printed before the error stays before it */
-    fputs("error: ", stderr);
-    vfprintf(stderr, fmt, args);
-    fputc('\n', stderr);
-    if (hint && *hint)
-        fprintf(stderr, "hint: %s\n", hint);
+    vsnprintf(text, sizeof text, fmt, args);
+    /* at once: other ranks write to the same terminal */
+    fprintf(stderr, "error: %s\n%s%s%s", text, has_hint ? "hint: " : "", has_hint ? hint : "",
+            has_hint ? "\n" : "");
     void (*hook)(void) = die_hook;
     die_hook = NULL; /* a hook that dies itself must not come back here */
     if (hook)
         hook();
+    if (die_farewell)
+        die_farewell();
     /* exit() takes down libraries (OpenBLAS, CUDA) with which the main thread is still at work: it
      * would crash, or wait for it forever. */
     if (gettid() != getpid()) {
@@ -142,4 +147,18 @@ double now(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* ---- signs of life ---- */
+
+static _Atomic uint64_t signs;
+
+void alive(void)
+{
+    atomic_fetch_add_explicit(&signs, 1, memory_order_relaxed);
+}
+
+uint64_t alive_count(void)
+{
+    return atomic_load_explicit(&signs, memory_order_relaxed);
 }

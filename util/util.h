@@ -27,6 +27,8 @@ NORETURN void die_usage(const char *hint, const char *fmt, ...) PRINTF_LIKE(2, 3
 
 /* Called once by die() before it exits (e.g. to say where the last checkpoint is). */
 extern void (*die_hook)(void);
+/* After it: tells the other processes of the run that this one has said why it ends. */
+extern void (*die_farewell)(void);
 
 void warn(const char *fmt, ...) PRINTF_LIKE(1, 2); /* "warning: ..." on stderr */
 
@@ -49,3 +51,8 @@ char *xstrdup(const char *s);
 char *xasprintf(const char *fmt, ...) PRINTF_LIKE(1, 2);
 
 double now(void); /* seconds, monotonic */
+
+/* Work that takes long calls alive() whenever it has got on, on any thread: who watches over it
+ * sees the count of such signs grow. */
+void alive(void);
+uint64_t alive_count(void);

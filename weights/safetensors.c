@@ -436,6 +436,7 @@ bool st_is_real(const SafeTensors *f, const StTensor *t, Error *e)
 
 bool st_read_real(const SafeTensors *f, const StTensor *t, long first, long n, real *out, Error *e)
 {
+    alive();
     int bytes = dtypes[t->type].bytes;
     const uint8_t *data = (const uint8_t *)st_data(f, t) + first * bytes;
     if (!st_is_real(f, t, e))

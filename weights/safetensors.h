@@ -70,7 +70,7 @@ bool st_read_i64(const SafeTensors *f, const StTensor *t, int64_t *out, Error *e
  * appears under its name only when finish has synced and renamed it.
  *
  * Several processes can write one file. All declare the same. One begins, then the others with its
- * process id as `owner`; all write and sync; the others abandon their handle, the first finishes. */
+ * process id as `owner`; all write and sync; the others abandon theirs, then the first finishes. */
 typedef struct StWriter StWriter;
 StWriter *st_create(const char *path); /* touches no file yet */
 void st_add_meta(StWriter *w, const char *key, const char *value);

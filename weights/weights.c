@@ -4,8 +4,8 @@
  * number becomes a size before it was checked. Files of other families (npz, Hugging Face names)
  * are not read, position embeddings not resized.
  *
- * Read in this order: names, configuration of a file, the grid of patches, tensors from a file: what
- * must be there; tensors in pieces; loading; tensors to a file. */
+ * Read in this order: names, configuration of a file, the grid of patches, tensors from a file
+ * (what must be there), tensors in pieces, loading, tensors to a file. */
 #include "weights/weights.h"
 
 #include <math.h>

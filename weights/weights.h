@@ -4,7 +4,7 @@
  * in timm's shape. Ours says in its metadata what the shapes cannot (heads, epsilons, pooling,
  * normalisation); for a foreign one that is inferred or assumed.
  *
- * Files know nothing of ranks: every tensor is there once, in whole. Each rank reads and writes those
+ * Files know nothing of ranks: every tensor is there once, in whole. Each rank reads and writes the
  * elements that it holds, at their places in the file. Where it keeps them is no matter here: a
  * TensorSet says which they are, and copies them, a piece at a time.
  */
@@ -25,10 +25,10 @@ bool weights_same_config(const SafeTensors *f, const Config *c, const char *cons
 
 /* A number for every parameter: the weights, a moment, an average. In a file its tensors are called
  * prefix + name.
- * kept: elements *begin .. *end - 1 of this rank's part of p are here (none: they are equal), from
- * the place in the buffer that it returns on. once: where several ranks have the same ones, one.
- * copy: between `values` [n] and place `at` of the buffer: to it where a file is read, from it where
- * one is written. */
+ * kept: this rank has elements *begin .. *end - 1 of its part of p (none: they are equal), in the
+ * buffer from the place on that it returns. once: of ranks that have the same ones, one only.
+ * copy: between `values` [n] and the buffer from place `at` on: to it where a file is read, from it
+ * where one is written. */
 typedef struct TensorSet TensorSet;
 typedef void TensorCopy(const TensorSet *set, long at, long n, real *values);
 struct TensorSet {

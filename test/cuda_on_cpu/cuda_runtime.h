@@ -501,6 +501,8 @@ cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute what, int
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, const void *kernel);
 cudaError_t cudaFuncGetName(const char **name, const void *kernel);
 namespace standin {
+/* Dies if a kernel's argument holds an address of the host's memory that is not pinned. */
+void check_argument(const void *kernel, const void *argument, size_t bytes);
 cudaError_t launch(const cudaLaunchConfig_t &c, const void *kernel, std::function<void()> thread);
 cudaError_t occupancy(int *blocks, const void *kernel, int threads, size_t smem);
 } // namespace standin
@@ -525,6 +527,9 @@ template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *c, void (*kernel)(P...), A &&...args)
 {
     std::tuple<P...> values(std::forward<A>(args)...);
+    std::apply([&](const P &...value) {
+        (standin::check_argument((const void *)kernel, &value, sizeof value), ...);
+    }, values);
     return standin::launch(*c, (const void *)kernel,
                            [kernel, values] { std::apply(kernel, values); });
 }

@@ -1,5 +1,5 @@
 /* fuzz_shards.c - a data set of one tar shard, with an index (the bytes up to a line `--`) or,
- * where there is no such line, without. */
+ * where there is no such line, without. Where labels are follows from the sum of the bytes. */
 #include "data.h"
 #include "fuzz.h"
 #include "util/files.h"
@@ -48,10 +48,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n)
     fill(index, bytes, of_index);
     fill(shard, bytes + from, n - from);
     snprintf(spec, sizeof spec, "wds:%s", shard_path);
+    static const char *const labels[] = {NULL, "folder", "json:label", "txt", "json"};
+    unsigned sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += bytes[i];
     DataOptions o = {.spec = spec,
                      .train = true,
                      .images.out_h = 16,
                      .images.out_w = 16,
+                     .wds_label = labels[sum % COUNT(labels)],
                      .index_dir = dashes ? dir : NULL};
     Dataset *d = data_open(&o, &e);
     MUST(d || (*e.what && *e.hint));

@@ -1,0 +1,52 @@
+/* splits.c - the parts of a data set, by the names of folders and of shards. See splits.h. */
+#include "datasets/splits.h"
+#include "util/util.h"
+
+#include <ctype.h>
+#include <string.h>
+#include <strings.h>
+
+const char *const split_names[SPLITS] = {"", "train", "val", "test"};
+
+static int split_word(const char *word, size_t n)
+{
+    static const struct {
+        const char *word;
+        int split;
+    } known[] = {{"train", SPLIT_TRAIN}, {"training", SPLIT_TRAIN}, {"val", SPLIT_VAL},
+                 {"valid", SPLIT_VAL},   {"validation", SPLIT_VAL}, {"dev", SPLIT_VAL},
+                 {"test", SPLIT_TEST},   {"testing", SPLIT_TEST}};
+    for (int i = 0; i < COUNT(known); i++)
+        if (strlen(known[i].word) == n && strncasecmp(known[i].word, word, n) == 0)
+            return known[i].split;
+    return SPLIT_NONE;
+}
+
+int split_named(const char *name)
+{
+    return split_word(name, strlen(name));
+}
+
+int split_in(const char *name)
+{
+    int found = SPLIT_NONE;
+    while (*name) {
+        size_t n = 0;
+        while (isalpha((unsigned char)name[n]))
+            n++;
+        int split = split_word(name, n);
+        if (split && found && split != found)
+            return SPLIT_NONE;
+        found = split ? split : found;
+        name += n + (name[n] != '\0');
+    }
+    return found;
+}
+
+int split_for(const int count[SPLITS], bool train)
+{
+    int split = count[SPLIT_VAL] ? SPLIT_VAL : SPLIT_TEST;
+    if (train)
+        split = SPLIT_TRAIN;
+    return count[split] ? split : SPLIT_NONE;
+}

@@ -1,0 +1,17 @@
+/* splits.h - the parts of a data set, by the names of folders and of shards.
+ *
+ * Names count in any letter case: train, training; val, valid, validation, dev; test, testing.
+ */
+#pragma once
+
+#include <stdbool.h>
+
+enum { SPLIT_NONE, SPLIT_TRAIN, SPLIT_VAL, SPLIT_TEST, SPLITS };
+extern const char *const split_names[SPLITS]; /* "", "train", "val", "test" */
+
+int split_named(const char *name); /* all of it */
+/* One word of a file's name ("set-train-0001.tar"); SPLIT_NONE if words contradict each other. */
+int split_in(const char *name);
+/* Which of the splits that are there (count[k] > 0) is the one to train or to validate with: a test
+ * split is for validation where there is no other. SPLIT_NONE: none is. */
+int split_for(const int count[SPLITS], bool train);
