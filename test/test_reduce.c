@@ -17,7 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { RANKS = 3, GUARD = 3, PATIENCE = 300 /* s */ };
+enum { RANKS = 3, GUARD = 3, PATIENCE = 600 /* s */ };
 
 static const Backend *be;
 static int rank;
@@ -221,7 +221,7 @@ static void all_gather(Group *g, const int *ranks, int n_ranks, int me, int type
 
 static void collectives(Group *g, const int *ranks, int n_ranks, int me)
 {
-    static const long sizes[] = {1, 2, 3, 4, 1000, (1 << 20) + 4, (3 << 19) + 7};
+    static const long sizes[] = {1, 2, 3, 4, 1000, (1 << 20) + 4};
     for (int t = 0; t < COUNT(types); t++)
         for (int i = 0; i < COUNT(sizes); i++) {
             all_reduce(g, ranks, n_ranks, types[t], sizes[i]);
