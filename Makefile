@@ -223,6 +223,7 @@ test: report
 	  "test/test_layers.sh $(BUILD)" \
 	  "test/test_train.sh $(PROGRAM) $(SHARED)" \
 	  "test/test_ranks.sh $(PROGRAM) $(SHARED)" \
+	  "test/test_faults.sh $(PROGRAM)" \
 	  "test/test_tools.sh $(TOOL) $(PROGRAM) $(SHARED)" \
 	  $(call FUZZ_RUNS,3) \
 	  $(CUDA_TESTS) \

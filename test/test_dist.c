@@ -546,7 +546,7 @@ static int do_hang(void *arg)
     hosts_at("reading images", 12);
     if (w.rank == h->rank) {
         if (h->how == STOPPED) {
-            usleep(PATIENCE * 500000); /* it has told where it is */
+            usleep(PATIENCE * 700000); /* it has told where it is */
             kill(getpid(), SIGSTOP);
         }
         while (h->how == STUCK)

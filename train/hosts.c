@@ -156,13 +156,24 @@ static bool send_message(Peer *p, int kind, uint64_t count, const void *data, si
     return ok;
 }
 
-/* Small, and from a thread that must not wait: left out where somebody else is sending, or the peer
- * does not read. */
+/* Whether nobody else is sending to this peer any more, within so many seconds; it may be a thread
+ * that was interrupted while it did. */
+static bool may_send(Peer *p, double seconds)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += (long)(seconds * 1e9);
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    return pthread_mutex_timedlock(&p->sending, &until) == 0;
+}
+
+/* Small, and from a thread that must not wait for long: left out where the peer does not read. */
 static void send_pulse(Peer *p, const Pulse *pulse)
 {
     struct pollfd room = {.fd = p->fd, .events = POLLOUT};
     Header h = {MESSAGE_MAGIC, PULSE, 0, sizeof *pulse};
-    if (pthread_mutex_trylock(&p->sending) != 0)
+    if (!may_send(p, 0.05))
         return;
     if (poll(&room, 1, 0) == 1 && room.revents == POLLOUT && send_bytes(p->fd, &h, sizeof h))
         send_bytes(p->fd, pulse, sizeof *pulse);
@@ -178,13 +189,10 @@ static void tell(Peer *p, bool speaks)
     size_t what = strlen(net.what) + 1, bytes = what + strlen(net.hint) + 1;
     Header h = {MESSAGE_MAGIC, ENDED, speaks, bytes};
     struct timeval second = {.tv_sec = 1};
-    struct timespec until;
     pthread_mutex_lock(&net.lock);
     int fd = p->fd;
     pthread_mutex_unlock(&net.lock);
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec++;
-    if (fd < 0 || pthread_mutex_timedlock(&p->sending, &until) != 0)
+    if (fd < 0 || !may_send(p, 1))
         return;
     memcpy(text, net.what, what);
     memcpy(text + what, net.hint, bytes - what);
@@ -217,8 +225,8 @@ static bool speaks_without_rank_0(void)
 }
 
 /* The first reason stays. All that this rank is connected with are told before its own end: rank 0
- * tells the others, and they tell it, should it be well after all. */
-static void end_all(const char *what, const char *hint, bool speaks)
+ * tells the others; they tell it, and whether it shall say so. */
+static void end_all(const char *what, const char *hint, bool speaks, bool rank_0_speaks)
 {
     pthread_mutex_lock(&net.lock);
     bool first = !net.failing;
@@ -230,7 +238,7 @@ static void end_all(const char *what, const char *hint, bool speaks)
     }
     pthread_mutex_unlock(&net.lock);
     for (int i = 0; first && i < net.peers; i++)
-        tell(&net.peer[i], net.world.rank == 0 && is_first_there(i));
+        tell(&net.peer[i], net.world.rank ? rank_0_speaks : is_first_there(i));
     pthread_mutex_lock(&net.lock);
     net.failed |= first;
     pthread_mutex_unlock(&net.lock);
@@ -241,7 +249,7 @@ static void peer_ended(const Peer *p)
 {
     char what[128];
     snprintf(what, sizeof what, "rank %d (%s) ended", p->rank, p->host);
-    end_all(what, ended_hint, net.world.rank == 0 || speaks_without_rank_0());
+    end_all(what, ended_hint, net.world.rank == 0 || speaks_without_rank_0(), false);
 }
 
 /* This rank has said why it ends, and leaves by itself: none on this machine need say more. */
@@ -258,7 +266,7 @@ static void say_farewell(void)
     snprintf(net.what, sizeof net.what, "rank %d (%s) ended", net.world.rank, host);
     snprintf(net.hint, sizeof net.hint, "%s", ended_hint);
     for (int i = 0; i < net.peers; i++)
-        tell(&net.peer[i], net.world.rank == 0 && is_first_there(i));
+        tell(&net.peer[i], net.world.rank ? strcmp(net.peer[i].host, host) != 0 : is_first_there(i));
 }
 
 /* For the main thread, and those that work for it: the watcher ends the process. */
@@ -326,11 +334,20 @@ static Pulse own_pulse(void)
     return p;
 }
 
+/* "computing (step 12)" */
+static void name_place(char *out, size_t size, const Pulse *p)
+{
+    if (p->step)
+        snprintf(out, size, "%s (step %llu)", p->doing, (unsigned long long)p->step);
+    else
+        snprintf(out, size, "%s", p->doing);
+}
+
 /* "rank 2", or "ranks 1-3, 7": those of which[ranks] that do the same as `first`, struck out. */
 static size_t name_group(char *out, size_t size, bool *which, int first)
 {
     const Pulse *p = &life_of(first)->last;
-    char ranks[128], step[32] = "";
+    char ranks[128], place[64];
     size_t n = 0;
     int several = 0;
     for (int r = first; r < net.world.ranks; r++) {
@@ -346,10 +363,8 @@ static size_t name_group(char *out, size_t size, bool *which, int first)
                                   n ? ", " : "", r, end - 1);
         r = end - 1;
     }
-    if (p->step)
-        snprintf(step, sizeof step, " (step %llu)", (unsigned long long)p->step);
-    return (size_t)snprintf(out, size, "rank%s %s %s%s", several > 1 ? "s" : "", ranks, p->doing,
-                            step);
+    name_place(place, sizeof place, p);
+    return (size_t)snprintf(out, size, "rank%s %s %s", several > 1 ? "s" : "", ranks, place);
 }
 
 /* "ranks 0-2 computing (step 12), rank 3 reading images (step 12)" */
@@ -367,45 +382,44 @@ static void name_places(char *out, size_t size, bool *which)
 /* These ranks, to whom `what` has happened, are why all end; `then` follows for one and for many. */
 static void blame(bool *which, const char *what, const char *then_one, const char *then_many)
 {
-    char text[sizeof net.what], places[sizeof net.what - 256];
+    char text[sizeof net.what], places[sizeof net.what - 256], host[64] = "";
     int many = 0, one = 0;
     for (int r = 0; r < net.world.ranks; r++)
         if (which[r]) {
             many++;
             one = r;
         }
-    const Pulse *p = &life_of(one)->last;
-    char host[64] = "", step[32] = "";
     gethostname(host, sizeof host - 1);
-    if (p->step)
-        snprintf(step, sizeof step, " (step %llu)", (unsigned long long)p->step);
-    name_places(places, sizeof places, which);
     if (many == 1)
-        snprintf(text, sizeof text, "rank %d (%s) has %s for %d s%s: it was %s%s", one,
-                 one ? net.peer[one - 1].host : host, what, net.patience, then_one, p->doing, step);
+        name_place(places, sizeof places, &life_of(one)->last);
+    else
+        name_places(places, sizeof places, which);
+    if (many == 1)
+        snprintf(text, sizeof text, "rank %d (%s) has %s for %d s%s: it was %s", one,
+                 one ? net.peer[one - 1].host : host, what, net.patience, then_one, places);
     else
         snprintf(text, sizeof text, "%d ranks have %s for %d s%s: %s", many, what, net.patience,
                  then_many, places);
-    end_all(text, stuck_hint, true);
+    end_all(text, stuck_hint, true, true);
 }
 
-/* On rank 0, at every tick. A rank is stuck that neither moves nor waits; that is a fault once
- * others wait for it, or where nobody moves. */
+/* On rank 0, at every tick. A rank is stuck that answers, but neither moves nor waits; that is a
+ * fault once others wait for it, or where nobody moves. */
 static void judge(double tick)
 {
     int ranks = net.world.ranks, present = 0, silent = 0, stuck = 0, still = 0, waiting = 0;
     bool is_silent[ranks], is_stuck[ranks], is_still[ranks];
-    double past = net.clock - net.patience;
+    double past = net.clock - net.patience, lately = net.clock - 3 * tick;
     for (int r = 0; r < ranks; r++) {
         const Life *l = life_of(r);
         is_silent[r] = l && l->heard < past;
-        is_still[r] = l && l->moved < past;
+        is_still[r] = l && l->moved < past && l->heard > lately;
         is_stuck[r] = is_still[r] && l->waited < past;
         present += l != NULL;
         silent += is_silent[r];
         stuck += is_stuck[r];
         still += is_still[r];
-        waiting += l && l->waited > net.clock - 4 * tick;
+        waiting += l && l->waited > lately;
     }
     if (silent) {
         blame(is_silent, "not answered", ", stopped or on a machine that hangs",
@@ -418,7 +432,7 @@ static void judge(double tick)
         name_places(places, sizeof places, is_still);
         snprintf(text, sizeof text, "all ranks have waited for each other for %d s: %s",
                  net.patience, places);
-        end_all(text, deadlock_hint, true);
+        end_all(text, deadlock_hint, true, true);
     }
 }
 
@@ -426,20 +440,20 @@ static void judge(double tick)
 static void judge_rank_0(double tick)
 {
     const Peer *p = &net.peer[0];
-    char text[256];
+    char text[256], place[64];
     if (p->goodbye || p->gone || p->life.heard > net.clock - net.patience - 4 * tick)
         return;
+    name_place(place, sizeof place, &p->life.last);
     snprintf(text, sizeof text,
-             "rank 0 (%s) has not answered for %d s, stopped or on a machine that hangs: it was "
-             "%s (step %llu)",
-             p->host, net.patience, p->life.last.doing, (unsigned long long)p->life.last.step);
-    end_all(text, stuck_hint, speaks_without_rank_0());
+             "rank 0 (%s) has not answered for %d s, stopped or on a machine that hangs: it was %s",
+             p->host, net.patience, place);
+    end_all(text, stuck_hint, speaks_without_rank_0(), false);
 }
 
-/* Four times within the patience, at most once a second; the seconds of which are returned. */
+/* Seconds between two pulses */
 static double ticks(void)
 {
-    return net.patience < 4 ? net.patience / 4.0 : 1;
+    return fmin(net.patience / 8.0, 1);
 }
 
 /* At every tick, and in between where messages come. A process that was stopped meanwhile has not
@@ -467,7 +481,7 @@ static void look_around(void)
 /* What is the watcher's own business; false: the main thread's. */
 static bool attend(Peer *p, Message *m)
 {
-    char *text = (char *)m->body, host[64] = "";
+    char *text = (char *)m->body;
     size_t bytes = m->header.bytes, what;
     switch (m->header.kind) {
     case GOODBYE:
@@ -479,12 +493,10 @@ static bool attend(Peer *p, Message *m)
     case PULSE:
         note_pulse(&p->life, (Pulse *)text);
         return true;
-    case ENDED: /* rank 0 is told by one that has said it on its own machine */
+    case ENDED:
         text[bytes - 1] = 0;
         what = strlen(text) + 1;
-        gethostname(host, sizeof host - 1);
-        end_all(text, what < bytes ? text + what : "",
-                net.world.rank == 0 ? strcmp(p->host, host) != 0 : m->header.count);
+        end_all(text, what < bytes ? text + what : "", m->header.count, false);
         return true;
     default:
         return false;
@@ -755,7 +767,7 @@ static void gather(const Place *place, double until)
             end_all(what,
                     "start all of them; VIT_DIST_TIMEOUT gives them more seconds, and a firewall "
                     "may be in between",
-                    true);
+                    true, true);
             end_here();
         }
     }
@@ -1043,7 +1055,7 @@ void hosts_die(const char *hint, const char *fmt, ...)
     va_end(args);
     if (!net.peers)
         die(hint, "%s", what);
-    end_all(what, hint, net.world.local_rank == 0);
+    end_all(what, hint, net.world.local_rank == 0, true);
     end_here();
 }
 
@@ -1060,8 +1072,8 @@ void hosts_watch(int seconds)
     if (!net.peers)
         return;
     pthread_mutex_lock(&net.lock);
-    net.patience = seconds;
     net.looked_at = now();
+    net.patience = seconds;
     pthread_mutex_unlock(&net.lock);
     (void)!write(net.wake[1], "", 1);
 }
