@@ -71,8 +71,8 @@ TOOL_OBJ := $(patsubst %.c,$(BUILD)/float/%.o,$(wildcard tools/*.c))
 GPU_OBJ  := $(BUILD)/gpu/backend_cuda.o
 TESTS    := $(patsubst test/%.c,$(BUILD)/%,$(wildcard test/test_*.c)) \
             $(patsubst test/%.c,$(BUILD)/double/%,$(wildcard test/test_grad.c test/test_golden.c))
-STANDIN_TESTS := $(addprefix $(STANDIN)/,train_gpu test_ops test_golden test_cuda_on_cpu \
-  test_cuda_ranks)
+STANDIN_TESTS := $(addprefix $(STANDIN)/,train_gpu test_ops test_golden test_layouts \
+  test_cuda_on_cpu test_cuda_ranks)
 # Fuzz targets, with sanitizers: under test/fuzz/driver.c by the compiler that is there, or under
 # libFuzzer by clang.
 SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
@@ -193,12 +193,19 @@ FUZZ_RUNS = $(foreach t,$(TARGETS),"as fuzz $t: $(FUZZ)/fuzz_$t $1 test/fuzz/see
 standin: $(STANDIN_TESTS)
 test-programs: fuzz-targets $(PROGRAM) $(TOOL) $(TESTS) $(STANDIN_TESTS) $(if $(NVCC),$(GPUPROGRAM))
 
+# Ranks that share a model: of folder $1, with options $2, called $3.
+LAYOUTS = $(foreach n,2 4,"as layouts $3 on $n: $1/test_layouts $2 $n") \
+  $(foreach o,tp_2 pp_2 zero_3,"as goldens $3 $(subst _, ,$o): $1/test_golden $2 --ranks 2 \
+    --$(subst _, ,$o) $(GOLDEN) $(FIXTURES)")
+
 # test/run runs each argument as a command, and ends with `N passed, N failed, N skipped`.
 # Gradients are checked in double alone: finite differences say nothing in float. The CUDA backend is
 # compiled by nvcc where that is found, and tested on the stand-ins everywhere.
 CUDA_TESTS := "$(STANDIN)/test_cuda_on_cpu" "$(STANDIN)/test_cuda_ranks" \
   $(foreach t,fp32 tf32 bf16 fp16,"as ops $t: $(STANDIN)/test_ops --backend cuda --type $t") \
   $(foreach t,fp32 tf32 bf16 fp16,"as goldens $t: $(STANDIN)/test_golden --backend cuda --type $t $(GOLDEN) $(FIXTURES)") \
+  $(call LAYOUTS,$(STANDIN),--backend cuda,fp32) \
+  $(call LAYOUTS,$(STANDIN),--backend cuda --type bf16,bf16) \
   "test/test_cuda.sh $(STANDIN)/train_gpu $(PROGRAM) $(SHARED)"
 
 test-cuda: report
@@ -208,10 +215,11 @@ test-cuda: report
 test: report
 	$(SUB) BUILD=$(BUILD) test-programs
 	@test/run $(BUILD)/log \
-	  $(foreach t,$(filter-out %/test_golden %/test_grad,$(TESTS)),"$t $(SHARED)") \
+	  $(foreach t,$(filter-out %/test_golden %/test_grad %/test_layouts,$(TESTS)),"$t $(SHARED)") \
 	  $(patsubst %,"%",$(filter %/double/test_grad,$(TESTS))) \
 	  $(foreach t,$(filter %/test_golden,$(TESTS)),"$t $(GOLDEN) $(FIXTURES)") \
 	  $(if $(FIXTURES),,"skip: no PyTorch fixtures in $(SHARED)/fixtures") \
+	  $(call LAYOUTS,$(BUILD),,cpu) \
 	  "test/test_layers.sh $(BUILD)" \
 	  "test/test_train.sh $(PROGRAM) $(SHARED)" \
 	  "test/test_ranks.sh $(PROGRAM) $(SHARED)" \
@@ -229,6 +237,7 @@ test-long: report
 	@TEST_SMALL= test/run build/log-long \
 	  "as tests: $(MAKE) --no-print-directory test" \
 	  "as sanitizers: TEST_SMALL=1 $(MAKE) --no-print-directory BUILD=build/asan NVCC= EXTRA='$(SANITIZE)' test" \
+	  $(foreach n,2 4,"as every layout on $n: build/test_layouts $n all") \
 	  "check clang: command -v clang || exit 77; $(MAKE) BUILD=build/clang CC=clang EXTRA=-Werror objects" \
 	  "as cuda by clang: $(MAKE) --no-print-directory BUILD=build/clang CC=clang NVCC= test-cuda" \
 	  $(foreach s,2 3 4 5 6 7,"as stream order $s: VIT_STANDIN_SEED=$s $(MAKE) --no-print-directory test-cuda") \

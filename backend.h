@@ -120,6 +120,7 @@ typedef struct {
     Tensor residual;  /* [rows, out], may not be y; p NULL: none */
     Drop drop;        /* after act */
     int tokens;       /* rows per sample, for dropout's counters */
+    bool kept;        /* `activate` will not be asked to make y again */
 } LinearForward;
 
 /* dx = (dy @ w) * act'(pre), with the dropout mask of the forward pass */
@@ -382,7 +383,8 @@ typedef struct Backend {
     /* bytes that this rank has sent in all of them so far, as a ring sends them: of an all_reduce
      * 2 (r-1)/r of x, of a reduce_scatter or all_gather (r-1) times own */
     double (*sent)(void);
-    /* seconds so far that what is called after a join has had to wait for its collective */
+    /* seconds so far that what is called after a join has had to wait for its collective; -1: not
+     * known */
     double (*waited)(void);
     void (*end)(void); /* takes leave of the other ranks; nothing is called after it */
 } Backend;

@@ -5,12 +5,12 @@
  * (norms, embedding, loss), attention.cuh, optimizer.cuh. Kernels are launched by function call, so
  * that the same source is also plain C++ and runs on a CPU (test/cuda_on_cpu).
  *
- * Three streams: ops run in call order on one; inputs arrive beside them on a second, so that a
- * batch is there when its step begins; sums over the ranks run on a third while the backward pass
- * goes on. Events are all that orders them. A step is recorded as a CUDA graph the third time it is
- * called and replayed from then on: ops read what changes from StepState in device memory.
+ * Streams: ops run in call order on one; inputs arrive beside them on a second, so that a batch is
+ * there when its step begins; each group of ranks has one more for its collectives, which run while
+ * the ops go on. Events are all that orders them. A step is recorded as a CUDA graph the third time
+ * it is called and replayed from then on: ops read what changes from StepState in device memory.
  *
- * Order: errors, the device, waiting, memory, transfers, graphs, collectives, the table.
+ * Order: errors, the device, waiting, memory, tickets, transfers, collectives, graphs, the table.
  */
 #include "cuda/common.cuh"
 
@@ -56,11 +56,21 @@ void cuda_check(cudaError_t e, const char *what)
 /* ------------------------------------------------------------------------------------------------
  * The device */
 
-static cudaStream_t copies, collectives;
-static cudaEvent_t fork_event, join_event;
+/* Ranks that talk to each other, by a communicator and a stream of their own. */
+struct Group {
+#ifdef HAVE_NCCL
+    ncclComm_t comm;
+#endif
+    cudaStream_t stream;
+    int ranks, number; /* number: of its stream in tickets */
+};
+static auto &groups = *new std::vector<Group *>; /* for as long as the process lives */
+
+static cudaStream_t copies;
+static cudaEvent_t fork_event;
 static double shared_limit; /* seconds to wait; VIT_SHARE_GPU: more ranks than GPUs, for tests */
 #ifdef HAVE_NCCL
-static ncclComm_t comm;
+static ncclComm_t world;
 
 static void nccl_check(ncclResult_t r, const char *what)
 {
@@ -93,20 +103,36 @@ static void share_gpu()
         setenv(name, "1", 0);
 }
 
+/* How NCCL shall work; what the user has set stays. */
+static void tell_nccl()
+{
+    int driver = 0;
+    CHECK_CUDA(cudaDriverGetVersion(&driver));
+    if (shared_limit > 0)
+        share_gpu();
+    if (cu.device.ordered) { /* one order of summation; NVLS has none that it keeps */
+        setenv("NCCL_ALGO", "Ring", 0);
+        setenv("NCCL_NVLS_ENABLE", "0", 0);
+    }
+    /* Collectives go before the ops beside them, and take no more multiprocessors from them than
+     * these: by estimate enough to end in their time; not measured. */
+    setenv("NCCL_MAX_CTAS", "8", 0);
+    /* A collective keeps its multiprocessors until its peers have come, so that those of several
+     * groups can wait for each other in a circle. NCCL (from 2.26) prevents that by starting them in
+     * the order of the host's calls, if asked to; from CUDA 12.3 on it waits for their starts alone.
+     * Before, it would wait for their ends, which is what a pipeline must not do. */
+    if (driver >= 12030)
+        setenv("NCCL_LAUNCH_ORDER_IMPLICIT", "1", 0);
+}
+
 static void join_ranks()
 {
     ncclUniqueId id;
-    if (shared_limit > 0)
-        share_gpu();
-    setenv("NCCL_ALGO", "Ring", 0); /* one order of summation; NVLS has none that it keeps */
-    setenv("NCCL_NVLS_ENABLE", "0", 0);
-    /* Sums go before the backward pass beside them, and take no more multiprocessors from it than
-     * these: by estimate enough to end in its time; not measured. */
-    setenv("NCCL_MAX_CTAS", "8", 0);
+    tell_nccl();
     if (cu.device.rank == 0)
         CHECK_NCCL(ncclGetUniqueId(&id));
     cu.device.broadcast(&id, sizeof id);
-    CHECK_NCCL(ncclCommInitRank(&comm, cu.device.ranks, id, cu.device.rank));
+    CHECK_NCCL(ncclCommInitRank(&world, cu.device.ranks, id, cu.device.rank));
     on_exit(fail_at_once, NULL);
 }
 #else
@@ -120,7 +146,7 @@ static void join_ranks()
 /* The device itself, its limits and its streams: once, whatever init is called for afterwards. */
 static void open_device(void)
 {
-    int devices = 0, local = cu.device.local_rank, low, high;
+    int devices = 0, local = cu.device.local_rank;
     CHECK_CUDA(cudaGetDeviceCount(&devices));
     if (const char *share = getenv("VIT_SHARE_GPU"))
         shared_limit = atof(share) > 1 ? atof(share) : 300;
@@ -136,12 +162,9 @@ static void open_device(void)
             "%s has compute capability %d.%d; the kernels need 8.0", cu.gpu.name, cu.gpu.major,
             cu.gpu.minor);
     cu.smem = (int)cu.gpu.sharedMemPerBlockOptin;
-    CHECK_CUDA(cudaDeviceGetStreamPriorityRange(&low, &high));
     CHECK_CUDA(cudaStreamCreateWithFlags(&cu.stream, cudaStreamNonBlocking));
     CHECK_CUDA(cudaStreamCreateWithFlags(&copies, cudaStreamNonBlocking));
-    CHECK_CUDA(cudaStreamCreateWithPriority(&collectives, cudaStreamNonBlocking, high));
-    for (cudaEvent_t *e : {&fork_event, &join_event})
-        CHECK_CUDA(cudaEventCreateWithFlags(e, cudaEventDisableTiming));
+    CHECK_CUDA(cudaEventCreateWithFlags(&fork_event, cudaEventDisableTiming));
 }
 
 static void cuda_init(const Device *d)
@@ -243,20 +266,39 @@ static double cuda_busy(void)
  * Waiting, always here. With other ranks, look at their health meanwhile: a sum whose partner is
  * gone never ends. Nor may one on a shared GPU, where it can keep its partner's from running. */
 
+#ifdef HAVE_NCCL
+static void check_health(ncclComm_t comm)
+{
+    ncclResult_t health = ncclSuccess;
+    CHECK_NCCL(ncclCommGetAsyncError(comm, &health));
+    /* where a rank is gone, device.check soon knows which one */
+    for (double until = now() + 1; health != ncclSuccess && health != ncclInProgress;) {
+        if (cu.device.check)
+            cu.device.check();
+        if (!cu.device.check || now() > until)
+            nccl_check(health, "another rank");
+        usleep(1000);
+    }
+}
+#endif
+
 static void wait_event(cudaEvent_t e)
 {
 #ifdef HAVE_NCCL
     const double since = now();
-    while (comm) {
-        ncclResult_t health = ncclSuccess;
+    for (double asked = since; world;) {
         cudaError_t s = cudaEventQuery(e);
-        cu.device.check();
-        CHECK_NCCL(ncclCommGetAsyncError(comm, &health));
-        nccl_check(health, "another rank");
+        check_health(world);
+        for (const Group *g : groups)
+            check_health(g->comm);
         if (s == cudaSuccess)
             return;
         if (s != cudaErrorNotReady)
             CHECK_CUDA(s);
+        if (cu.device.check && now() - asked > 1) { /* NCCL may not notice, on one machine */
+            cu.device.check();
+            asked = now();
+        }
         if (shared_limit > 0 && now() - since > shared_limit)
             die("give each rank its own GPU, or allow more seconds, as in VIT_SHARE_GPU=900",
                 "waited %g s for a GPU that ranks share (VIT_SHARE_GPU)", shared_limit);
@@ -266,16 +308,22 @@ static void wait_event(cudaEvent_t e)
     CHECK_CUDA(cudaEventSynchronize(e));
 }
 
-/* The host waits until ops, inputs and sums are done: none of them touches memory then. */
-static void settle()
+static void wait_stream(cudaStream_t s)
 {
     static cudaEvent_t e;
     if (!e)
         CHECK_CUDA(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
-    for (cudaStream_t s : {copies, cu.stream, collectives}) {
-        CHECK_CUDA(cudaEventRecord(e, s));
-        wait_event(e);
-    }
+    CHECK_CUDA(cudaEventRecord(e, s));
+    wait_event(e);
+}
+
+/* The host waits until ops, inputs and collectives are done: none of them touches memory then. */
+static void settle()
+{
+    wait_stream(copies);
+    wait_stream(cu.stream);
+    for (const Group *g : groups)
+        wait_stream(g->stream);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -322,49 +370,34 @@ static void cuda_host_release(void *p)
 }
 
 /* ------------------------------------------------------------------------------------------------
- * Transfers. A ticket is a stream and a count of marks on it, and stands for an event of that
- * stream's ring: one that was recorded again since then marks a later point of the same stream, so
- * that who waits for it waits longer than needed but never too little. */
+ * Tickets. A ticket is a stream and a count of marks on it, and stands for an event of that stream's
+ * ring: one that was recorded again since then marks a later point of the same stream, so that who
+ * waits for it waits longer than needed but never too little. */
 
 enum { EVENTS = 64 };
-enum { ON_OPS = 1, ON_COPIES = 2, STREAMS = 4 }; /* low bits of a ticket, which is never 0 */
+/* Low bits of a ticket, which is never 0; the groups' follow. */
+enum { ON_OPS = 1, ON_COPIES = 2, ON_GROUPS = 3, STREAMS = 16 };
 static cudaEvent_t ring[STREAMS][EVENTS];
-static Ticket marks[STREAMS];
+static Ticket marks[STREAMS]; /* counts */
 
 static cudaEvent_t &event_of(Ticket t)
 {
     return ring[t % STREAMS][t / STREAMS % EVENTS];
 }
 
-static Ticket mark_stream(int which)
+static Ticket mark_stream(int number, cudaStream_t stream)
 {
-    Ticket t = ++marks[which] * STREAMS + (Ticket)which;
+    Ticket t = ++marks[number] * STREAMS + (Ticket)number;
     cudaEvent_t &e = event_of(t);
     if (!e)
         CHECK_CUDA(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
-    CHECK_CUDA(cudaEventRecord(e, which == ON_OPS ? cu.stream : copies));
+    CHECK_CUDA(cudaEventRecord(e, stream));
     return t;
 }
 
 static Ticket cuda_mark(void)
 {
-    return mark_stream(ON_OPS);
-}
-
-static Ticket cuda_send(dev *dst, const void *src, size_t bytes, Ticket after)
-{
-    if (after)
-        CHECK_CUDA(cudaStreamWaitEvent(copies, event_of(after), 0));
-    CHECK_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, copies));
-    Ticket t = mark_stream(ON_COPIES);
-    CHECK_CUDA(cudaStreamWaitEvent(cu.stream, event_of(t), 0));
-    return t;
-}
-
-static Ticket cuda_fetch(void *dst, const dev *src, size_t bytes)
-{
-    CHECK_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, cu.stream));
-    return mark_stream(ON_OPS);
+    return mark_stream(ON_OPS, cu.stream);
 }
 
 static void cuda_wait(Ticket ticket)
@@ -373,22 +406,41 @@ static void cuda_wait(Ticket ticket)
         wait_event(event_of(ticket));
 }
 
+/* ------------------------------------------------------------------------------------------------
+ * Transfers. Memory of host_alloc has one address everywhere, and may take the device's place. */
+
+static Ticket cuda_send(dev *dst, const void *src, size_t bytes, Ticket after)
+{
+    if (after)
+        CHECK_CUDA(cudaStreamWaitEvent(copies, event_of(after), 0));
+    CHECK_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, copies));
+    Ticket t = mark_stream(ON_COPIES, copies);
+    CHECK_CUDA(cudaStreamWaitEvent(cu.stream, event_of(t), 0));
+    return t;
+}
+
+static Ticket cuda_fetch(void *dst, const dev *src, size_t bytes)
+{
+    CHECK_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, cu.stream));
+    return cuda_mark();
+}
+
 static void cuda_upload(dev *dst, const void *src, size_t bytes)
 {
     settle();
-    CHECK_CUDA(cudaMemcpy(dst, src, bytes, cudaMemcpyHostToDevice));
+    CHECK_CUDA(cudaMemcpy(dst, src, bytes, cudaMemcpyDefault));
     CHECK_CUDA(cudaDeviceSynchronize()); /* memory that is not pinned may still be on its way */
 }
 
 static void cuda_download(void *dst, const dev *src, size_t bytes)
 {
     cuda_wait(cuda_mark());
-    CHECK_CUDA(cudaMemcpy(dst, src, bytes, cudaMemcpyDeviceToHost));
+    CHECK_CUDA(cudaMemcpy(dst, src, bytes, cudaMemcpyDefault));
 }
 
 static void cuda_copy(dev *dst, const dev *src, size_t bytes)
 {
-    CHECK_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, cu.stream));
+    CHECK_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, cu.stream));
 }
 
 static void cuda_zero(dev *dst, size_t bytes)
@@ -397,35 +449,147 @@ static void cuda_zero(dev *dst, size_t bytes)
 }
 
 /* ------------------------------------------------------------------------------------------------
- * Collectives */
+ * Collectives. Each forks its group's stream from the ops' and leaves a mark there, which is its
+ * ticket; a join makes the ops wait for that mark. */
 
-static bool summing; /* something runs on their stream that nothing waits for yet */
+static Ticket joined[STREAMS]; /* counts: up to which mark of a group the ops wait already */
 
-static void cuda_all_reduce(dev *x, int type, long n)
-{
-    if (cu.device.ranks == 1)
-        return;
+/* A body that has been recorded as a graph. */
+struct Recording {
+    int calls;
+    cudaGraphExec_t graph;
+    double sent;     /* bytes, at every replay */
+    unsigned groups; /* bits: whose collectives it has in it, or joins from before it */
+};
+static Recording *recording;     /* the body that is being recorded, or NULL */
+static Ticket earlier[STREAMS];  /* counts, when the body began */
+static double sent_bytes;
+
 #ifdef HAVE_NCCL
-    CHECK_CUDA(cudaEventRecord(fork_event, cu.stream));
-    CHECK_CUDA(cudaStreamWaitEvent(collectives, fork_event, 0));
-    CHECK_NCCL(ncclAllReduce(x, x, (size_t)n, type == U64 ? ncclUint64 : ncclFloat32, ncclSum, comm,
-                             collectives));
-    summing = true;
-#else
-    (void)x, (void)type, (void)n;
-#endif
-}
-
-static void cuda_join(void)
+static Group *group_new(ncclComm_t comm, int ranks)
 {
-    if (!summing)
-        return;
-    CHECK_CUDA(cudaEventRecord(join_event, collectives));
-    CHECK_CUDA(cudaStreamWaitEvent(cu.stream, join_event, 0));
-    summing = false;
+    int low, high;
+    if (ON_GROUPS + groups.size() == STREAMS)
+        die("this is a mistake in the program", "there are more than %d groups of ranks",
+            STREAMS - ON_GROUPS);
+    Group *g = new Group{comm, NULL, ranks, ON_GROUPS + (int)groups.size()};
+    CHECK_CUDA(cudaDeviceGetStreamPriorityRange(&low, &high));
+    CHECK_CUDA(cudaStreamCreateWithPriority(&g->stream, cudaStreamNonBlocking, high));
+    groups.push_back(g);
+    return g;
 }
 
-/* The communicator ends with the process. */
+static Group *cuda_split(int colour)
+{
+    ncclComm_t comm;
+    int ranks;
+    if (!world)
+        return NULL;
+    CHECK_NCCL(ncclCommSplit(world, colour, cu.device.rank, &comm, NULL));
+    CHECK_NCCL(ncclCommCount(comm, &ranks));
+    if (ranks > 1)
+        return group_new(comm, ranks);
+    CHECK_NCCL(ncclCommDestroy(comm));
+    return NULL;
+}
+
+/* Calls `collective`, which puts something on the group's stream, behind what the ops have been
+ * asked to do so far. bytes: what it sends. */
+template <class F> static Ticket begin(const Group *g, double bytes, F collective)
+{
+    if (!g)
+        return 0;
+    CHECK_CUDA(cudaEventRecord(fork_event, cu.stream));
+    CHECK_CUDA(cudaStreamWaitEvent(g->stream, fork_event, 0));
+    CHECK_NCCL(collective());
+    (recording ? recording->sent : sent_bytes) += bytes;
+    if (recording)
+        recording->groups |= 1u << g->number;
+    return mark_stream(g->number, g->stream);
+}
+
+/* Of what can be added. */
+static ncclDataType_t nccl_type(int type)
+{
+    if (type == U64)
+        return ncclUint64;
+    if (type == BF16)
+        return ncclBfloat16;
+    return type == F16 ? ncclFloat16 : ncclFloat32;
+}
+
+static double bytes_of(long n, int type)
+{
+    return (double)n * (double)type_size(type);
+}
+
+static Ticket cuda_all_reduce(Group *g, dev *x, int type, long n)
+{
+    return begin(g, g ? 2.0 * (g->ranks - 1) / g->ranks * bytes_of(n, type) : 0, [&] {
+        return ncclAllReduce(x, x, (size_t)n, nccl_type(type), ncclSum, g->comm, g->stream);
+    });
+}
+
+static Ticket cuda_reduce_scatter(Group *g, dev *own, const dev *x, int type, long n)
+{
+    return begin(g, g ? (g->ranks - 1) * bytes_of(n, type) : 0, [&] {
+        return ncclReduceScatter(x, own, (size_t)n, nccl_type(type), ncclSum, g->comm, g->stream);
+    });
+}
+
+static Ticket cuda_all_gather(Group *g, dev *x, const dev *own, int type, long n)
+{
+    return begin(g, g ? (g->ranks - 1) * bytes_of(n, type) : 0, [&] {
+        return ncclAllGather(own, x, (size_t)n * type_size(type), ncclUint8, g->comm, g->stream);
+    });
+}
+
+static Ticket cuda_pass(Group *g, int peer, const dev *x, size_t bytes)
+{
+    return begin(g, (double)bytes,
+                 [&] { return ncclSend(x, bytes, ncclUint8, peer, g->comm, g->stream); });
+}
+
+static Ticket cuda_receive(Group *g, int peer, dev *x, size_t bytes)
+{
+    return begin(g, 0, [&] { return ncclRecv(x, bytes, ncclUint8, peer, g->comm, g->stream); });
+}
+#else
+static Group *cuda_split(int) { return NULL; }
+static Ticket cuda_all_reduce(Group *, dev *, int, long) { return 0; }
+static Ticket cuda_reduce_scatter(Group *, dev *, const dev *, int, long) { return 0; }
+static Ticket cuda_all_gather(Group *, dev *, const dev *, int, long) { return 0; }
+static Ticket cuda_pass(Group *, int, const dev *, size_t) { return 0; }
+static Ticket cuda_receive(Group *, int, dev *, size_t) { return 0; }
+#endif
+
+/* One that began before the body that is being recorded is no part of the graph: whoever launches
+ * it waits for it then. */
+static void cuda_join(Ticket t)
+{
+    const Ticket number = t % STREAMS, count = t / STREAMS;
+    if (count <= joined[number])
+        return;
+    if (recording && count <= earlier[number]) {
+        recording->groups |= 1u << number;
+        return;
+    }
+    CHECK_CUDA(cudaStreamWaitEvent(cu.stream, event_of(t), 0));
+    joined[number] = count;
+}
+
+static double cuda_sent(void)
+{
+    return sent_bytes;
+}
+
+/* A graph has no clock at its joins. */
+static double cuda_waited(void)
+{
+    return -1;
+}
+
+/* The communicators end with the process. */
 static void cuda_end(void)
 {
 }
@@ -435,35 +599,51 @@ static void cuda_end(void)
 
 /* Twice a body is called, then it is recorded: the first time kernels are loaded, and gradients may
  * still be zero (a new head); the second time algorithms are timed, on numbers as they will be. */
-struct Recording {
-    int calls;
-    cudaGraphExec_t graph;
-};
 static auto &recordings = *new std::map<uint64_t, Recording>; /* for as long as the process lives */
+
+/* Calls a body; what it began and did not join is joined. */
+static void call_body(bool together, int calls, void (*body)(void *), void *arg)
+{
+    memcpy(earlier, marks, sizeof earlier);
+    choosing = {.together = together && cu.device.ranks > 1, .time = calls == 1};
+    body(arg);
+    choosing = Choosing();
+    for (Ticket i = ON_GROUPS; i < STREAMS; i++)
+        if (marks[i] > earlier[i])
+            cuda_join(marks[i] * STREAMS + i);
+}
+
+static void record_body(Recording &r, bool together, void (*body)(void *), void *arg)
+{
+    cudaGraph_t graph;
+    recording = &r;
+    CHECK_CUDA(cudaStreamBeginCapture(cu.stream, cudaStreamCaptureModeThreadLocal));
+    call_body(together, r.calls, body, arg);
+    CHECK_CUDA(cudaStreamEndCapture(cu.stream, &graph));
+    recording = NULL;
+    /* collectives keep their stream's priority */
+    CHECK_CUDA(cudaGraphInstantiate(&r.graph, graph, cudaGraphInstantiateFlagUseNodePriority));
+    CHECK_CUDA(cudaGraphDestroy(graph));
+}
 
 static void cuda_run(uint64_t key, bool together, void (*body)(void *), void *arg)
 {
     Recording &r = recordings[key];
-    if (!r.graph) {
-        const bool record = r.calls == 2;
-        cudaGraph_t graph;
-        choosing = {.together = together && cu.device.ranks > 1, .time = r.calls == 1};
-        if (record)
-            CHECK_CUDA(cudaStreamBeginCapture(cu.stream, cudaStreamCaptureModeThreadLocal));
-        body(arg);
-        cuda_join(); /* what was forked must come back before the end */
-        choosing = Choosing();
-        if (!record) {
-            r.calls++;
-            keep_choices();
-            return;
-        }
-        CHECK_CUDA(cudaStreamEndCapture(cu.stream, &graph));
-        /* sums keep their stream's priority */
-        CHECK_CUDA(cudaGraphInstantiate(&r.graph, graph, cudaGraphInstantiateFlagUseNodePriority));
-        CHECK_CUDA(cudaGraphDestroy(graph));
+    if (r.calls < 2) {
+        call_body(together, r.calls++, body, arg);
+        keep_choices();
+        return;
     }
+    unsigned open = 0; /* bits: groups with collectives on their way */
+    for (int i = ON_GROUPS; i < STREAMS; i++)
+        open |= (unsigned)(marks[i] > joined[i]) << i;
+    if (!r.graph)
+        record_body(r, together, body, arg);
+    for (const Group *g : groups)
+        if (r.groups & open & 1u << g->number)
+            cuda_join(mark_stream(g->number, g->stream));
     CHECK_CUDA(cudaGraphLaunch(r.graph, cu.stream));
+    sent_bytes += r.sent;
 }
 
 static size_t cuda_scratch_bytes(const Sizes *s)
@@ -513,6 +693,7 @@ extern "C" const Backend *backend_cuda(void)
         .linear_forward = cuda_linear_forward,
         .linear_backward_input = cuda_linear_backward_input,
         .linear_backward_weight = cuda_linear_backward_weight,
+        .activate = cuda_activate,
         .patchify = cuda_patchify,
         .embed_forward = cuda_embed_forward,
         .embed_backward = cuda_embed_backward,
@@ -532,8 +713,15 @@ extern "C" const Backend *backend_cuda(void)
         .lamb_apply = cuda_lamb_apply,
         .round_weights = cuda_round_weights,
         .scale_loss = cuda_scale_loss,
+        .split = cuda_split,
         .all_reduce = cuda_all_reduce,
+        .reduce_scatter = cuda_reduce_scatter,
+        .all_gather = cuda_all_gather,
+        .pass = cuda_pass,
+        .receive = cuda_receive,
         .join = cuda_join,
+        .sent = cuda_sent,
+        .waited = cuda_waited,
         .end = cuda_end,
     };
     return &table;

@@ -486,16 +486,14 @@ void units_refresh(Units *u)
         u->be->convert(u->shard, u->type, u->weights, F32, u->layout->n_own);
 }
 
+/* Numbers move and not pointers: the average may be in the host's memory, from which no product
+ * should read. The gradient is done with, and its buffer the third place. */
 void units_swap_ema(Units *u)
 {
-    dev *weights = u->weights;
-    u->weights = u->ema;
-    u->ema = weights;
-    if (u->type == F32)
-        u->shard = u->weights;
-    if (!is_sharded(u))
-        u->work = u->shard;
-    u->averaged = !u->averaged;
+    size_t bytes = (size_t)u->layout->n_own * sizeof(real);
+    u->be->copy(u->grads, u->weights, bytes);
+    u->be->copy(u->weights, u->ema, bytes);
+    u->be->copy(u->ema, u->grads, bytes);
     u->stale = true;
 }
 

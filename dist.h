@@ -105,7 +105,6 @@ typedef struct {
     Ticket coming[2];
     bool *here;    /* [units] whose weights are gathered, or on their way */
     bool stale;    /* working weights are older than master weights */
-    bool averaged; /* the average stands in the weights' place */
 } Units;
 
 void units_new(Units *u); /* the fields up to `clip` are given; units_free */
@@ -133,7 +132,7 @@ uint64_t units_state(const Units *u);
 void units_update(Units *u);
 /* The working weights follow master weights that were written. Needs a bound StepState. */
 void units_refresh(Units *u);
-/* Exchanges weights and average. */
+/* Exchanges weights and average, between two steps of training. */
 void units_swap_ema(Units *u);
 
 /* Numbers offset .. offset+n-1 of a buffer of shards, from or to the host. */

@@ -108,21 +108,30 @@ static bool is_last_stage(const Model *m)
     return m->split.end == m->layout->units;
 }
 
+/* The block that this stage begins with, and the one that the next begins with. */
+static int first_block(const Model *m)
+{
+    return is_first_stage(m) ? 0 : m->split.first - 1;
+}
+
+static int end_block(const Model *m)
+{
+    return is_last_stage(m) ? m->config.layers : m->split.end - 1;
+}
+
 /* Whether not all that the backward pass of a block needs is saved. */
 static bool is_recomputed(const Model *m, int l)
 {
     const Recompute *r = &m->plan.recompute;
-    int first = is_first_stage(m) ? 0 : m->split.first - 1; /* block of this stage */
-    return r->kind != RECOMPUTE_NONE && (r->blocks == 0 || l - first < r->blocks);
+    return r->kind != RECOMPUTE_NONE && (r->blocks == 0 || l - first_block(m) < r->blocks);
 }
 
 /* The first block of the group that l belongs to: the streams inside of a group are not saved. */
 static int group_of(const Model *m, int l)
 {
-    int first = is_first_stage(m) ? 0 : m->split.first - 1, group = m->plan.recompute.group;
     if (!is_recomputed(m, l) || m->plan.recompute.kind != RECOMPUTE_FULL)
         return l;
-    return l - (l - first) % group;
+    return l - (l - first_block(m)) % m->plan.recompute.group;
 }
 
 /* Whether the backward pass finds activation `act` of block l. */
@@ -140,11 +149,8 @@ static bool is_saved(const Model *m, int l, int act)
     return m->plan.recompute.keep >> act & 1;
 }
 
-/* Whether a pass has to make it. */
-static bool missing(const Model *m, int l, int pass, int act)
-{
-    return pass == FIRST || !is_saved(m, l, act);
-}
+/* Whether a pass through block l has to make an activation. */
+#define lacks(act) (pass == FIRST || !is_saved(m, l, ACT_##act))
 
 /* Whether nothing is done to a branch: then it joins the residual stream inside its last linear
  * layer, unless that makes but this rank's part of it. */
@@ -242,37 +248,37 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
     BlockParams w = block_params(m, unit_acquire(&m->own, l + 1, next), m->plan.type);
     BlockActs *a = &b->blocks[l];
     bool few = class_rows_only(m, l), joins = plain_branch(m, b, l) && tp->ranks == 1;
-    bool through = pass != AGAIN, has_mid = joins || !missing(m, l, pass, ACT_mid);
+    bool through = pass != AGAIN, has_mid = joins || !lacks(mid);
     Rows r = rows_of(m, b, few); /* that leave the attention */
     Tensor x = mat(b->stream[l], r.ld), mid = mat(a->mid, r.ld), out = mat(b->stream[l + 1], r.ld);
     Tensor branch1 = joins ? NONE : mat(c->layer_scale ? a->branch1 : m->branch, C);
     Tensor branch2 = joins ? NONE : mat(c->layer_scale ? a->branch2 : m->branch, C);
 
-    if (missing(m, l, pass, ACT_norm1_y))
+    if (lacks(norm1_y))
         be->residual_norm_forward(&(ResidualNorm){ /* norm1_y [B,T,C] = LN1(x) */
             .x = mat(b->stream[l], C), .y = mat(a->norm1_y, C), .gamma = w.norm1_w,
             .beta = w.norm1_b, .mean = a->norm1_mean, .rstd = a->norm1_rstd, .eps = c->eps,
             .rows = B * T, .C = C, .tokens = T});
-    if (missing(m, l, pass, ACT_qkv) && few) { /* q [B,1,A] of class rows; k, v [B,T,2A] of all */
+    if (lacks(qkv) && few) { /* q [B,1,A] of class rows; k, v [B,T,2A] of all */
         linear(m, mat(a->qkv, 3L * A * T), mat(a->norm1_y, r.ld), w.qkv_w, w.qkv_b, B, C, A);
         linear(m, mat(from(a->qkv, A), 3L * A), mat(a->norm1_y, C), from(w.qkv_w, (long)A * C),
                from(w.qkv_b, A), B * T, C, 2 * A);
-    } else if (missing(m, l, pass, ACT_qkv)) { /* qkv [B,T,3A] */
+    } else if (lacks(qkv)) { /* qkv [B,T,3A] */
         linear(m, mat(a->qkv, 3L * A), mat(a->norm1_y, C), w.qkv_w, w.qkv_b, B * T, C, 3 * A);
     }
-    if (missing(m, l, pass, ACT_att))
+    if (lacks(att))
         be->attention_forward(&(Attention){ /* att [B,Tq,A] = softmax(q k^T / sqrt(hs)) v */
             .qkv = mat(a->qkv, 3L * A), .out = mat(a->att, A), .lse = a->lse, .B = B, .T = T,
             .Tq = r.Tq, .heads = H, .hs = hs,
             .drop = drop_part(m, b, c->attention_dropout, RNG_ATTN_DROPOUT, l, H)});
-    if (missing(m, l, pass, ACT_mid) || (c->layer_scale && missing(m, l, pass, ACT_branch1))) {
+    if (lacks(mid) || (c->layer_scale && lacks(branch1))) {
         be->linear_forward(&(LinearForward){ /* branch1 [B,Tq,C] = proj(att), or mid = x + that */
             .y = joins ? mid : branch1, .x = mat(a->att, A), .w = mat(w.proj_w, A),
             .bias = once(tp, w.proj_b), .rows = r.n, .in = A, .out = C,
             .residual = joins ? x : NONE, .tokens = r.Tq});
         sum_parts(m, tp, branch1, r.n, C);
     }
-    if (missing(m, l, pass, ACT_mid) || missing(m, l, pass, ACT_norm2_y))
+    if (lacks(mid) || lacks(norm2_y))
         be->residual_norm_forward(&(ResidualNorm){ /* mid = x + branch1; norm2_y = LN2(mid) */
             .x = has_mid ? mid : x, .x_out = mid, .branch = has_mid ? NONE : branch1,
             .y = mat(a->norm2_y, C), .gamma = w.norm2_w, .beta = w.norm2_b, .mean = a->norm2_mean,
@@ -284,12 +290,13 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
         .y = mat(a->gelu, F), .x = mat(a->norm2_y, C), .w = mat(w.fc1_w, C), .bias = w.fc1_b,
         .rows = r.n, .in = C, .out = F, .act = c->act,
         .pre = b->train_mode ? mat(a->fc1, F) : NONE, .tokens = r.Tq,
-        .drop = drop_part(m, b, c->dropout, RNG_MLP_DROPOUT, l, F)};
-    if (missing(m, l, pass, ACT_fc1))
+        .drop = drop_part(m, b, c->dropout, RNG_MLP_DROPOUT, l, F),
+        .kept = !is_saved(m, l, ACT_fc1) || is_saved(m, l, ACT_gelu)};
+    if (lacks(fc1))
         be->linear_forward(&up);
-    else if (missing(m, l, pass, ACT_gelu))
+    else if (lacks(gelu))
         be->activate(&up);
-    if (through || (c->layer_scale && missing(m, l, pass, ACT_branch2))) {
+    if (through || (c->layer_scale && lacks(branch2))) {
         be->linear_forward(&(LinearForward){ /* branch2 [B,Tq,C] = fc2(gelu), or out = mid + that */
             .y = joins ? out : branch2, .x = mat(a->gelu, F), .w = mat(w.fc2_w, F),
             .bias = once(tp, w.fc2_b), .rows = r.n, .in = F, .out = C,
@@ -496,7 +503,7 @@ static void block_backward(Model *m, Micro *b, int l)
  */
 static void block_again(Model *m, Micro *b, int l)
 {
-    bool ends = l + 2 == m->split.end || l + 1 == m->config.layers || group_of(m, l + 1) == l + 1;
+    bool ends = l + 1 == end_block(m) || group_of(m, l + 1) == l + 1;
     if (!is_recomputed(m, l) || !ends)
         return;
     for (int k = group_of(m, l); k <= l; k++)
@@ -635,7 +642,7 @@ typedef struct {
     int phase, micro, B, set;
     int loss_images;  /* of the forward pass of training */
     bool first, last; /* of the backward pass */
-    bool images_u8, use_augment, averaged;
+    bool images_u8, use_augment;
 } Key;
 
 /* Ranks evaluate other numbers of images, and stages are at other phases: else all do the same. */
@@ -656,7 +663,6 @@ static uint64_t key_of(const Model *m, const Micro *b, int phase)
     key.last = phase == BACKWARD && b->last;
     key.images_u8 = b->images_u8;
     key.use_augment = b->use_augment;
-    key.averaged = m->own.averaged;
     key.units = units_state(&m->own);
     uint64_t h = 0xcbf29ce484222325u;
     for (size_t i = 0; i < sizeof key; i++)
@@ -713,7 +719,7 @@ static void take_over(Model *m, Micro *b)
     const Backend *be = m->be;
     const Axis *pp = &m->split.pp;
     const Config *c = &m->config;
-    dev *stream = b->stream[is_first_stage(m) ? 0 : m->split.first - 1];
+    dev *stream = b->stream[first_block(m)];
     be->join(b->passed);
     b->passed = 0;
     share_inputs(m, b);
@@ -944,17 +950,6 @@ static void take_block(const Model *m, Arena *a, int l, BlockActs *b, const Bloc
         b->field = take(a, type, n);
     BLOCK_ACTS(X)
 #undef X
-}
-
-/* The block that a stage begins with, and the one that the next begins with. */
-static int first_block(const Model *m)
-{
-    return is_first_stage(m) ? 0 : m->split.first - 1;
-}
-
-static int end_block(const Model *m)
-{
-    return is_last_stage(m) ? m->config.layers : m->split.end - 1;
 }
 
 /* Residual streams before and behind this stage's blocks; without a backward pass two take turns.

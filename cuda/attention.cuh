@@ -357,9 +357,9 @@ __device__ inline void sum_columns(float *to, const E *tile, int all_rows, const
 }
 
 /* A warp's part of the dropout mask: queries from `query` on, of each the keys from `key` on.
- * Philox makes the mask of four neighbours in (head*T + query)*T + key at a time. Four belong to
- * two threads or more and begin anywhere, T being odd, so each four are made once, into bytes, and
- * every query keeps its phase: key j is byte (its first element) % 4 + j. */
+ * Philox makes the mask of four neighbours in (head*T + query)*T + key at a time, `head` among those
+ * of all ranks. Four belong to two threads or more and begin anywhere, T being odd, so each four are
+ * made once, into bytes, and every query keeps its phase: key j is byte (its first element) % 4 + j. */
 struct Keep {
     uint8_t *bytes;
     uint64_t first; /* element of (query, key) */
@@ -369,8 +369,8 @@ struct Keep {
     template <class E>
     __device__ inline Keep(uint8_t *bytes, const Place &p, int query, int key,
                            const AttentionArgs<E> &a)
-        : bytes(bytes), first(((uint64_t)p.head * a.T + query) * a.T + key), T(a.T), stride(0),
-          scale(a.mask.scale)
+        : bytes(bytes), first((((uint64_t)a.mask.first + p.head) * a.T + query) * a.T + key),
+          T(a.T), stride(0), scale(a.mask.scale)
     {
     }
     /* After a barrier behind the last reader. */
@@ -756,7 +756,7 @@ template <class E> static AttentionArgs<E> attention_args(const Attention *a)
     k.C = a->heads * a->hs;
     k.scale = (float)(1 / sqrt((double)a->hs));
     k.scale2 = (float)(1.4426950408889634 / sqrt((double)a->hs));
-    k.mask = mask_of(a->drop);
+    k.mask = mask_of(a->drop, a->heads);
     k.state = cu.state;
     k.wide = a->hs % WIDE<E> == 0 && wide_rows(a->qkv) && wide_rows(a->out);
     return k;

@@ -167,6 +167,11 @@ static bool wide_rows(const Tensor &t)
 {
     return !t.p || (aligned(t.p) && t.ld * type_size(t.type) % 16 == 0);
 }
+/* Whether four neighbouring columns that a pack begins or ends with share a block of random bits. */
+static bool whole_blocks(const Drop &d)
+{
+    return d.p <= 0 || (d.first % 4 == 0 && d.of % 4 == 0);
+}
 
 /* by_width(wide, e, [&](auto n) { constexpr int N = n; ... }): N = WIDE<E> or 1 */
 template <int N> struct Width {
@@ -209,10 +214,22 @@ struct Mask { /* a Drop, made ready on the host */
     uint32_t keep; /* an element is kept when its bits reach this; 0: no dropout */
     float scale;   /* of what is kept */
     int purpose, layer;
+    uint32_t first, of; /* the op's first column (attention: head) among all of the whole matrix */
+
+    /* its element in this row of a sample and this column of the op */
+    __device__ inline uint32_t element(int row, int column) const
+    {
+        return (uint32_t)row * of + first + (uint32_t)column;
+    }
 };
-static Mask mask_of(const Drop &d)
+static Mask mask_of(const Drop &d, int columns)
 {
-    return Mask{d.p > 0 ? rng_threshold(d.p) : 0, (float)(1 / (1 - d.p)), d.purpose, d.layer};
+    return Mask{d.p > 0 ? rng_threshold(d.p) : 0,
+                (float)(1 / (1 - d.p)),
+                d.purpose,
+                d.layer,
+                (uint32_t)d.first,
+                (uint32_t)(d.of ? d.of : columns)};
 }
 __device__ inline void mask4(float (&scale)[4], const Mask &m, const StepState *s, uint32_t block,
                              uint32_t sample)
@@ -222,7 +239,7 @@ __device__ inline void mask4(float (&scale)[4], const Mask &m, const StepState *
     for (int i = 0; i < 4; i++)
         scale[i] = r.v[i] >= m.keep ? m.scale : 0.0f;
 }
-/* x[i] *= mask of element first + i; first is a multiple of N, as columns of packs are */
+/* x[i] *= mask of element first + i; of packs, first is a multiple of 4: see whole_blocks() */
 template <int N>
 __device__ inline void drop_pack(float (&x)[N], const Mask &m, const StepState *s, uint32_t first,
                                  uint32_t sample)

@@ -506,13 +506,15 @@ static bool usable_bias(const dev *bias)
 }
 
 /* y^T = w x^T: bias and residual go into the product where nothing stands between them, GELU where
- * it is the library's (tanh) and 16 bits hide how it is computed. */
+ * it is the library's (tanh), 16 bits hide how it is computed, and `activate` need not do the same:
+ * the library's is of the sum before it is rounded. */
 static void cuda_linear_forward(const LinearForward *a)
 {
     const bool keep = a->act && a->pre.p, bias = usable_bias(a->bias);
     const bool whole = !a->bias || bias; /* no bias remains for the tail */
     const bool plain = whole && !a->act && a->drop.p <= 0;
-    Product p(a->w, true, a->x, false, keep ? a->pre : a->y, a->out, a->rows, a->in);
+    const Tensor &to = keep ? a->pre : a->y;
+    Product p(a->w, true, a->x, false, to, a->out, a->rows, a->in);
     p.out = a->y.type;
     if (bias) {
         p.epilogue = CUBLASLT_EPILOGUE_BIAS;
@@ -522,7 +524,7 @@ static void cuda_linear_forward(const LinearForward *a)
         p.C = a->residual.p;
         p.ldc = a->residual.ld;
     }
-    bool fuse = a->act == ACT_GELU_TANH && a->y.type != F32;
+    bool fuse = a->act == ACT_GELU_TANH && a->y.type != F32 && (a->kept || !keep);
     fuse = fuse && bias && a->drop.p <= 0 && !a->residual.p;
     fuse = fuse && a->out % 8 == 0 && wide_rows(a->y) && wide_rows(a->pre);
     if (fuse) {
@@ -542,8 +544,10 @@ static void cuda_linear_forward(const LinearForward *a)
         p.C = NULL;
         product_or_die(p);
     }
-    if (!done || !plain)
-        linear_tail(a, done && whole);
+    const dev *left = done && whole ? NULL : a->bias;
+    const bool add = a->residual.p && !(done && plain);
+    if (left || a->act || a->drop.p > 0 || add)
+        linear_tail(a, to, left);
 }
 
 /* dx^T = w^T dy^T */

@@ -34,7 +34,7 @@ template <class F> static void by_pack(int type, bool wide, F f)
 }
 
 /* Packs of 16 bytes are possible where rows of n elements, all tensors and all plain pointers
- * allow it: wide_access(n, type, tensor or pointer, ...). */
+ * allow it, and the dropout: wide_access(n, type, tensor, pointer or Drop, ...). */
 static bool pack_aligned(const Tensor &t)
 {
     return wide_rows(t);
@@ -42,6 +42,10 @@ static bool pack_aligned(const Tensor &t)
 static bool pack_aligned(const dev *p)
 {
     return aligned(p);
+}
+static bool pack_aligned(const Drop &d)
+{
+    return whole_blocks(d);
 }
 template <class... T> static bool wide_access(long n, int type, const T &...what)
 {
@@ -315,17 +319,17 @@ __global__ void embed_forward_kernel(Embed a, Mask mask, const StepState *state)
         load(pos, (const E *)a.pos + (long)t * a.C + col);
         each<N>([&](int k) { x[k] += pos[k]; });
         if (mask.keep)
-            drop_pack(x, mask, state, (uint32_t)(t * a.C + col), (uint32_t)b);
+            drop_pack(x, mask, state, mask.element(t, (int)col), (uint32_t)b);
         store(row_of<E>(a.x, r) + col, x);
     }
 }
 static void cuda_embed_forward(const Embed *a)
 {
-    bool wide = wide_access(a->C, a->x.type, a->x, a->patches, a->cls, a->pos);
+    bool wide = wide_access(a->C, a->x.type, a->x, a->patches, a->cls, a->pos, a->drop);
     by_pack(a->x.type, wide, [&](auto e, auto width) {
         Walk w = walk_of((long)a->B * a->T, a->C, width, RESIDENT_32);
         launch(embed_forward_kernel<decltype(e), width>, w.grid(), (unsigned)w.threads, 0,
-               cu.stream, *a, mask_of(a->drop), cu.state);
+               cu.stream, *a, mask_of(a->drop, a->C), cu.state);
     });
 }
 
@@ -355,7 +359,7 @@ __global__ void embed_backward_kernel(Embed a, Mask mask, const StepState *state
             float dx[N];
             unpack(dx, in[i]);
             if (mask.keep) {
-                drop_pack(dx, mask, state, (uint32_t)(t * a.C + col), (uint32_t)b);
+                drop_pack(dx, mask, state, mask.element(t, (int)col), (uint32_t)b);
                 store(row_of<E>(a.x, (long)b * a.T + t) + col, dx);
             }
             if (patch >= 0)
@@ -369,12 +373,12 @@ __global__ void embed_backward_kernel(Embed a, Mask mask, const StepState *state
 }
 static void cuda_embed_backward(const Embed *a)
 {
-    bool wide = wide_access(a->C, a->x.type, a->x, a->patches, a->cls, a->pos);
+    bool wide = wide_access(a->C, a->x.type, a->x, a->patches, a->cls, a->pos, a->drop);
     by_pack(a->x.type, wide, [&](auto e, auto width) {
         int packs = ceil_div(a->C, width), threads = packs < 64 ? ceil_div(packs, 32) * 32 : 64;
         dim3 grid((unsigned)ceil_div(packs, threads), (unsigned)a->T);
         launch(embed_backward_kernel<decltype(e), width>, grid, (unsigned)threads, 0, cu.stream, *a,
-               mask_of(a->drop), cu.state);
+               mask_of(a->drop, a->C), cu.state);
     });
     Tensor dpos = {(dev *)(ptr<float>(a->pos) + (long)a->cls_tokens * a->C), a->C, F32, NULL};
     if (a->dbias)
@@ -397,7 +401,7 @@ __device__ inline void branch_scale(float (&scale)[N], const ResidualNorm &a, co
     float s = path_scale(path, state, sample);
     each<N>([&](int k) { scale[k] = s; });
     if (mask.keep)
-        drop_pack(scale, mask, state, token * (uint32_t)a.C + (uint32_t)col, sample);
+        drop_pack(scale, mask, state, mask.element((int)token, col), sample);
 }
 
 /* Blocks of 128 threads that run at once on a multiprocessor, for as many numbers in registers */
@@ -519,13 +523,13 @@ template <class E, int N, int R> static void residual_norm_forward(const Residua
     auto kernel = a->branch.p ? residual_norm_forward_kernel<E, N, R, true>
                               : residual_norm_forward_kernel<E, N, R, false>;
     launch(kernel, (unsigned)(blocks < most ? blocks : most), (unsigned)warps * 32, smem, cu.stream,
-           *a, mask_of(a->drop), mask_of(a->path), cu.state);
+           *a, mask_of(a->drop, a->C), mask_of(a->path, a->C), cu.state);
 }
 static void cuda_residual_norm_forward(const ResidualNorm *a)
 {
     Tensor none = {};
     bool wide = wide_access(a->C, a->x.type, a->x, a->branch.p ? a->x_out : none, a->branch,
-                            a->gamma ? a->y : none, a->gamma, a->beta, a->ls);
+                            a->gamma ? a->y : none, a->gamma, a->beta, a->ls, a->drop);
     by_pack(a->x.type, wide, [&](auto e, auto width) {
         by_row_packs<width>(a->C, [&](auto packs) {
             constexpr int R = packs;
@@ -696,8 +700,8 @@ template <class E, int N, int R> static void residual_norm_backward(const Residu
     auto kernel = a->gamma ? residual_norm_backward_kernel<E, N, R, true>
                            : residual_norm_backward_kernel<E, N, R, false>;
     size_t smem = 2 * (size_t)(w.threads / 32) * 2 * NORM_ROWS<R> * sizeof(float);
-    launch(kernel, (unsigned)w.ranges, (unsigned)w.threads, smem, cu.stream, *a, mask_of(a->drop),
-           mask_of(a->path), cu.state, partial);
+    launch(kernel, (unsigned)w.ranges, (unsigned)w.threads, smem, cu.stream, *a,
+           mask_of(a->drop, a->C), mask_of(a->path, a->C), cu.state, partial);
     Sums to = {{a->gamma ? ptr<float>(a->dgamma) : NULL, a->gamma ? ptr<float>(a->dbeta) : NULL,
                 ptr<float>(a->dbias), ptr<float>(a->dls)}};
     sum_ranges(to, SUMS, partial, w.ranges, a->C);
@@ -706,7 +710,8 @@ static void cuda_residual_norm_backward(const ResidualNorm *a)
 {
     Tensor none = {};
     bool wide = wide_access(a->C, a->dx.type, a->gamma ? a->x : none, a->gamma ? a->dy : none,
-                            a->dx, a->dbranch, a->dls ? a->branch : none, a->gamma, a->ls);
+                            a->dx, a->dbranch, a->dls ? a->branch : none, a->gamma, a->ls,
+                            a->drop);
     by_pack(a->dx.type, wide, [&](auto e, auto width) {
         int packs = norm_packs(a->C, width);
         if (packs == 1)
@@ -802,7 +807,8 @@ enum { TAIL_ROWS = 2 };
 
 /* y = drop(act(pre + bias)) + residual, [rows, out], where the product was left in pre, or in y
  * itself where there is no activation to save it for. Reads the product (and the residual), writes
- * y (and pre, if the bias was not in it): for fc1 620 MB, floor 144 us. */
+ * y (and pre, if the bias was not in it): for fc1 620 MB, floor 144 us. What follows pre is made of
+ * it as it is stored, so that it can be made again. */
 template <class E, int N>
 __global__ void linear_tail_kernel(LinearForward a, Tensor product, const E *bias, Mask mask,
                                    const StepState *state)
@@ -829,11 +835,13 @@ __global__ void linear_tail_kernel(LinearForward a, Tensor product, const E *bia
             float v[N];
             unpack(v, in[i]);
             each<N>([&](int k) { v[k] += add[k]; });
-            if (bias && product.p != a.y.p)
+            if (bias && product.p != a.y.p) {
                 store(row_of<E>(product, r) + col, v);
+                each<N>([&](int k) { v[k] = rounded<E>(v[k]); });
+            }
             act_forward(v, a.act);
             if (mask.keep)
-                drop_pack(v, mask, state, (uint32_t)((int)r % a.tokens * a.out + (int)col),
+                drop_pack(v, mask, state, mask.element((int)r % a.tokens, (int)col),
                           (uint32_t)((int)r / a.tokens));
             if (a.residual.p)
                 each<N>([&](int k) { v[k] += to_float(residual[i].v[k]); });
@@ -841,18 +849,20 @@ __global__ void linear_tail_kernel(LinearForward a, Tensor product, const E *bia
         }
     }
 }
-static void linear_tail(const LinearForward *a, bool bias_done)
+static void linear_tail(const LinearForward *a, const Tensor &product, const dev *bias)
 {
-    const dev *bias = bias_done ? NULL : a->bias;
-    if (!bias && !a->act && !a->residual.p && a->drop.p <= 0)
-        return;
-    Tensor product = a->act && a->pre.p ? a->pre : a->y;
-    bool wide = wide_access(a->out, a->y.type, a->y, product, a->residual, bias);
+    bool wide = wide_access(a->out, a->y.type, a->y, product, a->residual, bias, a->drop);
     by_pack(a->y.type, wide, [&](auto e, auto width) {
         Walk w = walk_of(a->rows, a->out, width, RESIDENT_64);
         launch(linear_tail_kernel<decltype(e), width>, w.grid(), (unsigned)w.threads, 0, cu.stream,
-               *a, product, ptr<decltype(e)>(bias), mask_of(a->drop), cu.state);
+               *a, product, ptr<decltype(e)>(bias), mask_of(a->drop, a->out), cu.state);
     });
+}
+static void cuda_activate(const LinearForward *a)
+{
+    LinearForward again = *a;
+    again.residual = {};
+    linear_tail(&again, a->pre, NULL);
 }
 
 /* dx = drop(dx) * act'(pre), in place, [rows, in], and its column sums, of dx as stored. Reads dx
@@ -882,7 +892,7 @@ __global__ void input_tail_kernel(LinearBackwardInput a, Mask mask, const StepSt
             unpack(d, dx[i]);
             unpack(x, pre[i]);
             if (mask.keep)
-                drop_pack(d, mask, state, (uint32_t)((int)r % a.tokens * a.in + (int)col),
+                drop_pack(d, mask, state, mask.element((int)r % a.tokens, (int)col),
                           (uint32_t)((int)r / a.tokens));
             act_backward(d, x, a.act);
             store(row_of<E>(a.dx, r) + col, d);
@@ -900,12 +910,12 @@ static void input_tail(const LinearBackwardInput *a)
         return;
     }
     Tensor none = {};
-    bool wide = wide_access(a->in, a->dx.type, a->dx, a->act ? a->pre : none);
+    bool wide = wide_access(a->in, a->dx.type, a->dx, a->act ? a->pre : none, a->drop);
     by_pack(a->dx.type, wide, [&](auto e, auto width) {
         Walk w = walk_of(a->rows, a->in, width, RESIDENT_64);
         float *partial = a->dbias ? scratch_floats((size_t)w.ranges * (size_t)a->in) : NULL;
         launch(input_tail_kernel<decltype(e), width>, w.grid(), (unsigned)w.threads, 0, cu.stream,
-               *a, mask_of(a->drop), cu.state, partial);
+               *a, mask_of(a->drop, a->in), cu.state, partial);
         if (partial)
             sum_ranges(Sums{{ptr<float>(a->dbias)}}, 1, partial, w.ranges, a->in);
     });

@@ -2,7 +2,8 @@
  *
  * Each host function is the Backend entry of its name; formulas are in backend.h. A block takes one
  * chunk: at most VIT_CHUNK consecutive elements of one tensor, beginning at a multiple of 64, so
- * that a thread reads 4 neighbours at once. Arithmetic on weights is in float; sums of squares and
+ * that a thread reads 4 neighbours at once. Blocks of empty chunks, which other ranks have, end at
+ * once. Moments and average may be in pinned memory of the host. Arithmetic on weights is in float; sums of squares and
  * whatever is computed once per step are in double. What a step depends on (t, lr, clip, loss
  * scale, skip) is read from the StepState, so that the calls can be replayed.
  *
@@ -49,14 +50,15 @@ template <int N> __device__ inline double squares(const float (&x)[N])
 /* ------------------------------------------------------------------------------------------------
  * Norm of the gradient */
 
-/* partial[i] = sum of squares of chunk i. Reads 346 MB: floor 81 us. */
+/* partial[i] = sum of squares of chunk i, 0 of a copy. Reads 346 MB: floor 81 us. */
 template <int N>
 static __global__ void sum_squares_kernel(float *partial, const float *x, const Chunk *chunks)
 {
     const Chunk c = chunks[blockIdx.x];
+    const int n = c.flags & CHUNK_COPY ? 0 : c.n;
     double sum = 0;
 #pragma unroll 4
-    for (int i = (int)threadIdx.x * N; i < c.n; i += CHUNK_THREADS * N) {
+    for (int i = (int)threadIdx.x * N; i < n; i += CHUNK_THREADS * N) {
         float v[N];
         take(v, x + c.offset + i, c.n - i);
         sum += squares(v);
@@ -118,8 +120,26 @@ template <class W> __device__ inline float round_by_chance(float x, uint32_t ran
     return __uint_as_float(bits & ~((1u << cut) - 1)) - base;
 }
 
-/* New weights to the master copy, the working copy and the average: elements i.. of a chunk. The
- * average is of the master weights. work: the same buffer as w in fp32. */
+/* Elements i.. of this block's chunk to the working copy, which is the same buffer as w in fp32. */
+template <class W, int N>
+__device__ inline void put_working(float (&w)[N], const OptStep &a, const StepState *s,
+                                   const Chunk &c, int i)
+{
+    if (a.work == a.w)
+        return;
+    if (a.stochastic) {
+        uint32_t block = blockIdx.x * (VIT_CHUNK / 4) + (uint32_t)i / 4; /* of random bits */
+        Philox r = rng_block(s->seed, block, 0, s->t, RNG_ROUND, 0);
+        auto bits = [&](int k) {
+            return k == 0 ? r.v[0] : k == 1 ? r.v[1] : k == 2 ? r.v[2] : r.v[3];
+        };
+        each<N>([&](int k) { w[k] = round_by_chance<W>(w[k], bits((N == 4 ? 0 : i % 4) + k)); });
+    }
+    put((W *)a.work + c.offset + i, w, c.n - i);
+}
+
+/* New weights to the master copy, the average and the working copy: elements i.. of a chunk. The
+ * average is of the master weights. */
 template <class W, int N>
 __device__ inline void put_weights(float (&w)[N], const OptStep &a, const OptConfig &o,
                                    const StepState *s, const Chunk &c, int i)
@@ -134,47 +154,38 @@ __device__ inline void put_weights(float (&w)[N], const OptStep &a, const OptCon
         each<N>([&](int k) { ema[k] = decay * ema[k] + (1 - decay) * w[k]; });
         put((float *)a.ema + at, ema, left);
     }
-    if (a.work == a.w)
-        return;
-    if (a.stochastic) {
-        Philox r = rng_block(s->seed, (uint32_t)(at / 4), 0, s->t, RNG_ROUND, 0);
-        auto bits = [&](long k) {
-            return k == 0 ? r.v[0] : k == 1 ? r.v[1] : k == 2 ? r.v[2] : r.v[3];
-        };
-        each<N>([&](int k) { w[k] = round_by_chance<W>(w[k], bits((N == 4 ? 0 : at % 4) + k)); });
-    }
-    put((W *)a.work + at, w, left);
+    put_working<W>(w, a, s, c, i);
 }
 
-/* work = w, rounded as above. n is a multiple of 4, as parameter buffers are. */
-template <class W>
-__global__ void round_weights_kernel(W *work, const float *w, long n, const StepState *s)
-{
-    const long step = (long)gridDim.x * blockDim.x * 4;
-    for (long i = ((long)blockIdx.x * blockDim.x + threadIdx.x) * 4; i < n; i += step) {
-        Philox r = rng_block(s->seed, (uint32_t)(i / 4), 0, s->t, RNG_ROUND, 0);
-        float v[4];
-        load(v, w + i);
-        each<4>([&](int k) { v[k] = round_by_chance<W>(v[k], r.v[k]); });
-        store(work + i, v);
-    }
-}
-static void cuda_round_weights(dev *work, int type, const dev *w, long n)
-{
-    by_type(type, [&](auto e) {
-        using W = decltype(e);
-        launch(round_weights_kernel<W>, vector_blocks(n, 4), 256, 0, cu.stream, ptr<W>(work),
-               ptr<const float>(w), n, cu.state);
-    });
-}
-
-/* What all optimisers share: the kernel for this type of working weights and this alignment */
+/* What all optimisers share: the kernel for this type of working weights and this alignment, and
+ * its operands, without what the host alone can read */
 template <class F> static void by_weights(const OptStep *a, F f)
 {
+    OptStep operands = *a;
+    operands.opt = NULL;
     bool quads = true;
     for (const dev *p : {a->w, a->work, a->grad, a->exp_avg, a->exp_avg_sq, a->ema})
         quads = quads && aligned(p);
-    by_type(a->work_type, [&](auto w) { by_quads(quads, [&](auto quad) { f(w, quad); }); });
+    by_type(a->work_type, [&](auto w) {
+        by_quads(quads, [&](auto quad) { f(w, quad, operands); });
+    });
+}
+
+template <class W, int N> __global__ void round_weights_kernel(OptStep a, const StepState *s)
+{
+    const Chunk c = ((const Chunk *)a.chunks)[blockIdx.x];
+    for (int i = (int)threadIdx.x * N; i < c.n; i += CHUNK_THREADS * N) {
+        float w[N];
+        take(w, (float *)a.w + c.offset + i, c.n - i);
+        put_working<W>(w, a, s, c, i);
+    }
+}
+static void cuda_round_weights(const OptStep *a)
+{
+    by_weights(a, [&](auto w, auto quad, const OptStep &operands) {
+        launch(round_weights_kernel<decltype(w), quad>, (unsigned)a->n, CHUNK_THREADS, 0, cu.stream,
+               operands, cu.state);
+    });
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -186,9 +197,9 @@ struct AdamFactors { /* computed once per block */
 };
 template <class W, int N> __global__ void adam_kernel(OptStep a, OptConfig o, const StepState *s)
 {
-    if (s->skip)
-        return;
     const Chunk c = ((const Chunk *)a.chunks)[blockIdx.x];
+    if (s->skip || c.n == 0)
+        return;
     AdamFactors *f = dynamic_smem<AdamFactors>();
     if (threadIdx.x == 0) {
         double wd = c.flags & CHUNK_DECAY ? o.weight_decay : 0, t = (double)s->t;
@@ -214,9 +225,9 @@ template <class W, int N> __global__ void adam_kernel(OptStep a, OptConfig o, co
 }
 static void cuda_adam(const OptStep *a)
 {
-    by_weights(a, [&](auto w, auto quad) {
+    by_weights(a, [&](auto w, auto quad, const OptStep &operands) {
         launch(adam_kernel<decltype(w), quad>, (unsigned)a->n, CHUNK_THREADS, sizeof(AdamFactors),
-               cu.stream, *a, *a->opt, cu.state);
+               cu.stream, operands, *a->opt, cu.state);
     });
 }
 
@@ -245,8 +256,8 @@ template <class W, int N> __global__ void sgd_kernel(OptStep a, OptConfig o, con
 }
 static void cuda_sgd(const OptStep *a)
 {
-    by_weights(a, [&](auto w, auto quad) {
-        launch(sgd_kernel<decltype(w), quad>, (unsigned)a->n, CHUNK_THREADS, 0, cu.stream, *a,
+    by_weights(a, [&](auto w, auto quad, const OptStep &operands) {
+        launch(sgd_kernel<decltype(w), quad>, (unsigned)a->n, CHUNK_THREADS, 0, cu.stream, operands,
                *a->opt, cu.state);
     });
 }
@@ -260,6 +271,7 @@ template <int N> __global__ void lamb_direction_kernel(OptStep a, OptConfig o, c
     if (s->skip)
         return;
     const Chunk c = ((const Chunk *)a.chunks)[blockIdx.x];
+    const bool counts = !(c.flags & CHUNK_COPY);
     float *factor = dynamic_smem<float>(); /* [2], then room for sums */
     if (threadIdx.x == 0) {
         factor[0] = (float)(1 / (1 - pow(o.beta1, (double)s->t)));
@@ -285,16 +297,15 @@ template <int N> __global__ void lamb_direction_kernel(OptStep a, OptConfig o, c
     ww = block_sum(ww, dynamic_smem<double>()); /* after a barrier: the factors have been read */
     uu = block_sum(uu, dynamic_smem<double>());
     if (threadIdx.x == 0) {
-        ((float *)a.norms)[blockIdx.x] = (float)ww;
-        ((float *)a.norms)[a.n + blockIdx.x] = (float)uu;
+        ((float *)a.norms)[blockIdx.x] = counts ? (float)ww : 0;
+        ((float *)a.norms)[a.n + blockIdx.x] = counts ? (float)uu : 0;
     }
 }
 static void cuda_lamb_direction(const OptStep *a)
 {
-    bool quads = aligned(a->w) && aligned(a->grad) && aligned(a->exp_avg) && aligned(a->exp_avg_sq);
-    by_quads(quads, [&](auto quad) {
+    by_weights(a, [&](auto, auto quad, const OptStep &operands) {
         launch(lamb_direction_kernel<quad>, (unsigned)a->n, CHUNK_THREADS, 32 * sizeof(double),
-               cu.stream, *a, *a->opt, cu.state);
+               cu.stream, operands, *a->opt, cu.state);
     });
 }
 
@@ -339,10 +350,11 @@ static __global__ void lamb_apply_kernel(OptStep a, OptConfig o, const float *ra
 static void cuda_lamb_apply(const OptStep *a)
 {
     float *ratio = scratch_floats((size_t)a->n);
-    launch(lamb_ratio_kernel, (unsigned)ceil_div(a->n, 8), 256, 0, cu.stream, ratio, *a, cu.state);
-    by_weights(a, [&](auto w, auto quad) {
+    by_weights(a, [&](auto w, auto quad, const OptStep &operands) {
+        launch(lamb_ratio_kernel, (unsigned)ceil_div(a->n, 8), 256, 0, cu.stream, ratio, operands,
+               cu.state);
         launch(lamb_apply_kernel<decltype(w), quad>, (unsigned)a->n, CHUNK_THREADS, 0, cu.stream,
-               *a, *a->opt, (const float *)ratio, cu.state);
+               operands, *a->opt, (const float *)ratio, cu.state);
     });
 }
 

@@ -71,10 +71,12 @@ static int natural(const char *a, const char *b, bool any_case)
     static const char digits[] = "0123456789";
     const char *whole = a, *other = b;
     for (;;) {
-        size_t n = strcspn(a, digits), m = strcspn(b, digits);
-        int order = any_case ? strncasecmp(a, b, n < m ? n : m) : strncmp(a, b, n < m ? n : m);
-        if (order || n != m)
-            return order ? order : n < m ? -1 : 1;
+        size_t n = strcspn(a, digits), m = strcspn(b, digits), least = n < m ? n : m;
+        int order = any_case ? strncasecmp(a, b, least) : strncmp(a, b, least);
+        if (order == 0)
+            order = (n > m) - (n < m);
+        if (order)
+            return order;
         a += n;
         b += m;
         if (!*a || !*b)
@@ -83,7 +85,7 @@ static int natural(const char *a, const char *b, bool any_case)
         b += strspn(b, "0");
         n = strspn(a, digits);
         m = strspn(b, digits);
-        order = n == m ? strncmp(a, b, n) : n < m ? -1 : 1;
+        order = n == m ? strncmp(a, b, n) : (n > m) - (n < m);
         if (order)
             return order;
         a += n;
@@ -214,7 +216,7 @@ static bool blur(const char *name, int n, char *out)
     for (int i = 0, bytes; i < n; i += bytes) {
         uint8_t c[3] = {(uint8_t)name[i], (uint8_t)(i + 1 < n ? name[i + 1] : 0),
                         (uint8_t)(i + 2 < n ? name[i + 2] : 0)};
-        bytes = c[0] < 0xC0 ? 1 : c[0] < 0xE0 ? 2 : c[0] < 0xF0 ? 3 : 4;
+        bytes = 1 + (c[0] >= 0xC0) + (c[0] >= 0xE0) + (c[0] >= 0xF0);
         bool accent = c[0] == 0xCC || (c[0] == 0xCD && c[1] < 0xB0);
         bool kana = c[0] == 0xE3 && c[1] == 0x82 && (c[2] == 0x99 || c[2] == 0x9A);
         bool hangul =

@@ -189,23 +189,23 @@ static bool divide(const char *dir, const char *classes, bool train, Divided *d,
         d->at[k] = i;
     }
     d->split = split_for(d->count, train);
-    const char *class_too = d->count[SPLIT_NONE]
-                                ? "if that is a class, list all class folders in --classes FILE"
-                                : NULL;
-    if (d->count[d->split] > 1 && d->split)
+    const char *first = d->folders.n ? d->folders.at[d->at[d->split]] : "";
+    if (d->split && d->count[d->split] > 1)
         return fail(e, "name the folder that is meant itself, with --data and --val-data",
-                    "%s has both %s/ and another folder of a name for the same split", dir,
-                    d->folders.at[d->at[d->split]]);
+                    "%s has both %s/ and another folder of a name for the same split", dir, first);
     if (d->count[SPLIT_NONE] == d->folders.n || d->split)
         return true;
+    const char *hint = "name the validation images with --val-data, or --val-data none";
     if (train)
-        return fail(e,
-                    class_too ? class_too : "name the folder that holds the class folders itself",
-                    "%s has a validation split but no train/: %s/", dir,
-                    d->folders.at[d->at[d->count[SPLIT_VAL] ? SPLIT_VAL : SPLIT_TEST]]);
-    return fail(
-        e, class_too ? class_too : "name the validation images with --val-data, or --val-data none",
-        "%s has %s/ but no val/, validation/ or test/", dir, d->folders.at[d->at[SPLIT_TRAIN]]);
+        hint = "name the folder that holds the class folders itself";
+    if (d->count[SPLIT_NONE])
+        hint = "if that is a class, list all class folders in --classes FILE";
+    int other = d->count[SPLIT_VAL] ? SPLIT_VAL : SPLIT_TEST;
+    if (train)
+        return fail(e, hint, "%s has a validation split but no train/: %s/", dir,
+                    d->folders.at[d->at[other]]);
+    return fail(e, hint, "%s has %s/ but no val/, validation/ or test/", dir,
+                d->folders.at[d->at[SPLIT_TRAIN]]);
 }
 
 /* ---- one class folder ---- */
@@ -320,9 +320,11 @@ static bool list_names(Folders *f, const DataOptions *o, const char *train_dir, 
 static bool add_folders(Folders *f, const Walk *w, const DataOptions *o, const char *train_dir,
                         Error *e)
 {
-    const char *list = o->classes ? o->classes : train_dir ? train_dir : f->root;
-    if (!o->classes && o->like)
+    const char *list = train_dir ? train_dir : f->root;
+    if (o->like)
         list = "the training images' classes";
+    if (o->classes)
+        list = o->classes;
     if (!list_names(f, o, train_dir, e))
         return false;
     ClassKeys *keys = class_keys(&f->base.classes, list, e);

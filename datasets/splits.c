@@ -45,6 +45,8 @@ int split_in(const char *name)
 
 int split_for(const int count[SPLITS], bool train)
 {
-    int split = train ? SPLIT_TRAIN : count[SPLIT_VAL] ? SPLIT_VAL : SPLIT_TEST;
+    int split = count[SPLIT_VAL] ? SPLIT_VAL : SPLIT_TEST;
+    if (train)
+        split = SPLIT_TRAIN;
     return count[split] ? split : SPLIT_NONE;
 }

@@ -381,6 +381,9 @@ static bool number_names(Shards *s, const DataOptions *o, Error *e)
         classes_sort(classes, o->class_order);
     }
     s->base.sorted = !o->classes;
+    if (s->base.n >= 20 && 2L * classes->n > s->base.n)
+        source_note(&s->base, "%d classes in %ld images, such as '%.60s': are these labels?",
+                    classes->n, s->base.n, classes->at[0]);
     ClassKeys *keys = class_keys(classes, list, e);
     bool ok = keys != NULL;
     for (long i = 0; ok && i < s->base.n; i++) {
@@ -449,26 +452,30 @@ static int descriptors(void)
 
 /* ---- which shards ---- */
 
-/* Of a shard in a folder: by a word of its name, or by the folder in that folder. */
-static int split_of(const char *dir, const char *path)
+/* By a word of a shard's name, or by its folder's name. */
+static int split_of(const char *path)
 {
-    const char *name = path + strlen(dir) + 1, *slash = strrchr(name, '/');
-    if (!slash)
-        return split_in(name);
-    char *folder = xasprintf("%.*s", (int)(slash - name), name);
-    int split = split_named(folder);
+    const char *slash = strrchr(path, '/'), *from = slash;
+    int split = split_in(slash ? slash + 1 : path);
+    while (from && from > path && from[-1] != '/')
+        from--;
+    if (split || !slash)
+        return split;
+    char *folder = xasprintf("%.*s", (int)(slash - from), from);
+    split = split_named(folder);
     free(folder);
     return split;
 }
 
-/* How many shards of a folder are named for each split; returns for how many splits, and none. */
-static int count_splits(const char *dir, const Names *paths, int count[SPLITS])
+/* How many shards are for each split, by their names; returns how many splits these are, and none.
+ */
+static int count_splits(const Names *paths, int count[SPLITS])
 {
     int kinds = 0;
     for (int k = 0; k < SPLITS; k++)
         count[k] = 0;
     for (int i = 0; i < paths->n; i++)
-        kinds += count[split_of(dir, paths->at[i])]++ == 0;
+        kinds += count[split_of(paths->at[i])]++ == 0;
     return kinds;
 }
 
@@ -478,33 +485,35 @@ bool webdataset_divided(const char *where)
     Error e;
     Names paths = {0};
     if (is_dir(where) && tar_names(where, &paths, &e))
-        kinds = count_splits(where, &paths, count);
+        kinds = count_splits(&paths, count);
     names_free(&paths);
     return kinds > 1 && (count[SPLIT_VAL] || count[SPLIT_TEST]);
 }
 
-/* Leaves the shards of one split, where the patterns are one folder that is divided. */
-static bool choose_shards(Shards *s, const char *dir, bool train, Names *paths, Error *e)
+/* Leaves the shards of one split, where the patterns are one folder that is divided; other patterns
+ * name what is meant. */
+static bool choose_shards(Shards *s, const char *patterns, bool train, Names *paths, Error *e)
 {
-    int count[SPLITS], n = 0;
-    if (!is_dir(dir))
-        return true;
-    if (count_splits(dir, paths, count) == 1) {
-        s->base.split = split_of(dir, paths->at[0]);
-        if (!train && s->base.split == SPLIT_TRAIN)
-            source_note(&s->base, "%s has training shards alone, by their names", dir);
+    int count[SPLITS], n = 0, kinds = count_splits(paths, count);
+    int others = train ? count[SPLIT_VAL] + count[SPLIT_TEST] : count[SPLIT_TRAIN];
+    if (kinds == 1)
+        s->base.split = split_of(paths->at[0]);
+    if (kinds == 1 || !is_dir(patterns)) {
+        if (others)
+            source_note(&s->base, "%d of %d shards are named for %s: %s uses them all the same",
+                        others, paths->n, train ? "validation or tests" : "training",
+                        train ? "training" : "evaluation");
         return true;
     }
     int split = s->base.split = split_for(count, train);
     if (!split)
-        return fail(
-            e, "name them with a pattern, such as wds:DIR/x-{000..009}.tar",
-            "%s has no %s shards: none is named so, but %d for training, %d for validation, "
-            "%d for tests",
-            dir, train ? "training" : "validation", count[SPLIT_TRAIN], count[SPLIT_VAL],
-            count[SPLIT_TEST]);
+        return fail(e, "name them with a pattern, such as wds:DIR/x-{000..009}.tar",
+                    "%s has no %s shards: none is named so, but %d for training, %d for "
+                    "validation, %d for tests",
+                    patterns, train ? "training" : "validation", count[SPLIT_TRAIN],
+                    count[SPLIT_VAL], count[SPLIT_TEST]);
     for (int i = 0; i < paths->n; i++) {
-        int other = split_of(dir, paths->at[i]);
+        int other = split_of(paths->at[i]);
         if (!other)
             names_add(&s->base.passed, "shards named for no split");
         if (other == split)
@@ -514,7 +523,7 @@ static bool choose_shards(Shards *s, const char *dir, bool train, Names *paths, 
     }
     paths->n = n;
     if (split == SPLIT_TEST)
-        source_note(&s->base, "%s has no validation shards: those for tests are used", dir);
+        source_note(&s->base, "%s has no validation shards: those for tests are used", patterns);
     return true;
 }
 

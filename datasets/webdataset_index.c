@@ -157,7 +157,10 @@ static bool take_label(Reader *r, const char *text, size_t n, const char *name, 
     bool cls = r->label && r->label_n == 3 && strncasecmp(r->label, "cls", 3) == 0;
     bool names = r->names.n > 0 || !r->label, ok = false;
     long value = digits ? strtol(label, NULL, 10) : -1;
-    if (digits && value <= MAX_LABEL && !names) {
+    if (*label == '{' && r->label && !r->key) {
+        fail(e, "name the key of the label: --wds-label json:KEY",
+             "%s: %.200s holds JSON, no label", r->out->path, name);
+    } else if (digits && value <= MAX_LABEL && !names) {
         r->now.label = (int32_t)value;
         ok = true;
     } else if (!*label || n > 200 || strpbrk(label, "\r\n") || cls || (number && !names)) {

@@ -23,6 +23,7 @@ static struct {
     const char *name; /* of the type */
     int type;
     bool tf32, full, measure, verbose;
+    char **argv; /* as main was given it: for who starts the program again */
 } under;
 
 /* Read the options and leave the other arguments in argv[1..]; returns the new argc. */
@@ -31,6 +32,8 @@ static int device_options(int argc, char **argv)
     static const char *const types[] = {"fp32", "tf32", "bf16", "fp16"};
     const char *backend = "cpu", *type = "fp32";
     int n = 1;
+    under.argv = xmalloc(((size_t)argc + 1) * sizeof *argv);
+    memcpy(under.argv, argv, ((size_t)argc + 1) * sizeof *argv);
     for (int i = 1; i < argc; i++) {
         bool is_backend = strcmp(argv[i], "--backend") == 0;
         if (strcmp(argv[i], "--verbose") == 0) {

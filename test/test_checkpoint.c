@@ -93,8 +93,8 @@ static bool write_sample(const char *path, Error *e)
     const struct {
         const void *data;
         size_t bytes;
-    } all[] = {{bytes, sizeof bytes},     {floats, sizeof floats},   {doubles, sizeof doubles},
-               {halves, sizeof halves},   {bfloats, sizeof bfloats}, {longs, sizeof longs},
+    } all[] = {{bytes, sizeof bytes},   {floats, sizeof floats},   {doubles, sizeof doubles},
+               {halves, sizeof halves}, {bfloats, sizeof bfloats}, {longs, sizeof longs},
                {floats, sizeof *floats}}; /* the scalar */
     uint64_t at = 0;
     bool ok = st_begin(w, 0, e);
@@ -134,8 +134,7 @@ static void check_values(const SafeTensors *f)
     CHECK(st_read_real(f, st_find(f, "blocks.0.floats"), 4, 2, x, &e) && x[0] == 0 && x[2] == 7);
     CHECK(st_read_i64(f, st_find(f, "longs"), n, &e) && n[0] == -5 && n[1] == INT64_MAX);
     CHECK(st_read_i64(f, st_find(f, "bytes"), n, &e) && n[0] == -128 && n[1] == 127 && n[2] == 3);
-    CHECK(!read_all(f, "longs", x, &e) && contains(e.what, "longs") &&
-              contains(e.what, "I64"),
+    CHECK(!read_all(f, "longs", x, &e) && contains(e.what, "longs") && contains(e.what, "I64"),
           "%s", e.what);
     CHECK(!st_read_i64(f, st_find(f, "doubles"), n, &e) && contains(e.what, "F64"), "%s", e.what);
 }
@@ -174,7 +173,16 @@ static void test_writer_errors(void)
     CHECK(write_sample(path, &e), "%s", e.what);
     StWriter *w = st_create(path);
     st_add_tensor(w, "x", ST_F32, 1, (int[]){4});
-    CHECK(st_begin(w, 0, &e) && st_write(w, 0, doubles, 16, &e), "%s", e.what);
+    CHECK(st_begin(w, 0, &e), "%s", e.what);
+    struct stat begun; /* in its full length at once: others may open it now */
+    CHECK(stat(below("kept.safetensors.%ld.tmp", (long)getpid()), &begun) == 0 &&
+              begun.st_size % 8 == 0 && begun.st_size > 16 + 60,
+          "%ld bytes", (long)begun.st_size);
+    CHECK(st_write(w, 0, doubles, 16, &e), "%s", e.what);
+    off_t size = begun.st_size;
+    CHECK(stat(below("kept.safetensors.%ld.tmp", (long)getpid()), &begun) == 0 &&
+              begun.st_size == size,
+          "%ld bytes", (long)begun.st_size);
     CHECK(!st_write(w, 16, floats, 1, &e) && contains(e.what, "declared"), "%s", e.what);
     CHECK(!st_write(w, 17, floats, 0, &e) && !st_write(w, UINT64_MAX, floats, 2, &e));
     CHECK(!st_write(w, 15, floats, 2, &e) && st_written(w) == 16);

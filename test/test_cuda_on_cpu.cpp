@@ -697,6 +697,25 @@ static void test_capture_rules()
 /* ------------------------------------------------------------------------------------------------
  * Memory. */
 
+/* Memory of the host that a kernel may touch, and copies and memset too. */
+static void test_pinned()
+{
+    enum { n = 100 };
+    float *x, *on_device = device(std::vector<float>(n, 3));
+    OK(cudaMallocHost(&x, n * sizeof *x));
+    CHECK(std::isnan(x[0]), "fresh memory must not be zero");
+    OK(cudaMemsetAsync(x, 0, n * sizeof *x, nullptr));
+    launch(add, 1, 128, 0, nullptr, x, 2.0f, int(n));
+    OK(cudaDeviceSynchronize());
+    CHECK(x[0] == 2 && x[n - 1] == 2, "%g", double(x[0]));
+    OK(cudaMemcpyAsync(on_device, x, n * sizeof *x, cudaMemcpyDefault, nullptr));
+    launch(copy_of, 1, 128, 0, nullptr, x, (const float *)on_device, int(n));
+    OK(cudaDeviceSynchronize());
+    CHECK(host(on_device, n) == std::vector<float>(n, 2));
+    OK(cudaFreeHost(x));
+    OK(cudaFree(on_device));
+}
+
 static void test_memory()
 {
     size_t free0, free1, total;
@@ -979,6 +998,29 @@ static void nccl_rank(int rank, int ranks, ncclUniqueId id)
     OK(cudaStreamSynchronize(s));
     CHECK(host(y, all) == got);
 
+    /* parts of the ranks, in the order of their keys; the first part is everyone but rank 0 */
+    ncclComm_t part, none;
+    NCCL(ncclCommSplit(c, rank == 0 ? NCCL_SPLIT_NOCOLOR : 5, -rank, &part, nullptr));
+    CHECK(!part == (rank == 0));
+    if (part) {
+        float *mine = device(std::vector<float>(1, float(rank)));
+        float *all_of = device(std::vector<float>(size_t(ranks - 1)));
+        NCCL(ncclCommCount(part, &count));
+        NCCL(ncclCommUserRank(part, &me));
+        CHECK(count == ranks - 1 && me == ranks - 1 - rank, "%d of %d", me, count);
+        NCCL(ncclAllGather(mine, all_of, 1, ncclFloat32, part, s));
+        OK(cudaStreamSynchronize(s));
+        for (int r = 0; r < count; r++)
+            CHECK(host(all_of, size_t(count))[size_t(r)] == float(ranks - 1 - r));
+        NCCL(ncclCommDestroy(part));
+        OK(cudaFree(mine));
+        OK(cudaFree(all_of));
+    }
+    NCCL(ncclCommSplit(c, rank, 0, &none, nullptr)); /* of one rank each */
+    NCCL(ncclCommCount(none, &count));
+    CHECK(count == 1);
+    NCCL(ncclCommDestroy(none));
+
     /* captured, replayed */
     cudaGraph_t g;
     cudaGraphExec_t exec;
@@ -1113,6 +1155,15 @@ template <bool barrier> __global__ void warp_pass(float *x)
     x[blockIdx.x * 32 + threadIdx.x] = s[threadIdx.x ^ 1];
 }
 
+struct Inside {
+    int n;
+    float *x;
+};
+__global__ void add_inside(Inside a)
+{
+    if (int(threadIdx.x) < a.n)
+        a.x[threadIdx.x] += 1;
+}
 static int scenario(const std::string &name)
 {
     if (name == "count") {
@@ -1141,6 +1192,10 @@ static int scenario(const std::string &name)
         launch(overrun, 1, 64, 64 * 4, nullptr, x);
     else if (name == "unpinned")
         cudaMemcpyAsync(x, unpinned, 16, cudaMemcpyHostToDevice, nullptr);
+    else if (name == "pageable")
+        launch(add, 1, 32, 0, nullptr, unpinned, 1.0f, 4);
+    else if (name == "pageable_inside")
+        launch(add_inside, 1, 32, 0, nullptr, Inside{4, unpinned});
     else if (name == "host_touch")
         printf("%f\n", double(x[0]));
     else if (name == "beyond")
@@ -1174,6 +1229,10 @@ static void test_scenarios()
     must_die("waits_for_ever", "cuda_on_cpu: kernel");
     must_die("two_shuffles", "different points");
     must_die("unpinned", "not pinned");
+    must_die("pageable", "not pinned");
+#ifdef STANDIN_CLEAR_PADDING
+    must_die("pageable_inside", "not pinned");
+#endif
     must_die("host_touch", asan || tsan ? "Sanitizer" : "host code touched");
     must_die("count", "0 cudaErrorNoDevice", "VIT_STANDIN_NO_DEVICE=1");
     must_die("count", "cudaErrorInsufficientDriver", "VIT_STANDIN_OLD_DRIVER=1");
@@ -1218,6 +1277,7 @@ int main(int argc, char **argv)
     test_graphs();
     test_capture_rules();
     test_memory();
+    test_pinned();
     test_cublas();
     test_scenarios();
     return check_report();

@@ -3,6 +3,8 @@
  * Ranks are processes, forked before anything of CUDA has happened here. One that has not ended
  * after LIMIT seconds is killed and counts as hung. What ops compute is tested by test_ops.c, whole
  * runs by test_cuda.sh.
+ *
+ * Order: ranks; choices of algorithms; ends; groups and collectives; tickets; graphs; settings.
  */
 #include "check.h"
 #include "cuda_on_cpu/standin.h"
@@ -12,54 +14,66 @@ extern "C" {
 #include "util/util.h"
 }
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <string>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <vector>
 
-constexpr double LIMIT = 10;
-enum { HUNG = -1, N = 32 };      /* N: rows and columns of all matrices */
-static int rank, ranks, news[2]; /* a pipe from rank 0 to rank 1 */
+constexpr double LIMIT = 20;
+enum { HUNG = -1, MOST = 4, N = 32 }; /* N: rows and columns of all matrices */
+static int rank, ranks, news[MOST][2]; /* pipes from rank 0 to the others */
 static const Backend *be;
+static Group *world;
 static Tensor x, w, y;
 
 static void broadcast(void *data, size_t bytes)
 {
-    ssize_t n = rank == 0 ? write(news[1], data, bytes) : read(news[0], data, bytes);
+    ssize_t n = ssize_t(bytes);
+    for (int r = 1; rank == 0 && r < ranks; r++)
+        n = std::min(n, write(news[r][1], data, bytes));
+    if (rank > 0)
+        n = read(news[rank][0], data, bytes);
     if (n != ssize_t(bytes))
         die(NULL, "rank %d wants news of %zu bytes, there are %zd", rank, bytes, n);
 }
 
-static void start(bool measure)
+static void start(bool measure, bool ordered = true, void (*check)() = NULL)
 {
     Device d = {};
     d.type = F32;
     d.measure = measure;
     d.rank = d.local_rank = rank;
     d.ranks = ranks;
+    d.ordered = ordered;
     d.broadcast = broadcast;
+    d.check = check;
     be = backend_cuda();
     be->init(&d);
+    world = be->split(0);
     for (Tensor *t : {&x, &w, &y})
         *t = {be->alloc(N * N * sizeof(float)), N, F32, NULL};
 }
 
 /* What became of the ranks: exit status or HUNG, and what they wrote. */
 struct End {
-    int status[2];
+    int status[MOST];
     std::string said;
 };
 
 static End run(int n, int (*body)())
 {
-    End end = {{HUNG, HUNG}, ""};
-    pid_t pid[2];
+    End end = {{HUNG, HUNG, HUNG, HUNG}, ""};
+    pid_t pid[MOST];
     FILE *log = tmpfile();
     fflush(stdout);
-    if (!log || pipe(news) != 0)
-        die(NULL, "no pipe: %s", strerror(errno));
+    for (auto &p : news)
+        if (!log || pipe(p) != 0)
+            die(NULL, "no pipe: %s", strerror(errno));
     for (int r = 0; r < n; r++)
         if ((pid[r] = fork()) == 0) {
             dup2(fileno(log), 1);
@@ -70,10 +84,14 @@ static End run(int n, int (*body)())
             fflush(NULL);
             _exit(status);
         }
-    close(news[0]); /* so that a rank's end is the end of its pipe */
-    close(news[1]);
-    bool there[2] = {true, n == 2};
-    for (double until = now() + LIMIT; there[0] || there[1]; usleep(10000))
+    for (auto &p : news) { /* so that a rank's end is the end of its pipes */
+        close(p[0]);
+        close(p[1]);
+    }
+    bool there[MOST] = {};
+    std::fill_n(there, n, true);
+    auto any = [&] { return std::find(there, there + n, true) != there + n; };
+    for (double until = now() + LIMIT; any(); usleep(10000))
         for (int r = 0; r < n; r++) {
             int how;
             bool late = now() > until;
@@ -96,8 +114,8 @@ static End run(int n, int (*body)())
 static int wait_for_the_end()
 {
     char c;
-    close(news[1]);
-    return int(read(news[0], &c, 1));
+    close(news[1][1]);
+    return int(read(news[1][0], &c, 1));
 }
 
 static void must_end(const char *name, const End &e, int n, int status)
@@ -169,8 +187,7 @@ static void test_choices()
 
 static void begin_sum()
 {
-    be->all_reduce(x.p, F32, N * N);
-    be->join();
+    be->join(be->all_reduce(world, x.p, F32, N * N));
 }
 
 static void test_failing()
@@ -271,24 +288,402 @@ static void test_waits()
     CHECK(e.said.find("VIT_SHARE_GPU") != std::string::npos, "said: %.400s", e.said.c_str());
 }
 
+/* A rank that is there but does not come, and NCCL has nothing to say: device.check is asked. */
+static void test_check()
+{
+    End e = run(2, [] {
+        start(false, true, [] { die("none", "rank 1 is asked for"); });
+        if (rank == 1)
+            return wait_for_the_end();
+        begin_sum();
+        be->wait(be->mark());
+        return 0;
+    });
+    CHECK(e.status[0] == 1 && e.status[1] == 0, "check: %d %d (-1: hung); said: %.400s",
+          e.status[0], e.status[1], e.said.c_str());
+    CHECK(e.said.find("rank 1 is asked for") != std::string::npos, "said: %.400s", e.said.c_str());
+}
+
 /* ------------------------------------------------------------------------------------------------
- * Sums run beside the backward pass, before it and on few multiprocessors, when replayed too. */
+ * Groups and collectives. Numbers are small integers, whose sums every type has. */
+
+/* Number i of a rank. */
+static float number(int r, long i)
+{
+    return float((i * 7 + r * 13) % 16 - 5);
+}
+
+/* Device memory with those numbers (of U64: without sign; of 8 bits: as they are). */
+static dev *numbers(int type, long n, int r)
+{
+    std::vector<float> v(size_t(n), 0);
+    std::vector<uint64_t> u(size_t(n), 0);
+    std::vector<int8_t> b(size_t(n), 0);
+    for (size_t i = 0; i < size_t(n); i++) {
+        v[i] = number(r, long(i));
+        u[i] = uint64_t(v[i] + 5) << 40;
+        b[i] = int8_t(v[i]);
+    }
+    dev *p = be->alloc(size_t(n) * type_size(type)), *wide = be->alloc(size_t(n) * sizeof(float));
+    be->upload(wide, v.data(), size_t(n) * sizeof(float));
+    if (type == U64)
+        be->upload(p, u.data(), size_t(n) * 8);
+    else if (type_size(type) == 1)
+        be->upload(p, b.data(), size_t(n));
+    else
+        be->convert(p, type, wide, F32, n);
+    be->release(wide);
+    return p;
+}
+
+/* Dies unless p [n] is what `want` says; of U64 the sum of `terms` numbers. */
+static void expect(const char *what, int type, const dev *p, long n, int terms,
+                   const std::function<float(long)> &want)
+{
+    dev *wide = be->alloc(size_t(n) * sizeof(float));
+    std::vector<float> v(size_t(n), 0);
+    std::vector<uint64_t> u(size_t(n), 0);
+    std::vector<int8_t> b(size_t(n), 0);
+    if (type == U64)
+        be->download(u.data(), p, size_t(n) * 8);
+    else if (type_size(type) == 1)
+        be->download(b.data(), p, size_t(n));
+    else
+        be->convert(wide, F32, p, type, n);
+    be->download(v.data(), wide, size_t(n) * sizeof(float));
+    for (long i = 0; i < n; i++) {
+        float got = v[size_t(i)];
+        if (type == U64)
+            got = float(u[size_t(i)] >> 40) - 5 * float(terms);
+        else if (type_size(type) == 1)
+            got = b[size_t(i)];
+        if (got != want(i))
+            die(NULL, "%s: element %ld of type %d is %g, not %g", what, i, type, double(got),
+                double(want(i)));
+    }
+    be->release(wide);
+}
+
+/* A group as the test knows it: its ranks are first, first + step ... */
+struct Members {
+    Group *group;
+    int first, step, ranks, mine;
+    int at(int r) const { return first + r * step; }
+};
+static float sum_of(const Members &m, long i)
+{
+    float s = 0;
+    for (int r = 0; r < m.ranks; r++)
+        s += number(m.at(r), i);
+    return s;
+}
+
+static double now_sent; /* what sent() must say */
+static void check_sent(const char *what, double bytes)
+{
+    now_sent += bytes;
+    if (be->sent() != now_sent)
+        die(NULL, "%s: sent %g bytes, not %g", what, be->sent(), now_sent);
+}
+
+static void sums(const Members &m, long n)
+{
+    for (int type : {F32, BF16, F16, U64}) {
+        dev *a = numbers(type, n, rank);
+        be->join(be->all_reduce(m.group, a, type, n));
+        check_sent("all_reduce", 2.0 * (m.ranks - 1) / m.ranks * double(n) * double(type_size(type)));
+        expect("all_reduce", type, a, n, m.ranks, [&](long i) { return sum_of(m, i); });
+        be->release(a);
+    }
+}
+
+static void parts(const Members &m, long n, bool in_place)
+{
+    const long all = n * m.ranks;
+    for (int type : {F32, BF16}) {
+        dev *a = numbers(type, all, rank), *own = dev_at(a, m.mine * n, type);
+        dev *apart = be->alloc(size_t(n) * type_size(type)), *to = in_place ? own : apart;
+        be->join(be->reduce_scatter(m.group, to, a, type, n));
+        check_sent("reduce_scatter", double(m.ranks - 1) * double(n) * double(type_size(type)));
+        expect("reduce_scatter", type, to, n, m.ranks,
+               [&](long i) { return sum_of(m, m.mine * n + i); });
+        if (!in_place)
+            expect("what was summed", type, a, all, 1, [&](long i) { return number(rank, i); });
+        be->release(a);
+        be->release(apart);
+    }
+    for (int type : {F32, BF16, E4M3, U64}) {
+        dev *a = be->alloc(size_t(all) * type_size(type)), *own = numbers(type, n, rank);
+        if (in_place)
+            be->copy(dev_at(a, m.mine * n, type), own, size_t(n) * type_size(type));
+        be->join(be->all_gather(m.group, a, in_place ? dev_at(a, m.mine * n, type) : own, type, n));
+        check_sent("all_gather", double(m.ranks - 1) * double(n) * double(type_size(type)));
+        expect("all_gather", type, a, all, 1,
+               [&](long i) { return number(m.at(int(i / n)), i % n); });
+        be->release(a);
+        be->release(own);
+    }
+}
+
+/* From the first rank to the last, each adding its own numbers; and back, in another group. */
+static void messages(const Members &m, Group *back, long n)
+{
+    dev *a = numbers(F32, n, rank), *in = be->alloc(size_t(n) * sizeof(float));
+    size_t bytes = size_t(n) * sizeof(float);
+    if (m.mine > 0) {
+        be->join(be->receive(m.group, m.mine - 1, in, bytes));
+        be->add(a, in, n);
+    }
+    Ticket on = 0;
+    if (m.mine < m.ranks - 1) {
+        on = be->pass(m.group, m.mine + 1, a, bytes);
+        check_sent("pass", double(bytes));
+        be->join(be->receive(back, m.mine + 1, in, bytes));
+    }
+    be->join(on);
+    if (m.mine == m.ranks - 1)
+        be->copy(in, a, bytes);
+    if (m.mine > 0) {
+        be->pass(back, m.mine - 1, in, bytes);
+        check_sent("pass back", double(bytes));
+    }
+    expect("messages", F32, in, n, 1, [&](long i) { return sum_of(m, i); });
+    be->release(a);
+    be->release(in);
+}
+
+static int all_collectives()
+{
+    start(false, ranks == 4);
+    Group *back = be->split(7), *pair = be->split(rank / 2), *every = be->split(rank % 2);
+    if (be->split(rank))
+        die(NULL, "a group of one is not NULL");
+    const Members all[] = {{world, 0, 1, ranks, rank},
+                           {pair, rank / 2 * 2, 1, std::min(2, ranks - rank / 2 * 2), rank % 2},
+                           {every, rank % 2, 2, (ranks + 1 - rank % 2) / 2, rank / 2}};
+    for (const Members &m : all) {
+        if (!m.group != (m.ranks == 1))
+            die(NULL, "a group of %d is %s", m.ranks, m.group ? "there" : "not there");
+        for (long n : {5, 40000})
+            if (m.group) {
+                sums(m, n);
+                parts(m, n, false);
+                parts(m, n, true);
+            }
+    }
+    messages(all[0], back, 300000);
+    dev *a = numbers(F32, 5, rank); /* nobody to talk to */
+    for (Ticket t : {be->all_reduce(NULL, a, F32, 5), be->reduce_scatter(NULL, a, a, F32, 5),
+                     be->all_gather(NULL, a, a, F32, 5), be->pass(NULL, 0, a, 4),
+                     be->receive(NULL, 0, a, 4)}) {
+        if (t)
+            die(NULL, "a group of one has begun something");
+        be->join(t);
+    }
+    check_sent("a group of one", 0);
+    expect("a group of one", F32, a, 5, 1, [](long i) { return number(rank, i); });
+    return 0;
+}
+
+static void test_collectives()
+{
+    for (int n : {2, 3, 4})
+        must_end("collectives", run(n, all_collectives), n, 0);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Tickets */
+
+/* Collectives of two groups on their way together, joined in another order than begun, each one's
+ * operands made by the ops before it and read by those after its join; more of them than events. */
+static int out_of_order()
+{
+    enum { ELEMENTS = 3000, AT_ONCE = 3, ROUNDS = 40 };
+    start(false);
+    Group *again = be->split(1);
+    dev *a[AT_ONCE], *base = numbers(F32, ELEMENTS, rank);
+    const size_t bytes = ELEMENTS * sizeof(float);
+    for (dev *&p : a)
+        p = be->alloc(bytes);
+    const Members m = {world, 0, 1, ranks, rank};
+    for (int round = 0; round < ROUNDS; round++) {
+        Ticket t[AT_ONCE];
+        for (int i = 0; i < AT_ONCE; i++) {
+            be->copy(a[i], base, bytes);
+            t[i] = be->all_reduce(i == 1 ? again : world, a[i], F32, ELEMENTS);
+        }
+        for (int i : {1, 2, 0}) {
+            be->join(t[(i + round) % AT_ONCE]);
+            be->add(a[(i + round) % AT_ONCE], base, ELEMENTS);
+        }
+        for (dev *p : a)
+            if (round % 8 == 0)
+                expect("out of order", F32, p, ELEMENTS, 1,
+                       [&](long i) { return sum_of(m, i) + number(rank, i); });
+    }
+    return 0;
+}
+
+static void test_tickets()
+{
+    must_end("tickets out of order", run(3, out_of_order), 3, 0);
+}
+
+/* What is read without its join is seen to be wrong, in some order of the streams; with it, in none:
+ * otherwise the tests above would show nothing. */
+static int gather_and_read(bool join)
+{
+    enum { ELEMENTS = 100, TRIES = 60 };
+    int wrong = 0;
+    start(false);
+    std::vector<float> got(size_t(ELEMENTS * ranks), 0);
+    dev *own = numbers(F32, ELEMENTS, rank), *to = be->alloc(got.size() * 4);
+    dev *read = be->alloc(got.size() * 4);
+    for (int i = 0; i < TRIES; i++) {
+        be->zero(to, got.size() * 4);
+        Ticket t = be->all_gather(world, to, own, F32, ELEMENTS);
+        if (join)
+            be->join(t);
+        be->copy(read, to, got.size() * 4);
+        be->download(got.data(), read, got.size() * 4);
+        bool same = true;
+        for (size_t j = 0; j < got.size(); j++)
+            same &= got[j] == number(int(j / ELEMENTS), long(j % ELEMENTS));
+        wrong += !same;
+        be->join(t);
+    }
+    printf("%d of %d wrong\n", wrong, int(TRIES));
+    return join ? wrong : wrong < TRIES / 4;
+}
+
+static void test_missing_join()
+{
+    must_end("a join", run(2, [] { return gather_and_read(true); }), 2, 0);
+    must_end("no join is seen", run(2, [] { return gather_and_read(false); }), 2, 0);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Graphs */
+
+enum { GRAPH_N = 600 };
+static struct {
+    Group *pair;
+    dev *base, *sum, *part, *all, *outside;
+    Ticket begun_outside;
+    bool join_outside;
+} captured;
+
+/* Sums of the pair, scattered and gathered again in the world; what is gathered is joined by run().
+ * More collectives than a group has events. */
+static void collectives_body(void *)
+{
+    auto &c = captured;
+    if (c.join_outside) {
+        be->join(c.begun_outside);
+        be->add(c.sum, c.outside, GRAPH_N);
+    }
+    Ticket summed = 0;
+    for (int i = 0; i < 70; i++) {
+        be->copy(c.all, c.base, GRAPH_N * sizeof(float));
+        be->join(summed);
+        summed = be->all_reduce(c.pair, c.all, F32, GRAPH_N);
+        be->join(summed);
+    }
+    be->add(c.sum, c.all, GRAPH_N);
+    be->join(be->reduce_scatter(world, c.part, c.sum, F32, GRAPH_N / ranks));
+    be->all_gather(world, c.all, c.part, F32, GRAPH_N / ranks);
+}
+
+/* Each call adds the pair's sum (and what came from outside) to `sum`, and leaves the world's sum of
+ * that in `all`. */
+static int replayed_collectives(bool outside)
+{
+    enum { CALLS = 6 };
+    auto &c = captured;
+    start(false);
+    const size_t bytes = GRAPH_N * sizeof(float);
+    const Members everyone = {world, 0, 1, ranks, rank};
+    c.join_outside = outside;
+    c.pair = be->split(rank / 2);
+    c.base = numbers(F32, GRAPH_N, rank);
+    c.sum = be->alloc(bytes);
+    c.all = be->alloc(bytes);
+    c.part = be->alloc(bytes / size_t(ranks));
+    c.outside = be->alloc(bytes);
+    double before = 0, each = 0;
+    for (int call = 1; call <= CALLS; call++) {
+        if (outside) {
+            be->copy(c.outside, c.base, bytes);
+            c.begun_outside = be->all_reduce(world, c.outside, F32, GRAPH_N);
+        }
+        be->run(TRAIN, true, collectives_body, NULL);
+        expect("replayed", F32, c.all, GRAPH_N, 1, [&](long i) {
+            /* every rank's number is in its pair's sum twice, in the outer one `ranks` times */
+            return float(call * (2 + (outside ? ranks : 0))) * sum_of(everyone, i);
+        });
+        if (call == 1)
+            each = be->sent();
+        if (be->sent() - before != each || each <= 0)
+            die(NULL, "call %d sent %g bytes, the first %g", call, be->sent() - before, each);
+        before = be->sent();
+    }
+    double element = outside ? 1 : 0, r = ranks, n = bytes; /* the all_reduce outside */
+    double want = 70 * 2 * 0.5 * n + 2 * (r - 1) * n / r + element * 2 * (r - 1) / r * n;
+    if (each != want)
+        die(NULL, "a call sent %g bytes, not %g", each, want);
+    return 0;
+}
+
+static void test_graphs()
+{
+    must_end("replayed", run(4, [] { return replayed_collectives(false); }), 4, 0);
+    must_end("replayed with one from outside", run(4, [] { return replayed_collectives(true); }), 4,
+             0);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Settings. Collectives run beside the backward pass, before it and on few multiprocessors, when
+ * replayed too. */
 
 static void test_priority()
 {
     must_end("priority of replayed sums", run(2, [] {
                  start(false);
                  for (int i = 0; i < 3; i++)
-                     be->run(TRAIN, true, [](void *) { be->all_reduce(x.p, F32, N * N); }, NULL);
+                     be->run(TRAIN, true,
+                             [](void *) { be->all_reduce(world, x.p, F32, N * N); }, NULL);
                  be->wait(be->mark());
                  printf("priority %d\n", standin::replayed_priority());
                  return standin::replayed_priority() == -5 && getenv("NCCL_MAX_CTAS") ? 0 : 3;
              }), 2, 0);
 }
 
+static bool is(const char *name, const char *value)
+{
+    const char *s = getenv(name);
+    return value ? s && strcmp(s, value) == 0 : !s;
+}
+
+/* Rings alone keep one order; what is fast is left to NCCL, unless the user has said something. */
+static void test_settings()
+{
+    must_end("an ordered run", run(2, [] {
+                 start(false, true);
+                 return is("NCCL_ALGO", "Ring") && is("NCCL_NVLS_ENABLE", "0") ? 0 : 3;
+             }), 2, 0);
+    must_end("a fast run", run(2, [] {
+                 setenv("NCCL_MAX_CTAS", "16", 1);
+                 start(false, false);
+                 bool free = is("NCCL_ALGO", NULL) && is("NCCL_NVLS_ENABLE", NULL);
+                 return free && is("NCCL_MAX_CTAS", "16") ? 0 : 3;
+             }), 2, 0);
+}
+
 int main()
 {
-    setenv("VIT_STANDIN_DEVICES", "2", 1);
+    setenv("VIT_STANDIN_DEVICES", "4", 1);
+    for (const char *name : {"NCCL_ALGO", "NCCL_NVLS_ENABLE", "NCCL_MAX_CTAS"})
+        unsetenv(name);
     unsetenv("XDG_CACHE_HOME"); /* no cache of choices */
     unsetenv("HOME");
     int fd = mkstemp(file);
@@ -296,7 +691,13 @@ int main()
     test_failing();
     test_accumulating();
     test_waits();
+    test_check();
+    test_collectives();
+    test_tickets();
+    test_missing_join();
+    test_graphs();
     test_priority();
+    test_settings();
     close(fd);
     unlink(file);
     return check_report();

@@ -9,6 +9,7 @@
 #include "data.h"
 #include "datasets/shapes.h"
 #include "files.h"
+#include "said.h"
 #include "image/decoder.h"
 #include "util/files.h"
 
@@ -167,29 +168,6 @@ static void test_folders(void)
     refuse(at(temporary, "missing"), true, NULL, "no such directory");
     CHECK(make_dirs(at(temporary, "bare"), &e));
     refuse(at(temporary, "bare"), true, NULL, "no class folders");
-}
-
-/* What data_describe prints. */
-static char *said_of(const Dataset *d)
-{
-    const char *log = at(temporary, "said.log");
-    Error e;
-    fflush(stdout);
-    int screen = dup(STDOUT_FILENO);
-    if (!d || !freopen(log, "w", stdout))
-        return xstrdup("");
-    data_describe(d, "", NULL);
-    fflush(stdout);
-    dup2(screen, STDOUT_FILENO);
-    close(screen);
-    return read_text(log, 1 << 16, &e);
-}
-
-static void check_said(const Dataset *d, const char *want)
-{
-    char *said = said_of(d);
-    CHECK(d && strstr(said, want), "'%s' is not in '%s'", want, said);
-    free(said);
 }
 
 /* The folders of a set with pictures: "Train/a" has 0.ppm. */
@@ -351,6 +329,8 @@ static void test_class_files(void)
             write_text(list, line);
             const char *dir = make_set(name, (const char *const[]){forms[i][!swap], NULL});
             refuse(dir, true, list, i < 3 ? "a name that looks the same" : "is not in");
+            d = open_dir(dir, true, list, &e);
+            CHECK(!d && !strstr(e.what, "looks the same") == (i == 3), "%s", e.what);
         }
 }
 

@@ -1,5 +1,6 @@
-/* test_golden [--backend cpu|cuda] [--type fp32|tf32|bf16|fp16] FILE...: compare with values that
- * PyTorch computed in float64.
+/* test_golden [--backend cpu|cuda] [--type fp32|tf32|bf16|fp16]
+ *   [--ranks N [--tp N] [--pp N] [--zero N]] FILE...: compare with values that PyTorch computed in
+ * float64.
  *
  * A file is one small model: its parameters, a batch, and what must come out of it - the residual
  * stream after every block, logits, loss, every gradient, their norm, the losses of a few optimiser
@@ -22,19 +23,24 @@
  * near zero: every parameter is then held to 2 * steps * lr as well.
  *
  * Between any two of the model's buffers lies a gap full of NaN, which must be there in the end.
+ *
+ * With --ranks the program starts itself again as so many processes, each of which compares what it
+ * has of the model under the same gates. All data parallel ranks compute the file's whole batch, and
+ * divide its loss by as many: so every batch divides. Models that do not divide as asked are skipped.
  */
 #include "checkpoint.h"
 #include "vit.h"
 #include "weights/weights.h"
-#include "check.h"
-#include "device.h"
+#include "team.h"
 #include "util/files.h"
 
 static double gate; /* relative L2 */
+static int ranks, tp = 1, pp = 1, zero; /* ranks 0: this process alone */
 
 typedef struct {
     SafeTensors *file;
     Model *m;
+    Split split;
     real *host, *want; /* room for the largest tensor */
     int compared, steps;
     double worst, lr, scale; /* scale: of the loss, and of m->grads with it */
@@ -116,6 +122,8 @@ static bool expected(Case *c, const char *name, long n)
 static void judge(Case *c, const char *name, const real *got, long n)
 {
     double error = relative(got, c->want, n);
+    if (n == 0) /* another rank has it */
+        return;
     c->compared++;
     if (!(error <= c->worst)) {
         c->worst = error;
@@ -142,58 +150,71 @@ static void compare_act(Case *c, const char *name, const dev *buffer, long n)
     judge(c, name, c->host, n);
 }
 
-/* The key third of attn.qkv.bias is taken out of both sides; the largest of what it differs by, and
- * its length over the whole tensor's. */
-static long without_keys(Case *c, const char *name, long n, double *worst, double *length)
+/* What this rank has of a tensor, in one of its buffers, into c->host, and the same elements of
+ * c->want, which holds it whole. Returns how many. `keys`: these do not count among them, but their
+ * largest difference and their length over the whole tensor's are found. */
+typedef struct {
+    double worst, length;
+} Keys;
+
+static long own_part(Case *c, const Param *p, const dev *buffer, Keys *keys)
 {
-    size_t len = strlen(name);
-    *worst = *length = 0;
-    if (len < 8 || strcmp(name + len - 8, "qkv.bias") != 0)
-        return n;
-    long third = n / 3;
-    double keys = 0, all = 0;
-    for (long i = 0; i < n; i++) {
-        double x = (double)c->host[i], d = fabs(x - (double)c->want[i]);
-        bool key = i >= third && i < 2 * third;
-        keys += key ? x * x : 0;
+    const Units *u = &c->m->own;
+    size_t length = strlen(p->name);
+    bool bias = keys && length > 8 && strcmp(p->name + length - 8, "qkv.bias") == 0;
+    long begin, end, at = units_kept(u, p, false, &begin, &end), n = 0;
+    double sum = 0, all = 0;
+    Keys k = {0};
+    for (long i = 0; i < p->n; i++)
         all += (double)c->want[i] * (double)c->want[i];
-        if (key && !isnan(*worst) && !(d <= *worst))
-            *worst = d;
+    units_read(u, buffer, at, end - begin, c->host);
+    for (Run r = {.part = begin}; r.part < end; r.part += r.n) {
+        r = param_run(u->layout, p, r.part, end);
+        for (long i = 0; i < r.n; i++) {
+            long third = (r.whole + i) / (p->n / 3 ? p->n / 3 : 1);
+            double x = (double)c->host[r.part - begin + i], y = (double)c->want[r.whole + i];
+            if (bias && third == 1) {
+                sum += x * x;
+                if (!isnan(k.worst) && !(fabs(x - y) <= k.worst))
+                    k.worst = fabs(x - y);
+                continue;
+            }
+            c->host[n] = (real)x;
+            c->want[n++] = (real)y;
+        }
     }
-    *length = sqrt(keys / all);
-    memmove(c->host + third, c->host + 2 * third, (size_t)third * sizeof(real));
-    memmove(c->want + third, c->want + 2 * third, (size_t)third * sizeof(real));
-    return 2 * third;
+    k.length = sqrt(sum / all);
+    if (keys)
+        *keys = k;
+    return n;
 }
 
-static void compare_grad(Case *c, const char *name, long offset, long n)
+static void compare_grad(Case *c, const char *name, const Param *p)
 {
-    double worst, length;
-    if (!expected(c, name, n))
+    Keys keys;
+    if (!expected(c, name, p->n))
         return;
-    units_read(&c->m->own, c->m->own.grads, offset, n, c->host);
-    for (long i = 0; i < n; i++)
-        c->host[i] /= (real)c->scale;
-    if (is_half(under.type) || under.tf32) {
-        n = without_keys(c, name, n, &worst, &length);
-        CHECK(length <= gate, "%s: %s, key third: %.2e of the whole", c->file->path, name, length);
-    }
+    for (long i = 0; i < p->n; i++)
+        c->want[i] *= (real)c->scale;
+    bool coarse = is_half(under.type) || under.tf32;
+    long n = own_part(c, p, c->m->own.grads, coarse ? &keys : NULL);
+    if (coarse)
+        CHECK(keys.length <= gate, "%s: %s, key third: %.2e of the whole", c->file->path, name,
+              keys.length);
     judge(c, name, c->host, n);
 }
 
-static void compare_step(Case *c, const char *name, long offset, long n)
+static void compare_step(Case *c, const char *name, const Param *p)
 {
-    double worst, length;
-    if (!expected(c, name, n))
+    Keys keys;
+    if (!expected(c, name, p->n))
         return;
-    units_read(&c->m->own, c->m->own.weights, offset, n, c->host);
-    if (c->adam_type) {
-        n = without_keys(c, name, n, &worst, &length);
-        CHECK(worst <= (is_half(under.type) ? 2 : 1) * c->steps * c->lr,
-              "%s: %s, key third: %.2e is above steps*lr", c->file->path, name, worst);
-    }
+    long n = own_part(c, p, c->m->own.weights, c->adam_type ? &keys : NULL);
+    if (c->adam_type)
+        CHECK(keys.worst <= (is_half(under.type) ? 2 : 1) * c->steps * c->lr,
+              "%s: %s, key third: %.2e is above steps*lr", c->file->path, name, keys.worst);
     if (is_half(under.type)) {
-        worst = 0;
+        double worst = 0;
         for (long i = 0; i < n; i++)
             worst = fmax(worst, fabs((double)c->host[i] - (double)c->want[i]));
         CHECK(worst <= 2 * c->steps * c->lr, "%s: %s: %.2e is above 2*steps*lr", c->file->path,
@@ -222,6 +243,23 @@ static int choose(Case *c, const char *key, const char *const *words)
             return i;
     CHECK(false, "%s: metadata %s is '%s'", c->file->path, key, s ? s : "(absent)");
     return -1;
+}
+
+/* How the ranks share the model. */
+static bool share(Case *c, const Config *config, Plan *plan)
+{
+    Error e;
+    if (!ranks)
+        return true;
+    if (!split_new(&c->split, config, team.rank, team.ranks, tp, pp, "", zero, &e)) {
+        if (team.rank == 0)
+            SKIP("%s: %s", c->file->path, e.what);
+        return false;
+    }
+    split_connect(&c->split, under.be);
+    plan->split = &c->split;
+    plan->batch *= c->split.dp.ranks;
+    return true;
 }
 
 static bool read_case(Case *c, Config *config, Plan *plan)
@@ -263,7 +301,7 @@ static bool read_case(Case *c, Config *config, Plan *plan)
     c->steps = (int)number(c, "steps");
     c->adam_type = plan->opt.kind != OPT_SGD;
     CHECK(plan->max_batch > 0 && plan->max_batch <= 4096 && c->steps > 0 && c->steps < 1000);
-    return check_failed == failed;
+    return check_failed == failed && share(c, config, plan);
 }
 
 /* param.NAME, grad.NAME and step.NAME have the parameter's shape, not only its size. */
@@ -280,22 +318,27 @@ static bool load_param(Case *c, const Param *p)
 {
     char key[128];
     snprintf(key, sizeof key, "param.%s", p->name);
+    Units *u = &c->m->own;
+    long begin, end, at = units_kept(u, p, false, &begin, &end);
     if (!expected(c, key, p->n) || !same_shape(c, key, p))
         return false;
-    units_write(&c->m->own, c->m->own.weights, p->offset, p->n, c->want);
+    for (Run r = {.part = begin}; r.part < end; r.part += r.n) {
+        r = param_run(u->layout, p, r.part, end);
+        units_write(u, u->weights, at + r.part - begin, r.n, c->want + r.whole);
+    }
     return true;
 }
 
 /* `compare_it` for all tensors, against the file's PREFIX.NAME. */
 static void compare_all(Case *c, const char *prefix,
-                        void (*compare_it)(Case *c, const char *name, long offset, long n))
+                        void (*compare_it)(Case *c, const char *name, const Param *p))
 {
     for (int i = 0; i < c->m->layout->tensors; i++) {
         const Param *p = &c->m->layout->param[i];
         char key[128];
         snprintf(key, sizeof key, "%s.%s", prefix, p->name);
         if (same_shape(c, key, p))
-            compare_it(c, key, p->offset, p->n);
+            compare_it(c, key, p);
     }
 }
 
@@ -391,6 +434,27 @@ static void check_shards(Case *c)
     free(whole);
 }
 
+/* A step on this rank's copy of the batch. */
+static void step(Case *c, int number)
+{
+    const Axis *dp = &c->m->split.dp;
+    int B = c->m->now->B;
+    vit_begin_step(c->m, (uint32_t)number, c->lr, 0);
+    vit_micro_step(c->m, dp->rank * B, dp->ranks * B, true);
+}
+
+/* What the model's last stage has made of the batch. */
+static void check_outputs(Case *c, real *stats)
+{
+    int B = c->m->now->B;
+    if (!c->m->now->logits)
+        return;
+    vit_stats(c->m, stats);
+    real loss = mean_loss(stats, B);
+    compare(c, "out.loss", &loss, 1);
+    compare_act(c, "out.logits", c->m->now->logits, (long)B * c->m->config.classes);
+}
+
 /* Evaluation, then forward and backward pass. `streams`: every row of every block is computed, and
  * compared. */
 static void check_passes(Case *c, bool streams)
@@ -398,29 +462,26 @@ static void check_passes(Case *c, bool streams)
     Model *m = c->m;
     const Config *config = &m->config;
     long B = m->now->B, stream = B * vit_tokens(config) * config->width;
-    real *stats = xmalloc(3 * (size_t)B * sizeof(real)), loss, norm;
+    real *stats = xcalloc(3 * (size_t)B, sizeof(real)), norm;
     vit_evaluate(m);
-    vit_stats(m, stats);
-    loss = mean_loss(stats, (int)B);
-    compare(c, "out.loss", &loss, 1);
-    compare_act(c, "out.logits", m->now->logits, B * config->classes);
-    vit_begin_step(m, 0, c->lr, 0);
-    vit_micro_step(m, 0, (int)B, true);
+    check_outputs(c, stats);
+    step(c, 0);
     for (int k = 0; streams && k <= config->layers; k++) {
         char name[32];
         snprintf(name, sizeof name, "act.%d", k);
-        compare_act(c, name, m->now->stream[k], stream);
+        if (m->now->stream[k]) /* of this stage */
+            compare_act(c, name, m->now->stream[k], stream);
     }
-    compare_act(c, "out.logits", m->now->logits, B * config->classes);
-    vit_stats(m, stats);
-    loss = mean_loss(stats, (int)B);
-    compare(c, "out.loss", &loss, 1);
+    check_outputs(c, stats);
     compare_all(c, "grad", compare_grad);
-    check_shards(c);
+    if (!ranks)
+        check_shards(c);
     vit_update(m);
     const StepResult *r = vit_result(m, 0);
-    CHECK(memcmp(stats, r->stats, 3 * (size_t)B * sizeof(real)) == 0, "%s: stats of the result",
-          c->file->path);
+    const real *mine = r->stats + 3 * B * m->split.dp.rank;
+    if (m->now->logits)
+        CHECK(memcmp(stats, mine, 3 * (size_t)B * sizeof(real)) == 0, "%s: stats of the result",
+              c->file->path);
     norm = (real)r->state.grad_norm;
     compare(c, "gradnorm", &norm, 1);
     CHECK(r->state.t == 1 && r->state.skipped == 0 && vit_state(m)->loss_scale == c->scale,
@@ -431,16 +492,15 @@ static void check_passes(Case *c, bool streams)
 static void check_steps(Case *c)
 {
     real losses[1000];
-    losses[0] =
-        mean_loss(vit_result(c->m, 0)->stats, c->m->now->B); /* it was made by check_passes */
-    for (int step = 1; step < c->steps; step++) {
-        vit_begin_step(c->m, (uint32_t)step, c->lr, 0);
-        vit_micro_step(c->m, 0, c->m->now->B, true);
+    int batch = c->m->plan.batch;
+    losses[0] = mean_loss(vit_result(c->m, 0)->stats, batch); /* it was made by check_passes */
+    for (int i = 1; i < c->steps; i++) {
+        step(c, i);
         vit_update(c->m);
-        if (step > 1) /* the step before, while this one is under way */
-            losses[step - 1] = mean_loss(vit_result(c->m, 1)->stats, c->m->now->B);
+        if (i > 1) /* the step before, while this one is under way */
+            losses[i - 1] = mean_loss(vit_result(c->m, 1)->stats, batch);
     }
-    losses[c->steps - 1] = mean_loss(vit_result(c->m, 0)->stats, c->m->now->B);
+    losses[c->steps - 1] = mean_loss(vit_result(c->m, 0)->stats, batch);
     compare(c, "losses", losses, c->steps);
     compare_all(c, "step", compare_step);
 }
@@ -486,23 +546,51 @@ static void weights_case(Case *c)
         return;
     int B = (int)images->shape[0];
     Plan plan = {.max_batch = B, .type = under.type, .float_images = true, .gap = fill_gap};
+    if (!share(c, &config, &plan))
+        return;
     c->m = vit_create(&config, &plan, under.be);
     if (CHECK(ckpt_load_weights(&c->m->own, path, false, note, sizeof note, &e), "%s", e.what) &&
         expected(c, "input.images", B * (long)(vit_image_bytes(&config, false) / sizeof(real)))) {
         vit_set_batch(c->m, B, c->want, false, NULL, NULL);
-        vit_forward(c->m, false);
-        compare_act(c, "out.logits", c->m->now->logits, (long)B * config.classes);
+        vit_evaluate(c->m);
+        if (c->m->now->logits)
+            compare_act(c, "out.logits", c->m->now->logits, (long)B * config.classes);
         check_gaps(c);
     }
     n_gaps = 0;
     vit_free(c->m);
 }
 
+/* Reads the options about ranks, and leaves the files in argv[1..]; returns the new argc. */
+static int ranks_options(int argc, char **argv)
+{
+    static const struct {
+        const char *name;
+        int *value;
+    } options[] = {{"--ranks", &ranks}, {"--tp", &tp}, {"--pp", &pp}, {"--zero", &zero}};
+    int n = 1;
+    for (int i = 1; i < argc; i++) {
+        int k = 0;
+        while (k < COUNT(options) && strcmp(argv[i], options[k].name) != 0)
+            k++;
+        if (k == COUNT(options))
+            argv[n++] = argv[i];
+        else if (i + 1 == argc || sscanf(argv[++i], "%d", options[k].value) != 1)
+            die_usage("--ranks 2 --tp 2", "%s needs a number", options[k].name);
+    }
+    return n;
+}
+
 int main(int argc, char **argv)
 {
     backend_cpu_reexec(argv);
-    argc = device_options(argc, argv);
-    device_init(0);
+    argc = ranks_options(device_options(argc, argv), argv);
+    if (ranks && !team_possible())
+        return check_report();
+    if (ranks)
+        team_start(ranks);
+    else
+        device_init(0);
     gate = under.type == BF16  ? 4e-2
            : under.type == F16 ? 1e-2
            : under.tf32        ? 5e-3
@@ -525,12 +613,12 @@ int main(int argc, char **argv)
         else
             model_case(&c);
         const char *slash = strrchr(argv[i], '/');
-        if (c.compared || check_failed > failed)
+        if ((c.compared && team.rank == 0) || check_failed > failed)
             printf("%-32s %4d tensors, worst %.1e %-40s %s\n", slash ? slash + 1 : argv[i],
                    c.compared, c.worst, c.worst_name, check_failed > failed ? "FAILED" : "ok");
         free(c.host);
         free(c.want);
         st_close(c.file);
     }
-    return check_report();
+    return ranks ? team_report() : check_report();
 }

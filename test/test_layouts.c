@@ -21,9 +21,7 @@
  * Order: cases, the models, training, comparing, bytes, main.
  */
 #include "vit.h"
-#include "check.h"
-#include "device.h"
-#include "train/hosts.h"
+#include "team.h"
 #include "util/rng.h"
 
 #include <unistd.h>
@@ -31,13 +29,6 @@
 enum { LAYERS = 4, MICRO = 2, MOST_MICROS = 5, MOST_RANKS = 8 };
 enum { IMAGES = MOST_RANKS * MICRO * MOST_MICROS, SIDE = 16, CLASSES = 8 };
 static const double lr = 1e-3;
-
-/* AddressSanitizer asks this: MPI keeps what it has until the end. */
-const char *__asan_default_options(void);
-const char *__asan_default_options(void)
-{
-    return "detect_leaks=0";
-}
 
 /* ------------------------------------------------------------------------------------------------
  * Cases: one value of each factor */
@@ -90,8 +81,6 @@ typedef struct {
     int value[FACTORS];
 } Case;
 
-static World world;
-
 /* All layouts of the ranks; those that differ in ZeRO alone have the same groups. */
 static void spread_ranks(void)
 {
@@ -100,9 +89,9 @@ static void spread_ranks(void)
         bool reshard;
     } zeros[] = {{0, true}, {1, true}, {2, true}, {3, true}, {3, false}};
     int n = 0;
-    for (int tp = 1; tp <= world.ranks; tp *= 2)
-        for (int pp = 1; pp * tp <= world.ranks; pp *= 2)
-            for (int z = 0; z < (pp * tp < world.ranks ? COUNT(zeros) : 1); z++)
+    for (int tp = 1; tp <= team.ranks; tp *= 2)
+        for (int pp = 1; pp * tp <= team.ranks; pp *= 2)
+            for (int z = 0; z < (pp * tp < team.ranks ? COUNT(zeros) : 1); z++)
                 spread[n++] = (Spread){.tp = tp,
                                        .pp = pp,
                                        .zero = zeros[z].zero,
@@ -114,7 +103,7 @@ static bool is_possible(const Case *c)
 {
     const int *v = c->value;
     const Spread *s = &spread[v[SPREAD]];
-    bool dp = s->tp * s->pp < world.ranks;
+    bool dp = s->tp * s->pp < team.ranks;
     return (s->pp == 2 || !v[STAGES]) && (dp || !v[REDUCE]) && (under.type == BF16 || !v[ROUND]);
 }
 
@@ -188,7 +177,7 @@ static void describe(const Case *c, char *out, size_t size)
     const int *v = c->value;
     const Spread *s = &spread[v[SPREAD]];
     snprintf(out, size, "tp %d pp %d%s dp %d zero %d%s, %d micros, recompute %s, %s%s, %s decay %d%s%s%s%s",
-             s->tp, s->pp, v[STAGES] ? " (3,1)" : "", world.ranks / s->tp / s->pp, s->zero,
+             s->tp, s->pp, v[STAGES] ? " (3,1)" : "", team.ranks / s->tp / s->pp, s->zero,
              s->reshard ? "" : " kept", micros[v[MICROS]], again[v[AGAIN]].name,
              models[v[MODEL]].name, v[NOISE] ? " with noise" : "", optimisers[v[OPTIMISER]],
              v[DECAY], v[EMA] ? ", average" : "", v[OFFLOAD] ? ", offload" : "",
@@ -256,7 +245,7 @@ static Split split_of(Spread *s, const Config *c, bool uneven)
 {
     Split split;
     Error e;
-    if (!split_new(&split, c, world.rank, world.ranks, s->tp, s->pp, uneven ? "3,1" : "", s->zero, &e))
+    if (!split_new(&split, c, team.rank, team.ranks, s->tp, s->pp, uneven ? "3,1" : "", s->zero, &e))
         die(NULL, "test_layouts: %s", e.what);
     split.reshard = s->reshard;
     for (Spread *other = spread; !s->groups.world.ranks; other++)
@@ -340,9 +329,9 @@ static void set_images(Model *m, int first, int n)
         mixed[i].partner = (i + 1) % n;
         memcpy(&soft[i * K], &targets[(first + i) * CLASSES], (size_t)K * sizeof(real));
     }
-    bool reads = m->split.first == 0;
+    bool reads = split_reads(&m->split); /* the others have it from this one */
     vit_set_batch(m, n, reads ? images[first] : NULL, true, reads ? soft : NULL,
-                  reads && noise ? mixed : NULL);
+                  m->split.first == 0 && noise ? mixed : NULL);
 }
 
 /* Micro-batch `micro` of data parallel rank `rank`: its first image; how many. The last one is
@@ -363,7 +352,7 @@ static void shared_micro(void *ctx, int micro, bool backward)
         return;
     }
     set_images(m, first, n);
-    vit_tell(m, (real[TALLY]){1, (real)(micro + world.rank)});
+    vit_tell(m, (real[TALLY]){1, (real)(micro + team.rank)});
     vit_micro_forward(m, first, on.batch);
 }
 
@@ -420,7 +409,7 @@ __attribute__((format(printf, 2, 3))) static void same(bool ok, const char *fmt,
     vsnprintf(what, sizeof what, fmt, args);
     va_end(args);
     if (ok || on.failures++ < 4)
-        check_that(ok, on.name, on.number, what, " (rank %d, step %d)", world.rank, on.step);
+        check_that(ok, on.name, on.number, what, " (rank %d, step %d)", team.rank, on.step);
 }
 
 /* This rank's shards, in `mine` of `shared`, against the same elements of the reference's. */
@@ -503,7 +492,7 @@ static void compare_results(void)
 {
     const StepResult *a = vit_result(on.shared, 0), *b = vit_result(on.reference, 0);
     const StepResult *whole = on.whole ? vit_result(on.whole, 0) : NULL;
-    double ranks = world.ranks, told = ranks * (on.micros - 1) + ranks * (ranks - 1) / 2;
+    double ranks = team.ranks, told = ranks * (on.micros - 1) + ranks * (ranks - 1) / 2;
     same(memcmp(a->stats, b->stats, 3 * (size_t)on.batch * sizeof(real)) == 0, "losses");
     same(a->state.grad_norm == b->state.grad_norm, "norm %.9g, not %.9g", a->state.grad_norm,
          b->state.grad_norm);
@@ -615,11 +604,11 @@ static void compare_copies(void)
         }
     }
     double hash[MOST_RANKS] = {0};
-    hash[world.rank] = (double)(h >> 16);
-    hosts_sum(hash, world.ranks);
-    int first = world.rank - on.split.tp.rank;
-    same(hash[world.rank] == hash[first], "ranks %d and %d have copies that differ", first,
-         world.rank);
+    hash[team.rank] = (double)(h >> 16);
+    hosts_sum(hash, team.ranks);
+    int first = team.rank - on.split.tp.rank;
+    same(hash[team.rank] == hash[first], "ranks %d and %d have copies that differ", first,
+         team.rank);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -695,6 +684,8 @@ static void forward_bytes(Sent *s, int B)
 {
     const Split *p = &on.split;
     const Config *c = &on.config;
+    if (p->first == 0 && p->tp.rank + 1 < p->tp.ranks)
+        s->bytes += (double)B * (sizeof images[0] + (size_t)c->classes * sizeof(real));
     for (int u = p->first; u < p->end; u++) {
         need(s, u);
         if (u > 0 && u <= c->layers)
@@ -748,7 +739,7 @@ static void backward_bytes(Sent *s, int B)
 static double expected_bytes(void)
 {
     const Split *p = &on.split;
-    int dp = p->dp.ranks, parts = p->zero ? world.ranks : world.ranks / dp;
+    int dp = p->dp.ranks, parts = p->zero ? team.ranks : team.ranks / dp;
     int B, ahead = p->pp.ranks - 1 - p->pp.rank, sums = p->zero >= 2 ? on.micros : 1;
     bool lamb = on.c->value[OPTIMISER] == OPT_LAMB;
     Sent s = {.here = {-1, -1}};
@@ -766,7 +757,7 @@ static double expected_bytes(void)
     }
     for (int u = p->first; u < p->end; u++)
         s.bytes += sums * ring(s.unit[u], dp, p->reduce_type) / (p->zero ? 2 : 1);
-    s.bytes += ring(3.0 * on.batch + TALLY, world.ranks, F32);
+    s.bytes += ring(3.0 * on.batch + TALLY, team.ranks, F32);
     return s.bytes + ring((lamb ? 3 : 1) * s.chunks, parts, F32);
 }
 
@@ -827,45 +818,20 @@ int main(int argc, char **argv)
 {
     enum { MOST_CASES = 1 << 16 };
     static Case cases[MOST_CASES];
-    char *as_called[32] = {NULL};
-    int ranks = 4, one = -1;
-    bool all = false;
-    backend_cpu_reexec(argv);
-    for (int i = 0; i < argc && i < COUNT(as_called) - 1; i++)
-        as_called[i] = argv[i];
-    argc = device_options(argc, argv);
     const char *full = getenv("TEST_FULL");
-    all = full && strcmp(full, "0") != 0;
+    int ranks = 4, one = -1;
+    bool all = full && strcmp(full, "0") != 0;
+    backend_cpu_reexec(argv);
+    argc = device_options(argc, argv);
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "all") == 0)
             all = true;
-        else if (sscanf(argv[i], "case=%d", &one) != 1 && atoi(argv[i]) > 1)
-            ranks = atoi(argv[i]);
+        else if (sscanf(argv[i], "case=%d", &one) != 1 && sscanf(argv[i], "%d", &ranks) != 1)
+            die_usage("RANKS, all, case=N", "unknown argument '%s'", argv[i]);
     }
-    bool cpu = under.be == backend_cpu();
-    if (cpu) {
-#ifndef HAVE_MPI
-        SKIP("built without MPI");
+    if (!team_possible())
         return check_report();
-#endif
-        if (system("command -v mpirun >/dev/null") != 0) {
-            SKIP("no mpirun");
-            return check_report();
-        }
-    }
-    char devices[16];
-    snprintf(devices, sizeof devices, "%d", ranks);
-    setenv("VIT_STANDIN_DEVICES", devices, 0);
-    world = hosts_start(ranks, cpu, as_called);
-    under.be->init(&(Device){.threads = 1,
-                             .type = under.type,
-                             .tf32 = under.tf32,
-                             .rank = world.rank,
-                             .ranks = world.ranks,
-                             .local_rank = world.local_rank,
-                             .ordered = true,
-                             .broadcast = hosts_broadcast,
-                             .check = hosts_check});
+    team_start(ranks);
     for (int i = 0; i < COUNT(host); i++)
         host[i] = xcalloc(1 << 17, sizeof(real));
     draw_inputs();
@@ -877,16 +843,10 @@ int main(int argc, char **argv)
         if (one < 0 || one == i)
             run_case(&cases[i], i);
     }
-    double sums[] = {check_passed, check_failed};
-    hosts_sum(sums, COUNT(sums));
-    check_passed = (int)sums[0];
-    check_failed = (int)sums[1];
-    if (world.rank == 0)
-        printf("%d ranks, %s: %d cases, %s, %.0f s; tensor parallel within %.1e\n", world.ranks,
+    alarm(0);
+    if (team.rank == 0)
+        printf("%d ranks, %s: %d cases, %s, %.0f s; tensor parallel within %.1e\n", team.ranks,
                under.name, n, all ? "every combination of a pass" : "every pair of settings",
                now() - start, worst_near);
-    alarm(0);
-    under.be->end();
-    hosts_end();
-    return world.rank == 0 ? check_report() : 0;
+    return team_report();
 }

@@ -105,7 +105,7 @@ static const LinearCase linear_cases[] = {
 /* Eight orders of roundings: the activation of the exact sum, as a fused epilogue has it, or of the
  * one in memory; what follows it, of the exact activation or of the one in memory; and all that for
  * a bias that is added to the exact product, or to the one in memory. */
-static void linear_forward(const LinearCase *c)
+static void linear_forward(const LinearCase *c, bool kept)
 {
     begin(PRODUCT, "linear_forward %dx%dx%d act %d", c->rows, c->in, c->out, c->act);
     Drop d = drop_of(c->drop, RNG_MLP_DROPOUT, 2);
@@ -116,7 +116,7 @@ static void linear_forward(const LinearCase *c)
     rescale(w, 1 / sqrt(c->in), 0);
     be->linear_forward(&(LinearForward){tensor(y), tensor(x), tensor(w), pointer(bias), c->rows,
                                         c->in, c->out, c->act, tensor(pre), tensor(residual), d,
-                                        c->tokens});
+                                        c->tokens, kept});
     int n = ways(y, 8), n_pre = ways(pre, 2);
     for (long i = 0; i < (long)c->rows * c->out; i++) {
         long r = i / c->out, o = i % c->out;
@@ -1071,6 +1071,25 @@ static OptMats opt_mats(const OptCase *c)
     return a;
 }
 
+/* Moments and average in memory of host_alloc for the time of a step. */
+static bool state_on_host;
+static void swap_state(OptStep *s)
+{
+    static dev *elsewhere[3];
+    dev **const at[] = {&s->exp_avg, &s->exp_avg_sq, &s->ema};
+    const size_t bytes = N * sizeof(real);
+    for (int i = 0; i < COUNT(at); i++) {
+        dev *here = *at[i], *host = elsewhere[i] ? here : NULL;
+        if (!here)
+            continue;
+        *at[i] = host ? elsewhere[i] : (dev *)be->host_alloc(bytes);
+        be->copy(*at[i], here, bytes);
+        elsewhere[i] = host ? NULL : here;
+        be->wait(be->mark());
+        be->host_release(host);
+    }
+}
+
 static void opt_step(const OptCase *c, const OptMats *a, bool stochastic)
 {
     bool lamb = c->opt.kind == OPT_LAMB, sgd = c->opt.kind == OPT_SGD;
@@ -1088,14 +1107,18 @@ static void opt_step(const OptCase *c, const OptMats *a, bool stochastic)
                     .norms = pointer(a->norms)};
     st.t = c->t, st.clip = c->clip, st.loss_scale = c->loss_scale, st.skip = c->skip;
     send_state();
+    if (state_on_host)
+        swap_state(&step);
     (sgd ? be->sgd : lamb ? be->lamb_direction : be->adam)(&step);
     if (lamb)
         be->lamb_apply(&step);
+    if (state_on_host)
+        swap_state(&step);
 }
 
 static void optimiser(const OptCase *c)
 {
-    begin(PLAIN, "%s", c->name);
+    begin(PLAIN, "%s%s", c->name, state_on_host ? ", state on the host" : "");
     OptMats a = opt_mats(c);
     opt_step(c, &a, false);
     long bad = 0;
@@ -1518,6 +1541,18 @@ static void memory(void)
     CHECK(pinned != NULL);
     be->host_release(pinned);
     be->host_release(NULL);
+    real *there = be->host_alloc(sizeof got), ones[ELEMENTS]; /* as operand */
+    dev *operand = (dev *)there;
+    for (int i = 0; i < ELEMENTS; i++)
+        ones[i] = 1;
+    be->upload(operand, ones, sizeof ones);
+    be->add(operand, operand, ELEMENTS);
+    be->download(got, operand, sizeof got);
+    CHECK(got[0] == 2 && got[ELEMENTS - 1] == 2 && there[5] == 2, "%g", (double)got[0]);
+    be->zero(operand, sizeof got);
+    be->wait(be->mark());
+    CHECK(memcmp(there, zeros, sizeof zeros) == 0, "zero in the host's memory");
+    be->host_release(there);
     be->describe(text, sizeof text);
     CHECK(text[0] && strlen(text) < sizeof text - 1 && be->threads() >= 1, "'%s'", text);
     CHECK(be->memory_free() == -1 || be->memory_free() > 0, "%g bytes free", be->memory_free());
@@ -1780,13 +1815,10 @@ static void layer_cases(void)
     for (int i = 0; i < COUNT(linear_cases); i++) {
         if (linear_cases[i].big && !under.full)
             continue;
-        linear_forward(&linear_cases[i]);
+        linear_forward(&linear_cases[i], false);
         linear_backward_input(&linear_cases[i]);
         linear_backward_weight(&linear_cases[i]);
     }
-    for (int i = 0; i < COUNT(linear_cases); i++)
-        if (linear_cases[i].act && linear_cases[i].pre && !linear_cases[i].big)
-            activate(&linear_cases[i]);
     for (int i = 0; i < COUNT(patch_cases); i++)
         patchify(&patch_cases[i]);
     for (int i = 0; i < COUNT(norm_cases); i++) {
@@ -1808,6 +1840,11 @@ static void layer_cases(void)
     softmax_sweep();
     for (int i = 0; i < COUNT(loss_cases); i++)
         loss(&loss_cases[i]);
+    for (int i = 0; i < COUNT(linear_cases); i++)
+        if (linear_cases[i].act && linear_cases[i].pre && !linear_cases[i].big) {
+            activate(&linear_cases[i]);
+            linear_forward(&linear_cases[i], true); /* GELU may go into the product */
+        }
 }
 
 /* Masks of some columns, or heads, of wider matrices: from a multiple of four and from others on.
@@ -1822,7 +1859,7 @@ static void part_cases(void)
             if (c->drop <= 0)
                 continue;
             cut.of = cut.first + c->out + 5;
-            linear_forward(c);
+            linear_forward(c, false);
             if (c->act && c->pre)
                 activate(c);
             cut.of = cut.first + c->in + 5;
@@ -1857,8 +1894,11 @@ static void update_cases(void)
         norms(0, 8, bad[i]);
     }
     share_chunks();
-    for (int i = 0; i < COUNT(opt_cases); i++)
+    for (int i = 0; i < COUNT(opt_cases); i++) {
+        state_on_host = i % 2;
         optimiser(&opt_cases[i]);
+    }
+    state_on_host = false;
     norms(1, 1, 0);
     norms(1, 1, NAN);
     norms(150, 1024, INFINITY);

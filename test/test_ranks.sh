@@ -169,6 +169,66 @@ if [ -z "${TEST_SMALL-}" ]; then
     check "8 ranks" sh -c 'tail -n 1 log >b; cmp -s a b'
 fi
 
+# ---- ranks that share the model ----
+# What each layout computes is test_layouts' business; here the program saves and goes on.
+
+wide="$tiny --heads 4 --layers 4 $dropped"
+for micro in 4 2; do train one-wide$micro $wide --steps 4 --micro-batch $micro; done
+for layout in "--ranks 2 --zero 1" "--ranks 2 --zero 2" "--ranks 2 --zero 3" \
+    "--ranks 2 --zero 3 --recompute full --recompute-group 2"; do
+    train layout $wide --steps 4 $layout
+    same "$layout" one-wide4 layout
+done
+for layout in "--ranks 2 --pp 2" "--ranks 4 --pp 4 --layers-per-stage 1,1,1,1" \
+    "--ranks 2 --pp 2 --layers-per-stage 1,3 --recompute selective"; do
+    train layout $wide --steps 4 --micro-batch 2 $layout
+    same "$layout" one-wide2 layout
+done
+train layout $wide --steps 4 --ranks 8 --tp 2 --pp 2 --zero 3
+check "every kind at once: its line" grep -q '^ranks     8 .*2 stages, 2 tensor parallel, 2 data parallel (zero 3)' log
+check "a step's bytes are in the log" grep -q '"comm_bytes":[1-9].*"comm_wait":[01]' layout/log.jsonl
+train half $wide --steps 2 --ranks 4 --tp 2 --zero 3
+for layout in "--ranks 1" "--ranks 2 --pp 2" "--ranks 2 --zero 1" "--ranks 4 --tp 4"; do
+    rm -rf on
+    cp -r half on
+    # shellcheck disable=SC2086
+    timeout 60 "$program" --resume on --steps 4 $layout >log 2>&1
+    check "tp 2, zero 3 goes on as $layout: status $?" sh -c "grep -q '^resumed   at step 2' log && grep -q '^done in' log"
+    timeout 60 "$program" eval --weights on --data fake --threads 1 >log 2>&1
+    check "and is evaluated by one process" grep -q '^top1 ' log
+done
+rm -rf on
+cp -r half on
+timeout 60 "$program" --resume on --steps 4 --ranks 1 >log 2>&1
+check "a layout that does not fit is left, aloud" grep -q '^note: the run.s --tp 2 --pp 1 does not fit 1 rank' log
+bad "heads" 2 'must divide both: 1, 2$' "$program" $tiny --ranks 4 --tp 4 --steps 1
+bad "processes" 2 'give --tp 2 --pp 1' "$program" $tiny --ranks 2 --tp 2 --pp 2 --steps 1
+bad "layers" 2 'the model has 2 layers' "$program" $tiny --ranks 3 --pp 3 --steps 1
+bad "layers per stage" 2 '3,3,3,3' "$program" $tiny --ranks 2 --pp 2 --layers-per-stage 1,2 --steps 1
+bad "what is kept" 2 'norm1_y qkv' "$program" $tiny --recompute full --recompute-keep mad --steps 1
+"$program" $tiny --zero 3 --steps 1 --out nothing >log 2>&1
+check "what has no effect is said" grep -q '^note: --zero 3 has no effect' log
+
+# No rank ever holds the whole model: the peak of the process is what the plan says, and what any
+# program takes, which is that of a model of no size.
+peak_of() { # width: prints "peak plan", bytes
+    rm -rf peak
+    timeout 120 "$program" train --out peak --data fake --num-classes 10 --image-size 28 --model 10B/14 \
+        --width "$1" --heads 8 --mlp $((4 * $1)) --batch-size 4 --workers 1 --threads 1 --val-data none \
+        --steps 2 --ranks 4 --zero 3 >log 2>&1 || return 1
+    echo "$(grep -o '"memory":[0-9]*' peak/log.jsonl | tail -n 1 | tr -dc 0-9)" \
+        "$(grep '^memory' log | grep -oE '[0-9.]+ [kMG]?B' |
+            awk '{f["B"] = 1; f["kB"] = 1e3; f["MB"] = 1e6; f["GB"] = 1e9; n += $1 * f[$2]} END {print n}')"
+}
+if [ -z "${TEST_SMALL-}" ]; then
+    read -r base base_plan <<<"$(peak_of 32)"
+    read -r peak plan <<<"$(peak_of 384)"
+    rm -rf peak
+    check "a rank's peak is the plan's within 5%: $peak - $base, $plan - $base_plan" awk -v a="$peak" \
+        -v b="$base" -v c="$plan" -v d="$base_plan" \
+        'BEGIN {x = (a - b) / (c - d); exit !(c > 1e8 && x > 0.95 && x < 1.05)}'
+fi
+
 # ---- signals, ends ----
 
 background stopped $tiny --save-every 100000000 --ranks 2

@@ -61,7 +61,7 @@ static int on_ranks(int n, bool (*work)(const void *ctx, Error *e), const void *
     for (int r = 0; r < n; r++) {
         if (fork())
             continue;
-        alarm(120); /* where another rank ended, this one waits for ever */
+        alarm(300); /* where another rank ended, this one waits for ever */
         ranks = (CkptRanks){r, n, sum};
         world->ok[r] = work(ctx, &world->error[r]);
         world->done[r] = true;
@@ -79,12 +79,18 @@ static int on_ranks(int n, bool (*work)(const void *ctx, Error *e), const void *
 
 /* ---- numbers ---- */
 
-/* From a tensor's name, which set it is of and the element's place in the whole tensor. */
-static uint32_t mixed(const char *name, uint32_t set, uint32_t i)
+static uint32_t hash_name(const char *name)
 {
     uint32_t h = 2166136261u;
     for (; *name; name++)
         h = (h ^ (uint8_t)*name) * 16777619u;
+    return h;
+}
+
+/* From the hash of a tensor's name, which set it is of and the element's place in the whole tensor.
+ */
+static uint32_t mixed(uint32_t h, uint32_t set, uint32_t i)
+{
     h = (h ^ set) * 16777619u;
     h = (h ^ i) * 16777619u;
     h ^= h >> 15;
@@ -92,14 +98,23 @@ static uint32_t mixed(const char *name, uint32_t set, uint32_t i)
     return h ^ h >> 13;
 }
 
-static real number(const char *name, int set, long i)
+typedef real Numbers(uint32_t name, int set, long i);
+
+static real of_run(uint32_t name, int set, long i)
 {
     return (real)((int32_t)mixed(name, (uint32_t)set, (uint32_t)i) / 65536.0 / 65536.0);
 }
 
-/* One that bfloat16 and half have exactly. */
-static real short_number(const char *name, long i)
+/* The average in the weights' place. */
+static real of_average(uint32_t name, int set, long i)
 {
+    return of_run(name, set == 0 ? 3 : set, i);
+}
+
+/* Ones that bfloat16 and half have exactly. */
+static real of_short(uint32_t name, int set, long i)
+{
+    (void)set;
     return (real)(((int)(mixed(name, 7, (uint32_t)i) % 255) - 127) / 64.0);
 }
 
@@ -181,22 +196,39 @@ static void part_free(Part *m)
     free(m->memory);
 }
 
+/* How tensor parallelism cuts p, by its name. */
+enum { CUT_NOT, CUT_ROWS, CUT_COLUMNS, CUT_HEADS };
+static int cut_of(const Part *m, const Param *p)
+{
+    int tp = m->split.tp.ranks;
+    bool block = p->unit > 0 && p->unit <= m->layout->config.layers;
+    if (tp == 1)
+        return CUT_NOT;
+    if (strncmp(p->name, "head.", 5) == 0)
+        return p->shape[0] % tp ? CUT_NOT : CUT_ROWS;
+    if (block && strstr(p->name, "attn.qkv"))
+        return CUT_HEADS;
+    if (block && strstr(p->name, "mlp.fc1"))
+        return CUT_ROWS;
+    return block && (strstr(p->name, "proj.weight") || strstr(p->name, "fc2.weight")) ? CUT_COLUMNS
+                                                                                      : CUT_NOT;
+}
+
 /* Where element i of the whole tensor p stands in this rank's buffers; -1: another rank has it.
  * From the shapes: rows [rows, columns], those of q, k and v one after the other. */
-static long place_of(const Part *m, const Param *p, long i)
+static long place_of(const Part *m, const Param *p, int cut, long i)
 {
     const Unit *unit = &m->layout->unit[p->unit];
     long tp = m->split.tp.ranks, rows = p->shape[0], columns = p->n / rows;
     long row = i / columns, column = i % columns, owner = m->split.tp.rank, shards = 1, shard = 0;
-    bool cut = tp > 1 && p->unit > 0 && (p->unit <= m->layout->config.layers || rows % tp == 0);
-    if (cut && strstr(p->name, "attn.qkv")) {
+    if (cut == CUT_HEADS) {
         long of_one = rows / 3, each = of_one / tp;
         owner = row % of_one / each;
         row = row / of_one * each + row % each;
-    } else if (cut && (strstr(p->name, "mlp.fc1") || strncmp(p->name, "head.", 5) == 0)) {
+    } else if (cut == CUT_ROWS) {
         owner = row / (rows / tp);
         row %= rows / tp;
-    } else if (cut && (strstr(p->name, "proj.weight") || strstr(p->name, "fc2.weight"))) {
+    } else if (cut == CUT_COLUMNS) {
         columns /= tp;
         owner = column / columns;
         column %= columns;
@@ -211,38 +243,22 @@ static long place_of(const Part *m, const Param *p, long i)
     return at / size == shard ? unit->offset / shards + at % size : -1;
 }
 
-/* What a buffer must hold: a file's numbers at their places, else what was there before. */
-typedef real Numbers(const Param *p, int set, long i);
-
-static real of_run(const Param *p, int set, long i)
-{
-    return number(p->name, set, i);
-}
-
-static real of_average(const Param *p, int set, long i)
-{
-    return number(p->name, set == 0 ? 3 : set, i);
-}
-
-static real of_short(const Param *p, int set, long i)
-{
-    (void)set;
-    return short_number(p->name, i);
-}
-
 static bool is_head(const Param *p)
 {
     return strncmp(p->name, "head.", 5) == 0;
 }
 
+/* A file's numbers to their places; what is between them is left alone. */
 static void fill(const Part *m, Numbers *numbers, int set, bool head, real *out)
 {
     for (int t = 0; t < m->layout->tensors; t++) {
         const Param *p = &m->layout->param[t];
+        uint32_t name = hash_name(p->name);
+        int cut = cut_of(m, p);
         for (long i = 0; (head || !is_head(p)) && i < p->n; i++) {
-            long at = place_of(m, p, i);
+            long at = place_of(m, p, cut, i);
             if (at >= 0)
-                out[at] = numbers(p, set, i);
+                out[at] = numbers(name, set, i);
         }
     }
 }
@@ -387,13 +403,13 @@ static const Way ways[] = {{1, 1, 1, 0}, {1, 1, 2, 0}, {1, 1, 3, 0}, {1, 1, 2, 1
                            {1, 2, 1, 0}, {1, 2, 2, 0}, {1, 2, 2, 1}, {1, 3, 1, 0}, {2, 2, 1, 0},
                            {2, 2, 2, 0}, {2, 2, 3, 0}, {2, 2, 2, 1}, {2, 2, 4, 3}, {4, 1, 2, 2}};
 
-/* All ways write the same bytes, and what one wrote all resume. */
-static void test_ways(const char *name, const Config *c, int optimiser, bool average)
+/* All ways (each: one in so many) write the same bytes, and what one wrote all resume. */
+static void test_ways(const char *name, const Config *c, int optimiser, bool average, int each)
 {
     Job first = {*c, optimiser, average, ways[0], "", 12, -1, 0, NULL}, job;
     snprintf(first.dir, sizeof first.dir, "%s/%s", root, name);
     save(&first);
-    for (int i = 0; i < COUNT(ways); i++) {
+    for (int i = 0; i < COUNT(ways); i += each) {
         job = first;
         job.way = ways[i];
         snprintf(job.dir, sizeof job.dir, "%s/%s-%d", root, name, i);
@@ -474,7 +490,7 @@ static void write_mixed(const char *path, const Config *c)
         const Param *p = &l->param[t];
         st_add_tensor(w, p->name, (StType)(t % 4), p->ndim, p->shape);
         for (long i = 0; i < p->n; i++)
-            n += put((StType)(t % 4), short_number(p->name, i), data + n);
+            n += put((StType)(t % 4), of_short(hash_name(p->name), 0, i), data + n);
     }
     if (!st_begin(w, 0, &e) || !st_write(w, 0, data, n, &e) || !st_finish(w, 0, &e))
         die(e.hint, "%s", e.what);
@@ -634,8 +650,8 @@ int main(void)
     Config c = small_config(), odd = c;
     odd.classes = 5, odd.representation = 9, odd.cls_tokens = 2, odd.norm_pre = true;
     odd.patch_bias = odd.layer_scale = false;
-    test_ways("adamw", &c, OPT_ADAMW, true);
-    test_ways("odd", &odd, OPT_SGD, false);
+    test_ways("adamw", &c, OPT_ADAMW, true, 1);
+    test_ways("odd", &odd, OPT_SGD, false, 3);
     test_bytes_of_before();
     test_pieces();
     test_mixed();

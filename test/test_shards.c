@@ -12,6 +12,7 @@
 #include "check.h"
 #include "files.h"
 #include "image/decoder.h"
+#include "said.h"
 #include "util/files.h"
 
 enum { SIDE = 8, BYTES = 3 * SIDE * SIDE, SHARDS = 7, CLASSES = 5 };
@@ -487,6 +488,7 @@ static void test_labels(void)
     } cases[] = {
         {NULL, "a/b.c/0.PPM a/b.c/0.CLS=1 ./1.ppm ./1.cls=0", "1 0", "0 1"},
         {NULL, "._0.ppm=x ._0.cls=x 0.ppm 0.cls=2", "2", "0 1 2"},
+        {NULL, "0.jfif 0.cls=1 1.JPE 1.cls=0 2.jif 2.cls=1", "1 0 1", "0 1"},
         {"txt", "0.ppm 0.txt=1 1.ppm 1.txt=0", "1 0", "0 1"},
         {"txt", "0.ppm 0.TXT=cat 1.ppm 1.txt=a%dog%", "1 0", "a dog cat"},
         {".txt", "0.ppm 0.txt=10 0.cls=3", "10", "0 1 2 3 4 5 6 7 8 9 10"},
@@ -502,6 +504,7 @@ static void test_labels(void)
         {"json:label", "0.ppm 0.json={", "0.json is no JSON object with the key", NULL},
         {"json:label", "0.ppm 0.json={\"label\":1.5}", "0.json: '1.5' is no label", NULL},
         {"json:label", "0.ppm 0.json={\"label\":null}", "has no number and no name", NULL},
+        {"json", "0.ppm 0.json={}", "0.json holds JSON, no label", NULL},
         {"txt", "0.ppm 0.txt=1.0", "0.txt: '1.0' is no label", NULL},
         {"txt", "0.ppm 0.txt=-1", "0.txt: '-1' is no label", NULL},
         {"txt", "0.ppm 0.txt=a 1.ppm 1.txt=1", "1.txt: '1' is a number, labels before", NULL},
@@ -651,6 +654,29 @@ static void test_divided(void)
             data_close(d);
         }
     }
+    char *both = xasprintf("%s/set-{train-0,val-0}.tar", at(temporary, "divided0"));
+    for (int train = 0; train < 2; train++) {
+        DataOptions o = options(both);
+        o.train = train;
+        Dataset *d = open_options(o);
+        check_said(d, train ? "note: 1 of 2 shards are named for validation or tests: training uses"
+                            : "note: 1 of 2 shards are named for training: evaluation uses");
+        data_close(d);
+    }
+    free(both);
+    DataOptions captions = options(at(temporary, "captions.tar"));
+    char *members = xstrdup("0.ppm 0.txt=a");
+    for (int i = 1; i < 20; i++) {
+        char *more = xasprintf("%s %d.ppm %d.txt=a%%picture%%%d", members, i, i, i);
+        free(members);
+        members = more;
+    }
+    write_members(at(temporary, "captions.tar"), members);
+    free(members);
+    captions.wds_label = "txt";
+    Dataset *d = open_options(captions);
+    check_said(d, "note: 20 classes in 20 images, such as 'a': are these labels?");
+    data_close(d);
     Error e;
     const char *dir = at(temporary, "packed");
     CHECK(make_dirs(dir, &e));

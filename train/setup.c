@@ -224,7 +224,9 @@ static void find_start(Session *s)
     const Options *o = &s->o;
     if (*o->resume) {
         char dir[4096];
-        check(ckpt_find(o->resume, dir, sizeof dir, &why));
+        bool found = s->world.rank > 0 || ckpt_find(o->resume, dir, sizeof dir, &why);
+        check(found);
+        hosts_broadcast(dir, sizeof dir); /* others may not see the newest yet */
         s->checkpoint = xstrdup(dir);
         s->weights = xasprintf("%s/model.safetensors", dir);
     } else if (*o->weights) {
@@ -664,8 +666,8 @@ static void describe_model(const Session *s, bool training)
     printf("memory    %sB weights", text[WEIGHTS]);
     if (training)
         printf(", %sB gradients, %sB optimiser", text[GRADIENTS], text[OPTIMISER]);
-    printf(", %sB activations, %sB inputs; %d images at a time%s\n", text[ACTIVATIONS], text[INPUTS],
-           p->max_batch, s->world.ranks > 1 ? ", on the first rank" : "");
+    printf(", %sB activations, %sB inputs; %d images at a time%s\n", text[ACTIVATIONS],
+           text[INPUTS], p->max_batch, s->world.ranks > 1 ? ", on the first rank" : "");
     if (p->recompute.kind != RECOMPUTE_NONE) {
         Plan whole = *p;
         whole.recompute = (Recompute){0};
@@ -835,8 +837,10 @@ static void check_shared(Session *s)
     s->shared = ckpt_shared(s->out, &ranks, &why);
     if (s->shared)
         return;
-    if (parallel_together(s))
-        die(why.hint, "%s: each rank saves its part of the model there", why.what);
+    bool writable = access(s->out, W_OK) == 0; /* by rank 0, whose word counts */
+    hosts_broadcast(&writable, sizeof writable);
+    if (parallel_together(s) || !writable)
+        die(why.hint, "%s", why.what);
     printf("note: %s; rank 0 saves the run by itself\n", why.what);
 }
 

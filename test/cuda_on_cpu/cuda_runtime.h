@@ -501,6 +501,24 @@ cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute what, int
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, const void *kernel);
 cudaError_t cudaFuncGetName(const char **name, const void *kernel);
 namespace standin {
+/* Dies if a kernel's argument holds an address of the host's memory that is not pinned. Looking
+ * inside of a struct takes a compiler that can clear what lies between its members. */
+void check_words(const void *kernel, const void *argument, size_t bytes);
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_clear_padding)
+#define STANDIN_CLEAR_PADDING(p) __builtin_clear_padding(p)
+#endif
+#endif
+template <class T> void check_argument(const void *kernel, T argument)
+{
+    bool clear = std::is_pointer<T>::value;
+#ifdef STANDIN_CLEAR_PADDING
+    STANDIN_CLEAR_PADDING(&argument);
+    clear = true;
+#endif
+    if (clear)
+        check_words(kernel, &argument, sizeof argument);
+}
 cudaError_t launch(const cudaLaunchConfig_t &c, const void *kernel, std::function<void()> thread);
 cudaError_t occupancy(int *blocks, const void *kernel, int threads, size_t smem);
 } // namespace standin
@@ -525,6 +543,9 @@ template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *c, void (*kernel)(P...), A &&...args)
 {
     std::tuple<P...> values(std::forward<A>(args)...);
+    std::apply([&](const P &...value) {
+        (standin::check_argument<P>((const void *)kernel, value), ...);
+    }, values);
     return standin::launch(*c, (const void *)kernel,
                            [kernel, values] { std::apply(kernel, values); });
 }

@@ -5,7 +5,9 @@
  * rank order, in float (bf16, f16, f32), so they depend on nothing else. Send and receive use a
  * pair of slots for each ordered pair of ranks.
  *
- * Works never block: they are asked again, so that other queues go on meanwhile. A peer that does
+ * Works never block: they are asked again, so that other queues go on meanwhile. What one will write
+ * is filled with 0xFF when it begins, so that whoever does not wait for it reads what was there
+ * before, or NaN. A peer that does
  * not answer for VIT_STANDIN_NCCL_TIMEOUT seconds (60), has died or has aborted makes this and all
  * later works of the communicator give up, which ncclCommGetAsyncError reports. Ranks that call
  * different collectives, or with other counts or types, get ncclInvalidUsage. A process that exits
@@ -41,9 +43,10 @@ struct Call {
 };
 /* Counters that only grow: rounds posted and taken, slots sent and received. */
 struct SharedRank {
-    std::atomic<uint64_t> posted, taken;
+    std::atomic<uint64_t> posted, taken, splits;
     std::atomic<int> pid;
     Call call[2];
+    int colour[2], key[2]; /* of splits in turn */
 };
 struct SharedPair {
     std::atomic<uint64_t> sent, received;
@@ -57,10 +60,11 @@ struct Shared {
 
 struct ncclComm {
     int rank, ranks;
+    std::string name; /* of the shared memory */
     Shared *shared;
     size_t bytes;
     char *slots, *pair_slots;
-    uint64_t round = 0;
+    uint64_t round = 0, splits = 0;
     ncclResult_t error = ncclSuccess;
     std::string message;
     Chain chain;
@@ -207,13 +211,18 @@ struct Collective {
     char *to;
     /* progress */
     size_t done = 0; /* elements */
-    bool posted = false;
+    bool posted = false, begun = false;
     double since = 0;
 
     bool operator()()
     {
         bool moved = false;
         size_t size = size_of(ncclDataType_t(call.type));
+        if (!begun) { /* what it will write holds nothing from now on */
+            begun = true;
+            poison(size);
+            return false;
+        }
         /* a reduce-scatter posts one part for every rank */
         size_t most = SLOT / size / (call.kind == REDUCE_SCATTER ? size_t(c->ranks) : 1);
         while (done < call.count && c->error == ncclSuccess) {
@@ -242,6 +251,21 @@ struct Collective {
             done += n;
         }
         return true;
+    }
+    /* All that is written, but for what is read: operands may be the same memory. */
+    void poison(size_t size)
+    {
+        size_t in = call.count * size * (call.kind == REDUCE_SCATTER ? size_t(c->ranks) : 1);
+        size_t out = call.count * size * (call.kind == ALL_GATHER ? size_t(c->ranks) : 1);
+        if ((call.kind == REDUCE || call.kind == BROADCAST) &&
+            (c->rank == call.root) == (call.kind == BROADCAST))
+            return; /* the root of a broadcast, or another rank of a reduction */
+        if (call.kind == BROADCAST)
+            in = 0;
+        size_t before = from > to ? std::min(size_t(from - to), out) : 0;
+        size_t behind = to + out > from + in ? std::min(size_t(to + out - from) - in, out) : 0;
+        memset(to, 0xFF, before);
+        memset(to + out - behind, 0xFF, behind);
     }
     void post(size_t n, size_t size)
     {
@@ -292,6 +316,7 @@ struct Transfers {
     ncclComm *c;
     std::vector<Transfer> list;
     double since = 0;
+    bool begun = false;
 
     bool move(Transfer &t)
     {
@@ -320,6 +345,10 @@ struct Transfers {
     bool operator()()
     {
         bool all = true, moved = false;
+        for (Transfer &t : list)
+            if (!begun && !t.send) /* nothing is there from now on */
+                memset(t.at, 0xFF, t.bytes);
+        begun = true;
         for (size_t i = 0; i < list.size() && c->error == ncclSuccess; i++) {
             Transfer &t = list[i];
             for (size_t j = 0; j < i; j++) /* those of one pair keep their order */
@@ -479,18 +508,13 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId *id)
     return ncclSuccess;
 }
 
-ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int rank)
+/* Meets the other ranks in the shared memory of this name. */
+static ncclResult_t meet(ncclComm_t *comm, int ranks, const std::string &name, int rank)
 {
-    if (!comm || ranks < 1 || ranks > MAX_RANKS || rank < 0 || rank >= ranks ||
-        id.internal[0] != '/')
-        return ncclInvalidArgument;
-    if (cudaError_t e = synchronous_call(); e != cudaSuccess)
-        return ncclUnhandledCudaError;
-    *comm = nullptr;
     size_t pairs = size_t(ranks) * size_t(ranks);
     size_t head = (sizeof(Shared) + pairs * sizeof(SharedPair) + 4095) / 4096 * 4096;
     size_t bytes = head + size_t(ranks) * 2 * SLOT + pairs * 2 * PAIR_SLOT;
-    int file = shm_open(id.internal, O_RDWR | O_CREAT, 0600);
+    int file = shm_open(name.c_str(), O_RDWR | O_CREAT, 0600);
     void *map = MAP_FAILED;
     if (file >= 0 && ftruncate(file, off_t(bytes)) == 0)
         map = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
@@ -503,6 +527,7 @@ ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int 
     ncclComm *c = new ncclComm;
     c->rank = rank;
     c->ranks = ranks;
+    c->name = name;
     c->shared = static_cast<Shared *>(map);
     c->bytes = bytes;
     c->slots = static_cast<char *>(map) + head;
@@ -513,7 +538,7 @@ ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int 
     while (c->shared->joined < ranks && !c->shared->aborted && seconds() - start < timeout())
         usleep(200);
     if (rank == 0 || c->shared->joined < ranks)
-        shm_unlink(id.internal); /* all who will ever come have it open */
+        shm_unlink(name.c_str()); /* all who will ever come have it open */
     if (c->shared->joined < ranks) {
         fail(c, ncclSystemError, "other ranks did not come in time");
         munmap(map, bytes);
@@ -527,6 +552,48 @@ ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int 
             drain();
     });
     return at_exit == 0 ? ncclSuccess : ncclSystemError;
+}
+ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int rank)
+{
+    if (!comm || ranks < 1 || ranks > MAX_RANKS || rank < 0 || rank >= ranks ||
+        id.internal[0] != '/')
+        return ncclInvalidArgument;
+    *comm = nullptr;
+    if (cudaError_t e = synchronous_call(); e != cudaSuccess)
+        return ncclUnhandledCudaError;
+    return meet(comm, ranks, id.internal, rank);
+}
+/* Every rank says its colour and key, and knows the new ranks when all have. */
+ncclResult_t ncclCommSplit(ncclComm_t c, int colour, int key, ncclComm_t *part, ncclConfig_t *)
+{
+    if (!c || !part || colour < NCCL_SPLIT_NOCOLOR)
+        return ncclInvalidArgument;
+    *part = nullptr;
+    if (cudaError_t e = synchronous_call(); e != cudaSuccess)
+        return ncclUnhandledCudaError;
+    drain();
+    const uint64_t turn = c->splits++;
+    SharedRank *all = c->shared->ranks;
+    all[c->rank].colour[turn & 1] = colour;
+    all[c->rank].key[turn & 1] = key;
+    all[c->rank].splits = turn + 1;
+    double since = 0;
+    for (int r = 0; r < c->ranks; r++)
+        for (; all[r].splits <= turn; usleep(200))
+            if (hopeless(c, since, false))
+                return c->error;
+    if (colour == NCCL_SPLIT_NOCOLOR)
+        return ncclSuccess;
+    int ranks = 0, rank = 0;
+    for (int r = 0; r < c->ranks; r++) {
+        int other = all[r].key[turn & 1];
+        if (all[r].colour[turn & 1] != colour)
+            continue;
+        ranks++;
+        rank += other < key || (other == key && r < c->rank);
+    }
+    return meet(part, ranks,
+                c->name + "-" + std::to_string(turn) + "." + std::to_string(colour), rank);
 }
 ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int ranks, ncclUniqueId id, int rank,
                                     ncclConfig_t *)

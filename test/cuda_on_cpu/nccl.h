@@ -1,7 +1,7 @@
 /* nccl.h - a stand-in for NCCL between processes of one machine, over POSIX shared memory.
  *
  * Names, numbers and meaning are NCCL's; nccl.cpp says how it works. Not here: several devices in
- * one process, communicator splits, user-made reductions, one-sided and registered memory.
+ * one process, user-made reductions, one-sided and registered memory.
  */
 #ifndef CUDA_ON_CPU_NCCL_H
 #define CUDA_ON_CPU_NCCL_H
@@ -14,6 +14,8 @@
 #define NCCL_VERSION_CODE     22809
 #define NCCL_VERSION(X, Y, Z) ((X)*10000 + (Y)*100 + (Z))
 #define NCCL_UNIQUE_ID_BYTES  128
+
+#define NCCL_SPLIT_NOCOLOR    -1
 
 typedef struct ncclComm *ncclComm_t;
 struct ncclUniqueId {
@@ -65,6 +67,9 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId *id);
 ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int rank);
 ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int ranks, ncclUniqueId id, int rank,
                                     ncclConfig_t *config);
+/* Those of one colour become a communicator, in the order of their keys. */
+ncclResult_t ncclCommSplit(ncclComm_t comm, int color, int key, ncclComm_t *part,
+                           ncclConfig_t *config);
 ncclResult_t ncclCommFinalize(ncclComm_t comm);
 ncclResult_t ncclCommDestroy(ncclComm_t comm);
 ncclResult_t ncclCommAbort(ncclComm_t comm);

@@ -4,7 +4,7 @@
  * seeded order that only streams, events and the legacy stream's rules constrain. A missing wait,
  * a host buffer reused too early or read too soon therefore shows as a wrong result. Device memory
  * is a region that the host can touch only while queued work runs. Copies refuse host memory that
- * is not pinned, since that would make them synchronous on a GPU.
+ * is not pinned, since that would make them synchronous on a GPU; kernels refuse it as operand.
  *
  * Read: State, memory, Op and the scheduler, streams and events, capture and graphs, launch.
  */
@@ -630,7 +630,7 @@ cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t s)
     API;
     if (!bytes)
         return cudaSuccess;
-    if (!is_device(p, bytes))
+    if (!is_device(p, bytes) && !inside(g().pinned, p, bytes))
         return result(cudaErrorInvalidValue);
     return result(enqueue(s, [=] {
         memset(p, value, bytes);
@@ -1080,6 +1080,22 @@ cudaError_t standin::occupancy(int *blocks, const void *kernel, int threads, siz
                   : int(std::min({size_t(2048 / ((threads + 31) / 32 * 32)), room / (smem + 1024),
                                   size_t(32)}));
     return cudaSuccess;
+}
+/* An address is what lies in a page that exists. */
+void standin::check_words(const void *kernel, const void *argument, size_t bytes)
+{
+    const uintptr_t page = 4096;
+    for (size_t at = 0; at + sizeof(uintptr_t) <= bytes; at += sizeof(uintptr_t)) {
+        uintptr_t p;
+        memcpy(&p, (const char *)argument + at, sizeof p);
+        if (p < page || p >= uintptr_t(1) << 47 || p - uintptr_t(g().base) < g().reserved ||
+            msync((void *)(p / page * page), 1, MS_ASYNC) != 0)
+            continue;
+        std::lock_guard<std::recursive_mutex> hold(g().lock);
+        if (!inside(g().pinned, (void *)p, 1))
+            die("%s was given host memory that is not pinned (%p, byte %zu of an argument)",
+                function_name(kernel), (void *)p, at);
+    }
 }
 cudaError_t standin::launch(const cudaLaunchConfig_t &c, const void *kernel,
                             std::function<void()> thread)
