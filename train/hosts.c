@@ -267,8 +267,10 @@ static void say_farewell(void)
         return;
     snprintf(net.what, sizeof net.what, "rank %d (%s) ended", net.world.rank, host);
     snprintf(net.hint, sizeof net.hint, "%s", ended_hint);
-    for (int i = 0; i < net.peers; i++)
-        tell(&net.peer[i], net.world.rank ? strcmp(net.peer[i].host, host) != 0 : is_first_there(i));
+    for (int i = 0; i < net.peers; i++) {
+        bool elsewhere = strcmp(net.peer[i].host, host) != 0;
+        tell(&net.peer[i], net.world.rank ? elsewhere : is_first_there(i));
+    }
 }
 
 /* For the main thread, and those that work for it: the watcher ends the process. */
@@ -345,6 +347,11 @@ static void name_place(char *out, size_t size, const Pulse *p)
         snprintf(out, size, "%s", p->doing);
 }
 
+static bool same_place(const Pulse *a, const Pulse *b)
+{
+    return a->step == b->step && strcmp(a->doing, b->doing) == 0;
+}
+
 /* "rank 2", or "ranks 1-3, 7": those of which[ranks] that do the same as `first`, struck out. */
 static size_t name_group(char *out, size_t size, bool *which, int first)
 {
@@ -354,8 +361,7 @@ static size_t name_group(char *out, size_t size, bool *which, int first)
     int several = 0;
     for (int r = first; r < net.world.ranks; r++) {
         int end = r;
-        while (end < net.world.ranks && which[end] &&
-               strcmp(life_of(end)->last.doing, p->doing) == 0 && life_of(end)->last.step == p->step)
+        while (end < net.world.ranks && which[end] && same_place(&life_of(end)->last, p))
             which[end++] = false;
         if (end == r)
             continue;
@@ -381,7 +387,7 @@ static void name_places(char *out, size_t size, bool *which)
     }
 }
 
-/* These ranks, to whom `what` has happened, are why all end; `then` follows for one and for many. */
+/* These ranks, to whom `what` has happened, are why all end; what follows for one, and for many. */
 static void blame(bool *which, const char *what, const char *then_one, const char *then_many)
 {
     char text[sizeof net.what], places[sizeof net.what - 256], host[64] = "";
@@ -763,8 +769,8 @@ static void gather(const Place *place, double until)
             guest[guests++] = (Guest){.fd = fd, .since = now()};
         if (now() > until && come < ranks) {
             char what[512];
-            snprintf(what, sizeof what, "%d of %d ranks came to %s port %d within %d s; missing: %s",
-                     come, ranks, place->host, place->port, timeout_seconds(),
+            snprintf(what, sizeof what,
+                     "%d of %d ranks came to %s port %d within %d s; missing: %s", come, ranks, place->host, place->port, timeout_seconds(),
                      missing(list, sizeof list));
             end_all(what,
                     "start all of them; VIT_DIST_TIMEOUT gives them more seconds, and a firewall "

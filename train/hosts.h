@@ -10,9 +10,9 @@
  * returns at once.
  *
  * When a rank ends, every other one ends within a second, with status 1, whatever its main thread
- * is waiting for; one of each machine says "error: rank 3 (host) ended". The same where a rank hangs
- * (hosts_watch), with "error: rank 3 (host) has done nothing for 600 s ...: it was reading images
- * (step 12)".
+ * is waiting for; one of each machine says "error: rank 3 (host) ended". The same where a rank
+ * hangs (hosts_watch), with "error: rank 3 (host) has done nothing for 600 s ...: it was reading
+ * images (step 12)".
  */
 #pragma once
 
@@ -39,8 +39,8 @@ void hosts_check(void);
 NORETURN void hosts_die(const char *hint, const char *fmt, ...) PRINTF_LIKE(2, 3);
 
 /* The watchdog: ends all when a rank has not answered for so many seconds, or its main thread has
- * done nothing while others waited for it, or all wait for each other. Rank 0's word counts; 0: off.
- * Long work must show that it goes on: by hosts_at, or alive() of util.h. */
+ * done nothing while others waited for it, or all wait for each other. Rank 0's word counts; 0:
+ * off. Long work must show that it goes on: by hosts_at, or alive() of util.h. */
 void hosts_watch(int seconds);
 /* What the main thread is about to do, as in "it was reading images": a constant, at most 35
  * characters; of which step, 0: of none. Cheap. */
