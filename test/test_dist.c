@@ -473,8 +473,8 @@ typedef struct {
 /* Started before the other tests, looked at after them: most of it is waiting. */
 static void start_ends(Ends *s)
 {
-    const End end[ENDS] = {
-        {1, 3, true}, {1, -SIGKILL, false}, {0, 0, true}, {0, -SIGABRT, false}, {2, 0, true}, {0, 1, true}, {1, 1, false}};
+    const End end[ENDS] = {{1, 3, true}, {1, -SIGKILL, false}, {0, 0, true}, {0, -SIGABRT, false},
+                           {2, 0, true}, {0, 1, true},         {1, 1, false}};
     memcpy(s->end, end, sizeof end);
     for (int i = 0; i < ENDS; i++) {
         int port = free_port();

@@ -770,8 +770,8 @@ static void gather(const Place *place, double until)
         if (now() > until && come < ranks) {
             char what[512];
             snprintf(what, sizeof what,
-                     "%d of %d ranks came to %s port %d within %d s; missing: %s", come, ranks, place->host, place->port, timeout_seconds(),
-                     missing(list, sizeof list));
+                     "%d of %d ranks came to %s port %d within %d s; missing: %s", come, ranks,
+                     place->host, place->port, timeout_seconds(), missing(list, sizeof list));
             end_all(what,
                     "start all of them; VIT_DIST_TIMEOUT gives them more seconds, and a firewall "
                     "may be in between",
