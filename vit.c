@@ -677,7 +677,9 @@ typedef struct {
 
 static void run(Model *m, Micro *b, int phase, void (*body)(void *))
 {
-    bool together = phase != EVALUATE && m->split.pp.ranks == 1;
+    /* Stages make other products; tensor parallel ranks the same, of pointers less aligned. */
+    bool alike = m->split.pp.ranks == 1 && m->split.tp.ranks == 1;
+    bool together = phase != EVALUATE && alike;
     m->be->run(key_of(m, b, phase), together, body, &(Work){m, b});
 }
 

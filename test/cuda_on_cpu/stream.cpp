@@ -108,7 +108,7 @@ struct State {
     std::vector<CUstream_st *> streams;
     CUstream_st null{true, nullptr, nullptr, {}, 0};
     int replayed_priority = 0;
-    uint64_t kernels = 0, captures = 0;
+    uint64_t kernels = 0, captures = 0, calls = 0;
     std::vector<Capture *> capturing;
     std::map<const void *, int> smem_limit;
 
@@ -201,6 +201,7 @@ static cudaError_t result(cudaError_t e)
 /* Holds the lock; fails where there is no device. */
 #define API                                               \
     std::lock_guard<std::recursive_mutex> hold(g().lock); \
+    g().calls++;                                          \
     if (g().absent != cudaSuccess)                        \
     return result(g().absent)
 
@@ -235,6 +236,7 @@ static bool inside(const std::map<uintptr_t, size_t> &map, const void *p, size_t
 }
 bool is_device(const void *p, size_t bytes)
 {
+    std::lock_guard<std::recursive_mutex> hold(g().lock);
     return inside(g().device_memory, p, bytes);
 }
 
@@ -284,6 +286,7 @@ static cudaError_t spoil(Capture *c, cudaError_t e)
 /* Calls that may synchronise are illegal while a capture that forbids them is under way. */
 cudaError_t standin::synchronous_call()
 {
+    std::lock_guard<std::recursive_mutex> hold(g().lock);
     cudaError_t e = cudaSuccess;
     for (Capture *c : g().capturing)
         if (c->mode == cudaStreamCaptureModeGlobal ||
@@ -479,6 +482,7 @@ static void run_op(const OpPtr &op)
 }
 void standin::drain()
 {
+    std::lock_guard<std::recursive_mutex> hold(g().lock);
     run_until(nullptr, [] { return g().ready.empty(); });
 }
 /* A few works, whichever: when something is queued or asked about. */
@@ -489,6 +493,21 @@ static void run_some(unsigned n)
     Open open;
     for (; n && !g().ready.empty(); n--)
         run_ready(g().random.below(unsigned(g().ready.size())));
+}
+
+void standin::progress()
+{
+    static std::once_flag once;
+    std::call_once(once, [] {
+        std::thread([] {
+            for (uint64_t before = 0;; usleep(20000)) {
+                std::lock_guard<std::recursive_mutex> hold(g().lock);
+                if (before == g().calls) /* nobody has called since the last look */
+                    run_some(64);
+                before = g().calls;
+            }
+        }).detach();
+    });
 }
 
 static CUstream_st *resolve(cudaStream_t s)
@@ -539,6 +558,8 @@ static cudaError_t implicit_capture(CUstream_st *s)
 
 cudaError_t standin::enqueue(cudaStream_t stream, Work work, Chain *chain)
 {
+    std::lock_guard<std::recursive_mutex> hold(g().lock);
+    g().calls++;
     CUstream_st *s = resolve(stream);
     if (Capture *c = s->capture) {
         if (c->invalid)
