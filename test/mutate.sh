@@ -82,7 +82,7 @@ vit.c | s/return ranks->rank == 0 ? bias : NULL;/return bias;/
 vit.c | s/&m->micro\[micro % m->plan.in_flight\];/\&m->micro[(micro + 1) % m->plan.in_flight];/
 vit.c | s/    if (m->split.tp.rank > 0)$/    if (false)/
 vit.c | s/^    sum_parts(m, tp, dy, r.n, C);$/    ;/
-vit.c | s/return l - (l - first) % group;/return l - (l - first) % group - (l - first > 2);/
+vit.c | s/return l - (l - first_block(m)) % m->plan.recompute.group;/return first_block(m);/
 TABLE
 }
 
