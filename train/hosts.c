@@ -43,9 +43,11 @@
 #define MESSAGE_MAGIC 0x76a1b203u
 #define PROTOCOL      2u
 
-/* Seconds between the news that all must end and this process's end: a main thread that is about to
- * fail for a reason of its own says the better one. mpirun kills after one. */
-#define GRACE 0.2
+/* Seconds between the news that all must end and this process's end. A main thread that is about to
+ * fail for a reason of its own says the better one; and since some launchers kill all when one has
+ * ended, those that have nothing to say wait for those that have. */
+#define GRACE        0.2
+#define GRACE_SILENT 0.7
 
 /* ---- messages ---- */
 
@@ -288,7 +290,7 @@ static bool must_end(void)
  * wait, as that does, for a device that never answers. */
 static _Noreturn void see_to_the_end(void)
 {
-    usleep((useconds_t)(GRACE * 1e6));
+    usleep((useconds_t)((net.speaks ? GRACE : GRACE_SILENT) * 1e6));
     if (ftrylockfile(stdout) == 0) {
         fflush(stdout);
         funlockfile(stdout);

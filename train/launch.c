@@ -64,7 +64,8 @@ static const Launcher launchers[] = {
     [OPEN_MPI] = {"mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE",
                   "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE",
                   "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid"},
-    [HYDRA] = {"mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", NULL, NULL},
+    [HYDRA] = {"mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS",
+               "VIT_DIST_KEY", NULL},
     [SLURM] = {"srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", NULL,
                "SLURM_JOB_ID", "SLURM_STEP_ID"},
 };
@@ -330,19 +331,20 @@ static void reap(Family *f)
 
 static int explain(const Family *f)
 {
-    int sig = WIFSIGNALED(f->how) ? WTERMSIG(f->how) : 0;
-    int status = sig ? 128 + sig : WEXITSTATUS(f->how);
+    int status = WIFSIGNALED(f->how) ? 128 + WTERMSIG(f->how) : WEXITSTATUS(f->how);
+    if (f->mpirun && status > 2 && status < 32) /* MPICH's says a signal so, Open MPI's as we do */
+        status += 128;
+    int sig = WIFSIGNALED(f->how) || (f->mpirun && status > 128) ? status - 128 : 0;
     char rank[32] = "a rank";
     if (status <= 1 || f->stopping || (f->mpirun && status == NO_MPIRUN))
         return status; /* 1: a rank has said why */
-    if (f->mpirun && status > 128) /* that is how it says so */
-        sig = status - 128;
     if (!f->mpirun)
         snprintf(rank, sizeof rank, "rank %d", f->rank);
     fflush(stdout);
-    const char *hint = "the other ranks were stopped";
+    const char *hint = "the other ranks were stopped; --resume continues the last checkpoint";
     if (sig == SIGKILL)
-        hint = "the system kills when memory runs out: see dmesg";
+        hint = "the system kills when memory runs out, see dmesg; --resume continues the last "
+               "checkpoint";
     if (sig)
         fprintf(stderr, "error: %s was killed by signal %d (%s)\n", rank, sig, strsignal(sig));
     else
@@ -370,14 +372,24 @@ static _Noreturn void wait_for_all(Family *f, const sigset_t *set)
     exit(status);
 }
 
+/* A name for the job, by which its ranks know each other. */
+static void name_job(void)
+{
+    uint64_t random = 0;
+    char key[17];
+    if (getrandom(&random, sizeof random, GRND_NONBLOCK) != sizeof random)
+        random = (uint64_t)getpid() << 32 ^ (uint64_t)(now() * 1e9);
+    snprintf(key, sizeof key, "%016llx", (unsigned long long)random);
+    setenv("VIT_DIST_KEY", key, 1);
+}
+
 /* Opens rank 0's socket and says in the environment, as torchrun does, what all ranks shall know.
  * Rank 0 inherits the socket, so that nobody can take the port in between. */
 static int prepare_environment(int ranks)
 {
     Error e = {"", ""};
-    char why[256], key[17];
+    char why[256];
     int wanted = launch_env_int("VIT_PORT", 1, 65535, 0, &e);
-    uint64_t random = 0;
     if (*e.what)
         die(e.hint, "%s", e.what);
     int listener = launch_listen("127.0.0.1", wanted, why, sizeof why);
@@ -386,10 +398,7 @@ static int prepare_environment(int ranks)
     struct sockaddr_in a = {0};
     socklen_t size = sizeof a;
     getsockname(listener, (struct sockaddr *)&a, &size);
-    if (getrandom(&random, sizeof random, GRND_NONBLOCK) != sizeof random)
-        random = (uint64_t)getpid() << 32 ^ (uint64_t)(now() * 1e9);
-    snprintf(key, sizeof key, "%016llx", (unsigned long long)random);
-    setenv("VIT_DIST_KEY", key, 1);
+    name_job();
     setenv("MASTER_ADDR", "127.0.0.1", 1);
     set_int("MASTER_PORT", ntohs(a.sin_port));
     set_int("VIT_PORT", ntohs(a.sin_port));
@@ -473,6 +482,7 @@ _Noreturn void launch_mpirun(int ranks, char **argv)
         unsetenv(torchrun_settings[i]);
     for (int i = 0; i < COUNT(mpirun_settings); i++)
         setenv(mpirun_settings[i][0], mpirun_settings[i][1], 0);
+    name_job(); /* MPICH has none, and runs side by side must not be taken for one */
     setenv("VIT_TERMINAL", isatty(STDOUT_FILENO) ? "1" : "0", 1);
     sigset_t before, set = hold_signals(&before);
     pid_t pid = start("mpirun", args, &before);

@@ -4,10 +4,11 @@
  * is opened here; what the ranks say to each other is in hosts.h.
  *
  * Variables that are ours, besides the launchers':
- *   VIT_PORT       rank 0 listens there (default: MASTER_PORT + 1, since torchrun's own store may
- * be on MASTER_PORT; under Slurm or MPI a number made from the job's) VIT_DIST_KEY   names the job
- * to its ranks     } set by launch_ranks for VIT_DIST_FD    rank 0's socket, which listens } the
- * processes it starts
+ *   VIT_PORT       rank 0 listens there (default: MASTER_PORT + 1, since torchrun's own store may be
+ *                  on MASTER_PORT; under Slurm or MPI a number made from the job's)
+ *   VIT_DIST_KEY   names the job to its ranks; the launchers here set it. MPICH's mpirun names none:
+ *                  give it one by hand where several runs share a machine
+ *   VIT_DIST_FD    rank 0's socket, which listens; launch_ranks sets it
  */
 #pragma once
 
