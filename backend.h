@@ -368,8 +368,9 @@ typedef struct Backend {
      * group in the order of calls, which is the same on all its ranks. What is called later waits
      * for one of them after `join` with its ticket; until then it may not touch the operands. What
      * began inside a body of run() is joined there. A NULL group does nothing. Sums are F32, BF16
-     * or F16, of counters U64; with Device.ordered, and on a CPU always, they are made in the order
-     * of the ranks, in `real`, and rounded once. */
+     * or F16, of counters U64. A CPU makes them in the order of the ranks, in `real`, and rounds
+     * once; a GPU with Device.ordered makes them in one order on all machines, else in one that
+     * stays the same for the same machines. */
     Ticket (*all_reduce)(Group *g, dev *x, int type, long n); /* x = sum over the ranks */
     /* own [n] = this rank's part of the sum of x [ranks * n]; own may be that part of x itself */
     Ticket (*reduce_scatter)(Group *g, dev *own, const dev *x, int type, long n);

@@ -118,9 +118,9 @@ static void tell_nccl()
      * these: by estimate enough to end in their time; not measured. */
     setenv("NCCL_MAX_CTAS", "8", 0);
     /* A collective keeps its multiprocessors until its peers have come, so that those of several
-     * groups can wait for each other in a circle. NCCL (from 2.26) prevents that by starting them in
-     * the order of the host's calls, if asked to; from CUDA 12.3 on it waits for their starts alone.
-     * Before, it would wait for their ends, which is what a pipeline must not do. */
+     * groups can wait for each other in a circle. NCCL (from 2.26) prevents that by starting them
+     * in the order of the host's calls, if asked to; from CUDA 12.3 on it waits for their starts
+     * alone. Before, it would wait for their ends, which is what a pipeline must not do. */
     if (driver >= 12030)
         setenv("NCCL_LAUNCH_ORDER_IMPLICIT", "1", 0);
 }
@@ -370,9 +370,9 @@ static void cuda_host_release(void *p)
 }
 
 /* ------------------------------------------------------------------------------------------------
- * Tickets. A ticket is a stream and a count of marks on it, and stands for an event of that stream's
- * ring: one that was recorded again since then marks a later point of the same stream, so that who
- * waits for it waits longer than needed but never too little. */
+ * Tickets. A ticket is a stream and a count of marks on it, and stands for an event of that
+ * stream's ring: one that was recorded again since then marks a later point of the same stream, so
+ * that who waits for it waits longer than needed but never too little. */
 
 enum { EVENTS = 64 };
 /* Low bits of a ticket, which is never 0; the groups' follow. */

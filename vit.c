@@ -677,7 +677,9 @@ typedef struct {
 
 static void run(Model *m, Micro *b, int phase, void (*body)(void *))
 {
-    bool together = phase != EVALUATE && m->split.pp.ranks == 1;
+    /* Stages make other products; tensor parallel ranks the same, of pointers less aligned. */
+    bool alike = m->split.pp.ranks == 1 && m->split.tp.ranks == 1;
+    bool together = phase != EVALUATE && alike;
     m->be->run(key_of(m, b, phase), together, body, &(Work){m, b});
 }
 
@@ -701,13 +703,18 @@ static void share_inputs(Model *m, Micro *b)
     }
 }
 
-/* This micro-batch's inputs may be written again. */
-static void inputs_used(Model *m, Micro *b)
+static void inputs_shared(Model *m, Micro *b)
 {
     for (int i = 0; i < 2; i++) {
         m->be->join(b->shared[i]);
         b->shared[i] = 0;
     }
+}
+
+/* This micro-batch's inputs may be written again. */
+static void inputs_used(Model *m, Micro *b)
+{
+    inputs_shared(m, b);
     b->inputs[b->set].used = m->be->mark();
 }
 
@@ -1224,6 +1231,11 @@ void vit_free(Model *m)
     if (!m)
         return;
     const Backend *be = m->be;
+    be->join(m->returned); /* nothing may be on its way from memory that goes now */
+    for (int i = 0; i < m->plan.in_flight; i++) {
+        be->join(m->micro[i].passed);
+        inputs_shared(m, &m->micro[i]);
+    }
     for (int i = 0; i < COUNT(m->memory); i++)
         if (m->memory[i])
             be->release(m->memory[i]);

@@ -357,9 +357,10 @@ __device__ inline void sum_columns(float *to, const E *tile, int all_rows, const
 }
 
 /* A warp's part of the dropout mask: queries from `query` on, of each the keys from `key` on.
- * Philox makes the mask of four neighbours in (head*T + query)*T + key at a time, `head` among those
- * of all ranks. Four belong to two threads or more and begin anywhere, T being odd, so each four are
- * made once, into bytes, and every query keeps its phase: key j is byte (its first element) % 4 + j. */
+ * Philox makes the mask of four neighbours in (head*T + query)*T + key at a time, `head` among
+ * those of all ranks. Four belong to two threads or more and begin anywhere, T being odd, so each
+ * four are made once, into bytes, and every query keeps its phase: key j is byte
+ * (its first element) % 4 + j. */
 struct Keep {
     uint8_t *bytes;
     uint64_t first; /* element of (query, key) */

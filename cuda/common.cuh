@@ -167,7 +167,7 @@ static bool wide_rows(const Tensor &t)
 {
     return !t.p || (aligned(t.p) && t.ld * type_size(t.type) % 16 == 0);
 }
-/* Whether four neighbouring columns that a pack begins or ends with share a block of random bits. */
+/* Whether the four columns that a pack begins with share a block of random bits. */
 static bool whole_blocks(const Drop &d)
 {
     return d.p <= 0 || (d.first % 4 == 0 && d.of % 4 == 0);

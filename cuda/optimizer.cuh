@@ -2,10 +2,10 @@
  *
  * Each host function is the Backend entry of its name; formulas are in backend.h. A block takes one
  * chunk: at most VIT_CHUNK consecutive elements of one tensor, beginning at a multiple of 64, so
- * that a thread reads 4 neighbours at once. Blocks of empty chunks, which other ranks have, end at
- * once. Moments and average may be in pinned memory of the host. Arithmetic on weights is in float; sums of squares and
- * whatever is computed once per step are in double. What a step depends on (t, lr, clip, loss
- * scale, skip) is read from the StepState, so that the calls can be replayed.
+ * that a thread reads 4 neighbours at once. Blocks of empty chunks, which other ranks have, do
+ * nothing. Moments and average may be in pinned memory of the host. Arithmetic on weights is in
+ * float; sums of squares and whatever is computed once per step are in double. What a step depends
+ * on (t, lr, clip, loss scale, skip) is read from the StepState, so that the calls can be replayed.
  *
  * Floors: bytes over 4.3 TB/s for B/16 (86.6 M parameters) on an H200, estimates.
  */

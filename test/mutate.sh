@@ -1,17 +1,19 @@
 #!/bin/bash
 # Mutation check: flip a sign (or drop a factor) in each op, and see the suite fail.
 #
-#   test/mutate.sh [BUILD [cpu|cuda]]   BUILD holds the objects of an ordinary build (default: build);
-#                                       cpu or cuda: those mutants alone
+#   test/mutate.sh [BUILD [cpu|ranks|cuda]]   BUILD holds the objects of an ordinary build (default:
+#                                             build); cpu, ranks or cuda: those mutants alone
 #
 # Each line of a table is `file | sed expression`. Mutants of the model and the CPU backend must fail
 # the finite differences (test_grad), the tests of single operations or the goldens, in double; sums
 # over ranks are test_reduce's.
+# Mutants of what ranks share must fail test_layouts, on CPUs or, where a wait is left out, on the
+# stand-ins, whose streams are late.
 # Mutants of the CUDA backend run on the stand-ins: kernels must fail test_ops, what orders streams (a
 # wait left out, a buffer used too early) must fail training (test_cuda.sh) under one of a few orders.
 # A mutant that survives, or an expression that no longer changes its file, is a failure.
 # All of it happens in a copy of the tree, which the Makefile builds.
-build=${1:-build} which=${2:-cpu cuda}
+build=${1:-build} which=${2:-cpu ranks cuda}
 tree=$build/mutants
 export VIT_STARTED=1 # the models are tiny: any kernels do
 passed=0 failed=0
@@ -64,6 +66,33 @@ vit.c | s/^    take_state(w->m, w->b);$//
 model/params.c | s/round_up(at - start + 1, VIT_CHUNK)/(at - start + VIT_CHUNK)/
 dist.c | s/    if (micro > 0)/    if (micro > 1)/
 vit.c | s/\.gamma = w.norm1_w, \.mean/.gamma = w.norm2_w, .mean/
+TABLE
+}
+
+rank_mutants() {
+    cat <<'TABLE'
+dist.c | s/shards_weights(u) ? unit % 2 \* u->layout->largest : at/shards_weights(u) ? unit \/ 2 % 2 * u->layout->largest : at/
+dist.c | s/bool first = u->reducing\[i\].micro == 0;/bool first = true;/
+dist.c | s/sum_parts(u, u->norms, 2L \* s.n);/;/
+dist.c | s/(next - unit) % 2)$/(next - unit) % 2 == 0)/
+model/params.c | s/(copy ? CHUNK_COPY : 0)/0/
+model/params.c | s/(number \* tp + r) \* stretch + within/(number + r) * stretch + within/
+vit.c | s/d.first = m->split.tp.rank \* mine;/d.first = 0;/
+vit.c | s/return ranks->rank == 0 ? bias : NULL;/return bias;/
+vit.c | s/&m->micro\[micro % m->plan.in_flight\];/\&m->micro[(micro + 1) % m->plan.in_flight];/
+vit.c | s/    if (m->split.tp.rank > 0)$/    if (false)/
+vit.c | s/^    sum_parts(m, tp, dy, r.n, C);$/    ;/
+vit.c | s/return l - (l - first_block(m)) % m->plan.recompute.group;/return first_block(m);/
+TABLE
+}
+
+# Waits that the order of streams must show.
+late_mutants() {
+    cat <<'TABLE'
+dist.c | s/    u->be->join(u->coming\[unit % 2\]);/    ;/
+dist.c | s/    be->join(u->reducing\[i\].ticket);/    ;/
+vit.c | s/^    m->be->join(m->returned);$/    ;/
+vit.c | s/^    be->join(b->passed);$/    ;/
 TABLE
 }
 
@@ -130,6 +159,14 @@ cpu_tests() {
     build/double/test_grad && build/double/test_ops && build/double/test_reduce &&
         build/double/test_golden test/golden/*.safetensors
 }
+rank_tests() {
+    build/test_layouts 2
+}
+late_tests() {
+    for seed in 1 2 3; do # orders of the streams
+        VIT_STANDIN_SEED=$seed build/standin/test_layouts --backend cuda 2 || return 1
+    done
+}
 cuda_tests() {
     case $1 in
     cuda/*)
@@ -146,6 +183,8 @@ cuda_tests() {
 }
 [[ $which == *cpu* ]] && each -O3 "$(echo build/double/test_{grad,ops,golden,reduce})" \
     cpu_tests < <(mutants)
+[[ $which == *ranks* ]] && each -O3 build/test_layouts rank_tests < <(rank_mutants)
+[[ $which == *ranks* ]] && each -O1 build/standin/test_layouts late_tests < <(late_mutants)
 [[ $which == *cuda* ]] && each -O1 "build/standin/test_ops build/standin/train_gpu" \
     cuda_tests < <(cuda_mutants)
 echo "$passed passed, $failed failed, 0 skipped"

@@ -5,6 +5,8 @@
  */
 #include "train/parallel.h"
 
+#include "train/hosts.h"
+
 #include <string.h>
 
 /* A run that goes on among other ranks may not fit its own layout; what was asked for must. */
@@ -38,8 +40,11 @@ void parallel_split(Session *s)
     Options *o = &s->o;
     Error e = {"", ""};
     fit_run(s);
-    if (!split_new(&s->split, &s->config, s->world.rank, s->world.ranks, (int)o->tp, (int)o->pp,
-                   o->layers_per_stage, (int)o->zero, &e))
+    bool ok = split_new(&s->split, &s->config, s->world.rank, s->world.ranks, (int)o->tp,
+                        (int)o->pp, o->layers_per_stage, (int)o->zero, &e);
+    if (!ok && s->world.rank > 0) /* all find the same: the first one says it, and they end */
+        hosts_barrier();
+    if (!ok)
         die_usage(e.hint, "%s", e.what);
     s->split.reshard = o->reshard_after_forward;
     s->split.reduce_type = types[o->reduce_dtype];

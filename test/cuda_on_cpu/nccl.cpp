@@ -547,6 +547,7 @@ static ncclResult_t meet(ncclComm_t *comm, int ranks, const std::string &name, i
     }
     *comm = c;
     communicators++;
+    progress();
     static const int at_exit = atexit([] {
         if (communicators)
             drain();

@@ -73,6 +73,9 @@ struct Chain {
 cudaError_t enqueue(cudaStream_t s, Work work, Chain *chain = nullptr);
 cudaError_t synchronous_call(); /* an error if a capture forbids host synchronisation now */
 void drain();                   /* run everything queued */
+/* From now on a thread runs what is queued while the program is elsewhere: other processes may wait
+ * for it. */
+void progress();
 
 /* The highest (least) priority with which a graph's nodes have been replayed: a node has its stream's
  * where cudaGraphInstantiate was asked for that. Nothing here runs by it. */

@@ -108,7 +108,7 @@ struct State {
     std::vector<CUstream_st *> streams;
     CUstream_st null{true, nullptr, nullptr, {}, 0};
     int replayed_priority = 0;
-    uint64_t kernels = 0, captures = 0;
+    uint64_t kernels = 0, captures = 0, calls = 0;
     std::vector<Capture *> capturing;
     std::map<const void *, int> smem_limit;
 
@@ -201,6 +201,7 @@ static cudaError_t result(cudaError_t e)
 /* Holds the lock; fails where there is no device. */
 #define API                                               \
     std::lock_guard<std::recursive_mutex> hold(g().lock); \
+    g().calls++;                                          \
     if (g().absent != cudaSuccess)                        \
     return result(g().absent)
 
@@ -235,6 +236,7 @@ static bool inside(const std::map<uintptr_t, size_t> &map, const void *p, size_t
 }
 bool is_device(const void *p, size_t bytes)
 {
+    std::lock_guard<std::recursive_mutex> hold(g().lock);
     return inside(g().device_memory, p, bytes);
 }
 
@@ -284,6 +286,7 @@ static cudaError_t spoil(Capture *c, cudaError_t e)
 /* Calls that may synchronise are illegal while a capture that forbids them is under way. */
 cudaError_t standin::synchronous_call()
 {
+    std::lock_guard<std::recursive_mutex> hold(g().lock);
     cudaError_t e = cudaSuccess;
     for (Capture *c : g().capturing)
         if (c->mode == cudaStreamCaptureModeGlobal ||
@@ -479,6 +482,7 @@ static void run_op(const OpPtr &op)
 }
 void standin::drain()
 {
+    std::lock_guard<std::recursive_mutex> hold(g().lock);
     run_until(nullptr, [] { return g().ready.empty(); });
 }
 /* A few works, whichever: when something is queued or asked about. */
@@ -489,6 +493,21 @@ static void run_some(unsigned n)
     Open open;
     for (; n && !g().ready.empty(); n--)
         run_ready(g().random.below(unsigned(g().ready.size())));
+}
+
+void standin::progress()
+{
+    static std::once_flag once;
+    std::call_once(once, [] {
+        std::thread([] {
+            for (uint64_t before = 0;; usleep(20000)) {
+                std::lock_guard<std::recursive_mutex> hold(g().lock);
+                if (before == g().calls) /* nobody has called since the last look */
+                    run_some(64);
+                before = g().calls;
+            }
+        }).detach();
+    });
 }
 
 static CUstream_st *resolve(cudaStream_t s)
@@ -539,6 +558,8 @@ static cudaError_t implicit_capture(CUstream_st *s)
 
 cudaError_t standin::enqueue(cudaStream_t stream, Work work, Chain *chain)
 {
+    std::lock_guard<std::recursive_mutex> hold(g().lock);
+    g().calls++;
     CUstream_st *s = resolve(stream);
     if (Capture *c = s->capture) {
         if (c->invalid)
@@ -1081,14 +1102,21 @@ cudaError_t standin::occupancy(int *blocks, const void *kernel, int threads, siz
                                   size_t(32)}));
     return cudaSuccess;
 }
+<<<<<<< HEAD
 /* An address is what lies in a page that exists. */
 void standin::check_words(const void *kernel, const void *argument, size_t bytes)
+=======
+/* An address is what lies in a page that exists. Between the fields of a struct lies whatever was
+ * there: a bool or an int with half an old address behind it is none, and is odd, or very round. */
+void standin::check_argument(const void *kernel, const void *argument, size_t bytes)
+>>>>>>> eec5dd5 (Stand-in: what lies between the fields of a struct is no address)
 {
     const uintptr_t page = 4096;
     for (size_t at = 0; at + sizeof(uintptr_t) <= bytes; at += sizeof(uintptr_t)) {
         uintptr_t p;
         memcpy(&p, (const char *)argument + at, sizeof p);
-        if (p < page || p >= uintptr_t(1) << 47 || p - uintptr_t(g().base) < g().reserved ||
+        if (p % 2 || uint32_t(p) < page || p >= uintptr_t(1) << 47 ||
+            p - uintptr_t(g().base) < g().reserved ||
             msync((void *)(p / page * page), 1, MS_ASYNC) != 0)
             continue;
         std::lock_guard<std::recursive_mutex> hold(g().lock);
