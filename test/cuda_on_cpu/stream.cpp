@@ -1102,14 +1102,9 @@ cudaError_t standin::occupancy(int *blocks, const void *kernel, int threads, siz
                                   size_t(32)}));
     return cudaSuccess;
 }
-<<<<<<< HEAD
-/* An address is what lies in a page that exists. */
-void standin::check_words(const void *kernel, const void *argument, size_t bytes)
-=======
 /* An address is what lies in a page that exists. Between the fields of a struct lies whatever was
  * there: a bool or an int with half an old address behind it is none, and is odd, or very round. */
-void standin::check_argument(const void *kernel, const void *argument, size_t bytes)
->>>>>>> eec5dd5 (Stand-in: what lies between the fields of a struct is no address)
+void standin::check_words(const void *kernel, const void *argument, size_t bytes)
 {
     const uintptr_t page = 4096;
     for (size_t at = 0; at + sizeof(uintptr_t) <= bytes; at += sizeof(uintptr_t)) {
