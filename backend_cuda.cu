@@ -376,7 +376,7 @@ static void cuda_host_release(void *p)
 
 enum { EVENTS = 64 };
 /* Low bits of a ticket, which is never 0; the groups' follow. */
-enum { ON_OPS = 1, ON_COPIES = 2, ON_GROUPS = 3, STREAMS = 16 };
+enum { ON_OPS = 1, ON_COPIES = 2, ON_GROUPS = 3, STREAMS = 32 };
 static cudaEvent_t ring[STREAMS][EVENTS];
 static Ticket marks[STREAMS]; /* counts */
 

@@ -410,8 +410,8 @@ template <int N, int R> constexpr int NORM_BLOCKS = N * R > 32 ? N / 2 : N * R >
 /* x_out = x + s * ls * drop(branch), y = LayerNorm(x_out); shapes [rows, C]. A warp takes a row,
  * then the one `warps` further down; its lanes hold the row in R packs of N numbers each (R = 0: in
  * shared memory, for any C and for rows that are not aligned), so that memory is read once, and the
- * statistics are of the sum before it is rounded. Norm alone: reads x, writes y, 155 MB,
- * floor 36 us; with a branch twice that. */
+ * norm is that of x_out as stored, which a pass that finds it saved reads again. Norm alone: reads
+ * x, writes y, 155 MB, floor 36 us; with a branch twice that. */
 template <class E, int N, int R, bool BRANCH>
 __global__ void __launch_bounds__(128, NORM_BLOCKS<N, R>)
     residual_norm_forward_kernel(ResidualNorm a, Mask mask, Mask path, const StepState *state)
@@ -462,7 +462,10 @@ __global__ void __launch_bounds__(128, NORM_BLOCKS<N, R>)
                 }
             });
             load_packs(x, add);
-            packs_do([&](float(&v)[N], int col) { store(out + col, v); });
+            packs_do([&](float(&v)[N], int col) {
+                store(out + col, v);
+                each<N>([&](int k) { v[k] = rounded<E>(v[k]); });
+            });
         } else {
             load_packs(x, copy);
         }
