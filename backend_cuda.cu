@@ -376,7 +376,7 @@ static void cuda_host_release(void *p)
 
 enum { EVENTS = 64 };
 /* Low bits of a ticket, which is never 0; the groups' follow. */
-enum { ON_OPS = 1, ON_COPIES = 2, ON_GROUPS = 3, STREAMS = 32 };
+enum { ON_OPS = 1, ON_COPIES = 2, ON_GROUPS = 3, STREAMS = 64 };
 static cudaEvent_t ring[STREAMS][EVENTS];
 static Ticket marks[STREAMS]; /* counts */
 
@@ -459,7 +459,7 @@ struct Recording {
     int calls;
     cudaGraphExec_t graph;
     double sent;     /* bytes, at every replay */
-    unsigned groups; /* bits: whose collectives it has in it, or joins from before it */
+    uint64_t groups; /* bits: whose collectives it has in it, or joins from before it */
 };
 static Recording *recording;     /* the body that is being recorded, or NULL */
 static Ticket earlier[STREAMS];  /* counts, when the body began */
@@ -504,7 +504,7 @@ template <class F> static Ticket begin(const Group *g, double bytes, F collectiv
     CHECK_NCCL(collective());
     (recording ? recording->sent : sent_bytes) += bytes;
     if (recording)
-        recording->groups |= 1u << g->number;
+        recording->groups |= 1ull << g->number;
     return mark_stream(g->number, g->stream);
 }
 
@@ -571,7 +571,7 @@ static void cuda_join(Ticket t)
     if (count <= joined[number])
         return;
     if (recording && count <= earlier[number]) {
-        recording->groups |= 1u << number;
+        recording->groups |= 1ull << number;
         return;
     }
     CHECK_CUDA(cudaStreamWaitEvent(cu.stream, event_of(t), 0));
@@ -634,13 +634,13 @@ static void cuda_run(uint64_t key, bool together, void (*body)(void *), void *ar
         keep_choices();
         return;
     }
-    unsigned open = 0; /* bits: groups with collectives on their way */
+    uint64_t open = 0; /* bits: groups with collectives on their way */
     for (int i = ON_GROUPS; i < STREAMS; i++)
-        open |= (unsigned)(marks[i] > joined[i]) << i;
+        open |= (uint64_t)(marks[i] > joined[i]) << i;
     if (!r.graph)
         record_body(r, together, body, arg);
     for (const Group *g : groups)
-        if (r.groups & open & 1u << g->number)
+        if (r.groups & open & 1ull << g->number)
             cuda_join(mark_stream(g->number, g->stream));
     CHECK_CUDA(cudaGraphLaunch(r.graph, cu.stream));
     sent_bytes += r.sent;
