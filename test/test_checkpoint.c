@@ -738,7 +738,7 @@ static void test_weights(void)
     other = c, other.heads = 4;
     refuse_weights(path, &other, "has 3 heads, the model 4", "--heads");
     refuse_weights(below("resume-sgd/step_00000003/train_state.safetensors"), &c,
-                   "the state of an optimiser", "timm");
+                   "the state of an optimiser", "model.safetensors");
 }
 
 /* ---- foreign files ---- */

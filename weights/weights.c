@@ -219,7 +219,11 @@ static bool open_weights(const char *path, Weights *w, Error *e)
     *w = (Weights){.f = weights_open_file(path, e)};
     if (!w->f || is_ours(w->f))
         return w->f != NULL;
-    if (!hub_read(path, &w->hub, e)) {
+    bool state = st_meta(w->f, "optimizer") != NULL; /* of a run of ours */
+    if (state)
+        fail(e, "give the model.safetensors beside it, or the run's directory",
+             "%s: is the state of an optimiser, not a model", path);
+    if (state || !hub_read(path, &w->hub, e)) {
         st_close(w->f);
         return false;
     }
