@@ -153,10 +153,12 @@ static const struct {
     {"__builtin__ bytes", BYTES}, /* no bytes at all */
 };
 
-/* Whether `module` is one of the caller's, or within one. */
-static bool is_allowed(const Pickle *p, const Item *module)
+/* Whether `module` is one of the caller's, or within one, or `name` the only one of it. */
+static bool is_allowed(const Pickle *p, const Item *module, const char *name)
 {
     for (int i = 0; p->modules && p->modules[i]; i++) {
+        if (strcmp(p->modules[i], name) == 0)
+            return true;
         size_t n = strlen(p->modules[i]);
         if (module->n >= n && memcmp(module->bytes, p->modules[i], n) == 0 &&
             (module->n == n || module->bytes[n] == '.'))
@@ -175,7 +177,7 @@ static bool push_function(Pickle *p, Item module, Item function)
     bool ok = k < COUNT(callables);
     if (ok) {
         push_item(p, (Item){.kind = PICKLE_CALLABLE, .number = callables[k].what});
-    } else if (is_allowed(p, &module)) {
+    } else if (is_allowed(p, &module, name)) {
         Item both = {.kind = PICKLE_FUNCTION};
         both.at = xmalloc(2 * sizeof *both.at);
         both.at[both.count++] = add_item(p, module);

@@ -6,10 +6,10 @@
 #include "util/util.h"
 
 typedef struct Pickle Pickle;
-/* Protocols up to 3, written by Python 2 or 3. `bytes` must outlive it. Errors name `path`, and what
- * to do is `hint`. What asks for a callable is refused; `modules` (NULL-terminated, or NULL): except
- * for theirs, whose objects stay what the pickle says about them (PICKLE_OBJECT), and then protocols
- * up to 5 are read, which PyTorch can be told to write. */
+/* Protocols up to 3, written by Python 2 or 3. `bytes` must outlive it. Errors name `path`, and
+ * what to do is `hint`. What asks for a callable is refused; `modules` (NULL-terminated, or NULL):
+ * except for theirs, or "module name" for one alone, whose objects stay what the pickle says about
+ * them (PICKLE_OBJECT), and then protocols up to 5 are read, which PyTorch can be told to write. */
 Pickle *pickle_open(const uint8_t *bytes, size_t n, const char *path, const char *const *modules,
                     const char *hint, Error *e);
 void pickle_close(Pickle *p); /* NULL does nothing */
@@ -21,8 +21,19 @@ void pickle_close(Pickle *p); /* NULL does nothing */
  * what names it. ARRAY: the numbers of its shape, its dtype and its bytes. CALLABLE, DTYPE, MARK:
  * the reader's own. */
 typedef enum {
-    PICKLE_NONE, PICKLE_NUMBER, PICKLE_REAL, PICKLE_TEXT, PICKLE_LIST, PICKLE_TUPLE, PICKLE_DICT,
-    PICKLE_FUNCTION, PICKLE_OBJECT, PICKLE_PERSISTENT, PICKLE_CALLABLE, PICKLE_DTYPE, PICKLE_ARRAY,
+    PICKLE_NONE,
+    PICKLE_NUMBER,
+    PICKLE_REAL,
+    PICKLE_TEXT,
+    PICKLE_LIST,
+    PICKLE_TUPLE,
+    PICKLE_DICT,
+    PICKLE_FUNCTION,
+    PICKLE_OBJECT,
+    PICKLE_PERSISTENT,
+    PICKLE_CALLABLE,
+    PICKLE_DTYPE,
+    PICKLE_ARRAY,
     PICKLE_MARK
 } PickleKind;
 typedef struct {

@@ -157,7 +157,8 @@ static const Name torchvision[] = {
     {"pos_embed", "encoder.pos_embedding", 0, TOKENS},
     BOTH("patch_embed.proj", "conv_proj"),
     BOTH("blocks.#.norm1", "encoder.layers.encoder_layer_#.ln_1"),
-    {"blocks.#.attn.qkv.weight", "encoder.layers.encoder_layer_#.self_attention.in_proj_weight", 0, 0},
+    {"blocks.#.attn.qkv.weight", "encoder.layers.encoder_layer_#.self_attention.in_proj_weight",
+     0, 0},
     {"blocks.#.attn.qkv.bias", "encoder.layers.encoder_layer_#.self_attention.in_proj_bias", 0, 0},
     BOTH("blocks.#.attn.proj", "encoder.layers.encoder_layer_#.self_attention.out_proj"),
     BOTH("blocks.#.norm2", "encoder.layers.encoder_layer_#.ln_2"),
@@ -192,11 +193,15 @@ static const Name mmpretrain[] = {
     {0}};
 
 /* Google's, in two numberings: one count of all layers in a block, or one for each kind of them. */
-#define DENSE(ours, theirs) {ours ".weight", theirs "/kernel", 0, KERNEL}, {ours ".bias", theirs "/bias", 0, FLAT}
-#define NORM(ours, theirs)  {ours ".weight", theirs "/scale", 0, 0}, {ours ".bias", theirs "/bias", 0, 0}
+#define DENSE(ours, theirs) QKV(ours, theirs, 0)
+#define NORM(ours, theirs)      {ours ".weight", theirs "/scale", 0, 0}, \
+                                {ours ".bias", theirs "/bias", 0, 0}
+#define OLD "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3"
+#define NEW "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0"
 #define QKV(ours, theirs, slot) {ours ".weight", theirs "/kernel", slot, KERNEL}, \
                                 {ours ".bias", theirs "/bias", slot, FLAT}
-#define BLOCK(at, attention, norm2, mlp)                                                    \
+#define BLOCK(at, names) BLOCK_OF(at, names)
+#define BLOCK_OF(at, attention, norm2, mlp)                                                  \
     NORM("blocks.#.norm1", at "LayerNorm_0"),                                               \
     QKV("blocks.#.attn.qkv", at attention "/query", 0),                                     \
     QKV("blocks.#.attn.qkv", at attention "/key", 1),                                       \
@@ -212,9 +217,9 @@ static const Name google[] = {
     {"pos_embed", "pos_embedding", 0, TOKENS},
     {"patch_embed.proj.weight", "embedding/kernel", 0, CONV},
     {"patch_embed.proj.bias", "embedding/bias", 0, 0},
-    BLOCK("Transformer/encoderblock_#/", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3"),
-    BLOCK("Transformer/encoderblock_#/", "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0"),
-    BLOCK("**Transformer/encoderblock/", "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0"),
+    BLOCK("Transformer/encoderblock_#/", OLD),
+    BLOCK("Transformer/encoderblock_#/", NEW),
+    BLOCK("**Transformer/encoderblock/", NEW),
     NORM("norm", "Transformer/encoder_norm"),
     DENSE("pre_logits.fc", "pre_logits"),
     DENSE("head", "head"),
@@ -663,7 +668,7 @@ static void complete_positions(Reader *r)
         return;
     long all = cls->shape[1], first = 0, P = pos->shape[1], width = pos->shape[2];
     long registers = cls->pieces > 1 ? all - cls->piece[0].n / width : 0;
-    const long counts[] = {all, all - registers, 0};
+    const long counts[] = {0, all - registers, all}; /* 9 with 4 registers: 3x3, not 2x2 */
     const StTensor *patch = find_made(r, "patch_embed.proj.weight");
     long side = patch && patch->ndim == 4 && patch->shape[3] > 0 ? patch->shape[3] : 1;
     long patches = (r->image_h / side) * (r->image_w / side);

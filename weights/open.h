@@ -1,8 +1,8 @@
 /* open.h - a file of weights, whatever its form.
  *
  * Told apart by their first bytes: safetensors, PyTorch's zip archives (.pth, .bin), numpy's .npz,
- * and the index of a model that is cut into several files. What is none of these is named: a Git LFS
- * pointer, a web page, PyTorch's older form.
+ * and the index of a model that is cut into several files. What is none of these is named: a Git
+ * LFS pointer, a web page, PyTorch's older form.
  */
 #pragma once
 

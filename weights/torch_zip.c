@@ -19,8 +19,9 @@ static const char hint[] = "in Python: torch.save(model.state_dict(), 'weights.p
                            "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')";
 
 /* Whose objects may stand in the file: they are looked past, and nothing of them is called. */
-static const char *const modules[] = {"torch",     "collections", "argparse", "numpy", "pathlib",
-                                      "omegaconf", "typing",      "yacs",     "timm",  NULL};
+static const char *const modules[] = {"torch",   "collections",     "argparse",     "numpy",
+                                      "pathlib", "omegaconf",       "typing",       "yacs",
+                                      "timm",    "__builtin__ set", "builtins set", NULL};
 
 typedef struct {
     SafeTensors *f;

@@ -299,8 +299,8 @@ static void settle(const Weights *w, WeightsInfo *info)
     if (h->heads)
         c->heads = h->heads;
     else
-        assume(info, "heads", "%d head%s, %s%s (--heads)", c->heads, c->heads > 1 ? "s" : "", preset ? "as " : "width ",
-               preset ? preset : "/ 64");
+        assume(info, "heads", "%d head%s, %s%s (--heads)", c->heads, c->heads > 1 ? "s" : "",
+               preset ? "as " : "width ", preset ? preset : "/ 64");
     c->pool = c->cls_tokens ? POOL_CLS : POOL_GAP;
     if (h->pool >= 0)
         c->pool = h->pool;
