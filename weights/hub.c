@@ -164,8 +164,9 @@ static bool read_model(const char *path, const cJSON *json, Hub *h, Error *e)
     if (strcmp(pool, "map") == 0)
         return fail(e, "take weights of a model that pools by a class token or a mean",
                     "%s: config.json beside it: attention pooling (global_pool = map)", path);
-    if (*architecture && h->act == ACT_NONE)
-        h->act = ACT_GELU; /* timm's, where model_args say nothing else */
+    h->timm = *architecture != 0;
+    if (h->timm)
+        h->act = ACT_GELU; /* where model_args say nothing else */
     if (!read_activation(path, strstr(architecture, "quickgelu") ? "quick_gelu" : "", h, e) ||
         !read_activation(path, get_text(args, "act_layer"), h, e))
         return false;

@@ -298,7 +298,7 @@ static void settle(const Weights *w, WeightsInfo *info)
     const char *preset = guess_heads(c);
     if (h->heads)
         c->heads = h->heads;
-    else
+    else if (!h->timm || !preset)
         assume(info, "heads", "%d head%s, %s%s (--heads)", c->heads, c->heads > 1 ? "s" : "",
                preset ? "as " : "width ", preset ? preset : "/ 64");
     c->pool = c->cls_tokens ? POOL_CLS : POOL_GAP;
@@ -308,7 +308,7 @@ static void settle(const Weights *w, WeightsInfo *info)
         c->eps = c->eps_final = 1e-5; /* as CLIP's */
     if (h->eps >= 0)
         c->eps = c->eps_final = h->eps;
-    else
+    else if (!h->timm)
         assume(info, "eps", "eps %g (--eps, --eps-final)", c->eps);
     if (h->act != ACT_NONE)
         c->act = h->act;
