@@ -215,8 +215,8 @@ static char *find_weights(const char *path)
         return file;
     char dir[4096];
     if (!ckpt_best(path, dir, sizeof dir, &why))
-        die("name the file itself: in a folder, model.safetensors, its .index.json and "
-            "pytorch_model.bin are looked for, and the checkpoints of a run",
+        die("name the file itself: in a folder, model.safetensors, its .index.json, "
+            "pytorch_model.bin or a single file of weights are looked for, and a run's checkpoints",
             "%s: holds no weights", path);
     return xasprintf("%s/model.safetensors", dir);
 }
@@ -246,7 +246,9 @@ static void use_weights(Session *s)
     WeightsInfo w;
     char text[1024] = "";
     printf("weights   %s\n", s->weights);
-    check(weights_describe(s->weights, &w, &why));
+    Config given = {0}; /* its image size, if there is one */
+    options_apply_config(&s->o, &given);
+    check(weights_describe(s->weights, given.image_h, given.image_w, &w, &why));
     s->config = w.config;
     if (*w.form)
         printf("          %s\n", w.form);
@@ -784,7 +786,8 @@ void setup_model(Session *s, bool training)
     check(vit_init(s->m, scheme, (uint64_t)o->seed, o->head_bias, o->layer_scale_init, &why));
     if (s->weights) {
         char report[1024] = "";
-        int how = LOAD_POS(o->pos_resize) | (training ? LOAD_NEW_HEAD : 0);
+        bool new_head = training || strcmp(o->command, "bench") == 0;
+        int how = LOAD_POS(o->pos_resize) | (new_head ? LOAD_NEW_HEAD : 0);
         check(ckpt_load_weights(own, s->weights, how, report, sizeof report, &why));
         if (*report)
             printf("          %s\n", report);

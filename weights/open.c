@@ -9,6 +9,7 @@
 #include "weights/torch_zip.h"
 
 #include <cjson/cJSON.h>
+#include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -221,6 +222,39 @@ SafeTensors *weights_open_file(const char *path, Error *e)
 
 /* ---- folders ---- */
 
+static bool ends_as_weights(const char *name)
+{
+    static const char *const endings[] = {".safetensors", ".pth",  ".pt",     ".bin",
+                                          ".npz",         ".ckpt", ".pth.tar"};
+    for (int i = 0; i < COUNT(endings); i++) {
+        size_t n = strlen(name), m = strlen(endings[i]);
+        if (n > m && strcasecmp(name + n - m, endings[i]) == 0)
+            return true;
+    }
+    return false;
+}
+
+static char *only_file(const char *dir)
+{
+    DIR *d = opendir(dir);
+    struct dirent *entry;
+    char *found = NULL;
+    int n = 0;
+    while (d && (entry = readdir(d))) {
+        if (*entry->d_name == '.' || !ends_as_weights(entry->d_name))
+            continue;
+        free(found);
+        found = xasprintf("%s/%s", dir, entry->d_name);
+        n++;
+    }
+    if (d)
+        closedir(d);
+    if (n == 1)
+        return found;
+    free(found);
+    return NULL;
+}
+
 char *weights_in_folder(const char *dir)
 {
     static const char *const names[] = {"model.safetensors", "model.safetensors.index.json",
@@ -231,5 +265,5 @@ char *weights_in_folder(const char *dir)
             return path;
         free(path);
     }
-    return NULL;
+    return only_file(dir);
 }

@@ -98,14 +98,6 @@ static bool infer_dimensions(const SafeTensors *f, Config *c, Error *e)
     return true;
 }
 
-/* Position embeddings [1, T, C], less the class tokens -> side of a square grid, 0 if none. */
-static int square_side(const StTensor *pos, int cls_tokens)
-{
-    long patches = pos->ndim == 3 ? pos->shape[1] - cls_tokens : 0;
-    long side = patches > 0 && patches <= 1 << 24 ? lround(sqrt((double)patches)) : 0;
-    return side * side == patches ? (int)side : 0;
-}
-
 /* The preset of these dimensions, or NULL. */
 static const char *matching_preset(const Config *c, Config *preset)
 {
@@ -212,11 +204,12 @@ typedef struct {
     SafeTensors *f;
     Hub hub;
     NamesReport names;
+    int image_h, image_w; /* as the caller says; 0: unknown */
 } Weights;
 
-static bool open_weights(const char *path, Weights *w, Error *e)
+static bool open_weights(const char *path, int image_h, int image_w, Weights *w, Error *e)
 {
-    *w = (Weights){.f = weights_open_file(path, e)};
+    *w = (Weights){.f = weights_open_file(path, e), .image_h = image_h, .image_w = image_w};
     if (!w->f || is_ours(w->f))
         return w->f != NULL;
     bool state = st_meta(w->f, "optimizer") != NULL; /* of a run of ours */
@@ -227,7 +220,10 @@ static bool open_weights(const char *path, Weights *w, Error *e)
         st_close(w->f);
         return false;
     }
-    w->f = names_view(w->f, w->hub.image_h, w->hub.image_w, &w->names, e);
+    if (w->hub.image_h)
+        w->f = names_view(w->f, w->hub.image_h, w->hub.image_w, &w->names, e);
+    else
+        w->f = names_view(w->f, image_h, image_w, &w->names, e);
     return w->f != NULL;
 }
 
@@ -242,42 +238,55 @@ static void believe(Weights *w, const Config *c, WeightsInfo *info)
     } pairs[] = {{"width", h->width, c->width},
                  {"layers", h->layers, c->layers},
                  {"mlp", h->mlp, c->mlp},
-                 {"patch", h->patch, c->patch}};
+                 {"patch", h->patch, c->patch},
+                 {"heads", h->heads, h->heads && c->width % h->heads ? 0 : h->heads}};
     for (int i = 0; i < COUNT(pairs); i++) {
         if (!pairs[i].says || pairs[i].says == pairs[i].is)
             continue;
         size_t at = strlen(info->notes);
-        snprintf(info->notes + at, sizeof info->notes - at,
-                 "%s%s beside it: is of another model (%s %d, the tensors have %d), and not used",
-                 at ? "; " : "", h->from, pairs[i].what, pairs[i].says, pairs[i].is);
+        snprintf(
+            info->notes + at, sizeof info->notes - at,
+            "%s%s beside it: %s %d does not go with the tensors (width %d, %d layers, patches of "
+            "%d): it is of another model, and not used",
+            at ? "; " : "", h->from, pairs[i].what, pairs[i].says, c->width, c->layers, c->patch);
         w->hub = (Hub){.eps = -1, .pool = -1, .interpolation = -1, .crop = -1};
         return;
     }
 }
 
-/* The size of the images: what a file beside the weights says, if the positions agree, or that of a
- * square grid. */
+typedef struct {
+    int rows, columns; /* 0: unknown */
+} Grid;
+
+/* The grid behind `n` positions of patches of P x P pixels: what a file beside the weights says, if
+ * it has as many, or a square, or what the caller says. */
+static Grid foreign_grid(const Weights *w, long n, int P)
+{
+    const Hub *h = &w->hub;
+    long side = n > 0 && n <= 1 << 24 ? lround(sqrt((double)n)) : 0;
+    const Grid grids[] = {
+        {h->image_h / P, h->image_w / P}, {(int)side, (int)side}, {w->image_h / P, w->image_w / P}};
+    for (int i = 0; n > 0 && i < COUNT(grids); i++)
+        if ((long)grids[i].rows * grids[i].columns == n)
+            return grids[i];
+    return (Grid){0, 0};
+}
+
+/* The size of the images, by the positions. */
 static bool infer_image(const Weights *w, Config *c, Error *e)
 {
     const StTensor *pos = need(w->f, "pos_embed", 3, e);
     if (!pos)
         return false;
-    const Hub *h = &w->hub;
-    long patches = (long)(h->image_h / c->patch) * (h->image_w / c->patch);
-    if (patches > 0 && patches == pos->shape[1] - c->cls_tokens) {
-        c->image_h = h->image_h / c->patch * c->patch;
-        c->image_w = h->image_w / c->patch * c->patch;
+    Grid g = foreign_grid(w, pos->shape[1] - c->cls_tokens, c->patch);
+    if (g.rows > 0 && (long)g.rows * c->patch <= 65536 && (long)g.columns * c->patch <= 65536) {
+        c->image_h = g.rows * c->patch;
+        c->image_w = g.columns * c->patch;
         return true;
     }
-    long side = square_side(pos, c->cls_tokens), pixels = side * c->patch;
-    if (side == 0 || pixels > 65536)
-        return fail(e,
-                    "a file without our metadata must have a square grid of patches, or the "
-                    "images' size in a config.json beside it",
-                    "%s: pos_embed has %ld positions, with %d class tokens no square grid",
-                    w->f->path, pos->shape[1], c->cls_tokens);
-    c->image_h = c->image_w = (int)pixels;
-    return true;
+    return fail(e, "say the size of the images that it was trained with: --image-size HxW",
+                "%s: pos_embed has %ld positions, with %d class tokens no square grid", w->f->path,
+                pos->shape[1], c->cls_tokens);
 }
 
 PRINTF_LIKE(3, 4) static void assume(WeightsInfo *w, const char *setting, const char *fmt, ...)
@@ -358,10 +367,10 @@ static bool describe(Weights *w, WeightsInfo *info, Error *e)
     return vit_config_check(&with_head, &why) || fail(e, why.hint, "%s: %s", f->path, why.what);
 }
 
-bool weights_describe(const char *path, WeightsInfo *info, Error *e)
+bool weights_describe(const char *path, int image_h, int image_w, WeightsInfo *info, Error *e)
 {
     Weights w;
-    if (!open_weights(path, &w, e))
+    if (!open_weights(path, image_h, image_w, &w, e))
         return false;
     bool ok = describe(&w, info, e);
     st_close(w.f);
@@ -371,7 +380,7 @@ bool weights_describe(const char *path, WeightsInfo *info, Error *e)
 bool weights_config(const char *path, Config *c, char *assumed, size_t size, Error *e)
 {
     WeightsInfo w;
-    if (!weights_describe(path, &w, e))
+    if (!weights_describe(path, 0, 0, &w, e))
         return false;
     *c = w.config;
     size_t at = (size_t)snprintf(assumed, size, "%s", w.assumptions ? "assumed: " : w.notes);
@@ -381,10 +390,6 @@ bool weights_config(const char *path, Config *c, char *assumed, size_t size, Err
 }
 
 /* ---- the grid of patches ---- */
-
-typedef struct {
-    int rows, columns; /* 0: unknown */
-} Grid;
 
 static Grid model_grid(const Config *c)
 {
@@ -403,9 +408,7 @@ static Grid file_grid(const Weights *w)
     if (!pos || pos->ndim != 3 || !patch || patch->ndim != 4 || patch->shape[3] < 1)
         return (Grid){0, 0};
     int n = cls && cls->ndim == 3 && cls->shape[1] < pos->shape[1] ? (int)cls->shape[1] : 0;
-    int side = square_side(pos, n), P = (int)patch->shape[3];
-    Grid g = {w->hub.image_h / P, w->hub.image_w / P};
-    return (long)g.rows * g.columns == pos->shape[1] - n && g.rows > 0 ? g : (Grid){side, side};
+    return foreign_grid(w, pos->shape[1] - n, (int)patch->shape[3]);
 }
 
 static ShapeText grid_text(Grid g)
@@ -657,10 +660,10 @@ bool weights_load(const char *path, const Layout *l, const TensorSet *sets, int 
     static const char *const ways[] = {"timm", "google", "bilinear", "bicubic"};
     Weights w;
     snprintf(report, size, "%s", "");
-    if (!open_weights(path, &w, e))
+    const Config *c = &l->config;
+    if (!open_weights(path, c->image_h, c->image_w, &w, e))
         return false;
     SafeTensors *f = w.f;
-    const Config *c = &l->config;
     Grid is = file_grid(&w), want = model_grid(c);
     if (!same_grid(is, want) && resize_positions(f, "", is, want, c->cls_tokens, how >> 1))
         add_text(report, size, "position embeddings were resized from %s to %s patches (%s)",

@@ -32,7 +32,9 @@ typedef struct {
     int assumptions;
     Hub hub; /* also of the images that the model expects */
 } WeightsInfo;
-bool weights_describe(const char *path, WeightsInfo *w, Error *e);
+/* image_h, image_w: the size of its images, where that was said, else 0: a grid of patches that is no
+ * square can be told by it. */
+bool weights_describe(const char *path, int image_h, int image_w, WeightsInfo *w, Error *e);
 /* The configuration alone; `assumed` receives one line of text ("" for ours). */
 bool weights_config(const char *path, Config *c, char *assumed, size_t size, Error *e);
 /* Whether a file of ours was saved with this configuration, but for the settings in `may_change`

@@ -24,7 +24,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n)
     }
     st_close(f);
     WeightsInfo w;
-    if (!weights_describe(path, &w, &e))
+    if (!weights_describe(path, 0, 0, &w, &e))
         MUST(*e.what);
     return 0;
 }
