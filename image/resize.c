@@ -266,7 +266,9 @@ Resize resize_of_eval(int w, int h, const Preprocess *p)
 {
     Resize r = resize_of_crop((Box){0, 0, w, h}, p, false);
     if (p->crop == CROP_CENTER) {
-        long side = p->resize ? p->resize : image_default_resize(p->out_w, p->out_h, w, h, p->crop_pct ? p->crop_pct : CROP_PCT);
+        long side = p->resize ? p->resize
+                              : image_default_resize(p->out_w, p->out_h, w, h,
+                                                     p->crop_pct ? p->crop_pct : CROP_PCT);
         r.x = centre(w, w > h ? side * w / h : side, p->out_w);
         r.y = centre(h, w > h ? side : side * h / w, p->out_h);
     }

@@ -14,8 +14,8 @@
 Box image_random_box(RngStream *rng, int w, int h, double area_min, double area_max,
                      double ratio_min, double ratio_max);
 /* What the shorter side of a w x h image becomes before the centre crop when nothing else is asked
- * for: what covers the crop on both sides, divided by crop_pct and rounded down as timm does, so 256
- * for 224 x 224, 0.875 and any image. */
+ * for: what covers the crop on both sides, divided by crop_pct and rounded down as timm does, so
+ * 256 for 224 x 224, 0.875 and any image. */
 #define CROP_PCT 0.875
 int image_default_resize(int out_w, int out_h, int w, int h, double crop_pct);
 

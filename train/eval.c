@@ -126,7 +126,8 @@ int command_eval(Session *s)
 /* ---- predict ---- */
 
 /* Names of classes: --classes, else the classes.txt of the run the weights come from, else what the
- * config.json beside them names, else none. A line is `id` or `id name`: the name is shown where there is one. */
+ * config.json beside them names, else none. A line is `id` or `id name`: the name is shown where
+ * there is one. */
 static char **class_names(const Session *s, int K)
 {
     Error e = {"", ""};

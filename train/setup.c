@@ -207,7 +207,8 @@ void setup_options(Session *s, int argc, char **argv)
 static char *find_weights(const char *path)
 {
     if (!path_exists(path))
-        die("name a file of weights, a folder with one, or a run directory", "there is no %s", path);
+        die("name a file of weights, a folder with one, or a run directory", "there is no %s",
+            path);
     if (!is_dir(path))
         return xstrdup(path);
     char *file = weights_in_folder(path);
@@ -708,7 +709,7 @@ static void describe_model(const Session *s, bool training)
     const Plan *p = &m->plan;
     enum { PARAMETERS, FLOP, WEIGHTS, GRADIENTS, OPTIMISER, ACTIVATIONS, INPUTS, COUNTS };
     const double count[COUNTS] = {
-        (double)m->layout->n_params, vit_forward_flops(c) * (training ? 3 : 1),
+        (double)m->layout->n_params,  vit_forward_flops(c) * (training ? 3 : 1),
         (double)m->own.bytes_weights, (double)m->own.bytes_grads,
         (double)m->own.bytes_opt,     (double)m->bytes_acts,
         (double)m->bytes_inputs};

@@ -32,8 +32,8 @@ typedef struct {
     int assumptions;
     Hub hub; /* also of the images that the model expects */
 } WeightsInfo;
-/* image_h, image_w: the size of its images, where that was said, else 0: a grid of patches that is no
- * square can be told by it. */
+/* image_h, image_w: the size of its images, where that was said, else 0: a grid of patches that is
+ * no square can be told by it. */
 bool weights_describe(const char *path, int image_h, int image_w, WeightsInfo *w, Error *e);
 /* The configuration alone; `assumed` receives one line of text ("" for ours). */
 bool weights_config(const char *path, Config *c, char *assumed, size_t size, Error *e);
