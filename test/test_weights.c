@@ -248,6 +248,7 @@ static void test_refusals(void)
         {"PK\3\4 and nothing more", "no directory", "completely"},
         {"\x80\x04\x95 pickled", "a bare pickle", "torch.save("},
         {"\x1f\x8b compressed", "a gzip file", "gunzip"},
+        {"\x82\xa6params", "no file of weights of a form", "safetensors"},
     };
     for (int i = 0; i < COUNT(files); i++)
         refuse(at(here, files[i][0]), files[i][1], files[i][2]);
@@ -270,6 +271,7 @@ static void test_beside(void)
                  {"[]", "is no JSON object", NULL},
                  {"{\"hidden_size\": 768, \"num_attention_heads\": 12}", NULL, "of another model"},
                  {"{\"num_attention_heads\": 3}", NULL, "heads 3 does not go"},
+                 {"{\"pretrained_cfg\": {\"interpolation\": \"lanczos\"}}", NULL, ""},
                  {"{\"layer_norm_eps\": \"small\", \"id2label\": 7}", NULL, ""}};
     Error e;
     SafeTensors *f = st_map(at(here, "timm-hub/model.safetensors"), &e);
@@ -284,7 +286,8 @@ static void test_beside(void)
             refuse(path, cases[i].refused, "");
         else
             CHECK(weights_describe(path, 0, 0, &w, &e) && contains(w.notes, cases[i].note) &&
-                      assumes(&w, "heads"),
+                      assumes(&w, "heads") &&
+                      contains(cases[i].json, "lanczos") == contains(w.hub.unknown, "lanczos"),
                   "%s: %s", cases[i].json, w.notes);
     }
     CHECK(unlink(at(temporary, "config.json")) == 0);

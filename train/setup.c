@@ -232,6 +232,9 @@ static void use_images(Session *s, const Hub *h)
         o->interpolation = h->interpolation ? FILTER_BICUBIC : FILTER_BILINEAR;
     if (h->crop_pct > 0 && !options_given(o, "crop-pct"))
         o->crop_pct = h->crop_pct;
+    if (*h->unknown && s->world.rank == 0)
+        warn("%s: %s is not known here: see --interpolation, --crop and --crop-pct", h->from,
+             h->unknown);
     if (h->crop < 0 && h->crop_pct == 0)
         return;
     printf("          images as %s says: %s, %s", h->from,

@@ -175,12 +175,20 @@ static bool read_model(const char *path, const cJSON *json, Hub *h, Error *e)
 
 /* ---- its images ---- */
 
+static void cannot(Hub *h, const char *key, const char *value)
+{
+    size_t at = strlen(h->unknown);
+    snprintf(h->unknown + at, sizeof h->unknown - at, "%s%s = %.30s", at ? ", " : "", key, value);
+}
+
 static void read_filter(const char *name, Hub *h)
 {
     if (strcmp(name, "bilinear") == 0)
         h->interpolation = 0;
-    if (strcmp(name, "bicubic") == 0)
+    else if (strcmp(name, "bicubic") == 0)
         h->interpolation = 1;
+    else if (*name)
+        cannot(h, "interpolation", name);
 }
 
 static void read_timm_images(const cJSON *json, Hub *h)
@@ -193,6 +201,8 @@ static void read_timm_images(const cJSON *json, Hub *h)
         h->crop_pct = crop->valuedouble;
     if (*mode)
         h->crop = strcmp(mode, "squash") == 0;
+    if (strcmp(mode, "border") == 0)
+        cannot(h, "crop_mode", mode);
 }
 
 /* Without a crop in the middle, transformers' stretches every picture to `size`. */
@@ -207,8 +217,10 @@ static void read_processor(const cJSON *json, Hub *h)
     read_normalisation(get(json, "image_mean"), get(json, "image_std"), h);
     if (cJSON_IsFalse(get(json, "do_normalize")))
         read_normalisation(NULL, NULL, h);
-    if (cJSON_IsNumber(resample))
-        read_filter(resample->valuedouble == 2 ? "bilinear" : "bicubic", h);
+    static const char *const filters[] = {"nearest", "lanczos", "bilinear",
+                                          "bicubic", "box",     "hamming"};
+    if (cJSON_IsNumber(resample) && resample->valuedouble >= 0 && resample->valuedouble < 6)
+        read_filter(filters[(int)resample->valuedouble], h);
     if (edge && cJSON_IsTrue(get(json, "do_center_crop"))) {
         h->crop = 0;
         if (side && side <= edge)
@@ -217,6 +229,11 @@ static void read_processor(const cJSON *json, Hub *h)
         h->crop = !get(size, "shortest_edge");
         if (!h->crop)
             h->crop_pct = 1;
+    }
+    const cJSON *share = get(json, "crop_pct");
+    if (cJSON_IsNumber(share) && share->valuedouble > 0 && share->valuedouble <= 1) {
+        h->crop = 0;
+        h->crop_pct = share->valuedouble;
     }
 }
 

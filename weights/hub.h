@@ -21,6 +21,7 @@ typedef struct {
     double crop_pct;   /* size of the crop / shorter side before it; 0: unknown */
     int interpolation; /* FILTER_* of image/image.h: 0 bilinear, 1 bicubic; -1: unknown */
     int crop;          /* CROP_* of it: 0 centre, 1 stretch; -1: unknown */
+    char unknown[128]; /* what of that is said and has no equal here; "" for nothing */
 } Hub;
 
 /* Of the folder that `path`, a file of weights, is in. False and an error where a file there is

@@ -457,22 +457,54 @@ static bool find_family(Reader *r)
     return found > 0;
 }
 
+/* What another network the file holds, by any of its names; NULL: nobody knows. */
+static const char *what_else(const SafeTensors *f, const char **name)
+{
+    for (int list = 0; list < 2; list++)
+        for (int i = 0; i < f->count; i++) {
+            *name = f->tensor[i].name;
+            const char *what = list ? FIND(refused, *name) : FIND(others, *name);
+            if (what)
+                return what;
+        }
+    return NULL;
+}
+
 static bool no_family(const Reader *r)
 {
     const SafeTensors *f = r->raw;
-    const char *what = NULL;
-    for (int i = 0; i < f->count && !what; i++)
-        what = FIND(others, f->tensor[i].name);
-    for (int i = 0; i < f->count && !what; i++)
-        what = FIND(refused, f->tensor[i].name);
+    const char *name, *what = what_else(f, &name);
     if (what)
-        return fail(r->e, family_hint, "%s: holds no plain Vision Transformer, but %s", f->path,
-                    what);
+        return fail(r->e, family_hint,
+                    "%s: holds no plain Vision Transformer, but %s (tensor %.100s)", f->path, what,
+                    name);
     return fail(
         r->e, family_hint,
         "%s: holds no Vision Transformer: there is no tensor patch_embed.proj.weight or the "
         "like; the first of its %d is %.100s",
         f->path, f->count, f->count ? f->tensor[0].name : "missing");
+}
+
+/* A tensor under the prefix that no table has. */
+static bool not_plain(const Reader *r, const char *name)
+{
+    const char *known, *what = what_else(r->raw, &known);
+    if (what)
+        return fail(r->e, variant_hint, "%s: %s (tensor %.100s)", r->raw->path, what, known);
+    return fail(r->e, variant_hint, "%s: tensor %.150s does not belong to a plain ViT",
+                r->raw->path, name);
+}
+
+/* Under the prefix, or of a classifier beside the backbone. */
+static bool match_tensor(Reader *r, const StTensor *t)
+{
+    size_t n = strlen(r->prefix);
+    bool found = strncmp(t->name, r->prefix, n) == 0 && match_name(r, t->name + n, false, t);
+    while (!found && n > 0) {
+        n = shorter(r->prefix, n);
+        found = strncmp(t->name, r->prefix, n) == 0 && match_name(r, t->name + n, true, t);
+    }
+    return found;
 }
 
 /* Every tensor of theirs: where it belongs, or that it may be left out. */
@@ -483,25 +515,15 @@ static bool match_all(Reader *r)
     const char *first = NULL;
     for (int i = 0; i < r->raw->count; i++) {
         const StTensor *t = &r->raw->tensor[i];
-        bool ours = strncmp(t->name, r->prefix, length) == 0;
-        bool known = ours && match_name(r, t->name + length, false, t);
-        for (size_t n = length; !known && n > 0;) { /* a classifier beside the backbone */
-            n = shorter(r->prefix, n);
-            known = strncmp(t->name, r->prefix, n) == 0 && match_name(r, t->name + n, true, t);
-        }
-        if (known)
+        if (match_tensor(r, t))
             continue;
-        const char *bad = FIND(refused, t->name), *why = FIND(left_out, t->name);
-        if (ours && bad)
-            return fail(r->e, variant_hint, "%s: %s (tensor %.100s)", r->raw->path, bad, t->name);
+        bool ours = strncmp(t->name, r->prefix, length) == 0;
+        const char *why = FIND(left_out, t->name);
+        if (ours && (!why || FIND(refused, t->name)))
+            return not_plain(r, t->name);
         if (why && !strstr(r->report->notes, why))
             note(r->report, "left out: %s (%.60s)", why, t->name);
-        if (why)
-            continue;
-        if (ours)
-            return fail(r->e, variant_hint, "%s: tensor %.150s does not belong to a plain ViT",
-                        r->raw->path, t->name);
-        if (outside++ == 0)
+        if (!why && outside++ == 0)
             first = t->name;
     }
     if (outside)

@@ -196,6 +196,22 @@ static bool is_safetensors(const SafeTensors *f)
     return f->size > 8 && f->map[8] == '{' && length <= f->size - 8;
 }
 
+/* A damaged safetensors file has its brace, or a length that a header can have. */
+static bool begins_well(const SafeTensors *f, Error *e)
+{
+    uint64_t length;
+    char text[9] = "";
+    memcpy(&length, f->map, sizeof length);
+    for (int i = 0; i < 8; i++)
+        text[i] = f->map[i] >= ' ' && f->map[i] < 0x7f ? (char)f->map[i] : '.';
+    return length < 1 << 30 || (f->size > 8 && f->map[8] == '{') ||
+           fail(e,
+                "safetensors, PyTorch's .pth, .pt and .bin, numpy's .npz, and an .index.json of "
+                "parts are; convert it to one of them",
+                "%s: is no file of weights of a form that is read (it begins with \"%s\")", f->path,
+                text);
+}
+
 /* Closes f where it returns another, or none. A part of several files is none of several itself. */
 static SafeTensors *open_mapped(SafeTensors *f, bool part, Error *e)
 {
@@ -207,7 +223,7 @@ static SafeTensors *open_mapped(SafeTensors *f, bool part, Error *e)
     else if (memcmp(f->map, "PK\3\4", 4) == 0)
         ok = read_archive(f, e);
     else
-        ok = !is_refused(f, e) && st_read(f, e);
+        ok = !is_refused(f, e) && begins_well(f, e) && st_read(f, e);
     if (ok)
         return f;
     st_close(f);
