@@ -4,7 +4,8 @@
  * (make.py there): each must load and give the same. Then what is refused, and how it is named;
  * what lies beside the weights; damaged archives; positions of other grids.
  *
- * Read in this order: models, runs of elements, folders, refusals, damage, positions, cases.
+ * Read in this order: models, runs of elements, registers, folders, refusals, damage, positions,
+ * cases.
  */
 #include "vit.h"
 
@@ -136,6 +137,32 @@ static void test_runs(void)
     }
 }
 
+/* Registers stand between the class token and the patches, and have no position. */
+static void test_registers(void)
+{
+    static const char name[] = "dinov2_with_registers.embeddings.position_embeddings";
+    enum { C = 8, PATCHES = 9, REGISTERS = 3 };
+    real theirs[(1 + PATCHES) * C] = {0}, ours[(1 + REGISTERS + PATCHES) * C] = {0};
+    Error e;
+    NamesReport report;
+    SafeTensors *f = weights_open_file(at(here, "hf-dinov2/model.safetensors"), &e);
+    if (!CHECK(f != NULL, "%s", e.what))
+        return;
+    const StTensor *t = NULL;
+    for (int i = 0; i < f->count && !t; i++)
+        t = strstr(name, f->tensor[i].name) ? &f->tensor[i] : NULL;
+    bool ok = CHECK(t && t->n == COUNT(theirs)) && st_read_real(f, t, 0, t->n, theirs, &e);
+    f = names_view(f, 0, 0, &report, &e);
+    t = f ? st_find(f, "pos_embed") : NULL;
+    ok = CHECK(t && t->n == COUNT(ours)) && ok && st_read_real(f, t, 0, t->n, ours, &e);
+    for (int i = 0; ok && i < COUNT(ours); i++) {
+        int row = i / C, from = row ? row - REGISTERS : 0;
+        bool zero = row >= 1 && row <= REGISTERS;
+        CHECK(ours[i] == (zero ? 0 : theirs[from * C + i % C]), "element %d", i);
+    }
+    st_close(f);
+}
+
 /* ---- folders ---- */
 
 static bool near(double a, double b)
@@ -186,6 +213,8 @@ static void test_folders(void)
         CHECK(w.config.classes == 0 && w.config.cls_tokens == 4 && w.config.layer_scale &&
                   contains(w.notes, "3 of 4 tokens") && contains(w.form, "no head"),
               "%s; %s", w.form, w.notes);
+    if (describe("registers.safetensors", &w))
+        CHECK(w.config.image_h == 12 && w.config.cls_tokens == 5, "%d", w.config.image_h);
     if (describe("hf-mae", &w))
         CHECK(w.config.classes == 0 && w.config.mlp == 12 && contains(w.notes, "a decoder"), "%s",
               w.notes);
@@ -243,7 +272,7 @@ static void test_refusals(void)
         {"\n  <!DOCTYPE html><html>", "a web page", "raw"},
         {"<HTML><head></head>", "a web page", "raw"},
         {"{\"hidden_size\": 768}", "no index of weights", ".index.json"},
-        {"{\"weight_map\": {\"a\": \"../x\"}}", "no file of its folder", "download"},
+        {"{\"weight_map\": {\"a\": \"/etc/passwd\"}}", "no file of its folder", "download"},
         {"{\"weight_map\": {\"a\": \"gone.safetensors\"}}", "not beside it", "download"},
         {"PK\3\4 and nothing more", "no directory", "completely"},
         {"\x80\x04\x95 pickled", "a bare pickle", "torch.save("},
@@ -272,6 +301,7 @@ static void test_beside(void)
                  {"{\"hidden_size\": 768, \"num_attention_heads\": 12}", NULL, "of another model"},
                  {"{\"num_attention_heads\": 3}", NULL, "heads 3 does not go"},
                  {"{\"pretrained_cfg\": {\"interpolation\": \"lanczos\"}}", NULL, ""},
+                 {"{\"pretrained_cfg\": {\"mean\": [0, 0, 0], \"std\": [0, 0, 0]}}", NULL, ""},
                  {"{\"layer_norm_eps\": \"small\", \"id2label\": 7}", NULL, ""}};
     Error e;
     SafeTensors *f = st_map(at(here, "timm-hub/model.safetensors"), &e);
@@ -286,7 +316,7 @@ static void test_beside(void)
             refuse(path, cases[i].refused, "");
         else
             CHECK(weights_describe(path, 0, 0, &w, &e) && contains(w.notes, cases[i].note) &&
-                      assumes(&w, "heads") &&
+                      assumes(&w, "heads") && assumes(&w, "mean_r") &&
                       contains(cases[i].json, "lanczos") == contains(w.hub.unknown, "lanczos"),
                   "%s: %s", cases[i].json, w.notes);
     }
@@ -447,6 +477,7 @@ int main(int argc, char **argv)
     backend_cpu()->init(&(Device){0});
     test_models();
     test_runs();
+    test_registers();
     test_folders();
     test_refusals();
     test_beside();

@@ -63,7 +63,7 @@ static double *make_rows(int n, int to, int how)
         if (how == POS_GOOGLE)
             add_neighbours(corners, 1, n, here);
         else if (how == POS_BILINEAR)
-            add_neighbours(centre > 0.5 ? centre - 0.5 : 0, 1, n, here);
+            add_neighbours(centre - 0.5, 1, n, here);
         else if (how == POS_BICUBIC)
             add_neighbours(centre - 0.5, 2, n, here);
         else
