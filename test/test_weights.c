@@ -286,6 +286,13 @@ static void test_refusals(void)
         refuse(path, texts[i].says, texts[i].hint);
     }
     CHECK(weights_in_folder("test") == NULL);
+    static const char empty[] =
+        "{\"patch_embed.proj.weight\":{\"dtype\":\"F32\",\"shape\":[0,9007199254740991,"
+        "9007199254740991],\"data_offsets\":[0,0]},\"blocks.0.norm1.weight\":{\"dtype\":\"F32\","
+        "\"shape\":[0],\"data_offsets\":[0,0]}}";
+    char bytes[8 + sizeof empty] = {(char)(sizeof empty - 1)};
+    memcpy(bytes + 8, empty, sizeof empty);
+    refuse(write_temporary("empty", bytes, 8 + sizeof empty - 1), "is empty", "");
 }
 
 /* A config.json that asks for another activation, is damaged, or is of another model. */

@@ -142,11 +142,15 @@ static bool read_model(const char *path, const cJSON *json, Hub *h, Error *e)
         int *to;
         const cJSON *in;
         const char *key;
-    } counts[] = {{&h->width, json, "hidden_size"},         {&h->layers, json, "num_hidden_layers"},
-                  {&h->heads, json, "num_attention_heads"}, {&h->mlp, json, "intermediate_size"},
-                  {&h->patch, json, "patch_size"},          {&h->classes, json, "num_classes"},
-                  {&h->width, args, "embed_dim"},           {&h->layers, args, "depth"},
-                  {&h->heads, args, "num_heads"},           {&h->patch, args, "patch_size"}};
+    } counts[] = {{&h->width, json, "hidden_size"},
+                  {&h->layers, json, "num_hidden_layers"},
+                  {&h->heads, json, "num_attention_heads"},
+                  {&h->mlp, json, "intermediate_size"},
+                  {&h->patch, json, "patch_size"},
+                  {&h->width, args, "embed_dim"},
+                  {&h->layers, args, "depth"},
+                  {&h->heads, args, "num_heads"},
+                  {&h->patch, args, "patch_size"}};
     for (int i = 0; i < COUNT(counts); i++) {
         int n = count_of(get(counts[i].in, counts[i].key));
         if (n)

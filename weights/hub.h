@@ -11,7 +11,7 @@
 typedef struct {
     char from[256];                /* the files that were read, "" for none */
     int width, layers, mlp, patch; /* 0: unknown */
-    int heads, classes, image_h, image_w;
+    int heads, image_h, image_w;
     bool timm;      /* names one of timm's architectures, whose habits are known */
     double eps;    /* of the norms; < 0: unknown */
     int act;       /* ACT_*; ACT_NONE: unknown */

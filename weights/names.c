@@ -562,6 +562,9 @@ static bool make_piece(const Reader *r, const Match *m, StPiece *out, int *ndim,
                        long shape[ST_MAX_DIMS])
 {
     const StPiece p = st_piece(r->raw, m->t);
+    if (p.n == 0)
+        return fail(r->e, family_hint, "%s: tensor %.150s is empty: shape %s", r->raw->path,
+                    m->t->name, names_shape(m->t->ndim, m->t->shape).s);
     int how = m->name->how, skip = m->layer >= 0, n = p.ndim - skip;
     const int dims[] = {
         [AS_IS] = n, [TOKENS] = 3, [FLAT] = 1, [KERNEL] = 2, [OUT_KERNEL] = 2, [CONV] = 4};

@@ -101,7 +101,7 @@ static void add_array(SafeTensors *f, const char *name, const Npy *a, const uint
         int d = a->fortran ? i : a->ndim - 1 - i;
         p.shape[d] = a->shape[d];
         p.stride[d] = stride;
-        stride *= a->shape[d];
+        stride *= t->n ? a->shape[d] : 0;
     }
     st_add_piece(t, p);
 }

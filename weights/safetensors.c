@@ -421,6 +421,18 @@ void st_take(SafeTensors *f, SafeTensors *file)
     f->file[f->files++] = file;
 }
 
+/* Of a shape with a zero the other numbers may be anything. */
+static long elements(int ndim, const long *shape)
+{
+    long n = 1;
+    for (int d = 0; d < ndim; d++)
+        if (shape[d] == 0)
+            return 0;
+    for (int d = 0; d < ndim; d++)
+        n *= shape[d];
+    return n;
+}
+
 StTensor *st_add(SafeTensors *f, const char *name, StType type, int ndim, const long *shape)
 {
     f->tensor = xgrow(f->tensor, f->count, sizeof *f->tensor);
@@ -429,18 +441,16 @@ StTensor *st_add(SafeTensors *f, const char *name, StType type, int ndim, const 
                     .type = type,
                     .dtype = dtypes[type].name,
                     .ndim = ndim,
-                    .n = 1};
+                    .n = elements(ndim, shape)};
     for (int d = 0; d < ndim; d++)
-        t->n *= t->shape[d] = shape[d];
+        t->shape[d] = shape[d];
     t->bytes = (uint64_t)t->n * (uint64_t)dtypes[type].bytes;
     return t;
 }
 
 void st_add_piece(StTensor *t, StPiece piece)
 {
-    piece.n = 1;
-    for (int d = 0; d < piece.ndim; d++)
-        piece.n *= piece.shape[d];
+    piece.n = elements(piece.ndim, piece.shape);
     t->piece = xgrow(t->piece, t->pieces, sizeof *t->piece);
     t->piece[t->pieces++] = piece;
 }
@@ -454,7 +464,7 @@ StPiece st_piece(const SafeTensors *f, const StTensor *t)
     for (int d = t->ndim - 1; d >= 0; d--) {
         p.shape[d] = t->shape[d];
         p.stride[d] = stride;
-        stride *= t->shape[d];
+        stride *= t->n ? t->shape[d] : 0;
     }
     return p;
 }

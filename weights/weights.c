@@ -305,6 +305,7 @@ static void settle(const Weights *w, WeightsInfo *info)
     const Hub *h = &w->hub;
     Config *c = &info->config;
     const char *preset = guess_heads(c);
+    bool google = strncmp(w->names.family, "Google", 6) == 0;
     if (h->heads)
         c->heads = h->heads;
     else if (!h->timm || !preset)
@@ -322,12 +323,15 @@ static void settle(const Weights *w, WeightsInfo *info)
     if (h->act != ACT_NONE)
         c->act = h->act;
     else
-        assume(info, "act", "erf GELU (--act)");
+        assume(info, "act",
+               google ? "erf GELU, as timm does (--act gelu_tanh is what JAX computes)"
+                      : "erf GELU (--act)");
     if (h->has_mean) {
         c->mean_r = h->mean[0], c->mean_g = h->mean[1], c->mean_b = h->mean[2];
         c->std_r = h->std[0], c->std_g = h->std[1], c->std_b = h->std[2];
     } else {
-        assume(info, "mean_r", "ImageNet mean/std (--mean, --std; many ViTs have 0.5,0.5,0.5)");
+        assume(info, "mean_r", "ImageNet mean/std (--mean, --std; %s 0.5)",
+               google ? "Google's ViTs have" : "many ViTs have");
     }
 }
 
