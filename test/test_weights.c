@@ -300,7 +300,8 @@ static void test_beside(void)
 {
     static const struct {
         const char *json, *refused, *note;
-    } cases[] = {{"{\"hidden_act\": \"quick_gelu\"}", "the activation is quick_gelu", NULL},
+    } cases[] = {{"{\"architecture\": \"vit_base_patch16_rope_ape_224\"}", "rotary", NULL},
+                 {"{\"hidden_act\": \"quick_gelu\"}", "the activation is quick_gelu", NULL},
                  {"{\"architecture\": \"vit_base_quickgelu\"}", "quick_gelu", NULL},
                  {"{\"global_pool\": \"map\"}", "attention pooling", NULL},
                  {"{\"hidden_size\": ", "is no JSON object", NULL},

@@ -132,11 +132,41 @@ static bool read_activation(const char *path, const char *name, Hub *h, Error *e
     return true;
 }
 
+/* What timm's architectures have that no tensor and no key of config.json shows, by a part of their
+ * names. The first that fits counts. */
+static const struct {
+    const char *part;
+    int act;
+    const char *refused;
+} habits[] = {{"quickgelu", ACT_NONE, "the activation is quick_gelu"},
+              {"rope", ACT_NONE, "rotary positions"},
+              {"dinov3", ACT_NONE, "rotary positions"},
+              {"vit_pe_", ACT_NONE, "rotary positions"},
+              {"lingbot", ACT_NONE, "rotary positions"},
+              {"vit_base_patch32_siglip", ACT_GELU_TANH, NULL},
+              {"vit_large_patch16_siglip_512", ACT_GELU_TANH, NULL},
+              {"vit_large_patch16_siglip_gap_512", ACT_GELU_TANH, NULL},
+              {"vit_giantopt_patch16_siglip", ACT_GELU_TANH, NULL},
+              {"vit_so400m_patch16_siglip", ACT_GELU_TANH, NULL},
+              {"", ACT_GELU, NULL}};
+
+static bool read_architecture(const char *path, const char *name, Hub *h, Error *e)
+{
+    int i = 0;
+    while (!strstr(name, habits[i].part))
+        i++;
+    h->timm = *name != 0;
+    if (h->timm)
+        h->act = habits[i].act;
+    return !habits[i].refused ||
+           fail(e, "take weights of a plain ViT: erf or tanh GELU, learned positions",
+                "%s: config.json beside it says %.60s: %s", path, name, habits[i].refused);
+}
+
 /* transformers' keys, at the top; timm's model_args have some of the same meaning. */
 static bool read_model(const char *path, const cJSON *json, Hub *h, Error *e)
 {
     const cJSON *args = get(json, "model_args"), *eps = get(json, "layer_norm_eps");
-    const char *architecture = get_text(json, "architecture");
     const char *pool = get_text(json, "global_pool");
     const struct {
         int *to;
@@ -168,10 +198,7 @@ static bool read_model(const char *path, const cJSON *json, Hub *h, Error *e)
     if (strcmp(pool, "map") == 0)
         return fail(e, "take weights of a model that pools by a class token or a mean",
                     "%s: config.json beside it: attention pooling (global_pool = map)", path);
-    h->timm = *architecture != 0;
-    if (h->timm)
-        h->act = ACT_GELU; /* where model_args say nothing else */
-    if (!read_activation(path, strstr(architecture, "quickgelu") ? "quick_gelu" : "", h, e) ||
+    if (!read_architecture(path, get_text(json, "architecture"), h, e) ||
         !read_activation(path, get_text(args, "act_layer"), h, e))
         return false;
     return read_activation(path, get_text(json, "hidden_act"), h, e);

@@ -105,6 +105,8 @@ static const Name timm[] = {
     BOTH("norm_pre", "norm_pre"),
     BOTH("blocks.#.norm1", "blocks.#.norm1"),
     BOTH("blocks.#.attn.qkv", "blocks.#.attn.qkv"),
+    {"blocks.#.attn.qkv.bias", "blocks.#.attn.q_bias", 0, 0}, /* EVA: keys have none */
+    {"blocks.#.attn.qkv.bias", "blocks.#.attn.v_bias", 2, 0},
     BOTH("blocks.#.attn.proj", "blocks.#.attn.proj"),
     {"blocks.#.ls1.gamma", "blocks.#.ls1.gamma", 0, 0},
     {"blocks.#.ls1.gamma", "blocks.#.gamma_1", 0, 0}, /* DeiT III, BEiT */
@@ -267,6 +269,7 @@ static const Known refused[] = {
     {".attns.", "parallel branches"},
     {".ffns.", "parallel branches"},
     {"blocks_token_only.", "class attention (CaiT)"},
+    {"layers.0.blocks.", "a hierarchy of resolutions (as Swin)"},
     {"patch_embed.backbone.", "a hybrid with a convolutional stem"},
     {"patch_embed.norm.", "a norm in the patch embedding"},
     {"patch_embeddings.backbone.", "a hybrid with a convolutional stem"},
@@ -458,12 +461,12 @@ static bool find_family(Reader *r)
 }
 
 /* What another network the file holds, by any of its names; NULL: nobody knows. */
-static const char *what_else(const SafeTensors *f, const char **name)
+static const char *what_else(const SafeTensors *f, bool is_vit, const char **name)
 {
     for (int list = 0; list < 2; list++)
         for (int i = 0; i < f->count; i++) {
             *name = f->tensor[i].name;
-            const char *what = list ? FIND(refused, *name) : FIND(others, *name);
+            const char *what = list == is_vit ? FIND(others, *name) : FIND(refused, *name);
             if (what)
                 return what;
         }
@@ -473,7 +476,7 @@ static const char *what_else(const SafeTensors *f, const char **name)
 static bool no_family(const Reader *r)
 {
     const SafeTensors *f = r->raw;
-    const char *name, *what = what_else(f, &name);
+    const char *name, *what = what_else(f, false, &name);
     if (what)
         return fail(r->e, family_hint,
                     "%s: holds no plain Vision Transformer, but %s (tensor %.100s)", f->path, what,
@@ -488,7 +491,7 @@ static bool no_family(const Reader *r)
 /* A tensor under the prefix that no table has. */
 static bool not_plain(const Reader *r, const char *name)
 {
-    const char *known, *what = what_else(r->raw, &known);
+    const char *known, *what = what_else(r->raw, true, &known);
     if (what)
         return fail(r->e, variant_hint, "%s: %s (tensor %.100s)", r->raw->path, what, known);
     return fail(r->e, variant_hint, "%s: tensor %.150s does not belong to a plain ViT",
@@ -619,9 +622,17 @@ static bool add_made(Reader *r, const Match *m, int n)
             shape[axis] += other[axis];
         ndim = other_ndim;
     }
+    bool no_key = n == 2 && m[0].name->slot == 0 && m[1].name->slot == 2 && ndim == 1;
+    StPiece zeros = piece[0];
+    zeros.data = NULL;
+    if (no_key) /* softmax does not notice what is added to all keys alike */
+        shape[0] += zeros.shape[0];
     StTensor *t = st_add(r->view, m->ours, m->t->type, ndim, shape);
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < n; i++) {
+        if (no_key && i == 1)
+            st_add_piece(t, zeros);
         st_add_piece(t, piece[i]);
+    }
     return true;
 }
 
@@ -756,6 +767,11 @@ static bool build(Reader *r)
         if (!add_made(r, &r->match[i], n))
             return false;
     }
+    if (!find_made(r, "pos_embed"))
+        return fail(r->e, variant_hint,
+                    "%s: there is no tensor pos_embed: its positions are not learned, but rotary, "
+                    "relative or sines",
+                    r->raw->path);
     add_biases(r);
     complete_positions(r);
     return check_gates(r) && st_index(r->view, r->e);

@@ -24,7 +24,8 @@ static bool is_among(const char *name, const char *const *list)
 
 /* ---- what the tensors say ---- */
 
-static const char timm_hint[] = "the file must hold a plain Vision Transformer under timm's names";
+static const char timm_hint[] =
+    "the file must hold all of a plain Vision Transformer (timm's names or another family's)";
 
 /* A tensor with `ndim` dimensions, each of a believable size. */
 static const StTensor *need(const SafeTensors *f, const char *name, int ndim, Error *e)

@@ -102,6 +102,15 @@ for name, more in variants.items():
     keep(name + ".safetensors", model)
     renamed = {k.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): v for k, v in state(model).items()}
     save_file(renamed, here(name + ".safetensors"))
+model = vit()
+for block in model.blocks:
+    block.attn.qkv.bias.data[C:2 * C] = 0
+keep("no-key-bias.safetensors", model)
+eva = state(model)
+for i in range(L):
+    bias = eva.pop(f"blocks.{i}.attn.qkv.bias")
+    eva[f"blocks.{i}.attn.q_bias"], eva[f"blocks.{i}.attn.v_bias"] = bias[:C].clone(), bias[2 * C:].clone()
+save_file(eva, here("no-key-bias.safetensors"))
 refused = {"qk-norm": {"qk_norm": True}, "fc-norm": {"global_pool": "avg"}, "map": {"global_pool": "map"},
            "swiglu": {"mlp_layer": timm.layers.SwiGLU}, "gated": {"mlp_layer": timm.layers.GluMlp}}
 for name, more in refused.items():
