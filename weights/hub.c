@@ -143,6 +143,7 @@ static const struct {
               {"dinov3", ACT_NONE, "rotary positions"},
               {"vit_pe_", ACT_NONE, "rotary positions"},
               {"lingbot", ACT_NONE, "rotary positions"},
+              {"eva02_enormous", ACT_NONE, "norms behind attention and MLP"},
               {"vit_base_patch32_siglip", ACT_GELU_TANH, NULL},
               {"vit_large_patch16_siglip_512", ACT_GELU_TANH, NULL},
               {"vit_large_patch16_siglip_gap_512", ACT_GELU_TANH, NULL},
