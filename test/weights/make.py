@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shutil
+import struct
 
 import numpy as np
 import timm
@@ -240,5 +241,32 @@ keep("bigvision.npz", model)
 np.savez_compressed(here("bigvision.npz"), **{"params/" + k: np.asfortranarray(v) if v.ndim == 2 else v
                                               for k, v in google(model, stacked=True).items()})
 
+
+
+def zip64(path):
+    """All numbers of the directory where archives above 4 GiB have them."""
+    with open(path, "rb") as f:
+        data = f.read()
+    end = data.rindex(b"PK\5\6")
+    count, size, at = struct.unpack("<HII", data[end + 10:end + 20])
+    out, p = data[:at], at
+    directory = b""
+    for _ in range(count):
+        head = bytearray(data[p:p + 46])
+        packed, full, name, extra, comment = struct.unpack("<IIHHH", head[20:34])
+        offset, = struct.unpack("<I", head[42:46])
+        head[20:28], head[42:46], head[30:32] = b"\xff" * 8, b"\xff" * 4, struct.pack("<H", 28)
+        directory += head + data[p + 46:p + 46 + name] + struct.pack("<HHQQQ", 1, 24, full, packed, offset)
+        p += 46 + name + extra + comment
+    end64 = struct.pack("<IQHHIIQQQQ", 0x06064b50, 44, 45, 45, 0, 0, count, count, len(directory), at)
+    locator = struct.pack("<IIQI", 0x07064b50, 0, at + len(directory), 1)
+    last = struct.pack("<IHHHHIIH", 0x06054b50, 0, 0, 0xffff, 0xffff, 0xffffffff, 0xffffffff, 0)
+    with open(path, "wb") as f:
+        f.write(out + directory + end64 + locator + last)
+
+
+keep("zip64.npz", model)
+np.savez_compressed(here("zip64.npz"), **google(model, stacked=True))
+zip64(here("zip64.npz"))
 save_file({"image": image.float(), **{k: v.float() for k, v in logits.items()}}, here("logits.safetensors"))
 print(len(logits), "models;", sum(os.path.getsize(os.path.join(d, f)) for d, _, fs in os.walk(HERE) for f in fs), "bytes")
