@@ -286,6 +286,7 @@ static void test_refusals(void)
         refuse(path, texts[i].says, texts[i].hint);
     }
     CHECK(weights_in_folder("test") == NULL);
+    refuse("model-00002-of-00003.safetensors", "one of several parts", ".index.json");
     static const char empty[] =
         "{\"patch_embed.proj.weight\":{\"dtype\":\"F32\",\"shape\":[0,9007199254740991,"
         "9007199254740991],\"data_offsets\":[0,0]},\"blocks.0.norm1.weight\":{\"dtype\":\"F32\","

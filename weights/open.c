@@ -28,6 +28,7 @@ static const struct {
     {BEGINS("version https://hawser"), "a Git LFS pointer: the file itself was not downloaded",
      "in its folder: git lfs pull"},
     {BEGINS("<!"), "a web page", "download the file itself: the link to its raw content"},
+    {BEGINS("<?xml"), "a web page", "download the file itself: the link to its raw content"},
     {BEGINS("<html"), "a web page", "download the file itself: the link to its raw content"},
     {BEGINS("\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"),
      "a file of PyTorch before 1.6, which is a bare pickle",
@@ -230,8 +231,20 @@ static SafeTensors *open_mapped(SafeTensors *f, bool part, Error *e)
     return NULL;
 }
 
+/* "model-00002-of-00003.safetensors" */
+static bool is_part(const char *path)
+{
+    const char *slash = strrchr(path, '/'), *of = strstr(slash ? slash : path, "-of-");
+    int parts;
+    return of && sscanf(of, "-of-%9d", &parts) == 1 && parts > 1;
+}
+
 SafeTensors *weights_open_file(const char *path, Error *e)
 {
+    if (is_part(path)) {
+        fail(e, "give the folder, or the .index.json in it", "%s: is one of several parts", path);
+        return NULL;
+    }
     SafeTensors *f = st_map(path, e);
     return f ? open_mapped(f, false, e) : NULL;
 }

@@ -146,9 +146,9 @@ directory = folder("parts")
 keep("parts", model)
 names = sorted(state(model))
 for i in range(2):
-    save_file({k: state(model)[k] for k in names[i::2]}, f"{directory}/model-{i}.safetensors")
+    save_file({k: state(model)[k] for k in names[i::2]}, f"{directory}/model-{i + 1:05}-of-00002.safetensors")
 write_json(directory + "/model.safetensors.index.json",
-           {"metadata": {}, "weight_map": {k: f"model-{i % 2}.safetensors" for i, k in enumerate(names)}})
+           {"metadata": {}, "weight_map": {k: f"model-{i % 2 + 1:05}-of-00002.safetensors" for i, k in enumerate(names)}})
 directory = folder("wide")
 save_file(state(vit((S, 2 * S))), directory + "/model.safetensors")
 write_json(directory + "/config.json", {"architecture": "vit", "model_args": {"img_size": [S, 2 * S], "num_heads": H}})
