@@ -207,8 +207,8 @@ void setup_options(Session *s, int argc, char **argv)
 static char *find_weights(const char *path)
 {
     if (!path_exists(path))
-        die("name a file of weights, a folder with one, or a run directory", "there is no %s",
-            path);
+        die("name a file of weights, a folder with one, or a run directory; nothing is downloaded",
+            "there is no %s", path);
     if (!is_dir(path))
         return xstrdup(path);
     char *file = weights_in_folder(path);
