@@ -56,11 +56,10 @@ static int run_sets(Units *u, TensorCopy *copy, TensorSet *sets)
     return n;
 }
 
-bool ckpt_load_weights(Units *u, const char *path, bool new_head, char *report, size_t size,
-                       Error *e)
+bool ckpt_load_weights(Units *u, const char *path, int how, char *report, size_t size, Error *e)
 {
     const TensorSet sets[] = {{"", u, u->weights, kept, put}, {"", u, u->ema, kept, put}};
-    return weights_load(path, u->layout, sets, u->ema ? 2 : 1, new_head, report, size, e);
+    return weights_load(path, u->layout, sets, u->ema ? 2 : 1, how, report, size, e);
 }
 
 /* ---- counters ---- */
@@ -598,12 +597,16 @@ bool ckpt_resume(Units *u, const char *checkpoint_dir, RunState *run, Error *e)
     return ok;
 }
 
-bool ckpt_load_average(Units *u, const char *checkpoint_dir)
+bool ckpt_load_average(Units *u, const char *checkpoint_dir, int pos)
 {
     const TensorSet average = {"ema.", u, u->weights, kept, put};
     SafeTensors *f = st_open(in_dir(checkpoint_dir, STATE_FILE).s, NULL);
+    SafeTensors *model = st_open(in_dir(checkpoint_dir, MODEL_FILE).s, NULL);
+    if (f && model)
+        weights_resize_positions(f, model, average.prefix, u->layout, pos);
     bool ok = f && weights_check(f, u->layout, &average, 1, WEIGHTS_PART, NULL) &&
               weights_read(f, u->layout, &average, 1, WEIGHTS_PART, NULL);
     st_close(f);
+    st_close(model);
     return ok;
 }

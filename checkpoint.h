@@ -46,9 +46,8 @@ bool ckpt_best(const char *dir, char *out, size_t size, Error *e);
  * run's; a loss scale that the file does not have stays. */
 bool ckpt_resume(Units *u, const char *checkpoint_dir, RunState *run, Error *e);
 
-/* weights_load, into the weights and their average, which starts there. */
-bool ckpt_load_weights(Units *u, const char *path, bool new_head, char *report, size_t size,
-                       Error *e);
-/* Puts the average of a checkpoint's weights into their place; false where it has none that fits.
- */
-bool ckpt_load_average(Units *u, const char *checkpoint_dir);
+/* weights_load, with its `how`, into the weights and their average, which starts there. */
+bool ckpt_load_weights(Units *u, const char *path, int how, char *report, size_t size, Error *e);
+/* Puts the average of a checkpoint's weights into their place, position embeddings resized as `pos`
+ * (POS_*) says; false where it has none that fits. */
+bool ckpt_load_average(Units *u, const char *checkpoint_dir, int pos);

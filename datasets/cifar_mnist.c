@@ -8,7 +8,7 @@
  */
 #include "datasets/source.h"
 #include "datasets/classes.h"
-#include "datasets/pickle.h"
+#include "util/pickle.h"
 #include "datasets/splits.h"
 #include "image/decoder.h"
 #include "util/files.h"
@@ -173,6 +173,9 @@ static const Cifar cifars[] = {{"data_batch_",
                                 2,
                                 100}};
 
+static const char pickle_hint[] = "only plain dicts of texts, numbers, lists and arrays are read; "
+                                  "download it again, or take the binary version";
+
 /* The images of a pickle, as a file of its own in memory. */
 static bool take_pickle(Records *r, const Pickle *p, const char *path, const Cifar *c, Error *e)
 {
@@ -211,7 +214,7 @@ static bool add_pickle(Records *r, const char *path, const Cifar *c, Error *e)
     File f;
     if (!map_file(path, &f, e))
         return false;
-    Pickle *p = pickle_open(f.bytes, f.size, path, e);
+    Pickle *p = pickle_open(f.bytes, f.size, path, NULL, pickle_hint, e);
     bool ok = p && take_pickle(r, p, path, c, e);
     pickle_close(p);
     unmap_file(&f);
@@ -225,7 +228,7 @@ static void pickled_names(const char *dir, const Cifar *c, Names *out)
     File f;
     char *path = xasprintf("%s/%s", dir, c->meta);
     if (path_exists(path) && map_file(path, &f, &e)) {
-        Pickle *p = pickle_open(f.bytes, f.size, path, &e);
+        Pickle *p = pickle_open(f.bytes, f.size, path, NULL, pickle_hint, &e);
         for (long i = 0; p && i < pickle_list(p, c->names); i++) {
             char *name = pickle_list_text(p, c->names, i);
             names_add(out, name ? name : "?");

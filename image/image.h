@@ -37,6 +37,7 @@ typedef struct {
     int out_w, out_h;
     int filter, decode; /* FILTER_*, DECODE_* */
     int crop, resize;   /* evaluation: CROP_*, shorter side (0: image_default_resize) */
+    double crop_pct;    /* of that: what the crop keeps of the shorter side (0: CROP_PCT) */
     bool augment;       /* training: random resized crop, flip and `changes`; else evaluation */
     double area_min, area_max, ratio_min, ratio_max, flip; /* flip: how probable it is */
     const struct Augmentation *changes;                    /* the caller's, or NULL */

@@ -266,7 +266,9 @@ Resize resize_of_eval(int w, int h, const Preprocess *p)
 {
     Resize r = resize_of_crop((Box){0, 0, w, h}, p, false);
     if (p->crop == CROP_CENTER) {
-        long side = p->resize ? p->resize : image_default_resize(p->out_w, p->out_h, w, h);
+        long side = p->resize ? p->resize
+                              : image_default_resize(p->out_w, p->out_h, w, h,
+                                                     p->crop_pct ? p->crop_pct : CROP_PCT);
         r.x = centre(w, w > h ? side * w / h : side, p->out_w);
         r.y = centre(h, w > h ? side : side * h / w, p->out_h);
     }
@@ -298,13 +300,13 @@ void resize_reduce(Resize *r, int w, int h, int rw, int rh)
 }
 
 /* All sizes are those of the image's shorter side. A square crop asks for the first alone. */
-int image_default_resize(int out_w, int out_h, int w, int h)
+int image_default_resize(int out_w, int out_h, int w, int h, double crop_pct)
 {
     bool wide = w > h;
     long shorter = wide ? h : w, longer = wide ? w : h;
     long across = wide ? out_h : out_w, along = wide ? out_w : out_h;
-    long by_shorter = (across * 256 + 112) / 224;
-    long by_longer = (along * shorter * 256 + longer * 112) / (longer * 224);
+    long by_shorter = (long)floor((double)across / crop_pct);
+    long by_longer = (long)floor((double)(along * shorter) / (double)longer / crop_pct);
     long covers = (along * shorter + longer - 1) / longer; /* rounded up */
     long most = by_shorter > by_longer ? by_shorter : by_longer;
     return (int)(most > covers ? most : covers);

@@ -14,8 +14,10 @@
 Box image_random_box(RngStream *rng, int w, int h, double area_min, double area_max,
                      double ratio_min, double ratio_max);
 /* What the shorter side of a w x h image becomes before the centre crop when nothing else is asked
- * for: 256/224 of what covers the crop on both sides, so 256 for 224 x 224 and any image. */
-int image_default_resize(int out_w, int out_h, int w, int h);
+ * for: what covers the crop on both sides, divided by crop_pct and rounded down as timm does, so
+ * 256 for 224 x 224, 0.875 and any image. */
+#define CROP_PCT 0.875
+int image_default_resize(int out_w, int out_h, int w, int h, double crop_pct);
 
 /* One axis of a resize: inputs origin .. origin+in-1 of the picture take part; their interval
  * [from, to), counted from the origin, becomes `size` outputs, of which `n` from `start` on are

@@ -167,14 +167,16 @@ static void test_default_resize(void)
         for (int h = 1; h < 700; h += 1 + h / 8)
             for (int i = 0; i < COUNT(sides) * COUNT(sides); i++) {
                 int ow = sides[i % COUNT(sides)], oh = sides[i / COUNT(sides)];
-                long r = image_default_resize(ow, oh, w, h), least = w < h ? w : h;
+                long r = image_default_resize(ow, oh, w, h, 0.875), least = w < h ? w : h;
                 bool covers = r * w / least >= ow && r * h / least >= oh;
-                if (!covers || (ow == oh && r != (ow * 256 + 112) / 224))
+                if (!covers || (ow == oh && r != ow * 8 / 7))
                     CHECK(false, "%d x %d to %d x %d: %ld", w, h, ow, oh, r);
             }
-    CHECK(image_default_resize(224, 224, 500, 375) == 256);
-    CHECK(image_default_resize(64, 32, 50, 50) == 73, "256/224 of the larger side");
-    CHECK(image_default_resize(64, 32, 100, 50) == 37, "of both sides of the same shape");
+    CHECK(image_default_resize(224, 224, 500, 375, 0.875) == 256);
+    CHECK(image_default_resize(224, 224, 500, 375, 0.9) == 248, "rounded down, as timm does");
+    CHECK(image_default_resize(224, 224, 500, 375, 1) == 224);
+    CHECK(image_default_resize(64, 32, 50, 50, 0.875) == 73, "256/224 of the larger side");
+    CHECK(image_default_resize(64, 32, 100, 50, 0.875) == 36, "of both sides of the same shape");
 
     enum { W = 64, H = 32 };
     static uint8_t white[3 * 90 * 90], out[3 * W * H];

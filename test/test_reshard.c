@@ -378,7 +378,7 @@ static void check_resume(const Job *j, const char *dir)
                   moved <= SETS * (size_t)m.layout->n_own * sizeof(real),
               "%zu bytes, %zu at once", moved, largest);
         if (j->average)
-            CHECK(ckpt_load_average(&m.u, path) && wrong_buffers(&m, of_average, SETS, true) == 0);
+            CHECK(ckpt_load_average(&m.u, path, POS_TIMM) && wrong_buffers(&m, of_average, SETS, true) == 0);
         part_free(&m);
     }
     free(path);

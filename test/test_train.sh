@@ -2,7 +2,7 @@
 # End to end: the program on tiny models, good and bad input. test/test_train.sh BINARY [SHARED]
 # Everything happens in a temporary folder. TEST_SMALL=1 leaves out what is slow under sanitizers.
 # Every error must say `error:` and `hint:`, with the right exit status and without a crash.
-binary=$(realpath "$1")
+binary=$(realpath "$1") here=$(realpath "$(dirname "$0")")
 shared=$(realpath -m "${2:-../shared}")
 [ -x "$binary" ] || { echo "FAIL no program $1"; echo "0 passed, 1 failed, 0 skipped"; exit 1; }
 tmp=$(mktemp -d) || exit 1
@@ -329,6 +329,34 @@ bad "no weights" 1 'none.safetensors' eval --data folder --weights none.safetens
 good "a new head" --data fake --num-classes 7 --weights "$weights" --batch-size 8 --steps 2 --out newhead
 check "is said" grep -qi 'head' log
 
+# Those of other people's programs; test_weights has their logits.
+others=$here/weights
+good "a folder with a config.json" predict --weights "$others/timm-hub" "$picture"
+check "names its classes" grep -q 'elk  class 4' log
+check "says how images are cropped" grep -q 'bilinear, centre crop of 0.9' log
+check "and has nothing to assume" bash -c '! grep -q assumed log'
+good "its file alone" predict --weights "$others/timm-hub/model.safetensors" "$picture"
+check "is the same" grep -q 'elk  class 4' log
+good "a file without one" predict --weights "$others/nested.pth" "$picture"
+check "what is assumed is a warning" grep -q '^warning: .*--heads.*--mean' log
+good "what is given is not assumed" predict --weights "$others/nested.pth" --heads 2 --mean 0.5 --std 0.5 \
+    "$picture"
+check "only the rest is" bash -c "grep '^warning: ' log | grep -q -- --act && ! grep -q -- '--heads\|--mean' log"
+bad "eval without a head" 1 'has no head' eval --data fake --weights "$others/hf-mae"
+good "training without a head" --data fake:64 --weights "$others/hf-mae" --steps 2 --batch-size 8 --out headless
+check "makes one" grep -q 'head is new.*has none' log
+bad "not even of no classes" 2 'num-classes = 0' --data fake:64 --weights "$others/hf-mae" --num-classes 0
+good "bench without a head" bench --weights "$others/hf-mae" --steps 2 --batch-size 2
+bad "no weights in a folder" 1 'holds no weights' predict --weights folder "$picture"
+echo "version https://git-lfs.github.com/spec/v1" >pointer.bin
+bad "a pointer of Git LFS" 1 'git lfs pull' predict --weights pointer.bin "$picture"
+good "other images" --data fake:64 --weights "$others/prefix.safetensors" --image-size 16x24 --steps 2 \
+    --batch-size 8 --pos-resize google --ema 0.9 --out resized
+check "resize the positions" grep -q 'from 3x3 to 4x6 patches (google)' log
+good "so does evaluation, of the average too" eval --data fake:64 --weights resized --image-size 24
+check "as the run did" grep -q 'from 4x6 to 6x6 patches (google)' log
+check "is the average" grep -q 'averaged weights' log
+
 # ---- real weights, real images ----
 
 deit=$shared/data/weights/deit_tiny_patch16_224.safetensors
@@ -341,6 +369,15 @@ elif [ -e "$deit" ]; then
     check "DeiT-Tiny reaches 84.00 and 95.20 within one image: $line" \
         awk -v line="$line" 'BEGIN { split(line, f, " ")
             exit !(f[2] >= 83.59 && f[2] <= 84.41 && f[4] >= 94.79 && f[4] <= 95.61 && f[8] == 250) }'
+    if ${PYTHON:-python3} "$here/weights/deit.py" "$deit" forms >log 2>&1; then
+        for form in hub hf deit.pth deit.npz; do # the same network, in other files
+            good "DeiT-Tiny as $form" eval --data "$shared/data/imagenet_sample" --weights forms/$form \
+                --classes "$shared/data/imagenet_classes.txt"
+            check "has the same accuracy: $(tail -n 1 log)" [ "$(tail -n 1 log)" = "$line" ]
+        done
+    else
+        skip "no Python with torch and safetensors: DeiT-Tiny in other files"
+    fi
     good "DeiT-Tiny predicts" predict --weights "$deit" --classes "$shared/data/imagenet_classes.txt" \
         "$(find "$shared/data/imagenet_sample" -name '*.JPEG' | sort | head -n 1)"
 else

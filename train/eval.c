@@ -13,6 +13,7 @@
 #include "util/files.h"
 #include "util/report.h"
 #include "util/rng.h"
+#include "weights/hub.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -126,8 +127,9 @@ int command_eval(Session *s)
 
 /* ---- predict ---- */
 
-/* Names of classes: --classes, else the classes.txt of the run the weights come from, else none.
- * A line is `id` or `id name`: the name is shown where there is one. */
+/* Names of classes: --classes, else the classes.txt of the run the weights come from, else what the
+ * config.json beside them names, else none. A line is `id` or `id name`: the name is shown where
+ * there is one. */
 static char **class_names(const Session *s, int K)
 {
     Error e = {"", ""};
@@ -137,8 +139,11 @@ static char **class_names(const Session *s, int K)
     else if (s->run_dir)
         path = xasprintf("%s/classes.txt", s->run_dir);
     if (!path || (!*s->o.classes && !path_exists(path))) {
+        char **labels = s->run_dir ? NULL : hub_labels(s->weights, K);
         free(path);
-        return names;
+        if (labels)
+            free(names);
+        return labels ? labels : names;
     }
     char *lines = read_text(path, 16 << 20, &e), *rest = lines, *line;
     setup_check(lines != NULL, &e);

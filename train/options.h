@@ -43,7 +43,10 @@ enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
     X(text,   model, "", "",                                                                      \
       "preset such as Ti/16, S/16, B/16, L/16; dimensions given after it override it")            \
     X(text,   weights, "", "",                                                                    \
-      "safetensors file with timm names to start from, or a run directory")                       \
+      "weights to start from: a file of ours, timm's, transformers', Google's ..., a folder with " \
+      "one and its config.json, or a run directory")                                              \
+    X(word,   pos_resize, "timm", "timm|google|bilinear|bicubic",                                 \
+      "weights of another image size: how their position embeddings are resized")                 \
     X(text,   resume, "", "", "run or checkpoint directory to continue, bit for bit")             \
     X(text,   out, "", "", "run directory; default: runs/<data>-<model>-NNN")                     \
     X(long,   seed, "0", "0..", "of initialisation, order, augmentation and dropout")             \
@@ -118,7 +121,9 @@ enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
     X(word,   crop, "center", "center|stretch",                                                   \
       "evaluation: centre of the resized image, or the whole stretched")                          \
     X(long,   resize, "0", "0..65536",                                                            \
-      "evaluation: shorter side before the crop; 0: 256/224 of the size")                         \
+      "evaluation: shorter side before the crop; 0: the size / --crop-pct, rounded down")         \
+    X(double, crop_pct, "0.875", "0.01..1",                                                       \
+      "evaluation: share of the shorter side that the centre crop keeps")                         \
     X(word,   interpolation, "bicubic", "bilinear|bicubic", "of every resize")                    \
     X(word,   decode, "exact", "exact|fast",                                                      \
       "JPEG: at full scale, or at 1/2 ... 1/8 while twice the size needed remains")               \

@@ -17,6 +17,7 @@
 #include "util/machine.h"
 #include "util/report.h"
 #include "util/text.h"
+#include "weights/open.h"
 #include "weights/weights.h"
 
 #include <errno.h>
@@ -201,20 +202,85 @@ void setup_options(Session *s, int argc, char **argv)
 
 /* ---- config ---- */
 
-/* A weights file, or the best or newest checkpoint of a run. */
+/* A weights file, that of a folder as people download them, or the best or newest checkpoint of a
+ * run. */
 static char *find_weights(const char *path)
 {
     if (!path_exists(path))
-        die("name a safetensors file or a run directory", "there is no %s", path);
+        die("name a file of weights, a folder with one, or a run directory; nothing is downloaded",
+            "there is no %s", path);
     if (!is_dir(path))
         return xstrdup(path);
-    char *file = xasprintf("%s/model.safetensors", path);
-    if (path_exists(file))
+    char *file = weights_in_folder(path);
+    if (file)
         return file;
-    free(file);
     char dir[4096];
-    check(ckpt_best(path, dir, sizeof dir, &why));
+    if (!ckpt_best(path, dir, sizeof dir, &why))
+        die("name the file itself: in a folder, model.safetensors, its .index.json, "
+            "pytorch_model.bin or a single file of weights are looked for, and a run's checkpoints",
+            "%s: holds no weights", path);
     return xasprintf("%s/model.safetensors", dir);
+}
+
+/* How evaluation prepares images, where files beside the weights say it and no flag does. */
+static void use_images(Session *s, const Hub *h)
+{
+    Options *o = &s->o;
+    if (h->crop >= 0 && !options_given(o, "crop"))
+        o->crop = h->crop ? CROP_STRETCH : CROP_CENTER;
+    if (h->interpolation >= 0 && !options_given(o, "interpolation"))
+        o->interpolation = h->interpolation ? FILTER_BICUBIC : FILTER_BILINEAR;
+    if (h->crop_pct > 0 && !options_given(o, "crop-pct"))
+        o->crop_pct = h->crop_pct;
+    if (*h->unknown && s->world.rank == 0)
+        warn("%s: %s is not known here: see --interpolation, --crop and --crop-pct", h->from,
+             h->unknown);
+    if (h->crop < 0 && h->crop_pct == 0)
+        return;
+    printf("          images as %s says: %s, %s", h->from,
+           o->interpolation == FILTER_BICUBIC ? "bicubic" : "bilinear",
+           o->crop == CROP_STRETCH ? "stretched\n" : "centre crop of ");
+    if (o->crop != CROP_STRETCH)
+        printf("%g (--crop-pct)\n", o->crop_pct);
+}
+
+/* The model that weights are of, and what nobody says about it and is assumed. */
+static void use_weights(Session *s)
+{
+    WeightsInfo w;
+    char text[1024] = "";
+    printf("weights   %s\n", s->weights);
+    Config given = {0}; /* its image size, if there is one */
+    options_apply_config(&s->o, &given);
+    check(weights_describe(s->weights, given.image_h, given.image_w, &w, &why));
+    s->config = w.config;
+    if (*w.form)
+        printf("          %s\n", w.form);
+    if (*w.notes)
+        printf("note: %s\n", w.notes);
+    use_images(s, &w.hub);
+    for (int i = 0; i < w.assumptions; i++) {
+        size_t at = strlen(text);
+        if (!options_config_given(&s->o, w.assumed[i].setting))
+            snprintf(text + at, sizeof text - at, "%s%s", at ? ", " : "", w.assumed[i].text);
+    }
+    if (*text && s->world.rank == 0)
+        warn("neither the file nor a config.json beside it says, and it is assumed: %s", text);
+    bool eval = strcmp(s->o.command, "eval") == 0 || strcmp(s->o.command, "predict") == 0;
+    if (w.config.classes == 0 && strcmp(s->o.command, "bench") == 0)
+        s->config.classes = vit_config_default().classes;
+    if (w.config.classes == 0 && eval)
+        die("train one first: train --weights FILE --data DIR; or give weights with a head",
+            "%s: has no head, so it knows no classes", s->weights);
+}
+
+/* The number of classes may still be the data's to say. */
+static void check_config(const Session *s)
+{
+    Config c = s->config;
+    if (c.classes == 0 && !options_config_given(&s->o, "classes"))
+        c.classes = 1;
+    check_usage(vit_config_check(&c, &why));
 }
 
 /* Which weights the model starts from: none, those of --weights, or those of a checkpoint that
@@ -298,24 +364,20 @@ static void start_device(Session *s)
 void setup_config(Session *s)
 {
     Options *o = &s->o;
-    char assumed[1024] = "";
+    char device[1024] = "";
     start_device(s);
     if (s->built_in)
         printf("recipe    built-in, a small model (--model, --weights or --recipe choose "
                "another)\n");
-    s->be->describe(assumed, sizeof assumed);
-    printf("device    %s\n", assumed);
+    s->be->describe(device, sizeof device);
+    printf("device    %s\n", device);
     find_start(s);
     s->config = vit_config_default();
-    if (s->weights) {
-        printf("weights   %s\n", s->weights);
-        check(weights_config(s->weights, &s->config, assumed, sizeof assumed, &why));
-        if (*assumed)
-            printf("          %s\n", assumed);
-    }
+    if (s->weights)
+        use_weights(s);
     use_preset(o->model, &s->config);
     options_apply_config(o, &s->config);
-    check_usage(vit_config_check(&s->config, &why));
+    check_config(s);
     parallel_split(s);
     bool known = false;
     for (int i = 0; param_init_names[i]; i++)
@@ -329,6 +391,7 @@ void setup_config(Session *s)
                              .decode = o->decode,
                              .crop = o->crop,
                              .resize = (int)o->resize,
+                             .crop_pct = o->crop_pct,
                              .augment = o->augment,
                              .area_min = o->area_min,
                              .area_max = o->area_max,
@@ -401,7 +464,7 @@ Dataset *setup_split(Session *s, const char *spec, bool train)
                      .window = (int)o->shuffle_shards,
                      .max_damaged = o->max_damaged > 0 ? o->max_damaged : -1,
                      .images = s->images,
-                     .fake_classes = c->classes,
+                     .fake_classes = c->classes ? c->classes : vit_config_default().classes,
                      .fake_count = train ? 1280 : 256,
                      .seed = (uint64_t)o->seed};
     d.images.augment &= train;
@@ -554,7 +617,7 @@ void setup_data(Session *s, bool train)
 static void use_average(Session *s)
 {
     char *copy = xstrdup(s->weights), *dir = dirname(copy);
-    if (ckpt_load_average(&s->m->own, dir))
+    if (ckpt_load_average(&s->m->own, dir, s->o.pos_resize))
         printf("          averaged weights (--no-ema: those of the last step)\n");
     else if (options_given(&s->o, "ema"))
         die("leave --ema out", "%s/train_state.safetensors has no averaged weights", dir);
@@ -652,7 +715,7 @@ static void describe_model(const Session *s, bool training)
     const Plan *p = &m->plan;
     enum { PARAMETERS, FLOP, WEIGHTS, GRADIENTS, OPTIMISER, ACTIVATIONS, INPUTS, COUNTS };
     const double count[COUNTS] = {
-        (double)m->layout->n_params, vit_forward_flops(c) * (training ? 3 : 1),
+        (double)m->layout->n_params,  vit_forward_flops(c) * (training ? 3 : 1),
         (double)m->own.bytes_weights, (double)m->own.bytes_grads,
         (double)m->own.bytes_opt,     (double)m->bytes_acts,
         (double)m->bytes_inputs};
@@ -731,7 +794,9 @@ void setup_model(Session *s, bool training)
     check(vit_init(s->m, scheme, (uint64_t)o->seed, o->head_bias, o->layer_scale_init, &why));
     if (s->weights) {
         char report[1024] = "";
-        check(ckpt_load_weights(own, s->weights, training, report, sizeof report, &why));
+        bool new_head = training || strcmp(o->command, "bench") == 0;
+        int how = LOAD_POS(o->pos_resize) | (new_head ? LOAD_NEW_HEAD : 0);
+        check(ckpt_load_weights(own, s->weights, how, report, sizeof report, &why));
         if (*report)
             printf("          %s\n", report);
         if (!training && o->ema > 0)

@@ -6,10 +6,11 @@
  * or an Error that names file, tensor and value. It cannot guard against a program that truncates
  * the file while it is mapped. The JSON is cJSON's work, its nesting limit included.
  *
- * This file knows nothing of models; weights.c gives the tensors their meaning.
+ * This file knows nothing of models; weights.c gives the tensors their meaning. Files of other
+ * kinds (torch_zip.h, npz.h) are given the same form, and read by the same function.
  *
- * Read in this order: look-ups, numbers in the header, one entry, the whole header, opening,
- * elements, writer. */
+ * Read in this order: look-ups, numbers in the header, one entry, the whole header, opening, other
+ * kinds of files, elements, writer. */
 #include "weights/safetensors.h"
 #include "util/files.h"
 
@@ -318,12 +319,12 @@ static bool map_file(SafeTensors *f, Error *e)
     if (fstat(fd, &st) != 0)
         fail(e, open_hint, "%s: cannot read: %s", f->path, strerror(errno));
     else if (S_ISDIR(st.st_mode))
-        fail(e, "give the .safetensors file in it", "%s: is a directory", f->path);
+        fail(e, "give the weights file in it", "%s: is a directory", f->path);
     else if (!S_ISREG(st.st_mode))
-        fail(e, "give the .safetensors file itself", "%s: not a regular file", f->path);
+        fail(e, "give the weights file itself", "%s: not a regular file", f->path);
     else if (st.st_size < LENGTH_BYTES)
         fail(e, "the file is empty or was not copied completely",
-             "%s: %lld bytes are too few for a safetensors file", f->path, (long long)st.st_size);
+             "%s: %lld bytes are too few for a file of weights", f->path, (long long)st.st_size);
     else if ((map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0)) == MAP_FAILED)
         fail(e, "copy the file to a local disk", "%s: cannot map: %s", f->path, strerror(errno));
     close(fd);
@@ -354,11 +355,31 @@ static bool read_length(SafeTensors *f, Error *e)
     return true;
 }
 
-SafeTensors *st_open(const char *path, Error *e)
+SafeTensors *st_view(const char *path)
 {
     SafeTensors *f = xcalloc(1, sizeof *f);
     f->path = xstrdup(path);
-    if (map_file(f, e) && read_length(f, e) && parse_header(f, e) && read_header(f, e))
+    return f;
+}
+
+SafeTensors *st_map(const char *path, Error *e)
+{
+    SafeTensors *f = st_view(path);
+    if (map_file(f, e))
+        return f;
+    st_close(f);
+    return NULL;
+}
+
+bool st_read(SafeTensors *f, Error *e)
+{
+    return read_length(f, e) && parse_header(f, e) && read_header(f, e);
+}
+
+SafeTensors *st_open(const char *path, Error *e)
+{
+    SafeTensors *f = st_map(path, e);
+    if (f && st_read(f, e))
         return f;
     st_close(f);
     return NULL;
@@ -370,12 +391,92 @@ void st_close(SafeTensors *f)
         return;
     if (f->map)
         munmap((void *)f->map, f->size);
+    for (int i = 0; i < f->files; i++)
+        st_close(f->file[i]);
+    for (int i = 0; i < f->owns; i++)
+        free(f->owned[i]);
+    for (int i = 0; i < f->count; i++)
+        free(f->tensor[i].piece);
     cJSON_Delete(f->json);
+    free(f->file);
+    free(f->owned);
     free(f->tensor);
     free(f->by_name);
     free(f->meta);
     free(f->path);
     free(f);
+}
+
+/* ---- other kinds of files ---- */
+
+void *st_own(SafeTensors *f, void *memory)
+{
+    f->owned = xgrow(f->owned, f->owns, sizeof *f->owned);
+    return f->owned[f->owns++] = memory;
+}
+
+void st_take(SafeTensors *f, SafeTensors *file)
+{
+    f->file = xgrow(f->file, f->files, sizeof *f->file);
+    f->file[f->files++] = file;
+}
+
+/* Of a shape with a zero the other numbers may be anything. */
+static long elements(int ndim, const long *shape)
+{
+    long n = 1;
+    for (int d = 0; d < ndim; d++)
+        if (shape[d] == 0)
+            return 0;
+    for (int d = 0; d < ndim; d++)
+        n *= shape[d];
+    return n;
+}
+
+StTensor *st_add(SafeTensors *f, const char *name, StType type, int ndim, const long *shape)
+{
+    f->tensor = xgrow(f->tensor, f->count, sizeof *f->tensor);
+    StTensor *t = &f->tensor[f->count++];
+    *t = (StTensor){.name = st_own(f, xstrdup(name)),
+                    .type = type,
+                    .dtype = dtypes[type].name,
+                    .ndim = ndim,
+                    .n = elements(ndim, shape)};
+    for (int d = 0; d < ndim; d++)
+        t->shape[d] = shape[d];
+    t->bytes = (uint64_t)t->n * (uint64_t)dtypes[type].bytes;
+    return t;
+}
+
+void st_add_piece(StTensor *t, StPiece piece)
+{
+    piece.n = elements(piece.ndim, piece.shape);
+    t->piece = xgrow(t->piece, t->pieces, sizeof *t->piece);
+    t->piece[t->pieces++] = piece;
+}
+
+StPiece st_piece(const SafeTensors *f, const StTensor *t)
+{
+    if (t->pieces == 1)
+        return t->piece[0];
+    StPiece p = {.data = st_data(f, t), .type = t->type, .ndim = t->ndim, .n = t->n};
+    long stride = 1;
+    for (int d = t->ndim - 1; d >= 0; d--) {
+        p.shape[d] = t->shape[d];
+        p.stride[d] = stride;
+        stride *= t->n ? t->shape[d] : 0;
+    }
+    return p;
+}
+
+bool st_index(SafeTensors *f, Error *e)
+{
+    return index_names(f, e);
+}
+
+int st_type_bytes(StType type)
+{
+    return dtypes[type].bytes;
 }
 
 /* ---- elements ---- */
@@ -434,18 +535,54 @@ bool st_is_real(const SafeTensors *f, const StTensor *t, Error *e)
                                       f->path, t->name, t->dtype);
 }
 
-bool st_read_real(const SafeTensors *f, const StTensor *t, long first, long n, real *out, Error *e)
+static void read_run(const uint8_t *data, StType type, long stride, long n, real *out)
 {
-    alive();
-    int bytes = dtypes[t->type].bytes;
-    const uint8_t *data = (const uint8_t *)st_data(f, t) + first * bytes;
-    if (!st_is_real(f, t, e))
-        return false;
-    if (t->type == ST_REAL)
+    long step = stride * dtypes[type].bytes;
+    if (type == ST_REAL && stride == 1)
         memcpy(out, data, (size_t)n * sizeof *out);
     else
         for (long i = 0; i < n; i++)
-            out[i] = (real)float_at(data + i * bytes, t->type);
+            out[i] = (real)float_at(data + i * step, type);
+}
+
+/* Elements first .. first+n-1 of a piece, a run along its last axis at a time. */
+static void read_piece(const StPiece *p, long first, long n, real *out)
+{
+    if (!p->data) {
+        for (long i = 0; i < n; i++)
+            out[i] = 0;
+        return;
+    }
+    int last = p->ndim - 1;
+    for (long done = 0, run; done < n; done += run) {
+        long rest = first + done, at = 0, within = 0;
+        for (int d = last; d >= 0; d--) {
+            long i = rest % p->shape[d];
+            rest /= p->shape[d];
+            at += i * p->stride[d];
+            within = d == last ? i : within;
+        }
+        run = last < 0 ? 1 : p->shape[last] - within;
+        run = run < n - done ? run : n - done;
+        read_run(p->data + at * dtypes[p->type].bytes, p->type, last < 0 ? 1 : p->stride[last], run,
+                 out + done);
+    }
+}
+
+bool st_read_real(const SafeTensors *f, const StTensor *t, long first, long n, real *out, Error *e)
+{
+    alive(); /* large files take their time */
+    if (!st_is_real(f, t, e))
+        return false;
+    if (!t->pieces)
+        read_run((const uint8_t *)st_data(f, t) + first * dtypes[t->type].bytes, t->type, 1, n,
+                 out);
+    for (int i = 0; i < t->pieces; first -= t->piece[i++].n) {
+        long from = first > 0 ? first : 0, to = first + n;
+        to = to < t->piece[i].n ? to : t->piece[i].n;
+        if (from < to)
+            read_piece(&t->piece[i], from, to - from, out + (from - first));
+    }
     return true;
 }
 

@@ -1,4 +1,4 @@
-/* safetensors.h - files of named tensors.
+/* safetensors.h - files of named tensors, first of all safetensors.
  *
  * safetensors (huggingface/safetensors, format description): 8 bytes little-endian header length,
  * a JSON object {name: {dtype, shape, data_offsets: [begin, end]}, "__metadata__": {key: string}},
@@ -26,6 +26,17 @@ typedef enum { ST_TYPES(X) } StType;
 /* The type that holds a `real` exactly: what this build writes, so that resuming loses no bit. */
 #define ST_REAL (sizeof(real) == sizeof(double) ? ST_F64 : ST_F32)
 
+/* Elements of a tensor that follow each other there, and lie in a file with steps between: along
+ * the d-th of `ndim` axes there are shape[d] of them, stride[d] elements apart. Thus a transposed
+ * matrix, or one of q, k and v, is read where it lies. data NULL: zeros. */
+typedef struct {
+    const uint8_t *data; /* the first element */
+    StType type;
+    int ndim;
+    long shape[ST_MAX_DIMS], stride[ST_MAX_DIMS];
+    long n;
+} StPiece;
+
 typedef struct {
     const char *name;
     StType type;
@@ -35,6 +46,8 @@ typedef struct {
     long n;         /* elements */
     uint64_t begin; /* in the file, from its start */
     uint64_t bytes;
+    StPiece *piece; /* [pieces], one after the other; none: all of it stands at `begin` */
+    int pieces;
 } StTensor;
 
 /* A name and what it stands for: a text of the metadata, or a StTensor. */
@@ -43,8 +56,10 @@ typedef struct {
     const void *value;
 } StEntry;
 
-/* An open file, mapped read-only. */
-typedef struct {
+/* An open file, mapped read-only; or what other files hold, under the names and in the shapes that
+ * we use: a view of them, which closes them with itself. */
+typedef struct SafeTensors SafeTensors;
+struct SafeTensors {
     char *path;
     const uint8_t *map;
     uint64_t size, data; /* bytes of the file; where the tensors' data starts in it */
@@ -53,9 +68,12 @@ typedef struct {
     StEntry *by_name;   /* [count], sorted */
     StEntry *meta;      /* [metas], sorted */
     struct cJSON *json; /* the header, to which all names and texts belong */
-} SafeTensors;
+    SafeTensors **file; /* [files] that this is a view of */
+    void **owned;       /* [owns], memory that goes with it: names, pieces, values */
+    int files, owns;
+};
 
-SafeTensors *st_open(const char *path, Error *e);
+SafeTensors *st_open(const char *path, Error *e); /* st_map, then st_read */
 void st_close(SafeTensors *f);
 const StTensor *st_find(const SafeTensors *f, const char *name); /* NULL if absent */
 const char *st_meta(const SafeTensors *f, const char *key);      /* NULL if absent */
@@ -65,6 +83,21 @@ const void *st_data(const SafeTensors *f, const StTensor *t);    /* raw bytes, a
 bool st_is_real(const SafeTensors *f, const StTensor *t, Error *e);
 bool st_read_real(const SafeTensors *f, const StTensor *t, long first, long n, real *out, Error *e);
 bool st_read_i64(const SafeTensors *f, const StTensor *t, int64_t *out, Error *e);
+
+/* Other kinds of files in the same form. st_map opens and maps a file and looks at nothing in it.
+ * st_add appends a tensor, whose name is copied; a piece of it is copied too, and lies within the
+ * file or in memory that st_own gives to f. st_index ends the list: false if a name is there twice.
+ */
+SafeTensors *st_map(const char *path, Error *e);
+bool st_read(SafeTensors *f, Error *e); /* a safetensors file that is mapped */
+SafeTensors *st_view(const char *path);
+StTensor *st_add(SafeTensors *f, const char *name, StType type, int ndim, const long *shape);
+void st_add_piece(StTensor *t, StPiece piece);
+StPiece st_piece(const SafeTensors *f, const StTensor *t); /* all of a tensor that is one */
+void *st_own(SafeTensors *f, void *memory);                /* returns it */
+void st_take(SafeTensors *f, SafeTensors *file);
+bool st_index(SafeTensors *f, Error *e);
+int st_type_bytes(StType type);
 
 /* Writing: declare all tensors, begin, write their data in pieces of any order, finish. The file
  * appears under its name only when finish has synced and renamed it.

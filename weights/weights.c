@@ -1,26 +1,19 @@
 /* weights.c - a model's weights in a file. See weights.h.
  *
  * Files are untrusted: a configuration is believed only where the tensors agree with it, and no
- * number becomes a size before it was checked. Files of other families (npz, Hugging Face names)
- * are not read, position embeddings not resized.
+ * number becomes a size before it was checked.
  *
- * Read in this order: names, configuration of a file, the grid of patches, tensors from a file
- * (what must be there), tensors in pieces, loading, tensors to a file. */
+ * Read in this order: what the tensors say, our metadata, foreign files, the grid of patches,
+ * tensors from a file (what must be there), tensors in pieces, loading, tensors to a file. */
 #include "weights/weights.h"
 
+#include "weights/names.h"
+#include "weights/open.h"
+
 #include <math.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define NAME_SIZE 192
-
-/* ---- names ---- */
-
-#define X(field, name, ...) name,
-static const char *const embed_names[] = {EMBED_PARAMS(X) NULL};
-static const char *const block_names[] = {BLOCK_PARAMS(X) NULL};
-static const char *const head_names[] = {HEAD_PARAMS(X) NULL};
-#undef X
 
 static bool is_among(const char *name, const char *const *list)
 {
@@ -29,52 +22,10 @@ static bool is_among(const char *name, const char *const *list)
     return *list != NULL;
 }
 
-/* "blocks.7.norm1.weight" -> 7 and "norm1.weight"; -1 for a name that is not of this form. */
-static int block_of(const char *name, const char **rest)
-{
-    char prefix[32];
-    int block;
-    if (sscanf(name, "blocks.%6d", &block) != 1 || block < 0)
-        return -1;
-    int n = snprintf(prefix, sizeof prefix, "blocks.%d.", block);
-    if (strncmp(name, prefix, (size_t)n) != 0) /* 07, +7, 1234567 */
-        return -1;
-    *rest = name + n;
-    return block;
-}
+/* ---- what the tensors say ---- */
 
-static bool is_vit_name(const char *name)
-{
-    const char *rest;
-    if (block_of(name, &rest) >= 0)
-        return is_among(rest, block_names);
-    return is_among(name, embed_names) || is_among(name, head_names);
-}
-
-/* What a new head replaces: everything behind the final norm. */
-static bool is_head_name(const char *name)
-{
-    return strncmp(name, "head.", 5) == 0 || strncmp(name, "pre_logits.", 11) == 0;
-}
-
-typedef struct {
-    char s[160];
-} Text;
-
-/* "[3, 4]"; ST_MAX_DIMS of 16 digits fit. */
-static Text shape_text(int ndim, const long *shape)
-{
-    Text t;
-    size_t at = (size_t)snprintf(t.s, sizeof t.s, "[");
-    for (int i = 0; i < ndim; i++)
-        at += (size_t)snprintf(t.s + at, sizeof t.s - at, "%s%ld", i ? ", " : "", shape[i]);
-    snprintf(t.s + at, sizeof t.s - at, "]");
-    return t;
-}
-
-/* ---- configuration of a file ---- */
-
-static const char timm_hint[] = "the file must hold a plain Vision Transformer under timm's names";
+static const char timm_hint[] =
+    "the file must hold all of a plain Vision Transformer (timm's names or another family's)";
 
 /* A tensor with `ndim` dimensions, each of a believable size. */
 static const StTensor *need(const SafeTensors *f, const char *name, int ndim, Error *e)
@@ -87,7 +38,7 @@ static const StTensor *need(const SafeTensors *f, const char *name, int ndim, Er
         fail(e, timm_hint, "%s: there is no tensor %s", f->path, name);
     else if (!ok)
         fail(e, timm_hint, "%s: tensor %s has shape %s, expected %d dimensions from 1 to 2^24",
-             f->path, name, shape_text(t->ndim, t->shape).s, ndim);
+             f->path, name, names_shape(t->ndim, t->shape).s, ndim);
     return ok ? t : NULL;
 }
 
@@ -103,7 +54,7 @@ static bool count_blocks(const SafeTensors *f, int *layers, Error *e)
             break;
     }
     for (int i = 0; i < f->count; i++) {
-        int block = block_of(f->tensor[i].name, &rest);
+        int block = names_block(f->tensor[i].name, &rest);
         highest = block > highest ? block : highest;
     }
     *layers = n;
@@ -148,28 +99,6 @@ static bool infer_dimensions(const SafeTensors *f, Config *c, Error *e)
     return true;
 }
 
-/* Position embeddings [1, T, C], less the class tokens -> side of a square grid, 0 if none. */
-static int square_side(const StTensor *pos, int cls_tokens)
-{
-    long patches = pos->ndim == 3 ? pos->shape[1] - cls_tokens : 0;
-    long side = patches > 0 && patches <= 1 << 24 ? lround(sqrt((double)patches)) : 0;
-    return side * side == patches ? (int)side : 0;
-}
-
-static bool infer_image(const SafeTensors *f, Config *c, Error *e)
-{
-    const StTensor *pos = need(f, "pos_embed", 3, e);
-    if (!pos)
-        return false;
-    long side = square_side(pos, c->cls_tokens), pixels = side * c->patch;
-    if (side == 0 || pixels > 65536)
-        return fail(e, "a file without our metadata must have a square grid of patches",
-                    "%s: pos_embed has %ld positions, with %d class tokens no square grid", f->path,
-                    pos->shape[1], c->cls_tokens);
-    c->image_h = c->image_w = (int)pixels;
-    return true;
-}
-
 /* The preset of these dimensions, or NULL. */
 static const char *matching_preset(const Config *c, Config *preset)
 {
@@ -193,6 +122,8 @@ static const char *guess_heads(Config *c)
         c->heads--;
     return name;
 }
+
+/* ---- our metadata ---- */
 
 static bool is_ours(const SafeTensors *f)
 {
@@ -267,89 +198,289 @@ static bool config_of_ours(const SafeTensors *f, Config *c, char *assumed, size_
                 "%s: metadata says %s = %s, but the tensors say %s", f->path, setting, says, are);
 }
 
-static bool config_of_foreign(const SafeTensors *f, Config *c, char *assumed, size_t size, Error *e)
+/* ---- foreign files ---- */
+
+/* An open file of weights: ours, or a view of a foreign one, and what is known of that. */
+typedef struct {
+    SafeTensors *f;
+    Hub hub;
+    NamesReport names;
+    int image_h, image_w; /* as the caller says; 0: unknown */
+} Weights;
+
+static bool open_weights(const char *path, int image_h, int image_w, Weights *w, Error *e)
 {
-    *c = vit_config_default(); /* eps 1e-6, erf GELU, ImageNet mean and deviation */
-    if (!infer_dimensions(f, c, e) || !infer_image(f, c, e))
+    *w = (Weights){.f = weights_open_file(path, e), .image_h = image_h, .image_w = image_w};
+    if (!w->f || is_ours(w->f))
+        return w->f != NULL;
+    bool state = st_meta(w->f, "optimizer") != NULL; /* of a run of ours */
+    if (state)
+        fail(e, "give the model.safetensors beside it, or the run's directory",
+             "%s: is the state of an optimiser, not a model", path);
+    if (state || !hub_read(path, &w->hub, e)) {
+        st_close(w->f);
         return false;
-    c->pool = c->cls_tokens ? POOL_CLS : POOL_GAP;
+    }
+    if (w->hub.image_h)
+        w->f = names_view(w->f, w->hub.image_h, w->hub.image_w, &w->names, e);
+    else
+        w->f = names_view(w->f, image_h, image_w, &w->names, e);
+    return w->f != NULL;
+}
+
+/* Files beside the weights may belong to others: what contradicts the tensors counts for nothing.
+ */
+static void believe(Weights *w, const Config *c, WeightsInfo *info)
+{
+    const Hub *h = &w->hub;
+    const struct {
+        const char *what;
+        int says, is;
+    } pairs[] = {{"width", h->width, c->width},
+                 {"layers", h->layers, c->layers},
+                 {"mlp", h->mlp, c->mlp},
+                 {"patch", h->patch, c->patch},
+                 {"heads", h->heads, h->heads && c->width % h->heads ? 0 : h->heads}};
+    for (int i = 0; i < COUNT(pairs); i++) {
+        if (!pairs[i].says || pairs[i].says == pairs[i].is)
+            continue;
+        size_t at = strlen(info->notes);
+        snprintf(
+            info->notes + at, sizeof info->notes - at,
+            "%s%s beside it: %s %d does not go with the tensors (width %d, %d layers, patches of "
+            "%d): it is of another model, and not used",
+            at ? "; " : "", h->from, pairs[i].what, pairs[i].says, c->width, c->layers, c->patch);
+        w->hub = (Hub){.eps = -1, .pool = -1, .interpolation = -1, .crop = -1};
+        return;
+    }
+}
+
+typedef struct {
+    int rows, columns; /* 0: unknown */
+} Grid;
+
+/* The grid behind `n` positions of patches of P x P pixels: what a file beside the weights says, if
+ * it has as many, or a square, or what the caller says. */
+static Grid foreign_grid(const Weights *w, long n, int P)
+{
+    const Hub *h = &w->hub;
+    long side = n > 0 && n <= 1 << 24 ? lround(sqrt((double)n)) : 0;
+    const Grid grids[] = {
+        {h->image_h / P, h->image_w / P}, {(int)side, (int)side}, {w->image_h / P, w->image_w / P}};
+    for (int i = 0; n > 0 && i < COUNT(grids); i++)
+        if ((long)grids[i].rows * grids[i].columns == n)
+            return grids[i];
+    return (Grid){0, 0};
+}
+
+/* The size of the images, by the positions. */
+static bool infer_image(const Weights *w, Config *c, Error *e)
+{
+    const StTensor *pos = need(w->f, "pos_embed", 3, e);
+    if (!pos)
+        return false;
+    Grid g = foreign_grid(w, pos->shape[1] - c->cls_tokens, c->patch);
+    if (g.rows > 0 && (long)g.rows * c->patch <= 65536 && (long)g.columns * c->patch <= 65536) {
+        c->image_h = g.rows * c->patch;
+        c->image_w = g.columns * c->patch;
+        return true;
+    }
+    return fail(e, "say the size of the images that it was trained with: --image-size HxW",
+                "%s: pos_embed has %ld positions, with %d class tokens no square grid", w->f->path,
+                pos->shape[1], c->cls_tokens);
+}
+
+PRINTF_LIKE(3, 4) static void assume(WeightsInfo *w, const char *setting, const char *fmt, ...)
+{
+    Assumption *a = &w->assumed[w->assumptions++];
+    va_list args;
+    a->setting = setting;
+    va_start(args, fmt);
+    vsnprintf(a->text, sizeof a->text, fmt, args);
+    va_end(args);
+}
+
+/* What no tensor shows: told by the files beside the weights, or assumed. */
+static void settle(const Weights *w, WeightsInfo *info)
+{
+    const Hub *h = &w->hub;
+    Config *c = &info->config;
     const char *preset = guess_heads(c);
-    snprintf(
-        assumed, size,
-        "assumed: %d heads (%s%s), %dx%d pixels, pool %s, eps %g, erf GELU, ImageNet mean/std%s",
-        c->heads, preset ? "as " : "width ", preset ? preset : "/ 64", c->image_h, c->image_w,
-        c->pool == POOL_CLS ? "cls" : "gap", c->eps, c->classes ? "" : "; the file has no head");
+    bool google = strncmp(w->names.family, "Google", 6) == 0;
+    if (h->heads)
+        c->heads = h->heads;
+    else if (!h->timm || !preset)
+        assume(info, "heads", "%d head%s, %s%s (--heads)", c->heads, c->heads > 1 ? "s" : "",
+               preset ? "as " : "width ", preset ? preset : "/ 64");
+    c->pool = c->cls_tokens ? POOL_CLS : POOL_GAP;
+    if (h->pool >= 0)
+        c->pool = h->pool;
+    if (c->norm_pre)
+        c->eps = c->eps_final = 1e-5; /* as CLIP's */
+    if (h->eps >= 0)
+        c->eps = c->eps_final = h->eps;
+    else if (!h->timm)
+        assume(info, "eps", "eps %g (--eps, --eps-final)", c->eps);
+    if (h->act != ACT_NONE)
+        c->act = h->act;
+    else
+        assume(info, "act",
+               google ? "erf GELU, as timm does (--act gelu_tanh is what JAX computes)"
+                      : "erf GELU (--act)");
+    if (h->has_mean) {
+        c->mean_r = h->mean[0], c->mean_g = h->mean[1], c->mean_b = h->mean[2];
+        c->std_r = h->std[0], c->std_g = h->std[1], c->std_b = h->std[2];
+    } else {
+        assume(info, "mean_r", "ImageNet mean/std (--mean, --std; %s 0.5)",
+               google ? "Google's ViTs have" : "many ViTs have");
+    }
+}
+
+static bool config_of_foreign(Weights *w, WeightsInfo *info, Error *e)
+{
+    Config *c = &info->config;
+    *c = vit_config_default(); /* eps 1e-6, erf GELU, ImageNet mean and deviation */
+    snprintf(info->notes, sizeof info->notes, "%s", w->names.notes);
+    if (!infer_dimensions(w->f, c, e))
+        return false;
+    believe(w, c, info);
+    if (!infer_image(w, c, e))
+        return false;
+    settle(w, info);
+    info->hub = w->hub;
+    snprintf(info->form, sizeof info->form, "%s%s%.100s, %dx%d pixels%s", w->names.family,
+             *w->hub.from ? ", " : "", w->hub.from, c->image_h, c->image_w,
+             c->classes ? "" : "; the file has no head");
     return true;
 }
 
-static bool config_of(const SafeTensors *f, Config *c, char *assumed, size_t size, Error *e)
+static bool describe(Weights *w, WeightsInfo *info, Error *e)
 {
     Error why = {0};
-    if (!(is_ours(f) ? config_of_ours : config_of_foreign)(f, c, assumed, size, e))
+    const SafeTensors *f = w->f;
+    *info = (WeightsInfo){.hub = {.eps = -1, .pool = -1, .interpolation = -1, .crop = -1}};
+    if (is_ours(f) ? !config_of_ours(f, &info->config, info->notes, sizeof info->notes, e)
+                   : !config_of_foreign(w, info, e))
         return false;
     for (int i = 0; i < f->count; i++)
-        if (!is_vit_name(f->tensor[i].name))
+        if (!names_is_vit(f->tensor[i].name))
             return fail(e, timm_hint, "%s: tensor %.150s does not belong to a plain ViT", f->path,
                         f->tensor[i].name);
-    Config with_head = *c;
+    Config with_head = info->config;
     if (with_head.classes == 0)
         with_head.classes = 1; /* the caller decides about the head */
     return vit_config_check(&with_head, &why) || fail(e, why.hint, "%s: %s", f->path, why.what);
 }
 
-bool weights_config(const char *path, Config *c, char *assumed, size_t size, Error *e)
+bool weights_describe(const char *path, int image_h, int image_w, WeightsInfo *info, Error *e)
 {
-    SafeTensors *f = st_open(path, e);
-    bool ok = f && config_of(f, c, assumed, size, e);
-    st_close(f);
+    Weights w;
+    if (!open_weights(path, image_h, image_w, &w, e))
+        return false;
+    bool ok = describe(&w, info, e);
+    st_close(w.f);
     return ok;
 }
 
-/* ---- the grid of patches ---- */
+bool weights_config(const char *path, Config *c, char *assumed, size_t size, Error *e)
+{
+    WeightsInfo w;
+    if (!weights_describe(path, 0, 0, &w, e))
+        return false;
+    *c = w.config;
+    size_t at = (size_t)snprintf(assumed, size, "%s", w.assumptions ? "assumed: " : w.notes);
+    for (int i = 0; i < w.assumptions && at < size; i++)
+        at += (size_t)snprintf(assumed + at, size - at, "%s%s", i ? ", " : "", w.assumed[i].text);
+    return true;
+}
 
-typedef struct {
-    int rows, columns; /* 0: unknown */
-} Grid;
+/* ---- the grid of patches ---- */
 
 static Grid model_grid(const Config *c)
 {
     return (Grid){c->image_h / c->patch, c->image_w / c->patch};
 }
 
-/* The patches behind a file's position embeddings: by its metadata, else a square. */
-static Grid file_grid(const SafeTensors *f, const StTensor *pos)
+/* The patches behind a file's position embeddings: by its metadata, or a file beside it, else a
+ * square. */
+static Grid file_grid(const Weights *w)
 {
-    const StTensor *cls = st_find(f, "cls_token");
-    int n = cls && cls->ndim == 3 && cls->shape[1] < pos->shape[1] ? (int)cls->shape[1] : 0;
-    int side = square_side(pos, n);
+    const StTensor *pos = st_find(w->f, "pos_embed"), *cls = st_find(w->f, "cls_token");
     Config c;
-    if (is_ours(f) && read_config(f, &c, NULL, 0, NULL) && c.patch > 0)
+    if (is_ours(w->f) && read_config(w->f, &c, NULL, 0, NULL) && c.patch > 0)
         return model_grid(&c);
-    return (Grid){side, side};
+    const StTensor *patch = st_find(w->f, "patch_embed.proj.weight");
+    if (!pos || pos->ndim != 3 || !patch || patch->ndim != 4 || patch->shape[3] < 1)
+        return (Grid){0, 0};
+    int n = cls && cls->ndim == 3 && cls->shape[1] < pos->shape[1] ? (int)cls->shape[1] : 0;
+    return foreign_grid(w, pos->shape[1] - n, (int)patch->shape[3]);
 }
 
-static Text grid_text(Grid g)
+static ShapeText grid_text(Grid g)
 {
-    Text t = {"unknown"};
+    ShapeText t = {"unknown"};
     if (g.rows > 0 && g.columns > 0)
         snprintf(t.s, sizeof t.s, "%dx%d", g.rows, g.columns);
     return t;
 }
 
 static const char grid_hint[] =
-    "use the file's image and patch size: positions are not resized yet";
+    "positions are resized between grids that are known, with the file's patch size and tokens: "
+    "give --image-size its shape, or leave --patch-size and --cls-tokens out";
 
-/* Other grids have as many patches: 2x8 and 4x4. */
-static bool check_grid(const SafeTensors *f, const Config *c, Error *e)
+/* prefix + "pos_embed" of a file, for a grid of `is` after `tokens` others -> that of `want`. The
+ * tensor becomes a piece in memory. False where it is no such tensor: then it does not fit. */
+static bool resize_positions(SafeTensors *f, const char *prefix, Grid is, Grid want, int tokens,
+                             int how)
 {
-    const StTensor *pos = st_find(f, "pos_embed");
-    Grid is = pos ? file_grid(f, pos) : (Grid){0, 0}, want = model_grid(c);
-    if (is.rows == 0 || (is.rows == want.rows && is.columns == want.columns))
-        return true;
-    return fail(e, grid_hint,
-                "%s: tensor pos_embed is for a grid of %s patches (rows x columns); the model's is "
-                "%s",
-                f->path, grid_text(is).s, grid_text(want).s);
+    char name[NAME_SIZE];
+    snprintf(name, sizeof name, "%spos_embed", prefix);
+    const StTensor *found = st_find(f, name);
+    long old = (long)is.rows * is.columns, new = (long)want.rows *want.columns;
+    if (!found || found->ndim != 3 || found->shape[0] != 1 || old == 0 ||
+        found->shape[1] != old + tokens)
+        return false;
+    int C = (int)found->shape[2];
+    real *values = xmalloc((size_t)(found->n > 0 ? found->n : 1) * sizeof *values);
+    if (found->n == 0 || !st_read_real(f, found, 0, found->n, values, NULL)) {
+        free(values);
+        return false;
+    }
+    double *in = xmalloc((size_t)(old * C) * sizeof *in);
+    double *out = xmalloc((size_t)(new *C) * sizeof *out);
+    for (long i = 0; i < old * C; i++)
+        in[i] = (double)values[(long)tokens * C + i];
+    positions_resize(in, is.rows, is.columns, C, out, want.rows, want.columns, how);
+    values = st_own(f, xrealloc(values, (size_t)((tokens + new) * C) * sizeof *values));
+    for (long i = 0; i < new *C; i++)
+        values[(long)tokens * C + i] = (real)out[i];
+    free(in);
+    free(out);
+    StTensor *t = &f->tensor[found - f->tensor];
+    t->type = ST_REAL;
+    t->shape[1] = tokens + new;
+    t->n = t->shape[1] * C;
+    t->pieces = 0;
+    st_add_piece(t, (StPiece){.data = (const uint8_t *)values,
+                              .type = ST_REAL,
+                              .ndim = 1,
+                              .shape = {t->n},
+                              .stride = {1}});
+    return true;
+}
+
+static bool same_grid(Grid a, Grid b)
+{
+    return a.rows == b.rows && a.columns == b.columns;
+}
+
+void weights_resize_positions(SafeTensors *f, const SafeTensors *model, const char *prefix,
+                              const Layout *l, int how)
+{
+    const Weights w = {.f = (SafeTensors *)model};
+    Grid is = file_grid(&w), want = model_grid(&l->config);
+    if (!same_grid(is, want))
+        resize_positions(f, prefix, is, want, l->config.cls_tokens, how);
 }
 
 /* ---- tensors from a file ---- */
@@ -377,14 +508,14 @@ static bool wrong_shape(const SafeTensors *f, const StTensor *t, const Param *p,
 {
     char hint[256];
     const long shape[] = {p->shape[0], p->shape[1], p->shape[2], p->shape[3]};
-    Text theirs = shape_text(t->ndim, t->shape), ours = shape_text(p->ndim, shape);
+    ShapeText theirs = names_shape(t->ndim, t->shape), ours = names_shape(p->ndim, shape);
     if (p->role == ROLE_POS && t->ndim == 3)
-        return fail(e, grid_hint,
-                    "%s: tensor %s has shape %s, a grid of %s patches; the model's is %s, %s",
-                    f->path, t->name, theirs.s, grid_text(file_grid(f, t)).s, ours.s,
-                    grid_text(model_grid(c)).s);
+        return fail(
+            e, grid_hint, "%s: tensor %s has shape %s, a grid of %s patches; the model's is %s, %s",
+            f->path, t->name, theirs.s, grid_text(file_grid(&(Weights){.f = (SafeTensors *)f})).s,
+            ours.s, grid_text(model_grid(c)).s);
     snprintf(hint, sizeof hint, "leave the dimensions out: they are taken from the file");
-    if (is_weight && is_head_name(p->name))
+    if (is_weight && names_is_head(p->name))
         snprintf(hint, sizeof hint,
                  "--num-classes %ld keeps the file's head; training makes a new one for %d classes "
                  "by itself",
@@ -399,7 +530,7 @@ static bool check_tensor(const SafeTensors *f, const TensorSet *set, const Param
     bool is_weight = !*set->prefix;
     const StTensor *t = find_in_set(f, set, p);
     const char *hint = is_weight ? timm_hint : weights_state_hint;
-    if (is_weight && is_head_name(p->name))
+    if (is_weight && names_is_head(p->name))
         hint = "training makes a new head by itself; to evaluate, give a file whose head fits the "
                "model";
     if (!t)
@@ -424,7 +555,7 @@ static bool has_place(const char *name, const Layout *l, const TensorSet *sets, 
 /* Whether an extent takes in a tensor of this name. */
 static bool is_within(int extent, const char *name)
 {
-    bool head = is_head_name(name);
+    bool head = names_is_head(name);
     return extent == WEIGHTS_HEAD ? head : extent != WEIGHTS_NO_HEAD || !head;
 }
 
@@ -515,25 +646,44 @@ static bool check_heads(const SafeTensors *f, const Config *c, Error *e)
                 "%s: has %.20s heads, the model %s", f->path, st_meta(f, "heads"), heads);
 }
 
-bool weights_load(const char *path, const Layout *l, const TensorSet *sets, int n, bool new_head,
+/* Adds to a line of text. */
+PRINTF_LIKE(3, 4) static void add_text(char *line, size_t size, const char *fmt, ...)
+{
+    size_t at = strlen(line);
+    va_list args;
+    if (at && at < size)
+        at += (size_t)snprintf(line + at, size - at, "; ");
+    va_start(args, fmt);
+    if (at < size)
+        vsnprintf(line + at, size - at, fmt, args);
+    va_end(args);
+}
+
+bool weights_load(const char *path, const Layout *l, const TensorSet *sets, int n, int how,
                   char *report, size_t size, Error *e)
 {
-    SafeTensors *f = st_open(path, e);
-    if (!f)
-        return false;
+    static const char *const ways[] = {"timm", "google", "bilinear", "bicubic"};
+    Weights w;
+    snprintf(report, size, "%s", "");
     const Config *c = &l->config;
+    if (!open_weights(path, c->image_h, c->image_w, &w, e))
+        return false;
+    SafeTensors *f = w.f;
+    Grid is = file_grid(&w), want = model_grid(c);
+    if (!same_grid(is, want) && resize_positions(f, "", is, want, c->cls_tokens, how >> 1))
+        add_text(report, size, "position embeddings were resized from %s to %s patches (%s)",
+                 grid_text(is).s, grid_text(want).s, ways[how >> 1]);
     const StTensor *head = st_find(f, "head.weight");
     /* the head fits as a whole or not at all: a last layer is no use behind another pre_logits */
-    bool keep = !new_head || weights_check(f, l, sets, n, WEIGHTS_HEAD, NULL);
+    bool keep = !(how & LOAD_NEW_HEAD) || weights_check(f, l, sets, n, WEIGHTS_HEAD, NULL);
     int extent = keep ? WEIGHTS_WHOLE : WEIGHTS_NO_HEAD;
     bool ok = check_heads(f, c, e) && weights_check(f, l, sets, n, extent, e) &&
-              check_grid(f, c, e) && weights_read(f, l, sets, n, extent, e);
-    snprintf(report, size, "%s", "");
+              weights_read(f, l, sets, n, extent, e);
     if (ok && !keep && head && head->ndim > 0)
-        snprintf(report, size, "the head is new, for %d classes; the file's has %ld outputs",
+        add_text(report, size, "the head is new, for %d classes; the file's has %ld outputs",
                  c->classes, head->shape[0]);
     else if (ok && !keep)
-        snprintf(report, size, "the head is new, for %d classes; the file has none", c->classes);
+        add_text(report, size, "the head is new, for %d classes; the file has none", c->classes);
     st_close(f);
     return ok;
 }

@@ -2,7 +2,7 @@
  *
  * A weights file holds every tensor of the parameter tables (model/params.h) under timm's name and
  * in timm's shape. Ours says in its metadata what the shapes cannot (heads, epsilons, pooling,
- * normalisation); for a foreign one that is inferred or assumed.
+ * normalisation). A foreign one may be of another kind (open.h) and have other names (names.h).
  *
  * Files know nothing of ranks: every tensor is there once, in whole. Each rank reads and writes the
  * elements that it holds, at their places in the file. Where it keeps them is no matter here: a
@@ -11,12 +11,31 @@
 #pragma once
 
 #include "model/params.h"
+#include "weights/hub.h"
+#include "weights/positions.h"
 #include "weights/safetensors.h"
 
-/* The configuration of a weights file: ours from its metadata; a foreign one (timm names) from the
- * shapes, heads from the matching preset (else width/64), eps 1e-6, erf GELU, ImageNet mean and
- * std. classes is 0 where the file has no head. `assumed` receives one line of text that says what
- * was not in the file ("" for ours). */
+/* What a weights file says about its model, and what it leaves open. Ours says all in its metadata;
+ * of a foreign one the tensors tell the dimensions, and files beside it (hub.h) the rest. What
+ * nobody says is assumed: heads as the preset of these dimensions has them (else width / 64), eps
+ * 1e-6, erf GELU, ImageNet's mean and deviation. */
+typedef struct {
+    const char *setting; /* of Config */
+    char text[120];      /* "3 heads, as Ti/16 (--heads)" */
+} Assumption;
+enum { MAX_ASSUMPTIONS = 8 };
+typedef struct {
+    Config config;   /* classes is 0 where the file has no head */
+    char form[256];  /* "transformers' names under vit., config.json"; "" for ours */
+    char notes[768]; /* what of the file is left out, or was added; "" for nothing */
+    Assumption assumed[MAX_ASSUMPTIONS];
+    int assumptions;
+    Hub hub; /* also of the images that the model expects */
+} WeightsInfo;
+/* image_h, image_w: the size of its images, where that was said, else 0: a grid of patches that is
+ * no square can be told by it. */
+bool weights_describe(const char *path, int image_h, int image_w, WeightsInfo *w, Error *e);
+/* The configuration alone; `assumed` receives one line of text ("" for ours). */
 bool weights_config(const char *path, Config *c, char *assumed, size_t size, Error *e);
 /* Whether a file of ours was saved with this configuration, but for the settings in `may_change`
  * (NULL-terminated names): a run goes on with the model that it had. */
@@ -47,11 +66,17 @@ bool weights_check(const SafeTensors *f, const Layout *l, const TensorSet *sets,
                    Error *e);
 bool weights_read(const SafeTensors *f, const Layout *l, const TensorSet *sets, int n, int extent,
                   Error *e);
-/* Both, for a file of weights from anywhere; position embeddings must be of the model's grid, rows
- * and columns. With `new_head` a head of another shape (or none) leaves the model's as it was
- * initialised; `report` receives one line about that. */
-bool weights_load(const char *path, const Layout *l, const TensorSet *sets, int n, bool new_head,
+/* Both, for a file of weights from anywhere. With LOAD_NEW_HEAD a head of another shape (or none)
+ * leaves the model's as it was initialised. Position embeddings of another grid of patches are
+ * resized, in the way LOAD_POS(POS_*). `report` receives one line about both. */
+enum { LOAD_NEW_HEAD = 1 };
+#define LOAD_POS(how) ((how) << 1)
+bool weights_load(const char *path, const Layout *l, const TensorSet *sets, int n, int how,
                   char *report, size_t size, Error *e);
+/* Of an open file, prefix + "pos_embed", whose grid is that of a file of ours (`model`): resized to
+ * the layout's, where it is another. */
+void weights_resize_positions(SafeTensors *f, const SafeTensors *model, const char *prefix,
+                              const Layout *l, int how);
 
 /* A weights file of ours, with its metadata. */
 StWriter *weights_create(const char *path, const Layout *l);

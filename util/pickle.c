@@ -3,7 +3,8 @@
  * A pickle is a program for a machine with a stack and a memo. This machine knows the operations
  * that make texts, numbers, lists, tuples and dicts, and four callables, each of which it has in
  * place of calling it: numpy's _reconstruct, its dtype and ndarray, and _codecs.encode, which is
- * how Python 3 writes bytes for Python 2. Items are made by operations, one each, and refer to each
+ * how Python 3 writes bytes for Python 2. Other callables, of modules that the caller names, are
+ * written down and not called either. Items are made by operations, one each, and refer to each
  * other by number: a pickle of n bytes needs memory in proportion to n, and whatever refers in
  * circles does no harm, because nothing walks along it.
  *
@@ -11,7 +12,7 @@
  * array: (version, shape, dtype, Fortran order, bytes).
  * Read in this order: items, the stack, callables, operations, what is asked for.
  */
-#include "datasets/pickle.h"
+#include "util/pickle.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -19,22 +20,12 @@
 
 /* ---- items ---- */
 
-typedef enum { NONE, NUMBER, TEXT, LIST, TUPLE, DICT, CALLABLE, DTYPE, ARRAY, MARK } Kind;
-
-/* NUMBER: `number`, also of bools. TEXT: `n` bytes; `number` is 1 if they are UTF-8 of the values
- * below 256 that are meant. LIST, TUPLE, DICT: item numbers, keys before values. ARRAY: the numbers
- * of its shape, its dtype and its bytes. CALLABLE: `number` is its row in `callables`. */
-typedef struct {
-    Kind kind;
-    long number;
-    const uint8_t *bytes;
-    size_t n;
-    int *at;
-    long count;
-} Item;
+typedef PickleKind Kind;
+typedef PickleItem Item;
 
 struct Pickle {
-    const char *path;
+    const char *path, *hint;
+    const char *const *modules;
     const uint8_t *begin, *p, *end;
     Item *item;
     int *stack, *memo; /* item numbers; in the memo -1: none */
@@ -45,24 +36,28 @@ struct Pickle {
 
 static bool bad(Pickle *p, const char *what)
 {
-    return fail(p->e,
-                "only plain dicts of texts, numbers, lists and arrays are read; download it "
-                "again, or take the binary version",
-                "%s: byte %ld: %s", p->path, (long)(p->p - p->begin), what);
+    return fail(p->e, p->hint, "%s: byte %ld: %s", p->path, (long)(p->p - p->begin), what);
+}
+
+/* Its number. */
+static int add_item(Pickle *p, Item item)
+{
+    p->item = xgrow(p->item, p->items, sizeof *p->item);
+    p->item[p->items] = item;
+    return (int)p->items++;
 }
 
 static bool push_item(Pickle *p, Item item)
 {
-    p->item = xgrow(p->item, p->items, sizeof *p->item);
     p->stack = xgrow(p->stack, p->depth, sizeof *p->stack);
-    p->item[p->items] = item;
-    p->stack[p->depth++] = (int)p->items++;
+    p->stack[p->depth] = add_item(p, item);
+    p->depth++;
     return p->items < INT32_MAX || bad(p, "too many items");
 }
 
 static bool push_number(Pickle *p, long number)
 {
-    return push_item(p, (Item){.kind = NUMBER, .number = number});
+    return push_item(p, (Item){.kind = PICKLE_NUMBER, .number = number});
 }
 
 static bool add_to(Pickle *p, int to, int from)
@@ -84,7 +79,7 @@ static Item *top(Pickle *p, long below)
 static long above_mark(Pickle *p)
 {
     for (long n = 0; n < p->depth; n++)
-        if (top(p, n)->kind == MARK)
+        if (top(p, n)->kind == PICKLE_MARK)
             return n;
     return -1;
 }
@@ -92,10 +87,15 @@ static long above_mark(Pickle *p)
 /* Moves the n items on top into the one below them, and what lies between (the mark) away. */
 static bool collect(Pickle *p, long n, int below, Kind kind)
 {
-    if (n < 0 || p->depth < n + below + 1 || top(p, n + below)->kind != kind)
+    bool there = n >= 0 && p->depth >= n + below + 1;
+    if (there && top(p, n + below)->kind == PICKLE_OBJECT) { /* a dict or a list of another kind */
+        p->depth -= n + below;
+        return true;
+    }
+    if (!there || top(p, n + below)->kind != kind)
         return bad(p, "nothing to add to");
     int to = p->stack[p->depth - 1 - n - below];
-    if (kind == DICT && n % 2)
+    if (kind == PICKLE_DICT && n % 2)
         return bad(p, "a key without a value");
     for (long i = p->depth - n; i < p->depth; i++)
         add_to(p, to, p->stack[i]);
@@ -108,7 +108,7 @@ static bool make_tuple(Pickle *p, long n, bool mark)
 {
     if (n < 0 || p->depth < n + mark)
         return bad(p, "a tuple without its items");
-    Item tuple = {.kind = TUPLE};
+    Item tuple = {.kind = PICKLE_TUPLE};
     for (long i = p->depth - n; i < p->depth; i++) {
         tuple.at = xgrow(tuple.at, tuple.count, sizeof *tuple.at);
         tuple.at[tuple.count++] = p->stack[i];
@@ -153,22 +153,36 @@ static const struct {
     {"__builtin__ bytes", BYTES}, /* no bytes at all */
 };
 
-/* Two lines: module and name. */
-static bool push_callable(Pickle *p)
+/* Whether `module` is one of the caller's, or within one, or `name` the only one of it. */
+static bool is_allowed(const Pickle *p, const Item *module, const char *name)
 {
-    const uint8_t *line = memchr(p->p, '\n', (size_t)(p->end - p->p));
-    const uint8_t *second = line ? memchr(line + 1, '\n', (size_t)(p->end - line - 1)) : NULL;
-    if (!second || second - p->p > 100)
-        return bad(p, "no name of a callable");
-    char *name = xasprintf("%.*s %.*s", (int)(line - p->p), (const char *)p->p,
-                           (int)(second - line - 1), (const char *)line + 1);
+    for (int i = 0; p->modules && p->modules[i]; i++) {
+        if (strcmp(p->modules[i], name) == 0)
+            return true;
+        size_t n = strlen(p->modules[i]);
+        if (module->n >= n && memcmp(module->bytes, p->modules[i], n) == 0 &&
+            (module->n == n || module->bytes[n] == '.'))
+            return true;
+    }
+    return false;
+}
+
+static bool push_function(Pickle *p, Item module, Item function)
+{
+    char *name = xasprintf("%.*s %.*s", (int)module.n, (const char *)module.bytes, (int)function.n,
+                           (const char *)function.bytes);
     int k = 0;
     while (k < COUNT(callables) && strcmp(callables[k].name, name) != 0)
         k++;
     bool ok = k < COUNT(callables);
     if (ok) {
-        p->p = second + 1;
-        push_item(p, (Item){.kind = CALLABLE, .number = callables[k].what});
+        push_item(p, (Item){.kind = PICKLE_CALLABLE, .number = callables[k].what});
+    } else if (is_allowed(p, &module, name)) {
+        Item both = {.kind = PICKLE_FUNCTION};
+        both.at = xmalloc(2 * sizeof *both.at);
+        both.at[both.count++] = add_item(p, module);
+        both.at[both.count++] = add_item(p, function);
+        ok = push_item(p, both);
     } else {
         for (char *c = name; *c; c++)
             *c = *c < ' ' || *c > '~' ? '?' : *c;
@@ -180,32 +194,81 @@ static bool push_callable(Pickle *p)
     return ok;
 }
 
+enum { LONGEST_NAME = 100 };
+
+/* Two lines: module and name. */
+static bool push_callable(Pickle *p)
+{
+    const uint8_t *start = p->p, *line = memchr(start, '\n', (size_t)(p->end - start));
+    const uint8_t *second = line ? memchr(line + 1, '\n', (size_t)(p->end - line - 1)) : NULL;
+    if (!second || second - start > LONGEST_NAME)
+        return bad(p, "no name of a callable");
+    Item module = {.kind = PICKLE_TEXT, .bytes = start, .n = (size_t)(line - start)};
+    Item name = {.kind = PICKLE_TEXT, .bytes = line + 1, .n = (size_t)(second - line - 1)};
+    if (!push_function(p, module, name))
+        return false;
+    p->p = second + 1;
+    return true;
+}
+
+/* The same from the stack. */
+static bool pop_callable(Pickle *p)
+{
+    const Item *name = top(p, 0), *module = top(p, 1);
+    if (!module || name->kind != PICKLE_TEXT || module->kind != PICKLE_TEXT ||
+        name->n + module->n > LONGEST_NAME)
+        return bad(p, "no name of a callable");
+    p->depth -= 2;
+    return push_function(p, *module, *name);
+}
+
 static bool is_text(const Item *t, const char *text)
 {
-    return t->kind == TEXT && t->n == strlen(text) && memcmp(t->bytes, text, t->n) == 0;
+    return t->kind == PICKLE_TEXT && t->n == strlen(text) && memcmp(t->bytes, text, t->n) == 0;
+}
+
+/* The function below the tuple on top becomes an object. Dicts with an order are dicts. */
+static bool make_object(Pickle *p)
+{
+    static const char *const dicts[] = {"OrderedDict", "defaultdict"};
+    const Item *name = pickle_at(p, top(p, 1), 1);
+    Item object = {.kind = PICKLE_OBJECT};
+    for (int i = 0; i < COUNT(dicts); i++)
+        if (is_text(name, dicts[i]))
+            object.kind = PICKLE_DICT;
+    if (object.kind == PICKLE_OBJECT) {
+        object.at = xmalloc(2 * sizeof *object.at);
+        object.at[object.count++] = p->stack[p->depth - 2];
+        object.at[object.count++] = p->stack[p->depth - 1];
+    }
+    p->depth -= 2;
+    return push_item(p, object);
 }
 
 /* What the callable below the tuple on top would return. */
 static bool reduce(Pickle *p)
 {
     const Item *args = top(p, 0), *f = top(p, 1);
-    if (!args || !f || args->kind != TUPLE || f->kind != CALLABLE)
+    if (args && f && args->kind == PICKLE_TUPLE && f->kind == PICKLE_FUNCTION)
+        return make_object(p);
+    if (!args || !f || args->kind != PICKLE_TUPLE || f->kind != PICKLE_CALLABLE)
         return bad(p, "a call of what cannot be called");
     Item result = {0}, *first = args->count ? &p->item[args->at[0]] : NULL;
     switch (f->number) {
     case RECONSTRUCT:
-        if (!first || first->kind != CALLABLE || first->number != NDARRAY)
+        if (!first || first->kind != PICKLE_CALLABLE || first->number != NDARRAY)
             return bad(p, "an object that is no array");
-        result.kind = ARRAY;
+        result.kind = PICKLE_ARRAY;
         break;
     case A_DTYPE:
-        if (!first || first->kind != TEXT)
+        if (!first || first->kind != PICKLE_TEXT)
             return bad(p, "a dtype without a name");
         result = *first;
-        result.kind = DTYPE;
+        result.kind = PICKLE_DTYPE;
         break;
     case ENCODE:
-        if (args->count != 2 || first->kind != TEXT || !is_text(&p->item[args->at[1]], "latin1"))
+        if (args->count != 2 || first->kind != PICKLE_TEXT ||
+            !is_text(&p->item[args->at[1]], "latin1"))
             return bad(p, "bytes in an encoding that is not latin1");
         result = *first;
         result.number = 1;
@@ -213,7 +276,7 @@ static bool reduce(Pickle *p)
     case BYTES:
         if (first)
             return bad(p, "bytes of something else");
-        result.kind = TEXT;
+        result.kind = PICKLE_TEXT;
         break;
     default:
         return bad(p, "an array made in another way");
@@ -227,9 +290,16 @@ static bool build(Pickle *p)
 {
     const Item *state = top(p, 0);
     Item *object = top(p, 1);
-    if (!object || state->kind != TUPLE || (object->kind != ARRAY && object->kind != DTYPE))
+    if (object && object->kind == PICKLE_OBJECT)
+        add_to(p, p->stack[p->depth - 2], p->stack[p->depth - 1]);
+    if (object && (object->kind == PICKLE_OBJECT || object->kind == PICKLE_DICT)) {
+        p->depth--; /* a dict's attributes say nothing of its entries */
+        return true;
+    }
+    if (!object || state->kind != PICKLE_TUPLE ||
+        (object->kind != PICKLE_ARRAY && object->kind != PICKLE_DTYPE))
         return bad(p, "a state of what has none");
-    if (object->kind == ARRAY) {
+    if (object->kind == PICKLE_ARRAY) {
         if (state->count != 5 || object->count)
             return bad(p, "an array of a version that is not known");
         for (int i = 1; i < 5; i++)
@@ -260,7 +330,7 @@ static bool push_text(Pickle *p, int length_bytes)
         return false;
     if (n > (uint64_t)(p->end - p->p))
         return bad(p, "the file ends within a text");
-    push_item(p, (Item){.kind = TEXT, .bytes = p->p, .n = (size_t)n});
+    push_item(p, (Item){.kind = PICKLE_TEXT, .bytes = p->p, .n = (size_t)n});
     p->p += n;
     return true;
 }
@@ -278,6 +348,72 @@ static bool push_decimal(Pickle *p)
     return push_number(p, (long)v);
 }
 
+static bool bad_operation(Pickle *p, int op)
+{
+    char what[64];
+    p->p--;
+    snprintf(what, sizeof what, "an operation that is not known here: 0x%02x", op);
+    return bad(p, what);
+}
+
+/* LONG1: a number of up to 255 bytes, of which those up to 8 are told. */
+static bool push_long(Pickle *p)
+{
+    uint64_t bytes, n = 0;
+    if (!take(p, 1, &bytes))
+        return false;
+    if (bytes <= 8)
+        return take(p, (int)bytes, &n) && push_number(p, (long)n);
+    if ((uint64_t)(p->end - p->p) < bytes)
+        return bad(p, "the file ends within a number");
+    p->p += bytes;
+    return push_number(p, -1);
+}
+
+/* What names the object on top stands for it. */
+static bool push_persistent(Pickle *p)
+{
+    if (p->depth == 0)
+        return bad(p, "nothing that is named");
+    Item item = {.kind = PICKLE_PERSISTENT};
+    item.at = xmalloc(sizeof *item.at);
+    item.at[item.count++] = p->stack[--p->depth];
+    return push_item(p, item);
+}
+
+/* Operations of the pickles that PyTorch writes, and of protocols 4 and 5. */
+static bool operate_torch(Pickle *p, int op)
+{
+    uint64_t n;
+    switch (op) {
+    case 'Q': /* BINPERSID */
+        return push_persistent(p);
+    case 'G': /* BINFLOAT, whose value nobody asks for */
+        return take(p, 8, &n) && push_item(p, (Item){.kind = PICKLE_REAL});
+    case 0x8a:
+        return push_long(p);
+    case 0x8c: /* SHORT_BINUNICODE, BINUNICODE8, BINBYTES8 */
+        return push_text(p, 1);
+    case 0x8d:
+    case 0x8e:
+        return push_text(p, 8);
+    case 0x8f: /* EMPTY_SET, ADDITEMS */
+        return push_item(p, (Item){.kind = PICKLE_LIST});
+    case 0x90:
+        return collect(p, above_mark(p), 1, PICKLE_LIST);
+    case 0x93: /* STACK_GLOBAL */
+        return pop_callable(p);
+    case 0x94: /* MEMOIZE */
+        return put(p, (uint64_t)p->memos);
+    case 0x95: /* FRAME */
+        return take(p, 8, &n);
+    case '0': /* POP */
+        return p->depth-- > 0 || bad(p, "nothing to take away");
+    default:
+        return bad_operation(p, op);
+    }
+}
+
 /* One operation; *done is set by the last. */
 static bool operate(Pickle *p, bool *done)
 {
@@ -285,21 +421,24 @@ static bool operate(Pickle *p, bool *done)
     int op = *p->p++;
     switch (op) {
     case 0x80: /* PROTO */
-        return take(p, 1, &n) && (n <= 3 || bad(p, "a pickle of protocol 4 or above"));
+        return take(p, 1, &n) &&
+               (n <= (p->modules ? 5 : 3) || bad(p, "a pickle of protocol 4 or above"));
     case '.': /* STOP */
         *done = true;
         p->dict = p->depth == 1 ? p->stack[0] : -1;
-        return (p->dict >= 0 && p->item[p->dict].kind == DICT) || bad(p, "no dict at the end");
+        if (p->depth != 1)
+            return bad(p, "no single value at the end");
+        return p->modules || p->item[p->dict].kind == PICKLE_DICT || bad(p, "no dict at the end");
     case '(':
-        return push_item(p, (Item){.kind = MARK});
+        return push_item(p, (Item){.kind = PICKLE_MARK});
     case 'N':
-        return push_item(p, (Item){.kind = NONE});
+        return push_item(p, (Item){.kind = PICKLE_NONE});
     case '}':
-        return push_item(p, (Item){.kind = DICT});
+        return push_item(p, (Item){.kind = PICKLE_DICT});
     case ']':
-        return push_item(p, (Item){.kind = LIST});
+        return push_item(p, (Item){.kind = PICKLE_LIST});
     case ')':
-        return push_item(p, (Item){.kind = TUPLE});
+        return push_item(p, (Item){.kind = PICKLE_TUPLE});
     case 0x88: /* NEWTRUE */
     case 0x89: /* NEWFALSE */
         return push_number(p, op == 0x88);
@@ -325,13 +464,13 @@ static bool operate(Pickle *p, bool *done)
     case 'j':
         return take(p, op == 'h' ? 1 : 4, &n) && get(p, n);
     case 'a': /* APPEND, APPENDS, SETITEM, SETITEMS */
-        return collect(p, 1, 0, LIST);
+        return collect(p, 1, 0, PICKLE_LIST);
     case 'e':
-        return collect(p, above_mark(p), 1, LIST);
+        return collect(p, above_mark(p), 1, PICKLE_LIST);
     case 's':
-        return collect(p, 2, 0, DICT);
+        return collect(p, 2, 0, PICKLE_DICT);
     case 'u':
-        return collect(p, above_mark(p), 1, DICT);
+        return collect(p, above_mark(p), 1, PICKLE_DICT);
     case 't':
         return make_tuple(p, above_mark(p), true);
     case 0x85: /* TUPLE1, 2, 3 */
@@ -341,20 +480,26 @@ static bool operate(Pickle *p, bool *done)
     case 'c':
         return push_callable(p);
     case 'R':
+    case 0x81: /* NEWOBJ */
         return reduce(p);
     case 'b':
         return build(p);
+    default:
+        return p->modules ? operate_torch(p, op) : bad_operation(p, op);
     }
-    p->p--;
-    char what[64];
-    snprintf(what, sizeof what, "an operation that is not known here: 0x%02x", op);
-    return bad(p, what);
 }
 
-Pickle *pickle_open(const uint8_t *bytes, size_t n, const char *path, Error *e)
+Pickle *pickle_open(const uint8_t *bytes, size_t n, const char *path, const char *const *modules,
+                    const char *hint, Error *e)
 {
     Pickle *p = xcalloc(1, sizeof *p);
-    *p = (Pickle){.path = path, .begin = bytes, .p = bytes, .end = bytes + n, .e = e};
+    *p = (Pickle){.path = path,
+                  .hint = hint,
+                  .modules = modules,
+                  .begin = bytes,
+                  .p = bytes,
+                  .end = bytes + n,
+                  .e = e};
     bool done = false, ok = true;
     while (ok && !done)
         ok = p->p < p->end ? operate(p, &done) : bad(p, "the file ends before the pickle does");
@@ -378,6 +523,32 @@ void pickle_close(Pickle *p)
 
 /* ---- what is asked for ---- */
 
+const Item *pickle_root(const Pickle *p)
+{
+    return &p->item[p->dict];
+}
+
+const Item *pickle_at(const Pickle *p, const Item *of, long i)
+{
+    return of && i < of->count ? &p->item[of->at[i]] : NULL;
+}
+
+bool pickle_is(const Item *item, const char *text)
+{
+    return item && is_text(item, text);
+}
+
+bool pickle_is_object(const Pickle *p, const Item *item, const char *name)
+{
+    const char *function = strchr(name, ' ') + 1;
+    size_t n = (size_t)(function - name) - 1;
+    if (item && item->kind == PICKLE_OBJECT)
+        item = pickle_at(p, item, 0);
+    const Item *module = pickle_at(p, item, 0);
+    return item && item->kind == PICKLE_FUNCTION && module->n == n &&
+           memcmp(module->bytes, name, n) == 0 && pickle_is(pickle_at(p, item, 1), function);
+}
+
 static const Item *find(const Pickle *p, const char *key, Kind kind)
 {
     const Item *dict = &p->item[p->dict];
@@ -391,38 +562,39 @@ static const Item *find(const Pickle *p, const char *key, Kind kind)
 
 long pickle_list(const Pickle *p, const char *key)
 {
-    const Item *list = find(p, key, LIST);
+    const Item *list = find(p, key, PICKLE_LIST);
     return list ? list->count : -1;
 }
 
 long pickle_list_number(const Pickle *p, const char *key, long i)
 {
-    const Item *item = &p->item[find(p, key, LIST)->at[i]];
-    return item->kind == NUMBER ? item->number : -1;
+    const Item *item = &p->item[find(p, key, PICKLE_LIST)->at[i]];
+    return item->kind == PICKLE_NUMBER ? item->number : -1;
 }
 
 char *pickle_list_text(const Pickle *p, const char *key, long i)
 {
-    const Item *item = &p->item[find(p, key, LIST)->at[i]];
-    if (item->kind != TEXT || item->n > 255)
+    const Item *item = &p->item[find(p, key, PICKLE_LIST)->at[i]];
+    if (item->kind != PICKLE_TEXT || item->n > 255)
         return NULL;
     return xasprintf("%.*s", (int)item->n, (const char *)item->bytes);
 }
 
 long pickle_array(const Pickle *p, const char *key)
 {
-    const Item *array = find(p, key, ARRAY);
+    const Item *array = find(p, key, PICKLE_ARRAY);
     if (!array || array->count != 4)
         return -1;
     const Item *shape = &p->item[array->at[0]], *dtype = &p->item[array->at[1]];
     const Item *fortran = &p->item[array->at[2]];
     uint64_t size = 1;
-    if (shape->kind != TUPLE || dtype->kind != DTYPE || fortran->number != 0 || dtype->n != 2 ||
-        memcmp(dtype->bytes, "u1", 2) != 0 || p->item[array->at[3]].kind != TEXT)
+    if (shape->kind != PICKLE_TUPLE || dtype->kind != PICKLE_DTYPE || fortran->number != 0 ||
+        dtype->n != 2 || memcmp(dtype->bytes, "u1", 2) != 0 ||
+        p->item[array->at[3]].kind != PICKLE_TEXT)
         return -1;
     for (long i = 0; i < shape->count && size <= INT32_MAX; i++) {
         const Item *side = &p->item[shape->at[i]];
-        if (side->kind != NUMBER || side->number < 0 || side->number > INT32_MAX)
+        if (side->kind != PICKLE_NUMBER || side->number < 0 || side->number > INT32_MAX)
             return -1;
         size *= (uint64_t)side->number;
     }
@@ -435,7 +607,7 @@ bool pickle_array_bytes(const Pickle *p, const char *key, uint8_t *out)
     long size = pickle_array(p, key), n = 0;
     if (size < 0)
         return false;
-    const Item *text = &p->item[find(p, key, ARRAY)->at[3]];
+    const Item *text = &p->item[find(p, key, PICKLE_ARRAY)->at[3]];
     for (size_t i = 0; i < text->n; i++, n++) {
         unsigned byte = text->bytes[i];
         if (text->number && byte >= 0x80) {

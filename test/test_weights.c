@@ -1,0 +1,499 @@
+/* test_weights.c - weights of other forms and families: test_weights [SHARED].
+ *
+ * test/weights has tiny models of the libraries that people use, with the logits that these compute
+ * (make.py there): each must load and give the same. Then what is refused, and how it is named;
+ * what lies beside the weights; damaged archives; positions of other grids.
+ *
+ * Read in this order: models, runs of elements, registers, folders, refusals, damage, positions,
+ * cases.
+ */
+#include "vit.h"
+
+#include "checkpoint.h"
+#include "files.h"
+#include "weights/names.h"
+#include "weights/open.h"
+#include "weights/weights.h"
+
+static const char here[] = "test/weights";
+
+/* ---- models ---- */
+
+static bool contains(const char *text, const char *part)
+{
+    return strstr(text, part) != NULL;
+}
+
+static bool assumes(const WeightsInfo *w, const char *setting)
+{
+    bool found = false;
+    for (int i = 0; i < w->assumptions; i++)
+        found |= strcmp(w->assumed[i].setting, setting) == 0;
+    return found;
+}
+
+/* A hub's folder stands for the file in it. */
+static char *file_of(const char *path)
+{
+    return is_dir(path) ? weights_in_folder(path) : xstrdup(path);
+}
+
+/* The model of a file, for images of S x S pixels. Heads leave no trace: those of make.py are 2. */
+static Model *load(const char *path, int size, char *report, size_t n, Error *e)
+{
+    WeightsInfo w;
+    char *file = file_of(path);
+    Model *m = NULL;
+    if (file && weights_describe(file, 0, 0, &w, e)) {
+        if (assumes(&w, "heads"))
+            w.config.heads = 2;
+        w.config.image_h = w.config.image_w = size;
+        w.config.classes = w.config.classes ? w.config.classes : 5;
+        Plan plan = {.max_batch = 1, .float_images = true};
+        m = vit_create(&w.config, &plan, backend_cpu());
+        if (!ckpt_load_weights(&m->own, file, 0, report, n, e)) {
+            vit_free(m);
+            m = NULL;
+        }
+    }
+    free(file);
+    return m;
+}
+
+/* Relative distance of what the model says to what the library said. */
+static double distance(Model *m, const SafeTensors *f, const StTensor *want)
+{
+    const StTensor *image = st_find(f, "image");
+    real x[3 * 12 * 12], out[8], right[8];
+    double far = 0, all = 0;
+    st_read_real(f, image, 0, image->n, x, NULL);
+    st_read_real(f, want, 0, want->n, right, NULL);
+    vit_set_batch(m, 1, x, false, NULL, NULL);
+    vit_forward(m, false);
+    vit_logits(m, out);
+    for (int k = 0; k < want->n; k++) {
+        far += (double)(out[k] - right[k]) * (double)(out[k] - right[k]);
+        all += (double)right[k] * (double)right[k];
+    }
+    return sqrt(far / all);
+}
+
+static void test_models(void)
+{
+    Error e;
+    SafeTensors *f = st_open(at(here, "logits.safetensors"), &e);
+    if (!CHECK(f != NULL, "%s", e.what))
+        return;
+    for (int i = 0; i < f->count; i++) {
+        const StTensor *t = &f->tensor[i];
+        char report[256] = "";
+        if (strcmp(t->name, "image") == 0)
+            continue;
+#ifndef HAVE_ZLIB
+        if (contains("bigvision.npz zip64.npz", t->name)) {
+            SKIP("%s is compressed, and there is no zlib", t->name);
+            continue;
+        }
+#endif
+        Model *m = load(at(here, t->name), 12, report, sizeof report, &e);
+        if (!CHECK(m != NULL, "%s: %s", t->name, e.what))
+            continue;
+        double far = distance(m, f, t);
+        CHECK(far < 1e-5, "%s: logits differ by %.1e", t->name, far);
+        CHECK(contains(report, "from 6x6 to 3x3") == contains(t->name, "resized"), "%s: %s",
+              t->name, report);
+        vit_free(m);
+    }
+    st_close(f);
+}
+
+/* ---- runs of elements ---- */
+
+/* Tensors are read in pieces of any length from any place: all must be the same values. */
+static void test_runs(void)
+{
+    static const char *const names[] = {"google.npz", "strided.pth", "registers.safetensors",
+                                        "deit3.safetensors", "hf-deit/model.safetensors"};
+    for (int i = 0; i < COUNT(names); i++) {
+        Error e;
+        NamesReport report;
+        SafeTensors *f = weights_open_file(at(here, names[i]), &e);
+        f = f ? names_view(f, 0, 0, &report, &e) : NULL;
+        if (!CHECK(f != NULL, "%s", e.what))
+            continue;
+        for (int k = 0; k < f->count; k++) {
+            const StTensor *t = &f->tensor[k];
+            real *whole = xcalloc((size_t)t->n, sizeof *whole), part[7];
+            bool same = st_read_real(f, t, 0, t->n, whole, &e);
+            for (long at = 0; same && at < t->n; at += 5) {
+                long n = t->n - at < COUNT(part) ? t->n - at : COUNT(part);
+                same = st_read_real(f, t, at, n, part, &e) &&
+                       memcmp(part, whole + at, (size_t)n * sizeof *part) == 0;
+            }
+            CHECK(same, "%s: %s", names[i], t->name);
+            free(whole);
+        }
+        st_close(f);
+    }
+}
+
+/* Registers stand between the class token and the patches, and have no position. */
+static void test_registers(void)
+{
+    static const char name[] = "dinov2_with_registers.embeddings.position_embeddings";
+    enum { C = 8, PATCHES = 9, REGISTERS = 3 };
+    real theirs[(1 + PATCHES) * C] = {0}, ours[(1 + REGISTERS + PATCHES) * C] = {0};
+    Error e;
+    NamesReport report;
+    SafeTensors *f = weights_open_file(at(here, "hf-dinov2/model.safetensors"), &e);
+    if (!CHECK(f != NULL, "%s", e.what))
+        return;
+    const StTensor *t = NULL;
+    for (int i = 0; i < f->count && !t; i++)
+        t = strstr(name, f->tensor[i].name) ? &f->tensor[i] : NULL;
+    bool ok = CHECK(t && t->n == COUNT(theirs)) && st_read_real(f, t, 0, t->n, theirs, &e);
+    f = names_view(f, 0, 0, &report, &e);
+    t = f ? st_find(f, "pos_embed") : NULL;
+    ok = CHECK(t && t->n == COUNT(ours)) && ok && st_read_real(f, t, 0, t->n, ours, &e);
+    for (int i = 0; ok && i < COUNT(ours); i++) {
+        int row = i / C, from = row ? row - REGISTERS : 0;
+        bool zero = row >= 1 && row <= REGISTERS;
+        CHECK(ours[i] == (zero ? 0 : theirs[from * C + i % C]), "element %d", i);
+    }
+    st_close(f);
+}
+
+/* ---- folders ---- */
+
+static bool near(double a, double b)
+{
+    return fabs(a - b) < 1e-9;
+}
+
+static bool describe(const char *name, WeightsInfo *w)
+{
+    Error e;
+    char *file = file_of(at(here, name));
+    bool ok = CHECK(file != NULL, "%s", name) &&
+              CHECK(weights_describe(file, 0, 0, w, &e), "%s: %s", name, e.what);
+    free(file);
+    return ok;
+}
+
+static void test_folders(void)
+{
+    WeightsInfo w;
+    if (describe("timm-hub", &w)) {
+        const Config *c = &w.config;
+        CHECK(c->heads == 2 && c->pool == POOL_CLS && c->act == ACT_GELU && near(c->eps, 1e-6));
+        CHECK(near(c->mean_r, 0.5) && near(c->mean_b, 0.3) && near(c->std_g, 0.3));
+        CHECK(near(w.hub.crop_pct, 0.9) && w.hub.interpolation == 0);
+        CHECK(w.assumptions == 0, "%d assumed", w.assumptions);
+    }
+    if (describe("hf-vit", &w)) {
+        const Config *c = &w.config;
+        CHECK(c->heads == 2 && c->act == ACT_GELU_TANH && near(c->eps * 1e12, 1) &&
+              near(c->eps_final * 1e12, 1) && near(c->mean_g, 0.5) && near(c->std_r, 0.25));
+        CHECK(w.hub.crop == 1 && w.hub.interpolation == 0 && w.assumptions == 0, "%d assumed",
+              w.assumptions);
+        CHECK(contains(w.form, "transformers'") && contains(w.form, "preprocessor"), "%s", w.form);
+    }
+    if (describe("wide", &w))
+        CHECK(w.config.image_h == 12 && w.config.image_w == 24, "%dx%d", w.config.image_h,
+              w.config.image_w);
+    char *copy = xasprintf("cp %s/wide/model.safetensors %s/alone.safetensors", here, temporary);
+    const char *alone = at(temporary, "alone.safetensors");
+    Error e;
+    CHECK(system(copy) == 0 && !weights_describe(alone, 0, 0, &w, &e) &&
+              contains(e.what, "no square grid") && contains(e.hint, "--image-size"),
+          "%s", e.what);
+    CHECK(weights_describe(alone, 12, 24, &w, &e) && w.config.image_w == 24, "%s", e.what);
+    free(copy);
+    if (describe("hf-dinov2", &w))
+        CHECK(w.config.classes == 0 && w.config.cls_tokens == 4 && w.config.layer_scale &&
+                  contains(w.notes, "3 of 4 tokens") && contains(w.form, "no head"),
+              "%s; %s", w.form, w.notes);
+    if (describe("registers.safetensors", &w))
+        CHECK(w.config.image_h == 12 && w.config.cls_tokens == 5, "%d", w.config.image_h);
+    if (describe("hf-mae", &w))
+        CHECK(w.config.classes == 0 && w.config.mlp == 12 && contains(w.notes, "a decoder"), "%s",
+              w.notes);
+    if (describe("distilled.safetensors", &w))
+        CHECK(w.config.cls_tokens == 2 && contains(w.notes, "distillation token"), "%s", w.notes);
+    if (describe("nested.pth", &w))
+        CHECK(contains(w.form, "model_ema") && contains(w.notes, "of 2 models"), "%s; %s", w.form,
+              w.notes);
+    if (describe("gap.safetensors", &w))
+        CHECK(w.config.pool == POOL_GAP && w.config.cls_tokens == 0);
+    char **labels = hub_labels(at(here, "hf-vit/model.safetensors"), 5);
+    CHECK(labels && strcmp(labels[4], "elk") == 0);
+    for (int k = 0; labels && k < 5; k++)
+        free(labels[k]);
+    free(labels);
+    CHECK(!hub_labels(at(here, "hf-deit/model.safetensors"), 5), "LABEL_0 is no name");
+    CHECK(!hub_labels(at(here, "hf-vit/model.safetensors"), 4), "names of other classes");
+}
+
+/* ---- refusals ---- */
+
+static void refuse(const char *path, const char *says, const char *hint)
+{
+    Error e = {"", ""};
+    WeightsInfo w;
+    CHECK(!weights_describe(path, 0, 0, &w, &e) && contains(e.what, says) && contains(e.hint, hint),
+          "%s: %s; %s", path, e.what, e.hint);
+}
+
+static const char *write_temporary(const char *name, const void *bytes, size_t n)
+{
+    Error e;
+    const char *path = at(temporary, name);
+    CHECK(save_file(path, bytes, n, false, &e), "%s", e.what);
+    return path;
+}
+
+static void test_refusals(void)
+{
+    static const char *const files[][3] = {
+        {"refused-qk-norm.safetensors", "qk-norm", "such a ViT"},
+        {"refused-fc-norm.safetensors", "fc_norm", "such a ViT"},
+        {"refused-map.safetensors", "attention pooling", "such a ViT"},
+        {"refused-swiglu.safetensors", "SwiGLU", "such a ViT"},
+        {"refused-gated.safetensors", "SwiGLU", "such a ViT"},
+        {"refused-legacy.pth", "before 1.6", "torch.save("},
+        {"refused-module.pth", "a Python object, not a dict", "state_dict"},
+        {"refused-no-blocks.npz", "no blocks", "all parameters"},
+        {"logits.safetensors", "no Vision Transformer", "timm"}};
+    static const struct {
+        const char *bytes, *says, *hint;
+    } texts[] = {
+        {"version https://git-lfs.github.com/spec/v1\noid sha256:a\nsize 22883348\n",
+         "Git LFS pointer", "git lfs pull"},
+        {"\n  <!DOCTYPE html><html>", "a web page", "raw"},
+        {"<HTML><head></head>", "a web page", "raw"},
+        {"{\"hidden_size\": 768}", "no index of weights", ".index.json"},
+        {"{\"weight_map\": {\"a\": \"/etc/passwd\"}}", "no file of its folder", "download"},
+        {"{\"weight_map\": {\"a\": \"gone.safetensors\"}}", "not beside it", "download"},
+        {"PK\3\4 and nothing more", "no directory", "completely"},
+        {"\x80\x04\x95 pickled", "a bare pickle", "torch.save("},
+        {"\x1f\x8b compressed", "a gzip file", "gunzip"},
+        {"\x82\xa6params", "no file of weights of a form", "safetensors"},
+    };
+    for (int i = 0; i < COUNT(files); i++)
+        refuse(at(here, files[i][0]), files[i][1], files[i][2]);
+    for (int i = 0; i < COUNT(texts); i++) {
+        const char *path = write_temporary("text", texts[i].bytes, strlen(texts[i].bytes));
+        refuse(path, texts[i].says, texts[i].hint);
+    }
+    CHECK(weights_in_folder("test") == NULL);
+    refuse("model-00002-of-00003.safetensors", "one of several parts", ".index.json");
+    static const char empty[] =
+        "{\"patch_embed.proj.weight\":{\"dtype\":\"F32\",\"shape\":[0,9007199254740991,"
+        "9007199254740991],\"data_offsets\":[0,0]},\"blocks.0.norm1.weight\":{\"dtype\":\"F32\","
+        "\"shape\":[0],\"data_offsets\":[0,0]}}";
+    char bytes[8 + sizeof empty] = {(char)(sizeof empty - 1)};
+    memcpy(bytes + 8, empty, sizeof empty);
+    refuse(write_temporary("empty", bytes, 8 + sizeof empty - 1), "is empty", "");
+}
+
+/* A config.json that asks for another activation, is damaged, or is of another model. */
+static void test_beside(void)
+{
+    static const struct {
+        const char *json, *refused, *note;
+    } cases[] = {{"{\"architecture\": \"vit_base_patch16_rope_ape_224\"}", "rotary", NULL},
+                 {"{\"hidden_act\": \"quick_gelu\"}", "the activation is quick_gelu", NULL},
+                 {"{\"architecture\": \"vit_base_quickgelu\"}", "quick_gelu", NULL},
+                 {"{\"global_pool\": \"map\"}", "attention pooling", NULL},
+                 {"{\"hidden_size\": ", "is no JSON object", NULL},
+                 {"[]", "is no JSON object", NULL},
+                 {"{\"hidden_size\": 768, \"num_attention_heads\": 12}", NULL, "of another model"},
+                 {"{\"num_attention_heads\": 3}", NULL, "heads 3 does not go"},
+                 {"{\"pretrained_cfg\": {\"interpolation\": \"lanczos\"}}", NULL, ""},
+                 {"{\"pretrained_cfg\": {\"mean\": [0, 0, 0], \"std\": [0, 0, 0]}}", NULL, ""},
+                 {"{\"layer_norm_eps\": \"small\", \"id2label\": 7}", NULL, ""}};
+    Error e;
+    SafeTensors *f = st_map(at(here, "timm-hub/model.safetensors"), &e);
+    if (!CHECK(f != NULL, "%s", e.what))
+        return;
+    const char *path = write_temporary("model.safetensors", f->map, f->size);
+    st_close(f);
+    for (int i = 0; i < COUNT(cases); i++) {
+        WeightsInfo w;
+        write_temporary("config.json", cases[i].json, strlen(cases[i].json));
+        if (cases[i].refused)
+            refuse(path, cases[i].refused, "");
+        else
+            CHECK(weights_describe(path, 0, 0, &w, &e) && contains(w.notes, cases[i].note) &&
+                      assumes(&w, "heads") && assumes(&w, "mean_r") &&
+                      contains(cases[i].json, "lanczos") == contains(w.hub.unknown, "lanczos"),
+                  "%s: %s", cases[i].json, w.notes);
+    }
+    CHECK(unlink(at(temporary, "config.json")) == 0);
+}
+
+/* ---- damage ---- */
+
+/* Every tensor of a file that is taken can be read. */
+static void touch(const char *path)
+{
+    Error e = {"", ""};
+    NamesReport report;
+    SafeTensors *f = weights_open_file(path, &e);
+    f = f ? names_view(f, 0, 0, &report, &e) : NULL;
+    if (!f) {
+        CHECK(*e.what && *e.hint, "%s: %s", path, e.what);
+        return;
+    }
+    for (int i = 0; i < f->count; i++) {
+        const StTensor *t = &f->tensor[i];
+        real *x = xcalloc((size_t)t->n + 1, sizeof *x);
+        st_read_real(f, t, 0, t->n, x, &e);
+        free(x);
+    }
+    st_close(f);
+}
+
+static void test_damage(void)
+{
+    static const char *const names[] = {"nested.pth", "half.pt", "google.npz", "bigvision.npz"};
+    uint64_t seed = 1;
+    for (int i = 0; i < COUNT(names); i++) {
+        Error e;
+        SafeTensors *f = st_map(at(here, names[i]), &e);
+        if (!CHECK(f != NULL, "%s", e.what))
+            continue;
+        uint8_t *bytes = xmalloc(f->size);
+        for (int k = 0; k < 150; k++) {
+            memcpy(bytes, f->map, f->size);
+            size_t n = f->size - (k < 50 ? (size_t)k * f->size / 50 : 0);
+            for (int flips = 0; k >= 50 && flips < 3; flips++) {
+                seed = seed * 6364136223846793005u + 1442695040888963407u;
+                bytes[(seed >> 33) % f->size] = (uint8_t)(seed >> 25);
+            }
+            touch(write_temporary("damaged", bytes, n));
+        }
+        free(bytes);
+        st_close(f);
+    }
+}
+
+/* ---- positions ---- */
+
+/* PyTorch's interpolate on a 14 x 14 grid. */
+static void test_fixtures(void)
+{
+    static const char *const modes[] = {[POS_TIMM] = "bicubic_antialias",
+                                        [POS_GOOGLE] = "bilinear_corners",
+                                        [POS_BILINEAR] = "bilinear",
+                                        [POS_BICUBIC] = "bicubic"};
+    static const int grids[][2] = {{24, 24}, {7, 7}, {10, 16}};
+    enum { OLD = 14, C = 24, MOST = 24 * 24 * C };
+    static real values[MOST];
+    static double in[OLD * OLD * C], out[MOST];
+    Error e;
+    SafeTensors *f = shared ? st_open(at(shared, "fixtures/preprocess.safetensors"), &e) : NULL;
+    const StTensor *input = f ? st_find(f, "pos.input") : NULL;
+    if (!input) {
+        SKIP("no fixtures of positions");
+        return;
+    }
+    st_read_real(f, input, 0, input->n, values, &e);
+    for (int i = 0; i < COUNT(in); i++)
+        in[i] = (double)values[i];
+    for (int how = 0; how < COUNT(modes); how++)
+        for (int g = 0; g < COUNT(grids); g++) {
+            char name[64];
+            int h = grids[g][0], w = grids[g][1];
+            snprintf(name, sizeof name, "pos.%s.%dx%d", modes[how], h, w);
+            const StTensor *want = st_find(f, name);
+            if (!CHECK(want && want->n == h * w * C, "%s", name))
+                continue;
+            positions_resize(in, OLD, OLD, C, out, h, w, how);
+            st_read_real(f, want, 0, want->n, values, &e);
+            double worst = 0;
+            for (long k = 0; k < want->n; k++)
+                worst = fmax(worst, fabs(out[k] - (double)values[k]));
+            CHECK(worst < 1e-5, "%s: off by %.1e", name, worst);
+        }
+    st_close(f);
+}
+
+/* What needs no fixtures: a slope stays one inside, a constant everywhere, one patch is enough. */
+static void test_positions(void)
+{
+    double in[3 * 5 * 2], out[6 * 10 * 2];
+    for (int i = 0; i < COUNT(in); i++)
+        in[i] = i % 2 ? 7 : i / 2 % 5; /* channel 0: the column; 1: a constant */
+    for (int how = POS_TIMM; how <= POS_BICUBIC; how++) {
+        positions_resize(in, 3, 5, 2, out, 6, 10, how);
+        for (int i = 0; i < 60; i++) {
+            double at = how == POS_GOOGLE ? i % 10 * 4.0 / 9 : (i % 10 + 0.5) / 2 - 0.5;
+            CHECK(fabs(out[2 * i + 1] - 7) < 1e-12, "way %d: a constant changes", how);
+            bool inside = i % 10 >= 4 && i % 10 <= 5 && how != POS_BICUBIC; /* a = -1/2 */
+            CHECK(!inside || fabs(out[2 * i] - at) < 1e-12, "way %d: %g in place of %g", how,
+                  out[2 * i], at);
+        }
+        positions_resize(in, 3, 5, 2, out, 3, 5, how);
+        for (int i = 0; i < COUNT(in); i++)
+            CHECK(fabs(out[i] - in[i]) < 1e-12, "way %d: the same grid changes", how);
+        positions_resize(in, 3, 5, 2, out, 1, 1, how);
+        CHECK(isfinite(out[0]) && fabs(out[1] - 7) < 1e-12);
+    }
+}
+
+/* ---- cases ---- */
+
+static void test_cases(void)
+{
+    static const struct {
+        const char *name, *says; /* NULL: must load */
+    } cases[] = {{"plain.safetensors", NULL},
+                 {"fp16.safetensors", NULL},
+                 {"prefix-module.safetensors", NULL},
+                 {"deit.pth", NULL},
+                 {"hf", NULL},
+                 {"hub-dir", NULL},
+                 {"distilled.safetensors", NULL},
+                 {"registers.safetensors", NULL},
+                 {"grid6.safetensors", NULL},
+                 {"headless.safetensors", NULL},
+                 {"gap-fc-norm.safetensors", "fc_norm"},
+                 {"google.npz", "no blocks"},
+                 {"../15-lfs-pointer-weights/model.safetensors", "Git LFS pointer"}};
+    const char *dir = shared ? at(shared, "cases/20-weights") : "";
+    if (!is_dir(dir)) {
+        SKIP("no cases");
+        return;
+    }
+    for (int i = 0; i < COUNT(cases); i++) {
+        Error e;
+        WeightsInfo w;
+        char *file = file_of(at(dir, cases[i].name));
+        if (cases[i].says)
+            refuse(file, cases[i].says, "");
+        else
+            CHECK(weights_describe(file, 0, 0, &w, &e), "%s: %s", cases[i].name, e.what);
+        free(file);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    backend_cpu_reexec(argv);
+    if (!files_begin(argc, argv))
+        return check_report();
+    backend_cpu()->init(&(Device){0});
+    test_models();
+    test_runs();
+    test_registers();
+    test_folders();
+    test_refusals();
+    test_beside();
+    test_damage();
+    test_fixtures();
+    test_positions();
+    test_cases();
+    files_end();
+    return check_report();
+}

@@ -1,0 +1,259 @@
+/* families.c - names of other programs, as tables. See families.h.
+ *
+ * Read in this order: families, what is left out or refused.
+ */
+#include "weights/families.h"
+
+#include "util/util.h"
+
+#include <string.h>
+
+/* ---- families ---- */
+
+#define BOTH(ours, theirs)                    \
+    {ours ".weight", theirs ".weight", 0, 0}, \
+    {                                         \
+        ours ".bias", theirs ".bias", 0, 0    \
+    }
+#define PIECE(ours, theirs, slot)                \
+    {ours ".weight", theirs ".weight", slot, 0}, \
+    {                                            \
+        ours ".bias", theirs ".bias", slot, 0    \
+    }
+
+/* clang-format off */
+static const Name timm[] = {
+    {"cls_token", "cls_token", 0, TOKENS},
+    {"cls_token", "dist_token", 1, TOKENS},
+    {"cls_token", "reg_token", 2, TOKENS},
+    {"cls_token", "register_tokens", 2, TOKENS}, /* DINOv2 */
+    {"pos_embed", "pos_embed", 0, TOKENS},
+    BOTH("patch_embed.proj", "patch_embed.proj"),
+    BOTH("norm_pre", "norm_pre"),
+    BOTH("blocks.#.norm1", "blocks.#.norm1"),
+    BOTH("blocks.#.attn.qkv", "blocks.#.attn.qkv"),
+    {"blocks.#.attn.qkv.bias", "blocks.#.attn.q_bias", 0, 0}, /* EVA: keys have none */
+    {"blocks.#.attn.qkv.bias", "blocks.#.attn.v_bias", 2, 0},
+    BOTH("blocks.#.attn.proj", "blocks.#.attn.proj"),
+    {"blocks.#.ls1.gamma", "blocks.#.ls1.gamma", 0, 0},
+    {"blocks.#.ls1.gamma", "blocks.#.gamma_1", 0, 0}, /* DeiT III, BEiT */
+    BOTH("blocks.#.norm2", "blocks.#.norm2"),
+    BOTH("blocks.#.mlp.fc1", "blocks.#.mlp.fc1"),
+    BOTH("blocks.#.mlp.fc2", "blocks.#.mlp.fc2"),
+    {"blocks.#.ls2.gamma", "blocks.#.ls2.gamma", 0, 0},
+    {"blocks.#.ls2.gamma", "blocks.#.gamma_2", 0, 0},
+    BOTH("norm", "norm"),
+    BOTH("pre_logits.fc", "pre_logits.fc"),
+    BOTH("head", "head"),
+    {0}};
+
+/* ViT, DeiT, ViT-MAE, ViT-MSN; and DINOv2, where blocks differ. */
+static const Name transformers[] = {
+    {"cls_token", "embeddings.cls_token", 0, TOKENS},
+    {"cls_token", "embeddings.distillation_token", 1, TOKENS},
+    {"cls_token", "embeddings.register_tokens", 2, TOKENS},
+    {"pos_embed", "embeddings.position_embeddings", 0, TOKENS},
+    BOTH("patch_embed.proj", "embeddings.patch_embeddings.projection"),
+#define LAYER(their)                                                                   \
+    BOTH("blocks.#.norm1", their "layernorm_before"),                                  \
+    BOTH("blocks.#.norm1", their "norm1"),                                             \
+    PIECE("blocks.#.attn.qkv", their "attention.attention.query", 0),                  \
+    PIECE("blocks.#.attn.qkv", their "attention.attention.key", 1),                    \
+    PIECE("blocks.#.attn.qkv", their "attention.attention.value", 2),                  \
+    BOTH("blocks.#.attn.proj", their "attention.output.dense"),                        \
+    PIECE("blocks.#.attn.qkv", their "attention.q_proj", 0),                           \
+    PIECE("blocks.#.attn.qkv", their "attention.k_proj", 1),                           \
+    PIECE("blocks.#.attn.qkv", their "attention.v_proj", 2),                           \
+    BOTH("blocks.#.attn.proj", their "attention.o_proj"),                              \
+    {"blocks.#.ls1.gamma", their "layer_scale1.lambda1", 0, 0},                        \
+    BOTH("blocks.#.norm2", their "layernorm_after"),                                   \
+    BOTH("blocks.#.norm2", their "norm2"),                                             \
+    BOTH("blocks.#.mlp.fc1", their "intermediate.dense"),                              \
+    BOTH("blocks.#.mlp.fc1", their "mlp.fc1"),                                         \
+    BOTH("blocks.#.mlp.fc2", their "output.dense"),                                    \
+    BOTH("blocks.#.mlp.fc2", their "mlp.fc2"),                                         \
+    {"blocks.#.ls2.gamma", their "layer_scale2.lambda1", 0, 0}
+    LAYER("encoder.layer.#."),
+    LAYER("layers.#."), /* state_dict() since version 5, which files do not have */
+#undef LAYER
+    BOTH("norm", "layernorm"),
+    BOTH("head", "classifier"),
+    BOTH("head", "cls_classifier"),
+    {0}};
+
+static const Name torchvision[] = {
+    {"cls_token", "class_token", 0, TOKENS},
+    {"pos_embed", "encoder.pos_embedding", 0, TOKENS},
+    BOTH("patch_embed.proj", "conv_proj"),
+    BOTH("blocks.#.norm1", "encoder.layers.encoder_layer_#.ln_1"),
+    {"blocks.#.attn.qkv.weight", "encoder.layers.encoder_layer_#.self_attention.in_proj_weight",
+     0, 0},
+    {"blocks.#.attn.qkv.bias", "encoder.layers.encoder_layer_#.self_attention.in_proj_bias", 0, 0},
+    BOTH("blocks.#.attn.proj", "encoder.layers.encoder_layer_#.self_attention.out_proj"),
+    BOTH("blocks.#.norm2", "encoder.layers.encoder_layer_#.ln_2"),
+    BOTH("blocks.#.mlp.fc1", "encoder.layers.encoder_layer_#.mlp.0"),
+    BOTH("blocks.#.mlp.fc1", "encoder.layers.encoder_layer_#.mlp.linear_1"),
+    BOTH("blocks.#.mlp.fc2", "encoder.layers.encoder_layer_#.mlp.3"),
+    BOTH("blocks.#.mlp.fc2", "encoder.layers.encoder_layer_#.mlp.linear_2"),
+    BOTH("norm", "encoder.ln"),
+    BOTH("pre_logits.fc", "heads.pre_logits"),
+    BOTH("head", "heads.head"),
+    BOTH("head", "heads.0"),
+    {0}};
+
+static const Name mmpretrain[] = {
+    {"cls_token", "cls_token", 0, TOKENS},
+    {"cls_token", "dist_token", 1, TOKENS},
+    {"pos_embed", "pos_embed", 0, TOKENS},
+    BOTH("patch_embed.proj", "patch_embed.projection"),
+    BOTH("norm_pre", "pre_norm"),
+    BOTH("blocks.#.norm1", "layers.#.ln1"),
+    BOTH("blocks.#.attn.qkv", "layers.#.attn.qkv"),
+    BOTH("blocks.#.attn.proj", "layers.#.attn.proj"),
+    {"blocks.#.ls1.gamma", "layers.#.attn.gamma1.weight", 0, 0},
+    BOTH("blocks.#.norm2", "layers.#.ln2"),
+    BOTH("blocks.#.mlp.fc1", "layers.#.ffn.layers.0.0"),
+    BOTH("blocks.#.mlp.fc2", "layers.#.ffn.layers.1"),
+    {"blocks.#.ls2.gamma", "layers.#.ffn.gamma2.weight", 0, 0},
+    BOTH("norm", "ln1"),
+    BOTH("pre_logits.fc", "head.layers.pre_logits"),
+    BOTH("head", "head.layers.head"),
+    BOTH("head", "head.fc"),
+    {0}};
+
+/* Google's, in two numberings: one count of all layers in a block, or one for each kind of them. */
+#define DENSE(ours, theirs) QKV(ours, theirs, 0)
+#define NORM(ours, theirs)      {ours ".weight", theirs "/scale", 0, 0}, \
+                                {ours ".bias", theirs "/bias", 0, 0}
+#define OLD "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3"
+#define NEW "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0"
+#define QKV(ours, theirs, slot) {ours ".weight", theirs "/kernel", slot, KERNEL}, \
+                                {ours ".bias", theirs "/bias", slot, FLAT}
+#define BLOCK(at, names) BLOCK_OF(at, names)
+#define BLOCK_OF(at, attention, norm2, mlp)                                                  \
+    NORM("blocks.#.norm1", at "LayerNorm_0"),                                               \
+    QKV("blocks.#.attn.qkv", at attention "/query", 0),                                     \
+    QKV("blocks.#.attn.qkv", at attention "/key", 1),                                       \
+    QKV("blocks.#.attn.qkv", at attention "/value", 2),                                     \
+    {"blocks.#.attn.proj.weight", at attention "/out/kernel", 0, OUT_KERNEL},               \
+    {"blocks.#.attn.proj.bias", at attention "/out/bias", 0, 0},                            \
+    NORM("blocks.#.norm2", at norm2),                                                       \
+    DENSE("blocks.#.mlp.fc1", at mlp "/Dense_0"),                                           \
+    DENSE("blocks.#.mlp.fc2", at mlp "/Dense_1")
+static const Name google[] = {
+    {"cls_token", "cls", 0, TOKENS},
+    {"pos_embed", "Transformer/posembed_input/pos_embedding", 0, TOKENS},
+    {"pos_embed", "pos_embedding", 0, TOKENS},
+    {"patch_embed.proj.weight", "embedding/kernel", 0, CONV},
+    {"patch_embed.proj.bias", "embedding/bias", 0, 0},
+    BLOCK("Transformer/encoderblock_#/", OLD),
+    BLOCK("Transformer/encoderblock_#/", NEW),
+    BLOCK("**Transformer/encoderblock/", NEW),
+    NORM("norm", "Transformer/encoder_norm"),
+    DENSE("pre_logits.fc", "pre_logits"),
+    DENSE("head", "head"),
+    {0}};
+/* clang-format on */
+
+const Family families[] = {
+    {"timm's", "patch_embed.proj.weight", timm},
+    {"transformers'", "embeddings.patch_embeddings.projection.weight", transformers},
+    {"torchvision's", "conv_proj.weight", torchvision},
+    {"mmpretrain's", "patch_embed.projection.weight", mmpretrain},
+    {"Google's", "embedding/kernel", google}};
+const int family_count = COUNT(families);
+
+/* ---- what is left out or refused ---- */
+
+/* Parts of names under the prefix, and what they are. */
+typedef struct {
+    const char *part, *what;
+} Known;
+
+static const Known refused[] = {
+    {"q_norm.", "qk-norm: queries and keys are normalised"},
+    {"k_norm.", "qk-norm: queries and keys are normalised"},
+    {"attn_pool.", "attention pooling in place of a class token"},
+    {"MAPHead", "attention pooling in place of a class token"},
+    {"head.attention.", "attention pooling in place of a class token"},
+    {"fc_norm.", "fc_norm: its last norm comes after the mean of the patches"},
+    {"mlp.w1", "a SwiGLU MLP"},
+    {"mlp.w2", "a SwiGLU MLP"},
+    {"mlp.w3", "a SwiGLU MLP"},
+    {"mlp.fc1_", "a gated MLP (SwiGLU)"},
+    {"weights_in.", "a SwiGLU MLP"},
+    {"weights_out.", "a SwiGLU MLP"},
+    {"gate_proj.", "a gated MLP (SwiGLU)"},
+    {"relative_position", "relative positions (as BEiT)"},
+    {"rel_pos", "relative positions (as BEiT)"},
+    {"rope", "rotary positions"},
+    {"freqs", "rotary positions"},
+    {"attn.norm.", "norms inside attention"},
+    {"inner_attn_ln", "norms inside attention"},
+    {"mlp.norm.", "norms inside the MLP"},
+    {"ffn_layernorm", "norms inside the MLP"},
+    {".attns.", "parallel branches"},
+    {".ffns.", "parallel branches"},
+    {"blocks_token_only.", "class attention (CaiT)"},
+    {"layers.0.blocks.", "a hierarchy of resolutions (as Swin)"},
+    {"patch_embed.backbone.", "a hybrid with a convolutional stem"},
+    {"patch_embed.norm.", "a norm in the patch embedding"},
+    {"patch_embeddings.backbone.", "a hybrid with a convolutional stem"},
+    {"conv_root", "a hybrid with a ResNet"},
+    {"pos_block", "positions by convolutions"},
+    {"downsample.", "a hierarchy of resolutions (as Swin)"},
+};
+
+#define DISTILLED                                                                            \
+    "the head of the distillation token: timm takes the mean of both heads, here the class " \
+    "token's counts alone"
+static const Known left_out[] = {
+    {"mask_token", "a mask token"},
+    {"pooler.", "the pooler"},
+    {"decoder", "a decoder"},
+    {"head_dist.", DISTILLED},
+    {"distillation_classifier.", DISTILLED},
+    {"position_ids", "position numbers"},
+    {"head.", "a head of another kind"},
+    {"heads.", "a head of another kind"},
+    {"head/", "a head of another kind"},
+};
+
+/* What else a file of tensors may be: a part of a name that no other kind of model has. */
+static const Known others[] = {
+    {"layers.0.blocks.0.attn.", "a Swin Transformer"},
+    {"transformer.resblocks.", "a CLIP model of OpenAI's or open_clip's; timm has its image tower"},
+    {"text_model.", "a CLIP or SigLIP model of transformers'; timm has its image tower"},
+    {"vision_model.", "a CLIP or SigLIP model of transformers'; timm has its image tower"},
+    {"to_patch_embedding.", "vit-pytorch's"},
+    {"stages.0.", "a ConvNeXt or another convolutional network"},
+    {"layer1.0.conv1.", "a ResNet"},
+    {"features.0.", "a convolutional network"},
+    {"conv_stem.", "an EfficientNet or another convolutional network"},
+    {"exp_avg", "the state of an optimiser"},
+    {"self_attn.k_proj.", "a language model"},
+    {"word_embeddings.", "a language model"},
+};
+
+static const char *find_known(const Known *list, int n, const char *name)
+{
+    for (int i = 0; i < n; i++)
+        if (strstr(name, list[i].part))
+            return list[i].what;
+    return NULL;
+}
+
+const char *family_refused(const char *name)
+{
+    return find_known(refused, COUNT(refused), name);
+}
+
+const char *family_left_out(const char *name)
+{
+    return find_known(left_out, COUNT(left_out), name);
+}
+
+const char *family_other(const char *name)
+{
+    return find_known(others, COUNT(others), name);
+}

@@ -1,0 +1,333 @@
+/* hub.c - what lies beside weights as people download them. See hub.h.
+ *
+ * timm's config.json: {"architecture", "num_classes", "global_pool", "pretrained_cfg": {"mean",
+ * "std", "crop_pct", "interpolation", "crop_mode", "input_size": [3, H, W]}, "model_args": {...},
+ * "label_names"}. transformers': {"hidden_size", "num_hidden_layers", "num_attention_heads",
+ * "intermediate_size", "patch_size", "image_size", "hidden_act", "layer_norm_eps", "id2label"}, and
+ * its preprocessor_config.json: {"image_mean", "image_std", "size", "crop_size", "do_center_crop",
+ * "resample"} (Pillow's number). Files are untrusted: a value of another type or range is unknown.
+ *
+ * Read in this order: values, files, the model, its images, labels.
+ */
+#include "weights/hub.h"
+
+#include "util/files.h"
+
+#include <cjson/cJSON.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- values ---- */
+
+static const cJSON *get(const cJSON *object, const char *key)
+{
+    return cJSON_GetObjectItemCaseSensitive(object, key);
+}
+
+static const char *get_text(const cJSON *object, const char *key)
+{
+    const char *text = cJSON_GetStringValue(get(object, key));
+    return text ? text : "";
+}
+
+/* A number from 1 to 2^24, else 0. */
+static int count_of(const cJSON *item)
+{
+    double d = cJSON_IsNumber(item) ? item->valuedouble : 0;
+    return d >= 1 && d <= 1 << 24 ? (int)d : 0;
+}
+
+/* A side, or [height, width], or [3, height, width]. */
+static void read_sides(const cJSON *item, int *h, int *w)
+{
+    int n = cJSON_GetArraySize(item);
+    if (cJSON_IsNumber(item))
+        *h = *w = count_of(item);
+    if (cJSON_IsArray(item) && (n == 2 || n == 3)) {
+        *h = count_of(cJSON_GetArrayItem(item, n - 2));
+        *w = count_of(cJSON_GetArrayItem(item, n - 1));
+    }
+}
+
+/* Three numbers; deviations must not be 0. */
+static bool read_colour(const cJSON *item, bool deviation, double out[3])
+{
+    for (int i = 0; i < 3; i++) {
+        const cJSON *x = cJSON_GetArraySize(item) == 3 ? cJSON_GetArrayItem(item, i) : NULL;
+        if (!cJSON_IsNumber(x) || !(x->valuedouble >= 0 && x->valuedouble <= 1e6) ||
+            (deviation && x->valuedouble < 1e-6))
+            return false;
+        out[i] = x->valuedouble;
+    }
+    return true;
+}
+
+static void read_normalisation(const cJSON *mean, const cJSON *std, Hub *h)
+{
+    double m[3], s[3];
+    if (!read_colour(mean, false, m) || !read_colour(std, true, s))
+        return;
+    memcpy(h->mean, m, sizeof m);
+    memcpy(h->std, s, sizeof s);
+    h->has_mean = true;
+}
+
+/* ---- files ---- */
+
+enum { MAX_JSON = 16 << 20 };
+static const char file_hint[] = "download it again, or move the weights to a folder of their own";
+
+static char *beside(const char *path, const char *name)
+{
+    const char *slash = strrchr(path, '/');
+    return xasprintf("%.*s%s", slash ? (int)(slash - path) + 1 : 0, path, name);
+}
+
+/* NULL where there is none, or it is damaged: then with an error. */
+static cJSON *read_json(const char *path, const char *name, bool *ok, Error *e)
+{
+    char *file = beside(path, name), *text = NULL;
+    cJSON *json = NULL;
+    *ok = true;
+    if (path_exists(file)) {
+        text = read_text(file, MAX_JSON, e);
+        json = text ? cJSON_Parse(text) : NULL;
+        *ok = cJSON_IsObject(json) ||
+              (text ? fail(e, file_hint, "%s: is no JSON object", file) : false);
+    }
+    if (!*ok) {
+        cJSON_Delete(json);
+        json = NULL;
+    }
+    free(text);
+    free(file);
+    return json;
+}
+
+static void read_from(Hub *h, const char *name)
+{
+    size_t at = strlen(h->from);
+    snprintf(h->from + at, sizeof h->from - at, "%s%s", at ? ", " : "", name);
+}
+
+/* ---- the model ---- */
+
+static const struct {
+    const char *name;
+    int act;
+} activations[] = {{"gelu", ACT_GELU},           {"gelu_python", ACT_GELU},
+                   {"gelu_new", ACT_GELU_TANH},  {"gelu_tanh", ACT_GELU_TANH},
+                   {"gelu_fast", ACT_GELU_TANH}, {"gelu_pytorch_tanh", ACT_GELU_TANH}};
+
+static bool read_activation(const char *path, const char *name, Hub *h, Error *e)
+{
+    int i = 0;
+    while (*name && i < COUNT(activations) && strcmp(activations[i].name, name) != 0)
+        i++;
+    if (*name && i == COUNT(activations))
+        return fail(e, "the model has gelu and gelu_tanh: take weights that were trained with one",
+                    "%s: config.json beside it: the activation is %.50s", path, name);
+    if (*name)
+        h->act = activations[i].act;
+    return true;
+}
+
+/* What timm's architectures have that no tensor and no key of config.json shows, by a part of their
+ * names. The first that fits counts. */
+static const struct {
+    const char *part;
+    int act;
+    const char *refused;
+} habits[] = {{"quickgelu", ACT_NONE, "the activation is quick_gelu"},
+              {"rope", ACT_NONE, "rotary positions"},
+              {"dinov3", ACT_NONE, "rotary positions"},
+              {"vit_pe_", ACT_NONE, "rotary positions"},
+              {"lingbot", ACT_NONE, "rotary positions"},
+              {"eva02_enormous", ACT_NONE, "norms behind attention and MLP"},
+              {"vit_base_patch32_siglip", ACT_GELU_TANH, NULL},
+              {"vit_large_patch16_siglip_512", ACT_GELU_TANH, NULL},
+              {"vit_large_patch16_siglip_gap_512", ACT_GELU_TANH, NULL},
+              {"vit_giantopt_patch16_siglip", ACT_GELU_TANH, NULL},
+              {"vit_so400m_patch16_siglip", ACT_GELU_TANH, NULL},
+              {"", ACT_GELU, NULL}};
+
+static bool read_architecture(const char *path, const char *name, Hub *h, Error *e)
+{
+    int i = 0;
+    while (!strstr(name, habits[i].part))
+        i++;
+    h->timm = *name != 0;
+    if (h->timm)
+        h->act = habits[i].act;
+    return !habits[i].refused ||
+           fail(e, "take weights of a plain ViT: erf or tanh GELU, learned positions",
+                "%s: config.json beside it says %.60s: %s", path, name, habits[i].refused);
+}
+
+/* transformers' keys, at the top; timm's model_args have some of the same meaning. */
+static bool read_model(const char *path, const cJSON *json, Hub *h, Error *e)
+{
+    const cJSON *args = get(json, "model_args"), *eps = get(json, "layer_norm_eps");
+    const char *pool = get_text(json, "global_pool");
+    const struct {
+        int *to;
+        const cJSON *in;
+        const char *key;
+    } counts[] = {{&h->width, json, "hidden_size"},
+                  {&h->layers, json, "num_hidden_layers"},
+                  {&h->heads, json, "num_attention_heads"},
+                  {&h->mlp, json, "intermediate_size"},
+                  {&h->patch, json, "patch_size"},
+                  {&h->width, args, "embed_dim"},
+                  {&h->layers, args, "depth"},
+                  {&h->heads, args, "num_heads"},
+                  {&h->patch, args, "patch_size"}};
+    for (int i = 0; i < COUNT(counts); i++) {
+        int n = count_of(get(counts[i].in, counts[i].key));
+        if (n)
+            *counts[i].to = n;
+    }
+    read_sides(get(json, "image_size"), &h->image_h, &h->image_w);
+    read_sides(get(get(json, "pretrained_cfg"), "input_size"), &h->image_h, &h->image_w);
+    read_sides(get(args, "img_size"), &h->image_h, &h->image_w);
+    if (cJSON_IsNumber(eps) && eps->valuedouble >= 0 && eps->valuedouble <= 1)
+        h->eps = eps->valuedouble;
+    if (strcmp(pool, "avg") == 0)
+        h->pool = POOL_GAP;
+    if (strcmp(pool, "token") == 0)
+        h->pool = POOL_CLS;
+    if (strcmp(pool, "map") == 0)
+        return fail(e, "take weights of a model that pools by a class token or a mean",
+                    "%s: config.json beside it: attention pooling (global_pool = map)", path);
+    if (!read_architecture(path, get_text(json, "architecture"), h, e) ||
+        !read_activation(path, get_text(args, "act_layer"), h, e))
+        return false;
+    return read_activation(path, get_text(json, "hidden_act"), h, e);
+}
+
+/* ---- its images ---- */
+
+static void cannot(Hub *h, const char *key, const char *value)
+{
+    size_t at = strlen(h->unknown);
+    snprintf(h->unknown + at, sizeof h->unknown - at, "%s%s = %.30s", at ? ", " : "", key, value);
+}
+
+static void read_filter(const char *name, Hub *h)
+{
+    if (strcmp(name, "bilinear") == 0)
+        h->interpolation = 0;
+    else if (strcmp(name, "bicubic") == 0)
+        h->interpolation = 1;
+    else if (*name)
+        cannot(h, "interpolation", name);
+}
+
+static void read_timm_images(const cJSON *json, Hub *h)
+{
+    const cJSON *cfg = get(json, "pretrained_cfg"), *crop = get(cfg, "crop_pct");
+    const char *mode = get_text(cfg, "crop_mode");
+    read_normalisation(get(cfg, "mean"), get(cfg, "std"), h);
+    read_filter(get_text(cfg, "interpolation"), h);
+    if (cJSON_IsNumber(crop) && crop->valuedouble > 0 && crop->valuedouble <= 1)
+        h->crop_pct = crop->valuedouble;
+    if (*mode)
+        h->crop = strcmp(mode, "squash") == 0;
+    if (strcmp(mode, "border") == 0)
+        cannot(h, "crop_mode", mode);
+}
+
+/* Without a crop in the middle, transformers' stretches every picture to `size`. */
+static void read_processor(const cJSON *json, Hub *h)
+{
+    const cJSON *size = get(json, "size"), *crop = get(json, "crop_size");
+    const cJSON *resample = get(json, "resample");
+    int edge = count_of(cJSON_IsNumber(size) ? size : get(size, "shortest_edge"));
+    int side = count_of(cJSON_IsNumber(crop) ? crop : get(crop, "height"));
+    if (!edge)
+        edge = count_of(get(size, "height"));
+    read_normalisation(get(json, "image_mean"), get(json, "image_std"), h);
+    if (cJSON_IsFalse(get(json, "do_normalize")))
+        read_normalisation(NULL, NULL, h);
+    static const char *const filters[] = {"nearest", "lanczos", "bilinear",
+                                          "bicubic", "box",     "hamming"};
+    if (cJSON_IsNumber(resample) && resample->valuedouble >= 0 && resample->valuedouble < 6)
+        read_filter(filters[(int)resample->valuedouble], h);
+    if (edge && cJSON_IsTrue(get(json, "do_center_crop"))) {
+        h->crop = 0;
+        if (side && side <= edge)
+            h->crop_pct = (double)side / edge;
+    } else if (edge) {
+        h->crop = !get(size, "shortest_edge");
+        if (!h->crop)
+            h->crop_pct = 1;
+    }
+    const cJSON *share = get(json, "crop_pct");
+    if (cJSON_IsNumber(share) && share->valuedouble > 0 && share->valuedouble <= 1) {
+        h->crop = 0;
+        h->crop_pct = share->valuedouble;
+    }
+}
+
+bool hub_read(const char *path, Hub *h, Error *e)
+{
+    *h = (Hub){.eps = -1, .pool = -1, .interpolation = -1, .crop = -1};
+    bool ok, fine = true;
+    cJSON *json = read_json(path, "config.json", &ok, e);
+    if (json) {
+        read_from(h, "config.json");
+        fine = read_model(path, json, h, e);
+        read_timm_images(json, h);
+    }
+    cJSON_Delete(json);
+    if (!ok || !fine)
+        return false;
+    json = read_json(path, "preprocessor_config.json", &ok, e);
+    if (json) {
+        read_from(h, "preprocessor_config.json");
+        read_processor(json, h);
+    }
+    cJSON_Delete(json);
+    return ok;
+}
+
+/* ---- labels ---- */
+
+/* {"0": "cat", "1": "dog"}, or ["cat", "dog"]. */
+static const char *label_of(const cJSON *labels, int k)
+{
+    char key[16];
+    snprintf(key, sizeof key, "%d", k);
+    return cJSON_GetStringValue(cJSON_IsArray(labels) ? cJSON_GetArrayItem(labels, k)
+                                                      : get(labels, key));
+}
+
+/* transformers fills in LABEL_7 where nobody named class 7. */
+char **hub_labels(const char *path, int K)
+{
+    bool ok, named = false;
+    Error e;
+    cJSON *json = read_json(path, "config.json", &ok, &e);
+    const cJSON *labels = get(json, "id2label");
+    if (!labels)
+        labels = get(json, "label_names");
+    char **names = NULL;
+    if (labels && cJSON_GetArraySize(labels) == K) {
+        names = xcalloc((size_t)K, sizeof *names);
+        for (int k = 0; k < K; k++) {
+            const char *label = label_of(labels, k);
+            named |= label && strncmp(label, "LABEL_", 6) != 0;
+            names[k] = label ? xstrdup(label) : NULL;
+            for (char *c = names[k]; c && *c; c++)
+                *c = (unsigned char)*c < ' ' || *c == 0x7f ? '?' : *c;
+        }
+    }
+    for (int k = 0; names && !named && k < K; k++)
+        free(names[k]);
+    if (!named) {
+        free(names);
+        names = NULL;
+    }
+    cJSON_Delete(json);
+    return names;
+}

@@ -1,0 +1,566 @@
+/* names.c - what other programs call the tensors of a Vision Transformer. See names.h.
+ *
+ * A family is a table of names (families.h). It is known by the name of its patch embedding, and
+ * whatever stands before that is the prefix of all names ("module.", "vit.", "model_ema.",
+ * "teacher.backbone."): a classifier may have a shorter one. Every tensor under the prefix is in
+ * the table, or in one of two others: what may be left out, and what makes the network another one
+ * than ours.
+ *
+ * Read in this order: our names, matching, pieces, tokens and positions, the view. */
+#include "weights/names.h"
+
+#include "model/params.h"
+#include "weights/families.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- our names ---- */
+
+#define X(field, name, ...) name,
+static const char *const embed_names[] = {EMBED_PARAMS(X) NULL};
+static const char *const block_names[] = {BLOCK_PARAMS(X) NULL};
+static const char *const head_names[] = {HEAD_PARAMS(X) NULL};
+#undef X
+
+static bool is_among(const char *name, const char *const *list)
+{
+    while (*list && strcmp(name, *list) != 0)
+        list++;
+    return *list != NULL;
+}
+
+int names_block(const char *name, const char **rest)
+{
+    char prefix[32];
+    int block;
+    if (sscanf(name, "blocks.%6d", &block) != 1 || block < 0)
+        return -1;
+    int n = snprintf(prefix, sizeof prefix, "blocks.%d.", block);
+    if (strncmp(name, prefix, (size_t)n) != 0) /* 07, +7, 1234567 */
+        return -1;
+    *rest = name + n;
+    return block;
+}
+
+bool names_is_vit(const char *name)
+{
+    const char *rest;
+    if (names_block(name, &rest) >= 0)
+        return is_among(rest, block_names);
+    return is_among(name, embed_names) || is_among(name, head_names);
+}
+
+bool names_is_head(const char *name)
+{
+    return strncmp(name, "head.", 5) == 0 || strncmp(name, "pre_logits.", 11) == 0;
+}
+
+/* ST_MAX_DIMS of 16 digits fit. */
+ShapeText names_shape(int ndim, const long *shape)
+{
+    ShapeText t;
+    size_t at = (size_t)snprintf(t.s, sizeof t.s, "[");
+    for (int i = 0; i < ndim; i++)
+        at += (size_t)snprintf(t.s + at, sizeof t.s - at, "%s%ld", i ? ", " : "", shape[i]);
+    snprintf(t.s + at, sizeof t.s - at, "]");
+    return t;
+}
+
+static const char variant_hint[] =
+    "this model has one norm before attention and MLP each, plain attention, a GELU MLP, learned "
+    "positions and a linear head: take the weights of such a ViT";
+static const char family_hint[] =
+    "give a Vision Transformer under the names of timm, transformers, torchvision, mmpretrain or "
+    "Google";
+
+/* ---- matching ---- */
+
+/* A tensor of theirs, and which part of which of ours it is. */
+typedef struct {
+    char ours[NAME_SIZE];
+    const Name *name;
+    int layer; /* of an array of all blocks; else -1 */
+    const StTensor *t;
+} Match;
+
+typedef struct {
+    const SafeTensors *raw;
+    const Family *family;
+    char prefix[NAME_SIZE];
+    Match *match;
+    int matches;
+    SafeTensors *view;
+    int image_h, image_w;
+    NamesReport *report;
+    Error *e;
+} Reader;
+
+/* Whether `name` is the pattern, and the number that is in place of its `#`. */
+static bool fits(const char *pattern, const char *name, int *block)
+{
+    for (*block = -1; *pattern; pattern++) {
+        if (*pattern != '#') {
+            if (*pattern != *name++)
+                return false;
+            continue;
+        }
+        const char *digit = name;
+        for (*block = 0; *name >= '0' && *name <= '9' && name - digit < 6; name++)
+            *block = 10 * *block + (*name - '0');
+        if (name == digit || (*digit == '0' && name - digit > 1))
+            return false;
+    }
+    return *name == 0;
+}
+
+static void add_match(Reader *r, const Name *n, int block, int layer, const StTensor *t)
+{
+    r->match = xgrow(r->match, r->matches, sizeof *r->match);
+    Match *m = &r->match[r->matches++];
+    *m = (Match){.name = n, .layer = layer, .t = t};
+    const char *hash = strchr(n->ours, '#');
+    if (hash)
+        snprintf(m->ours, sizeof m->ours, "%.*s%d%s", (int)(hash - n->ours), n->ours, block,
+                 hash + 1);
+    else
+        snprintf(m->ours, sizeof m->ours, "%s", n->ours);
+}
+
+/* Finds `name`, their tensor's less the prefix, in the family's table. */
+static bool match_name(Reader *r, const char *name, bool heads_alone, const StTensor *t)
+{
+    int block;
+    for (const Name *n = r->family->name; n->ours; n++) {
+        bool all_blocks = strncmp(n->theirs, "**", 2) == 0;
+        if (heads_alone && !names_is_head(n->ours))
+            continue;
+        if (!fits(n->theirs + 2 * all_blocks, name, &block))
+            continue;
+        if (!all_blocks)
+            add_match(r, n, block, -1, t);
+        for (int i = 0; all_blocks && t->ndim > 0 && i < t->shape[0] && i < 1000; i++)
+            add_match(r, n, i, i, t);
+        return true;
+    }
+    return false;
+}
+
+/* The prefix less its last part: "module.vit." -> "module.". Its length. */
+static size_t shorter(const char *prefix, size_t n)
+{
+    while (n > 0 && (--n == 0 || (prefix[n - 1] != '.' && prefix[n - 1] != '/')))
+        ;
+    return n;
+}
+
+/* A file may hold several models: an average, or what a student learns from, comes before others.
+ * -1: not a model's weights, but an optimiser's moments. */
+static int preference(const char *prefix)
+{
+    static const char *const best[] = {"ema", "teacher", "target", NULL};
+    static const char *const worst[] = {"student", "momentum", NULL};
+    static const char *const never[] = {"exp_avg", "momentum_buffer", "optimizer", NULL};
+    for (int i = 0; never[i]; i++)
+        if (strstr(prefix, never[i]))
+            return -1;
+    for (int i = 0; best[i]; i++)
+        if (strstr(prefix, best[i]))
+            return 2;
+    for (int i = 0; worst[i]; i++)
+        if (strstr(prefix, worst[i]))
+            return 0;
+    return 1;
+}
+
+PRINTF_LIKE(2, 3) static void note(NamesReport *report, const char *fmt, ...)
+{
+    size_t at = strlen(report->notes);
+    va_list args;
+    va_start(args, fmt);
+    if (at && at + 2 < sizeof report->notes)
+        at += (size_t)snprintf(report->notes + at, sizeof report->notes - at, "; ");
+    vsnprintf(report->notes + at, sizeof report->notes - at, fmt, args);
+    va_end(args);
+}
+
+/* Which family's names, under which prefix. */
+static bool find_family(Reader *r)
+{
+    int found = 0, best = -1;
+    for (int i = 0; i < r->raw->count; i++)
+        for (int k = 0; k < family_count; k++) {
+            const char *name = r->raw->tensor[i].name, *last = families[k].patch_embedding;
+            size_t n = strlen(name), m = strlen(last);
+            if (n < m || n - m >= NAME_SIZE || strcmp(name + n - m, last) != 0 ||
+                (n > m && !strchr("./", name[n - m - 1])))
+                continue;
+            char prefix[NAME_SIZE];
+            snprintf(prefix, sizeof prefix, "%.*s", (int)(n - m), name);
+            found += preference(prefix) >= 0;
+            if (preference(prefix) <= best)
+                continue;
+            best = preference(prefix);
+            r->family = &families[k];
+            memcpy(r->prefix, prefix, sizeof prefix);
+        }
+    if (found > 1)
+        note(r->report, "of %d models in it, the one called %.60s is taken", found, r->prefix);
+    return found > 0;
+}
+
+/* What another network the file holds, by any of its names; NULL: nobody knows. */
+static const char *what_else(const SafeTensors *f, bool is_vit, const char **name)
+{
+    for (int list = 0; list < 2; list++)
+        for (int i = 0; i < f->count; i++) {
+            *name = f->tensor[i].name;
+            const char *what = list == is_vit ? family_other(*name) : family_refused(*name);
+            if (what)
+                return what;
+        }
+    return NULL;
+}
+
+static bool no_family(const Reader *r)
+{
+    const SafeTensors *f = r->raw;
+    const char *name, *what = what_else(f, false, &name);
+    if (what)
+        return fail(r->e, family_hint,
+                    "%s: holds no plain Vision Transformer, but %s (tensor %.100s)", f->path, what,
+                    name);
+    return fail(
+        r->e, family_hint,
+        "%s: holds no Vision Transformer: there is no tensor patch_embed.proj.weight or the "
+        "like; the first of its %d is %.100s",
+        f->path, f->count, f->count ? f->tensor[0].name : "missing");
+}
+
+/* A tensor under the prefix that no table has. */
+static bool not_plain(const Reader *r, const char *name)
+{
+    const char *known, *what = what_else(r->raw, true, &known);
+    if (what)
+        return fail(r->e, variant_hint, "%s: %s (tensor %.100s)", r->raw->path, what, known);
+    return fail(r->e, variant_hint, "%s: tensor %.150s does not belong to a plain ViT",
+                r->raw->path, name);
+}
+
+/* Under the prefix, or of a classifier beside the backbone. */
+static bool match_tensor(Reader *r, const StTensor *t)
+{
+    size_t n = strlen(r->prefix);
+    bool found = strncmp(t->name, r->prefix, n) == 0 && match_name(r, t->name + n, false, t);
+    while (!found && n > 0) {
+        n = shorter(r->prefix, n);
+        found = strncmp(t->name, r->prefix, n) == 0 && match_name(r, t->name + n, true, t);
+    }
+    return found;
+}
+
+/* Every tensor of theirs: where it belongs, or that it may be left out. */
+static bool match_all(Reader *r)
+{
+    size_t length = strlen(r->prefix);
+    int outside = 0;
+    const char *first = NULL;
+    for (int i = 0; i < r->raw->count; i++) {
+        const StTensor *t = &r->raw->tensor[i];
+        if (match_tensor(r, t))
+            continue;
+        bool ours = strncmp(t->name, r->prefix, length) == 0;
+        const char *why = family_left_out(t->name);
+        if (ours && (!why || family_refused(t->name)))
+            return not_plain(r, t->name);
+        if (why && !strstr(r->report->notes, why))
+            note(r->report, "left out: %s (%.60s)", why, t->name);
+        if (!why && outside++ == 0)
+            first = t->name;
+    }
+    if (outside)
+        note(r->report, "left out: %d tensors beside the model, such as %.60s", outside, first);
+    return true;
+}
+
+/* ---- pieces ---- */
+
+/* Of n axes, which of theirs is the d-th of ours: outputs first. */
+static int axis_of(int how, int n, int d)
+{
+    static const int convolution[] = {3, 2, 0, 1};
+    switch (how) {
+    case CONV:
+        return convolution[d];
+    case KERNEL:
+        return (d + 1) % n;
+    case OUT_KERNEL:
+        return (d + n - 1) % n;
+    default:
+        return d;
+    }
+}
+
+/* Which axis of our tensor the d-th, in our order, is a part of: heads and their size are one. */
+static int part_of(int how, int n, int d)
+{
+    const int parts[] = {[AS_IS] = d,           [TOKENS] = d + 3 - n, [FLAT] = 0,
+                         [KERNEL] = d == n - 1, [OUT_KERNEL] = d > 0, [CONV] = d};
+    return parts[how];
+}
+
+/* Theirs as a piece of ours, in our order of axes, and its shape as ours. */
+static bool make_piece(const Reader *r, const Match *m, StPiece *out, int *ndim,
+                       long shape[ST_MAX_DIMS])
+{
+    const StPiece p = st_piece(r->raw, m->t);
+    if (p.n == 0)
+        return fail(r->e, family_hint, "%s: tensor %.150s is empty: shape %s", r->raw->path,
+                    m->t->name, names_shape(m->t->ndim, m->t->shape).s);
+    int how = m->name->how, skip = m->layer >= 0, n = p.ndim - skip;
+    const int dims[] = {
+        [AS_IS] = n, [TOKENS] = 3, [FLAT] = 1, [KERNEL] = 2, [OUT_KERNEL] = 2, [CONV] = 4};
+    if ((how == CONV && n != 4) || (dims[how] == 2 && n < 2) || (how == TOKENS && n > 3))
+        return fail(r->e, family_hint, "%s: tensor %.150s has shape %s", r->raw->path, m->t->name,
+                    names_shape(m->t->ndim, m->t->shape).s);
+    *out = (StPiece){.data = p.data, .type = p.type, .ndim = n};
+    if (skip)
+        out->data += m->layer * p.stride[0] * st_type_bytes(p.type);
+    *ndim = dims[how];
+    for (int d = 0; d < *ndim; d++)
+        shape[d] = 1;
+    for (int d = 0; d < n; d++) {
+        int from = axis_of(how, n, d) + skip;
+        out->shape[d] = p.shape[from];
+        out->stride[d] = p.stride[from];
+        shape[part_of(how, n, d)] *= p.shape[from];
+    }
+    return true;
+}
+
+static int compare_match(const void *a, const void *b)
+{
+    const Match *x = a, *y = b;
+    int order = strcmp(x->ours, y->ours);
+    return order ? order : x->name->slot - y->name->slot;
+}
+
+/* Our tensor of `n` matches, whose pieces follow each other along its first axis, or the tokens'.
+ */
+static bool add_made(Reader *r, const Match *m, int n)
+{
+    int ndim = 0, axis = m->name->how == TOKENS;
+    long shape[ST_MAX_DIMS] = {0};
+    StPiece piece[3];
+    for (int i = 0; i < n; i++) {
+        int other_ndim = 0;
+        long other[ST_MAX_DIMS];
+        if (i == COUNT(piece) || (i > 0 && m[i].name->slot == m[i - 1].name->slot))
+            return fail(r->e, family_hint, "%s: tensor %s is there as %.100s and as %.100s",
+                        r->raw->path, m->ours, m[i - 1].t->name, m[i].t->name);
+        if (!st_is_real(r->raw, m[i].t, r->e) ||
+            !make_piece(r, &m[i], &piece[i], &other_ndim, other))
+            return false;
+        for (int d = 0; i > 0 && d < ndim; d++)
+            if (other_ndim != ndim || (d != axis && other[d] != shape[d]))
+                return fail(r->e, family_hint, "%s: tensors %.100s and %.100s do not fit together",
+                            r->raw->path, m[0].t->name, m[i].t->name);
+        for (int d = 0; i == 0 && d < other_ndim; d++)
+            shape[d] = other[d];
+        if (i > 0 && other_ndim > axis)
+            shape[axis] += other[axis];
+        ndim = other_ndim;
+    }
+    bool no_key = n == 2 && m[0].name->slot == 0 && m[1].name->slot == 2 && ndim == 1;
+    StPiece zeros = piece[0];
+    zeros.data = NULL;
+    if (no_key) /* softmax does not notice what is added to all keys alike */
+        shape[0] += zeros.shape[0];
+    StTensor *t = st_add(r->view, m->ours, m->t->type, ndim, shape);
+    for (int i = 0; i < n; i++) {
+        if (no_key && i == 1)
+            st_add_piece(t, zeros);
+        st_add_piece(t, piece[i]);
+    }
+    return true;
+}
+
+static StTensor *find_made(const Reader *r, const char *name)
+{
+    for (int i = 0; i < r->view->count; i++)
+        if (strcmp(r->view->tensor[i].name, name) == 0)
+            return &r->view->tensor[i];
+    return NULL;
+}
+
+/* A vector of n zeros in place of a bias that they do without. */
+static void add_zeros(Reader *r, const char *name, long n)
+{
+    st_add_piece(st_add(r->view, name, ST_F32, 1, &n),
+                 (StPiece){.type = ST_F32, .ndim = 1, .shape = {n}});
+}
+
+/* Biases that are absent are zero. Of the patches it is a setting; of the rest all or none. */
+static void add_biases(Reader *r)
+{
+    static const char *const layers[] = {"attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"};
+    int absent = 0, n = r->view->count;
+    for (int i = 0; i < n; i++) {
+        char name[NAME_SIZE];
+        const char *rest, *full = r->view->tensor[i].name;
+        long rows = r->view->tensor[i].shape[0];
+        bool layer = strcmp(full, "head.weight") == 0;
+        for (int k = 0; names_block(full, &rest) >= 0 && k < COUNT(layers); k++)
+            layer |= strncmp(rest, layers[k], strlen(layers[k])) == 0 &&
+                     strcmp(rest + strlen(layers[k]), ".weight") == 0;
+        if (!layer || r->view->tensor[i].ndim != 2)
+            continue;
+        snprintf(name, sizeof name, "%.*s.bias", (int)strlen(full) - 7, full);
+        if (find_made(r, name))
+            continue;
+        if (absent++ == 0)
+            note(r->report, "no %s: zeros", name);
+        add_zeros(r, name, rows);
+    }
+}
+
+/* ---- tokens and positions ---- */
+
+static bool is_square(long n)
+{
+    long side = n > 0 && n < 1l << 40 ? lround(sqrt((double)n)) : 0;
+    return side > 0 && side * side == n;
+}
+
+/* Rows `from`.. of the positions, n of them. */
+static void add_rows(StTensor *t, StPiece p, long from, long n)
+{
+    if (n == 0)
+        return;
+    int axis = p.ndim - 2;
+    p.data += from * p.stride[axis] * st_type_bytes(p.type);
+    p.shape[axis] = n;
+    st_add_piece(t, p);
+}
+
+/* Of P positions, how many are of tokens before the patches: as many as leave the number of patches
+ * that is known (0: it is not), else a square. The last count is what is left. */
+static long with_position(const long *counts, int n, long P, long patches)
+{
+    for (int i = 0; i < n; i++)
+        if (patches > 0 && P - counts[i] == patches)
+            return counts[i];
+    for (int i = 0; i < n; i++)
+        if (is_square(P - counts[i]))
+            return counts[i];
+    return counts[n - 1];
+}
+
+/* Positions [1, k + patches, C] of the first k of N tokens before the patches, or of none: the
+ * others' are zero (DeiT III's class token, registers). */
+static void complete_positions(Reader *r)
+{
+    StTensor *pos = find_made(r, "pos_embed"), *cls = find_made(r, "cls_token");
+    if (!pos || !cls || pos->ndim != 3 || cls->ndim != 3 || pos->piece->ndim < 2 ||
+        pos->shape[2] == 0)
+        return;
+    long all = cls->shape[1], first = 0, P = pos->shape[1], width = pos->shape[2];
+    long registers = cls->pieces > 1 ? all - cls->piece[0].n / width : 0;
+    const long counts[] = {0, all - registers, all}; /* 9 with 4 registers: 3x3, not 2x2 */
+    const StTensor *patch = find_made(r, "patch_embed.proj.weight");
+    long side = patch && patch->ndim == 4 && patch->shape[3] > 0 ? patch->shape[3] : 1;
+    first = with_position(counts, COUNT(counts), P, (r->image_h / side) * (r->image_w / side));
+    if (first == all)
+        return;
+    StPiece whole = *pos->piece;
+    const StPiece zeros = {.type = whole.type, .ndim = 2, .shape = {all - first, width}};
+    pos->pieces = 0;
+    add_rows(pos, whole, 0, first);
+    st_add_piece(pos, zeros);
+    add_rows(pos, whole, first, P - first);
+    pos->shape[1] = P - first + all;
+    pos->n = pos->shape[1] * width;
+    note(r->report, "%ld of %ld tokens before the patches have no position: zeros", all - first,
+         all);
+}
+
+/* An MLP whose first layer makes twice what the second takes. */
+static bool check_gates(const Reader *r)
+{
+    const StTensor *in = find_made(r, "blocks.0.mlp.fc1.weight");
+    const StTensor *out = find_made(r, "blocks.0.mlp.fc2.weight");
+    bool gated = in && out && in->ndim == 2 && out->ndim == 2 && in->shape[0] == 2 * out->shape[1];
+    return !gated || fail(r->e, variant_hint,
+                          "%s: a SwiGLU MLP (blocks.0.mlp.fc1.weight has %ld "
+                          "rows for the %ld columns of fc2)",
+                          r->raw->path, in->shape[0], out->shape[1]);
+}
+
+/* ---- the view ---- */
+
+static bool has_blocks(const Reader *r)
+{
+    for (int i = 0; i < r->matches; i++)
+        if (strncmp(r->match[i].ours, "blocks.", 7) == 0)
+            return true;
+    return fail(r->e, "the file is incomplete: save all parameters of the model",
+                "%s: there is no tensor blocks.0.mlp.fc1.weight or the like: under %s it has an "
+                "embedding, but no blocks",
+                r->raw->path, r->report->family);
+}
+
+static bool has_positions(const Reader *r)
+{
+    return find_made(r, "pos_embed") ||
+           fail(r->e, variant_hint,
+                "%s: there is no tensor pos_embed: its positions are not learned, but rotary, "
+                "relative or sines",
+                r->raw->path);
+}
+
+/* Our tensors, in the order of their names. */
+static bool make_tensors(Reader *r)
+{
+    qsort(r->match, (size_t)r->matches, sizeof *r->match, compare_match);
+    for (int i = 0, n; i < r->matches; i += n) {
+        n = 1;
+        while (i + n < r->matches && strcmp(r->match[i].ours, r->match[i + n].ours) == 0)
+            n++;
+        if (!add_made(r, &r->match[i], n))
+            return false;
+    }
+    return true;
+}
+
+static bool build(Reader *r)
+{
+    if (!find_family(r))
+        return no_family(r);
+    snprintf(r->report->family, sizeof r->report->family, "%s names%s%.60s", r->family->title,
+             *r->prefix ? " under " : "", r->prefix);
+    if (!match_all(r) || !has_blocks(r) || !make_tensors(r) || !has_positions(r))
+        return false;
+    add_biases(r);
+    complete_positions(r);
+    return check_gates(r) && st_index(r->view, r->e);
+}
+
+SafeTensors *names_view(SafeTensors *raw, int image_h, int image_w, NamesReport *report, Error *e)
+{
+    Reader r = {.raw = raw,
+                .view = st_view(raw->path),
+                .image_h = image_h,
+                .image_w = image_w,
+                .report = report,
+                .e = e};
+    *report = (NamesReport){0};
+    st_take(r.view, raw);
+    bool ok = build(&r);
+    free(r.match);
+    if (ok)
+        return r.view;
+    st_close(r.view);
+    return NULL;
+}
