@@ -198,12 +198,18 @@ else
     skip "no tmpfs can be mounted here"
 fi
 
-"$binary" $fake --steps 1000000 --eval-every 1000000 --out term >log 2>&1 &
+"$binary" $fake --steps 1000000 --eval-every 1000000 --save-every 5 --out term >log.term 2>&1 &
 pid=$!
-until_true grep -q '"event":"step"' term/log.jsonl
+until_true test -e term/latest
+lines=$(wc -l <term/config.ini)
+bad "a directory that is in use" 1 "term is in use by process $pid on" $fake --steps 3 --out term
+bad "a run that is in use" 1 "term is in use by process $pid on" --resume term
+check "is left as it is" [ "$(wc -l <term/config.ini) $(grep -c '"event":"start"' term/log.jsonl)" = "$lines 1" ]
 kill -TERM $pid
 wait $pid
 rc=$?
+mv log.term log
+check "the lock ends with the run" [ ! -e term/lock ]
 check "SIGTERM: status $rc" [ $rc = 0 ]
 check "SIGTERM: saved, and says how to go on" sh -c "test -e term/latest && grep -q -- '--resume term' log"
 check "SIGTERM: nothing is lost" \

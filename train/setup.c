@@ -184,7 +184,7 @@ void setup_options(Session *s, int argc, char **argv)
 {
     Options *o = &s->o;
     Settings asked = {0};
-    *s = (Session){.argv = argv};
+    *s = (Session){.argv = argv, .lock = -1};
     options_init(o);
     check_usage(options_args(o, &asked, argc, argv, &why));
     if (!o->help)
@@ -217,6 +217,31 @@ static char *find_weights(const char *path)
     return xasprintf("%s/model.safetensors", dir);
 }
 
+/* One process at a time trains in a directory: checkpoints of two would mix. */
+static void lock_run(Session *s, const char *dir)
+{
+    if (s->lock >= 0 || s->world.rank > 0)
+        return;
+    char *path = xasprintf("%s/lock", dir);
+    s->lock = lock_file(path, dir, &why);
+    check(s->lock >= 0);
+    free(path);
+}
+
+static void unlock_run(Session *s)
+{
+    char *path = xasprintf("%s/lock", s->out ? s->out : s->run_dir ? s->run_dir : "");
+    unlock_file(path, s->lock);
+    free(path);
+}
+
+/* Whether a run that is continued stays where it is: --out may name another place. */
+static bool stays(const Session *s)
+{
+    const char *out = s->o.out;
+    return *s->o.resume && s->run_dir && (!*out || strcmp(s->run_dir, out) == 0);
+}
+
 /* Which weights the model starts from: none, those of --weights, or those of a checkpoint that
  * training continues, optimiser and all. */
 static void find_start(Session *s)
@@ -224,6 +249,8 @@ static void find_start(Session *s)
     const Options *o = &s->o;
     if (*o->resume) {
         char dir[4096];
+        if (stays(s) && strcmp(o->command, "train") == 0)
+            lock_run(s, s->run_dir);
         bool found = s->world.rank > 0 || ckpt_find(o->resume, dir, sizeof dir, &why);
         check(found);
         hosts_broadcast(dir, sizeof dir); /* others may not see the newest yet */
@@ -859,13 +886,13 @@ static void tell_out(Session *s)
 static void open_out(Session *s)
 {
     const Options *o = &s->o;
-    bool resumed = s->checkpoint && s->run_dir;
-    bool same_run = resumed && (!*o->out || strcmp(s->run_dir, o->out) == 0);
+    bool same_run = stays(s);
     if (*o->out)
         s->out = xstrdup(o->out);
     else
         s->out = same_run ? xstrdup(s->run_dir) : new_run_dir(o);
     check(make_dirs(s->out, &why));
+    lock_run(s, s->out);
     char *latest = xasprintf("%s/latest", s->out), *ini = xasprintf("%s/config.ini", s->out);
     char *log = xasprintf("%s/log.jsonl", s->out);
     if (path_exists(latest) && !same_run)
@@ -891,6 +918,7 @@ void session_free(Session *s)
 {
     hosts_at("ending", 0);
     log_close();
+    unlock_run(s);
     data_close(s->train);
     data_close(s->val);
     augmentation_free(s->changes);

@@ -47,6 +47,7 @@ typedef struct {
     /* setup_length, setup_out: training alone */
     uint64_t steps; /* of the whole run */
     char *out;      /* run directory */
+    int lock;       /* on it, rank 0's; -1: none */
     bool shared;    /* all ranks see it */
 } Session;
 
