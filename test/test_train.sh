@@ -123,6 +123,22 @@ same "the echo repeats the run" a d
 check "the best by EMA is evaluated with EMA" sh -c "
     '$binary' eval --weights a >log 2>&1; grep -q averaged log && '$binary' eval --weights a --no-ema >log 2>&1"
 
+# What is evaluated is what the file holds, whoever reads it: in a run, copied, to start from.
+top1() { tail -n 1 log | cut -d' ' -f2,6; } # and the loss
+"$binary" eval --weights a >log 2>&1
+average=$(top1)
+cp "$(cat a/best | sed 's,^,a/,')/model.safetensors" exported.safetensors
+good "the average, copied" eval --data fake --weights exported.safetensors
+check "is what was evaluated" [ "$(top1)" = "$average" ]
+good "the weights of the last step" eval --weights a --no-ema
+check "are others" [ "$(top1)" != "$average" ]
+check "and it says so" grep -q 'not their average' log
+good "a short run with a long average" $fake --steps 40 --lr 0.03 --ema 0.9999 --eval-every 1 --out long
+losses=$(grep '"event":"eval"' long/log.jsonl | sed -nE '1s/.*"loss":([^,]*).*/\1/p; $s/.*"loss":([^,]*).*/\1/p')
+good "its last weights" eval --weights "$(last long)" --no-ema
+check "is judged by weights near its last, not its first" awk -v l="$losses $(top1)" 'BEGIN {
+    split(l, f); a = f[2] - f[1]; b = f[2] - f[4]; exit !(a * a > 4 * b * b) }'
+
 good "stopped half way" $full --steps 12 --schedule constant --out e
 good "and continued" --resume e --steps 24
 good "not stopped" $full --schedule constant --out f

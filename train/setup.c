@@ -576,15 +576,22 @@ void setup_data(Session *s, bool train)
 
 /* ---- model ---- */
 
-/* Runs with --ema are judged by the average of their weights, which is in the checkpoint's
- * train_state: put it in the weights' place. */
-static void use_average(Session *s)
+/* Runs with --ema are judged by the average of their weights, and so all start from it: evaluation,
+ * prediction, other trainings. --no-ema asks for those of the last step, --ema for nothing else. */
+static void choose_average(Session *s, bool training)
 {
+    bool said = !training && options_given(&s->o, "ema"), raw = said && s->o.ema <= 0;
+    const char *slash = strrchr(s->weights, '/'), *file = slash ? slash + 1 : s->weights;
+    if (strcmp(file, "model.safetensors") != 0)
+        return; /* no checkpoint's: it has nothing beside it */
     char *copy = xstrdup(s->weights), *dir = dirname(copy);
-    if (ckpt_load_average(&s->m->own, dir))
-        printf("          averaged weights (--no-ema: those of the last step)\n");
-    else if (options_given(&s->o, "ema"))
-        die("leave --ema out", "%s/train_state.safetensors has no averaged weights", dir);
+    if (raw && ckpt_load_raw(&s->m->own, dir))
+        printf("          those of the last step, not their average\n");
+    else if (!raw && ckpt_load_average(&s->m->own, dir))
+        printf("          averaged weights%s\n",
+               training ? "" : " (--no-ema: those of the last step)");
+    else if (said && s->o.ema > 0)
+        die("leave --ema out", "%s has no averaged weights", s->weights);
     free(copy);
 }
 
@@ -761,8 +768,7 @@ void setup_model(Session *s, bool training)
         check(ckpt_load_weights(own, s->weights, training, report, sizeof report, &why));
         if (*report)
             printf("          %s\n", report);
-        if (!training && o->ema > 0)
-            use_average(s);
+        choose_average(s, training);
     }
     s->state = (RunState){.seed = (uint64_t)o->seed, .best_metric = -1};
 }
