@@ -329,8 +329,23 @@ static void begin(Training *t)
     fflush(stdout);
 }
 
-/* Says what came of it, and what to do next. */
-static void finish(Training *t)
+/* Of the signals that ranks have had, which may be none of this one's: what a shell says of a program
+ * that one has ended, so that `train && deploy` does not deploy. */
+static int stopped_status(void)
+{
+    static const int known[] = {SIGTERM, SIGINT, SIGUSR1};
+    double had[COUNT(known)];
+    int first = 0;
+    for (int i = 0; i < COUNT(known); i++)
+        had[i] = stop_signal == known[i];
+    hosts_sum(had, COUNT(known));
+    while (first < COUNT(known) - 1 && had[first] == 0)
+        first++;
+    return 128 + known[first];
+}
+
+/* Says what came of it, and what to do next. Returns the program's status. */
+static int finish(Training *t)
 {
     Session *s = t->s;
     char took[32], memory[32];
@@ -358,10 +373,12 @@ static void finish(Training *t)
                fmax(2 * round(meter_epoch(s, s->state.step)), 1));
     }
     meter_end(&t->meter);
+    fflush(stdout); /* a launcher may end the last ranks when the first has left */
     if (t->loader)
         loader_close(t->loader);
     free(t->targets);
     free(t->augment);
+    return t->stopped ? stopped_status() : 0;
 }
 
 /* Whether any rank has a signal by now: a round of messages, and so not for every step of many. */
@@ -421,8 +438,7 @@ static int command_train(Session *s)
     catch_signals();
     begin(&t);
     train(&t);
-    finish(&t);
-    return 0;
+    return finish(&t);
 }
 
 /* Where standard streams were closed, files that we open must not take their place. */

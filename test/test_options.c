@@ -138,6 +138,60 @@ static void test_recipes(void)
     options_free(&o);
 }
 
+/* Places as absolute paths, with what stands before them; and what a continued run changes. */
+static void test_places(void)
+{
+    static const char *const cases[][3] = {
+        {"data", "pictures", "data = %s/pictures\n"},
+        {"data", "./a/b", "data = %s/a/b\n"},
+        {"data", "/a/b", "data = /a/b\n"},
+        {"data", "wds:S/t-{0..3}.tar::../u", "data = wds:%s/S/t-{0..3}.tar::%s/../u\n"},
+        {"data", "mnist:m", "data = mnist:%s/m\n"},
+        {"data", "fake:zeros:7", "data = fake:zeros:7\n"},
+        {"data", "shapes", "data = shapes\n"},
+        {"val_data", "none", "val-data = none\n"},
+        {"val_data", "", "val-data = \n"},
+        {"classes", "c.txt", "classes = %s/c.txt\n"},
+        {"index_dir", "i", "index-dir = %s/i\n"},
+        {"weights", "w.safetensors", "weights = %s/w.safetensors\n"},
+    };
+    char here[4096], want[12000];
+    Error e = {"", ""};
+    Config c = vit_config_default();
+    CHECK(getcwd(here, sizeof here) != NULL);
+    for (int i = 0; i < COUNT(cases); i++) {
+        Options o;
+        options_init(&o);
+        CHECK(options_set(&o, cases[i][0], cases[i][1], "", &e), "%s", e.what);
+        char *text = options_text(&o, &c, "x");
+        size_t n = (size_t)snprintf(want, sizeof want, "\n");
+        for (const char *p = cases[i][2]; *p; p++) {
+            bool is_here = strncmp(p, "%s", 2) == 0;
+            n += (size_t)snprintf(want + n, sizeof want - n, "%.*s", is_here ? 4095 : 1,
+                                  is_here ? here : p);
+            p += is_here;
+        }
+        CHECK(strstr(text, want) != NULL, "%s: %s", cases[i][1], want);
+        free(text);
+        options_free(&o);
+    }
+    Options o;
+    options_init(&o);
+    char *was = options_text(&o, &c, "x");
+    CHECK(options_set(&o, "lr", "0.5", "", &e) && options_set(&o, "classes", "/c", "", &e));
+    c.heads = 2;
+    char *is = options_text(&o, &c, "y"), *same = options_changes(is, is);
+    char *changes = options_changes(was, is);
+    CHECK(strcmp(changes, "changed   classes (none) -> /c\nchanged   lr 0.001 -> 0.5\n"
+                          "changed   heads 12 -> 2\n") == 0, "%s", changes);
+    CHECK(!*same, "%s", same);
+    free(was);
+    free(is);
+    free(same);
+    free(changes);
+    options_free(&o);
+}
+
 /* What options_write writes, options_file reads back to the same bits. */
 static void test_echo(void)
 {
@@ -179,11 +233,12 @@ static void test_echo_texts(void)
     for (int i = 0; i < COUNT(texts); i++) {
         Options o, back;
         options_init(&back);
-        CHECK(PARSE("--data", texts[i], "--classes", texts[COUNT(texts) - 1 - i], "--lr", "3"));
+        CHECK(PARSE("--init", texts[i], "--color-twist", texts[COUNT(texts) - 1 - i], "--lr", "3"));
         CHECK(options_write(&o, &c, path, &e) && options_file(&back, path, &e), "%s", e.what);
-        CHECK(strcmp(back.data, o.data) == 0 && strcmp(back.classes, o.classes) == 0 &&
+        CHECK(strcmp(back.init, o.init) == 0 &&
+                  strcmp(back.color_twist, o.color_twist) == 0 &&
                   back.lr == 3,
-              "'%s' became '%s'", o.data, back.data);
+              "'%s' became '%s'", o.init, back.init);
         options_free(&o);
         options_free(&back);
     }
@@ -354,6 +409,7 @@ int main(void)
     test_recipes();
     test_echo();
     test_echo_texts();
+    test_places();
     test_help();
     test_bools();
     test_schedules();

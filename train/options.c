@@ -16,6 +16,7 @@
 #include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* ---- tables ---- */
 
@@ -411,7 +412,8 @@ void options_help(FILE *f)
             "Without --model, --weights or --recipe the built-in recipe for small images applies: "
             "image-size 64,\n  patch-size 8, width 128, layers 4, heads 4, mlp 256, batch-size 64, "
             "epochs 16, area-min 0.7\n  (cifar and mnist: image-size 32, patch-size 4, area-min "
-            "0.5); else the defaults in [brackets].\n");
+            "0.5). With --weights it is that for\n  fine-tuning: opt sgd, lr 0.01, batch-size 32, "
+            "epochs 6. Else the defaults in [brackets] apply.\n");
     for (const Field *p = fields; p < fields + COUNT(fields); p++)
         if (p->type == T_group)
             fprintf(f, "\n%s%s\n", p->name,
@@ -439,13 +441,69 @@ static void write_value(FILE *f, const char *value)
     fputc('"', f);
 }
 
+/* Settings that name places: a recipe that repeats a run does so from any directory. */
+static bool names_place(const Field *p)
+{
+    static const char *const places[] = {"data",          "val_data", "classes", "index_dir",
+                                         "val_index_dir", "weights"};
+    for (int i = 0; i < COUNT(places); i++)
+        if (strcmp(p->name, places[i]) == 0)
+            return true;
+    return false;
+}
+
+/* Where the path begins in what --data takes: behind wds: and the like; NULL: there is none. */
+static const char *path_of(const char *value)
+{
+    static const char *const kinds[] = {"wds:", "cifar10:", "cifar100:", "mnist:"};
+    static const char *const drawn[] = {"", "none", "shapes", "fake"};
+    for (int i = 0; i < COUNT(drawn); i++)
+        if (strcmp(value, drawn[i]) == 0)
+            return NULL;
+    for (int i = 0; i < COUNT(kinds); i++)
+        if (strncmp(value, kinds[i], strlen(kinds[i])) == 0)
+            return value + strlen(kinds[i]);
+    return strncmp(value, "fake:", 5) == 0 ? NULL : value;
+}
+
+/* The same places as absolute paths, those of shards one by one (A::B); free() it. */
+static char *absolute(const char *value)
+{
+    char here[4096], *out = NULL, *part;
+    const char *path = path_of(value);
+    if (!path || !getcwd(here, sizeof here))
+        return xstrdup(value);
+    char *copy = xstrdup(path), *rest = copy;
+    out = xasprintf("%.*s", (int)(path - value), value);
+    while (rest) {
+        part = rest;
+        rest = strstr(part, "::");
+        if (rest) {
+            *rest = 0;
+            rest += 2;
+        }
+        while (strncmp(part, "./", 2) == 0)
+            part += 2;
+        bool whole = *part == '/' || !*part;
+        char *more = xasprintf("%s%s%s%s%s", out, whole ? "" : here, whole ? "" : "/", part,
+                               rest ? "::" : "");
+        free(out);
+        out = more;
+    }
+    free(copy);
+    return out;
+}
+
 /* "lr = 0.001": a number in as many digits as give it back. */
 static void write_field(FILE *f, const Options *o, const Field *p)
 {
     char flag[64], number[64];
     fprintf(f, "%s = ", dashes(p->flag, flag));
     if (p->type == T_text) {
-        write_value(f, *(const text *)((const char *)o + p->offset));
+        const char *value = *(const text *)((const char *)o + p->offset);
+        char *place = names_place(p) ? absolute(value) : xstrdup(value);
+        write_value(f, place);
+        free(place);
     } else {
         field_text(p, o, number, sizeof number);
         fputs(number, f);
@@ -470,8 +528,7 @@ static void write_all(FILE *f, const Options *o, const char *path)
     }
 }
 
-/* Written to memory first, so that the file appears whole or not at all. */
-bool options_write(const Options *o, const Config *c, const char *path, Error *e)
+char *options_text(const Options *o, const Config *c, const char *path)
 {
     char *written = NULL;
     size_t size = 0;
@@ -482,7 +539,45 @@ bool options_write(const Options *o, const Config *c, const char *path, Error *e
         write_all(f, &all, path);
     if (!f || fclose(f) != 0)
         die("free some memory", "out of memory: cannot write %s", path);
+    return written;
+}
+
+/* Written to memory first, so that the file appears whole or not at all. */
+bool options_write(const Options *o, const Config *c, const char *path, Error *e)
+{
+    char *written = options_text(o, c, path);
     bool ok = save_text(path, written, e);
     free(written);
     return ok;
+}
+
+/* The next line of *at with its value behind " = ", or NULL; both texts have the same keys in the
+ * same order. */
+static char *next_setting(char **at, char **value)
+{
+    char *line;
+    while ((line = strsep(at, "\n")))
+        if (*line && *line != '#' && (*value = strstr(line, " = "))) {
+            **value = 0;
+            *value += 3;
+            return line;
+        }
+    return NULL;
+}
+
+char *options_changes(const char *before, const char *after)
+{
+    char *a = xstrdup(before), *b = xstrdup(after), *at = a, *to = b, *was, *is, *key;
+    char *changes = xstrdup("");
+    while (next_setting(&at, &was) && (key = next_setting(&to, &is))) {
+        if (strcmp(was, is) == 0)
+            continue;
+        char *more = xasprintf("%schanged   %s %s -> %s\n", changes, key, *was ? was : "(none)",
+                               *is ? is : "(none)");
+        free(changes);
+        changes = more;
+    }
+    free(a);
+    free(b);
+    return changes;
 }

@@ -231,6 +231,10 @@ bool options_given(const Options *o, const char *flag);
 bool options_config_given(const Options *o, const char *field); /* by name in Config */
 void options_apply_config(const Options *o, Config *c);         /* given settings onto c */
 void options_help(FILE *f);
-/* Everything as a recipe that repeats the run: the options, and c as the model's settings. Left out
- * is what names places: recipe, resume, out. On failure the old file, if any, is untouched. */
+/* Everything as a recipe that repeats the run, from any directory: the options, places as absolute
+ * paths, and c as the model's settings. Left out are recipe, resume and out. free() it. */
+char *options_text(const Options *o, const Config *c, const char *path);
+/* "changed   lr 0.001 -> 0.5", a line for each setting that differs between two such texts. */
+char *options_changes(const char *before, const char *after);
+/* That text as a file. On failure the old one, if any, is untouched. */
 bool options_write(const Options *o, const Config *c, const char *path, Error *e);

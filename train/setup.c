@@ -1,7 +1,7 @@
 /* setup.c - from flags to a session: config, data, model, length of the run, run directory.
  *
- * What wins, from weakest to strongest: defaults; the built-in recipe (training without model,
- * weights or recipe), or the config.ini of the run that is continued or evaluated; recipes and
+ * What wins, from weakest to strongest: defaults; a built-in recipe (training without a recipe: for
+ * a small model, or for --weights), or the config.ini of the run that is continued or evaluated; recipes and
  * flags in the order they were given. The model's settings start from the weights file or the
  * preset. The training loop is in train.c; what flags are called is in options.h.
  *
@@ -44,6 +44,12 @@ static const char built_in[] = "image-size = 64\n"
 static const char built_in_tiny[] = "image-size = 32\n"
                                     "patch-size = 4\n"
                                     "area-min = 0.5\n";
+/* What trains on from --weights: large steps of SGD for a short while (recipes/finetune-*.ini have
+ * what it reaches). The learning rate belongs to the optimiser: who names another has its default. */
+static const char fine_tuning[] = "batch-size = 32\n"
+                                  "epochs = 6\n";
+static const char fine_tuning_steps[] = "opt = sgd\n"
+                                        "lr = 0.01\n";
 enum { SHAPES_TRAIN = 500, SHAPES_VAL = 100 }; /* images per class */
 
 static Error why; /* what the call that has just failed says of it */
@@ -135,7 +141,26 @@ static void apply_run(Session *s, const Settings *asked)
     free(ini);
 }
 
-/* What lies under the settings that were asked for: the built-in recipe where nothing says what to
+/* One of the two built-in recipes, where no other is named. */
+static void apply_built_in(Session *s, const Settings *asked)
+{
+    Options *o = &s->o;
+    bool ok = true;
+    if (*said(asked, "weights")) {
+        s->built_in = "fine-tuning";
+        ok = options_lines(o, fine_tuning, "built-in recipe", &why);
+        if (ok && !settings_last(asked, "opt"))
+            ok = options_lines(o, fine_tuning_steps, "built-in recipe", &why);
+    } else if (!*said(asked, "model")) {
+        s->built_in = "a small model";
+        ok = options_lines(o, built_in, "built-in recipe", &why);
+        if (ok && is_tiny_data(said(asked, "data")))
+            ok = options_lines(o, built_in_tiny, "built-in recipe", &why);
+    }
+    check(ok);
+}
+
+/* What lies under the settings that were asked for: a built-in recipe where nothing says how to
  * train, or the settings of the run that is continued or evaluated. */
 static void apply_base(Session *s, const Settings *asked)
 {
@@ -147,11 +172,8 @@ static void apply_base(Session *s, const Settings *asked)
         s->run_dir = run_of(resume);
     else if (*weights && !train)
         s->run_dir = run_of(weights);
-    s->built_in = train && !has_recipe && !*said(asked, "model") && !*weights && !*resume;
-    if (s->built_in) {
-        check(options_lines(&s->o, built_in, "built-in recipe", &why));
-        if (is_tiny_data(said(asked, "data")))
-            check(options_lines(&s->o, built_in_tiny, "built-in recipe", &why));
+    if (train && !has_recipe && !*resume) {
+        apply_built_in(s, asked);
     } else if (s->run_dir) {
         apply_run(s, asked);
     } else if (*resume && path_exists(resume) && !has_recipe) {
@@ -189,7 +211,15 @@ void setup_options(Session *s, int argc, char **argv)
     check_usage(options_args(o, &asked, argc, argv, &why));
     if (!o->help)
         apply_base(s, &asked);
+    char *was = *said(&asked, "resume") && s->run_dir ? options_text(o, &o->config, "") : NULL;
+    s->before = *o;
     check_usage(options_apply(o, &asked, &why));
+    if (was) {
+        char *is = options_text(o, &o->config, "");
+        s->changed = options_changes(was, is);
+        free(is);
+        free(was);
+    }
     if (o->help) {
         options_help(stdout);
         exit(0);
@@ -321,6 +351,21 @@ static void start_device(Session *s)
                           .check = hosts_check});
 }
 
+/* What a built-in recipe has become under the flags. */
+static void describe_recipe(const Session *s)
+{
+    static const char *const names[] = {"adamw", "adam", "sgd", "lamb"}; /* by OPT_* */
+    const Options *o = &s->o;
+    printf("recipe    built-in, %s: %s, lr %g, %ld images a step, ", s->built_in, names[o->opt],
+           o->lr, o->batch_size);
+    if (o->steps)
+        printf("%ld steps\n", o->steps);
+    else
+        printf("%g epochs\n", o->epochs);
+    printf("          (flags change it; %s or --recipe choose another)\n",
+           *o->weights ? "--opt" : "--model, --weights");
+}
+
 /* Later wins: the default (B/16), the weights' own settings, --model, single settings. */
 void setup_config(Session *s)
 {
@@ -328,10 +373,11 @@ void setup_config(Session *s)
     char assumed[1024] = "";
     start_device(s);
     if (s->built_in)
-        printf("recipe    built-in, a small model (--model, --weights or --recipe choose "
-               "another)\n");
+        describe_recipe(s);
     s->be->describe(assumed, sizeof assumed);
     printf("device    %s\n", assumed);
+    if (s->changed) /* a run that goes on may do so with other settings, but not in silence */
+        fputs(s->changed, stdout);
     find_start(s);
     s->config = vit_config_default();
     if (s->weights) {
@@ -796,14 +842,37 @@ double schedule_lr(const Options *o, uint64_t total, uint64_t step)
 }
 
 /* --steps, or as many as it takes to see the rest of --epochs. */
+static double steps_of(const Session *s, const Options *o)
+{
+    const RunState *r = &s->state; /* a resumed run may have had another batch size before */
+    double left = o->epochs * (double)data_count(s->train) - (double)r->samples;
+    if (o->steps)
+        return (double)o->steps;
+    return (double)r->step + ceil(left / (double)o->batch_size);
+}
+
+/* The curve of the learning rate is that of the whole run: a longer one is at another place of it.
+ */
+static void describe_lr(const Session *s)
+{
+    uint64_t step = s->state.step;
+    double total = s->changed ? steps_of(s, &s->before) : 0;
+    bool longer = total > 0 && total <= 4294967295.0 && total != (double)s->steps;
+    if (step == 0 || step >= s->steps || !longer)
+        return;
+    double was = schedule_lr(&s->before, (uint64_t)total, step - 1);
+    double expected = schedule_lr(&s->before, (uint64_t)total, step);
+    double is = schedule_lr(&s->o, s->steps, step);
+    if (fabs(is - expected) > 1e-9 * expected)
+        printf("          lr goes from %.2g to %.2g: the schedule is now that of %lu steps, not %.0f "
+               "(--lr, --schedule)\n",
+               was, is, (unsigned long)s->steps, total);
+}
+
 void setup_length(Session *s)
 {
     const Options *o = &s->o;
-    const RunState *r = &s->state; /* a resumed run may have had another batch size before */
-    double left = o->epochs * (double)data_count(s->train) - (double)r->samples;
-    double steps = (double)r->step + ceil(left / (double)o->batch_size);
-    if (o->steps)
-        steps = (double)o->steps;
+    double steps = steps_of(s, o);
     if (steps > 4294967295.0)
         die_usage("lower --epochs or raise --batch-size", "%g steps are more than a run can count",
                   steps);
@@ -812,6 +881,7 @@ void setup_length(Session *s)
            s->micro < o->batch_size ? ", " : "\n");
     if (s->micro < o->batch_size)
         printf("%d at a time\n", s->micro);
+    describe_lr(s);
     if (mix_mixes(o))
         printf("mixing    within groups of %ld images\n", o->mix_group);
 }
@@ -888,6 +958,27 @@ static void tell_out(Session *s)
         s->out = xstrdup(path);
 }
 
+/* The settings of a continued run that it no longer has are kept as config.ini.1, config.ini.2 ... */
+static void write_settings(const Session *s)
+{
+    char *ini = xasprintf("%s/config.ini", s->out), *kept = NULL;
+    char *was = path_exists(ini) ? read_text(ini, 1 << 20, NULL) : NULL;
+    char *is = options_text(&s->o, &s->config, ini);
+    for (int i = 1; was && strcmp(was, is) != 0 && i < 100000; i++) {
+        free(kept);
+        kept = xasprintf("%s.%d", ini, i);
+        if (path_exists(kept))
+            continue;
+        check(save_text(kept, was, &why));
+        break;
+    }
+    check(save_text(ini, is, &why));
+    free(was);
+    free(is);
+    free(kept);
+    free(ini);
+}
+
 /* A continued run stays where it is, unless --out names another place. No run is written over. */
 static void open_out(Session *s)
 {
@@ -899,14 +990,13 @@ static void open_out(Session *s)
         s->out = same_run ? xstrdup(s->run_dir) : new_run_dir(o);
     check(make_dirs(s->out, &why));
     lock_run(s, s->out);
-    char *latest = xasprintf("%s/latest", s->out), *ini = xasprintf("%s/config.ini", s->out);
+    char *latest = xasprintf("%s/latest", s->out);
     char *log = xasprintf("%s/log.jsonl", s->out);
     if (path_exists(latest) && !same_run)
         die("continue it with --resume, or choose another --out", "%s already holds a run", s->out);
-    check(options_write(o, &s->config, ini, &why));
+    write_settings(s);
     check(log_open(log, same_run, &why));
     free(latest);
-    free(ini);
     free(log);
     write_classes(s);
     printf("run       %s\n", s->out);
@@ -934,6 +1024,7 @@ void session_free(Session *s)
     free(s->weights);
     free(s->checkpoint);
     free(s->run_dir);
+    free(s->changed);
     free(s->out);
     options_free(&s->o);
 }

@@ -24,8 +24,10 @@ typedef struct {
     Options o; /* what was asked for, and what was chosen where that was `auto` */
     char **argv;
     /* setup_options */
-    bool built_in;         /* nothing said what to train */
+    const char *built_in;  /* nothing said how to train: which recipe took its place, else NULL */
     char *run_dir;         /* the run that --resume or --weights named, or NULL */
+    char *changed;         /* what is asked for that was otherwise in a run that is continued */
+    Options before;        /* what that run asked for: numbers alone, the texts are gone */
     bool run_layout;       /* how ranks share the model is as that run had it */
     Augmentation *changes; /* of training images */
     Preprocess images;     /* how training makes them; evaluation has augment off */
