@@ -426,9 +426,9 @@ static int command_train(Session *s)
     setup_model(s, true);
     setup_length(s);
     if (s->state.step >= s->steps) {
-        printf("nothing left to do: the run has all its %lu steps; --epochs or --steps asks for "
-               "more\n",
-               (unsigned long)s->steps);
+        printf("nothing left to do: the run is at step %lu already, and %lu are asked for "
+               "(--epochs, --steps)\n",
+               (unsigned long)s->state.step, (unsigned long)s->steps);
         return 0;
     }
     setup_out(s);

@@ -200,14 +200,14 @@ static void test_echo(void)
     Options o, back;
     Error e = {"", ""};
     CHECK(fd >= 0);
-    CHECK(PARSE("--lr", "0.1234567890123456789", "--data", " odd # name", "--flip", "0.25", "--opt",
+    CHECK(PARSE("--lr", "0.1234567890123456789", "--init", " odd # name", "--flip", "0.25", "--opt",
                 "sgd", "--no-augment", "--steps", "12", "--width", "48", "--eps", "1.1e-6"));
     Config c = vit_config_default(), d = c;
     options_apply_config(&o, &c);
     CHECK(options_write(&o, &c, path, &e));
     options_init(&back);
     CHECK(options_file(&back, path, &e));
-    CHECK(back.lr == o.lr && strcmp(back.data, o.data) == 0 && back.flip == o.flip);
+    CHECK(back.lr == o.lr && strcmp(back.init, o.init) == 0 && back.flip == o.flip);
     CHECK(back.opt == OPT_SGD && !back.augment && back.steps == 12 && back.epochs == 0);
     options_apply_config(&back, &d);
     CHECK(d.width == 48 && d.eps == c.eps && d.eps == 1.1e-6);

@@ -113,6 +113,14 @@ check "and what the learning rate does" grep -qE '^ +lr goes from .* to .*: .* 2
 check "the settings before are kept" sh -c "grep -q '^lr = 0.001$' run/config.ini.2 && grep -q '^lr = 0.002$' run/config.ini"
 bad "another seed cannot continue" 1 'seed' --resume run --steps 30 --seed 9
 bad "nothing to resume" 1 'nowhere' --resume nowhere
+mkdir -p runs/one/sub && cp -r run runs/two
+bad "a folder of runs" 1 'name one of runs/two$' --resume runs
+bad "a folder of runs to evaluate" 1 'name one of runs/two$' eval --weights runs --data fake
+cp run/config.ini runs/one
+bad "a run without a checkpoint" 1 'has not saved a checkpoint' --resume runs/one
+bad "no run at all" 1 'holds no run' --resume runs/one/sub
+good "an epoch that is over" --resume run --epochs 0.001
+check "is said without a plan" sh -c "grep -q 'at step 20 already, and 1[0-9]* are asked' log && ! grep -q ^plan log"
 
 # ---- bits ----
 

@@ -19,6 +19,7 @@
 #include "util/text.h"
 #include "weights/weights.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <libgen.h>
 #include <math.h>
@@ -82,6 +83,46 @@ static bool is_run(const char *dir)
     free(ini);
     free(latest);
     return yes;
+}
+
+/* "runs/a, runs/b ...": the first few runs in a folder, or NULL. */
+static char *runs_in(const char *dir)
+{
+    struct dirent **list = NULL;
+    char *runs = NULL;
+    int n = scandir(dir, &list, NULL, alphasort), found = 0;
+    for (int i = 0; i < n; i++) {
+        char *run = xasprintf("%s/%s", dir, list[i]->d_name);
+        if (list[i]->d_name[0] != '.' && is_run(run) && ++found <= 6) {
+            char *more = xasprintf("%s%s%s", runs ? runs : "", runs ? ", " : "",
+                                   found < 6 ? run : "...");
+            free(runs);
+            runs = more;
+        }
+        free(run);
+        free(list[i]);
+    }
+    free(list);
+    return runs;
+}
+
+/* Says what is in the folder that was taken for a run. */
+static _Noreturn void not_a_run(const char *dir)
+{
+    Error e = {"", ""};
+    char found[4096], *ini = xasprintf("%s/config.ini", dir), *runs = runs_in(dir);
+    char *hint = runs ? xasprintf("name one of %s", runs) : NULL;
+    if (runs)
+        die(hint, "%s is a folder of runs", dir);
+    if (ckpt_find(dir, found, sizeof found, &e))
+        die("give the settings of the run with --recipe FILE", "%s has no run with a config.ini",
+            dir);
+    if (path_exists(ini)) {
+        hint = xasprintf("start it again: --recipe %s --out %s (--save-every N saves more often)",
+                         ini, dir);
+        die(hint, "%s holds a run that has not saved a checkpoint", dir);
+    }
+    die("give the directory of a run (its --out) or of a checkpoint", "%s holds no run", dir);
 }
 
 /* The run that a run directory, one of its checkpoints or a file in one belongs to, or NULL. */
@@ -177,8 +218,7 @@ static void apply_base(Session *s, const Settings *asked)
     } else if (s->run_dir) {
         apply_run(s, asked);
     } else if (*resume && path_exists(resume) && !has_recipe) {
-        die("give the settings of the run with --recipe FILE", "%s has no run with a config.ini",
-            resume);
+        not_a_run(resume);
     }
 }
 
@@ -243,7 +283,8 @@ static char *find_weights(const char *path)
         return file;
     free(file);
     char dir[4096];
-    check(ckpt_best(path, dir, sizeof dir, &why));
+    if (!ckpt_best(path, dir, sizeof dir, &why))
+        not_a_run(path);
     return xasprintf("%s/model.safetensors", dir);
 }
 
@@ -877,6 +918,8 @@ void setup_length(Session *s)
         die_usage("lower --epochs or raise --batch-size", "%g steps are more than a run can count",
                   steps);
     s->steps = steps < 0 ? 0 : (uint64_t)steps;
+    if (s->steps <= s->state.step)
+        return; /* there is nothing left to do */
     printf("plan      %lu steps of %ld images%s", (unsigned long)s->steps, o->batch_size,
            s->micro < o->batch_size ? ", " : "\n");
     if (s->micro < o->batch_size)
