@@ -209,6 +209,7 @@ good "sigmoid loss, layer scale, several class tokens, gap" $fake --steps 3 --lo
 # ---- trouble while running ----
 
 bad "diverges" 1 'training diverged' $fake --lr 1e30 --clip 0 --warmup-steps 0 --steps 40 --out nan
+check "a loss that is none has no sign" sh -c "grep -q 'loss nan' log && ! grep -q -- -nan log"
 good "before it is full" $fake --steps 4 --out full
 saved=$(last full)
 (
@@ -337,9 +338,22 @@ bad "too few classes in the model" 1 'classes' --data folder $tiny --num-classes
 # ---- what a run must not do silently ----
 
 mv folder/train/y folder/train/w && mv folder/val/y folder/val/w
-bad "eval with other class names" 1 'class [01] is .[wx].' eval --weights one --data folder
+bad "eval with other class names" 1 'class folder folder/val/w is not' eval --weights one --data folder
 bad "resume with other class names" 1 'class [01] is .[wx].' --resume one --steps 9
 mv folder/train/w folder/train/y && mv folder/val/w folder/val/y
+mkdir some && cp -r folder/val/y some
+good "eval on some of the classes" eval --weights one --data some
+check "says which are not there" grep -q 'no images of 1 of 2 classes here: x' log
+y=$(tail -n 1 log | cut -d' ' -f2)
+rm -r some/y && cp -r folder/val/x some
+good "eval on the others" eval --weights one --data some
+x=$(tail -n 1 log | cut -d' ' -f2)
+good "eval on all" eval --weights one --data folder/val
+check "the parts' mean is the whole" awk -v x="$x" -v y="$y" -v all="$(tail -n 1 log | cut -d' ' -f2)" \
+    'BEGIN { exit !((x + y) / 2 == all) }'
+good "no learning rate" $fake --lr 0 --lr-floor 0 --steps 1 --batch-size 1300 --out still
+check "is said, and a batch beyond the epoch" \
+    sh -c "grep -q 'nothing will be learned' log && grep -q '1300 images and an epoch has 1280' log"
 good "a run evaluated on the training images" $folder --val-data folder/train --out onfolder
 good "eval takes --data, not the run's --val-data" eval --weights onfolder --data folder
 check "and says so" grep -q 'data      folder:' log

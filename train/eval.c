@@ -96,7 +96,7 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
     double n = fmax(sum[IMAGES], 1);
     *out = (Evaluation){.top1 = 100 * sum[TOP1] / n,
                         .top5 = 100 * sum[TOP5] / n,
-                        .loss = sum[LOSS] / n,
+                        .loss = isnan(sum[LOSS]) ? NAN : sum[LOSS] / n, /* without a sign */
                         .seconds = now() - from,
                         .images = (long)sum[IMAGES]};
     if (loader)

@@ -11,6 +11,7 @@
 #include "train/hosts.h"
 #include "util/report.h"
 
+#include <math.h>
 #include <sys/resource.h>
 
 /* ---- what is used ---- */
@@ -65,7 +66,7 @@ static StepReport measure(const Meter *m, const StepState *state, uint64_t step,
     StepReport r = {.step = (double)step,
                     .total = (double)s->steps,
                     .epoch = meter_epoch(s, step),
-                    .loss = m->loss / images,
+                    .loss = isnan(m->loss) ? NAN : m->loss / images, /* without a sign */
                     .acc = 100 * m->hits / images,
                     .lr = state->lr,
                     .grad_norm = state->grad_norm,

@@ -481,6 +481,22 @@ static char *data_spec(Session *s, const char *spec)
     return dir;
 }
 
+/* Evaluated images are named by the run's classes: they may be of a few of them. NULL: there is no
+ * run, or --classes says it. */
+static const Names *run_classes(Session *s)
+{
+    if (strcmp(s->o.command, "train") == 0 || !s->run_dir || *s->o.classes)
+        return NULL;
+    char *path = xasprintf("%s/classes.txt", s->run_dir), *line;
+    char *text = path_exists(path) ? read_text(path, 64 << 20, &why) : NULL, *rest = text;
+    while (rest && (line = strsep(&rest, "\n")))
+        if (*line)
+            names_add(&s->classes, line);
+    free(text);
+    free(path);
+    return s->classes.n == s->config.classes ? &s->classes : NULL;
+}
+
 Dataset *setup_split(Session *s, const char *spec, bool train)
 {
     const Options *o = &s->o;
@@ -501,13 +517,15 @@ Dataset *setup_split(Session *s, const char *spec, bool train)
     int classes = s->train ? data_classes(s->train) : 0;
     if (known)
         classes = c->classes;
+    const Names *like = s->train ? data_class_names(s->train) : run_classes(s);
+    if (o->classes_fraction < 1)
+        like = NULL;
     DataOptions d = {.spec = where,
                      .classes = *o->classes ? o->classes : NULL,
                      .index_dir = *index ? index : NULL,
                      .wds_label = o->wds_label,
                      .class_order = o->class_order,
-                     .like =
-                         s->train && o->classes_fraction >= 1 ? data_class_names(s->train) : NULL,
+                     .like = like,
                      .train = train,
                      .num_classes = classes,
                      .classes_fraction = o->classes_fraction,
@@ -657,6 +675,8 @@ void setup_data(Session *s, bool train)
     if (s->run_dir && (!train || s->checkpoint))
         check_run_classes(s, any);
     describe_data(s, train ? s->o.data : val, K);
+    if (K <= 5 && s->val)
+        printf("          with %d classes, top5 is always 100\n", K);
     check_class_order(s, any, heads);
     check_evaluated(s);
 }
@@ -854,7 +874,8 @@ void setup_model(Session *s, bool training)
         char report[1024] = "";
         check(ckpt_load_weights(own, s->weights, training, report, sizeof report, &why));
         if (*report)
-            printf("          %s\n", report);
+            printf("          %s%s\n", report,
+                   strcmp(scheme, "jax") ? "" : "; it starts at zero, where all are alike: 0% right");
         choose_average(s, training);
     }
     s->state = (RunState){.seed = (uint64_t)o->seed, .best_metric = -1};
@@ -925,6 +946,12 @@ void setup_length(Session *s)
     if (s->micro < o->batch_size)
         printf("%d at a time\n", s->micro);
     describe_lr(s);
+    if (o->batch_size > data_count(s->train) && data_count(s->train) > 0)
+        warn("a step takes %ld images and an epoch has %ld: each is seen %.1f times in every step, see "
+             "--batch-size", o->batch_size, data_count(s->train),
+             (double)o->batch_size / (double)data_count(s->train));
+    if (o->lr == 0)
+        warn("--lr 0: nothing will be learned");
     if (mix_mixes(o))
         printf("mixing    within groups of %ld images\n", o->mix_group);
 }
@@ -1067,6 +1094,7 @@ void session_free(Session *s)
     free(s->weights);
     free(s->checkpoint);
     free(s->run_dir);
+    names_free(&s->classes);
     free(s->changed);
     free(s->out);
     options_free(&s->o);
