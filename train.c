@@ -426,9 +426,8 @@ static int command_train(Session *s)
     setup_model(s, true);
     setup_length(s);
     if (s->state.step >= s->steps) {
-        printf("nothing left to do: the run is at step %lu already, and %lu are asked for "
-               "(--epochs, --steps)\n",
-               (unsigned long)s->state.step, (unsigned long)s->steps);
+        printf("nothing left to do: the run is at step %lu, epoch %.2f, already (--epochs, --steps)\n",
+               (unsigned long)s->state.step, meter_epoch(s, s->state.step));
         return 0;
     }
     setup_out(s);
@@ -463,6 +462,19 @@ static const Command commands[] = {{"train", command_train, false, false},
                                    {"predict", command_predict, true, true},
                                    {"bench", command_bench, false, false}};
 
+/* What a program reads from our output is the results alone: all that is printed besides, where and
+ * how it computes, goes the way of errors. */
+static FILE *keep_results(void)
+{
+    int out = dup(STDOUT_FILENO);
+    FILE *results = out < 0 ? NULL : fdopen(out, "w");
+    if (!results || dup2(STDERR_FILENO, STDOUT_FILENO) < 0)
+        die("raise the limit of open files (ulimit -n)", "cannot open the output: %s",
+            strerror(errno));
+    setvbuf(stdout, NULL, _IOLBF, BUFSIZ);
+    return results;
+}
+
 int main(int argc, char **argv)
 {
     open_streams();
@@ -480,11 +492,15 @@ int main(int argc, char **argv)
         die_usage("give their names: predict --weights FILE IMAGE...", "predict needs images");
     if (c->of_weights && !*s.o.weights && !*s.o.resume)
         die_usage("name a safetensors file or a run directory", "%s needs --weights", c->name);
+    s.results = c->of_files ? keep_results() : stdout;
     setup_config(&s);
+    if (s.world.rank > 0 && c->of_files && !freopen("/dev/null", "w", s.results))
+        warn("cannot silence rank %d", s.world.rank);
     int status = c->run(&s);
+    FILE *results = s.results;
     die_hook = NULL; /* it speaks of a run that is freed now */
     session_free(&s);
-    if (fflush(stdout) != 0 && errno != EPIPE)
-        die("free some space", "cannot write the output: %s", strerror(errno));
+    report_written(results);
+    report_written(stdout);
     return status;
 }

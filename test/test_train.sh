@@ -120,7 +120,7 @@ cp run/config.ini runs/one
 bad "a run without a checkpoint" 1 'has not saved a checkpoint' --resume runs/one
 bad "no run at all" 1 'holds no run' --resume runs/one/sub
 good "an epoch that is over" --resume run --epochs 0.001
-check "is said without a plan" sh -c "grep -q 'at step 20 already, and 1[0-9]* are asked' log && ! grep -q ^plan log"
+check "is said without a plan" sh -c "grep -q 'at step 20, epoch 0.21, already' log && ! grep -q ^plan log"
 
 # ---- bits ----
 
@@ -295,6 +295,27 @@ good "evaluated from another directory" eval --weights ../one
 good "resumed from another directory" --resume ../one --steps 22
 cd .. || exit 1
 mv elsewhere/log log
+"$binary" predict --weights one folder/val/*/*.jpg --topk 1 >out 2>log
+rc=$?
+check "predict many (status $rc): results alone on stdout" \
+    [ "$rc $(grep -c '^folder' out) $(grep -cE '^ +[0-9.]+%  [xy]  class' out) $(wc -l <out)" = "0 20 20 40" ]
+for batch in 1 7; do # run settings do not count, flags do
+    "$binary" predict --weights one folder/val/*/*.jpg --topk 1 --batch-size $batch >out.$batch 2>log
+    check "predict, $batch at a time" cmp out out.$batch
+done
+touch none.jpg
+"$binary" predict --weights one none.jpg "$picture" none.jpg --topk 1 >out 2>log
+rc=$?
+check "files that cannot be read are left out (status $rc)" \
+    [ "$rc $(wc -l <out) $(head -n 1 out) $(grep -c '^error: none.jpg' log)" = "1 2 $picture 2" ]
+rm none.jpg
+for command in "predict --weights one $picture" "eval --weights one" "--help"; do
+    "$binary" $command >/dev/full 2>log
+    rc=$?
+    check "a full disk for what $command prints (status $rc)" sh -c "[ $rc = 1 ] && grep -q '^error: cannot write all' log"
+    "$binary" $command 2>log | true
+    check "nobody reads what $command prints" [ "${PIPESTATUS[0]}" = 0 ]
+done
 bad "predict without such a file" 1 'none.jpg' predict --weights one none.jpg
 
 victim=$(find folder/train/x -type f | sort | head -n 1)

@@ -58,6 +58,12 @@ static double seconds_waited(const Meter *m)
     return stats_of(m).waited - m->waited;
 }
 
+/* What is no number has no sign that means anything; printf would show it. */
+static double unsigned_nan(double x)
+{
+    return isnan(x) ? NAN : x;
+}
+
 /* What the steps since the last report came to, `seconds` of training. */
 static StepReport measure(const Meter *m, const StepState *state, uint64_t step, double seconds)
 {
@@ -66,10 +72,10 @@ static StepReport measure(const Meter *m, const StepState *state, uint64_t step,
     StepReport r = {.step = (double)step,
                     .total = (double)s->steps,
                     .epoch = meter_epoch(s, step),
-                    .loss = isnan(m->loss) ? NAN : m->loss / images, /* without a sign */
+                    .loss = unsigned_nan(m->loss / images),
                     .acc = 100 * m->hits / images,
                     .lr = state->lr,
-                    .grad_norm = state->grad_norm,
+                    .grad_norm = unsigned_nan(state->grad_norm),
                     .ms = 1000 * seconds / (double)m->steps,
                     .images_per_s = images / seconds,
                     .wait = seconds_waited(m) / seconds,

@@ -169,7 +169,8 @@ enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
     X(long,   eval_every, "0", "0..", "steps between evaluations; 0: after each epoch")           \
     X(long,   save_every, "0", "0..", "steps between checkpoints; 0: with each evaluation")       \
     X(long,   log_every, "10", "1..", "steps between log lines")                                  \
-    X(long,   keep, "2", "1..1000000", "newest checkpoints to keep, besides the best")
+    X(long,   keep, "2", "1..1000000", "newest checkpoints to keep, besides the best")            \
+    X(long,   topk, "5", "1..1000000", "predict: classes named for each image")
 /* clang-format on */
 
 /* Rows of all settings: the model's group and what stands for several of its settings

@@ -253,6 +253,7 @@ void setup_options(Session *s, int argc, char **argv)
         apply_base(s, &asked);
     char *was = *said(&asked, "resume") && s->run_dir ? options_text(o, &o->config, "") : NULL;
     s->before = *o;
+    s->asked_batch = settings_last(&asked, "batch-size");
     check_usage(options_apply(o, &asked, &why));
     if (was) {
         char *is = options_text(o, &o->config, "");
@@ -262,6 +263,7 @@ void setup_options(Session *s, int argc, char **argv)
     }
     if (o->help) {
         options_help(stdout);
+        report_written(stdout);
         exit(0);
     }
     check_options(o);

@@ -23,10 +23,12 @@ double schedule_lr(const Options *o, uint64_t total, uint64_t step);
 typedef struct {
     Options o; /* what was asked for, and what was chosen where that was `auto` */
     char **argv;
+    FILE *results; /* predict's: stdout as it was, where stdout itself is stderr now */
     /* setup_options */
     const char *built_in;  /* nothing said how to train: which recipe took its place, else NULL */
     char *run_dir;         /* the run that --resume or --weights named, or NULL */
     char *changed;         /* what is asked for that was otherwise in a run that is continued */
+    bool asked_batch;      /* --batch-size, and not the run's */
     Options before;        /* what that run asked for: numbers alone, the texts are gone */
     bool run_layout;       /* how ranks share the model is as that run had it */
     Augmentation *changes; /* of training images */

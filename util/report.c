@@ -2,8 +2,11 @@
  * so that logs stay readable. Nothing here computes: the numbers come in a StepReport. */
 #include "util/report.h"
 
+#include "util/text.h"
+
 #include <errno.h>
 #include <math.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -40,23 +43,6 @@ void log_close(void)
     if (log_file)
         fclose(log_file);
     log_file = NULL;
-}
-
-/* Bytes of the UTF-8 character at s: 1 to 4; 0 where none starts. */
-static int utf8_bytes(const unsigned char *s)
-{
-    static const int length[] = {1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 2, 2, 3, 4}; /* by s[0] >> 4 */
-    static const unsigned least[] = {0, 0, 0x80, 0x800, 0x10000}; /* shorter forms are wrong */
-    int n = length[s[0] >> 4];
-    if (n < 2)
-        return n;
-    unsigned c = s[0] & (0xffu >> n); /* from 0xf8 on beyond Unicode */
-    for (int i = 1; i < n; i++) {
-        if (s[i] >> 6 != 2) /* the end of the text, too */
-            return 0;
-        c = c << 6 | (s[i] & 0x3f);
-    }
-    return c < least[n] || c > 0x10ffff || (c >= 0xd800 && c <= 0xdfff) ? 0 : n;
 }
 
 /* JSON is UTF-8, names of files are any bytes: a byte that is none becomes U+FFFD. */
@@ -156,6 +142,14 @@ static void draw(const char *line)
     printf("\r%.*s\033[K", columns() - 1, line);
     bar_shown = true;
     fflush(stdout);
+}
+
+void report_written(FILE *out)
+{
+    struct pollfd reader = {.fd = fileno(out), .events = POLLOUT};
+    bool ok = fflush(out) == 0 && !ferror(out);
+    if (!ok && !(poll(&reader, 1, 0) == 1 && reader.revents & POLLERR))
+        die("free some space", "cannot write all of the output: the disk is full, or has failed");
 }
 
 void format_seconds(double s, char *out, size_t size)

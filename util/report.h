@@ -55,5 +55,8 @@ void report_bar(const StepReport *r);  /* terminals alone: redraws the bar */
 void report_progress(const char *what, long done, long total, double images_per_s);
 void report_clear(void); /* remove the bar before other output */
 bool report_terminal(void);
+/* The last word on a stream: dies where something could not be written, now or before. A reader who
+ * has left (`| head`) wanted no more. */
+void report_written(FILE *out);
 void format_seconds(double s, char *out, size_t size); /* "1m05s" */
 void format_count(double n, char *out, size_t size);   /* "5.7 M" */

@@ -54,6 +54,24 @@ void double_text(double v, char *out, size_t size)
     }
 }
 
+/* ---- characters ---- */
+
+int utf8_bytes(const unsigned char *s)
+{
+    static const int length[] = {1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 2, 2, 3, 4}; /* by s[0] >> 4 */
+    static const unsigned least[] = {0, 0, 0x80, 0x800, 0x10000}; /* shorter forms are wrong */
+    int n = length[s[0] >> 4];
+    if (n < 2)
+        return n;
+    unsigned c = s[0] & (0xffu >> n); /* from 0xf8 on beyond Unicode */
+    for (int i = 1; i < n; i++) {
+        if (s[i] >> 6 != 2) /* the end of the text, too */
+            return 0;
+        c = c << 6 | (s[i] & 0x3f);
+    }
+    return c < least[n] || c > 0x10ffff || (c >= 0xd800 && c <= 0xdfff) ? 0 : n;
+}
+
 /* ---- the nearest word ---- */
 
 /* Levenshtein distance, one row of the table at a time; words are cut at 63 characters. */

@@ -10,6 +10,9 @@ int find_word(const char *words, const char *value);              /* position in
 void word_text(const char *words, int k, char *out, size_t size); /* the word at position k */
 void double_text(double v, char *out, size_t size); /* the shortest that reads back the same */
 
+/* Bytes of the UTF-8 character at s: 1 to 4; 0 where none starts. */
+int utf8_bytes(const unsigned char *s);
+
 /* The word in `list` (NULL-terminated) nearest to `word` by edit distance, or NULL if none is near.
  */
 const char *nearest(const char *word, const char *const *list);
