@@ -19,6 +19,8 @@
 #include "cuda/gemm.cuh"
 #include "cuda/optimizer.cuh"
 
+#include <unistd.h>
+
 #if __has_include(<nccl.h>)
 #include <nccl.h>
 #define HAVE_NCCL 1
@@ -147,6 +149,8 @@ static void join_ranks()
 static void open_device(void)
 {
     int devices = 0, local = cu.device.local_rank;
+    if (cudaGetDeviceCount(&devices) != cudaSuccess && local > 0)
+        sleep(5); /* the machine's first rank says it for all, and its launcher ends us */
     CHECK_CUDA(cudaGetDeviceCount(&devices));
     if (const char *share = getenv("VIT_SHARE_GPU"))
         shared_limit = atof(share) > 1 ? atof(share) : 300;

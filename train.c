@@ -17,6 +17,7 @@
 #include "train/mixup.h"
 #include "util/files.h"
 #include "util/report.h"
+#include "util/text.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -51,6 +52,7 @@ enum { TELL_STOP, TELL_DAMAGED };
 
 static volatile int stop_signal;  /* int: evaluate() looks at it too */
 static const char *run_to_resume; /* for die_hook; there may be no checkpoint in it yet */
+static const char *run_as_word;   /* the same as a shell takes it */
 
 /* Launchers may deliver one signal twice: a second one counts only after a second. */
 static void on_signal(int sig)
@@ -74,7 +76,7 @@ static void say_how_to_resume(void)
 {
     if (have_checkpoint())
         fprintf(stderr, "the last checkpoint is safe; continue it with: %s --resume %s\n", PROGRAM,
-                run_to_resume);
+                run_as_word);
     else if (run_to_resume)
         fprintf(stderr, "there was no checkpoint yet: --save-every N writes one every N steps\n");
 }
@@ -356,7 +358,7 @@ static int finish(Training *t)
         printf("stopped after step %lu of %lu", (unsigned long)s->state.step,
                (unsigned long)s->steps);
         if (have_checkpoint())
-            printf("; continue with: %s --resume %s\n", PROGRAM, s->out);
+            printf("; continue with: %s --resume %s\n", PROGRAM, run_as_word);
         else
             printf("; nothing was saved: no step had finite gradients\n");
     } else {
@@ -366,10 +368,10 @@ static int finish(Training *t)
                    (unsigned long)s->state.best_step);
         printf("\nresults   %s: config.ini, log.jsonl, classes.txt, checkpoints in step_*\n",
                s->out);
-        printf("try next  %s eval --weights %s\n"
-               "          %s predict --weights %s IMAGE.jpg\n"
+        printf("try next  %s eval %s\n"
+               "          %s predict %s IMAGE.jpg\n"
                "          %s --resume %s --epochs %g\n",
-               PROGRAM, s->out, PROGRAM, s->out, PROGRAM, s->out,
+               PROGRAM, run_as_word, PROGRAM, run_as_word, PROGRAM, run_as_word,
                fmax(2 * round(meter_epoch(s, s->state.step)), 1));
     }
     meter_end(&t->meter);
@@ -432,6 +434,7 @@ static int command_train(Session *s)
     }
     setup_out(s);
     run_to_resume = s->out;
+    run_as_word = shell_word(s->out);
     if (s->checkpoint)
         algorithms(s, s->run_dir ? s->run_dir : s->checkpoint, false);
     catch_signals();
@@ -489,9 +492,10 @@ int main(int argc, char **argv)
     while (strcmp(c->name, s.o.command) != 0)
         c++;
     if (c->of_files && s.o.n_files == 0)
-        die_usage("give their names: predict --weights FILE IMAGE...", "predict needs images");
+        die_usage("give their names: predict RUN IMAGE...", "predict needs images");
     if (c->of_weights && !*s.o.weights && !*s.o.resume)
-        die_usage("name a safetensors file or a run directory", "%s needs --weights", c->name);
+        die_usage("name a run directory or a safetensors file: eval RUN, or --weights FILE",
+                  "%s needs --weights", c->name);
     s.results = c->of_files ? keep_results() : stdout;
     setup_config(&s);
     if (s.world.rank > 0 && c->of_files && !freopen("/dev/null", "w", s.results))

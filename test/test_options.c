@@ -2,6 +2,7 @@
  */
 #include "check.h"
 
+#include "train/help.h"
 #include "train/setup.h"
 #include "util/files.h"
 #include "util/report.h"
@@ -267,19 +268,38 @@ static void test_echo_texts(void)
     free(temporary);
 }
 
+/* What --help prints for a command; free() it. */
+static char *help_of(const char *command, bool all)
+{
+    char *help = NULL;
+    size_t size;
+    FILE *f = open_memstream(&help, &size);
+    help_print(f, command, all);
+    fclose(f);
+    return help;
+}
+
 static void test_help(void)
 {
     static const char *const says[] = {"--no-FLAG", "built-in recipe for small images",
                                        "--image-size N|HxW", "--std X|R,G,B|imagenet",
                                        "--batch-size N"};
-    char *help = NULL;
-    size_t size;
-    FILE *f = open_memstream(&help, &size);
-    options_help(f);
-    fclose(f);
+    static const struct {
+        const char *command, *has, *has_not;
+    } cases[] = {{"train", "--epochs", "--adam-eps"},
+                 {"eval", "--val-data", "--epochs"},
+                 {"predict", "--topk", "--epochs"},
+                 {"bench", "--steps", "--topk"}};
+    char *all = help_of("train", true);
     for (int i = 0; i < COUNT(says); i++)
-        CHECK(strstr(help, says[i]), "no '%s' in --help", says[i]);
-    free(help);
+        CHECK(strstr(all, says[i]), "no '%s' in --help all", says[i]);
+    for (int i = 0; i < COUNT(cases); i++) {
+        char *help = help_of(cases[i].command, false);
+        CHECK(strstr(help, cases[i].has) && !strstr(help, cases[i].has_not), "%s", help);
+        CHECK(strlen(help) < strlen(all) / 2);
+        free(help);
+    }
+    free(all);
 }
 
 static void test_bools(void)
@@ -288,8 +308,70 @@ static void test_bools(void)
                                         "0",     "1",    "No", "Yes", "False", "True"};
     for (int i = 0; i < COUNT(words); i++)
         CHECK(find_bool(words[i]) == i % 2, "%s", words[i]);
-    CHECK(find_bool("") == -1 && find_bool("truely") == -1 && find_bool("tRUE") == -1);
+    CHECK(find_bool("") == -1 && find_bool("truely") == -1 && find_bool("tRUE") == 1);
     CHECK(find_bool("true|no") == -1 && find_bool("2") == -1);
+}
+
+/* Flags of timm and others lead to ours, each of which there is. */
+static void test_synonyms(void)
+{
+    static const char *const theirs[][2] = {
+        {"sched", "--schedule"},     {"aa", "--auto-augment"},   {"smoothing", "--label-smoothing"},
+        {"reprob", "--erase"},       {"amp", "--precision"},     {"learning-rate", "--lr"},
+        {"learning_rate", "--lr"},   {"crop-pct", "--resize"},   {"class-map", "--classes"},
+        {"model-ema", "--ema"},      {"warmup-epochs", "--warmup-steps"}};
+    Options o;
+    Error e;
+    for (int i = 0; i < COUNT(theirs); i++) {
+        options_init(&o);
+        CHECK(!options_set(&o, theirs[i][0], "1", "--", &e) && strstr(e.hint, theirs[i][1]),
+              "%s: %s", theirs[i][0], e.hint);
+        CHECK(help_synonym(theirs[i][0]) != NULL);
+        options_free(&o);
+    }
+    CHECK(help_synonym("lr") == NULL);
+    CHECK(!PARSE("-b", "64") && strstr(e.hint, "--batch-size"), "%s", e.hint);
+    options_free(&o);
+    CHECK(!PARSE("predict", "-x.jpg") && strstr(e.hint, "./-"), "%s", e.hint);
+    options_free(&o);
+    CHECK(PARSE("--opt", "AdamW", "--augment", "FALSE", "--schedule", "Linear"));
+    CHECK(o.opt == OPT_ADAMW && !o.augment && o.schedule == SCHEDULE_LINEAR);
+    options_free(&o);
+}
+
+/* The first word of eval and predict, where that can be weights. */
+static void test_first_word(void)
+{
+    Options o;
+    Error e = {"", ""};
+    char *argv[] = {(char *)"train_cpu", (char *)"predict", (char *)"/tmp", (char *)"a.jpg", NULL};
+    Settings asked = {0};
+    options_init(&o);
+    CHECK(options_args(&o, &asked, 4, argv, &e) && o.n_files == 1 &&
+          strcmp(o.files[0], "a.jpg") == 0);
+    CHECK(settings_last(&asked, "weights") && strcmp(settings_last(&asked, "weights"), "/tmp") == 0);
+    CHECK(options_apply(&o, &asked, &e));
+    options_free(&o);
+    CHECK(PARSE("eval", "x.safetensors") && strcmp(o.weights, "x.safetensors") == 0);
+    options_free(&o);
+    CHECK(!PARSE("eval", "run", "x.jpg"));
+    options_free(&o);
+    CHECK(PARSE("predict", "--weights", "w", "/tmp") && o.n_files == 1);
+    options_free(&o);
+    CHECK(!PARSE("train", "/tmp"));
+    options_free(&o);
+}
+
+static void test_shell_words(void)
+{
+    static const char *const words[][2] = {{"runs/a-1", "runs/a-1"}, {"a b", "'a b'"},
+                                           {"", "''"},               {"it's", "'it'\\''s'"},
+                                           {"$x", "'$x'"},           {"~/r", "'~/r'"}};
+    for (int i = 0; i < COUNT(words); i++) {
+        char *word = shell_word(words[i][0]);
+        CHECK(strcmp(word, words[i][1]) == 0, "%s", word);
+        free(word);
+    }
 }
 
 /* ---- learning rates ---- */
@@ -411,6 +493,9 @@ int main(void)
     test_echo_texts();
     test_places();
     test_help();
+    test_synonyms();
+    test_first_word();
+    test_shell_words();
     test_bools();
     test_schedules();
     test_log();

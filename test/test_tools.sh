@@ -80,7 +80,7 @@ bad "stray word" 2 'more' shard --data pics --out s more
 
 good "shard" shard --data pics --out one/train-%06d.tar --threads 1
 says "shard" "^1 shards, 70 samples, "
-says "shard" "wds:one/train-\{000000\.\.000000\}\.tar' --classes 'one/classes.txt'"
+says "shard" "^train from them: --data 'wds:one/train-\{000000\.\.000000\}\.tar' --val-data pics --classes one/classes.txt$"
 good "shard, 4 threads" shard --data pics --out four/train --threads 4
 check "same bytes for any number of threads" cmp one/train-000000.tar four/train-000000.tar
 good "shard, another seed" shard --data pics --out seed/train --seed 1

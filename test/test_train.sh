@@ -65,8 +65,15 @@ until_true() { # wait up to 60 s for a command to succeed
 
 # ---- usage ----
 
-good "help" --help
+good "help" --help all
 check "help lists groups and flags" sh -c "grep -q '^learning rate' log && grep -q -- '--patch-size' log"
+good "help of a command" predict --help
+check "is about that" sh -c "grep -q -- '--topk' log && ! grep -q -- '--lr ' log"
+bad "a flag of timm's" 2 'here it is --label-smoothing' --smoothing 0.1
+bad "data that names no place" 1 'follows the colon' --data cifar10:
+ln -s circle circle
+bad "a link in a circle" 1 'circle: symbolic links that lead in a circle' --data circle
+bad "weights that are one" 1 'circle: symbolic links that lead in a circle' eval circle
 bad "unknown flag" 2 'did you mean --width' --widht 3
 bad "unknown command" 2 'did you mean train' trian
 bad "bad number" 2 'lr: .fast.' --lr fast
@@ -81,6 +88,8 @@ bad "colour jitter" 2 'hue' --data /nonexistent --color-jitter 0.4,0.4,0.4,0.6
 bad "bf16 on a CPU" 2 'fp32' $fake --precision bf16
 bad "eval without weights" 2 'needs --weights' eval --data fake
 bad "predict without images" 2 'needs images' predict --weights x.safetensors
+printf '\357\273\277steps = 0\r\nepochs = 0\r\n' >marked.ini
+bad "a recipe from Windows is read" 2 'epochs 0 trains nothing' --recipe marked.ini
 printf 'width = 32\nlayrs = 2\n' >recipe.ini
 bad "unknown key in a recipe" 2 'recipe.ini:2.*layrs|did you mean layers' --recipe recipe.ini
 head -c 3000 /dev/urandom >noise.ini
@@ -111,6 +120,15 @@ check "says which" sh -c "grep -q '^changed   lr 0.001 -> 0.002$' log && grep -q
     grep -q '^changed   batch-size 16 -> 8$' log && [ \$(grep -c ^changed log) = 4 ]"
 check "and what the learning rate does" grep -qE '^ +lr goes from .* to .*: .* 20 steps, not 14' log
 check "the settings before are kept" sh -c "grep -q '^lr = 0.001$' run/config.ini.2 && grep -q '^lr = 0.002$' run/config.ini"
+for model in vit_tiny_patch16_224 google/vit-tiny-patch16-224-in21k deit_tiny_patch16_224 ti/16; do
+    good "$model" --model $model --data fake --num-classes 4 --image-size 32 --layers 1 --batch-size 2 --threads 1 \
+        --steps 1 --val-data none --out "names/$(basename $model)"
+    check "$model is Ti/16" grep -q 'width 192, 1 layers, 3 heads, mlp 768, patch 16' log
+done
+bad "a model that is none" 2 'no model is called' --model swin_tiny_patch4_224 --data fake
+good "a run in a folder with blanks" $fake --steps 1 --val-data none --out "a run's"
+check "is named as a shell takes it" sh -c "grep -qF \"eval 'a run'\\\\''s'\" log"
+good "evaluated by its name alone" eval run
 bad "another seed cannot continue" 1 'seed' --resume run --steps 30 --seed 9
 bad "nothing to resume" 1 'nowhere' --resume nowhere
 mkdir -p runs/one/sub && cp -r run runs/two

@@ -10,6 +10,7 @@
 #include "train/options.h"
 
 #include "backend.h"
+#include "train/help.h"
 #include "util/files.h"
 #include "util/text.h"
 
@@ -172,7 +173,8 @@ static bool read_file(Settings *s, const char *path, Error *e)
     if (!lines)
         return fail(e, *why.hint ? why.hint : "a recipe is a text file of `key = value` lines",
                     "%s", why.what);
-    bool ok = read_lines(s, lines, path, e);
+    bool marked = strncmp(lines, "\xef\xbb\xbf", 3) == 0; /* as Windows' editors do */
+    bool ok = read_lines(s, lines + (marked ? 3 : 0), path, e);
     free(lines);
     return ok;
 }
@@ -231,6 +233,33 @@ static bool read_command(Options *o, const char *word, Error *e)
     return fail(e, hint, "no command is called '%s'", word);
 }
 
+/* "-b" and the like. */
+static bool one_dash(const char *arg, Error *e)
+{
+    const char *theirs = help_synonym(arg + 1);
+    char hint[160] = "flags begin with --, as in --data DIR; a file of that name is ./-...";
+    if (theirs)
+        snprintf(hint, sizeof hint, "flags begin with --; here it is %s", theirs);
+    return fail(e, hint, "'%s' is no flag", arg);
+}
+
+/* `eval RUN` and `predict RUN IMAGE...` name the weights first, which a folder and a safetensors
+ * file can be, and no image. */
+static void take_weights(Options *o, Settings *asked)
+{
+    bool eval = strcmp(o->command, "eval") == 0, predict = strcmp(o->command, "predict") == 0;
+    bool named = settings_last(asked, "weights") || settings_last(asked, "resume");
+    if (named || !(eval || predict) || !o->n_files)
+        return;
+    const char *first = o->files[0], *end = strrchr(first, '.');
+    bool safetensors = end && strcmp(end, ".safetensors") == 0;
+    if (predict && !safetensors && !is_dir(first))
+        return;
+    add(asked, "weights", first, "--");
+    o->n_files--;
+    memmove(o->files, o->files + 1, (size_t)o->n_files * sizeof *o->files);
+}
+
 bool options_args(Options *o, Settings *asked, int argc, char **argv, Error *e)
 {
     int i = 1;
@@ -238,13 +267,21 @@ bool options_args(Options *o, Settings *asked, int argc, char **argv, Error *e)
         return false;
     o->files = xcalloc((size_t)argc + 1, sizeof *o->files);
     for (; i < argc; i++) {
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
+            o->help_all = i + 1 < argc && strcmp(argv[i + 1], "all") == 0;
+            i += o->help_all;
             o->help = true;
-        else if (strncmp(argv[i], "--", 2) != 0 || !argv[i][2])
+        } else if (strcmp(argv[i], "--version") == 0) {
+            o->version = true;
+        } else if (argv[i][0] == '-' && argv[i][1] && argv[i][1] != '-') {
+            return one_dash(argv[i], e);
+        } else if (strncmp(argv[i], "--", 2) != 0 || !argv[i][2]) {
             o->files[o->n_files++] = argv[i];
-        else if (!read_flag(asked, argc, argv, &i, e))
+        } else if (!read_flag(asked, argc, argv, &i, e)) {
             return false;
+        }
     }
+    take_weights(o, asked);
     if (o->n_files && strcmp(o->command, "predict") != 0)
         return fail(e, "flags begin with --, as in --data DIR", "'%s' is no flag", o->files[0]);
     return true;
@@ -313,11 +350,13 @@ bool options_set(Options *o, const char *name, const char *value, const char *wh
             replace_others(o, f);
         return ok;
     }
-    const char *near = nearest_flag(name);
-    char hint[160] = "--help lists all settings";
+    const char *theirs = help_synonym(name), *near = theirs ? theirs : nearest_flag(name);
+    bool dashed = strcmp(where, "--") == 0 && !theirs;
+    char hint[200] = "--help all lists all settings";
     if (near)
-        snprintf(hint, sizeof hint, "did you mean %s%s? --help lists all settings",
-                 strcmp(where, "--") == 0 ? where : "", near);
+        snprintf(hint, sizeof hint, theirs ? "here it is %s%s; --help all lists all settings"
+                                           : "did you mean %s%s? --help all lists all settings",
+                 dashed ? where : "", near);
     return fail(e, hint, "%s%s: no such setting", where, name);
 }
 
@@ -398,15 +437,18 @@ static void help_field(FILE *f, const Field *p)
     char flag[64], left[128];
     snprintf(left, sizeof left, "--%s %s", dashes(p->flag, flag),
              says ? field_words(p) : takes[p->type]);
-    fprintf(f, "  %-28s %s%s%s%s\n", left, p->help, *p->value ? " [" : "", p->value,
-            *p->value ? "]" : "");
+    fprintf(f, "  %-28s %s%s%s%s%s\n", left, strlen(left) > 28 ? "\n                               " : "",
+            p->help, *p->value ? " [" : "", p->value, *p->value ? "]" : "");
+}
+
+void options_help_row(FILE *f, const char *flag)
+{
+    help_field(f, find(flag));
 }
 
 void options_help(FILE *f)
 {
     fprintf(f,
-            "train_cpu, train_gpu [train | eval | predict IMAGE... | bench] [--flag value ...]\n"
-            "Without arguments it trains a small Vision Transformer on drawn shapes.\n"
             "A recipe holds the same settings as `key = value` lines; later settings win.\n"
             "--no-FLAG turns a switch off, sets a number to 0 and empties a text.\n"
             "Without --model, --weights or --recipe the built-in recipe for small images applies: "

@@ -192,7 +192,7 @@ typedef struct {
     const char *command;                   /* "train", "eval", "predict", "bench" */
     char **files;                          /* what is no flag: predict's images */
     int n_files;
-    bool help; /* is asked for */
+    bool help, help_all, version; /* are asked for */
 } Options;
 
 /* ---- settings as they are given ---- */
@@ -231,7 +231,8 @@ bool options_file(Options *o, const char *path, Error *e);
 bool options_given(const Options *o, const char *flag);
 bool options_config_given(const Options *o, const char *field); /* by name in Config */
 void options_apply_config(const Options *o, Config *c);         /* given settings onto c */
-void options_help(FILE *f);
+void options_help(FILE *f); /* all flags, with their defaults */
+void options_help_row(FILE *f, const char *flag);
 /* Everything as a recipe that repeats the run, from any directory: the options, places as absolute
  * paths, and c as the model's settings. Left out are recipe, resume and out. free() it. */
 char *options_text(const Options *o, const Config *c, const char *path);

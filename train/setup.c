@@ -11,6 +11,7 @@
 
 #include "datasets/shapes.h"
 #include "image/augment.h"
+#include "train/help.h"
 #include "train/hosts.h"
 #include "train/parallel.h"
 #include "util/files.h"
@@ -19,12 +20,14 @@
 #include "util/text.h"
 #include "weights/weights.h"
 
+#include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
 #include <libgen.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -249,7 +252,7 @@ void setup_options(Session *s, int argc, char **argv)
     *s = (Session){.argv = argv, .lock = -1};
     options_init(o);
     check_usage(options_args(o, &asked, argc, argv, &why));
-    if (!o->help)
+    if (!o->help && !o->version)
         apply_base(s, &asked);
     char *was = *said(&asked, "resume") && s->run_dir ? options_text(o, &o->config, "") : NULL;
     s->before = *o;
@@ -262,7 +265,7 @@ void setup_options(Session *s, int argc, char **argv)
         free(was);
     }
     if (o->help) {
-        options_help(stdout);
+        help_print(stdout, o->command, o->help_all);
         report_written(stdout);
         exit(0);
     }
@@ -277,7 +280,7 @@ void setup_options(Session *s, int argc, char **argv)
 static char *find_weights(const char *path)
 {
     if (!path_exists(path))
-        die("name a safetensors file or a run directory", "there is no %s", path);
+        die("name a safetensors file or a run directory", "%s: %s", path, path_trouble());
     if (!is_dir(path))
         return xstrdup(path);
     char *file = xasprintf("%s/model.safetensors", path);
@@ -334,15 +337,64 @@ static void find_start(Session *s)
     }
 }
 
+/* timm's and torchvision's names of plain models: vit_tiny_patch16_224.augreg_in21k,
+ * google/vit-base-patch16-224, deit_small_patch16_224, vit_b_16. False: it is none of them. */
+static bool foreign_preset(const char *name, Config *c, int *pixels)
+{
+    static const char *const sizes[][2] = {{"tiny", "Ti/16"}, {"small", "S/16"},   {"base", "B/16"},
+                                           {"large", "L/16"}, {"huge", "H/14"},    {"giant", "g/14"},
+                                           {"b", "B/16"},     {"gigantic", "G/14"}, {"l", "L/16"},
+                                           {"h", "H/14"}};
+    const char *last = strrchr(name, '/');
+    char plain[64], family[8] = "", size[16] = "";
+    int patch = 0, i = 0;
+    snprintf(plain, sizeof plain, "%s", last ? last + 1 : name);
+    for (char *p = plain; *p; p++)
+        *p = *p == '-' ? '_' : (char)tolower((unsigned char)*p);
+    *pixels = 0;
+    if (sscanf(plain, "%7[a-z]_%15[a-z]_patch%d_%d", family, size, &patch, pixels) < 3 &&
+        sscanf(plain, "%7[a-z]_%15[a-z]_%d", family, size, &patch) < 3)
+        return false;
+    while (i < COUNT(sizes) && strcmp(sizes[i][0], size) != 0)
+        i++;
+    bool known = strcmp(family, "vit") == 0 || strcmp(family, "deit") == 0;
+    if (!known || i == COUNT(sizes) || patch < 1 || !vit_preset(sizes[i][1], c))
+        return false;
+    c->patch = patch;
+    return true;
+}
+
+/* B/16 for b/16, but not g/14, which is another model than G/14. */
+static const char *preset_in_any_case(const char *name)
+{
+    const char *found = NULL;
+    for (int i = 0; vit_preset_names[i]; i++)
+        if (strcasecmp(name, vit_preset_names[i]) == 0)
+            found = vit_preset_names[i];
+    return found;
+}
+
 /* Dimensions of --model onto those of the weights; flags for single ones come after it. */
 static void use_preset(const char *name, Config *c)
 {
+    int pixels;
     if (!*name || vit_preset(name, c))
         return;
-    const char *near = nearest(name, vit_preset_names);
-    char hint[160];
+    if (foreign_preset(name, c, &pixels)) {
+        if (pixels)
+            c->image_h = c->image_w = pixels;
+        printf("          %s: width %d, %d layers, %d heads, patch %d, %dx%d pixels; weights are those "
+               "of --weights alone\n",
+               name, c->width, c->layers, c->heads, c->patch, c->image_h, c->image_w);
+        return;
+    }
+    const char *same = preset_in_any_case(name), *near = nearest(name, vit_preset_names);
+    if (same && vit_preset(same, c))
+        return;
+    char hint[200];
     snprintf(hint, sizeof hint,
-             "%s%s%sthere are Ti/16 S/16 B/16 B/32 L/16 H/16 H/14 g/14 G/14 10B/14",
+             "%s%s%sthere are Ti/16 S/16 B/16 B/32 L/16 H/16 H/14 g/14 G/14 10B/14, and timm's plain "
+             "ones, as vit_tiny_patch16_224",
              near ? "did you mean " : "", near ? near : "", near ? "? " : "");
     die_usage(hint, "no model is called '%s'", name);
 }

@@ -16,6 +16,13 @@ bool path_exists(const char *path)
     return stat(path, &st) == 0;
 }
 
+const char *path_trouble(void)
+{
+    if (errno == ELOOP)
+        return "symbolic links that lead in a circle";
+    return errno == ENOENT ? "no such file or directory" : strerror(errno);
+}
+
 bool is_dir(const char *path)
 {
     struct stat st;
