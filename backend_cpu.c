@@ -1142,7 +1142,8 @@ static real gradient_scale(void)
     return (real)(state->clip / state->loss_scale);
 }
 
-/* ema = decay ema + (1 - decay) w, decay rising to its value; a chunk at a time, while w is in cache
+/* ema = decay ema + (1 - decay) w, decay rising to its value; a chunk at a time, while w is in
+ * cache
  */
 static void update_ema(const OptStep *a, const Slice *s)
 {

@@ -331,8 +331,8 @@ static void begin(Training *t)
     fflush(stdout);
 }
 
-/* Of the signals that ranks have had, which may be none of this one's: what a shell says of a program
- * that one has ended, so that `train && deploy` does not deploy. */
+/* Of the signals that ranks have had, which may be none of this one's: what a shell says of a
+ * program that one has ended, so that `train && deploy` does not deploy. */
 static int stopped_status(void)
 {
     static const int known[] = {SIGTERM, SIGINT, SIGUSR1};
@@ -428,8 +428,9 @@ static int command_train(Session *s)
     setup_model(s, true);
     setup_length(s);
     if (s->state.step >= s->steps) {
-        printf("nothing left to do: the run is at step %lu, epoch %.2f, already (--epochs, --steps)\n",
-               (unsigned long)s->state.step, meter_epoch(s, s->state.step));
+        printf(
+            "nothing left to do: the run is at step %lu, epoch %.2f, already (--epochs, --steps)\n",
+            (unsigned long)s->state.step, meter_epoch(s, s->state.step));
         return 0;
     }
     setup_out(s);

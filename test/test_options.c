@@ -4,6 +4,7 @@
 
 #include "train/help.h"
 #include "train/setup.h"
+#include "train/synonyms.h"
 #include "util/files.h"
 #include "util/report.h"
 #include "util/text.h"
@@ -184,7 +185,8 @@ static void test_places(void)
     char *is = options_text(&o, &c, "y"), *same = options_changes(is, is);
     char *changes = options_changes(was, is);
     CHECK(strcmp(changes, "changed   classes (none) -> /c\nchanged   lr 0.001 -> 0.5\n"
-                          "changed   heads 12 -> 2\n") == 0, "%s", changes);
+                          "changed   heads 12 -> 2\n") == 0,
+          "%s", changes);
     CHECK(!*same, "%s", same);
     free(was);
     free(is);
@@ -236,8 +238,7 @@ static void test_echo_texts(void)
         options_init(&back);
         CHECK(PARSE("--init", texts[i], "--color-twist", texts[COUNT(texts) - 1 - i], "--lr", "3"));
         CHECK(options_write(&o, &c, path, &e) && options_file(&back, path, &e), "%s", e.what);
-        CHECK(strcmp(back.init, o.init) == 0 &&
-                  strcmp(back.color_twist, o.color_twist) == 0 &&
+        CHECK(strcmp(back.init, o.init) == 0 && strcmp(back.color_twist, o.color_twist) == 0 &&
                   back.lr == 3,
               "'%s' became '%s'", o.init, back.init);
         options_free(&o);
@@ -315,21 +316,27 @@ static void test_bools(void)
 /* Flags of timm and others lead to ours, each of which there is. */
 static void test_synonyms(void)
 {
-    static const char *const theirs[][2] = {
-        {"sched", "--schedule"},     {"aa", "--auto-augment"},   {"smoothing", "--label-smoothing"},
-        {"reprob", "--erase"},       {"amp", "--precision"},     {"learning-rate", "--lr"},
-        {"learning_rate", "--lr"},   {"crop-pct", "--resize"},   {"class-map", "--classes"},
-        {"model-ema", "--ema"},      {"warmup-epochs", "--warmup-steps"}};
+    static const char *const theirs[][2] = {{"sched", "--schedule"},
+                                            {"aa", "--auto-augment"},
+                                            {"smoothing", "--label-smoothing"},
+                                            {"reprob", "--erase"},
+                                            {"amp", "--precision"},
+                                            {"learning-rate", "--lr"},
+                                            {"learning_rate", "--lr"},
+                                            {"crop-pct", "--resize"},
+                                            {"class-map", "--classes"},
+                                            {"model-ema", "--ema"},
+                                            {"warmup-epochs", "--warmup-steps"}};
     Options o;
     Error e;
     for (int i = 0; i < COUNT(theirs); i++) {
         options_init(&o);
         CHECK(!options_set(&o, theirs[i][0], "1", "--", &e) && strstr(e.hint, theirs[i][1]),
               "%s: %s", theirs[i][0], e.hint);
-        CHECK(help_synonym(theirs[i][0]) != NULL);
+        CHECK(flag_synonym(theirs[i][0]) != NULL);
         options_free(&o);
     }
-    CHECK(help_synonym("lr") == NULL);
+    CHECK(flag_synonym("lr") == NULL);
     CHECK(!PARSE("-b", "64") && strstr(e.hint, "--batch-size"), "%s", e.hint);
     options_free(&o);
     CHECK(!PARSE("predict", "-x.jpg") && strstr(e.hint, "./-"), "%s", e.hint);
@@ -349,7 +356,8 @@ static void test_first_word(void)
     options_init(&o);
     CHECK(options_args(&o, &asked, 4, argv, &e) && o.n_files == 1 &&
           strcmp(o.files[0], "a.jpg") == 0);
-    CHECK(settings_last(&asked, "weights") && strcmp(settings_last(&asked, "weights"), "/tmp") == 0);
+    CHECK(settings_last(&asked, "weights") &&
+          strcmp(settings_last(&asked, "weights"), "/tmp") == 0);
     CHECK(options_apply(&o, &asked, &e));
     options_free(&o);
     CHECK(PARSE("eval", "x.safetensors") && strcmp(o.weights, "x.safetensors") == 0);
@@ -364,9 +372,9 @@ static void test_first_word(void)
 
 static void test_shell_words(void)
 {
-    static const char *const words[][2] = {{"runs/a-1", "runs/a-1"}, {"a b", "'a b'"},
-                                           {"", "''"},               {"it's", "'it'\\''s'"},
-                                           {"$x", "'$x'"},           {"~/r", "'~/r'"}};
+    static const char *const words[][2] = {
+        {"runs/a-1", "runs/a-1"}, {"a b", "'a b'"}, {"", "''"},
+        {"it's", "'it'\\''s'"},   {"$x", "'$x'"},   {"~/r", "'~/r'"}};
     for (int i = 0; i < COUNT(words); i++) {
         char *word = shell_word(words[i][0]);
         CHECK(strcmp(word, words[i][1]) == 0, "%s", word);

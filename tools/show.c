@@ -74,13 +74,12 @@ static void spell(unsigned code, char out[16])
     static const struct {
         unsigned code;
         const char *as;
-    } pairs[] = {{0xc4, "Ae"}, {0xd6, "Oe"}, {0xdc, "Ue"}, {0xe4, "ae"}, {0xf6, "oe"},
-                 {0xfc, "ue"}, {0xdf, "ss"}, {0xc6, "Ae"}, {0xe6, "ae"}, {0x152, "Oe"},
-                 {0x153, "oe"}};
-    static const char latin[] =
-        "AAAAAAACEEEEIIIIDNOOOOOxOUUUUYTsaaaaaaaceeeeiiiidnooooo/ouuuuyty"
-        "AaAaAaCcCcCcCcDdDdEeEeEeEeEeGgGgGgGgHhHhIiIiIiIiIiIiJjKkkLlLlLlL"
-        "lLlNnNnNnnNnOoOoOoOoRrRrRrSsSsSsSsTtTtTtUuUuUuUuUuUuWwYyYZzZzZzs";
+    } pairs[] = {{0xc4, "Ae"}, {0xd6, "Oe"},  {0xdc, "Ue"}, {0xe4, "ae"},
+                 {0xf6, "oe"}, {0xfc, "ue"},  {0xdf, "ss"}, {0xc6, "Ae"},
+                 {0xe6, "ae"}, {0x152, "Oe"}, {0x153, "oe"}};
+    static const char latin[] = "AAAAAAACEEEEIIIIDNOOOOOxOUUUUYTsaaaaaaaceeeeiiiidnooooo/ouuuuyty"
+                                "AaAaAaCcCcCcCcDdDdEeEeEeEeEeGgGgGgGgHhHhIiIiIiIiIiIiJjKkkLlLlLlL"
+                                "lLlNnNnNnnNnOoOoOoOoRrRrRrSsSsSsSsTtTtTtUuUuUuUuUuUuWwYyYZzZzZzs";
     bool combining = code >= 0x300 && code < 0x370; /* a mark of the letter before */
     bool ascii = code >= 32 && code < 127, letter = code >= 0xc0 && code < 0x180;
     if (ascii || letter)

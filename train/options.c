@@ -10,7 +10,7 @@
 #include "train/options.h"
 
 #include "backend.h"
-#include "train/help.h"
+#include "train/synonyms.h"
 #include "util/files.h"
 #include "util/text.h"
 
@@ -236,7 +236,7 @@ static bool read_command(Options *o, const char *word, Error *e)
 /* "-b" and the like. */
 static bool one_dash(const char *arg, Error *e)
 {
-    const char *theirs = help_synonym(arg + 1);
+    const char *theirs = flag_synonym(arg + 1);
     char hint[160] = "flags begin with --, as in --data DIR; a file of that name is ./-...";
     if (theirs)
         snprintf(hint, sizeof hint, "flags begin with --; here it is %s", theirs);
@@ -350,12 +350,13 @@ bool options_set(Options *o, const char *name, const char *value, const char *wh
             replace_others(o, f);
         return ok;
     }
-    const char *theirs = help_synonym(name), *near = theirs ? theirs : nearest_flag(name);
+    const char *theirs = flag_synonym(name), *near = theirs ? theirs : nearest_flag(name);
     bool dashed = strcmp(where, "--") == 0 && !theirs;
     char hint[200] = "--help all lists all settings";
     if (near)
-        snprintf(hint, sizeof hint, theirs ? "here it is %s%s; --help all lists all settings"
-                                           : "did you mean %s%s? --help all lists all settings",
+        snprintf(hint, sizeof hint,
+                 theirs ? "here it is %s%s; --help all lists all settings"
+                        : "did you mean %s%s? --help all lists all settings",
                  dashed ? where : "", near);
     return fail(e, hint, "%s%s: no such setting", where, name);
 }
@@ -437,8 +438,9 @@ static void help_field(FILE *f, const Field *p)
     char flag[64], left[128];
     snprintf(left, sizeof left, "--%s %s", dashes(p->flag, flag),
              says ? field_words(p) : takes[p->type]);
-    fprintf(f, "  %-28s %s%s%s%s%s\n", left, strlen(left) > 28 ? "\n                               " : "",
-            p->help, *p->value ? " [" : "", p->value, *p->value ? "]" : "");
+    fprintf(f, "  %-28s %s%s%s%s%s\n", left,
+            strlen(left) > 28 ? "\n                               " : "", p->help,
+            *p->value ? " [" : "", p->value, *p->value ? "]" : "");
 }
 
 void options_help_row(FILE *f, const char *flag)
@@ -486,8 +488,8 @@ static void write_value(FILE *f, const char *value)
 /* Settings that name places: a recipe that repeats a run does so from any directory. */
 static bool names_place(const Field *p)
 {
-    static const char *const places[] = {"data",          "val_data", "classes", "index_dir",
-                                         "val_index_dir", "weights"};
+    static const char *const places[] = {"data",      "val_data",      "classes",
+                                         "index_dir", "val_index_dir", "weights"};
     for (int i = 0; i < COUNT(places); i++)
         if (strcmp(p->name, places[i]) == 0)
             return true;

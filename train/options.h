@@ -231,7 +231,7 @@ bool options_file(Options *o, const char *path, Error *e);
 bool options_given(const Options *o, const char *flag);
 bool options_config_given(const Options *o, const char *field); /* by name in Config */
 void options_apply_config(const Options *o, Config *c);         /* given settings onto c */
-void options_help(FILE *f); /* all flags, with their defaults */
+void options_help(FILE *f);                                     /* all flags, with their defaults */
 void options_help_row(FILE *f, const char *flag);
 /* Everything as a recipe that repeats the run, from any directory: the options, places as absolute
  * paths, and c as the model's settings. Left out are recipe, resume and out. free() it. */

@@ -1,9 +1,9 @@
 /* setup.c - from flags to a session: config, data, model, length of the run, run directory.
  *
  * What wins, from weakest to strongest: defaults; a built-in recipe (training without a recipe: for
- * a small model, or for --weights), or the config.ini of the run that is continued or evaluated; recipes and
- * flags in the order they were given. The model's settings start from the weights file or the
- * preset. The training loop is in train.c; what flags are called is in options.h.
+ * a small model, or for --weights), or the config.ini of the run that is continued or evaluated;
+ * recipes and flags in the order they were given. The model's settings start from the weights file
+ * or the preset. The training loop is in train.c; what flags are called is in options.h.
  *
  * Read in this order: the built-in recipe, options, config, data, model, length, run directory.
  */
@@ -49,7 +49,8 @@ static const char built_in_tiny[] = "image-size = 32\n"
                                     "patch-size = 4\n"
                                     "area-min = 0.5\n";
 /* What trains on from --weights: large steps of SGD for a short while (recipes/finetune-*.ini have
- * what it reaches). The learning rate belongs to the optimiser: who names another has its default. */
+ * what it reaches). The learning rate belongs to the optimiser: who names another has its default.
+ */
 static const char fine_tuning[] = "batch-size = 32\n"
                                   "epochs = 6\n";
 static const char fine_tuning_steps[] = "opt = sgd\n"
@@ -97,8 +98,8 @@ static char *runs_in(const char *dir)
     for (int i = 0; i < n; i++) {
         char *run = xasprintf("%s/%s", dir, list[i]->d_name);
         if (list[i]->d_name[0] != '.' && is_run(run) && ++found <= 6) {
-            char *more = xasprintf("%s%s%s", runs ? runs : "", runs ? ", " : "",
-                                   found < 6 ? run : "...");
+            char *more =
+                xasprintf("%s%s%s", runs ? runs : "", runs ? ", " : "", found < 6 ? run : "...");
             free(runs);
             runs = more;
         }
@@ -341,10 +342,10 @@ static void find_start(Session *s)
  * google/vit-base-patch16-224, deit_small_patch16_224, vit_b_16. False: it is none of them. */
 static bool foreign_preset(const char *name, Config *c, int *pixels)
 {
-    static const char *const sizes[][2] = {{"tiny", "Ti/16"}, {"small", "S/16"},   {"base", "B/16"},
-                                           {"large", "L/16"}, {"huge", "H/14"},    {"giant", "g/14"},
-                                           {"b", "B/16"},     {"gigantic", "G/14"}, {"l", "L/16"},
-                                           {"h", "H/14"}};
+    static const char *const sizes[][2] = {
+        {"tiny", "Ti/16"}, {"small", "S/16"}, {"base", "B/16"}, {"large", "L/16"},
+        {"huge", "H/14"},  {"giant", "g/14"}, {"b", "B/16"},    {"gigantic", "G/14"},
+        {"l", "L/16"},     {"h", "H/14"}};
     const char *last = strrchr(name, '/');
     char plain[64], family[8] = "", size[16] = "";
     int patch = 0, i = 0;
@@ -383,7 +384,8 @@ static void use_preset(const char *name, Config *c)
     if (foreign_preset(name, c, &pixels)) {
         if (pixels)
             c->image_h = c->image_w = pixels;
-        printf("          %s: width %d, %d layers, %d heads, patch %d, %dx%d pixels; weights are those "
+        printf("          %s: width %d, %d layers, %d heads, patch %d, %dx%d pixels; weights are "
+               "those "
                "of --weights alone\n",
                name, c->width, c->layers, c->heads, c->patch, c->image_h, c->image_w);
         return;
@@ -392,10 +394,11 @@ static void use_preset(const char *name, Config *c)
     if (same && vit_preset(same, c))
         return;
     char hint[200];
-    snprintf(hint, sizeof hint,
-             "%s%s%sthere are Ti/16 S/16 B/16 B/32 L/16 H/16 H/14 g/14 G/14 10B/14, and timm's plain "
-             "ones, as vit_tiny_patch16_224",
-             near ? "did you mean " : "", near ? near : "", near ? "? " : "");
+    snprintf(
+        hint, sizeof hint,
+        "%s%s%sthere are Ti/16 S/16 B/16 B/32 L/16 H/16 H/14 g/14 G/14 10B/14, and timm's plain "
+        "ones, as vit_tiny_patch16_224",
+        near ? "did you mean " : "", near ? near : "", near ? "? " : "");
     die_usage(hint, "no model is called '%s'", name);
 }
 
@@ -929,7 +932,8 @@ void setup_model(Session *s, bool training)
         check(ckpt_load_weights(own, s->weights, training, report, sizeof report, &why));
         if (*report)
             printf("          %s%s\n", report,
-                   strcmp(scheme, "jax") ? "" : "; it starts at zero, where all are alike: 0% right");
+                   strcmp(scheme, "jax") ? ""
+                                         : "; it starts at zero, where all are alike: 0% right");
         choose_average(s, training);
     }
     s->state = (RunState){.seed = (uint64_t)o->seed, .best_metric = -1};
@@ -980,9 +984,10 @@ static void describe_lr(const Session *s)
     double expected = schedule_lr(&s->before, (uint64_t)total, step);
     double is = schedule_lr(&s->o, s->steps, step);
     if (fabs(is - expected) > 1e-9 * expected)
-        printf("          lr goes from %.2g to %.2g: the schedule is now that of %lu steps, not %.0f "
-               "(--lr, --schedule)\n",
-               was, is, (unsigned long)s->steps, total);
+        printf(
+            "          lr goes from %.2g to %.2g: the schedule is now that of %lu steps, not %.0f "
+            "(--lr, --schedule)\n",
+            was, is, (unsigned long)s->steps, total);
 }
 
 void setup_length(Session *s)
@@ -1001,8 +1006,10 @@ void setup_length(Session *s)
         printf("%d at a time\n", s->micro);
     describe_lr(s);
     if (o->batch_size > data_count(s->train) && data_count(s->train) > 0)
-        warn("a step takes %ld images and an epoch has %ld: each is seen %.1f times in every step, see "
-             "--batch-size", o->batch_size, data_count(s->train),
+        warn("a step takes %ld images and an epoch has %ld: each is seen %.1f times in every step, "
+             "see "
+             "--batch-size",
+             o->batch_size, data_count(s->train),
              (double)o->batch_size / (double)data_count(s->train));
     if (o->lr == 0)
         warn("--lr 0: nothing will be learned");
@@ -1082,7 +1089,8 @@ static void tell_out(Session *s)
         s->out = xstrdup(path);
 }
 
-/* The settings of a continued run that it no longer has are kept as config.ini.1, config.ini.2 ... */
+/* The settings of a continued run that it no longer has are kept as config.ini.1, config.ini.2 ...
+ */
 static void write_settings(const Session *s)
 {
     char *ini = xasprintf("%s/config.ini", s->out), *kept = NULL;

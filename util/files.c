@@ -277,7 +277,8 @@ static void read_holder(int fd, char *out, size_t size)
 }
 
 /* A lock of fcntl is the process's: gone with it, and known to other hosts where the file system
- * is theirs too. A holder that ended well has removed the file, perhaps after it was opened here. */
+ * is theirs too. A holder that ended well has removed the file, perhaps after it was opened here.
+ */
 int lock_file(const char *path, const char *what, Error *e)
 {
     struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};

@@ -55,7 +55,8 @@ void double_text(double v, char *out, size_t size)
 
 char *shell_word(const char *s)
 {
-    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+:=,@%";
+    static const char plain[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+:=,@%";
     if (*s && !s[strspn(s, plain)])
         return xstrdup(s);
     char *out = xmalloc(4 * strlen(s) + 3), *to = out;

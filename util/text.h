@@ -6,7 +6,8 @@
 
 bool same_name(const char *a, const char *b); /* `-` and `_` are the same */
 int find_bool(const char *value);             /* true yes on 1: 1; false no off 0: 0; or -1 */
-int find_word(const char *words, const char *value);              /* position in "a|b|c" in any letter case, or -1 */
+int find_word(const char *words,
+              const char *value); /* position in "a|b|c" in any letter case, or -1 */
 void word_text(const char *words, int k, char *out, size_t size); /* the word at position k */
 void double_text(double v, char *out, size_t size); /* the shortest that reads back the same */
 
