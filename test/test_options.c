@@ -416,6 +416,68 @@ static void test_schedules(void)
 /* ---- log lines ---- */
 
 /* Bytes that are no UTF-8, and a log that was cut in the middle of a line. */
+/* The bar fills any terminal and overflows none; what matters less gives way. */
+static void test_bar(void)
+{
+    StepReport r = {.step = 425,
+                    .total = 1000,
+                    .epoch = 2.4,
+                    .epochs = 10,
+                    .loss = 0.5321,
+                    .acc = 81.23,
+                    .best = 84.31,
+                    .eta = 185,
+                    .elapsed = 130,
+                    .lr = 1e-3,
+                    .images_per_s = 512};
+    char line[600], full[600];
+    for (int columns = 2; columns < 400; columns++) {
+        report_bar_line(&r, columns, line, sizeof line);
+        CHECK((int)strlen(line) < columns, "%d: %s", columns, line);
+    }
+    report_bar_line(&r, 80, line, sizeof line);
+    const char *const first[] = {"[",          "] 42%",      "epoch 3/10",
+                                 "loss 0.532", "3m05s left", "best 84.3%"};
+    for (int i = 0; i < COUNT(first); i++)
+        CHECK(strstr(line, first[i]), "no %s in %s", first[i], line);
+    CHECK(!strstr(line, "lr "), "%s", line);
+    report_bar_line(&r, 200, full, sizeof full);
+    CHECK(strstr(full, "2m10s") && strstr(full, "512 images/s") && strstr(full, "lr 1.00e-03"),
+          "%s", full);
+    CHECK(strchr(full, ']') - full > 40, "%s", full);
+    r.wait = 0.2;
+    report_bar_line(&r, 200, full, sizeof full);
+    CHECK(strstr(full, "wait 20%"), "%s", full);
+    r.step = 1000, r.epoch = 10, r.best = -1;
+    report_bar_line(&r, 80, line, sizeof line);
+    CHECK(strstr(line, "=>] 100%") && strstr(line, "epoch 10/10") && !strstr(line, "best"), "%s",
+          line);
+    r.epochs = 0.5;
+    report_bar_line(&r, 80, line, sizeof line);
+    CHECK(strstr(line, "step 1000/1000"), "%s", line);
+}
+
+static void test_folding(void)
+{
+    static const char line[] = "model     width 128, 4 layers, 4 heads, mlp 256, patch 8: 565 k";
+    char *whole = report_folded(line, 100), *narrow = report_folded(line, 40);
+    CHECK(strncmp(whole, line, strlen(line)) == 0 && strcmp(whole + strlen(line), "\n") == 0);
+    CHECK(strcmp(narrow, "model     width 128, 4 layers, 4 heads,\n"
+                         "          mlp 256, patch 8: 565 k\n") == 0,
+          "%s", narrow);
+    free(whole);
+    free(narrow);
+    for (int columns = 2; columns < 100; columns++) { /* words of any length: nothing is lost */
+        char *folded =
+            report_folded("run       runs/a_long_name_that_is_one_word and more words", columns);
+        int letters = 0;
+        for (char *p = folded; *p; p++)
+            letters += *p != ' ' && *p != '\n';
+        CHECK(letters == 48, "%d: %d: %s", columns, letters, folded);
+        free(folded);
+    }
+}
+
 static void test_log_bytes(void)
 {
     static const char *const cases[][2] = {
@@ -507,5 +569,7 @@ int main(void)
     test_bools();
     test_schedules();
     test_log();
+    test_bar();
+    test_folding();
     return check_report();
 }

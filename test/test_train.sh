@@ -423,7 +423,7 @@ bad "noise" 1 'noise.safetensors' eval --data folder --weights noise.safetensors
 bad "no weights" 1 'none.safetensors' eval --data folder --weights none.safetensors
 good "a new head" --data fake --num-classes 7 --weights "$weights" --batch-size 8 --steps 2 --out newhead
 check "is said" grep -qi 'head' log
-check "and how it trains" grep -q '^recipe    built-in, fine-tuning: sgd, lr 0.01, 8 images a step, 2 steps$' log
+check "and how it trains" grep -q '^recipe    built-in, fine-tuning: sgd, lr 0.01, 8 images a step, 2 steps .flags' log
 good "another optimiser" --data fake --num-classes 7 --weights "$weights" --opt adamw --steps 2 --out newhead2
 check "has its own learning rate" grep -q 'fine-tuning: adamw, lr 0.001, 32 images' log
 

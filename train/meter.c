@@ -81,7 +81,12 @@ static StepReport measure(const Meter *m, const StepState *state, uint64_t step,
                     .wait = seconds_waited(m) / seconds,
                     .skipped = state->skipped,
                     .loss_scale = s->m->plan.scaling.kind ? state->loss_scale : 0,
+                    .epochs = s->o.epochs,
+                    .elapsed = now() - m->began,
+                    .best = s->state.best_metric,
                     .eta = (now() - m->began) / (double)(step - m->first) * left};
+    if (s->o.steps)
+        r.epochs = r.epoch + left * (double)s->o.batch_size / (double)data_count(s->train);
     double peak = s->be->peak_flops() * s->world.ranks;
     r.gflops = r.images_per_s * 3 * vit_forward_flops(&s->config) / 1e9;
     r.mfu = peak > 0 ? 100 * r.gflops * 1e9 / peak : 0;

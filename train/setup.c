@@ -454,14 +454,13 @@ static void describe_recipe(const Session *s)
 {
     static const char *const names[] = {"adamw", "adam", "sgd", "lamb"}; /* by OPT_* */
     const Options *o = &s->o;
-    printf("recipe    built-in, %s: %s, lr %g, %ld images a step, ", s->built_in, names[o->opt],
-           o->lr, o->batch_size);
-    if (o->steps)
-        printf("%ld steps\n", o->steps);
-    else
-        printf("%g epochs\n", o->epochs);
-    printf("          (flags change it; %s or --recipe choose another)\n",
-           *o->weights ? "--opt" : "--model, --weights");
+    char length[64];
+    snprintf(length, sizeof length, o->steps ? "%.0f steps" : "%g epochs",
+             o->steps ? (double)o->steps : o->epochs);
+    report_line("recipe    built-in, %s: %s, lr %g, %ld images a step, %s (flags change it; %s or "
+                "--recipe choose another)",
+                s->built_in, names[o->opt], o->lr, o->batch_size, length,
+                *o->weights ? "--opt" : "--model, --weights");
 }
 
 /* Later wins: the default (B/16), the weights' own settings, --model, single settings. */
@@ -473,7 +472,7 @@ void setup_config(Session *s)
     if (s->built_in)
         describe_recipe(s);
     s->be->describe(assumed, sizeof assumed);
-    printf("device    %s\n", assumed);
+    report_line("device    %s", assumed);
     if (s->changed) /* a run that goes on may do so with other settings, but not in silence */
         fputs(s->changed, stdout);
     find_start(s);
@@ -482,7 +481,7 @@ void setup_config(Session *s)
         printf("weights   %s\n", s->weights);
         check(weights_config(s->weights, &s->config, assumed, sizeof assumed, &why));
         if (*assumed)
-            printf("          %s\n", assumed);
+            report_line("          %s", assumed);
     }
     use_preset(o->model, &s->config);
     options_apply_config(o, &s->config);
@@ -703,12 +702,13 @@ static void check_class_count(const Session *s, bool train, int K)
 /* "data      flowers: 1020 training images, 1020 validation images, 102 classes, 224x224 pixels" */
 static void describe_data(const Session *s, const char *spec, int K)
 {
-    printf("data      %s: ", spec);
+    char train[48] = "", val[48] = "";
     if (s->train)
-        printf("%ld training images, ", data_count(s->train));
+        snprintf(train, sizeof train, "%ld training images, ", data_count(s->train));
     if (s->val)
-        printf("%ld validation images, ", data_count(s->val));
-    printf("%d classes, %dx%d pixels\n", K, s->config.image_h, s->config.image_w);
+        snprintf(val, sizeof val, "%ld validation images, ", data_count(s->val));
+    report_line("data      %s: %s%s%d classes, %dx%d pixels", spec, train, val, K,
+                s->config.image_h, s->config.image_w);
     if (s->train)
         data_describe(s->train, "          training    ", NULL);
     if (s->val)
@@ -857,15 +857,17 @@ static void describe_model(const Session *s, bool training)
     char text[COUNTS][32];
     for (int i = 0; i < COUNTS; i++)
         format_count(count[i], text[i], sizeof text[i]);
-    printf("model     width %d, %d layers, %d heads, mlp %d, patch %d, %d classes: %s parameters, "
-           "%sFLOP per image\n",
-           c->width, c->layers, c->heads, c->mlp, c->patch, c->classes, text[PARAMETERS],
-           text[FLOP]);
-    printf("memory    %sB weights", text[WEIGHTS]);
+    report_line(
+        "model     width %d, %d layers, %d heads, mlp %d, patch %d, %d classes: %s parameters, "
+        "%sFLOP per image",
+        c->width, c->layers, c->heads, c->mlp, c->patch, c->classes, text[PARAMETERS], text[FLOP]);
+    char trained[128] = "";
     if (training)
-        printf(", %sB gradients, %sB optimiser", text[GRADIENTS], text[OPTIMISER]);
-    printf(", %sB activations, %sB inputs; %d images at a time%s\n", text[ACTIVATIONS],
-           text[INPUTS], p->max_batch, s->world.ranks > 1 ? ", on the first rank" : "");
+        snprintf(trained, sizeof trained, ", %sB gradients, %sB optimiser", text[GRADIENTS],
+                 text[OPTIMISER]);
+    report_line("memory    %sB weights%s, %sB activations, %sB inputs; %d images at a time%s",
+                text[WEIGHTS], trained, text[ACTIVATIONS], text[INPUTS], p->max_batch,
+                s->world.ranks > 1 ? ", on the first rank" : "");
     if (p->recompute.kind != RECOMPUTE_NONE) {
         Plan whole = *p;
         whole.recompute = (Recompute){0};
@@ -931,9 +933,9 @@ void setup_model(Session *s, bool training)
         char report[1024] = "";
         check(ckpt_load_weights(own, s->weights, training, report, sizeof report, &why));
         if (*report)
-            printf("          %s%s\n", report,
-                   strcmp(scheme, "jax") ? ""
-                                         : "; it starts at zero, where all are alike: 0% right");
+            report_line(
+                "          %s%s", report,
+                strcmp(scheme, "jax") ? "" : "; it starts at zero, where all are alike: 0% right");
         choose_average(s, training);
     }
     s->state = (RunState){.seed = (uint64_t)o->seed, .best_metric = -1};
