@@ -290,6 +290,7 @@ typedef struct {
 
 typedef struct Backend {
     const char *name;  /* "cpu", "cuda" */
+    const char *built; /* what was compiled in: libraries, architectures */
     bool asynchronous; /* the host can prepare a step while the device computes the one before */
     void (*init)(const Device *d);
     int (*threads)(void);

@@ -1317,6 +1317,11 @@ const Backend *backend_cpu(void)
 {
     static const Backend table = {
         .name = "cpu",
+#ifdef HAVE_MPI
+        .built = "MPI",
+#else
+        .built = "no MPI",
+#endif
         .init = cpu_init,
         .threads = omp_get_max_threads,
         .describe = cpu_describe,

@@ -665,10 +665,24 @@ static void cuda_bind(dev *state, dev *scratch, size_t bytes)
 /* ------------------------------------------------------------------------------------------------
  * The table */
 
+#define AS_TEXT(...) #__VA_ARGS__
+#define VALUE(...)   AS_TEXT(__VA_ARGS__)
+#ifdef __CUDA_ARCH_LIST__
+#define ARCHITECTURES "architectures " VALUE(__CUDA_ARCH_LIST__)
+#else
+#define ARCHITECTURES "no machine code"
+#endif
+#ifdef HAVE_NCCL
+#define NCCL_TEXT "NCCL " VALUE(NCCL_MAJOR) "." VALUE(NCCL_MINOR)
+#else
+#define NCCL_TEXT "no NCCL"
+#endif
+
 extern "C" const Backend *backend_cuda(void)
 {
     static const Backend table = {
         .name = "cuda",
+        .built = "CUDA " VALUE(CUDART_VERSION) ", " ARCHITECTURES ", " NCCL_TEXT,
         .asynchronous = true,
         .init = cuda_init,
         .threads = cuda_threads,

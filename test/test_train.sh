@@ -69,6 +69,8 @@ good "help" --help all
 check "help lists groups and flags" sh -c "grep -q '^learning rate' log && grep -q -- '--patch-size' log"
 good "help of a command" predict --help
 check "is about that" sh -c "grep -q -- '--topk' log && ! grep -q -- '--lr ' log"
+good "version" --version
+check "says what was compiled in" grep -qE '^train_[cg]pu of vit.c, compiled with .*MPI, (no )?WebP, (no )?TIFF by' log
 bad "a flag of timm's" 2 'here it is --label-smoothing' --smoothing 0.1
 bad "data that names no place" 1 'follows the colon' --data cifar10:
 ln -s circle circle

@@ -11,6 +11,7 @@
 
 #include "datasets/shapes.h"
 #include "image/augment.h"
+#include "image/formats.h"
 #include "train/help.h"
 #include "train/hosts.h"
 #include "train/parallel.h"
@@ -244,6 +245,15 @@ static void check_options(const Options *o)
         die_usage("give --epochs above 0, or --steps", "--epochs %g trains nothing", o->epochs);
 }
 
+static _Noreturn void print_version(void)
+{
+    const Backend *be = backend_cuda ? backend_cuda() : backend_cpu();
+    printf("%s of vit.c, compiled with %s, %s by C compiler %s\n", PROGRAM + 2, be->built,
+           formats_built, __VERSION__);
+    report_written(stdout);
+    exit(0);
+}
+
 /* The command line is read first, since it names the run or the recipe that lies under it, and
  * applied last. --help prints the defaults, whatever else was said, if that made sense. */
 void setup_options(Session *s, int argc, char **argv)
@@ -265,6 +275,8 @@ void setup_options(Session *s, int argc, char **argv)
         free(is);
         free(was);
     }
+    if (o->version)
+        print_version();
     if (o->help) {
         help_print(stdout, o->command, o->help_all);
         report_written(stdout);
@@ -472,7 +484,7 @@ void setup_config(Session *s)
     if (s->built_in)
         describe_recipe(s);
     s->be->describe(assumed, sizeof assumed);
-    report_line("device    %s", assumed);
+    report_line("device    %s; with %s, %s", assumed, s->be->built, formats_built);
     if (s->changed) /* a run that goes on may do so with other settings, but not in silence */
         fputs(s->changed, stdout);
     find_start(s);
