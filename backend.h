@@ -255,7 +255,9 @@ typedef struct {
  *   sgd    m = momentum m + g + wd w (m = g + wd w the first time); w = w - lr m
  *   lamb   u = mh / (sqrt(vh) + eps) + wd w; w = w - lr r u; r = |w| / |u| per tensor of two or
  *          more dimensions (1 where either is 0), else 1 (You et al. 2020)
- * ema = ema_decay ema + (1 - ema_decay) w, where ema is given. Nothing happens when state->skip. */
+ * ema = d ema + (1 - d) w, where ema is given, d = min(ema_decay, (1 + t) / (10 + t)): a young
+ * average forgets the random weights that it began with (as tf.train.ExponentialMovingAverage with
+ * num_updates). Nothing happens when state->skip. */
 enum { OPT_ADAMW, OPT_ADAM, OPT_SGD, OPT_LAMB };
 typedef struct {
     int kind;
@@ -288,6 +290,7 @@ typedef struct {
 
 typedef struct Backend {
     const char *name;  /* "cpu", "cuda" */
+    const char *built; /* what was compiled in: libraries, architectures */
     bool asynchronous; /* the host can prepare a step while the device computes the one before */
     void (*init)(const Device *d);
     int (*threads)(void);

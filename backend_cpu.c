@@ -1142,10 +1142,12 @@ static real gradient_scale(void)
     return (real)(state->clip / state->loss_scale);
 }
 
-/* ema = decay ema + (1 - decay) w; a chunk at a time, while w is in cache */
+/* ema = decay ema + (1 - decay) w, decay rising to its value; a chunk at a time, while w is in
+ * cache
+ */
 static void update_ema(const OptStep *a, const Slice *s)
 {
-    real decay = (real)a->opt->ema_decay;
+    real decay = (real)fmin(a->opt->ema_decay, (1.0 + state->t) / (10.0 + state->t));
     for (int i = 0; s->ema && i < s->n; i++)
         s->ema[i] = decay * s->ema[i] + (1 - decay) * s->w[i];
 }
@@ -1315,6 +1317,11 @@ const Backend *backend_cpu(void)
 {
     static const Backend table = {
         .name = "cpu",
+#ifdef HAVE_MPI
+        .built = "MPI",
+#else
+        .built = "no MPI",
+#endif
         .init = cpu_init,
         .threads = omp_get_max_threads,
         .describe = cpu_describe,

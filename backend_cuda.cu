@@ -19,6 +19,8 @@
 #include "cuda/gemm.cuh"
 #include "cuda/optimizer.cuh"
 
+#include <unistd.h>
+
 #if __has_include(<nccl.h>)
 #include <nccl.h>
 #define HAVE_NCCL 1
@@ -147,6 +149,8 @@ static void join_ranks()
 static void open_device(void)
 {
     int devices = 0, local = cu.device.local_rank;
+    if (cudaGetDeviceCount(&devices) != cudaSuccess && local > 0)
+        sleep(5); /* the machine's first rank says it for all, and its launcher ends us */
     CHECK_CUDA(cudaGetDeviceCount(&devices));
     if (const char *share = getenv("VIT_SHARE_GPU"))
         shared_limit = atof(share) > 1 ? atof(share) : 300;
@@ -661,10 +665,24 @@ static void cuda_bind(dev *state, dev *scratch, size_t bytes)
 /* ------------------------------------------------------------------------------------------------
  * The table */
 
+#define AS_TEXT(...) #__VA_ARGS__
+#define VALUE(...)   AS_TEXT(__VA_ARGS__)
+#ifdef __CUDA_ARCH_LIST__
+#define ARCHITECTURES "architectures " VALUE(__CUDA_ARCH_LIST__)
+#else
+#define ARCHITECTURES "no machine code"
+#endif
+#ifdef HAVE_NCCL
+#define NCCL_TEXT "NCCL " VALUE(NCCL_MAJOR) "." VALUE(NCCL_MINOR)
+#else
+#define NCCL_TEXT "no NCCL"
+#endif
+
 extern "C" const Backend *backend_cuda(void)
 {
     static const Backend table = {
         .name = "cuda",
+        .built = "CUDA " VALUE(CUDART_VERSION) ", " ARCHITECTURES ", " NCCL_TEXT,
         .asynchronous = true,
         .init = cuda_init,
         .threads = cuda_threads,

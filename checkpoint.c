@@ -40,15 +40,19 @@ static void get(const TensorSet *set, long at, long n, real *values)
     units_read(set->owner, set->buffer, at, n, values);
 }
 
-/* The first set is the model file's, the others are the state's. */
+/* The first set is the model file's, the others are the state's. The model file holds what is
+ * evaluated: the average, where there is one; then the weights that training goes on with are
+ * `raw.` in the state. Older runs have it the other way round, with the average as `ema.`. */
 enum { MAX_SETS = 4 };
-static int run_sets(Units *u, TensorCopy *copy, TensorSet *sets)
+static int run_sets(Units *u, TensorCopy *copy, bool older, TensorSet *sets)
 {
     const char *first = u->opt.kind == OPT_SGD ? "momentum." : "exp_avg.";
-    const TensorSet all[MAX_SETS] = {{"", u, u->weights, kept, copy},
-                                     {first, u, u->exp_avg, kept, copy},
-                                     {"exp_avg_sq.", u, u->exp_avg_sq, kept, copy},
-                                     {"ema.", u, u->ema, kept, copy}};
+    bool average = u->ema && !older;
+    const TensorSet all[MAX_SETS] = {
+        {"", u, average ? u->ema : u->weights, kept, copy},
+        {first, u, u->exp_avg, kept, copy},
+        {"exp_avg_sq.", u, u->exp_avg_sq, kept, copy},
+        {average ? "raw." : "ema.", u, average ? u->weights : u->ema, kept, copy}};
     int n = 0;
     for (int i = 0; i < MAX_SETS; i++)
         if (all[i].buffer)
@@ -421,8 +425,10 @@ static bool save_both(Units *u, const char *dir, const RunState *run, long owner
                       const CkptRanks *r, Error *e)
 {
     TensorSet sets[MAX_SETS];
-    int n = run_sets(u, get, sets);
+    int n = run_sets(u, get, false, sets);
     StWriter *model = weights_create(in_dir(dir, MODEL_FILE).s, u->layout);
+    if (u->ema)
+        st_add_meta(model, "weights", "average"); /* those of the last step: raw. in the state */
     if (!write_together(model, u->layout, sets, 1, owner, r, e))
         return false;
     StWriter *state = st_create(in_dir(dir, STATE_FILE).s);
@@ -535,10 +541,10 @@ bool ckpt_best(const char *dir, char *out, size_t size, Error *e)
 static const char same_hint[] =
     "resume with the settings of the run, or start a new one with --weights";
 
-static bool has_average(const SafeTensors *f)
+static bool has_prefix(const SafeTensors *f, const char *prefix)
 {
     for (int i = 0; i < f->count; i++)
-        if (strncmp(f->tensor[i].name, "ema.", 4) == 0)
+        if (strncmp(f->tensor[i].name, prefix, strlen(prefix)) == 0)
             return true;
     return false;
 }
@@ -546,7 +552,7 @@ static bool has_average(const SafeTensors *f)
 static bool check_optimiser(const SafeTensors *f, const Units *u, Error *e)
 {
     const char *saved = st_meta(f, "optimizer"), *ours = optimisers[u->opt.kind];
-    bool has_ema = has_average(f);
+    bool has_ema = has_prefix(f, "raw.") || has_prefix(f, "ema.");
     if (!saved)
         return fail(e, weights_state_hint, "%s: metadata has no optimizer", f->path);
     if (strcmp(saved, ours) != 0)
@@ -567,7 +573,7 @@ static bool resume_from(Units *u, const SafeTensors *model, const SafeTensors *s
     const Layout *l = u->layout;
     TensorSet sets[MAX_SETS];
     RunState r = *run;
-    int n = run_sets(u, put, sets);
+    int n = run_sets(u, put, has_prefix(state, "ema."), sets);
     /* everything is looked at before anything is read */
     bool ok = weights_same_config(model, &l->config, may_change, e);
     ok = ok && weights_check(model, l, sets, 1, WEIGHTS_WHOLE, e);
@@ -597,16 +603,38 @@ bool ckpt_resume(Units *u, const char *checkpoint_dir, RunState *run, Error *e)
     return ok;
 }
 
-bool ckpt_load_average(Units *u, const char *checkpoint_dir, int pos)
+/* Where the model file holds one kind of weights, the state holds the other. */
+static bool load_part(Units *u, const char *checkpoint_dir, const char *prefix, int pos)
 {
-    const TensorSet average = {"ema.", u, u->weights, kept, put};
+    const TensorSet sets[] = {{prefix, u, u->weights, kept, put}, {prefix, u, u->ema, kept, put}};
     SafeTensors *f = st_open(in_dir(checkpoint_dir, STATE_FILE).s, NULL);
     SafeTensors *model = st_open(in_dir(checkpoint_dir, MODEL_FILE).s, NULL);
+    int n = u->ema ? 2 : 1;
     if (f && model)
-        weights_resize_positions(f, model, average.prefix, u->layout, pos);
-    bool ok = f && weights_check(f, u->layout, &average, 1, WEIGHTS_PART, NULL) &&
-              weights_read(f, u->layout, &average, 1, WEIGHTS_PART, NULL);
+        weights_resize_positions(f, model, prefix, u->layout, pos);
+    bool ok = f && weights_check(f, u->layout, sets, n, WEIGHTS_PART, NULL) &&
+              weights_read(f, u->layout, sets, n, WEIGHTS_PART, NULL);
     st_close(f);
     st_close(model);
     return ok;
+}
+
+/* Which the model file holds. */
+static bool holds_average(const char *checkpoint_dir)
+{
+    SafeTensors *f = st_open(in_dir(checkpoint_dir, MODEL_FILE).s, NULL);
+    const char *weights = f ? st_meta(f, "weights") : NULL;
+    bool average = weights && strcmp(weights, "average") == 0;
+    st_close(f);
+    return average;
+}
+
+bool ckpt_load_average(Units *u, const char *checkpoint_dir, int pos)
+{
+    return holds_average(checkpoint_dir) || load_part(u, checkpoint_dir, "ema.", pos);
+}
+
+bool ckpt_load_raw(Units *u, const char *checkpoint_dir, int pos)
+{
+    return holds_average(checkpoint_dir) && load_part(u, checkpoint_dir, "raw.", pos);
 }

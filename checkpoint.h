@@ -30,7 +30,8 @@ bool ckpt_shared(const char *dir, const CkptRanks *ranks, Error *e);
  * megabytes. Returns the same on all; where it fails on one, all have that one's error. The first
  * rank's `run` counts.
  *
- * Save to DIR/step_%08d/{model,train_state}.safetensors, published atomically: written to a
+ * Save to DIR/step_%08d/{model,train_state}.safetensors (the model is the average of the weights
+ * where there is one: what was evaluated), published atomically: written to a
  * temporary directory, synced, renamed. Then points DIR/latest and DIR/best (text files with a
  * directory name) at it and at best_step, and of the checkpoints up to this step removes all but
  * the newest `keep` (0: keeps all) and the best. A failure (full disk, ...) leaves every earlier
@@ -48,6 +49,9 @@ bool ckpt_resume(Units *u, const char *checkpoint_dir, RunState *run, Error *e);
 
 /* weights_load, with its `how`, into the weights and their average, which starts there. */
 bool ckpt_load_weights(Units *u, const char *path, int how, char *report, size_t size, Error *e);
-/* Puts the average of a checkpoint's weights into their place, position embeddings resized as `pos`
- * (POS_*) says; false where it has none that fits. */
+/* Once a checkpoint's model file is loaded: makes the weights (and their average, which starts
+ * there) the average, or those of the last step, whichever the file holds; position embeddings are
+ * resized as `pos` (POS_*) says. False: it has none that fits, and nothing has changed; of a
+ * checkpoint without an average ckpt_load_raw too is false. */
 bool ckpt_load_average(Units *u, const char *checkpoint_dir, int pos);
+bool ckpt_load_raw(Units *u, const char *checkpoint_dir, int pos);

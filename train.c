@@ -17,6 +17,7 @@
 #include "train/mixup.h"
 #include "util/files.h"
 #include "util/report.h"
+#include "util/text.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -51,6 +52,7 @@ enum { TELL_STOP, TELL_DAMAGED };
 
 static volatile int stop_signal;  /* int: evaluate() looks at it too */
 static const char *run_to_resume; /* for die_hook; there may be no checkpoint in it yet */
+static const char *run_as_word;   /* the same as a shell takes it */
 
 /* Launchers may deliver one signal twice: a second one counts only after a second. */
 static void on_signal(int sig)
@@ -74,7 +76,7 @@ static void say_how_to_resume(void)
 {
     if (have_checkpoint())
         fprintf(stderr, "the last checkpoint is safe; continue it with: %s --resume %s\n", PROGRAM,
-                run_to_resume);
+                run_as_word);
     else if (run_to_resume)
         fprintf(stderr, "there was no checkpoint yet: --save-every N writes one every N steps\n");
 }
@@ -329,8 +331,23 @@ static void begin(Training *t)
     fflush(stdout);
 }
 
-/* Says what came of it, and what to do next. */
-static void finish(Training *t)
+/* Of the signals that ranks have had, which may be none of this one's: what a shell says of a
+ * program that one has ended, so that `train && deploy` does not deploy. */
+static int stopped_status(void)
+{
+    static const int known[] = {SIGTERM, SIGINT, SIGUSR1};
+    double had[COUNT(known)];
+    int first = 0;
+    for (int i = 0; i < COUNT(known); i++)
+        had[i] = stop_signal == known[i];
+    hosts_sum(had, COUNT(known));
+    while (first < COUNT(known) - 1 && had[first] == 0)
+        first++;
+    return 128 + known[first];
+}
+
+/* Says what came of it, and what to do next. Returns the program's status. */
+static int finish(Training *t)
 {
     Session *s = t->s;
     char took[32], memory[32];
@@ -341,7 +358,7 @@ static void finish(Training *t)
         printf("stopped after step %lu of %lu", (unsigned long)s->state.step,
                (unsigned long)s->steps);
         if (have_checkpoint())
-            printf("; continue with: %s --resume %s\n", PROGRAM, s->out);
+            printf("; continue with: %s --resume %s\n", PROGRAM, run_as_word);
         else
             printf("; nothing was saved: no step had finite gradients\n");
     } else {
@@ -351,17 +368,19 @@ static void finish(Training *t)
                    (unsigned long)s->state.best_step);
         printf("\nresults   %s: config.ini, log.jsonl, classes.txt, checkpoints in step_*\n",
                s->out);
-        printf("try next  %s eval --weights %s\n"
-               "          %s predict --weights %s IMAGE.jpg\n"
+        printf("try next  %s eval %s\n"
+               "          %s predict %s IMAGE.jpg\n"
                "          %s --resume %s --epochs %g\n",
-               PROGRAM, s->out, PROGRAM, s->out, PROGRAM, s->out,
+               PROGRAM, run_as_word, PROGRAM, run_as_word, PROGRAM, run_as_word,
                fmax(2 * round(meter_epoch(s, s->state.step)), 1));
     }
     meter_end(&t->meter);
+    fflush(stdout); /* a launcher may end the last ranks when the first has left */
     if (t->loader)
         loader_close(t->loader);
     free(t->targets);
     free(t->augment);
+    return t->stopped ? stopped_status() : 0;
 }
 
 /* Whether any rank has a signal by now: a round of messages, and so not for every step of many. */
@@ -409,20 +428,20 @@ static int command_train(Session *s)
     setup_model(s, true);
     setup_length(s);
     if (s->state.step >= s->steps) {
-        printf("nothing left to do: the run has all its %lu steps; --epochs or --steps asks for "
-               "more\n",
-               (unsigned long)s->steps);
+        printf(
+            "nothing left to do: the run is at step %lu, epoch %.2f, already (--epochs, --steps)\n",
+            (unsigned long)s->state.step, meter_epoch(s, s->state.step));
         return 0;
     }
     setup_out(s);
     run_to_resume = s->out;
+    run_as_word = shell_word(s->out);
     if (s->checkpoint)
         algorithms(s, s->run_dir ? s->run_dir : s->checkpoint, false);
     catch_signals();
     begin(&t);
     train(&t);
-    finish(&t);
-    return 0;
+    return finish(&t);
 }
 
 /* Where standard streams were closed, files that we open must not take their place. */
@@ -447,6 +466,19 @@ static const Command commands[] = {{"train", command_train, false, false},
                                    {"predict", command_predict, true, true},
                                    {"bench", command_bench, false, false}};
 
+/* What a program reads from our output is the results alone: all that is printed besides, where and
+ * how it computes, goes the way of errors. */
+static FILE *keep_results(void)
+{
+    int out = dup(STDOUT_FILENO);
+    FILE *results = out < 0 ? NULL : fdopen(out, "w");
+    if (!results || dup2(STDERR_FILENO, STDOUT_FILENO) < 0)
+        die("raise the limit of open files (ulimit -n)", "cannot open the output: %s",
+            strerror(errno));
+    setvbuf(stdout, NULL, _IOLBF, BUFSIZ);
+    return results;
+}
+
 int main(int argc, char **argv)
 {
     open_streams();
@@ -461,14 +493,19 @@ int main(int argc, char **argv)
     while (strcmp(c->name, s.o.command) != 0)
         c++;
     if (c->of_files && s.o.n_files == 0)
-        die_usage("give their names: predict --weights FILE IMAGE...", "predict needs images");
+        die_usage("give their names: predict RUN IMAGE...", "predict needs images");
     if (c->of_weights && !*s.o.weights && !*s.o.resume)
-        die_usage("name a safetensors file or a run directory", "%s needs --weights", c->name);
+        die_usage("name a run directory or a safetensors file: eval RUN, or --weights FILE",
+                  "%s needs --weights", c->name);
+    s.results = c->of_files ? keep_results() : stdout;
     setup_config(&s);
+    if (s.world.rank > 0 && c->of_files && !freopen("/dev/null", "w", s.results))
+        warn("cannot silence rank %d", s.world.rank);
     int status = c->run(&s);
+    FILE *results = s.results;
     die_hook = NULL; /* it speaks of a run that is freed now */
     session_free(&s);
-    if (fflush(stdout) != 0 && errno != EPIPE)
-        die("free some space", "cannot write the output: %s", strerror(errno));
+    report_written(results);
+    report_written(stdout);
     return status;
 }

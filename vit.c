@@ -1103,8 +1103,11 @@ static void place(Model *m, int which, size_t *bytes)
         }
         if (m->be->memory_free() > 0)
             fits = vit_largest_batch(&m->config, &m->plan, m->be, m->be->memory_free());
-        if (fits)
+        int half = m->plan.max_batch / 2;
+        if (which > 0 && fits > 0 && fits < m->plan.max_batch)
             snprintf(hint, sizeof hint, "--micro-batch %d is the largest that fits", fits);
+        else if (which > 0 && fits && half) /* what is free may be in pieces, or not ours to take */
+            snprintf(hint, sizeof hint, "try a smaller one, such as --micro-batch %d", half);
         die(hint, "no memory for %.2f GiB of %s (micro-batch %d)", (double)a.bytes / (1 << 30),
             plans[which].what, m->plan.max_batch);
     }

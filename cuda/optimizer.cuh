@@ -148,7 +148,7 @@ __device__ inline void put_weights(float (&w)[N], const OptStep &a, const OptCon
     const int left = c.n - i;
     put((float *)a.w + at, w, left);
     if (a.ema) {
-        const float decay = (float)o.ema_decay;
+        const float decay = fminf((float)o.ema_decay, (1 + (float)s->t) / (10 + (float)s->t));
         float ema[N];
         take(ema, (float *)a.ema + at, left);
         each<N>([&](int k) { ema[k] = decay * ema[k] + (1 - decay) * w[k]; });

@@ -349,3 +349,15 @@ const Format *format_of(const uint8_t *bytes, size_t n, Error *e)
              f->missing);
     return f && !f->missing ? f : NULL;
 }
+
+const char formats_built[] =
+#ifdef HAVE_WEBP
+    "WebP"
+#else
+    "no WebP"
+#endif
+#ifdef HAVE_TIFF
+    ", TIFF";
+#else
+    ", no TIFF";
+#endif

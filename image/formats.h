@@ -12,6 +12,9 @@ typedef struct {
     const char *missing; /* neither: built without the library */
 } Format;
 
+/* "WebP, no TIFF": which libraries were there when this was compiled. */
+extern const char formats_built[];
+
 enum { FORMATS = 6 };
 extern const Format formats[FORMATS];
 

@@ -532,6 +532,39 @@ static void check_resume(const char *name, const Config *c, int optimiser, bool 
     vit_free(b);
 }
 
+/* Checkpoints once had the average in the state, as `ema.`, and the others as the model. Renaming
+ * `raw.` makes one of those, in which the two have changed places. */
+static void test_older_average(void)
+{
+    Config c = small_config();
+    Error e = {0};
+    RunState run = {.step = 3, .samples = 6, .seed = 1, .best_metric = -1}, back = {0};
+    const char *dir = below("older-average");
+    Model *a = make_model(&c, OPT_ADAMW, true, 1), *b = make_model(&c, OPT_ADAMW, true, 2);
+    train(a, 0, 3);
+    CHECK(save(a, dir, run, 3, &e), "%s", e.what);
+    char *at = xasprintf("%s/step_00000003", dir);
+    char *state = xasprintf("%s/train_state.safetensors", at);
+    CHECK(ckpt_load_raw(&b->own, at, POS_TIMM) && ckpt_load_average(&b->own, at, POS_TIMM));
+    size_t size;
+    char *bytes = (char *)read_bytes(state, &size);
+    int renamed = 0;
+    for (size_t i = 0; i + 5 < size; i++)
+        if (memcmp(bytes + i, "\"raw.", 5) == 0) {
+            memcpy(bytes + i, "\"ema.", 5);
+            renamed++;
+        }
+    CHECK(renamed == a->layout->tensors, "%d", renamed);
+    CHECK(save_file(state, bytes, size, false, &e), "%s", e.what);
+    CHECK(resume(b, at, &back, &e), "%s", e.what);
+    units_swap_ema(&b->own);
+    CHECK(differences(a, b) == 0, "%d buffers differ", differences(a, b));
+    free(state);
+    free(at);
+    vit_free(a);
+    vit_free(b);
+}
+
 static void test_resume(void)
 {
     Config c = small_config(), all = small_config();
@@ -1112,6 +1145,7 @@ int main(int argc, char **argv)
     test_unusual();
     fuzz(below("sample.safetensors"), 4000, false);
     test_resume();
+    test_older_average();
     test_refused_resume();
     test_weights();
     test_foreign();

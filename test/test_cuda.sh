@@ -285,7 +285,7 @@ if [ "$standin" ]; then
     wait $pid
     rc=$?
     check "a signal stops all ranks after a step, with a checkpoint (status $rc)" \
-        sh -c "[ $rc = 0 ] && grep -q '^stopped after step' log && [ -e stopped/latest ]"
+        sh -c "[ $rc = 143 ] && grep -q '^stopped after step' log && [ -e stopped/latest ]"
 fi
 
 # ---- real weights ----

@@ -964,6 +964,7 @@ static const OptCase opt_cases[] = {
     {"adamw", {OPT_ADAMW, 0.9, 0.95, 1e-3, 0, 0.3, 0.99}, 7, 1, 0, 0.37, 1024},
     {"adam, first step", {OPT_ADAM, 0.9, 0.999, 1e-8, 0, 0.05, 0.9}, 1, 1, 0, 0.5, 1},
     {"adam", {OPT_ADAM, 0.8, 0.99, 1e-6, 0, 0.3, 0}, 1000, 0, 0, 0.37, 8},
+    {"adam, an old average", {OPT_ADAM, 0.8, 0.99, 1e-6, 0, 0.3, 0.9}, 1000, 1, 0, 0.37, 8},
     {"sgd, first step", {OPT_SGD, 0, 0, 0, 0.9, 0.1, 0}, 1, 0, 0, 0.5, 1},
     {"sgd", {OPT_SGD, 0, 0, 0, 0.9, 0.1, 0.999}, 2, 1, 0, 0.37, 8},
     {"lamb, first step", {OPT_LAMB, 0.9, 0.999, 1e-6, 0, 0.02, 0}, 1, 0, 0, 1, 1},
@@ -1022,7 +1023,7 @@ static void lamb_reference(const OptMats *a)
 static void opt_reference(const OptCase *c, const OptMats *a)
 {
     bool lamb = c->opt.kind == OPT_LAMB;
-    double decay = c->opt.ema_decay;
+    double decay = fmin(c->opt.ema_decay, (1 + (double)c->t) / (10 + (double)c->t));
     for (long i = 0; !c->skip && i < N; i++) {
         const Chunk *k = chunk_of(i);
         if (k)

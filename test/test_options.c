@@ -2,7 +2,9 @@
  */
 #include "check.h"
 
+#include "train/help.h"
 #include "train/setup.h"
+#include "train/synonyms.h"
 #include "util/files.h"
 #include "util/report.h"
 #include "util/text.h"
@@ -138,6 +140,61 @@ static void test_recipes(void)
     options_free(&o);
 }
 
+/* Places as absolute paths, with what stands before them; and what a continued run changes. */
+static void test_places(void)
+{
+    static const char *const cases[][3] = {
+        {"data", "pictures", "data = %s/pictures\n"},
+        {"data", "./a/b", "data = %s/a/b\n"},
+        {"data", "/a/b", "data = /a/b\n"},
+        {"data", "wds:S/t-{0..3}.tar::../u", "data = wds:%s/S/t-{0..3}.tar::%s/../u\n"},
+        {"data", "mnist:m", "data = mnist:%s/m\n"},
+        {"data", "fake:zeros:7", "data = fake:zeros:7\n"},
+        {"data", "shapes", "data = shapes\n"},
+        {"val_data", "none", "val-data = none\n"},
+        {"val_data", "", "val-data = \n"},
+        {"classes", "c.txt", "classes = %s/c.txt\n"},
+        {"index_dir", "i", "index-dir = %s/i\n"},
+        {"weights", "w.safetensors", "weights = %s/w.safetensors\n"},
+    };
+    char here[4096], want[12000];
+    Error e = {"", ""};
+    Config c = vit_config_default();
+    CHECK(getcwd(here, sizeof here) != NULL);
+    for (int i = 0; i < COUNT(cases); i++) {
+        Options o;
+        options_init(&o);
+        CHECK(options_set(&o, cases[i][0], cases[i][1], "", &e), "%s", e.what);
+        char *text = options_text(&o, &c, "x");
+        size_t n = (size_t)snprintf(want, sizeof want, "\n");
+        for (const char *p = cases[i][2]; *p; p++) {
+            bool is_here = strncmp(p, "%s", 2) == 0;
+            n += (size_t)snprintf(want + n, sizeof want - n, "%.*s", is_here ? 4095 : 1,
+                                  is_here ? here : p);
+            p += is_here;
+        }
+        CHECK(strstr(text, want) != NULL, "%s: %s", cases[i][1], want);
+        free(text);
+        options_free(&o);
+    }
+    Options o;
+    options_init(&o);
+    char *was = options_text(&o, &c, "x");
+    CHECK(options_set(&o, "lr", "0.5", "", &e) && options_set(&o, "classes", "/c", "", &e));
+    c.heads = 2;
+    char *is = options_text(&o, &c, "y"), *same = options_changes(is, is);
+    char *changes = options_changes(was, is);
+    CHECK(strcmp(changes, "changed   classes (none) -> /c\nchanged   lr 0.001 -> 0.5\n"
+                          "changed   heads 12 -> 2\n") == 0,
+          "%s", changes);
+    CHECK(!*same, "%s", same);
+    free(was);
+    free(is);
+    free(same);
+    free(changes);
+    options_free(&o);
+}
+
 /* What options_write writes, options_file reads back to the same bits. */
 static void test_echo(void)
 {
@@ -146,14 +203,14 @@ static void test_echo(void)
     Options o, back;
     Error e = {"", ""};
     CHECK(fd >= 0);
-    CHECK(PARSE("--lr", "0.1234567890123456789", "--data", " odd # name", "--flip", "0.25", "--opt",
+    CHECK(PARSE("--lr", "0.1234567890123456789", "--init", " odd # name", "--flip", "0.25", "--opt",
                 "sgd", "--no-augment", "--steps", "12", "--width", "48", "--eps", "1.1e-6"));
     Config c = vit_config_default(), d = c;
     options_apply_config(&o, &c);
     CHECK(options_write(&o, &c, path, &e));
     options_init(&back);
     CHECK(options_file(&back, path, &e));
-    CHECK(back.lr == o.lr && strcmp(back.data, o.data) == 0 && back.flip == o.flip);
+    CHECK(back.lr == o.lr && strcmp(back.init, o.init) == 0 && back.flip == o.flip);
     CHECK(back.opt == OPT_SGD && !back.augment && back.steps == 12 && back.epochs == 0);
     options_apply_config(&back, &d);
     CHECK(d.width == 48 && d.eps == c.eps && d.eps == 1.1e-6);
@@ -179,11 +236,11 @@ static void test_echo_texts(void)
     for (int i = 0; i < COUNT(texts); i++) {
         Options o, back;
         options_init(&back);
-        CHECK(PARSE("--data", texts[i], "--classes", texts[COUNT(texts) - 1 - i], "--lr", "3"));
+        CHECK(PARSE("--init", texts[i], "--color-twist", texts[COUNT(texts) - 1 - i], "--lr", "3"));
         CHECK(options_write(&o, &c, path, &e) && options_file(&back, path, &e), "%s", e.what);
-        CHECK(strcmp(back.data, o.data) == 0 && strcmp(back.classes, o.classes) == 0 &&
+        CHECK(strcmp(back.init, o.init) == 0 && strcmp(back.color_twist, o.color_twist) == 0 &&
                   back.lr == 3,
-              "'%s' became '%s'", o.data, back.data);
+              "'%s' became '%s'", o.init, back.init);
         options_free(&o);
         options_free(&back);
     }
@@ -212,19 +269,38 @@ static void test_echo_texts(void)
     free(temporary);
 }
 
+/* What --help prints for a command; free() it. */
+static char *help_of(const char *command, bool all)
+{
+    char *help = NULL;
+    size_t size;
+    FILE *f = open_memstream(&help, &size);
+    help_print(f, command, all);
+    fclose(f);
+    return help;
+}
+
 static void test_help(void)
 {
     static const char *const says[] = {"--no-FLAG", "built-in recipe for small images",
                                        "--image-size N|HxW", "--std X|R,G,B|imagenet",
                                        "--batch-size N"};
-    char *help = NULL;
-    size_t size;
-    FILE *f = open_memstream(&help, &size);
-    options_help(f);
-    fclose(f);
+    static const struct {
+        const char *command, *has, *has_not;
+    } cases[] = {{"train", "--epochs", "--adam-eps"},
+                 {"eval", "--val-data", "--epochs"},
+                 {"predict", "--topk", "--epochs"},
+                 {"bench", "--steps", "--topk"}};
+    char *all = help_of("train", true);
     for (int i = 0; i < COUNT(says); i++)
-        CHECK(strstr(help, says[i]), "no '%s' in --help", says[i]);
-    free(help);
+        CHECK(strstr(all, says[i]), "no '%s' in --help all", says[i]);
+    for (int i = 0; i < COUNT(cases); i++) {
+        char *help = help_of(cases[i].command, false);
+        CHECK(strstr(help, cases[i].has) && !strstr(help, cases[i].has_not), "%s", help);
+        CHECK(strlen(help) < strlen(all) / 2);
+        free(help);
+    }
+    free(all);
 }
 
 static void test_bools(void)
@@ -233,8 +309,77 @@ static void test_bools(void)
                                         "0",     "1",    "No", "Yes", "False", "True"};
     for (int i = 0; i < COUNT(words); i++)
         CHECK(find_bool(words[i]) == i % 2, "%s", words[i]);
-    CHECK(find_bool("") == -1 && find_bool("truely") == -1 && find_bool("tRUE") == -1);
+    CHECK(find_bool("") == -1 && find_bool("truely") == -1 && find_bool("tRUE") == 1);
     CHECK(find_bool("true|no") == -1 && find_bool("2") == -1);
+}
+
+/* Flags of timm and others lead to ours, each of which there is. */
+static void test_synonyms(void)
+{
+    static const char *const theirs[][2] = {{"sched", "--schedule"},
+                                            {"aa", "--auto-augment"},
+                                            {"smoothing", "--label-smoothing"},
+                                            {"reprob", "--erase"},
+                                            {"amp", "--precision"},
+                                            {"learning-rate", "--lr"},
+                                            {"learning_rate", "--lr"},
+                                            {"crop-pct", "--resize"},
+                                            {"class-map", "--classes"},
+                                            {"model-ema", "--ema"},
+                                            {"warmup-epochs", "--warmup-steps"}};
+    Options o;
+    Error e;
+    for (int i = 0; i < COUNT(theirs); i++) {
+        options_init(&o);
+        CHECK(!options_set(&o, theirs[i][0], "1", "--", &e) && strstr(e.hint, theirs[i][1]),
+              "%s: %s", theirs[i][0], e.hint);
+        CHECK(flag_synonym(theirs[i][0]) != NULL);
+        options_free(&o);
+    }
+    CHECK(flag_synonym("lr") == NULL);
+    CHECK(!PARSE("-b", "64") && strstr(e.hint, "--batch-size"), "%s", e.hint);
+    options_free(&o);
+    CHECK(!PARSE("predict", "-x.jpg") && strstr(e.hint, "./-"), "%s", e.hint);
+    options_free(&o);
+    CHECK(PARSE("--opt", "AdamW", "--augment", "FALSE", "--schedule", "Linear"));
+    CHECK(o.opt == OPT_ADAMW && !o.augment && o.schedule == SCHEDULE_LINEAR);
+    options_free(&o);
+}
+
+/* The first word of eval and predict, where that can be weights. */
+static void test_first_word(void)
+{
+    Options o;
+    Error e = {"", ""};
+    char *argv[] = {(char *)"train_cpu", (char *)"predict", (char *)"/tmp", (char *)"a.jpg", NULL};
+    Settings asked = {0};
+    options_init(&o);
+    CHECK(options_args(&o, &asked, 4, argv, &e) && o.n_files == 1 &&
+          strcmp(o.files[0], "a.jpg") == 0);
+    CHECK(settings_last(&asked, "weights") &&
+          strcmp(settings_last(&asked, "weights"), "/tmp") == 0);
+    CHECK(options_apply(&o, &asked, &e));
+    options_free(&o);
+    CHECK(PARSE("eval", "x.safetensors") && strcmp(o.weights, "x.safetensors") == 0);
+    options_free(&o);
+    CHECK(!PARSE("eval", "run", "x.jpg"));
+    options_free(&o);
+    CHECK(PARSE("predict", "--weights", "w", "/tmp") && o.n_files == 1);
+    options_free(&o);
+    CHECK(!PARSE("train", "/tmp"));
+    options_free(&o);
+}
+
+static void test_shell_words(void)
+{
+    static const char *const words[][2] = {
+        {"runs/a-1", "runs/a-1"}, {"a b", "'a b'"}, {"", "''"},
+        {"it's", "'it'\\''s'"},   {"$x", "'$x'"},   {"~/r", "'~/r'"}};
+    for (int i = 0; i < COUNT(words); i++) {
+        char *word = shell_word(words[i][0]);
+        CHECK(strcmp(word, words[i][1]) == 0, "%s", word);
+        free(word);
+    }
 }
 
 /* ---- learning rates ---- */
@@ -271,6 +416,68 @@ static void test_schedules(void)
 /* ---- log lines ---- */
 
 /* Bytes that are no UTF-8, and a log that was cut in the middle of a line. */
+/* The bar fills any terminal and overflows none; what matters less gives way. */
+static void test_bar(void)
+{
+    StepReport r = {.step = 425,
+                    .total = 1000,
+                    .epoch = 2.4,
+                    .epochs = 10,
+                    .loss = 0.5321,
+                    .acc = 81.23,
+                    .best = 84.31,
+                    .eta = 185,
+                    .elapsed = 130,
+                    .lr = 1e-3,
+                    .images_per_s = 512};
+    char line[600], full[600];
+    for (int columns = 2; columns < 400; columns++) {
+        report_bar_line(&r, columns, line, sizeof line);
+        CHECK((int)strlen(line) < columns, "%d: %s", columns, line);
+    }
+    report_bar_line(&r, 80, line, sizeof line);
+    const char *const first[] = {"[",          "] 42%",      "epoch 3/10",
+                                 "loss 0.532", "3m05s left", "best 84.3%"};
+    for (int i = 0; i < COUNT(first); i++)
+        CHECK(strstr(line, first[i]), "no %s in %s", first[i], line);
+    CHECK(!strstr(line, "lr "), "%s", line);
+    report_bar_line(&r, 200, full, sizeof full);
+    CHECK(strstr(full, "2m10s") && strstr(full, "512 images/s") && strstr(full, "lr 1.00e-03"),
+          "%s", full);
+    CHECK(strchr(full, ']') - full > 40, "%s", full);
+    r.wait = 0.2;
+    report_bar_line(&r, 200, full, sizeof full);
+    CHECK(strstr(full, "wait 20%"), "%s", full);
+    r.step = 1000, r.epoch = 10, r.best = -1;
+    report_bar_line(&r, 80, line, sizeof line);
+    CHECK(strstr(line, "=>] 100%") && strstr(line, "epoch 10/10") && !strstr(line, "best"), "%s",
+          line);
+    r.epochs = 0.5;
+    report_bar_line(&r, 80, line, sizeof line);
+    CHECK(strstr(line, "step 1000/1000"), "%s", line);
+}
+
+static void test_folding(void)
+{
+    static const char line[] = "model     width 128, 4 layers, 4 heads, mlp 256, patch 8: 565 k";
+    char *whole = report_folded(line, 100), *narrow = report_folded(line, 40);
+    CHECK(strncmp(whole, line, strlen(line)) == 0 && strcmp(whole + strlen(line), "\n") == 0);
+    CHECK(strcmp(narrow, "model     width 128, 4 layers, 4 heads,\n"
+                         "          mlp 256, patch 8: 565 k\n") == 0,
+          "%s", narrow);
+    free(whole);
+    free(narrow);
+    for (int columns = 2; columns < 100; columns++) { /* words of any length: nothing is lost */
+        char *folded =
+            report_folded("run       runs/a_long_name_that_is_one_word and more words", columns);
+        int letters = 0;
+        for (char *p = folded; *p; p++)
+            letters += *p != ' ' && *p != '\n';
+        CHECK(letters == 48, "%d: %d: %s", columns, letters, folded);
+        free(folded);
+    }
+}
+
 static void test_log_bytes(void)
 {
     static const char *const cases[][2] = {
@@ -354,9 +561,15 @@ int main(void)
     test_recipes();
     test_echo();
     test_echo_texts();
+    test_places();
     test_help();
+    test_synonyms();
+    test_first_word();
+    test_shell_words();
     test_bools();
     test_schedules();
     test_log();
+    test_bar();
+    test_folding();
     return check_report();
 }

@@ -237,7 +237,7 @@ check "SIGTERM ends all ranks" gone
 wait $pid
 rc=$?
 cp log.stopped log
-check "after a step (status $rc)" sh -c "[ $rc = 0 ] && grep -q '^stopped after step' log"
+check "after a step (status $rc)" sh -c "[ $rc = 143 ] && grep -q '^stopped after step' log"
 check "which save once" [ "$(grep -c '"event":"save"' stopped/log.jsonl)$(ls -d stopped/step_* | wc -l)" = 11 ]
 
 for victim in 0 1; do

@@ -80,7 +80,7 @@ bad "stray word" 2 'more' shard --data pics --out s more
 
 good "shard" shard --data pics --out one/train-%06d.tar --threads 1
 says "shard" "^1 shards, 70 samples, "
-says "shard" "wds:one/train-\{000000\.\.000000\}\.tar' --classes 'one/classes.txt'"
+says "shard" "^train from them: --data 'wds:one/train-\{000000\.\.000000\}\.tar' --val-data pics --classes one/classes.txt$"
 good "shard, 4 threads" shard --data pics --out four/train --threads 4
 check "same bytes for any number of threads" cmp one/train-000000.tar four/train-000000.tar
 good "shard, another seed" shard --data pics --out seed/train --seed 1
@@ -401,6 +401,23 @@ says "validation images" '^b.png: 10 of 30 images of 10 classes'
 for recipe in "$root"/recipes/*.ini; do
     good "show with $(basename "$recipe")" show --recipe "$recipe" --data pics --out recipe.png --count 2
 done
+good "a sheet as JPEG" show --data pics --image-size 32 --count 2 --out a.jpg
+check "is one" [ "$(head -c 3 a.jpg | od -An -tx1)" = " ff d8 ff" ]
+good "a sheet called otherwise" show --data pics --image-size 32 --count 2 --out a.pic
+says "what it is" 'a.pic: written as PNG'
+# The same picture under names that are spelled alike must make the same sheet, but for its title.
+spelled() { # name, as
+    rm -rf named && mkdir -p "named/train/$1" && cp pics/train/star/*1.jpg "named/train/$1/"
+    good "a class called $1" show --data named --val-data none --image-size 32 --count 1 --out b.png
+    mv "named/train/$1" "named/train/$2"
+    good "and $2" show --data named --val-data none --image-size 32 --count 1 --out c.png
+    check "$1 is shown as $2" cmp b.png c.png
+}
+spelled 'Käfer' 'Kaefer'
+spelled 'łódź' 'lodz'
+spelled "$(printf 'e\xcc\x81te\xcc\x81')" 'ete' # marks by themselves, as macOS has them
+spelled '猫' 'U+732B '
+spelled "$(printf 'a\xff')" 'a?'
 bad "no --out" 2 '--out is missing' show --data pics
 bad "no such data" 1 '/nowhere' show --data /nowhere --out x.png
 bad "no such flag" 2 'no such setting' show --data pics --colums 3 --out x.png

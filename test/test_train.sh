@@ -65,8 +65,17 @@ until_true() { # wait up to 60 s for a command to succeed
 
 # ---- usage ----
 
-good "help" --help
+good "help" --help all
 check "help lists groups and flags" sh -c "grep -q '^learning rate' log && grep -q -- '--patch-size' log"
+good "help of a command" predict --help
+check "is about that" sh -c "grep -q -- '--topk' log && ! grep -q -- '--lr ' log"
+good "version" --version
+check "says what was compiled in" grep -qE '^train_[cg]pu of vit.c, compiled with .*MPI, (no )?WebP, (no )?TIFF by' log
+bad "a flag of timm's" 2 'here it is --label-smoothing' --smoothing 0.1
+bad "data that names no place" 1 'follows the colon' --data cifar10:
+ln -s circle circle
+bad "a link in a circle" 1 'circle: symbolic links that lead in a circle' --data circle
+bad "weights that are one" 1 'circle: symbolic links that lead in a circle' eval circle
 bad "unknown flag" 2 'did you mean --width' --widht 3
 bad "unknown command" 2 'did you mean train' trian
 bad "bad number" 2 'lr: .fast.' --lr fast
@@ -81,6 +90,8 @@ bad "colour jitter" 2 'hue' --data /nonexistent --color-jitter 0.4,0.4,0.4,0.6
 bad "bf16 on a CPU" 2 'fp32' $fake --precision bf16
 bad "eval without weights" 2 'needs --weights' eval --data fake
 bad "predict without images" 2 'needs images' predict --weights x.safetensors
+printf '\357\273\277steps = 0\r\nepochs = 0\r\n' >marked.ini
+bad "a recipe from Windows is read" 2 'epochs 0 trains nothing' --recipe marked.ini
 printf 'width = 32\nlayrs = 2\n' >recipe.ini
 bad "unknown key in a recipe" 2 'recipe.ini:2.*layrs|did you mean layers' --recipe recipe.ini
 head -c 3000 /dev/urandom >noise.ini
@@ -104,8 +115,32 @@ good "a finished run has nothing left" --resume run
 check "and says so" grep -q 'nothing left' log
 good "a finished run gets more steps" --resume run --steps 14
 check "from where it was" grep -q '^resumed   at step 12' log
-bad "another seed cannot continue" 1 'seed' --resume run --steps 16 --seed 9
+good "resumed as it was" --resume run --steps 14
+check "keeps one older config.ini" sh -c "test -e run/config.ini.1 && ! test -e run/config.ini.2"
+good "and with other settings" --resume run --steps 20 --lr 0.002 --flip 0 --batch-size 8
+check "says which" sh -c "grep -q '^changed   lr 0.001 -> 0.002$' log && grep -q '^changed   flip 0.5 -> 0$' log &&
+    grep -q '^changed   batch-size 16 -> 8$' log && [ \$(grep -c ^changed log) = 4 ]"
+check "and what the learning rate does" grep -qE '^ +lr goes from .* to .*: .* 20 steps, not 14' log
+check "the settings before are kept" sh -c "grep -q '^lr = 0.001$' run/config.ini.2 && grep -q '^lr = 0.002$' run/config.ini"
+for model in vit_tiny_patch16_224 google/vit-tiny-patch16-224-in21k deit_tiny_patch16_224 ti/16; do
+    good "$model" --model $model --data fake --num-classes 4 --image-size 32 --layers 1 --batch-size 2 --threads 1 \
+        --steps 1 --val-data none --out "names/$(basename $model)"
+    check "$model is Ti/16" grep -q 'width 192, 1 layers, 3 heads, mlp 768, patch 16' log
+done
+bad "a model that is none" 2 'no model is called' --model swin_tiny_patch4_224 --data fake
+good "a run in a folder with blanks" $fake --steps 1 --val-data none --out "a run's"
+check "is named as a shell takes it" sh -c "grep -qF \"eval 'a run'\\\\''s'\" log"
+good "evaluated by its name alone" eval run
+bad "another seed cannot continue" 1 'seed' --resume run --steps 30 --seed 9
 bad "nothing to resume" 1 'nowhere' --resume nowhere
+mkdir -p runs/one/sub && cp -r run runs/two
+bad "a folder of runs" 1 'name one of runs/two$' --resume runs
+bad "a folder of runs to evaluate" 1 'name one of runs/two$' eval --weights runs --data fake
+cp run/config.ini runs/one
+bad "a run without a checkpoint" 1 'has not saved a checkpoint' --resume runs/one
+bad "no run at all" 1 'holds no run' --resume runs/one/sub
+good "an epoch that is over" --resume run --epochs 0.001
+check "is said without a plan" sh -c "grep -q 'at step 20, epoch 0.21, already' log && ! grep -q ^plan log"
 
 # ---- bits ----
 
@@ -122,6 +157,22 @@ good "a recipe's echo" --recipe a/config.ini --out d
 same "the echo repeats the run" a d
 check "the best by EMA is evaluated with EMA" sh -c "
     '$binary' eval --weights a >log 2>&1; grep -q averaged log && '$binary' eval --weights a --no-ema >log 2>&1"
+
+# What is evaluated is what the file holds, whoever reads it: in a run, copied, to start from.
+top1() { tail -n 1 log | cut -d' ' -f2,6; } # and the loss
+"$binary" eval --weights a >log 2>&1
+average=$(top1)
+cp "$(cat a/best | sed 's,^,a/,')/model.safetensors" exported.safetensors
+good "the average, copied" eval --data fake --weights exported.safetensors
+check "is what was evaluated" [ "$(top1)" = "$average" ]
+good "the weights of the last step" eval --weights a --no-ema
+check "are others" [ "$(top1)" != "$average" ]
+check "and it says so" grep -q 'not their average' log
+good "a short run with a long average" $fake --steps 40 --lr 0.03 --ema 0.9999 --eval-every 1 --out long
+losses=$(grep '"event":"eval"' long/log.jsonl | sed -nE '1s/.*"loss":([^,]*).*/\1/p; $s/.*"loss":([^,]*).*/\1/p')
+good "its last weights" eval --weights "$(last long)" --no-ema
+check "is judged by weights near its last, not its first" awk -v l="$losses $(top1)" 'BEGIN {
+    split(l, f); a = f[2] - f[1]; b = f[2] - f[4]; exit !(a * a > 4 * b * b) }'
 
 good "stopped half way" $full --steps 12 --schedule constant --out e
 good "and continued" --resume e --steps 24
@@ -178,6 +229,7 @@ good "sigmoid loss, layer scale, several class tokens, gap" $fake --steps 3 --lo
 # ---- trouble while running ----
 
 bad "diverges" 1 'training diverged' $fake --lr 1e30 --clip 0 --warmup-steps 0 --steps 40 --out nan
+check "a loss that is none has no sign" sh -c "grep -q 'loss nan' log && ! grep -q -- -nan log"
 good "before it is full" $fake --steps 4 --out full
 saved=$(last full)
 (
@@ -198,13 +250,19 @@ else
     skip "no tmpfs can be mounted here"
 fi
 
-"$binary" $fake --steps 1000000 --eval-every 1000000 --out term >log 2>&1 &
+"$binary" $fake --steps 1000000 --eval-every 1000000 --save-every 5 --out term >log.term 2>&1 &
 pid=$!
-until_true grep -q '"event":"step"' term/log.jsonl
+until_true test -e term/latest
+lines=$(wc -l <term/config.ini)
+bad "a directory that is in use" 1 "term is in use by process $pid on" $fake --steps 3 --out term
+bad "a run that is in use" 1 "term is in use by process $pid on" --resume term
+check "is left as it is" [ "$(wc -l <term/config.ini) $(grep -c '"event":"start"' term/log.jsonl)" = "$lines 1" ]
 kill -TERM $pid
 wait $pid
 rc=$?
-check "SIGTERM: status $rc" [ $rc = 0 ]
+mv log.term log
+check "the lock ends with the run" [ ! -e term/lock ]
+check "SIGTERM: status $rc" [ $rc = 143 ]
 check "SIGTERM: saved, and says how to go on" sh -c "test -e term/latest && grep -q -- '--resume term' log"
 check "SIGTERM: nothing is lost" \
     sh -c "grep -q \"stopped after step \$(cat term/latest | sed 's/step_0*//') \" log"
@@ -230,7 +288,7 @@ sleep 1
 check "a second signal ends it at once" sh -c "! kill -0 $pid 2>/dev/null"
 wait $pid
 rc=$?
-check "a second signal: status $rc" [ $rc -ge 128 -o $rc = 0 ]
+check "a second signal: status $rc" [ $rc -ge 128 ]
 
 # ---- data ----
 
@@ -252,6 +310,32 @@ same "workers change nothing" one three
 picture=$(find folder/val -type f | head -n 1)
 good "predict" predict --weights one "$picture"
 check "predict names classes" grep -qE '^ +[0-9]+\.[0-9]{2}%  [xy]  class [01]$' log
+mkdir -p elsewhere && cd elsewhere || exit 1
+good "evaluated from another directory" eval --weights ../one
+good "resumed from another directory" --resume ../one --steps 22
+cd .. || exit 1
+mv elsewhere/log log
+"$binary" predict --weights one folder/val/*/*.jpg --topk 1 >out 2>log
+rc=$?
+check "predict many (status $rc): results alone on stdout" \
+    [ "$rc $(grep -c '^folder' out) $(grep -cE '^ +[0-9.]+%  [xy]  class' out) $(wc -l <out)" = "0 20 20 40" ]
+for batch in 1 7; do # run settings do not count, flags do
+    "$binary" predict --weights one folder/val/*/*.jpg --topk 1 --batch-size $batch >out.$batch 2>log
+    check "predict, $batch at a time" cmp out out.$batch
+done
+touch none.jpg
+"$binary" predict --weights one none.jpg "$picture" none.jpg --topk 1 >out 2>log
+rc=$?
+check "files that cannot be read are left out (status $rc)" \
+    [ "$rc $(wc -l <out) $(head -n 1 out) $(grep -c '^error: none.jpg' log)" = "1 2 $picture 2" ]
+rm none.jpg
+for command in "predict --weights one $picture" "eval --weights one" "--help"; do
+    "$binary" $command >/dev/full 2>log
+    rc=$?
+    check "a full disk for what $command prints (status $rc)" sh -c "[ $rc = 1 ] && grep -q '^error: cannot write all' log"
+    "$binary" $command 2>log | true
+    check "nobody reads what $command prints" [ "${PIPESTATUS[0]}" = 0 ]
+done
 bad "predict without such a file" 1 'none.jpg' predict --weights one none.jpg
 
 victim=$(find folder/train/x -type f | sort | head -n 1)
@@ -295,9 +379,22 @@ bad "too few classes in the model" 1 'classes' --data folder $tiny --num-classes
 # ---- what a run must not do silently ----
 
 mv folder/train/y folder/train/w && mv folder/val/y folder/val/w
-bad "eval with other class names" 1 'class [01] is .[wx].' eval --weights one --data folder
+bad "eval with other class names" 1 'class folder folder/val/w is not' eval --weights one --data folder
 bad "resume with other class names" 1 'class [01] is .[wx].' --resume one --steps 9
 mv folder/train/w folder/train/y && mv folder/val/w folder/val/y
+mkdir some && cp -r folder/val/y some
+good "eval on some of the classes" eval --weights one --data some
+check "says which are not there" grep -q 'no images of 1 of 2 classes here: x' log
+y=$(tail -n 1 log | cut -d' ' -f2)
+rm -r some/y && cp -r folder/val/x some
+good "eval on the others" eval --weights one --data some
+x=$(tail -n 1 log | cut -d' ' -f2)
+good "eval on all" eval --weights one --data folder/val
+check "the parts' mean is the whole" awk -v x="$x" -v y="$y" -v all="$(tail -n 1 log | cut -d' ' -f2)" \
+    'BEGIN { exit !((x + y) / 2 == all) }'
+good "no learning rate" $fake --lr 0 --lr-floor 0 --steps 1 --batch-size 1300 --out still
+check "is said, and a batch beyond the epoch" \
+    sh -c "grep -q 'nothing will be learned' log && grep -q '1300 images and an epoch has 1280' log"
 good "a run evaluated on the training images" $folder --val-data folder/train --out onfolder
 good "eval takes --data, not the run's --val-data" eval --weights onfolder --data folder
 check "and says so" grep -q 'data      folder:' log
@@ -328,6 +425,9 @@ bad "noise" 1 'noise.safetensors' eval --data folder --weights noise.safetensors
 bad "no weights" 1 'none.safetensors' eval --data folder --weights none.safetensors
 good "a new head" --data fake --num-classes 7 --weights "$weights" --batch-size 8 --steps 2 --out newhead
 check "is said" grep -qi 'head' log
+check "and how it trains" grep -q '^recipe    built-in, fine-tuning: sgd, lr 0.01, 8 images a step, 2 steps .flags' log
+good "another optimiser" --data fake --num-classes 7 --weights "$weights" --opt adamw --steps 2 --out newhead2
+check "has its own learning rate" grep -q 'fine-tuning: adamw, lr 0.001, 32 images' log
 
 # Those of other people's programs; test_weights has their logits.
 others=$here/weights

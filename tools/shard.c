@@ -16,6 +16,7 @@
 #include "image/write.h"
 #include "util/files.h"
 #include "util/report.h"
+#include "util/text.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -370,6 +371,17 @@ static Dataset *open_source(void)
     return data;
 }
 
+/* Whether --data has validation images beside those that were written. */
+static bool has_validation(void)
+{
+    DataOptions d = {.spec = o.data, .classes = o.classes, .images = {.out_h = 1, .out_w = 1}};
+    Error none;
+    Dataset *data = data_open(&d, &none);
+    bool has = data && data_split(data) >= SPLIT_VAL;
+    data_close(data);
+    return has;
+}
+
 static void print_summary(const Writer *w, const char *classes)
 {
     char *first = shard_path(&w->pattern, 0);
@@ -382,9 +394,18 @@ static void print_summary(const Writer *w, const char *classes)
         warn("%ld of %ld pictures are damaged, and left out", w->damaged, data_count(w->data));
     printf("%ld shards, %ld samples, %.3f GB\n", w->shards, w->samples, 1e-9 * (double)w->bytes);
     bool train = strcmp(o.split, "train") == 0;
-    printf("%s them: --%s 'wds:%s/%s{%0*d..%0*ld}%s' --classes '%s'\n",
-           train ? "train from" : "evaluate on", train ? "data" : "val-data", dir, w->pattern.head,
-           width, 0, width, w->shards - 1, w->pattern.tail, classes);
+    char *shards = xasprintf("wds:%s/%s{%0*d..%0*ld}%s", dir, w->pattern.head, width, 0, width,
+                             w->shards - 1, w->pattern.tail);
+    char *words[] = {shell_word(shards), shell_word(classes),
+                     shell_word(has_validation() ? o.data : "none")};
+    if (train)
+        printf("train from them: --data %s --val-data %s --classes %s\n", words[0], words[2],
+               words[1]);
+    else
+        printf("evaluate on them: --val-data %s --classes %s\n", words[0], words[1]);
+    for (int i = 0; i < COUNT(words); i++)
+        free(words[i]);
+    free(shards);
     free(first);
 }
 

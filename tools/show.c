@@ -12,6 +12,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-function"
@@ -23,6 +24,7 @@
 #include "image/decoder.h"
 #include "image/write.h"
 #include "util/report.h"
+#include "util/text.h"
 
 /* ---- flags ---- */
 
@@ -57,19 +59,53 @@ static void fill(const Canvas *c, int x0, int y0, int x1, int y1, int grey)
             memset(c->rgb + ((size_t)y * (size_t)c->w + (size_t)x) * 3, grey, 3);
 }
 
-/* A character is about 6 x 9 units; bytes that are no printable ASCII become one '?' for each UTF-8
- * character. */
+/* The UTF-8 character of n bytes at s. */
+static unsigned code_of(const uint8_t *s, int n)
+{
+    unsigned c = n == 1 ? s[0] : s[0] & (0xffu >> (n + 1));
+    for (int i = 1; i < n; i++)
+        c = c << 6 | (s[i] & 0x3f);
+    return c;
+}
+
+/* What the font has in place of it: U+00C0 to U+017F are Latin letters with marks. */
+static void spell(unsigned code, char out[16])
+{
+    static const struct {
+        unsigned code;
+        const char *as;
+    } pairs[] = {{0xc4, "Ae"}, {0xd6, "Oe"},  {0xdc, "Ue"}, {0xe4, "ae"},
+                 {0xf6, "oe"}, {0xfc, "ue"},  {0xdf, "ss"}, {0xc6, "Ae"},
+                 {0xe6, "ae"}, {0x152, "Oe"}, {0x153, "oe"}};
+    static const char latin[] = "AAAAAAACEEEEIIIIDNOOOOOxOUUUUYTsaaaaaaaceeeeiiiidnooooo/ouuuuyty"
+                                "AaAaAaCcCcCcCcDdDdEeEeEeEeEeGgGgGgGgHhHhIiIiIiIiIiIiJjKkkLlLlLlL"
+                                "lLlNnNnNnnNnOoOoOoOoRrRrRrSsSsSsSsTtTtTtUuUuUuUuUuUuWwYyYZzZzZzs";
+    bool combining = code >= 0x300 && code < 0x370; /* a mark of the letter before */
+    bool ascii = code >= 32 && code < 127, letter = code >= 0xc0 && code < 0x180;
+    if (ascii || letter)
+        snprintf(out, 16, "%c", ascii ? (int)code : latin[code - 0xc0]);
+    else
+        snprintf(out, 16, combining ? "" : "U+%04X ", code);
+    for (int i = 0; i < COUNT(pairs); i++)
+        if (pairs[i].code == code)
+            snprintf(out, 16, "%s", pairs[i].as);
+}
+
+/* A character is about 6 x 9 units. The font has ASCII: other Latin letters are spelled in it, of
+ * other scripts it is said which character it would be, and what is no UTF-8 is a '?'. */
 static void plain(const char *text, char *out, size_t size)
 {
+    const uint8_t *s = (const uint8_t *)text;
     size_t n = 0;
-    for (; *text && n + 1 < size; text++) {
-        uint8_t b = (uint8_t)*text;
-        if (b >= 32 && b < 127)
-            out[n++] = *text;
-        else if (b < 128 || b >= 0xc0)
-            out[n++] = '?';
+    out[0] = 0;
+    while (*s && n + 16 < size) {
+        int bytes = utf8_bytes(s);
+        char as[16] = "?";
+        if (bytes)
+            spell(code_of(s, bytes), as);
+        n += (size_t)snprintf(out + n, size - n, "%s", as);
+        s += bytes ? bytes : 1;
     }
-    out[n] = 0;
 }
 
 /* One line, cut off with dots where it is wider than `width` pixels. stb gives rectangles, four
@@ -341,6 +377,17 @@ static void write_title(const Session *s, const Sheet *sheet, const char *spec)
     write_line(&sheet->canvas, GAP, GAP, sheet->canvas.w - 2 * GAP, INK, title);
 }
 
+/* By the name's end: JPEG, or PNG. */
+static bool write_picture(const char *path, const Canvas *c, Error *e)
+{
+    const char *end = strrchr(path, '.');
+    if (end && (strcasecmp(end, ".jpg") == 0 || strcasecmp(end, ".jpeg") == 0))
+        return image_write_jpeg(path, c->rgb, c->w, c->h, 90, e);
+    if (!end || strcasecmp(end, ".png") != 0)
+        warn("%s: written as PNG; .jpg makes it a JPEG", path);
+    return image_write_png(path, c->rgb, c->w, c->h, e);
+}
+
 static int run_show(const Command *c, int argc, char **argv)
 {
     Session s;
@@ -361,7 +408,7 @@ static int run_show(const Command *c, int argc, char **argv)
                             (int)o.columns);
     write_title(&s, &sheet, spec);
     (o.same || o.val ? show_chosen : show_run)(&v, d, &sheet);
-    setup_check(image_write_png(s.o.out, sheet.canvas.rgb, sheet.canvas.w, sheet.canvas.h, &e), &e);
+    setup_check(write_picture(s.o.out, &sheet.canvas, &e), &e);
     printf("%s: %ld of %ld images of %d classes\n", s.o.out, o.count, data_count(d),
            data_classes(d));
     free(sheet.canvas.rgb);

@@ -128,8 +128,11 @@ int main(int argc, char **argv)
         list_commands();
     for (int i = 0; i < COUNT(commands); i++) {
         names[i] = commands[i]->name;
-        if (strcmp(argv[1], names[i]) == 0)
-            return commands[i]->run(commands[i], argc - 1, argv + 1);
+        if (strcmp(argv[1], names[i]) == 0) {
+            int status = commands[i]->run(commands[i], argc - 1, argv + 1);
+            report_written(stdout);
+            return status;
+        }
     }
     die_usage(did_you_mean("./vit ", argv[1], names, hint), "no command is called '%s'", argv[1]);
 }

@@ -97,7 +97,7 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
     double n = fmax(sum[IMAGES], 1);
     *out = (Evaluation){.top1 = 100 * sum[TOP1] / n,
                         .top5 = 100 * sum[TOP5] / n,
-                        .loss = sum[LOSS] / n,
+                        .loss = isnan(sum[LOSS]) ? NAN : sum[LOSS] / n, /* without a sign */
                         .seconds = now() - from,
                         .images = (long)sum[IMAGES]};
     if (loader)
@@ -181,25 +181,21 @@ static void probabilities(const Config *c, double *p)
 }
 
 /* As evaluation sees it, [image_h, image_w, 3]. */
-static bool read_image(Session *s, Decoder *d, const char *path, uint8_t *pixels, Error *e)
+static bool read_image(const Session *s, Decoder *d, const char *path, uint8_t *pixels, Error *e)
 {
     Error why;
     return (decoder_open_file(d, path, &why) && decoder_eval(d, &s->images, pixels, &why)) ||
            fail(e, why.hint, "%s: %s", path, why.what);
 }
 
-/* Prints the five most likely classes. `pixels` is [image_h, image_w, 3], `logits` and p are [K].
- */
-static void predict_one(Session *s, const uint8_t *pixels, real *logits, double *p, char **names)
+/* Prints the --topk most likely classes of an image, from its logits [K]; p [K] is room. */
+static void print_classes(const Session *s, const real *logits, double *p, char **names)
 {
     const Config *c = &s->config;
-    vit_set_batch(s->m, 1, pixels, true, NULL, NULL);
-    vit_evaluate(s->m);
-    vit_logits(s->m, logits);
     for (int k = 0; k < c->classes; k++)
         p[k] = (double)logits[k];
     probabilities(c, p);
-    for (int rank = 0; rank < 5 && rank < c->classes; rank++) {
+    for (int rank = 0; rank < s->o.topk && rank < c->classes; rank++) {
         int best = -1;
         for (int k = 0; k < c->classes; k++)
             if (p[k] >= 0 && (best < 0 || p[k] > p[best]))
@@ -207,46 +203,93 @@ static void predict_one(Session *s, const uint8_t *pixels, real *logits, double 
         if (best < 0)
             die("use a checkpoint from before training diverged",
                 "the model's outputs are not finite");
-        printf("  %6.2f%%  %s%s%d\n", 100 * p[best], names[best] ? names[best] : "class",
-               names[best] ? "  class " : " ", best);
+        fprintf(s->results, "  %6.2f%%  %s%s%d\n", 100 * p[best],
+                names[best] ? names[best] : "class", names[best] ? "  class " : " ", best);
         p[best] = -1;
     }
 }
 
-/* A file that cannot be read is an error at the end; the others are predicted all the same. */
+/* Up to s->micro images at a time: those that can be read stand side by side in `pixels`. */
+typedef struct {
+    uint8_t *pixels; /* [micro, image_h, image_w, 3] */
+    real *logits;    /* [micro, K] */
+    double *p;       /* [K] */
+    Error *errors;   /* [micro] */
+    char **names;    /* [K] */
+} Predict;
+
+/* Files [n] of which as many as can be read are predicted; returns how many cannot. */
+static int predict_batch(Session *s, const Predict *b, char **files, int n)
+{
+    size_t bytes = vit_image_bytes(&s->config, true), K = (size_t)s->config.classes;
+    int good = 0;
+#pragma omp parallel
+    {
+        Decoder *decoder = decoder_new();
+#pragma omp for schedule(dynamic, 1)
+        for (int i = 0; i < n; i++) {
+            b->errors[i] = (Error){"", ""};
+            read_image(s, decoder, files[i], b->pixels + (size_t)i * bytes, &b->errors[i]);
+        }
+        decoder_free(decoder);
+    }
+    for (int i = 0; i < n; i++)
+        if (!*b->errors[i].what && good++ != i)
+            memcpy(b->pixels + (size_t)(good - 1) * bytes, b->pixels + (size_t)i * bytes, bytes);
+    if (good) {
+        vit_set_batch(s->m, good, b->pixels, true, NULL, NULL);
+        vit_evaluate(s->m);
+        vit_logits(s->m, b->logits);
+    }
+    const real *logits = b->logits;
+    for (int i = 0; i < n; i++) {
+        if (*b->errors[i].what) {
+            fflush(s->results);
+            fprintf(stderr, "error: %s\nhint: %s\n", b->errors[i].what, b->errors[i].hint);
+            continue;
+        }
+        fprintf(s->results, "%s\n", files[i]);
+        print_classes(s, logits, b->p, b->names);
+        logits += K;
+    }
+    fflush(s->results);
+    return n - good;
+}
+
+/* Results are all that goes to standard output. A file that cannot be read is an error at the end;
+ * the others are predicted all the same. */
 int command_predict(Session *s)
 {
     const Config *c = &s->config;
-    s->o.batch_size = 1;
+    if (!s->asked_batch)
+        s->o.batch_size = 32;
+    if (s->o.batch_size > s->o.n_files)
+        s->o.batch_size = s->o.n_files;
+    s->o.micro_batch = 0; /* a run's was another matter */
     if (s->split.pp.ranks > 1)
         die_usage("leave --pp out", "the first stage of %d has no predictions to print",
                   s->split.pp.ranks);
     setup_model(s, false);
-    size_t K = (size_t)c->classes;
-    char **names = class_names(s, c->classes);
-    uint8_t *pixels = xmalloc(vit_image_bytes(c, true));
-    real *logits = xcalloc(K, sizeof *logits);
-    double *p = xcalloc(K, sizeof *p);
-    Decoder *decoder = decoder_new();
+    size_t K = (size_t)c->classes, most = (size_t)s->micro;
+    Predict b = {.pixels = xmalloc(most * vit_image_bytes(c, true)),
+                 .logits = xcalloc(most * K, sizeof *b.logits),
+                 .p = xcalloc(K, sizeof *b.p),
+                 .errors = xcalloc(most, sizeof *b.errors),
+                 .names = class_names(s, c->classes)};
     int failed = 0;
-    for (int i = 0; i < s->o.n_files; i++) {
-        Error e = {"", ""};
-        if (!read_image(s, decoder, s->o.files[i], pixels, &e)) {
-            fflush(stdout);
-            fprintf(stderr, "error: %s\nhint: %s\n", e.what, e.hint);
-            failed++;
-            continue;
-        }
-        printf("%s\n", s->o.files[i]);
-        predict_one(s, pixels, logits, p, names);
+    for (int i = 0; i < s->o.n_files; i += s->micro) {
+        int left = s->o.n_files - i;
+        failed += predict_batch(s, &b, s->o.files + i, left < s->micro ? left : s->micro);
     }
     for (size_t k = 0; k < K; k++)
-        free(names[k]);
-    decoder_free(decoder);
-    free(names);
-    free(pixels);
-    free(logits);
-    free(p);
+        free(b.names[k]);
+    free(b.names);
+    free(b.pixels);
+    free(b.logits);
+    free(b.p);
+    free(b.errors);
+    if (failed)
+        fprintf(stderr, "%d of %d images could not be read\n", failed, s->o.n_files);
     return failed ? 1 : 0;
 }
 

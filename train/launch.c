@@ -253,7 +253,8 @@ typedef struct {
     bool mpirun;      /* the one child is mpirun */
     int rank, how;    /* the first failure: whose, and as waitpid says it; 0: none */
     double failed_at; /* the time of it */
-    bool stopping;    /* a signal has been passed on: ending by it is no failure to explain */
+    int asked;        /* the signal that has been passed on: ending by it is no failure, */
+    bool stopped;     /* and so has one: its checkpoint is safe, but the run not complete */
 } Family;
 
 static void set_int(const char *name, int value)
@@ -307,6 +308,10 @@ static int weight(int how)
 
 static void note_end(Family *f, int rank, int how)
 {
+    if (f->asked && WIFEXITED(how) && WEXITSTATUS(how) > 128) {
+        f->stopped = true;
+        return;
+    }
     bool first = f->how == 0, by_us = !first && WIFSIGNALED(how) && WTERMSIG(how) == SIGTERM;
     if (weight(how) <= weight(f->how) || by_us || (!first && now() > f->failed_at + 2))
         return;
@@ -336,7 +341,7 @@ static int explain(const Family *f)
         status += 128;
     int sig = WIFSIGNALED(f->how) || (f->mpirun && status > 128) ? status - 128 : 0;
     char rank[32] = "a rank";
-    if (status <= 1 || f->stopping || (f->mpirun && status == NO_MPIRUN))
+    if (status <= 1 || f->asked || (f->mpirun && status == NO_MPIRUN))
         return status; /* 1: a rank has said why */
     if (!f->mpirun)
         snprintf(rank, sizeof rank, "rank %d", f->rank);
@@ -360,14 +365,14 @@ static _Noreturn void wait_for_all(Family *f, const sigset_t *set)
         struct timespec tick = {.tv_nsec = 100000000};
         int sig = sigtimedwait(set, NULL, f->how ? &tick : NULL);
         if (sig > 0 && sig != SIGCHLD) {
-            f->stopping = true;
+            f->asked = sig;
             signal_all(f, f->mpirun ? SIGUSR1 : sig);
         }
         reap(f);
         if (f->how && now() > f->failed_at + LAST_GRACE)
             signal_all(f, SIGKILL);
     }
-    int status = explain(f);
+    int status = f->stopped && !f->how ? 128 + f->asked : explain(f);
     fflush(NULL);
     exit(status);
 }

@@ -43,7 +43,7 @@ int launch_env_int(const char *name, int low, int high, int absent, Error *e);
 
 /* Starts `ranks` processes of this program with the same arguments (argv as main has it), waits for
  * them, passes SIGTERM, SIGINT and SIGUSR1 on to them, ends all when one fails, and exits with the
- * first failure's status. */
+ * first failure's status; with 128 + the signal, where they stopped because of it. */
 NORETURN void launch_ranks(int ranks, char **argv);
 /* The same by mpirun, Open MPI's or MPICH's, for ranks that talk MPI. */
 NORETURN void launch_mpirun(int ranks, char **argv);

@@ -11,6 +11,7 @@
 #include "train/hosts.h"
 #include "util/report.h"
 
+#include <math.h>
 #include <sys/resource.h>
 
 /* ---- what is used ---- */
@@ -57,6 +58,12 @@ static double seconds_waited(const Meter *m)
     return stats_of(m).waited - m->waited;
 }
 
+/* What is no number has no sign that means anything; printf would show it. */
+static double unsigned_nan(double x)
+{
+    return isnan(x) ? NAN : x;
+}
+
 /* What the steps since the last report came to, `seconds` of training. */
 static StepReport measure(const Meter *m, const StepState *state, uint64_t step, double seconds)
 {
@@ -65,16 +72,21 @@ static StepReport measure(const Meter *m, const StepState *state, uint64_t step,
     StepReport r = {.step = (double)step,
                     .total = (double)s->steps,
                     .epoch = meter_epoch(s, step),
-                    .loss = m->loss / images,
+                    .loss = unsigned_nan(m->loss / images),
                     .acc = 100 * m->hits / images,
                     .lr = state->lr,
-                    .grad_norm = state->grad_norm,
+                    .grad_norm = unsigned_nan(state->grad_norm),
                     .ms = 1000 * seconds / (double)m->steps,
                     .images_per_s = images / seconds,
                     .wait = seconds_waited(m) / seconds,
                     .skipped = state->skipped,
                     .loss_scale = s->m->plan.scaling.kind ? state->loss_scale : 0,
+                    .epochs = s->o.epochs,
+                    .elapsed = now() - m->began,
+                    .best = s->state.best_metric,
                     .eta = (now() - m->began) / (double)(step - m->first) * left};
+    if (s->o.steps)
+        r.epochs = r.epoch + left * (double)s->o.batch_size / (double)data_count(s->train);
     double peak = s->be->peak_flops() * s->world.ranks;
     r.gflops = r.images_per_s * 3 * vit_forward_flops(&s->config) / 1e9;
     r.mfu = peak > 0 ? 100 * r.gflops * 1e9 / peak : 0;

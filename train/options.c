@@ -10,12 +10,14 @@
 #include "train/options.h"
 
 #include "backend.h"
+#include "train/synonyms.h"
 #include "util/files.h"
 #include "util/text.h"
 
 #include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* ---- tables ---- */
 
@@ -171,7 +173,8 @@ static bool read_file(Settings *s, const char *path, Error *e)
     if (!lines)
         return fail(e, *why.hint ? why.hint : "a recipe is a text file of `key = value` lines",
                     "%s", why.what);
-    bool ok = read_lines(s, lines, path, e);
+    bool marked = strncmp(lines, "\xef\xbb\xbf", 3) == 0; /* as Windows' editors do */
+    bool ok = read_lines(s, lines + (marked ? 3 : 0), path, e);
     free(lines);
     return ok;
 }
@@ -230,6 +233,33 @@ static bool read_command(Options *o, const char *word, Error *e)
     return fail(e, hint, "no command is called '%s'", word);
 }
 
+/* "-b" and the like. */
+static bool one_dash(const char *arg, Error *e)
+{
+    const char *theirs = flag_synonym(arg + 1);
+    char hint[160] = "flags begin with --, as in --data DIR; a file of that name is ./-...";
+    if (theirs)
+        snprintf(hint, sizeof hint, "flags begin with --; here it is %s", theirs);
+    return fail(e, hint, "'%s' is no flag", arg);
+}
+
+/* `eval RUN` and `predict RUN IMAGE...` name the weights first, which a folder and a safetensors
+ * file can be, and no image. */
+static void take_weights(Options *o, Settings *asked)
+{
+    bool eval = strcmp(o->command, "eval") == 0, predict = strcmp(o->command, "predict") == 0;
+    bool named = settings_last(asked, "weights") || settings_last(asked, "resume");
+    if (named || !(eval || predict) || !o->n_files)
+        return;
+    const char *first = o->files[0], *end = strrchr(first, '.');
+    bool safetensors = end && strcmp(end, ".safetensors") == 0;
+    if (predict && !safetensors && !is_dir(first))
+        return;
+    add(asked, "weights", first, "--");
+    o->n_files--;
+    memmove(o->files, o->files + 1, (size_t)o->n_files * sizeof *o->files);
+}
+
 bool options_args(Options *o, Settings *asked, int argc, char **argv, Error *e)
 {
     int i = 1;
@@ -237,13 +267,21 @@ bool options_args(Options *o, Settings *asked, int argc, char **argv, Error *e)
         return false;
     o->files = xcalloc((size_t)argc + 1, sizeof *o->files);
     for (; i < argc; i++) {
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
+            o->help_all = i + 1 < argc && strcmp(argv[i + 1], "all") == 0;
+            i += o->help_all;
             o->help = true;
-        else if (strncmp(argv[i], "--", 2) != 0 || !argv[i][2])
+        } else if (strcmp(argv[i], "--version") == 0) {
+            o->version = true;
+        } else if (argv[i][0] == '-' && argv[i][1] && argv[i][1] != '-') {
+            return one_dash(argv[i], e);
+        } else if (strncmp(argv[i], "--", 2) != 0 || !argv[i][2]) {
             o->files[o->n_files++] = argv[i];
-        else if (!read_flag(asked, argc, argv, &i, e))
+        } else if (!read_flag(asked, argc, argv, &i, e)) {
             return false;
+        }
     }
+    take_weights(o, asked);
     if (o->n_files && strcmp(o->command, "predict") != 0)
         return fail(e, "flags begin with --, as in --data DIR", "'%s' is no flag", o->files[0]);
     return true;
@@ -312,11 +350,14 @@ bool options_set(Options *o, const char *name, const char *value, const char *wh
             replace_others(o, f);
         return ok;
     }
-    const char *near = nearest_flag(name);
-    char hint[160] = "--help lists all settings";
+    const char *theirs = flag_synonym(name), *near = theirs ? theirs : nearest_flag(name);
+    bool dashed = strcmp(where, "--") == 0 && !theirs;
+    char hint[200] = "--help all lists all settings";
     if (near)
-        snprintf(hint, sizeof hint, "did you mean %s%s? --help lists all settings",
-                 strcmp(where, "--") == 0 ? where : "", near);
+        snprintf(hint, sizeof hint,
+                 theirs ? "here it is %s%s; --help all lists all settings"
+                        : "did you mean %s%s? --help all lists all settings",
+                 dashed ? where : "", near);
     return fail(e, hint, "%s%s: no such setting", where, name);
 }
 
@@ -397,21 +438,26 @@ static void help_field(FILE *f, const Field *p)
     char flag[64], left[128];
     snprintf(left, sizeof left, "--%s %s", dashes(p->flag, flag),
              says ? field_words(p) : takes[p->type]);
-    fprintf(f, "  %-28s %s%s%s%s\n", left, p->help, *p->value ? " [" : "", p->value,
-            *p->value ? "]" : "");
+    fprintf(f, "  %-28s %s%s%s%s%s\n", left,
+            strlen(left) > 28 ? "\n                               " : "", p->help,
+            *p->value ? " [" : "", p->value, *p->value ? "]" : "");
+}
+
+void options_help_row(FILE *f, const char *flag)
+{
+    help_field(f, find(flag));
 }
 
 void options_help(FILE *f)
 {
     fprintf(f,
-            "train_cpu, train_gpu [train | eval | predict IMAGE... | bench] [--flag value ...]\n"
-            "Without arguments it trains a small Vision Transformer on drawn shapes.\n"
             "A recipe holds the same settings as `key = value` lines; later settings win.\n"
             "--no-FLAG turns a switch off, sets a number to 0 and empties a text.\n"
             "Without --model, --weights or --recipe the built-in recipe for small images applies: "
             "image-size 64,\n  patch-size 8, width 128, layers 4, heads 4, mlp 256, batch-size 64, "
             "epochs 16, area-min 0.7\n  (cifar and mnist: image-size 32, patch-size 4, area-min "
-            "0.5); else the defaults in [brackets].\n");
+            "0.5). With --weights it is that for\n  fine-tuning: opt sgd, lr 0.01, batch-size 32, "
+            "epochs 6. Else the defaults in [brackets] apply.\n");
     for (const Field *p = fields; p < fields + COUNT(fields); p++)
         if (p->type == T_group)
             fprintf(f, "\n%s%s\n", p->name,
@@ -439,13 +485,69 @@ static void write_value(FILE *f, const char *value)
     fputc('"', f);
 }
 
+/* Settings that name places: a recipe that repeats a run does so from any directory. */
+static bool names_place(const Field *p)
+{
+    static const char *const places[] = {"data",      "val_data",      "classes",
+                                         "index_dir", "val_index_dir", "weights"};
+    for (int i = 0; i < COUNT(places); i++)
+        if (strcmp(p->name, places[i]) == 0)
+            return true;
+    return false;
+}
+
+/* Where the path begins in what --data takes: behind wds: and the like; NULL: there is none. */
+static const char *path_of(const char *value)
+{
+    static const char *const kinds[] = {"wds:", "cifar10:", "cifar100:", "mnist:"};
+    static const char *const drawn[] = {"", "none", "shapes", "fake"};
+    for (int i = 0; i < COUNT(drawn); i++)
+        if (strcmp(value, drawn[i]) == 0)
+            return NULL;
+    for (int i = 0; i < COUNT(kinds); i++)
+        if (strncmp(value, kinds[i], strlen(kinds[i])) == 0)
+            return value + strlen(kinds[i]);
+    return strncmp(value, "fake:", 5) == 0 ? NULL : value;
+}
+
+/* The same places as absolute paths, those of shards one by one (A::B); free() it. */
+static char *absolute(const char *value)
+{
+    char here[4096], *out = NULL, *part;
+    const char *path = path_of(value);
+    if (!path || !getcwd(here, sizeof here))
+        return xstrdup(value);
+    char *copy = xstrdup(path), *rest = copy;
+    out = xasprintf("%.*s", (int)(path - value), value);
+    while (rest) {
+        part = rest;
+        rest = strstr(part, "::");
+        if (rest) {
+            *rest = 0;
+            rest += 2;
+        }
+        while (strncmp(part, "./", 2) == 0)
+            part += 2;
+        bool whole = *part == '/' || !*part;
+        char *more = xasprintf("%s%s%s%s%s", out, whole ? "" : here, whole ? "" : "/", part,
+                               rest ? "::" : "");
+        free(out);
+        out = more;
+    }
+    free(copy);
+    return out;
+}
+
 /* "lr = 0.001": a number in as many digits as give it back. */
 static void write_field(FILE *f, const Options *o, const Field *p)
 {
     char flag[64], number[64];
     fprintf(f, "%s = ", dashes(p->flag, flag));
     if (p->type == T_text) {
-        write_value(f, *(const text *)((const char *)o + p->offset));
+        const char *value = *(const text *)((const char *)o + p->offset);
+        char *place = names_place(p) ? absolute(value) : xstrdup(value);
+        write_value(f, place);
+        free(place);
     } else {
         field_text(p, o, number, sizeof number);
         fputs(number, f);
@@ -470,8 +572,7 @@ static void write_all(FILE *f, const Options *o, const char *path)
     }
 }
 
-/* Written to memory first, so that the file appears whole or not at all. */
-bool options_write(const Options *o, const Config *c, const char *path, Error *e)
+char *options_text(const Options *o, const Config *c, const char *path)
 {
     char *written = NULL;
     size_t size = 0;
@@ -482,7 +583,45 @@ bool options_write(const Options *o, const Config *c, const char *path, Error *e
         write_all(f, &all, path);
     if (!f || fclose(f) != 0)
         die("free some memory", "out of memory: cannot write %s", path);
+    return written;
+}
+
+/* Written to memory first, so that the file appears whole or not at all. */
+bool options_write(const Options *o, const Config *c, const char *path, Error *e)
+{
+    char *written = options_text(o, c, path);
     bool ok = save_text(path, written, e);
     free(written);
     return ok;
+}
+
+/* The next line of *at with its value behind " = ", or NULL; both texts have the same keys in the
+ * same order. */
+static char *next_setting(char **at, char **value)
+{
+    char *line;
+    while ((line = strsep(at, "\n")))
+        if (*line && *line != '#' && (*value = strstr(line, " = "))) {
+            **value = 0;
+            *value += 3;
+            return line;
+        }
+    return NULL;
+}
+
+char *options_changes(const char *before, const char *after)
+{
+    char *a = xstrdup(before), *b = xstrdup(after), *at = a, *to = b, *was, *is, *key;
+    char *changes = xstrdup("");
+    while (next_setting(&at, &was) && (key = next_setting(&to, &is))) {
+        if (strcmp(was, is) == 0)
+            continue;
+        char *more = xasprintf("%schanged   %s %s -> %s\n", changes, key, *was ? was : "(none)",
+                               *is ? is : "(none)");
+        free(changes);
+        changes = more;
+    }
+    free(a);
+    free(b);
+    return changes;
 }

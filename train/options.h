@@ -174,7 +174,8 @@ enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
     X(long,   eval_every, "0", "0..", "steps between evaluations; 0: after each epoch")           \
     X(long,   save_every, "0", "0..", "steps between checkpoints; 0: with each evaluation")       \
     X(long,   log_every, "10", "1..", "steps between log lines")                                  \
-    X(long,   keep, "2", "1..1000000", "newest checkpoints to keep, besides the best")
+    X(long,   keep, "2", "1..1000000", "newest checkpoints to keep, besides the best")            \
+    X(long,   topk, "5", "1..1000000", "predict: classes named for each image")
 /* clang-format on */
 
 /* Rows of all settings: the model's group and what stands for several of its settings
@@ -196,7 +197,7 @@ typedef struct {
     const char *command;                   /* "train", "eval", "predict", "bench" */
     char **files;                          /* what is no flag: predict's images */
     int n_files;
-    bool help; /* is asked for */
+    bool help, help_all, version; /* are asked for */
 } Options;
 
 /* ---- settings as they are given ---- */
@@ -235,7 +236,12 @@ bool options_file(Options *o, const char *path, Error *e);
 bool options_given(const Options *o, const char *flag);
 bool options_config_given(const Options *o, const char *field); /* by name in Config */
 void options_apply_config(const Options *o, Config *c);         /* given settings onto c */
-void options_help(FILE *f);
-/* Everything as a recipe that repeats the run: the options, and c as the model's settings. Left out
- * is what names places: recipe, resume, out. On failure the old file, if any, is untouched. */
+void options_help(FILE *f);                                     /* all flags, with their defaults */
+void options_help_row(FILE *f, const char *flag);
+/* Everything as a recipe that repeats the run, from any directory: the options, places as absolute
+ * paths, and c as the model's settings. Left out are recipe, resume and out. free() it. */
+char *options_text(const Options *o, const Config *c, const char *path);
+/* "changed   lr 0.001 -> 0.5", a line for each setting that differs between two such texts. */
+char *options_changes(const char *before, const char *after);
+/* That text as a file. On failure the old one, if any, is untouched. */
 bool options_write(const Options *o, const Config *c, const char *path, Error *e);

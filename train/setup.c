@@ -1,9 +1,9 @@
 /* setup.c - from flags to a session: config, data, model, length of the run, run directory.
  *
- * What wins, from weakest to strongest: defaults; the built-in recipe (training without model,
- * weights or recipe), or the config.ini of the run that is continued or evaluated; recipes and
- * flags in the order they were given. The model's settings start from the weights file or the
- * preset. The training loop is in train.c; what flags are called is in options.h.
+ * What wins, from weakest to strongest: defaults; a built-in recipe (training without a recipe: for
+ * a small model, or for --weights), or the config.ini of the run that is continued or evaluated;
+ * recipes and flags in the order they were given. The model's settings start from the weights file
+ * or the preset. The training loop is in train.c; what flags are called is in options.h.
  *
  * Read in this order: the built-in recipe, options, config, data, model, length, run directory.
  */
@@ -11,6 +11,8 @@
 
 #include "datasets/shapes.h"
 #include "image/augment.h"
+#include "image/formats.h"
+#include "train/help.h"
 #include "train/hosts.h"
 #include "train/parallel.h"
 #include "util/files.h"
@@ -20,11 +22,14 @@
 #include "weights/open.h"
 #include "weights/weights.h"
 
+#include <ctype.h>
+#include <dirent.h>
 #include <errno.h>
 #include <libgen.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -45,6 +50,13 @@ static const char built_in[] = "image-size = 64\n"
 static const char built_in_tiny[] = "image-size = 32\n"
                                     "patch-size = 4\n"
                                     "area-min = 0.5\n";
+/* What trains on from --weights: large steps of SGD for a short while (recipes/finetune-*.ini have
+ * what it reaches). The learning rate belongs to the optimiser: who names another has its default.
+ */
+static const char fine_tuning[] = "batch-size = 32\n"
+                                  "epochs = 6\n";
+static const char fine_tuning_steps[] = "opt = sgd\n"
+                                        "lr = 0.01\n";
 enum { SHAPES_TRAIN = 500, SHAPES_VAL = 100 }; /* images per class */
 
 static Error why; /* what the call that has just failed says of it */
@@ -77,6 +89,46 @@ static bool is_run(const char *dir)
     free(ini);
     free(latest);
     return yes;
+}
+
+/* "runs/a, runs/b ...": the first few runs in a folder, or NULL. */
+static char *runs_in(const char *dir)
+{
+    struct dirent **list = NULL;
+    char *runs = NULL;
+    int n = scandir(dir, &list, NULL, alphasort), found = 0;
+    for (int i = 0; i < n; i++) {
+        char *run = xasprintf("%s/%s", dir, list[i]->d_name);
+        if (list[i]->d_name[0] != '.' && is_run(run) && ++found <= 6) {
+            char *more =
+                xasprintf("%s%s%s", runs ? runs : "", runs ? ", " : "", found < 6 ? run : "...");
+            free(runs);
+            runs = more;
+        }
+        free(run);
+        free(list[i]);
+    }
+    free(list);
+    return runs;
+}
+
+/* Says what is in the folder that was taken for a run. */
+static _Noreturn void not_a_run(const char *dir)
+{
+    Error e = {"", ""};
+    char found[4096], *ini = xasprintf("%s/config.ini", dir), *runs = runs_in(dir);
+    char *hint = runs ? xasprintf("name one of %s", runs) : NULL;
+    if (runs)
+        die(hint, "%s is a folder of runs", dir);
+    if (ckpt_find(dir, found, sizeof found, &e))
+        die("give the settings of the run with --recipe FILE", "%s has no run with a config.ini",
+            dir);
+    if (path_exists(ini)) {
+        hint = xasprintf("start it again: --recipe %s --out %s (--save-every N saves more often)",
+                         ini, dir);
+        die(hint, "%s holds a run that has not saved a checkpoint", dir);
+    }
+    die("give the directory of a run (its --out) or of a checkpoint", "%s holds no run", dir);
 }
 
 /* The run that a run directory, one of its checkpoints or a file in one belongs to, or NULL. */
@@ -136,7 +188,26 @@ static void apply_run(Session *s, const Settings *asked)
     free(ini);
 }
 
-/* What lies under the settings that were asked for: the built-in recipe where nothing says what to
+/* One of the two built-in recipes, where no other is named. */
+static void apply_built_in(Session *s, const Settings *asked)
+{
+    Options *o = &s->o;
+    bool ok = true;
+    if (*said(asked, "weights")) {
+        s->built_in = "fine-tuning";
+        ok = options_lines(o, fine_tuning, "built-in recipe", &why);
+        if (ok && !settings_last(asked, "opt"))
+            ok = options_lines(o, fine_tuning_steps, "built-in recipe", &why);
+    } else if (!*said(asked, "model")) {
+        s->built_in = "a small model";
+        ok = options_lines(o, built_in, "built-in recipe", &why);
+        if (ok && is_tiny_data(said(asked, "data")))
+            ok = options_lines(o, built_in_tiny, "built-in recipe", &why);
+    }
+    check(ok);
+}
+
+/* What lies under the settings that were asked for: a built-in recipe where nothing says how to
  * train, or the settings of the run that is continued or evaluated. */
 static void apply_base(Session *s, const Settings *asked)
 {
@@ -148,16 +219,12 @@ static void apply_base(Session *s, const Settings *asked)
         s->run_dir = run_of(resume);
     else if (*weights && !train)
         s->run_dir = run_of(weights);
-    s->built_in = train && !has_recipe && !*said(asked, "model") && !*weights && !*resume;
-    if (s->built_in) {
-        check(options_lines(&s->o, built_in, "built-in recipe", &why));
-        if (is_tiny_data(said(asked, "data")))
-            check(options_lines(&s->o, built_in_tiny, "built-in recipe", &why));
+    if (train && !has_recipe && !*resume) {
+        apply_built_in(s, asked);
     } else if (s->run_dir) {
         apply_run(s, asked);
     } else if (*resume && path_exists(resume) && !has_recipe) {
-        die("give the settings of the run with --recipe FILE", "%s has no run with a config.ini",
-            resume);
+        not_a_run(resume);
     }
 }
 
@@ -179,20 +246,41 @@ static void check_options(const Options *o)
         die_usage("give --epochs above 0, or --steps", "--epochs %g trains nothing", o->epochs);
 }
 
+static _Noreturn void print_version(void)
+{
+    const Backend *be = backend_cuda ? backend_cuda() : backend_cpu();
+    printf("%s of vit.c, compiled with %s, %s by C compiler %s\n", PROGRAM + 2, be->built,
+           formats_built, __VERSION__);
+    report_written(stdout);
+    exit(0);
+}
+
 /* The command line is read first, since it names the run or the recipe that lies under it, and
  * applied last. --help prints the defaults, whatever else was said, if that made sense. */
 void setup_options(Session *s, int argc, char **argv)
 {
     Options *o = &s->o;
     Settings asked = {0};
-    *s = (Session){.argv = argv};
+    *s = (Session){.argv = argv, .lock = -1};
     options_init(o);
     check_usage(options_args(o, &asked, argc, argv, &why));
-    if (!o->help)
+    if (!o->help && !o->version)
         apply_base(s, &asked);
+    char *was = *said(&asked, "resume") && s->run_dir ? options_text(o, &o->config, "") : NULL;
+    s->before = *o;
+    s->asked_batch = settings_last(&asked, "batch-size");
     check_usage(options_apply(o, &asked, &why));
+    if (was) {
+        char *is = options_text(o, &o->config, "");
+        s->changed = options_changes(was, is);
+        free(is);
+        free(was);
+    }
+    if (o->version)
+        print_version();
     if (o->help) {
-        options_help(stdout);
+        help_print(stdout, o->command, o->help_all);
+        report_written(stdout);
         exit(0);
     }
     check_options(o);
@@ -208,14 +296,19 @@ static char *find_weights(const char *path)
 {
     if (!path_exists(path))
         die("name a file of weights, a folder with one, or a run directory; nothing is downloaded",
-            "there is no %s", path);
+            "%s: %s", path, path_trouble());
     if (!is_dir(path))
         return xstrdup(path);
     char *file = weights_in_folder(path);
     if (file)
         return file;
-    char dir[4096];
-    if (!ckpt_best(path, dir, sizeof dir, &why))
+    char dir[4096], *ini = xasprintf("%s/config.ini", path), *runs = runs_in(path);
+    bool found = ckpt_best(path, dir, sizeof dir, &why);
+    if (!found && (runs || path_exists(ini)))
+        not_a_run(path);
+    free(runs);
+    free(ini);
+    if (!found)
         die("name the file itself: in a folder, model.safetensors, its .index.json, "
             "pytorch_model.bin or a single file of weights are looked for, and a run's checkpoints",
             "%s: holds no weights", path);
@@ -283,6 +376,31 @@ static void check_config(const Session *s)
     check_usage(vit_config_check(&c, &why));
 }
 
+/* One process at a time trains in a directory: checkpoints of two would mix. */
+static void lock_run(Session *s, const char *dir)
+{
+    if (s->lock >= 0 || s->world.rank > 0)
+        return;
+    char *path = xasprintf("%s/lock", dir);
+    s->lock = lock_file(path, dir, &why);
+    check(s->lock >= 0);
+    free(path);
+}
+
+static void unlock_run(Session *s)
+{
+    char *path = xasprintf("%s/lock", s->out ? s->out : s->run_dir ? s->run_dir : "");
+    unlock_file(path, s->lock);
+    free(path);
+}
+
+/* Whether a run that is continued stays where it is: --out may name another place. */
+static bool stays(const Session *s)
+{
+    const char *out = s->o.out;
+    return *s->o.resume && s->run_dir && (!*out || strcmp(s->run_dir, out) == 0);
+}
+
 /* Which weights the model starts from: none, those of --weights, or those of a checkpoint that
  * training continues, optimiser and all. */
 static void find_start(Session *s)
@@ -290,6 +408,8 @@ static void find_start(Session *s)
     const Options *o = &s->o;
     if (*o->resume) {
         char dir[4096];
+        if (stays(s) && strcmp(o->command, "train") == 0)
+            lock_run(s, s->run_dir);
         bool found = s->world.rank > 0 || ckpt_find(o->resume, dir, sizeof dir, &why);
         check(found);
         hosts_broadcast(dir, sizeof dir); /* others may not see the newest yet */
@@ -300,16 +420,67 @@ static void find_start(Session *s)
     }
 }
 
+/* timm's and torchvision's names of plain models: vit_tiny_patch16_224.augreg_in21k,
+ * google/vit-base-patch16-224, deit_small_patch16_224, vit_b_16. False: it is none of them. */
+static bool foreign_preset(const char *name, Config *c, int *pixels)
+{
+    static const char *const sizes[][2] = {
+        {"tiny", "Ti/16"}, {"small", "S/16"}, {"base", "B/16"}, {"large", "L/16"},
+        {"huge", "H/14"},  {"giant", "g/14"}, {"b", "B/16"},    {"gigantic", "G/14"},
+        {"l", "L/16"},     {"h", "H/14"}};
+    const char *last = strrchr(name, '/');
+    char plain[64], family[8] = "", size[16] = "";
+    int patch = 0, i = 0;
+    snprintf(plain, sizeof plain, "%s", last ? last + 1 : name);
+    for (char *p = plain; *p; p++)
+        *p = *p == '-' ? '_' : (char)tolower((unsigned char)*p);
+    *pixels = 0;
+    if (sscanf(plain, "%7[a-z]_%15[a-z]_patch%d_%d", family, size, &patch, pixels) < 3 &&
+        sscanf(plain, "%7[a-z]_%15[a-z]_%d", family, size, &patch) < 3)
+        return false;
+    while (i < COUNT(sizes) && strcmp(sizes[i][0], size) != 0)
+        i++;
+    bool known = strcmp(family, "vit") == 0 || strcmp(family, "deit") == 0;
+    if (!known || i == COUNT(sizes) || patch < 1 || !vit_preset(sizes[i][1], c))
+        return false;
+    c->patch = patch;
+    return true;
+}
+
+/* B/16 for b/16, but not g/14, which is another model than G/14. */
+static const char *preset_in_any_case(const char *name)
+{
+    const char *found = NULL;
+    for (int i = 0; vit_preset_names[i]; i++)
+        if (strcasecmp(name, vit_preset_names[i]) == 0)
+            found = vit_preset_names[i];
+    return found;
+}
+
 /* Dimensions of --model onto those of the weights; flags for single ones come after it. */
 static void use_preset(const char *name, Config *c)
 {
+    int pixels;
     if (!*name || vit_preset(name, c))
         return;
-    const char *near = nearest(name, vit_preset_names);
-    char hint[160];
-    snprintf(hint, sizeof hint,
-             "%s%s%sthere are Ti/16 S/16 B/16 B/32 L/16 H/16 H/14 g/14 G/14 10B/14",
-             near ? "did you mean " : "", near ? near : "", near ? "? " : "");
+    if (foreign_preset(name, c, &pixels)) {
+        if (pixels)
+            c->image_h = c->image_w = pixels;
+        printf("          %s: width %d, %d layers, %d heads, patch %d, %dx%d pixels; weights are "
+               "those "
+               "of --weights alone\n",
+               name, c->width, c->layers, c->heads, c->patch, c->image_h, c->image_w);
+        return;
+    }
+    const char *same = preset_in_any_case(name), *near = nearest(name, vit_preset_names);
+    if (same && vit_preset(same, c))
+        return;
+    char hint[200];
+    snprintf(
+        hint, sizeof hint,
+        "%s%s%sthere are Ti/16 S/16 B/16 B/32 L/16 H/16 H/14 g/14 G/14 10B/14, and timm's plain "
+        "ones, as vit_tiny_patch16_224",
+        near ? "did you mean " : "", near ? near : "", near ? "? " : "");
     die_usage(hint, "no model is called '%s'", name);
 }
 
@@ -360,6 +531,20 @@ static void start_device(Session *s)
                           .check = hosts_check});
 }
 
+/* What a built-in recipe has become under the flags. */
+static void describe_recipe(const Session *s)
+{
+    static const char *const names[] = {"adamw", "adam", "sgd", "lamb"}; /* by OPT_* */
+    const Options *o = &s->o;
+    char length[64];
+    snprintf(length, sizeof length, o->steps ? "%.0f steps" : "%g epochs",
+             o->steps ? (double)o->steps : o->epochs);
+    report_line("recipe    built-in, %s: %s, lr %g, %ld images a step, %s (flags change it; %s or "
+                "--recipe choose another)",
+                s->built_in, names[o->opt], o->lr, o->batch_size, length,
+                *o->weights ? "--opt" : "--model, --weights");
+}
+
 /* Later wins: the default (B/16), the weights' own settings, --model, single settings. */
 void setup_config(Session *s)
 {
@@ -367,10 +552,11 @@ void setup_config(Session *s)
     char device[1024] = "";
     start_device(s);
     if (s->built_in)
-        printf("recipe    built-in, a small model (--model, --weights or --recipe choose "
-               "another)\n");
+        describe_recipe(s);
     s->be->describe(device, sizeof device);
-    printf("device    %s\n", device);
+    report_line("device    %s; with %s, %s", device, s->be->built, formats_built);
+    if (s->changed) /* a run that goes on may do so with other settings, but not in silence */
+        fputs(s->changed, stdout);
     find_start(s);
     s->config = vit_config_default();
     if (s->weights)
@@ -430,6 +616,22 @@ static char *data_spec(Session *s, const char *spec)
     return dir;
 }
 
+/* Evaluated images are named by the run's classes: they may be of a few of them. NULL: there is no
+ * run, or --classes says it. */
+static const Names *run_classes(Session *s)
+{
+    if (strcmp(s->o.command, "train") == 0 || !s->run_dir || *s->o.classes)
+        return NULL;
+    char *path = xasprintf("%s/classes.txt", s->run_dir), *line;
+    char *text = path_exists(path) ? read_text(path, 64 << 20, &why) : NULL, *rest = text;
+    while (rest && (line = strsep(&rest, "\n")))
+        if (*line)
+            names_add(&s->classes, line);
+    free(text);
+    free(path);
+    return s->classes.n == s->config.classes ? &s->classes : NULL;
+}
+
 Dataset *setup_split(Session *s, const char *spec, bool train)
 {
     const Options *o = &s->o;
@@ -450,13 +652,15 @@ Dataset *setup_split(Session *s, const char *spec, bool train)
     int classes = s->train ? data_classes(s->train) : 0;
     if (known)
         classes = c->classes;
+    const Names *like = s->train ? data_class_names(s->train) : run_classes(s);
+    if (o->classes_fraction < 1)
+        like = NULL;
     DataOptions d = {.spec = where,
                      .classes = *o->classes ? o->classes : NULL,
                      .index_dir = *index ? index : NULL,
                      .wds_label = o->wds_label,
                      .class_order = o->class_order,
-                     .like =
-                         s->train && o->classes_fraction >= 1 ? data_class_names(s->train) : NULL,
+                     .like = like,
                      .train = train,
                      .num_classes = classes,
                      .classes_fraction = o->classes_fraction,
@@ -577,12 +781,13 @@ static void check_class_count(const Session *s, bool train, int K)
 /* "data      flowers: 1020 training images, 1020 validation images, 102 classes, 224x224 pixels" */
 static void describe_data(const Session *s, const char *spec, int K)
 {
-    printf("data      %s: ", spec);
+    char train[48] = "", val[48] = "";
     if (s->train)
-        printf("%ld training images, ", data_count(s->train));
+        snprintf(train, sizeof train, "%ld training images, ", data_count(s->train));
     if (s->val)
-        printf("%ld validation images, ", data_count(s->val));
-    printf("%d classes, %dx%d pixels\n", K, s->config.image_h, s->config.image_w);
+        snprintf(val, sizeof val, "%ld validation images, ", data_count(s->val));
+    report_line("data      %s: %s%s%d classes, %dx%d pixels", spec, train, val, K,
+                s->config.image_h, s->config.image_w);
     if (s->train)
         data_describe(s->train, "          training    ", NULL);
     if (s->val)
@@ -606,21 +811,30 @@ void setup_data(Session *s, bool train)
     if (s->run_dir && (!train || s->checkpoint))
         check_run_classes(s, any);
     describe_data(s, train ? s->o.data : val, K);
+    if (K <= 5 && s->val)
+        printf("          with %d classes, top5 is always 100\n", K);
     check_class_order(s, any, heads);
     check_evaluated(s);
 }
 
 /* ---- model ---- */
 
-/* Runs with --ema are judged by the average of their weights, which is in the checkpoint's
- * train_state: put it in the weights' place. */
-static void use_average(Session *s)
+/* Runs with --ema are judged by the average of their weights, and so all start from it: evaluation,
+ * prediction, other trainings. --no-ema asks for those of the last step, --ema for nothing else. */
+static void choose_average(Session *s, bool training)
 {
+    bool said = !training && options_given(&s->o, "ema"), raw = said && s->o.ema <= 0;
+    const char *slash = strrchr(s->weights, '/'), *file = slash ? slash + 1 : s->weights;
+    if (strcmp(file, "model.safetensors") != 0)
+        return; /* no checkpoint's: it has nothing beside it */
     char *copy = xstrdup(s->weights), *dir = dirname(copy);
-    if (ckpt_load_average(&s->m->own, dir, s->o.pos_resize))
-        printf("          averaged weights (--no-ema: those of the last step)\n");
-    else if (options_given(&s->o, "ema"))
-        die("leave --ema out", "%s/train_state.safetensors has no averaged weights", dir);
+    if (raw && ckpt_load_raw(&s->m->own, dir, s->o.pos_resize))
+        printf("          those of the last step, not their average\n");
+    else if (!raw && ckpt_load_average(&s->m->own, dir, s->o.pos_resize))
+        printf("          averaged weights%s\n",
+               training ? "" : " (--no-ema: those of the last step)");
+    else if (said && s->o.ema > 0)
+        die("leave --ema out", "%s has no averaged weights", s->weights);
     free(copy);
 }
 
@@ -722,15 +936,17 @@ static void describe_model(const Session *s, bool training)
     char text[COUNTS][32];
     for (int i = 0; i < COUNTS; i++)
         format_count(count[i], text[i], sizeof text[i]);
-    printf("model     width %d, %d layers, %d heads, mlp %d, patch %d, %d classes: %s parameters, "
-           "%sFLOP per image\n",
-           c->width, c->layers, c->heads, c->mlp, c->patch, c->classes, text[PARAMETERS],
-           text[FLOP]);
-    printf("memory    %sB weights", text[WEIGHTS]);
+    report_line(
+        "model     width %d, %d layers, %d heads, mlp %d, patch %d, %d classes: %s parameters, "
+        "%sFLOP per image",
+        c->width, c->layers, c->heads, c->mlp, c->patch, c->classes, text[PARAMETERS], text[FLOP]);
+    char trained[128] = "";
     if (training)
-        printf(", %sB gradients, %sB optimiser", text[GRADIENTS], text[OPTIMISER]);
-    printf(", %sB activations, %sB inputs; %d images at a time%s\n", text[ACTIVATIONS],
-           text[INPUTS], p->max_batch, s->world.ranks > 1 ? ", on the first rank" : "");
+        snprintf(trained, sizeof trained, ", %sB gradients, %sB optimiser", text[GRADIENTS],
+                 text[OPTIMISER]);
+    report_line("memory    %sB weights%s, %sB activations, %sB inputs; %d images at a time%s",
+                text[WEIGHTS], trained, text[ACTIVATIONS], text[INPUTS], p->max_batch,
+                s->world.ranks > 1 ? ", on the first rank" : "");
     if (p->recompute.kind != RECOMPUTE_NONE) {
         Plan whole = *p;
         whole.recompute = (Recompute){0};
@@ -798,9 +1014,10 @@ void setup_model(Session *s, bool training)
         int how = LOAD_POS(o->pos_resize) | (new_head ? LOAD_NEW_HEAD : 0);
         check(ckpt_load_weights(own, s->weights, how, report, sizeof report, &why));
         if (*report)
-            printf("          %s\n", report);
-        if (!training && o->ema > 0)
-            use_average(s);
+            report_line(
+                "          %s%s", report,
+                strcmp(scheme, "jax") ? "" : "; it starts at zero, where all are alike: 0% right");
+        choose_average(s, training);
     }
     s->state = (RunState){.seed = (uint64_t)o->seed, .best_metric = -1};
 }
@@ -828,22 +1045,57 @@ double schedule_lr(const Options *o, uint64_t total, uint64_t step)
 }
 
 /* --steps, or as many as it takes to see the rest of --epochs. */
+static double steps_of(const Session *s, const Options *o)
+{
+    const RunState *r = &s->state; /* a resumed run may have had another batch size before */
+    double left = o->epochs * (double)data_count(s->train) - (double)r->samples;
+    if (o->steps)
+        return (double)o->steps;
+    return (double)r->step + ceil(left / (double)o->batch_size);
+}
+
+/* The curve of the learning rate is that of the whole run: a longer one is at another place of it.
+ */
+static void describe_lr(const Session *s)
+{
+    uint64_t step = s->state.step;
+    double total = s->changed ? steps_of(s, &s->before) : 0;
+    bool longer = total > 0 && total <= 4294967295.0 && total != (double)s->steps;
+    if (step == 0 || step >= s->steps || !longer)
+        return;
+    double was = schedule_lr(&s->before, (uint64_t)total, step - 1);
+    double expected = schedule_lr(&s->before, (uint64_t)total, step);
+    double is = schedule_lr(&s->o, s->steps, step);
+    if (fabs(is - expected) > 1e-9 * expected)
+        printf(
+            "          lr goes from %.2g to %.2g: the schedule is now that of %lu steps, not %.0f "
+            "(--lr, --schedule)\n",
+            was, is, (unsigned long)s->steps, total);
+}
+
 void setup_length(Session *s)
 {
     const Options *o = &s->o;
-    const RunState *r = &s->state; /* a resumed run may have had another batch size before */
-    double left = o->epochs * (double)data_count(s->train) - (double)r->samples;
-    double steps = (double)r->step + ceil(left / (double)o->batch_size);
-    if (o->steps)
-        steps = (double)o->steps;
+    double steps = steps_of(s, o);
     if (steps > 4294967295.0)
         die_usage("lower --epochs or raise --batch-size", "%g steps are more than a run can count",
                   steps);
     s->steps = steps < 0 ? 0 : (uint64_t)steps;
+    if (s->steps <= s->state.step)
+        return; /* there is nothing left to do */
     printf("plan      %lu steps of %ld images%s", (unsigned long)s->steps, o->batch_size,
            s->micro < o->batch_size ? ", " : "\n");
     if (s->micro < o->batch_size)
         printf("%d at a time\n", s->micro);
+    describe_lr(s);
+    if (o->batch_size > data_count(s->train) && data_count(s->train) > 0)
+        warn("a step takes %ld images and an epoch has %ld: each is seen %.1f times in every step, "
+             "see "
+             "--batch-size",
+             o->batch_size, data_count(s->train),
+             (double)o->batch_size / (double)data_count(s->train));
+    if (o->lr == 0)
+        warn("--lr 0: nothing will be learned");
     if (mix_mixes(o))
         printf("mixing    within groups of %ld images\n", o->mix_group);
 }
@@ -920,25 +1172,46 @@ static void tell_out(Session *s)
         s->out = xstrdup(path);
 }
 
+/* The settings of a continued run that it no longer has are kept as config.ini.1, config.ini.2 ...
+ */
+static void write_settings(const Session *s)
+{
+    char *ini = xasprintf("%s/config.ini", s->out), *kept = NULL;
+    char *was = path_exists(ini) ? read_text(ini, 1 << 20, NULL) : NULL;
+    char *is = options_text(&s->o, &s->config, ini);
+    for (int i = 1; was && strcmp(was, is) != 0 && i < 100000; i++) {
+        free(kept);
+        kept = xasprintf("%s.%d", ini, i);
+        if (path_exists(kept))
+            continue;
+        check(save_text(kept, was, &why));
+        break;
+    }
+    check(save_text(ini, is, &why));
+    free(was);
+    free(is);
+    free(kept);
+    free(ini);
+}
+
 /* A continued run stays where it is, unless --out names another place. No run is written over. */
 static void open_out(Session *s)
 {
     const Options *o = &s->o;
-    bool resumed = s->checkpoint && s->run_dir;
-    bool same_run = resumed && (!*o->out || strcmp(s->run_dir, o->out) == 0);
+    bool same_run = stays(s);
     if (*o->out)
         s->out = xstrdup(o->out);
     else
         s->out = same_run ? xstrdup(s->run_dir) : new_run_dir(o);
     check(make_dirs(s->out, &why));
-    char *latest = xasprintf("%s/latest", s->out), *ini = xasprintf("%s/config.ini", s->out);
+    lock_run(s, s->out);
+    char *latest = xasprintf("%s/latest", s->out);
     char *log = xasprintf("%s/log.jsonl", s->out);
     if (path_exists(latest) && !same_run)
         die("continue it with --resume, or choose another --out", "%s already holds a run", s->out);
-    check(options_write(o, &s->config, ini, &why));
+    write_settings(s);
     check(log_open(log, same_run, &why));
     free(latest);
-    free(ini);
     free(log);
     write_classes(s);
     printf("run       %s\n", s->out);
@@ -956,6 +1229,7 @@ void session_free(Session *s)
 {
     hosts_at("ending", 0);
     log_close();
+    unlock_run(s);
     data_close(s->train);
     data_close(s->val);
     augmentation_free(s->changes);
@@ -965,6 +1239,8 @@ void session_free(Session *s)
     free(s->weights);
     free(s->checkpoint);
     free(s->run_dir);
+    names_free(&s->classes);
+    free(s->changed);
     free(s->out);
     options_free(&s->o);
 }

@@ -23,9 +23,13 @@ double schedule_lr(const Options *o, uint64_t total, uint64_t step);
 typedef struct {
     Options o; /* what was asked for, and what was chosen where that was `auto` */
     char **argv;
+    FILE *results; /* predict's: stdout as it was, where stdout itself is stderr now */
     /* setup_options */
-    bool built_in;         /* nothing said what to train */
+    const char *built_in;  /* nothing said how to train: which recipe took its place, else NULL */
     char *run_dir;         /* the run that --resume or --weights named, or NULL */
+    char *changed;         /* what is asked for that was otherwise in a run that is continued */
+    bool asked_batch;      /* --batch-size, and not the run's */
+    Options before;        /* what that run asked for: numbers alone, the texts are gone */
     bool run_layout;       /* how ranks share the model is as that run had it */
     Augmentation *changes; /* of training images */
     Preprocess images;     /* how training makes them; evaluation has augment off */
@@ -40,6 +44,7 @@ typedef struct {
     /* setup_data */
     Dataset *train, *val; /* NULL: not needed */
     int max_workers;      /* data workers, where --workers does not say */
+    Names classes;        /* of the run that is evaluated */
     /* setup_model */
     Model *m;
     int micro;      /* images computed at a time */
@@ -47,6 +52,7 @@ typedef struct {
     /* setup_length, setup_out: training alone */
     uint64_t steps; /* of the whole run */
     char *out;      /* run directory */
+    int lock;       /* on it, rank 0's; -1: none */
     bool shared;    /* all ranks see it */
 } Session;
 

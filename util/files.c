@@ -16,6 +16,13 @@ bool path_exists(const char *path)
     return stat(path, &st) == 0;
 }
 
+const char *path_trouble(void)
+{
+    if (errno == ELOOP)
+        return "symbolic links that lead in a circle";
+    return errno == ENOENT ? "no such file or directory" : strerror(errno);
+}
+
 bool is_dir(const char *path)
 {
     struct stat st;
@@ -257,4 +264,62 @@ bool save_file(const char *path, const void *bytes, size_t n, bool durable, Erro
 bool save_text(const char *path, const char *text, Error *e)
 {
     return save_file(path, text, strlen(text), true, e);
+}
+
+/* ---- locks ---- */
+
+/* The line of a lock's file that says whose it is, or was. */
+static void read_holder(int fd, char *out, size_t size)
+{
+    long n = read_at(fd, out, size - 1, 0);
+    out[n > 0 ? n : 0] = 0;
+    out[strcspn(out, "\n")] = 0;
+}
+
+/* A lock of fcntl is the process's: gone with it, and known to other hosts where the file system
+ * is theirs too. A holder that ended well has removed the file, perhaps after it was opened here.
+ */
+int lock_file(const char *path, const char *what, Error *e)
+{
+    struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    char holder[320], host[256] = "", mine[320];
+    struct stat st;
+    gethostname(host, sizeof host - 1);
+    snprintf(mine, sizeof mine, "process %ld on %s", (long)getpid(), host);
+    for (;;) {
+        int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+        if (fd < 0) {
+            cannot("create", path, errno, e);
+            return -1;
+        }
+        int why = fcntl(fd, F_SETLK, &whole) == 0 ? 0 : errno;
+        read_holder(fd, holder, sizeof holder);
+        if (why == EACCES || why == EAGAIN) {
+            fail(e, "wait until it ends, or stop it; another run takes another --out",
+                 "%s is in use by %s", what, *holder ? holder : "another process");
+            close(fd);
+            return -1;
+        }
+        if (why == 0 && fstat(fd, &st) == 0 && st.st_nlink == 0) {
+            close(fd);
+            continue;
+        }
+        const char *on = strstr(holder, " on ");
+        bool elsewhere = on && strcmp(on + 4, host) != 0;
+        if (why || elsewhere)
+            warn("%s: %s%s%s; see that no other process writes there", what,
+                 why ? "cannot be locked: " : "was left by ", why ? strerror(why) : holder,
+                 why ? "" : ", which may still be at work where locks do not reach");
+        if (ftruncate(fd, 0) == 0)
+            dprintf(fd, "%s\n", mine);
+        return fd;
+    }
+}
+
+void unlock_file(const char *path, int fd)
+{
+    if (fd < 0)
+        return;
+    unlink(path); /* first: who waits for the lock would take the name of another's */
+    close(fd);
 }

@@ -4,6 +4,7 @@
 #include "util/util.h"
 
 bool path_exists(const char *path);
+const char *path_trouble(void); /* why path_exists has just said no */
 bool is_dir(const char *path);
 bool make_dirs(const char *path, Error *e); /* mkdir -p */
 /* A whole file, zero-terminated; free() it. NULL and an error if it is longer, or holds zeros. */
@@ -33,5 +34,11 @@ bool file_write_at(FileWriter *f, const void *bytes, size_t n, uint64_t at, Erro
 bool file_sync(FileWriter *f, Error *e);
 bool save_file(const char *path, const void *bytes, size_t n, bool durable, Error *e);
 bool save_text(const char *path, const char *text, Error *e); /* durable */
+/* Takes PATH as a lock, until unlock_file or the end of this process, whatever ends it; the file
+ * says whose it is. A descriptor, or -1 and an error that names who has it. Where the file system
+ * knows no locks, or another host's process has left the file behind, that is warned of. `what` is
+ * locked, as errors call it. */
+int lock_file(const char *path, const char *what, Error *e);
+void unlock_file(const char *path, int fd);
 /* Makes what was renamed inside a directory survive a power cut. */
 bool sync_dir(const char *path, Error *e);

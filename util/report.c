@@ -2,8 +2,12 @@
  * so that logs stay readable. Nothing here computes: the numbers come in a StepReport. */
 #include "util/report.h"
 
+#include "util/text.h"
+
 #include <errno.h>
 #include <math.h>
+#include <poll.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -40,23 +44,6 @@ void log_close(void)
     if (log_file)
         fclose(log_file);
     log_file = NULL;
-}
-
-/* Bytes of the UTF-8 character at s: 1 to 4; 0 where none starts. */
-static int utf8_bytes(const unsigned char *s)
-{
-    static const int length[] = {1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 2, 2, 3, 4}; /* by s[0] >> 4 */
-    static const unsigned least[] = {0, 0, 0x80, 0x800, 0x10000}; /* shorter forms are wrong */
-    int n = length[s[0] >> 4];
-    if (n < 2)
-        return n;
-    unsigned c = s[0] & (0xffu >> n); /* from 0xf8 on beyond Unicode */
-    for (int i = 1; i < n; i++) {
-        if (s[i] >> 6 != 2) /* the end of the text, too */
-            return 0;
-        c = c << 6 | (s[i] & 0x3f);
-    }
-    return c < least[n] || c > 0x10ffff || (c >= 0xd800 && c <= 0xdfff) ? 0 : n;
 }
 
 /* JSON is UTF-8, names of files are any bytes: a byte that is none becomes U+FFFD. */
@@ -121,7 +108,7 @@ void log_end(void)
 
 /* ---- the screen ---- */
 
-static bool bar_shown;
+static int bar_shown; /* its characters; 0: none is shown */
 
 /* Open MPI gives its processes a terminal of their own, whatever its output goes to: a program that
  * has started mpirun says what that is, and otherwise nobody knows. */
@@ -142,20 +129,75 @@ static int columns(void)
     return ioctl(STDOUT_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col > 20 ? w.ws_col : 80;
 }
 
+char *report_folded(const char *line, int columns)
+{
+    enum { INDENT = 10 };
+    size_t n = 0;
+    char *out = xmalloc(strlen(line) * (INDENT + 2) + 2);
+    for (int room = columns - 1; *line; room = columns - 1 - INDENT) {
+        int take = (int)strlen(line);
+        if (take > room && room > INDENT) {
+            for (take = room; take > INDENT && line[take] != ' ';)
+                take--;
+            if (take == INDENT) /* a word that is longer: as long as it is */
+                take = room + (int)strcspn(line + room, " ");
+        }
+        n += (size_t)sprintf(out + n, "%.*s\n", take, line);
+        line += take;
+        line += strspn(line, " ");
+        if (*line)
+            n += (size_t)sprintf(out + n, "%*s", INDENT, "");
+    }
+    out[n] = 0;
+    return out;
+}
+
+void report_line(const char *fmt, ...)
+{
+    char line[2048];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(line, sizeof line, fmt, args);
+    va_end(args);
+    char *folded = report_folded(line, report_terminal() ? columns() : 1 << 20);
+    fputs(folded, stdout);
+    free(folded);
+}
+
+/* A bar that a terminal, made narrower since, has folded is on several of its lines. */
+static void erase_bar(void)
+{
+    int above = bar_shown > 0 ? (bar_shown - 1) / columns() : 0;
+    if (above)
+        printf("\033[%dA", above);
+    fputs("\r\033[J", stdout);
+}
+
 void report_clear(void)
 {
     if (bar_shown)
-        fputs("\r\033[K", stdout);
-    bar_shown = false;
+        erase_bar();
+    bar_shown = 0;
     fflush(stdout);
 }
 
 /* One line that the next one overwrites, cut to the terminal's width. */
 static void draw(const char *line)
 {
-    printf("\r%.*s\033[K", columns() - 1, line);
-    bar_shown = true;
+    int fits = columns() - 1, length = (int)strlen(line);
+    if (bar_shown > fits)
+        erase_bar();
+    bar_shown = length < fits ? length : fits;
+    printf("\r%.*s\033[K", bar_shown, line);
     fflush(stdout);
+}
+
+void report_written(FILE *out)
+{
+    struct pollfd reader = {.fd = fileno(out), .events = POLLOUT};
+    bool ok = fflush(out) == 0 && !ferror(out);
+    if (!ok && !(poll(&reader, 1, 0) == 1 && reader.revents & POLLERR))
+        die("free some space", "cannot write all of the output: the disk is full, or has failed");
 }
 
 void format_seconds(double s, char *out, size_t size)
@@ -193,21 +235,61 @@ static bool may_draw(bool last)
     return true;
 }
 
+/* "[=====>    ] 42%  epoch 3/10 ...": parts in the order of what people look for, as many as fit;
+ * the bar has what they leave. */
+void report_bar_line(const StepReport *r, int columns, char *out, size_t size)
+{
+    enum { PARTS = 9, LEAST = 10, MOST = 60 };
+    char part[PARTS][48] = {""}, left[32], took[32], bar[MOST + 4] = "", rest[512] = "";
+    double share = r->total > 0 ? fmin(r->step / r->total, 1) : 0;
+    int n = 0, length = 0, room = columns - 1 < (int)size - 1 ? columns - 1 : (int)size - 1;
+    format_seconds(r->eta, left, sizeof left);
+    format_seconds(r->elapsed, took, sizeof took);
+    snprintf(part[n++], sizeof part[0], "%.0f%%", floor(100 * share));
+    if (r->epochs >= 1)
+        snprintf(part[n++], sizeof part[0], "epoch %.0f/%.0f",
+                 fmin(floor(r->epoch) + 1, ceil(r->epochs)), ceil(r->epochs));
+    else
+        snprintf(part[n++], sizeof part[0], "step %.0f/%.0f", r->step, r->total);
+    snprintf(part[n++], sizeof part[0], "loss %.3f", r->loss);
+    snprintf(part[n++], sizeof part[0], "%s left", left);
+    snprintf(part[n++], sizeof part[0], "acc %.1f%%", r->acc);
+    if (r->best >= 0)
+        snprintf(part[n++], sizeof part[0], "best %.1f%%", r->best);
+    snprintf(part[n++], sizeof part[0], "%s", took);
+    snprintf(part[n++], sizeof part[0], "%.0f images/s", r->images_per_s);
+    if (r->wait >= 0.05) /* less is no matter */
+        snprintf(part[n++], sizeof part[0], "wait %.0f%%", 100 * r->wait);
+    else
+        snprintf(part[n++], sizeof part[0], "lr %.2e", r->lr);
+    int bar_least = columns >= 60 ? LEAST + 3 : 0;
+    for (int i = 0; i < n; i++) {
+        int more = (int)strlen(part[i]) + (i ? 2 : 0);
+        if (bar_least + length + more > room)
+            break;
+        length +=
+            snprintf(rest + length, sizeof rest - (size_t)length, "%s%s", i ? "  " : "", part[i]);
+    }
+    int width = room - length - 3;
+    width = width < MOST ? width : MOST;
+    if (width >= LEAST) {
+        int full = (int)(share * (width - 1));
+        memset(bar, ' ', sizeof bar);
+        memset(bar + 1, '=', (size_t)full);
+        bar[0] = '[';
+        bar[1 + full] = '>';
+        bar[1 + width] = ']';
+        bar[3 + width] = 0;
+    }
+    snprintf(out, size, "%s%s", bar, rest);
+}
+
 void report_bar(const StepReport *r)
 {
+    char line[600];
     if (!may_draw(false))
         return;
-    enum { WIDTH = 20 };
-    char bar[WIDTH + 1], eta[32], line[256];
-    int full = r->total > 0 ? (int)(r->step * WIDTH / r->total) : 0;
-    memset(bar, ' ', WIDTH);
-    memset(bar, '=', (size_t)full);
-    bar[full] = '>';
-    bar[WIDTH] = 0;
-    format_seconds(r->eta, eta, sizeof eta);
-    snprintf(line, sizeof line,
-             "[%s] %.0f/%.0f  eta %s  loss %.3f  acc %.1f%%  %.0f images/s  lr %.2e  wait %.0f%%",
-             bar, r->step, r->total, eta, r->loss, r->acc, r->images_per_s, r->lr, 100 * r->wait);
+    report_bar_line(r, columns(), line, sizeof line);
     draw(line);
 }
 

@@ -46,14 +46,26 @@ typedef struct {
 #define X(number, known) double number;
     STEP_NUMBERS(X)
 #undef X
-    double total, eta; /* steps of the run, seconds to its end */
+    double total, eta;    /* steps of the run, seconds to its end */
+    double epochs;        /* of the run, */
+    double elapsed, best; /* seconds since it began or went on, best top-1; -1: none yet */
 } StepReport;
 
 void report_step(const StepReport *r); /* a plain line, and the log */
 void report_bar(const StepReport *r);  /* terminals alone: redraws the bar */
+/* The bar as it fits into columns - 1 characters: what matters less is left out first. */
+void report_bar_line(const StepReport *r, int columns, char *out, size_t size);
 /* "evaluating 512/1000", images/s (0: not said) and the time left: terminals alone. */
 void report_progress(const char *what, long done, long total, double images_per_s);
+/* "model     width 128, ...": a line that begins with a word of up to nine letters. On a terminal
+ * it is folded between words, under its own beginning. */
+void report_line(const char *fmt, ...) PRINTF_LIKE(1, 2);
+/* That folding of `line` to `columns`, its newline included; free() it. */
+char *report_folded(const char *line, int columns);
 void report_clear(void); /* remove the bar before other output */
 bool report_terminal(void);
+/* The last word on a stream: dies where something could not be written, now or before. A reader who
+ * has left (`| head`) wanted no more. */
+void report_written(FILE *out);
 void format_seconds(double s, char *out, size_t size); /* "1m05s" */
 void format_count(double n, char *out, size_t size);   /* "5.7 M" */

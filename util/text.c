@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 bool same_name(const char *a, const char *b)
 {
@@ -19,7 +20,7 @@ int find_word(const char *words, const char *value)
     size_t n = strlen(value);
     for (int i = 0; n; i++) {
         size_t len = strcspn(words, "|");
-        if (len == n && memcmp(words, value, n) == 0)
+        if (len == n && strncasecmp(words, value, n) == 0)
             return i;
         if (!words[len])
             break;
@@ -28,13 +29,9 @@ int find_word(const char *words, const char *value)
     return -1;
 }
 
-/* A capital may begin the word, as in Python's True. */
 int find_bool(const char *value)
 {
-    char word[8];
-    snprintf(word, sizeof word, "%s", value);
-    *word = (char)tolower((unsigned char)*word);
-    int k = strlen(value) < sizeof word ? find_word("false|true|no|yes|off|on|0|1", word) : -1;
+    int k = find_word("false|true|no|yes|off|on|0|1", value);
     return k < 0 ? -1 : k % 2;
 }
 
@@ -52,6 +49,44 @@ void double_text(double v, char *out, size_t size)
         if (strtod(out, NULL) == v)
             break;
     }
+}
+
+/* ---- words for a shell ---- */
+
+char *shell_word(const char *s)
+{
+    static const char plain[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+:=,@%";
+    if (*s && !s[strspn(s, plain)])
+        return xstrdup(s);
+    char *out = xmalloc(4 * strlen(s) + 3), *to = out;
+    *to++ = '\'';
+    for (; *s; s++)
+        if (*s == '\'') /* ends the quotes, is quoted by itself, begins them again */
+            to = (char *)memcpy(to, "'\\''", 4) + 4;
+        else
+            *to++ = *s;
+    *to++ = '\'';
+    *to = 0;
+    return out;
+}
+
+/* ---- characters ---- */
+
+int utf8_bytes(const unsigned char *s)
+{
+    static const int length[] = {1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 2, 2, 3, 4}; /* by s[0] >> 4 */
+    static const unsigned least[] = {0, 0, 0x80, 0x800, 0x10000}; /* shorter forms are wrong */
+    int n = length[s[0] >> 4];
+    if (n < 2)
+        return n;
+    unsigned c = s[0] & (0xffu >> n); /* from 0xf8 on beyond Unicode */
+    for (int i = 1; i < n; i++) {
+        if (s[i] >> 6 != 2) /* the end of the text, too */
+            return 0;
+        c = c << 6 | (s[i] & 0x3f);
+    }
+    return c < least[n] || c > 0x10ffff || (c >= 0xd800 && c <= 0xdfff) ? 0 : n;
 }
 
 /* ---- the nearest word ---- */

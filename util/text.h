@@ -6,9 +6,15 @@
 
 bool same_name(const char *a, const char *b); /* `-` and `_` are the same */
 int find_bool(const char *value);             /* true yes on 1: 1; false no off 0: 0; or -1 */
-int find_word(const char *words, const char *value);              /* position in "a|b|c", or -1 */
+int find_word(const char *words,
+              const char *value); /* position in "a|b|c" in any letter case, or -1 */
 void word_text(const char *words, int k, char *out, size_t size); /* the word at position k */
 void double_text(double v, char *out, size_t size); /* the shortest that reads back the same */
+
+/* The text as a shell takes it for one word, in quotes where it needs them; free() it. */
+char *shell_word(const char *s);
+/* Bytes of the UTF-8 character at s: 1 to 4; 0 where none starts. */
+int utf8_bytes(const unsigned char *s);
 
 /* The word in `list` (NULL-terminated) nearest to `word` by edit distance, or NULL if none is near.
  */
