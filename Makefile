@@ -193,8 +193,8 @@ FUZZ_RUNS = $(foreach t,$(TARGETS),"as fuzz $t: $(FUZZ)/fuzz_$t $1 test/fuzz/see
 standin: $(STANDIN_TESTS)
 test-programs: fuzz-targets $(PROGRAM) $(TOOL) $(TESTS) $(STANDIN_TESTS) $(if $(NVCC),$(GPUPROGRAM))
 
-# Ranks that share a model: of folder $1, with options $2, called $3.
-LAYOUTS = $(foreach n,2 4,"as layouts $3 on $n: $1/test_layouts $2 $n") \
+# Ranks that share a model: of folder $1, with options $2, called $3; $4: on how many.
+LAYOUTS = $(foreach n,$4,"as layouts $3 on $n: $1/test_layouts $2 $n") \
   $(foreach o,tp_2 pp_2 zero_3,"as goldens $3 $(subst _, ,$o): $1/test_golden $2 --ranks 2 \
     --$(subst _, ,$o) $(GOLDEN) $(FIXTURES)")
 
@@ -204,8 +204,8 @@ LAYOUTS = $(foreach n,2 4,"as layouts $3 on $n: $1/test_layouts $2 $n") \
 CUDA_TESTS := "$(STANDIN)/test_cuda_on_cpu" "$(STANDIN)/test_cuda_ranks" \
   $(foreach t,fp32 tf32 bf16 fp16,"as ops $t: $(STANDIN)/test_ops --backend cuda --type $t") \
   $(foreach t,fp32 tf32 bf16 fp16,"as goldens $t: $(STANDIN)/test_golden --backend cuda --type $t $(GOLDEN) $(FIXTURES)") \
-  $(call LAYOUTS,$(STANDIN),--backend cuda,fp32) \
-  $(call LAYOUTS,$(STANDIN),--backend cuda --type bf16,bf16) \
+  $(call LAYOUTS,$(STANDIN),--backend cuda,fp32,2) \
+  $(call LAYOUTS,$(STANDIN),--backend cuda --type bf16,bf16,2) \
   "test/test_cuda.sh $(STANDIN)/train_gpu $(PROGRAM) $(SHARED)"
 
 test-cuda: report
@@ -219,7 +219,7 @@ test: report
 	  $(patsubst %,"%",$(filter %/double/test_grad,$(TESTS))) \
 	  $(foreach t,$(filter %/test_golden,$(TESTS)),"$t $(GOLDEN) $(FIXTURES)") \
 	  $(if $(FIXTURES),,"skip: no PyTorch fixtures in $(SHARED)/fixtures") \
-	  $(call LAYOUTS,$(BUILD),,cpu) \
+	  $(call LAYOUTS,$(BUILD),,cpu,2 4) \
 	  "test/test_layers.sh $(BUILD)" \
 	  "test/test_train.sh $(PROGRAM) $(SHARED)" \
 	  "test/test_ranks.sh $(PROGRAM) $(SHARED)" \

@@ -844,16 +844,20 @@ int main(int argc, char **argv)
     draw_inputs();
     spread_ranks();
     int n = all ? all_cases(cases) : pairwise_cases(cases);
+    int every = under.full || all ? 1 : 3, run = 0; /* a CPU that plays a GPU takes its time */
     double start = now();
     for (int i = 0; i < n; i++) {
         alarm(120); /* whoever waits for ever has failed */
-        if (one < 0 || one == i)
+        if (one < 0 ? i % every == 0 : one == i) {
             run_case(&cases[i], i);
+            run++;
+        }
     }
     alarm(0);
     if (team.rank == 0)
-        printf("%d ranks, %s: %d cases, %s, %.0f s; tensor parallel within %.1e\n", team.ranks,
-               under.name, n, all ? "every combination of a pass" : "every pair of settings",
-               now() - start, worst_near);
+        printf("%d ranks, %s: %d of %d cases, %s, %.0f s; tensor parallel within %.1e\n",
+               team.ranks, under.name, run, n,
+               all ? "every combination of a pass" : "every pair of settings", now() - start,
+               worst_near);
     return team_report();
 }

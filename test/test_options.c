@@ -323,7 +323,6 @@ static void test_synonyms(void)
                                             {"amp", "--precision"},
                                             {"learning-rate", "--lr"},
                                             {"learning_rate", "--lr"},
-                                            {"crop-pct", "--resize"},
                                             {"class-map", "--classes"},
                                             {"model-ema", "--ema"},
                                             {"warmup-epochs", "--warmup-steps"}};

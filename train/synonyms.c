@@ -24,7 +24,6 @@ static const struct {
     {"class-map", "--classes"},
     {"clip-grad", "--clip"},
     {"config", "--recipe"},
-    {"crop-pct", "--resize, in pixels: 224 at 0.875 is --resize 256"},
     {"data-dir", "--data"},
     {"data-path", "--data"},
     {"dataset", "--data"},
