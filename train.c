@@ -466,23 +466,22 @@ static const Command commands[] = {{"train", command_train, false, false},
                                    {"predict", command_predict, true, true},
                                    {"bench", command_bench, false, false}};
 
-/* What a program reads from our output is the results alone: all that is printed besides, where and
- * how it computes, goes the way of errors. */
-static FILE *keep_results(void)
+/* Whether nothing will be computed. */
+static bool asks_for_help(char **argv)
 {
-    int out = dup(STDOUT_FILENO);
-    FILE *results = out < 0 ? NULL : fdopen(out, "w");
-    if (!results || dup2(STDERR_FILENO, STDOUT_FILENO) < 0)
-        die("raise the limit of open files (ulimit -n)", "cannot open the output: %s",
-            strerror(errno));
-    setvbuf(stdout, NULL, _IOLBF, BUFSIZ);
-    return results;
+    static const char *const flags[] = {"--help", "-h", "--version"};
+    bool asks = false;
+    for (int i = 0; argv[i]; i++)
+        for (int k = 0; k < COUNT(flags); k++)
+            asks |= strcmp(argv[i], flags[k]) == 0;
+    return asks;
 }
 
 int main(int argc, char **argv)
 {
     open_streams();
-    backend_cpu_reexec(argv);
+    if (!asks_for_help(argv))
+        backend_cpu_reexec(argv);
     signal(SIGPIPE, SIG_IGN); /* `train | head` goes on training */
     signal(SIGXFSZ, SIG_IGN); /* a file too large is a failed write, which says what to do */
     signal(SIGBUS, on_lost_bytes);
@@ -497,10 +496,7 @@ int main(int argc, char **argv)
     if (c->of_weights && !*s.o.weights && !*s.o.resume)
         die_usage("name a run directory or a safetensors file: eval RUN, or --weights FILE",
                   "%s needs --weights", c->name);
-    s.results = c->of_files ? keep_results() : stdout;
     setup_config(&s);
-    if (s.world.rank > 0 && c->of_files && !freopen("/dev/null", "w", s.results))
-        warn("cannot silence rank %d", s.world.rank);
     int status = c->run(&s);
     FILE *results = s.results;
     die_hook = NULL; /* it speaks of a run that is freed now */

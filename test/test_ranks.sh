@@ -229,6 +229,13 @@ if [ -z "${TEST_SMALL-}" ]; then
         'BEGIN {x = (a - b) / (c - d); exit !(c > 1e8 && x > 0.95 && x < 1.05)}'
 fi
 
+# ---- prediction ----
+
+printf 'P6 2 2 255\n123456789012' >grey.ppm
+train predicted $tiny --steps 1
+timeout 60 "$program" predict predicted grey.ppm grey.ppm --topk 1 --ranks 2 >out 2>log
+check "predictions of two ranks are on stdout, once (status $?)" [ "$(wc -l <out)$(grep -c '^grey' out)" = 42 ]
+
 # ---- signals, ends ----
 
 background stopped $tiny --save-every 100000000 --ranks 2

@@ -105,10 +105,15 @@ static real of_run(uint32_t name, int set, long i)
     return (real)((int32_t)mixed(name, (uint32_t)set, (uint32_t)i) / 65536.0 / 65536.0);
 }
 
-/* The average in the weights' place. */
+/* The average in the weights' place; and the other way round. */
 static real of_average(uint32_t name, int set, long i)
 {
     return of_run(name, set == 0 ? 3 : set, i);
+}
+
+static real of_raw(uint32_t name, int set, long i)
+{
+    return of_run(name, set == 3 ? 0 : set, i);
 }
 
 /* Ones that bfloat16 and half have exactly. */
@@ -377,8 +382,14 @@ static void check_resume(const Job *j, const char *dir)
         CHECK(largest <= PIECE * sizeof(real) &&
                   moved <= SETS * (size_t)m.layout->n_own * sizeof(real),
               "%zu bytes, %zu at once", moved, largest);
-        if (j->average)
-            CHECK(ckpt_load_average(&m.u, path, POS_TIMM) && wrong_buffers(&m, of_average, SETS, true) == 0);
+        if (j->average) {
+            char report[256], *model = xasprintf("%s/model.safetensors", path);
+            CHECK(ckpt_load_raw(&m.u, path, POS_TIMM) && wrong_buffers(&m, of_raw, SETS, true) == 0);
+            CHECK(ckpt_load_weights(&m.u, model, 0, report, sizeof report, &e), "%s", e.what);
+            CHECK(wrong_buffers(&m, of_average, SETS, true) == 0 && ckpt_load_average(&m.u, path, POS_TIMM));
+            CHECK(wrong_buffers(&m, of_average, SETS, true) == 0);
+            free(model);
+        }
         part_free(&m);
     }
     free(path);
@@ -439,17 +450,22 @@ static void test_pieces(void)
     }
 }
 
-/* FNV-1a of what the program wrote before it knew of ranks, from the same numbers. */
+/* FNV-1a of what the program wrote before it knew of ranks, from the same numbers; with an average,
+ * since that is the model file's. */
 static void test_bytes_of_before(void)
 {
     static const struct {
-        const char *name;
+        const char *run, *name;
         bool header;
         uint64_t hash;
-    } files[] = {{"model", false, 0x740123b5fe6a4205}, {"train_state", true, 0x3dd3815ee50c3036}};
+    } files[] = {{"plain", "model", false, 0x740123b5fe6a4205},
+                 {"plain", "train_state", true, 0xce988235a0879a04},
+                 {"adamw", "model", false, 0x7ff44235444a9f43},
+                 {"adamw", "train_state", true, 0x7962898c06cfdd50}};
     for (int i = 0; sizeof(real) == 4 && i < COUNT(files); i++) {
         Error e = {"", ""};
-        char *path = xasprintf("%s/adamw/step_00000012/%s.safetensors", root, files[i].name);
+        char *path =
+            xasprintf("%s/%s/step_00000012/%s.safetensors", root, files[i].run, files[i].name);
         SafeTensors *f = st_open(path, &e);
         uint64_t h = 0xcbf29ce484222325u;
         for (uint64_t k = f && !files[i].header ? f->data : 0; f && k < f->size; k++)
@@ -651,6 +667,7 @@ int main(void)
     odd.classes = 5, odd.representation = 9, odd.cls_tokens = 2, odd.norm_pre = true;
     odd.patch_bias = odd.layer_scale = false;
     test_ways("adamw", &c, OPT_ADAMW, true, 1);
+    test_ways("plain", &c, OPT_ADAMW, false, 4);
     test_ways("odd", &odd, OPT_SGD, false, 3);
     test_bytes_of_before();
     test_pieces();

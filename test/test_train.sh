@@ -266,6 +266,14 @@ check "SIGTERM: status $rc" [ $rc = 143 ]
 check "SIGTERM: saved, and says how to go on" sh -c "test -e term/latest && grep -q -- '--resume term' log"
 check "SIGTERM: nothing is lost" \
     sh -c "grep -q \"stopped after step \$(cat term/latest | sed 's/step_0*//') \" log"
+"$binary" $fake --steps 1000000 --eval-every 1000000 --out interrupted >log 2>&1 &
+pid=$!
+until_true grep -q '"event":"step"' interrupted/log.jsonl
+kill -INT $pid
+wait $pid
+rc=$?
+check "SIGINT: status $rc" [ $rc = 130 ]
+check "and there is a checkpoint" test -e interrupted/latest
 mkdir mapped && head -c 307300 /dev/zero >mapped/data_batch_1.bin && cp mapped/data_batch_1.bin mapped/test_batch.bin
 "$binary" $fake --data cifar10:mapped --val-data none --num-classes 10 --image-size 32 --patch-size 8 \
     --steps 1000000 --eval-every 1000000 --save-every 2 --out lost >log 2>&1 &

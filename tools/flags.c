@@ -1,6 +1,7 @@
 /* flags.c - a command's flags taken out of argv, and its --help. See flags.h. */
 #include "tools/flags.h"
 
+#include "util/report.h"
 #include "util/text.h"
 
 #include <errno.h>
@@ -17,6 +18,7 @@ static NORETURN void print_help(const Command *c)
     }
     if (c->more_help)
         c->more_help(stdout);
+    report_written(stdout);
     exit(0);
 }
 

@@ -245,7 +245,8 @@ static int predict_batch(Session *s, const Predict *b, char **files, int n)
     for (int i = 0; i < n; i++) {
         if (*b->errors[i].what) {
             fflush(s->results);
-            fprintf(stderr, "error: %s\nhint: %s\n", b->errors[i].what, b->errors[i].hint);
+            if (s->world.rank == 0)
+                fprintf(stderr, "error: %s\nhint: %s\n", b->errors[i].what, b->errors[i].hint);
             continue;
         }
         fprintf(s->results, "%s\n", files[i]);
@@ -288,7 +289,7 @@ int command_predict(Session *s)
     free(b.logits);
     free(b.p);
     free(b.errors);
-    if (failed)
+    if (failed && s->world.rank == 0)
         fprintf(stderr, "%d of %d images could not be read\n", failed, s->o.n_files);
     return failed ? 1 : 0;
 }

@@ -509,12 +509,28 @@ static void start_ranks(Session *s)
         warn("cannot silence rank %d", s->world.rank);
 }
 
+/* What a program reads from our output is the results alone: all that is printed besides, where and
+ * how it computes, goes the way of errors. */
+static FILE *keep_results(void)
+{
+    int out = dup(STDOUT_FILENO);
+    FILE *results = out < 0 ? NULL : fdopen(out, "w");
+    if (!results || dup2(STDERR_FILENO, STDOUT_FILENO) < 0)
+        die("raise the limit of open files (ulimit -n)", "cannot open the output: %s",
+            strerror(errno));
+    setvbuf(stdout, NULL, _IOLBF, BUFSIZ);
+    return results;
+}
+
 /* Processes are started before the device is: it cannot be shared with a copy of the process. */
 static void start_device(Session *s)
 {
     Options *o = &s->o;
     s->be = backend_cuda ? backend_cuda() : backend_cpu();
     start_ranks(s);
+    s->results = stdout;
+    if (strcmp(o->command, "predict") == 0 && s->world.rank == 0)
+        s->results = keep_results();
     hosts_at("starting its device", 0);
     if (o->precision == PRECISION_AUTO)
         o->precision = backend_cuda ? PRECISION_BF16 : PRECISION_FP32;
