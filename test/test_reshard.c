@@ -384,9 +384,11 @@ static void check_resume(const Job *j, const char *dir)
               "%zu bytes, %zu at once", moved, largest);
         if (j->average) {
             char report[256], *model = xasprintf("%s/model.safetensors", path);
-            CHECK(ckpt_load_raw(&m.u, path, POS_TIMM) && wrong_buffers(&m, of_raw, SETS, true) == 0);
+            CHECK(ckpt_load_raw(&m.u, path, POS_TIMM));
+            CHECK(wrong_buffers(&m, of_raw, SETS, true) == 0);
             CHECK(ckpt_load_weights(&m.u, model, 0, report, sizeof report, &e), "%s", e.what);
-            CHECK(wrong_buffers(&m, of_average, SETS, true) == 0 && ckpt_load_average(&m.u, path, POS_TIMM));
+            CHECK(wrong_buffers(&m, of_average, SETS, true) == 0);
+            CHECK(ckpt_load_average(&m.u, path, POS_TIMM));
             CHECK(wrong_buffers(&m, of_average, SETS, true) == 0);
             free(model);
         }
