@@ -293,7 +293,8 @@ void setup_options(Session *s, int argc, char **argv)
 static char *find_weights(const char *path)
 {
     if (!path_exists(path))
-        die("name a safetensors file or a run directory", "%s: %s", path, path_trouble());
+        die("name a safetensors file or a run directory", "%s: %s", path,
+            path_trouble("no such file or directory"));
     if (!is_dir(path))
         return xstrdup(path);
     char *file = xasprintf("%s/model.safetensors", path);
