@@ -64,7 +64,9 @@ static Source *open_spec(const DataOptions *o, Error *e)
     int k = 0;
     while (strncmp(spec, kinds[k].prefix, strlen(kinds[k].prefix)) != 0)
         k++;
-    if (*spec && !spec[strlen(kinds[k].prefix)] && strcmp(spec, "fake:") != 0) {
+    bool place = spec[strlen(kinds[k].prefix)] || kinds[k].open == webdataset_open ||
+                 kinds[k].open == fake_open;
+    if (*spec && !place) {
         fail(e, "the path follows the colon, as in cifar10:DIR", "%s names no place", spec);
         return NULL;
     }

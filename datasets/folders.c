@@ -401,7 +401,8 @@ Source *folders_open(const char *dir, const DataOptions *o, Error *e)
         fail(e,
              "data is DIR with class folders, wds:PATTERN, cifar10:DIR, cifar100:DIR, mnist:DIR "
              "or fake",
-             "%s: %s", dir, path_exists(dir) ? "not a directory" : path_trouble());
+             "%s: %s", dir,
+             path_exists(dir) ? "not a directory" : path_trouble("no such directory"));
         return NULL;
     }
     Divided d = {0};

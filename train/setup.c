@@ -296,7 +296,7 @@ static char *find_weights(const char *path)
 {
     if (!path_exists(path))
         die("name a file of weights, a folder with one, or a run directory; nothing is downloaded",
-            "%s: %s", path, path_trouble());
+            "%s: %s", path, path_trouble("no such file or directory"));
     if (!is_dir(path))
         return xstrdup(path);
     char *file = weights_in_folder(path);

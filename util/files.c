@@ -16,11 +16,11 @@ bool path_exists(const char *path)
     return stat(path, &st) == 0;
 }
 
-const char *path_trouble(void)
+const char *path_trouble(const char *missing)
 {
     if (errno == ELOOP)
         return "symbolic links that lead in a circle";
-    return errno == ENOENT ? "no such file or directory" : strerror(errno);
+    return errno == ENOENT ? missing : strerror(errno);
 }
 
 bool is_dir(const char *path)

@@ -4,7 +4,7 @@
 #include "util/util.h"
 
 bool path_exists(const char *path);
-const char *path_trouble(void); /* why path_exists has just said no */
+const char *path_trouble(const char *missing); /* why path_exists has just said no; or `missing` */
 bool is_dir(const char *path);
 bool make_dirs(const char *path, Error *e); /* mkdir -p */
 /* A whole file, zero-terminated; free() it. NULL and an error if it is longer, or holds zeros. */
