@@ -14,7 +14,7 @@
 
 static bool divides_model(const Config *c, int tp)
 {
-    return c->heads % tp == 0 && c->mlp % tp == 0;
+    return tp > 0 && c->heads % tp == 0 && c->mlp % tp == 0;
 }
 
 /* "1, 2, 4" */
@@ -46,7 +46,7 @@ static bool check_layout(const Config *c, int ranks, int tp, int pp, Error *e)
         return fail(e, hint, "--tp %d does not divide %d heads and an MLP of %d", tp, c->heads,
                     c->mlp);
     }
-    if (pp > c->layers)
+    if (pp < 1 || pp > c->layers)
         return fail(e, "a stage has one layer or more", "--pp %d, but the model has %d layers", pp,
                     c->layers);
     if (ranks % (tp * pp) == 0)
