@@ -323,13 +323,6 @@ dev *unit_acquire(Units *u, int unit, int next)
     return place_of(u, unit);
 }
 
-/* Its place is taken by the next but one: gather() knows. */
-void unit_release(Units *u, int unit)
-{
-    (void)u;
-    (void)unit;
-}
-
 void units_left(Units *u, int a, int b)
 {
     for (int i = 0; i < u->layout->units; i++)

@@ -208,14 +208,15 @@ static bool train_evaluate(Training *t)
 {
     Session *s = t->s;
     Evaluation v;
-    double from = now(), sent = s->be->sent();
+    double from = now(), sent = s->be->sent(), waited = s->be->waited();
     if (s->m->own.ema)
         units_swap_ema(&s->m->own);
     bool complete = evaluate(s, s->val, &stop_signal, &v);
     if (s->m->own.ema)
         units_swap_ema(&s->m->own);
     report_clear();
-    meter_pause(&t->meter, now() - from, s->be->sent() - sent);
+    meter_pause(&t->meter, now() - from, s->be->sent() - sent,
+                s->be->waited() - waited);
     if (!complete)
         return false;
     bool best = isfinite(v.loss) && v.top1 > s->state.best_metric;
@@ -278,7 +279,7 @@ static void save(Training *t)
         s->shared ? hosts_die(e.hint, "%s", e.what) : die(e.hint, "%s", e.what);
     }
     t->saved = s->state.step;
-    meter_pause(&t->meter, now() - from, 0);
+    meter_pause(&t->meter, now() - from, 0, 0);
     log_begin("save");
     log_num("step", (double)s->state.step);
     log_num("seconds", now() - from);

@@ -228,7 +228,6 @@ static void embed_forward(Model *m, Micro *b)
             .x = mat(b->embed_x, C), .y = mat(b->stream[0], C), .gamma = w.norm_w, .beta = w.norm_b,
             .mean = b->embed_mean, .rstd = b->embed_rstd, .eps = c->eps, .rows = B * T, .C = C,
             .tokens = T});
-    unit_release(&m->own, 0);
 }
 
 /* x = x + proj(attention(qkv(LN1(x))));  x = x + fc2(gelu(fc1(LN2(x))))
@@ -308,7 +307,6 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
             .x = mid, .x_out = out, .branch = branch2, .ls = w.ls2,
             .drop = drop(b, c->dropout, RNG_FC2_DROPOUT, l), .path = path(m, b, RNG_MLP_PATH, l),
             .rows = r.n, .C = C, .tokens = r.Tq});
-    unit_release(&m->own, l + 1);
 }
 
 /* logits = head(tanh(rep(pool(LN(x))))), the middle layer where there is one
@@ -339,7 +337,6 @@ static void head_forward(Model *m, Micro *b)
         m->be->zero(b->logits, (size_t)B * K * type_size(m->plan.type));
     linear(m, mat(from(b->logits, first), K), features, w.head_w, w.head_b, B, R ? R : C, mine);
     sum_parts(m, &m->classes, mat(b->logits, K), B, K); /* [B,K] */
-    unit_release(&m->own, u);
 }
 
 static void forward(Model *m, Micro *b, bool train_mode)
@@ -422,7 +419,6 @@ static void head_backward(Model *m, Micro *b)
         .rstd = b->final_rstd, .rows = r.n, .C = C, .tokens = r.Tq,
         .dy = c->pool == POOL_GAP ? mat(m->dy, C) : dpooled, .dx = mat(m->dstream, r.ld),
         .dgamma = g.norm_w, .dbeta = g.norm_b});
-    unit_release(&m->own, u);
     unit_reduce(&m->own, u, b->number, b->last);
 }
 
@@ -495,7 +491,6 @@ static void block_backward(Model *m, Micro *b, int l)
         .rstd = a->norm1_rstd, .rows = B * T, .C = C, .tokens = T, .dy = dy,
         .dx = mat(m->dstream, C), .dgamma = g.norm1_w, .dbeta = g.norm1_b});
     watch(m, mat(m->dstream, C), B * T, C);
-    unit_release(&m->own, l + 1);
     unit_reduce(&m->own, l + 1, b->number, b->last);
 }
 
@@ -536,7 +531,6 @@ static void embed_backward(Model *m, Micro *b)
     m->be->linear_backward_weight(&(LinearBackwardWeight){ /* patch_w [C, 3PP] */
         .dw = g.patch_w, .dy = mat(b->patch_out, C), .x = mat(b->patches, PP), .rows = B * Np,
         .in = PP, .out = C});
-    unit_release(&m->own, 0);
     unit_reduce(&m->own, 0, b->number, b->last);
 }
 /* clang-format on */

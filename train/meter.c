@@ -144,10 +144,11 @@ void meter_step(Meter *m, const StepResult *r, uint64_t step, double damaged)
     m->from = m->reported = now();
 }
 
-void meter_pause(Meter *m, double seconds, double bytes)
+void meter_pause(Meter *m, double seconds, double bytes, double waited)
 {
     m->from += seconds;
     m->comm_bytes += bytes;
+    m->comm_waited += waited;
 }
 
 /* ---- beginning and end ---- */

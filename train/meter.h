@@ -27,9 +27,9 @@ void meter_begin(Meter *m, const Session *s, Loader *loader);
 /* Step number `step`, from 1, has come to r, and the ranks have met so many damaged images so far.
  * Draws the bar; reports every --log-every steps. All ranks call this together. */
 void meter_step(Meter *m, const StepResult *r, uint64_t step, double damaged);
-/* So many seconds, and bytes to other ranks, went into something else: what is reported is training
- * alone. */
-void meter_pause(Meter *m, double seconds, double bytes);
+/* So many seconds, bytes to other ranks and seconds of waiting for them went into something else:
+ * what is reported is training alone. */
+void meter_pause(Meter *m, double seconds, double bytes, double waited);
 /* Training has ended: what became of the data, and what would make it faster. */
 void meter_end(const Meter *m);
 
