@@ -113,8 +113,8 @@ void units_free(Units *u);
 void units_plan(Units *u, Arena *a, Arena *state);
 void units_start(Units *u); /* once there is memory */
 
-/* A unit's working weights, until the next but one is asked for; `next`, which is asked for after it
- * (-1: none), is sent for meanwhile. */
+/* A unit's working weights, until the next but one is asked for; `next`, which is asked for after
+ * it (-1: none), is sent for meanwhile. */
 dev *unit_acquire(Units *u, int unit, int next);
 /* Where micro-batch `micro` of the step writes the unit's gradient; real. */
 dev *unit_gradient(Units *u, int unit, int micro);
