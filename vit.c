@@ -1128,8 +1128,7 @@ static Model *new_model(const Config *c, const Plan *plan, const Backend *be)
     m->be = be;
     Cut cut = split_cut(&m->split);
     m->layout = layout_new(c, plan->decay, &cut);
-    const Param *last = &m->layout->param[m->layout->tensors - 1]; /* of the head */
-    m->classes = last->split == SPLIT_WHOLE ? (Axis){0, 1, NULL} : m->split.tp;
+    m->classes = c->classes % m->split.tp.ranks ? (Axis){0, 1, NULL} : m->split.tp;
     m->own = (Units){.layout = m->layout,
                      .be = be,
                      .split = &m->split,

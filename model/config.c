@@ -106,9 +106,21 @@ bool vit_config_check(const Config *c, Error *e)
     if (c->width % c->heads)
         return fail(e, "choose --heads so that it divides --width",
                     "%d heads do not divide a width of %d", c->heads, c->width);
-    if (c->pool == POOL_CLS && c->cls_tokens == 0)
-        return fail(e, "use --pool gap, or --cls-tokens 1",
-                    "pool = cls needs a class token, but cls-tokens = 0");
+    static const int needs[] = {[POOL_CLS] = 1, [POOL_CLS_DIST] = 2, [POOL_CLS_GAP] = 1};
+    const ConfigField *pool = vit_config_find("pool");
+    field_text(pool, c, value, sizeof value);
+    if (c->pool < COUNT(needs) && c->cls_tokens < needs[c->pool]) {
+        snprintf(range, sizeof range, "use --pool gap, or --cls-tokens %d", needs[c->pool]);
+        return fail(e, range, "pool = %s needs %d class token%s, but cls-tokens = %d", value,
+                    needs[c->pool], needs[c->pool] > 1 ? "s" : "", c->cls_tokens);
+    }
+    if (c->fc_norm && c->pool != POOL_GAP && c->pool != POOL_MAP)
+        return fail(e, "leave out --fc-norm, or use --pool gap or map",
+                    "fc-norm = true with pool = %s: there is nothing between pooling and the norm",
+                    value);
+    if (c->act == ACT_SWIGLU && c->pool == POOL_MAP)
+        return fail(e, "choose another --act or --pool",
+                    "act = swiglu with pool = map: the MLP behind that pooling has no gate");
     long tokens = c->cls_tokens + (long)(c->image_h / c->patch) * (c->image_w / c->patch);
     snprintf(value, sizeof value, "%ld", tokens);
     if (tokens > 1 << 20)
@@ -119,10 +131,12 @@ bool vit_config_check(const Config *c, Error *e)
 double vit_forward_flops(const Config *c)
 {
     double T = vit_tokens(c), C = c->width, F = c->mlp, L = c->layers;
-    double linear = 2 * T * L * (4 * C * C + 2 * C * F);
+    double linear = 2 * T * L * (4 * C * C + C * F + C * vit_hidden(c));
     double patch = 2.0 * vit_patches(c) * VIT_CHANNELS * c->patch * c->patch * C;
-    double head = 2 * C * c->classes;
+    double features = vit_features(c), head = 2 * features * c->classes;
     if (c->representation)
-        head = 2.0 * c->representation * (C + c->classes);
+        head = 2.0 * c->representation * (features + c->classes);
+    if (c->pool == POOL_MAP) /* keys and values of all tokens; the rest is one token's */
+        head += 2 * (2 * T + 2) * C * C + 4 * T * C + 4 * C * F;
     return linear + patch + head + 4 * T * T * C * L;
 }

@@ -9,8 +9,8 @@
 
 #define VIT_CHANNELS 3
 
-enum { POOL_CLS, POOL_GAP };
-enum { ACT_NONE, ACT_GELU, ACT_GELU_TANH, ACT_TANH };
+enum { POOL_CLS, POOL_GAP, POOL_MAP, POOL_CLS_DIST, POOL_CLS_GAP };
+enum { ACT_NONE, ACT_GELU, ACT_GELU_TANH, ACT_QUICK_GELU, ACT_SWIGLU, ACT_TANH };
 enum { LOSS_SOFTMAX, LOSS_SIGMOID };
 
 /* A row per setting: C type, field, flag, default, what is allowed (as in field.h), what it means.
@@ -27,14 +27,20 @@ enum { LOSS_SOFTMAX, LOSS_SIGMOID };
     X(int,    heads, "heads", "12", "", "H, attention heads; must divide C")                      \
     X(int,    mlp, "mlp", "3072", "1..1048576", "F, hidden width of the MLP")                     \
     X(int,    classes, "num-classes", "1000", "1..16777216", "K, outputs of the head")            \
-    X(word,   pool, "pool", "cls", "cls|gap",                                                     \
-      "cls: token 0 after the final norm; gap: mean of the patch tokens after it")                \
+    X(word,   pool, "pool", "cls", "cls|gap|map|cls_dist|cls_gap",                                \
+      "cls: token 0 after the final norm; gap: mean of the patch tokens after it; map: what a "   \
+      "learned query finds in all tokens (SigLIP); cls_dist: tokens 0 and 1 side by side (DeiT's "\
+      "two heads); cls_gap: token 0 beside the mean (DINOv2's classifier)")                       \
+    X(bool,   fc_norm, "fc-norm", "false", "", "the final norm after pooling instead of before")  \
     X(int,    cls_tokens, "cls-tokens", "1", "0..4096",                                           \
       "class tokens in front of the patches (0, 1, 8, ...)")                                      \
     X(bool,   patch_bias, "patch-bias", "true", "", "bias in the patch embedding")                \
     X(int,    representation, "representation", "0", "0..1048576",                                \
       "width of a linear+tanh layer before the head; 0: none")                                    \
-    X(word,   act, "act", "gelu", "|gelu|gelu_tanh", "gelu (erf) or gelu_tanh")                   \
+    X(word,   act, "act", "gelu", "|gelu|gelu_tanh|quick_gelu|swiglu",                            \
+      "of the MLP: gelu (erf), gelu_tanh, quick_gelu (CLIP's x sigmoid(1.702 x)), or swiglu "     \
+      "(DINOv2 giant: fc1 is 2F wide, its first half gates the second)")                          \
+    X(bool,   qk_norm, "qk-norm", "false", "", "norms of each head's queries and keys")           \
     X(double, eps, "eps", "1e-06", "0..1", "epsilon of the norms in the blocks")                  \
     X(double, eps_final, "eps-final", "1e-06", "0..1", "epsilon of the final norm")               \
     X(bool,   layer_scale, "layer-scale", "false", "", "learned scale per channel on each branch")\
@@ -80,6 +86,16 @@ static inline int vit_patches(const Config *c)
 static inline int vit_tokens(const Config *c)
 {
     return c->cls_tokens + vit_patches(c);
+}
+/* What fc1 makes: F, or a gate and a value of F each. */
+static inline int vit_hidden(const Config *c)
+{
+    return c->act == ACT_SWIGLU ? 2 * c->mlp : c->mlp;
+}
+/* What the head, or the representation layer before it, reads: C, or two such side by side. */
+static inline int vit_features(const Config *c)
+{
+    return c->pool >= POOL_CLS_DIST ? 2 * c->width : c->width;
 }
 /* Floating-point operations of one image's forward pass, multiply-add = 2: the linear layers, the
  * patch embedding, the head, and 4*T*T*C per block for attention. Training counts three times

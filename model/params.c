@@ -22,11 +22,19 @@ static long round_up(long n, long to)
     return (n + to - 1) / to * to;
 }
 
+/* Equal parts of a tensor's rows, each of which is cut for itself. */
+static int row_groups(const Config *c, int split)
+{
+    const int groups[] = {[SPLIT_WHOLE] = 1, [SPLIT_ROWS] = 1, [SPLIT_COLUMNS] = 1,
+                          [SPLIT_HEADS] = 3, [SPLIT_GATES] = c->act == ACT_SWIGLU ? 2 : 1};
+    return groups[split];
+}
+
 /* This rank's part of a tensor: rows or columns that do not divide stay whole. */
-static void cut_tensor(Param *p, int tp)
+static void cut_tensor(const Config *c, Param *p, int tp)
 {
     int axis = p->split == SPLIT_COLUMNS ? 1 : 0;
-    if (tp == 1 || p->shape[axis] % tp)
+    if (tp == 1 || p->shape[axis] % (tp * row_groups(c, p->split)))
         p->split = SPLIT_WHOLE;
     memcpy(p->part, p->shape, sizeof p->part);
     p->n_part = p->n;
@@ -41,7 +49,9 @@ static void cut_tensor(Param *p, int tp)
 static int unit_lines(const Config *c, int kind, int tp, Param *p, long *size)
 {
     int C = c->width, F = c->mlp, K = c->classes, P = c->patch, R = c->representation;
-    int N = c->cls_tokens, T = vit_tokens(c), n = 0;
+    int N = c->cls_tokens, T = vit_tokens(c), F1 = vit_hidden(c), D = vit_features(c);
+    int hs = C / c->heads, n = 0;
+    bool map = c->pool == POOL_MAP;
 /* clang-format off */
 #define SHAPE(a, b, d, e) {a, b, d, e}
 /* clang-format on */
@@ -62,7 +72,7 @@ static int unit_lines(const Config *c, int kind, int tp, Param *p, long *size)
     for (int i = 0; i < n; i++) {
         while (p[i].ndim < 4 && p[i].shape[p[i].ndim])
             p[i].n *= p[i].shape[p[i].ndim++]; /* n was 1 where present */
-        cut_tensor(&p[i], tp);
+        cut_tensor(c, &p[i], tp);
         p[i].offset = *size;
         *size = round_up(*size + p[i].n_part, ALIGN);
     }
@@ -158,8 +168,7 @@ Run param_run(const Layout *l, const Param *p, long part, long end)
     long tp = l->cut.tp, r = l->cut.tp_rank, stretch = p->n_part; /* that stands together */
     if (p->split == SPLIT_WHOLE)
         return (Run){part, part, end - part};
-    if (p->split == SPLIT_HEADS)
-        stretch /= 3;
+    stretch /= row_groups(&l->config, p->split);
     if (p->split == SPLIT_COLUMNS)
         stretch = p->part[1];
     long number = part / stretch, within = part % stretch, n = stretch - within;

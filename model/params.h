@@ -21,10 +21,12 @@ enum { ROLE_ZERO, ROLE_ONE, ROLE_CLS, ROLE_POS, ROLE_PATCH, ROLE_QKV, ROLE_PROJ,
  *   field      name in files (timm's)      shape (0: no such) role       split present if
  *
  * The order of the lines is the layout of a unit's buffers (weights, gradients, optimiser state)
- * and of the file. `split` is how tensor parallelism cuts: WHOLE on every rank, by ROWS (outputs),
- * by COLUMNS (inputs), or HEADS: by rows of q, of k and of v. N is the number of class tokens, R
- * the width of the representation layer. */
-enum { SPLIT_WHOLE, SPLIT_ROWS, SPLIT_COLUMNS, SPLIT_HEADS };
+ * and of the file; a line's number is a counter of its initial values, so that new ones come last.
+ * `split` is how tensor parallelism cuts: WHOLE on every rank, by ROWS (outputs), by COLUMNS
+ * (inputs), HEADS: by rows of q, of k and of v, or GATES: by rows, of gate and value each where fc1
+ * makes both. N is the number of class tokens, R the width of the representation layer,
+ * F1 = vit_hidden, D = vit_features, hs = C / H, map: pool is POOL_MAP. */
+enum { SPLIT_WHOLE, SPLIT_ROWS, SPLIT_COLUMNS, SPLIT_HEADS, SPLIT_GATES };
 
 /* clang-format off */
 #define EMBED_PARAMS(X)                                                                            \
@@ -44,18 +46,37 @@ enum { SPLIT_WHOLE, SPLIT_ROWS, SPLIT_COLUMNS, SPLIT_HEADS };
   X(ls1,       "ls1.gamma",               (C, 0, 0, 0),         LS,         WHOLE,  c->layer_scale)\
   X(norm2_w,   "norm2.weight",            (C, 0, 0, 0),         ONE,        WHOLE,   true)         \
   X(norm2_b,   "norm2.bias",              (C, 0, 0, 0),         ZERO,       WHOLE,   true)         \
-  X(fc1_w,     "mlp.fc1.weight",          (F, C, 0, 0),         FC1,        ROWS,    true)         \
-  X(fc1_b,     "mlp.fc1.bias",            (F, 0, 0, 0),         MLP_BIAS,   ROWS,    true)         \
+  X(fc1_w,     "mlp.fc1.weight",          (F1, C, 0, 0),        FC1,        GATES,   true)         \
+  X(fc1_b,     "mlp.fc1.bias",            (F1, 0, 0, 0),        MLP_BIAS,   GATES,   true)         \
   X(fc2_w,     "mlp.fc2.weight",          (C, F, 0, 0),         FC2,        COLUMNS, true)         \
   X(fc2_b,     "mlp.fc2.bias",            (C, 0, 0, 0),         MLP_BIAS,   WHOLE,   true)         \
-  X(ls2,       "ls2.gamma",               (C, 0, 0, 0),         LS,         WHOLE,  c->layer_scale)
+  X(ls2,       "ls2.gamma",               (C, 0, 0, 0),         LS,         WHOLE,  c->layer_scale)\
+  X(q_norm_w,  "attn.q_norm.weight",      (hs, 0, 0, 0),        ONE,        WHOLE,   c->qk_norm)   \
+  X(q_norm_b,  "attn.q_norm.bias",        (hs, 0, 0, 0),        ZERO,       WHOLE,   c->qk_norm)   \
+  X(k_norm_w,  "attn.k_norm.weight",      (hs, 0, 0, 0),        ONE,        WHOLE,   c->qk_norm)   \
+  X(k_norm_b,  "attn.k_norm.bias",        (hs, 0, 0, 0),        ZERO,       WHOLE,   c->qk_norm)
 #define HEAD_PARAMS(X)                                                                             \
-  X(norm_w,    "norm.weight",             (C, 0, 0, 0),         ONE,        WHOLE,   true)         \
-  X(norm_b,    "norm.bias",               (C, 0, 0, 0),         ZERO,       WHOLE,   true)         \
-  X(rep_w,     "pre_logits.fc.weight",    (R, C, 0, 0),         REP,        WHOLE,   R > 0)        \
+  X(norm_w,    "norm.weight",             (C, 0, 0, 0),         ONE,        WHOLE,   !c->fc_norm)  \
+  X(norm_b,    "norm.bias",               (C, 0, 0, 0),         ZERO,       WHOLE,   !c->fc_norm)  \
+  X(rep_w,     "pre_logits.fc.weight",    (R, D, 0, 0),         REP,        WHOLE,   R > 0)        \
   X(rep_b,     "pre_logits.fc.bias",      (R, 0, 0, 0),         REP_BIAS,   WHOLE,   R > 0)        \
-  X(head_w,    "head.weight",             (K, R ? R : C, 0, 0), HEAD,       ROWS,    true)         \
-  X(head_b,    "head.bias",               (K, 0, 0, 0),         HEAD_BIAS,  ROWS,    true)
+  X(head_w,    "head.weight",             (K, R ? R : D, 0, 0), HEAD,       ROWS,    true)         \
+  X(head_b,    "head.bias",               (K, 0, 0, 0),         HEAD_BIAS,  ROWS,    true)         \
+  X(latent,    "attn_pool.latent",        (1, 1, C, 0),         POS,        WHOLE,   map)          \
+  X(q_w,       "attn_pool.q.weight",      (C, C, 0, 0),         PROJ,       WHOLE,   map)          \
+  X(q_b,       "attn_pool.q.bias",        (C, 0, 0, 0),         BIAS,       WHOLE,   map)          \
+  X(kv_w,      "attn_pool.kv.weight",     (2 * C, C, 0, 0),     PROJ,       WHOLE,   map)          \
+  X(kv_b,      "attn_pool.kv.bias",       (2 * C, 0, 0, 0),     BIAS,       WHOLE,   map)          \
+  X(proj_w,    "attn_pool.proj.weight",   (C, C, 0, 0),         PROJ,       WHOLE,   map)          \
+  X(proj_b,    "attn_pool.proj.bias",     (C, 0, 0, 0),         BIAS,       WHOLE,   map)          \
+  X(mlp_norm_w,"attn_pool.norm.weight",   (C, 0, 0, 0),         ONE,        WHOLE,   map)          \
+  X(mlp_norm_b,"attn_pool.norm.bias",     (C, 0, 0, 0),         ZERO,       WHOLE,   map)          \
+  X(fc1_w,     "attn_pool.mlp.fc1.weight",(F, C, 0, 0),         FC1,        WHOLE,   map)          \
+  X(fc1_b,     "attn_pool.mlp.fc1.bias",  (F, 0, 0, 0),         MLP_BIAS,   WHOLE,   map)          \
+  X(fc2_w,     "attn_pool.mlp.fc2.weight",(C, F, 0, 0),         FC2,        WHOLE,   map)          \
+  X(fc2_b,     "attn_pool.mlp.fc2.bias",  (C, 0, 0, 0),         MLP_BIAS,   WHOLE,   map)          \
+  X(fc_norm_w, "fc_norm.weight",          (C, 0, 0, 0),         ONE,        WHOLE,   c->fc_norm)   \
+  X(fc_norm_b, "fc_norm.bias",            (C, 0, 0, 0),         ZERO,       WHOLE,   c->fc_norm)
 /* clang-format on */
 
 typedef struct dev dev; /* device memory; incomplete, so that the model cannot dereference it */
@@ -116,7 +137,7 @@ enum { CHUNK_DECAY = 1, CHUNK_1D = 2, CHUNK_COPY = 4 };
 /* What is decayed: everything, all but vectors, or `.weight` of two or more dimensions. */
 enum { DECAY_ALL, DECAY_NO_1D, DECAY_MATRICES };
 
-enum { MAX_UNIT_PARAMS = 16 };
+enum { MAX_UNIT_PARAMS = 24 };
 typedef struct {
     Config config;
     Cut cut;
