@@ -108,7 +108,8 @@ typedef struct {
     int first, of;
 } Drop;
 
-/* y = act(x @ w^T + bias), dropped out, + residual */
+/* y = act(x @ w^T + bias), dropped out, + residual. ACT_SWIGLU (Shazeer 2020): the product has two
+ * halves, y = silu(left) * right; w, bias and pre, which must be given, are for 2 out columns. */
 typedef struct {
     Tensor y;         /* [rows, out] */
     Tensor x;         /* [rows, in] */
@@ -123,7 +124,8 @@ typedef struct {
     bool kept;        /* `activate` will not be asked to make y again */
 } LinearForward;
 
-/* dx = (dy @ w) * act'(pre), with the dropout mask of the forward pass */
+/* dx = (dy @ w) * act'(pre), with the dropout mask of the forward pass. ACT_SWIGLU: dx, pre and
+ * dbias have 2 in columns, the gradients of left and of right. */
 typedef struct {
     Tensor dx;       /* [rows, in] */
     Tensor dy;       /* [rows, out] */
@@ -179,7 +181,8 @@ typedef struct {
     double mean[3], std[3];
 } Patchify;
 
-/* x = drop(concat(cls, patches) + pos) and its gradients */
+/* x = drop(concat(cls, patches) + pos) and its gradients; pos NULL: no positions, where T is
+ * cls_tokens: the same rows for every image */
 typedef struct {
     Tensor x;         /* [B*T, C]; backward: the gradient of it, dropped out in place */
     Tensor patches;   /* [B*Np, C]; backward: written with the gradient */
@@ -216,7 +219,8 @@ typedef struct {
  * lse [B,H,Tq] saves the log of each softmax denominator: backward recomputes the probabilities, so
  * that no T x T matrix is stored (Dao et al. 2022). Backward writes dqkv (the q columns of the
  * first Tq rows of each sample alone) and dbias [3C], its column sums; delta [B,H,Tq] is room for
- * the sums over a head of dout * out. The CUDA backend takes hs up to 128. */
+ * the sums over a head of dout * out; dbias NULL: not wanted. The CUDA backend takes hs up to 128.
+ */
 typedef struct {
     Tensor qkv;  /* [B*T, 3C] */
     Tensor out;  /* [B*Tq, C] */
@@ -227,11 +231,25 @@ typedef struct {
     dev *dbias;
 } Attention;
 
-/* y = mean of tokens first..T-1; backward: dx of those tokens = dy / (T - first), others 0 */
+/* A norm of each head's hs numbers by themselves, in place: x = (x - mean) * rstd * gamma + beta,
+ * with `input` a copy of x as it was, of which the backward pass makes mean and rstd again.
+ * Backward: x has the gradient of the norm's output and becomes that of its input. */
+typedef struct {
+    Tensor x;         /* [rows, heads*hs] */
+    Tensor input;     /* [rows, heads*hs] */
+    dev *gamma, *beta; /* [hs] */
+    dev *dgamma, *dbeta; /* real [hs], sums over rows and heads */
+    double eps;
+    int rows, heads, hs;
+} HeadNorm;
+
+/* y = mean of tokens first..end-1; backward: dx of those tokens = dy / (end - first), of the others
+ * 0, or what it was (beside: another pooling has written them) */
 typedef struct {
     Tensor y; /* [B, C] */
     Tensor x; /* [B*T, C] */
-    int B, T, C, first;
+    int B, T, C, first, end;
+    bool beside;
 } Pool;
 
 /* Loss per sample, its gradient and whether the prediction is right, in one pass.
@@ -343,6 +361,8 @@ typedef struct Backend {
     void (*residual_norm_backward)(const ResidualNorm *a);
     void (*attention_forward)(const Attention *a);
     void (*attention_backward)(const Attention *a);
+    void (*head_norm_forward)(const HeadNorm *a);
+    void (*head_norm_backward)(const HeadNorm *a);
     void (*pool_forward)(const Pool *a);
     void (*pool_backward)(const Pool *a); /* x is dx, y is dy */
     void (*loss)(const Loss *a);

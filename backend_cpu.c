@@ -338,11 +338,19 @@ static inline float tanhf_fast(float u)
 
 /* GELU (Hendrycks & Gimpel 2016) is x Phi(x), with Phi the normal distribution:
  *   ACT_GELU       Phi(x) = (1 + erf(x / sqrt 2)) / 2
- *   ACT_GELU_TANH  Phi(x) ~ (1 + tanh u) / 2,  u = sqrt(2/pi) (x + 0.044715 x^3) */
+ *   ACT_GELU_TANH  Phi(x) ~ (1 + tanh u) / 2,  u = sqrt(2/pi) (x + 0.044715 x^3)
+ *   ACT_QUICK_GELU Phi(x) ~ sigmoid(1.702 x)
+ * and silu, the gate of ACT_SWIGLU, is x sigmoid(x). */
 #define SQRT_HALF    ((real)0.70710678118654752440)
 #define INV_SQRT_2PI ((real)0.39894228040143267794)
 #define SQRT_2_PI    ((real)0.79788456080286535588)
 #define GELU_CUBIC   ((real)0.044715)
+#define QUICK        ((real)1.702)
+
+static inline real sigmoid(real x)
+{
+    return (real)0.5 * (1 + tanh_((real)0.5 * x));
+}
 
 /* y = act(x), [n]. Compiled once, so that an activation that is made again has the same bits. */
 static __attribute__((noinline)) void act_forward(real *y, const real *x, int n, int act)
@@ -357,6 +365,14 @@ static __attribute__((noinline)) void act_forward(real *y, const real *x, int n,
             real v = x[i];
             y[i] = (real)0.5 * v * (1 + tanh_(SQRT_2_PI * (v + GELU_CUBIC * v * v * v)));
         }
+    } else if (act == ACT_QUICK_GELU) {
+#pragma omp simd
+        for (int i = 0; i < n; i++)
+            y[i] = x[i] * sigmoid(QUICK * x[i]);
+    } else if (act == ACT_SWIGLU) { /* x [2n]: gates, then values */
+#pragma omp simd
+        for (int i = 0; i < n; i++)
+            y[i] = x[i] * sigmoid(x[i]) * x[n + i];
     } else {
         for (int i = 0; i < n; i++)
             y[i] = (real)tanh((double)x[i]);
@@ -366,7 +382,10 @@ static __attribute__((noinline)) void act_forward(real *y, const real *x, int n,
 /* d *= act'(x), [n]:
  *   ACT_GELU       Phi(x) + x exp(-x^2/2) / sqrt(2 pi)
  *   ACT_GELU_TANH  (1 + t) / 2 + x (1 - t^2) u' / 2,  t = tanh u
- *   ACT_TANH       1 - tanh(x)^2 */
+ *   ACT_QUICK_GELU s + 1.702 x s (1 - s),  s = sigmoid(1.702 x)
+ *   ACT_TANH       1 - tanh(x)^2
+ *   ACT_SWIGLU     d [2n] has the gradient of y in its second half; with g and v the halves of x,
+ *                  they become d v (s + g s (1 - s)) and d g s,  s = sigmoid(g) */
 static void act_backward(real *d, const real *x, int n, int act)
 {
     if (act == ACT_GELU) {
@@ -382,6 +401,19 @@ static void act_backward(real *d, const real *x, int n, int act)
             real v = x[i], t = tanh_(SQRT_2_PI * (v + GELU_CUBIC * v * v * v));
             real inner = SQRT_2_PI * (1 + 3 * GELU_CUBIC * v * v);
             d[i] *= (real)0.5 * (1 + t) + (real)0.5 * v * (1 - t * t) * inner;
+        }
+    } else if (act == ACT_QUICK_GELU) {
+#pragma omp simd
+        for (int i = 0; i < n; i++) {
+            real s = sigmoid(QUICK * x[i]);
+            d[i] *= s + QUICK * x[i] * s * (1 - s);
+        }
+    } else if (act == ACT_SWIGLU) {
+#pragma omp simd
+        for (int i = 0; i < n; i++) {
+            real g = x[i], s = sigmoid(g), dy = d[n + i];
+            d[i] = dy * x[n + i] * (s + g * s * (1 - s));
+            d[n + i] = dy * g * s;
         }
     } else {
         for (int i = 0; i < n; i++) {
@@ -413,12 +445,13 @@ static void gemm(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, int M, int N, int K, re
 static void cpu_linear_forward(const LinearForward *a)
 {
     const real *bias = host(a->bias);
+    int columns = a->act == ACT_SWIGLU ? 2 * a->out : a->out; /* of the product */
     Tensor sum = a->act && a->pre.p ? a->pre : a->y;
-    gemm(CblasNoTrans, CblasTrans, a->rows, a->out, a->in, 1, a->x, a->w, 0, sum);
+    gemm(CblasNoTrans, CblasTrans, a->rows, columns, a->in, 1, a->x, a->w, 0, sum);
 #pragma omp parallel for schedule(static)
     for (int r = 0; r < a->rows; r++) {
         real *s = row(sum, r), *y = row(a->y, r);
-        for (int j = 0; bias && j < a->out; j++)
+        for (int j = 0; bias && j < columns; j++)
             s[j] += bias[j];
         if (a->act)
             act_forward(y, s, a->out, a->act);
@@ -445,23 +478,24 @@ static void cpu_activate(const LinearForward *a)
  * summed here, where dx is in cache. */
 static void cpu_linear_backward_input(const LinearBackwardInput *a)
 {
-    real beta = a->accumulate ? 1 : 0;
-    gemm(CblasNoTrans, CblasNoTrans, a->rows, a->in, a->out, 1, a->dy, a->w, beta, a->dx);
-    int n = a->in;
-    real *partial = a->dbias ? group_sums(1, n) : NULL;
+    int n = a->in, gate = a->act == ACT_SWIGLU ? n : 0; /* columns before the product's */
+    int columns = gate + n;
+    gemm(CblasNoTrans, CblasNoTrans, a->rows, n, a->out, 1, a->dy, a->w, a->accumulate ? 1 : 0,
+         part(a->dx, 0, gate));
+    real *partial = a->dbias ? group_sums(1, columns) : NULL;
 #pragma omp parallel for schedule(static)
     for (int g = 0; g < GROUPS; g++) {
-        real *sum = partial ? partial + (long)g * n : NULL;
+        real *sum = partial ? partial + (long)g * columns : NULL;
         for (long r = group_begin(a->rows, g); r < group_begin(a->rows, g + 1); r++) {
             real *dx = row(a->dx, r);
-            drop_row(dx, n, r, a->tokens, &a->drop);
+            drop_row(dx + gate, n, r, a->tokens, &a->drop);
             if (a->act)
                 act_backward(dx, row(a->pre, r), n, a->act);
-            for (int j = 0; sum && j < n; j++)
+            for (int j = 0; sum && j < columns; j++)
                 sum[j] += dx[j];
         }
     }
-    sum_groups(a->dbias, partial, n);
+    sum_groups(a->dbias, partial, columns);
 }
 
 /* dw = dy^T x: dy [rows,out], x [rows,in], dw [out,in] */
@@ -590,10 +624,10 @@ static void cpu_embed_forward(const Embed *a)
         int b = r / T, t = r % T;
         const real *in = t < a->cls_tokens ? host(a->cls) + (long)t * C
                                            : row(a->patches, (long)b * Np + t - a->cls_tokens);
-        const real *pos = host(a->pos) + (long)t * C;
+        const real *pos = a->pos ? host(a->pos) + (long)t * C : NULL;
         real *x = row(a->x, r);
         for (int j = 0; j < C; j++)
-            x[j] = in[j] + pos[j];
+            x[j] = pos ? in[j] + pos[j] : in[j];
         drop_row(x, C, r, T, &a->drop);
     }
 }
@@ -606,7 +640,7 @@ static void cpu_embed_backward(const Embed *a)
     int T = a->T, C = a->C, Np = T - a->cls_tokens;
 #pragma omp parallel for schedule(static)
     for (int t = 0; t < T; t++) {
-        real *dpos = host(a->pos) + (long)t * C;
+        real *dpos = host(a->pos ? a->pos : a->cls) + (long)t * C;
         memset(dpos, 0, (size_t)C * sizeof(real));
         for (int b = 0; b < a->B; b++) {
             real *dx = row(a->x, (long)b * T + t);
@@ -617,7 +651,7 @@ static void cpu_embed_backward(const Embed *a)
                 memcpy(row(a->patches, (long)b * Np + t - a->cls_tokens), dx,
                        (size_t)C * sizeof(real));
         }
-        if (t < a->cls_tokens) /* the same sum: both are added to every image's row t */
+        if (t < a->cls_tokens && a->pos) /* the same sum: both are added to every image's row t */
             memcpy(host(a->cls) + (long)t * C, dpos, (size_t)C * sizeof(real));
     }
     if (a->dbias)
@@ -928,21 +962,77 @@ static void attention_bias(const Attention *a)
 static void cpu_attention_backward(const Attention *a)
 {
     each_head(a, 2 * query_rows(a) + 1, head_backward);
-    attention_bias(a);
+    if (a->dbias)
+        attention_bias(a);
+}
+
+/* x = LN(input), hs numbers at a time: for queries and keys, each head by itself */
+static void cpu_head_norm_forward(const HeadNorm *a)
+{
+    const real *gamma = host(a->gamma), *beta = host(a->beta);
+    int hs = a->hs;
+#pragma omp parallel for schedule(static)
+    for (int r = 0; r < a->rows; r++) {
+        memcpy(row(a->input, r), row(a->x, r), (size_t)(a->heads * hs) * sizeof(real));
+        for (int h = 0; h < a->heads; h++) {
+            real *x = row(a->x, r) + h * hs, mean, rstd;
+            moments(x, hs, a->eps, &mean, &rstd);
+            for (int j = 0; j < hs; j++)
+                x[j] = (x[j] - mean) * rstd * gamma[j] + beta[j];
+        }
+    }
+}
+
+/* dx = rstd (g - mean(g) - xhat mean(g xhat)), g = dy gamma: LayerNorm's, of one head [hs], in
+ * place of dy */
+static void head_norm_backward_row(const HeadNorm *a, real *d, const real *x, real *dgamma,
+                                   real *dbeta)
+{
+    const real *gamma = host(a->gamma);
+    real mean, rstd, g_sum = 0, gx_sum = 0;
+    int hs = a->hs;
+    moments(x, hs, a->eps, &mean, &rstd);
+    for (int j = 0; j < hs; j++) {
+        real xhat = (x[j] - mean) * rstd, g = d[j] * gamma[j];
+        dgamma[j] += d[j] * xhat;
+        dbeta[j] += d[j];
+        g_sum += g;
+        gx_sum += g * xhat;
+    }
+    for (int j = 0; j < hs; j++) {
+        real xhat = (x[j] - mean) * rstd, g = d[j] * gamma[j];
+        d[j] = rstd * (g - g_sum / (real)hs - xhat * gx_sum / (real)hs);
+    }
+}
+
+static void cpu_head_norm_backward(const HeadNorm *a)
+{
+    int hs = a->hs;
+    real *partial = group_sums(2, hs);
+#pragma omp parallel for schedule(static)
+    for (int g = 0; g < GROUPS; g++) {
+        real *dgamma = partial + (long)g * hs, *dbeta = dgamma + (long)GROUPS * hs;
+        for (long r = group_begin(a->rows, g); r < group_begin(a->rows, g + 1); r++)
+            for (int h = 0; h < a->heads; h++)
+                head_norm_backward_row(a, row(a->x, r) + h * hs, row(a->input, r) + h * hs, dgamma,
+                                       dbeta);
+    }
+    sum_groups(a->dgamma, partial, hs);
+    sum_groups(a->dbeta, partial + (long)GROUPS * hs, hs);
 }
 
 /* ------------------------------------------------------------------------------------------------
  * Pooling and loss */
 
-/* y [B,C] = mean of rows first..T-1 of each image's x [T,C] */
+/* y [B,C] = mean of rows first..end-1 of each image's x [T,C] */
 static void cpu_pool_forward(const Pool *a)
 {
-    real inv = 1 / (real)(a->T - a->first);
+    real inv = 1 / (real)(a->end - a->first);
 #pragma omp parallel for schedule(static)
     for (int b = 0; b < a->B; b++) {
         real *y = row(a->y, b);
         memset(y, 0, (size_t)a->C * sizeof(real));
-        for (int t = a->first; t < a->T; t++)
+        for (int t = a->first; t < a->end; t++)
             for (int j = 0; j < a->C; j++)
                 y[j] += row(a->x, (long)b * a->T + t)[j];
         for (int j = 0; j < a->C; j++)
@@ -950,16 +1040,16 @@ static void cpu_pool_forward(const Pool *a)
     }
 }
 
-/* dx = dy / (T - first) in those rows, 0 in the others */
+/* dx = dy / (end - first) in those rows, 0 in the others, or what it was */
 static void cpu_pool_backward(const Pool *a)
 {
-    real inv = 1 / (real)(a->T - a->first);
+    real inv = 1 / (real)(a->end - a->first);
 #pragma omp parallel for schedule(static)
     for (long r = 0; r < (long)a->B * a->T; r++) {
         real *dx = row(a->x, r);
         const real *dy = row(a->y, r / a->T);
-        bool in = r % a->T >= a->first;
-        for (int j = 0; j < a->C; j++)
+        bool in = r % a->T >= a->first && r % a->T < a->end;
+        for (int j = 0; j < a->C && (in || !a->beside); j++)
             dx[j] = in ? dy[j] * inv : 0;
     }
 }
@@ -1357,6 +1447,8 @@ const Backend *backend_cpu(void)
         .residual_norm_backward = cpu_residual_norm_backward,
         .attention_forward = cpu_attention_forward,
         .attention_backward = cpu_attention_backward,
+        .head_norm_forward = cpu_head_norm_forward,
+        .head_norm_backward = cpu_head_norm_backward,
         .pool_forward = cpu_pool_forward,
         .pool_backward = cpu_pool_backward,
         .loss = cpu_loss,

@@ -328,7 +328,7 @@ static void head_forward(Model *m, Micro *b)
         .rows = r.n, .C = C, .tokens = r.Tq});
     if (c->pool == POOL_GAP) /* pooled [B,C]; with a class token final_y itself */
         m->be->pool_forward(&(Pool){.y = mat(b->pooled, C), .x = mat(b->final_y, C), .B = B, .T = T,
-                                    .C = C, .first = c->cls_tokens});
+                                    .C = C, .first = c->cls_tokens, .end = T});
     if (R)
         m->be->linear_forward(&(LinearForward){ /* rep [B,R] */
             .y = mat(b->rep, R), .x = mat(b->pooled, C), .w = mat(w.rep_w, C), .bias = w.rep_b,
@@ -412,7 +412,7 @@ static void head_backward(Model *m, Micro *b)
         linear_backward(m, g.rep_w, g.rep_b, dpooled, drep, pooled, w.rep_w, B, C, R);
     if (c->pool == POOL_GAP) /* dy [B,T,C] */
         be->pool_backward(&(Pool){.y = dpooled, .x = mat(m->dy, C), .B = B, .T = T, .C = C,
-                                  .first = c->cls_tokens});
+                                  .first = c->cls_tokens, .end = T});
     be->zero(m->dstream, (size_t)B * T * C * type_size(m->plan.type)); /* the sum starts here */
     be->residual_norm_backward(&(ResidualNorm){ /* dstream [B,T,C], or of its class rows */
         .x = mat(b->stream[c->layers], r.ld), .gamma = w.norm_w, .mean = b->final_mean,
