@@ -21,6 +21,7 @@
  * Order: cases, the models, training, comparing, bytes, main.
  */
 #include "vit.h"
+#include "keys.h"
 #include "team.h"
 #include "util/rng.h"
 
@@ -442,15 +443,6 @@ static void same_bits(const char *what, const dev *mine, const dev *theirs)
     same(wrong == 0, "%s: %d tensors have other bits, the last is %s", what, wrong, name);
 }
 
-/* Softmax cancels a key bias, so that its true gradient is zero, and an Adam-type step divides noise
- * by noise there. */
-static bool is_key_bias(const Param *p, long element)
-{
-    size_t length = strlen(p->name);
-    bool qkv_bias = length > 8 && strcmp(p->name + length - 8, "qkv.bias") == 0;
-    return qkv_bias && element >= p->n_part / 3 && element < 2 * p->n_part / 3;
-}
-
 /* The reference's part of each tensor against the whole one: relative L2 without key biases, and
  * the largest difference with them. */
 static void near(const char *what, const dev *part, const dev *all, double gate, double furthest)
@@ -471,8 +463,8 @@ static void near(const char *what, const dev *part, const dev *all, double gate,
                 double x = (double)host[0][p->offset + r.part + i];
                 double y = (double)host[1][w->param[t].offset + r.whole + i];
                 far = fmax(far, fabs(x - y));
-                d += is_key_bias(p, r.part + i) ? 0 : (x - y) * (x - y);
-                s += is_key_bias(p, r.part + i) ? 0 : y * y;
+                d += is_key_bias(&l->config, p, p->n_part, r.part + i) ? 0 : (x - y) * (x - y);
+                s += is_key_bias(&l->config, p, p->n_part, r.part + i) ? 0 : y * y;
             }
         }
         if (!(d <= worst * worst * s)) {
