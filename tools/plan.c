@@ -116,8 +116,8 @@ static NORETURN void does_not_fit(const Job *j, long group)
     Needs n = job_needs(j);
     job_remedy(j, group, hint, sizeof hint);
     job_flags(j, what, sizeof what);
-    die(hint, "%s on %d x %s takes %.1f GiB of a GPU's %.1f", what, j->ranks, j->cluster.gpu->name,
-        n.total / (1 << 30), n.room / (1 << 30));
+    die(hint, "it does not fit: %s on %d x %s takes %.1f GiB of a GPU's %.1f", what, j->ranks,
+        j->cluster.gpu->name, n.total / (1 << 30), n.room / (1 << 30));
 }
 
 /* The layout that was asked for; its micro-batch, where that was not. */
@@ -145,7 +145,7 @@ static void plan_any(Planned *p)
     p->n = job_propose(&p->job, p->batch, p->group, p->list);
     if (p->n)
         return;
-    p->job.plan.max_batch = (int)p->group;
+    p->job.plan.max_batch = (int)p->group; /* no layout is left to name */
     does_not_fit(&p->job, p->group);
 }
 
@@ -204,6 +204,10 @@ static void print_model(const Planned *p)
     if (!g->runs)
         printf("note: the training program needs compute capability 8.0, which %s has not\n",
                g->name);
+    if (c->width / c->heads > 128 && g->processors)
+        printf("note: the program's attention on GPUs takes heads of up to 128 numbers; these have "
+               "%d\n",
+               c->width / c->heads);
     if (p->assumed_batch)
         printf("note: no --batch-size: %ld images a step\n", p->batch);
 }

@@ -498,6 +498,15 @@ static Split split_of(const Job *j, int stage)
     return s;
 }
 
+/* Whether a stage has what the one before it has: in the middle, with as many layers. */
+static bool alike(const Job *j, int stage)
+{
+    if (stage < 2 || stage == j->pp - 1)
+        return false;
+    Split a = split_of(j, stage), b = split_of(j, stage - 1);
+    return a.end - a.first == b.end - b.first;
+}
+
 static double total(const Memory *m)
 {
     return m->weights + m->gradients + m->optimiser + m->activations + m->inputs;
@@ -517,7 +526,8 @@ static double buffers_of(const Job *j, const Split *s)
     return (640 + 160.0 * groups) * (1 << 20);
 }
 
-/* The trainer leaves a twentieth of what is free. */
+/* The trainer leaves a twentieth of what is free. Of stages that are alike the first one has the
+ * most micro-batches in flight. */
 Needs job_needs(const Job *j)
 {
     Needs most = {0};
@@ -525,6 +535,8 @@ Needs job_needs(const Job *j)
         Split s = split_of(j, stage);
         Plan plan = j->plan;
         plan.split = &s;
+        if (alike(j, stage))
+            continue;
         Needs n = {.stage = stage, .buffers = buffers_of(j, &s)};
         n.memory = vit_memory(&j->config, &plan, backend_clock(j));
         n.total = total(&n.memory) + n.buffers;
@@ -701,15 +713,6 @@ static void add_up(const Stage *s, long micros, Forecast *f)
     }
     for (int k = 0; k < TIME_PARTS; k++)
         f->seconds += f->part[k];
-}
-
-/* Stages in the middle with as many layers are alike. */
-static bool alike(const Job *j, int stage)
-{
-    if (stage < 2 || stage == j->pp - 1)
-        return false;
-    Split a = split_of(j, stage), b = split_of(j, stage - 1);
-    return a.end - a.first == b.end - b.first;
 }
 
 Forecast job_forecast(const Job *j)
