@@ -6,8 +6,10 @@ tool=$(realpath "$1")
 train=$(realpath "$2")
 shared=$(realpath -m "${3:-../shared}")
 recipe=$(realpath "$(dirname "$0")/../recipes/high-resolution.ini")
-[ -x "$tool" ] && [ -x "$train" ] ||
-    { echo "FAIL no program $1 or $2"; echo "0 passed, 1 failed, 0 skipped"; exit 1; }
+if ! [ -x "$tool" ] || ! [ -x "$train" ]; then
+    printf '%s\n' "FAIL no program $1 or $2" "0 passed, 1 failed, 0 skipped"
+    exit 1
+fi
 tmp=$(mktemp -d) || exit 1
 trap 'rm -rf "$tmp"' EXIT
 cd "$tmp" || exit 1
@@ -58,7 +60,7 @@ check "three proposals" grep -q '^3\. ' log
 
 # ---- memory and messages ----
 
-"$train" --version 2>/dev/null | grep -q 'Open MPI\|MPICH\|MPI ' && mpi=1
+"$train" --version 2>/dev/null | grep -q 'with.*MPI' && mpi=1
 layouts=("--zero 0" "--zero 1" "--zero 3 --recompute full" "--pp 2" "--tp 2" "--zero 2 --ema 0.9"
     "--zero 3 --no-reshard-after-forward" "--recompute selective --opt sgd")
 
@@ -71,9 +73,9 @@ against() { # name, flags...
     rm -rf run
     "$train" --data fake:64 --val-data none --steps 2 --log-every 1 --threads 1 --ranks 2 --out run \
         "${flags[@]}" >log 2>&1 || { check "$name: trains" false; return; }
-    words=$(tr '\n' ' ' <log | sed 's/.*memory  *//; s/ at a time.*//')
+    words=$(grep '^memory ' log)
     [ "$(value stage)" = 0 ] && for class in weights gradients optimiser activations inputs; do
-        said=$(sed -nE "s/.*[ ,]?([0-9.]+) ?([kMG]?)B $class.*/\1 \2/p" <<<", $words" |
+        said=$(sed -nE "s/.* ([0-9.]+) ?([kMG]?)B $class.*/\1 \2/p" <<<"$words" |
             awk '{print $1 * ($2 == "k" ? 1e3 : $2 == "M" ? 1e6 : $2 == "G" ? 1e9 : 1)}')
         check "$name: $class: $said, forecast $(value $class)" near "${said:-0}" "$(value $class)" 0.05
     done

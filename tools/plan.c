@@ -73,13 +73,22 @@ static void check(bool ok, const Error *e)
         die_usage(*e->hint ? e->hint : NULL, "%s", e->what);
 }
 
+/* The built-in recipe's small model is planned only where its size is given by hand. */
+static bool names_size(int argc, char **argv)
+{
+    bool does = false;
+    for (int i = 1; i < argc; i++)
+        does |= strncmp(argv[i], "--width", 7) == 0;
+    return does;
+}
+
 /* The run as the trainer would set it up. */
-static void make_job(Planned *p)
+static void make_job(Planned *p, bool sized)
 {
     Session *s = &p->s;
     Options *o = &s->o;
     Error e = {"", ""};
-    if (s->built_in && !*o->weights)
+    if (s->built_in && !*o->weights && !sized)
         die_usage("--model B/16, --recipe FILE or --weights FILE", "no model is named");
     long ranks = flag.world ? flag.world : o->gpus * o->ranks;
     setup_architecture(s);
@@ -386,7 +395,7 @@ static int run_plan(const Command *c, int argc, char **argv)
         if (!out || dup2(STDERR_FILENO, STDOUT_FILENO) < 0)
             die("raise the limit of open files (ulimit -n)", "cannot open the output");
     }
-    make_job(&p);
+    make_job(&p, names_size(argc, argv));
     bool given = false;
     for (int i = 0; i < COUNT(layout_flags); i++)
         given |= options_given(&p.s.o, layout_flags[i]);
