@@ -33,8 +33,8 @@ static const Flag flags[] = {
     {"gbit", "N", "Gbit/s of a machine's network together [what its usual machine has]",
      FLAG_NUMBER, &flag.gbit, 1, 1000000},
     {"per-machine", "N", "GPUs of one machine [8]", FLAG_NUMBER, &flag.per_machine, 1, 1024},
-    {"images", "N", "training images of an epoch [1281167, ImageNet-1k]", FLAG_NUMBER,
-     &flag.images, 1, 1L << 50},
+    {"images", "N", "training images of an epoch [1281167, ImageNet-1k]", FLAG_NUMBER, &flag.images,
+     1, 1L << 50},
     {"data-rate", "N", "images/s that all cores of a machine decode (bench/results) [not known]",
      FLAG_NUMBER, &flag.data_rate, 1, 1L << 40},
     {"json", "", "one object instead of text", FLAG_SWITCH, &flag.json, 0, 0},
@@ -210,7 +210,7 @@ static void print_model(const Planned *p)
                 gpu_peak(g, p->job.plan.type, p->job.tf32) / 1e12, type_name(p),
                 g->bandwidth / 1e12, g->nvlink / 1e9, p->job.cluster.adapter / 1e9,
                 p->job.cluster.link);
-    if (!g->runs)
+    if (g->processors && !g->bf16)
         printf("note: the training program needs compute capability 8.0, which %s has not\n",
                g->name);
     if (c->width / c->heads > 128 && g->processors)
@@ -234,7 +234,8 @@ static void print_memory(const Proposal *p)
     report_line("memory    %.2f%s GiB%s: weights %.2f, gradients %.2f, optimiser %.2f, activations "
                 "%.2f, inputs %.2f; NCCL's and libraries' %.2f (estimated)%s",
                 GIB(p->needs.total), room, at, GIB(m->weights), GIB(m->gradients),
-                GIB(m->optimiser), GIB(m->activations), GIB(m->inputs), GIB(p->needs.buffers), host);
+                GIB(m->optimiser), GIB(m->activations), GIB(m->inputs), GIB(p->needs.buffers),
+                host);
 }
 
 static void print_time(const Proposal *p)

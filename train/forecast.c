@@ -516,8 +516,9 @@ static double total(const Memory *m)
  * channels of about 5 MiB both ways) for each group of more than one rank. */
 static double buffers_of(const Job *j, const Split *s)
 {
-    const int ranks[] = {s->world.ranks, s->tp.ranks, s->dp.ranks, s->pp.ranks, s->pp.ranks,
-                         s->zero ? s->world.ranks : s->world.ranks / s->dp.ranks};
+    const int ranks[] = {s->world.ranks, s->tp.ranks,
+                         s->dp.ranks,    s->pp.ranks,
+                         s->pp.ranks,    s->zero ? s->world.ranks : s->world.ranks / s->dp.ranks};
     int groups = 0;
     for (int i = 0; i < COUNT(ranks); i++)
         groups += ranks[i] > 1;

@@ -21,7 +21,8 @@ typedef struct {
     int reduce_type;
 } Job;
 
-/* Where the time of a step goes on the stage that has the most to do; BUBBLE: it waits for others. */
+/* Where the time of a step goes on the stage that has the most to do; BUBBLE: it waits for others.
+ */
 enum { PRODUCTS, ATTENTION, PASSES, OPTIMISER, COLLECTIVES, BUBBLE, TIME_PARTS };
 extern const char *const time_names[TIME_PARTS];
 /* What the first rank sends in a step. */

@@ -22,37 +22,42 @@
  * eight: DGX-1 4 x 100 Gbit/s, DGX A100 8 x 200, DGX H100, H200 and B200 8 x 400, OVX L40S 4 x 200.
  *
  * Reach: of 989 TFLOP/s an H200 has given 790 to one large bf16 product of random numbers; in a
- * step, at its limit of power and with what products do besides, 0.70 is assumed. llm.c came to 0.55
- * to 0.6 of the peak of an A100 in a whole step, and to 0.4 of an H100's. Attention: mma.sync, which
- * ours uses, has the whole peak up to Ampere and about 0.6 of it on Hopper; at 200 tokens a third of
- * that is assumed.
+ * step, at its limit of power and with what products do besides, 0.70 is assumed. llm.c came to
+ * 0.55 to 0.6 of the peak of an A100 in a whole step, and to 0.4 of an H100's. Attention: mma.sync,
+ * which ours uses, has the whole peak up to Ampere and about 0.6 of it on Hopper; at 200 tokens a
+ * third of that is assumed.
  *
  * xeon-core is one core of the machine of bench/results/ranks-2026-11-29-intel-xeon.md: 133 of
  * sgemm's GFLOP/s on the shapes of Ti/16 (docs/speed.md). Its bandwidth is fitted to 27.9 images/s
  * of one process there, messages to the same table. */
 /* clang-format off */
+#define GPU(name, half, tf32, full, gib, tb, sms, nvlink, adapter, reach, forward, backward, us,  \
+            bf16, measured)                                                                       \
+    {name, half * TERA, tf32 * TERA, full * TERA, gib * GIB, tb * TERA, sms, nvlink * GB,         \
+     adapter * GB, reach, {forward, backward}, us * 1e-6, bf16, measured},
 const Gpu gpus[] = {
-/*   name        half           tf32           full          memory    bandwidth    SMs  NVLink    adapter   reach attention     launch   bf16   runs */
-    {"h200",     989.4 * TERA,  494.7 * TERA,  66.9 * TERA,  140 * GIB, 4.80 * TERA, 132, 450 * GB, 50 * GB,  0.70, {0.21, 0.17}, 2e-6,    true,  true,  NULL},
-    {"h100",     989.4 * TERA,  494.7 * TERA,  66.9 * TERA,  79 * GIB,  3.35 * TERA, 132, 450 * GB, 50 * GB,  0.70, {0.21, 0.17}, 2e-6,    true,  true,  NULL},
-    {"a100-80",  311.9 * TERA,  156 * TERA,    19.5 * TERA,  79 * GIB,  2.04 * TERA, 108, 300 * GB, 25 * GB,  0.78, {0.40, 0.32}, 2e-6,    true,  true,  NULL},
-    {"a100-40",  311.9 * TERA,  156 * TERA,    19.5 * TERA,  39 * GIB, 1.56 * TERA, 108, 300 * GB, 25 * GB,  0.78, {0.40, 0.32}, 2e-6,    true,  true,  NULL},
-    {"b200",     2250 * TERA,   1125 * TERA,   75 * TERA,    178 * GIB, 8.00 * TERA, 148, 900 * GB, 50 * GB,  0.66, {0.12, 0.10}, 2e-6,    true,  true,  NULL},
-    {"v100",     125 * TERA,    0,             15.7 * TERA,  31 * GIB, 0.90 * TERA, 80,  150 * GB, 6.25 * GB, 0.75, {0.20, 0.15}, 3e-6,   false, false, NULL},
-    {"l40s",     362 * TERA,    183 * TERA,    91.6 * TERA,  44 * GIB, 0.86 * TERA, 142, 25 * GB,  12.5 * GB, 0.75, {0.35, 0.28}, 2e-6,   true,  true,  NULL},
-    {"xeon-core", 0,            0,             0.140 * TERA, 0,        11 * GB,     0,   4 * GB,   1 * GB,   1,    {0, 0},       5e-6,    false, true,
-     "bench/results/ranks-2026-11-29-intel-xeon.md"},
+/*      name         half   tf32   full  GiB  TB/s   SMs  links      reach attention   us bf16 */
+    GPU("h200",      989.4, 494.7, 66.9, 140, 4.80,  132, 450, 50,   0.70, 0.21, 0.17, 2, 1, NULL)
+    GPU("h100",      989.4, 494.7, 66.9, 79,  3.35,  132, 450, 50,   0.70, 0.21, 0.17, 2, 1, NULL)
+    GPU("a100-80",   311.9, 156,   19.5, 79,  2.04,  108, 300, 25,   0.78, 0.40, 0.32, 2, 1, NULL)
+    GPU("a100-40",   311.9, 156,   19.5, 39,  1.56,  108, 300, 25,   0.78, 0.40, 0.32, 2, 1, NULL)
+    GPU("b200",      2250,  1125,  75,   178, 8.00,  148, 900, 50,   0.66, 0.12, 0.10, 2, 1, NULL)
+    GPU("v100",      125,   0,     15.7, 31,  0.90,  80,  150, 6.25, 0.75, 0.20, 0.15, 3, 0, NULL)
+    GPU("l40s",      362,   183,   91.6, 44,  0.86,  142, 25,  12.5, 0.75, 0.35, 0.28, 2, 1, NULL)
+    GPU("xeon-core", 0,     0,     0.14, 0,   0.011, 0,   4,   1,    1,    0,    0,    5, 0,
+        "bench/results/ranks-2026-11-29-intel-xeon.md")
 };
+#undef GPU
 /* clang-format on */
 const int gpu_count = COUNT(gpus);
 
 /* Share of its bandwidth that memory gives to elementwise passes, and links to large messages.
  * InfiniBand as NCCL's own tests report it. Ethernet: 100 Gbit/s for a machine, and of TCP through
  * the host a sixth, which is fitted to Azure's V100 without InfiniBand (docs/scaling.md). */
-#define STREAMED      0.74
-#define FULL_REACHED  0.90 /* of `full`, by plain multiply-adds */
-#define LINK_REACHED  0.80
-#define INSIDE        4e-6 /* seconds of a message between GPUs of one machine */
+#define STREAMED     0.74
+#define FULL_REACHED 0.90 /* of `full`, by plain multiply-adds */
+#define LINK_REACHED 0.80
+#define INSIDE       4e-6 /* seconds of a message between GPUs of one machine */
 static const struct {
     const char *name;
     double machine; /* bytes/s; 0: the GPU's own */
@@ -161,8 +166,8 @@ Circle circle_of(const Cluster *c, int ranks, int stride)
     return (Circle){ranks, here};
 }
 
-/* All adapters of the circle's GPUs carry parts of it, as NCCL's rings do; NVLink is the limit where
- * they are more than that. The first byte takes as many messages as a tree has levels. */
+/* All adapters of the circle's GPUs carry parts of it, as NCCL's rings do; NVLink is the limit
+ * where they are more than that. The first byte takes as many messages as a tree has levels. */
 double circle_time(const Cluster *c, const Circle *o, double sent, int turns)
 {
     double inside = c->gpu->nvlink * LINK_REACHED, between = c->adapter * o->here;

@@ -9,7 +9,7 @@
 
 typedef struct {
     const char *name;
-    double half, tf32, full; /* FLOP/s of dense matrix products in bf16 or fp16, tf32, fp32; 0: none */
+    double half, tf32, full; /* FLOP/s of dense products in bf16 or fp16, tf32, fp32; 0: none */
     double memory;           /* bytes */
     double bandwidth;        /* of memory, bytes/s */
     int processors;          /* multiprocessors; 0: a CPU, which has no waves of tiles */
@@ -19,7 +19,6 @@ typedef struct {
     double attention[2];     /* share of `half` in our attention, forward and backward */
     double launch;           /* seconds between an operation and the next */
     bool bf16;               /* else fp16 alone */
-    bool runs;               /* this program runs on it */
     const char *measured;    /* where measurements stand; NULL: nothing has been measured on it */
 } Gpu;
 

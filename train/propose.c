@@ -113,8 +113,8 @@ static void add(Search *s, const Job *j)
     s->list[s->n++] = (Candidate){*j, seconds(j)};
 }
 
-/* Adds the job with micro-batches that fit. Returns whether they are so large that larger ones would
- * make it hardly faster: 16,000 tokens. */
+/* Adds the job with micro-batches that fit. Returns whether they are so large that larger ones
+ * would make it hardly faster: 16,000 tokens. */
 static bool try(Search *s, Job *j)
 {
     enum { TOKENS = 16000 };
@@ -167,8 +167,8 @@ static void try_split(Search *s, int tp, int pp)
 
 /* ---- the search ---- */
 
-/* Tensor parallel ranks stay within a machine; both counts are powers of two. What divides the model
- * more than four times finer than needed is not looked at. */
+/* Tensor parallel ranks stay within a machine; both counts are powers of two. What divides the
+ * model more than four times finer than needed is not looked at. */
 static void try_all(Search *s)
 {
     const Job *j = s->job;
@@ -285,12 +285,13 @@ void job_remedy(const Job *j, long group, char *out, size_t size)
         Needs n = job_needs(&k);
         if (!fits(&n))
             continue;
-        at += (size_t)snprintf(out + at, size - at, "%s%s (%.0f GiB)", at ? "; or " : "what fits: ",
-                               name, n.total / (1 << 30));
+        at += (size_t)snprintf(out + at, size - at, "%s%s (%.0f GiB)",
+                               at ? "; or " : "what fits: ", name, n.total / (1 << 30));
         found++;
         if (i >= 4)
             break;
     }
     if (!found)
-        snprintf(out, size, "nothing that this program has would make it fit: take a smaller model");
+        snprintf(out, size,
+                 "nothing that this program has would make it fit: take a smaller model");
 }

@@ -17,7 +17,8 @@ enum { MOST_PROPOSALS = 3 };
  * ZeRO, recomputation and micro-batch; all else is the job's. `batch` is of a whole step. Returns
  * how many there are. */
 int job_propose(const Job *j, long batch, long group, Proposal *out);
-/* "--tp 2 --zero 1 --recompute full --micro-batch 32"; "" where all is one GPU's and the default. */
+/* "--tp 2 --zero 1 --recompute full --micro-batch 32"; "" where all is one GPU's and the default.
+ */
 void job_flags(const Job *j, char *out, size_t size);
 /* What else than the job, which does not fit, would: a hint. */
 void job_remedy(const Job *j, long group, char *out, size_t size);
