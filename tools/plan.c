@@ -97,8 +97,6 @@ static void make_job(Planned *p, bool sized)
     Cluster cluster;
     check(cluster_new(&cluster, flag.gpu, flag.link, (int)flag.per_machine, (double)flag.gbit, &e),
           &e);
-    if (cluster.per_machine > ranks)
-        cluster.per_machine = (int)ranks;
     p->assumed_batch = !options_given(o, "batch-size");
     if (p->assumed_batch)
         o->batch_size = 4096 / ranks ? 4096 / ranks * ranks : ranks;
@@ -194,6 +192,7 @@ static void print_model(const Planned *p)
     const Config *c = &p->job.config;
     const Gpu *g = p->job.cluster.gpu;
     char params[32], flop[32];
+    int machine = p->job.cluster.per_machine;
     Cut whole = WHOLE_MODEL;
     Layout *l = layout_new(c, DECAY_ALL, &whole);
     format_count((double)l->n_params, params, sizeof params);
@@ -206,7 +205,7 @@ static void print_model(const Planned *p)
     report_line("machine   %d x %s, %d to a machine: %.0f TFLOP/s in %s, %.2f TB/s of memory, %.0f "
                 "GB/s to its neighbours, %.1f GB/s by %s (by the data sheet, and what of it is "
                 "taken for reached)",
-                p->job.ranks, g->name, p->job.cluster.per_machine,
+                p->job.ranks, g->name, machine < p->job.ranks ? machine : p->job.ranks,
                 gpu_peak(g, p->job.plan.type, p->job.tf32) / 1e12, type_name(p),
                 g->bandwidth / 1e12, g->nvlink / 1e9, p->job.cluster.adapter / 1e9,
                 p->job.cluster.link);

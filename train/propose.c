@@ -238,60 +238,61 @@ void job_flags(const Job *j, char *out, size_t size)
     snprintf(out, size, "%s", text + 1);
 }
 
-/* The job with one thing more given up: 0: smaller micro-batches, then recomputation, ZeRO, tensor
- * parallelism, more GPUs, and all of it. False: it has that already, or it cannot be. */
-static bool variant(Job *j, int which, int group, char *name, size_t size)
+/* What may be given up for memory, from the least to all of it on more and more GPUs. */
+typedef struct {
+    bool recompute, zero, tp;
+    int times; /* as many GPUs */
+} Remedy;
+static const Remedy remedies[] = {
+    {0, 0, 0, 1}, {1, 0, 0, 1}, {0, 1, 0, 1}, {0, 0, 1, 1},  {1, 1, 1, 1},  {1, 1, 0, 2},
+    {1, 1, 1, 2}, {1, 1, 1, 4}, {1, 1, 1, 8}, {1, 1, 1, 16}, {1, 1, 1, 32}, {1, 1, 1, 64},
+};
+
+static void split_widely(Job *j)
 {
-    Split s;
-    Error e;
-    Job was = *j;
-    *name = 0;
-    if (which >= 1 || was.plan.max_batch > group)
-        j->plan.max_batch = group;
-    if (which == 1 || which >= 5)
-        j->plan.recompute = (Recompute){.kind = RECOMPUTE_FULL, .group = 1};
-    if (which == 2 || which >= 5)
-        j->zero = j->ranks / j->tp / j->pp > 1 ? 3 : 0;
-    if (which == 3 || which >= 5)
-        for (int tp = 2; tp <= j->cluster.per_machine && j->ranks % (tp * j->pp) == 0; tp *= 2)
-            if (j->config.heads % tp == 0 && j->config.mlp % tp == 0)
-                j->tp = tp;
-    if (which == 4 || which > 5)
-        j->ranks *= which == 4 ? 2 : 1 << (which - 5);
-    if (which > 5 || which == 4)
-        j->zero = 3;
-    if (memcmp(&was, j, sizeof was) == 0 || !job_split(j, 0, &s, &e))
-        return false;
-    char flags[160];
-    job_flags(j, flags, sizeof flags);
-    if (j->ranks != was.ranks)
-        snprintf(name, size, "%d GPUs and %s", j->ranks, flags);
-    else
-        snprintf(name, size, "%s", flags);
-    return true;
+    for (int tp = 2; tp <= j->cluster.per_machine && j->ranks % (tp * j->pp) == 0; tp *= 2)
+        if (j->config.heads % tp == 0 && j->config.mlp % tp == 0)
+            j->tp = tp;
 }
 
+/* The job as small as it gets, and besides with what the remedy says. */
+static Job cured(const Job *was, const Remedy *r, int group)
+{
+    Job j = *was;
+    j.plan.max_batch = group;
+    j.ranks *= r->times;
+    if (r->recompute)
+        j.plan.recompute = (Recompute){.kind = RECOMPUTE_FULL, .group = 1};
+    if (r->tp)
+        split_widely(&j);
+    if (r->zero)
+        j.zero = j.ranks / j.tp / j.pp > 1 ? 3 : 0;
+    return j;
+}
+
+/* The first two remedies that help; where more GPUs are needed, the first alone. */
 void job_remedy(const Job *j, long group, char *out, size_t size)
 {
-    enum { VARIANTS = 12, ENOUGH = 2 };
+    enum { ENOUGH = 2 };
     size_t at = 0;
-    int found = 0;
     *out = 0;
-    for (int i = 0; i < VARIANTS && found < ENOUGH; i++) {
-        Job k = *j;
-        char name[200];
-        if (!variant(&k, i, (int)group, name, sizeof name))
+    for (int i = 0, found = 0; i < COUNT(remedies) && found < ENOUGH; i++) {
+        Split s;
+        Error e;
+        Job k = cured(j, &remedies[i], (int)group);
+        char flags[160], more[32] = "";
+        if (!job_split(&k, 0, &s, &e))
             continue;
         Needs n = job_needs(&k);
         if (!fits(&n))
             continue;
-        at += (size_t)snprintf(out + at, size - at, "%s%s (%.0f GiB)",
-                               at ? "; or " : "what fits: ", name, n.total / (1 << 30));
-        found++;
-        if (i >= 4)
-            break;
+        if (k.ranks > j->ranks)
+            snprintf(more, sizeof more, "%d GPUs and ", k.ranks);
+        job_flags(&k, flags, sizeof flags);
+        at += (size_t)snprintf(out + at, size - at, "%s%s%s (%.0f GiB)",
+                               at ? "; or " : "what fits: ", more, flags, n.total / (1 << 30));
+        found += k.ranks > j->ranks ? ENOUGH : 1;
     }
-    if (!found)
-        snprintf(out, size,
-                 "nothing that this program has would make it fit: take a smaller model");
+    if (!at)
+        snprintf(out, size, "take a smaller model: nothing that this program has makes it fit");
 }
