@@ -79,9 +79,10 @@ static void product(int type, double M, double N, double K, double out_bytes)
 
 static void clock_linear_forward(const LinearForward *a)
 {
-    double y = (double)a->rows * a->out * size_of(&a->y);
+    int columns = a->act == ACT_SWIGLU ? 2 * a->out : a->out;
+    double y = (double)a->rows * columns * size_of(&a->y);
     bool fused = a->act == ACT_NONE || (a->act == ACT_GELU_TANH && a->y.type != F32 && a->kept);
-    product(a->x.type, a->rows, a->out, a->in, size_of(&a->y));
+    product(a->x.type, a->rows, columns, a->in, size_of(&a->y));
     if (!fused || a->drop.p > 0)
         pass(2 * y);
 }
@@ -151,6 +152,11 @@ static void clock_attention_forward(const Attention *a)
 static void clock_attention_backward(const Attention *a)
 {
     attention(a, true);
+}
+
+static void clock_head_norm(const HeadNorm *a) /* forward: x twice, input; backward the same */
+{
+    pass(3.0 * a->rows * a->heads * a->hs * size_of(&a->x));
 }
 
 static void clock_pool(const Pool *a)
@@ -444,6 +450,8 @@ const Backend *backend_clock(const Job *j)
         .residual_norm_backward = clock_norm_backward,
         .attention_forward = clock_attention_forward,
         .attention_backward = clock_attention_backward,
+        .head_norm_forward = clock_head_norm,
+        .head_norm_backward = clock_head_norm,
         .pool_forward = clock_pool,
         .pool_backward = clock_pool,
         .loss = clock_loss,
