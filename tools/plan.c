@@ -260,12 +260,24 @@ static void print_time(const Proposal *p)
         }
 }
 
+/* Three digits and more: "38820", "48.52" */
+typedef struct {
+    char s[32];
+} Rate;
+
+static Rate rate_text(double v)
+{
+    Rate r;
+    snprintf(r.s, sizeof r.s, v < 1000 ? "%.4g" : "%.0f", v);
+    return r;
+}
+
 static void print_cost(const Planned *p, const Proposal *one)
 {
     const Forecast *f = &one->forecast;
     double rate = images_per_s(p, f);
-    printf("speed     %.4g images/s, %.4g a GPU; MFU %.1f%%%s\n", rate, rate / one->job.ranks,
-           100 * f->mfu * rate / f->images_per_s,
+    printf("speed     %s images/s, %s a GPU; MFU %.1f%%%s\n", rate_text(rate).s,
+           rate_text(rate / one->job.ranks).s, 100 * f->mfu * rate / f->images_per_s,
            rate < f->images_per_s ? "; the loader is what limits it (--data-rate)" : "");
     printf("cost      %.4g epochs of %ld images: %.4g hours, %.5g GPU-hours\n", epochs(p),
            flag.images, hours(p, f), hours(p, f) * one->job.ranks);
@@ -304,7 +316,8 @@ static void print_text(const Planned *p)
         const Proposal *one = &p->list[i];
         job_flags(&one->job, layout, sizeof layout);
         if (p->proposed)
-            printf("\n%d.        %s: %.4g images/s\n", i + 1, layout, one->forecast.images_per_s);
+            printf("\n%d.        %s: %s images/s\n", i + 1, layout,
+                   rate_text(one->forecast.images_per_s).s);
         else
             printf("layout    %s\n", layout);
         if (p->proposed)
