@@ -115,8 +115,8 @@ static Walk walk_of(long rows, long n, int N, int resident)
     w.ranges = fit < 1 ? 1 : fit < useful ? fit : useful;
     return w;
 }
-/* Threads of a multiprocessor that run at once with up to 64 and up to 32 registers each */
-enum { RESIDENT_64 = 1024, RESIDENT_32 = 2048 };
+/* Threads of a multiprocessor that run at once with up to 96, 64 and 32 registers each */
+enum { RESIDENT_96 = 640, RESIDENT_64 = 1024, RESIDENT_32 = 2048 };
 
 /* First row of range y of `ranges`; range y ends where y + 1 begins. */
 __device__ inline long range_begin(long rows, unsigned y, unsigned ranges)
@@ -734,7 +734,8 @@ static void cuda_residual_norm_backward(const ResidualNorm *a)
  * Norms of heads. 2^k neighbouring lanes hold a head's hs numbers in R packs of N each, and a warp
  * as many heads as that leaves room for. */
 
-enum { HEAD_MOST = 128, HEAD_WARPS = 8 }; /* numbers of a head; warps of a block */
+enum { HEAD_MOST = 128 };                 /* numbers of a head */
+enum { HEAD_WARPS = 8, HEAD_BLOCKS = 4 }; /* of a block; of a multiprocessor, at once */
 template <int N> constexpr int HEAD_PACKS = N == 1 ? HEAD_MOST / 32 : 1; /* R */
 
 /* Sum over the 2^k lanes that share a head */
@@ -800,7 +801,9 @@ template <class F> __device__ inline void heads_do(const HeadNorm &a, int lanes,
 
 /* input = x, x = LayerNorm(x) of each head, in place. Reads x, writes both: of q or k 232 MB, floor
  * 54 us. */
-template <class E, int N> __global__ void head_norm_forward_kernel(HeadNorm a, int lanes)
+template <class E, int N>
+__global__ void __launch_bounds__(32 * HEAD_WARPS, HEAD_BLOCKS)
+    head_norm_forward_kernel(HeadNorm a, int lanes)
 {
     using H = Head<E, N>;
     Pack<E, N> gamma[H::R], beta[H::R];
@@ -831,7 +834,8 @@ template <class E, int N> __global__ void head_norm_forward_kernel(HeadNorm a, i
  * sums stay in registers; then a block adds those of its lanes and warps, in order, into partial:
  * [2][blocks][hs]. */
 template <class E, int N>
-__global__ void head_norm_backward_kernel(HeadNorm a, int lanes, float *partial)
+__global__ void __launch_bounds__(32 * HEAD_WARPS, HEAD_BLOCKS)
+    head_norm_backward_kernel(HeadNorm a, int lanes, float *partial)
 {
     using H = Head<E, N>;
     float *room = dynamic_smem<float>(); /* [HEAD_WARPS][2][hs] */
@@ -891,16 +895,11 @@ __global__ void head_norm_backward_kernel(HeadNorm a, int lanes, float *partial)
     }
 }
 
-/* Blocks for 1024 threads of a multiprocessor; fewer where they would not have two heads each for
- * their groups of lanes */
-static int most_head_blocks()
-{
-    return cu.gpu.multiProcessorCount * (RESIDENT_64 / (32 * HEAD_WARPS));
-}
+/* As many as run at once, but no more than have two heads for each of their groups of lanes */
 static int head_blocks(const HeadNorm *a, int lanes)
 {
     int useful = ceil_div((long)a->rows * a->heads, 2 * HEAD_WARPS * (32 / lanes));
-    return std::min(most_head_blocks(), useful);
+    return std::min(cu.gpu.multiProcessorCount * HEAD_BLOCKS, useful);
 }
 /* f(element, width, lanes of a head) */
 template <class F> static void by_head(const HeadNorm *a, F f)
@@ -1039,13 +1038,13 @@ __device__ inline void act_backward(float (&d)[HALVES][N], const float (&x)[HALV
     }
 }
 
-/* f(Width<HALVES>()) */
+/* f(Width<HALVES>(), RESIDENT_...) */
 template <class F> static void by_halves(int act, F f)
 {
     if (act == ACT_SWIGLU)
-        f(Width<2>());
+        f(Width<2>(), RESIDENT_96);
     else
-        f(Width<1>());
+        f(Width<1>(), RESIDENT_64);
 }
 
 /* Rows whose loads are in flight together. They are loaded without conditions (an operand that is
@@ -1105,8 +1104,8 @@ static void linear_tail(const LinearForward *a, const Tensor &product, const dev
 {
     bool wide = wide_access(a->out, a->y.type, a->y, product, a->residual, bias, a->drop);
     by_pack(a->y.type, wide, [&](auto e, auto width) {
-        by_halves(a->act, [&](auto halves) {
-            Walk w = walk_of(a->rows, a->out, width, RESIDENT_64);
+        by_halves(a->act, [&](auto halves, int resident) {
+            Walk w = walk_of(a->rows, a->out, width, resident);
             launch(linear_tail_kernel<decltype(e), width, halves>, w.grid(), (unsigned)w.threads, 0,
                    cu.stream, *a, product, ptr<decltype(e)>(bias), mask_of(a->drop, a->out),
                    cu.state);
@@ -1175,8 +1174,8 @@ static void input_tail(const LinearBackwardInput *a)
     Tensor none = {};
     bool wide = wide_access(a->in, a->dx.type, a->dx, a->act ? a->pre : none, a->drop);
     by_pack(a->dx.type, wide, [&](auto e, auto width) {
-        by_halves(a->act, [&](auto halves) {
-            Walk w = walk_of(a->rows, a->in, width, RESIDENT_64);
+        by_halves(a->act, [&](auto halves, int resident) {
+            Walk w = walk_of(a->rows, a->in, width, resident);
             const long n = (long)halves * a->in;
             float *partial = a->dbias ? scratch_floats((size_t)w.ranges * (size_t)n) : NULL;
             launch(input_tail_kernel<decltype(e), width, halves>, w.grid(), (unsigned)w.threads, 0,
@@ -1450,13 +1449,13 @@ static size_t layers_scratch(const Sizes *s)
 {
     const long rows = (long)s->B * s->T, C = s->C;
     const long columns[] = {C, 2 * C, 3 * C, s->F, 2L * s->F, s->K, s->R};
-    size_t most = 2 * (size_t)most_head_blocks() * HEAD_MOST;
+    size_t most = 2 * (size_t)(cu.gpu.multiProcessorCount * HEAD_BLOCKS) * HEAD_MOST;
     for (int N = 1; N <= 8; N = N == 1 ? 4 : 2 * N) {
         for (long n : columns) {
             size_t floats = n > 0 ? (size_t)walk_of(rows, n, N, RESIDENT_64).ranges * (size_t)n : 0;
             most = floats > most ? floats : most;
         }
-        size_t halves = 2 * (size_t)walk_of(rows, s->F, N, RESIDENT_64).ranges * (size_t)s->F;
+        size_t halves = 2 * (size_t)walk_of(rows, s->F, N, RESIDENT_96).ranges * (size_t)s->F;
         size_t norm =
             (size_t)SUMS * (size_t)norm_walk(rows, C, N, norm_packs(C, N)).ranges * (size_t)C;
         most = std::max({most, halves, norm});
