@@ -349,7 +349,7 @@ static inline float tanhf_fast(float u)
 
 static inline real sigmoid(real x)
 {
-    return (real)0.5 * (1 + tanh_((real)0.5 * x));
+    return 1 / (1 + exp_(-x));
 }
 
 /* y = act(x), [n]. Compiled once, so that an activation that is made again has the same bits. */
