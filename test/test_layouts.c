@@ -1,10 +1,11 @@
-/* test_layouts [--backend cpu|cuda] [--type fp32|bf16] [RANKS] [all] [case=N]: ranks that share a
- * model, in every layout, train as one process does.
+/* test_layouts [--backend cpu|cuda] [--type fp32|bf16] [RANKS] [all] [case=N] [part=I/N]: ranks that
+ * share a model, in every layout, train as one process does.
  *
  * The program starts itself again as RANKS processes (4), which go through a list of cases: layout
  * (tensor parallel x stages x data parallel, ZeRO), micro-batches, recomputation, model, optimiser.
  * By default as few cases as have every pair of these settings in one of them; `all`: every
- * combination of what meets in a pass, with the optimiser's settings taking turns.
+ * combination of what meets in a pass, with the optimiser's settings taking turns. `part`: each Nth
+ * of these, from the Ith on.
  *
  * In each case every rank trains up to three models for a few steps:
  *   shared     the one under test
@@ -827,16 +828,19 @@ int main(int argc, char **argv)
     enum { MOST_CASES = 1 << 16 };
     static Case cases[MOST_CASES];
     const char *full = getenv("TEST_FULL");
-    int ranks = 4, one = -1;
+    int ranks = 4, one = -1, part = 1, parts = 1;
     bool all = full && strcmp(full, "0") != 0;
     backend_cpu_reexec(argv);
     argc = device_options(argc, argv);
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "all") == 0)
             all = true;
-        else if (sscanf(argv[i], "case=%d", &one) != 1 && sscanf(argv[i], "%d", &ranks) != 1)
-            die_usage("RANKS, all, case=N", "unknown argument '%s'", argv[i]);
+        else if (sscanf(argv[i], "part=%d/%d", &part, &parts) != 2 &&
+                 sscanf(argv[i], "case=%d", &one) != 1 && sscanf(argv[i], "%d", &ranks) != 1)
+            die_usage("RANKS, all, case=N, part=I/N", "unknown argument '%s'", argv[i]);
     }
+    if (part < 1 || part > parts)
+        die_usage("part=1/4 to part=4/4", "there is no part %d of %d", part, parts);
     if (!team_possible())
         return check_report();
     team_start(ranks);
@@ -845,11 +849,13 @@ int main(int argc, char **argv)
     draw_inputs();
     spread_ranks();
     int n = all ? all_cases(cases) : pairwise_cases(cases);
-    int every = under.full || all ? 1 : 3, run = 0; /* a CPU that plays a GPU takes its time */
+    int every = under.full || all ? 1 : 3; /* a CPU that plays a GPU takes its time */
+    int run = 0;
     double start = now();
     for (int i = 0; i < n; i++) {
         alarm(120); /* whoever waits for ever has failed */
-        if (one < 0 ? i % every == 0 : one == i) {
+        bool is_mine = i % every == 0 && i / every % parts == part - 1;
+        if (one < 0 ? is_mine : one == i) {
             run_case(&cases[i], i);
             run++;
         }
