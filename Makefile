@@ -206,7 +206,7 @@ CUDA_TESTS := "$(STANDIN)/test_cuda_on_cpu" "$(STANDIN)/test_cuda_ranks" \
   $(foreach t,fp32 tf32 bf16 fp16,"as goldens $t: $(STANDIN)/test_golden --backend cuda --type $t $(GOLDEN) $(FIXTURES)") \
   $(call LAYOUTS,$(STANDIN),--backend cuda,fp32,2) \
   $(call LAYOUTS,$(STANDIN),--backend cuda --type bf16,bf16,2) \
-  "test/test_cuda.sh $(STANDIN)/train_gpu $(PROGRAM) $(SHARED)"
+  "test/test_cuda.sh $(STANDIN)/train_gpu $(PROGRAM) $(SHARED) $(GPUPROGRAM)"
 
 test-cuda: report
 	$(SUB) BUILD=$(BUILD) $(PROGRAM) standin

@@ -619,10 +619,9 @@ static bool load_part(Units *u, const char *checkpoint_dir, const char *prefix, 
     return ok;
 }
 
-/* Which the model file holds. */
-static bool holds_average(const char *checkpoint_dir)
+bool ckpt_is_average(const char *path)
 {
-    SafeTensors *f = st_open(in_dir(checkpoint_dir, MODEL_FILE).s, NULL);
+    SafeTensors *f = st_open(path, NULL);
     const char *weights = f ? st_meta(f, "weights") : NULL;
     bool average = weights && strcmp(weights, "average") == 0;
     st_close(f);
@@ -631,10 +630,12 @@ static bool holds_average(const char *checkpoint_dir)
 
 bool ckpt_load_average(Units *u, const char *checkpoint_dir, int pos)
 {
-    return holds_average(checkpoint_dir) || load_part(u, checkpoint_dir, "ema.", pos);
+    bool has = ckpt_is_average(in_dir(checkpoint_dir, MODEL_FILE).s);
+    return has || load_part(u, checkpoint_dir, "ema.", pos);
 }
 
 bool ckpt_load_raw(Units *u, const char *checkpoint_dir, int pos)
 {
-    return holds_average(checkpoint_dir) && load_part(u, checkpoint_dir, "raw.", pos);
+    bool has = ckpt_is_average(in_dir(checkpoint_dir, MODEL_FILE).s);
+    return has && load_part(u, checkpoint_dir, "raw.", pos);
 }

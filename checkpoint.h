@@ -55,3 +55,4 @@ bool ckpt_load_weights(Units *u, const char *path, int how, char *report, size_t
  * checkpoint without an average ckpt_load_raw too is false. */
 bool ckpt_load_average(Units *u, const char *checkpoint_dir, int pos);
 bool ckpt_load_raw(Units *u, const char *checkpoint_dir, int pos);
+bool ckpt_is_average(const char *path); /* whether the model file says so of its weights */

@@ -399,8 +399,8 @@ Source *folders_open(const char *dir, const DataOptions *o, Error *e)
 {
     if (!is_dir(dir)) {
         fail(e,
-             "data is DIR with class folders, wds:PATTERN, cifar10:DIR, cifar100:DIR, mnist:DIR "
-             "or fake",
+             "data is DIR with class folders, wds:PATTERN, cifar10:DIR, cifar100:DIR, mnist:DIR, "
+             "shapes or fake",
              "%s: %s", dir,
              path_exists(dir) ? "not a directory" : path_trouble("no such directory"));
         return NULL;

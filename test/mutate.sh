@@ -1,8 +1,9 @@
 #!/bin/bash
 # Mutation check: flip a sign (or drop a factor) in each op, and see the suite fail.
 #
-#   test/mutate.sh [BUILD [cpu|ranks|cuda]]   BUILD holds the objects of an ordinary build (default:
-#                                             build); cpu, ranks or cuda: those mutants alone
+#   test/mutate.sh [BUILD [cpu|ranks|cuda [I/N]]]   BUILD holds the objects of an ordinary build
+#                                                   (default: build); cpu, ranks or cuda: those
+#                                                   mutants alone; I/N: every Nth of them from the Ith
 #
 # Each line of a table is `file | sed expression`. Mutants of the model and the CPU backend must fail
 # the finite differences (test_grad), the tests of single operations or the goldens, in double; sums
@@ -13,10 +14,10 @@
 # wait left out, a buffer used too early) must fail training (test_cuda.sh) under one of a few orders.
 # A mutant that survives, or an expression that no longer changes its file, is a failure.
 # All of it happens in a copy of the tree, which the Makefile builds.
-build=${1:-build} which=${2:-cpu ranks cuda}
+build=${1:-build} which=${2:-cpu ranks cuda} part=${3:-1/1}
 tree=$build/mutants
 export VIT_STARTED=1 # the models are tiny: any kernels do
-passed=0 failed=0
+passed=0 failed=0 number=0
 
 mutants() {
     cat <<'TABLE'
@@ -140,6 +141,8 @@ each() {
         return
     fi
     while IFS='|' read -r file expression; do
+        number=$((number + 1))
+        [ $((number % ${part#*/})) = $((${part%/*} % ${part#*/})) ] || continue
         file=${file// /} expression=${expression# }
         sed "$expression" "$file" >"$tree/$file"
         if cmp -s "$file" "$tree/$file"; then

@@ -1,10 +1,11 @@
-/* test_layouts [--backend cpu|cuda] [--type fp32|bf16] [RANKS] [all] [case=N]: ranks that share a
- * model, in every layout, train as one process does.
+/* test_layouts [--backend cpu|cuda] [--type fp32|bf16] [RANKS] [all] [case=N] [part=I/N]: ranks that
+ * share a model, in every layout, train as one process does.
  *
  * The program starts itself again as RANKS processes (4), which go through a list of cases: layout
  * (tensor parallel x stages x data parallel, ZeRO), micro-batches, recomputation, model, optimiser.
  * By default as few cases as have every pair of these settings in one of them; `all`: every
- * combination of what meets in a pass, with the optimiser's settings taking turns.
+ * combination of what meets in a pass, with the optimiser's settings taking turns. `part`: each Nth
+ * of these, from the Ith on.
  *
  * In each case every rank trains up to three models for a few steps:
  *   shared     the one under test
@@ -790,6 +791,8 @@ static void run_case(const Case *c, int number)
     on.number = number;
     on.failures = 0;
     describe(c, on.name, sizeof on.name);
+    if (under.verbose && team.rank == 0)
+        printf("case %d: %s\n", number, on.name);
     on.config = tiny(c);
     on.split = split_of(s, &on.config, c->value[STAGES]);
     on.split.reduce_type = c->value[REDUCE] ? BF16 : F32;
@@ -829,16 +832,19 @@ int main(int argc, char **argv)
     enum { MOST_CASES = 1 << 16 };
     static Case cases[MOST_CASES];
     const char *full = getenv("TEST_FULL");
-    int ranks = 4, one = -1;
+    int ranks = 4, one = -1, part = 1, parts = 1;
     bool all = full && strcmp(full, "0") != 0;
     backend_cpu_reexec(argv);
     argc = device_options(argc, argv);
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "all") == 0)
             all = true;
-        else if (sscanf(argv[i], "case=%d", &one) != 1 && sscanf(argv[i], "%d", &ranks) != 1)
-            die_usage("RANKS, all, case=N", "unknown argument '%s'", argv[i]);
+        else if (sscanf(argv[i], "part=%d/%d", &part, &parts) != 2 &&
+                 sscanf(argv[i], "case=%d", &one) != 1 && sscanf(argv[i], "%d", &ranks) != 1)
+            die_usage("RANKS, all, case=N, part=I/N", "unknown argument '%s'", argv[i]);
     }
+    if (part < 1 || part > parts)
+        die_usage("part=1/4 to part=4/4", "there is no part %d of %d", part, parts);
     if (!team_possible())
         return check_report();
     team_start(ranks);
@@ -846,12 +852,16 @@ int main(int argc, char **argv)
         host[i] = xcalloc(1 << 17, sizeof(real));
     draw_inputs();
     spread_ranks();
-    int n = all ? all_cases(cases) : pairwise_cases(cases);
-    int every = under.full || all ? 1 : 3, run = 0; /* a CPU that plays a GPU takes its time */
+    int n = all ? all_cases(cases) : pairwise_cases(cases), run = 0;
+    const char *which = all ? "every combination of a pass" : "every pair of settings";
+    if (!under.full && !all && one < 0) {
+        n /= 3; /* a CPU that plays a GPU takes its time; the first cases have the most pairs */
+        which = "most pairs of settings";
+    }
     double start = now();
     for (int i = 0; i < n; i++) {
-        alarm(120); /* whoever waits for ever has failed */
-        if (one < 0 ? i % every == 0 : one == i) {
+        alarm(600); /* whoever waits for ever has failed */
+        if (one < 0 ? i % parts == part - 1 : one == i) {
             run_case(&cases[i], i);
             run++;
         }
@@ -859,8 +869,6 @@ int main(int argc, char **argv)
     alarm(0);
     if (team.rank == 0)
         printf("%d ranks, %s: %d of %d cases, %s, %.0f s; tensor parallel within %.1e\n",
-               team.ranks, under.name, run, n,
-               all ? "every combination of a pass" : "every pair of settings", now() - start,
-               worst_near);
+               team.ranks, under.name, run, n, which, now() - start, worst_near);
     return team_report();
 }

@@ -4,23 +4,9 @@
 root=$(cd "$(dirname "$0")/.." && pwd)
 binary=$(realpath "$1")
 shared=$(realpath -m "${2:-../shared}")
-tmp=$(mktemp -d) || exit 1
-trap 'rm -rf "$tmp"' EXIT
-cd "$tmp" || exit 1
-passed=0 failed=0 skipped=0
+. "$root/test/common.sh"
+need "$binary"
 
-skip() { skipped=$((skipped + 1)); echo "SKIP $1"; }
-check() { # name, command...
-    local name=$1
-    shift
-    if "$@"; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "FAIL $name"
-        tail -n 8 log | sed 's/^/  | /'
-    fi
-}
 best() { # run, floor: the best top-1 of its evaluations reaches the floor
     awk -F'"top1":' -v floor="$2" '/"event":"eval"/ { split($2, v, ","); if (v[1] > top) top = v[1] }
         END { printf "  best top-1 %.2f, wanted %s\n", top, floor; exit !(top >= floor) }' "$1/log.jsonl"
@@ -33,8 +19,7 @@ falls() { # run: the mean training loss of the last quarter is below that of the
 
 if [ -n "${TEST_SMALL-}" ]; then
     skip "learning: too slow here"
-    echo "$passed passed, $failed failed, $skipped skipped"
-    exit 0
+    finish
 fi
 
 # No arguments: draws the pictures, trains, evaluates, leaves a run.
@@ -74,5 +59,4 @@ else
     skip "no cifar10 in $shared/data"
 fi
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed = 0 ]
+finish

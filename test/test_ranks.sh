@@ -1,39 +1,16 @@
 #!/bin/bash
 # Training by several processes on CPUs, which talk MPI: test/test_ranks.sh TRAIN_CPU [SHARED]
 # Ranks must have the bits of one process that computes their parts as micro-batches.
-program=$(realpath "$1")
-[ -x "$program" ] || { echo "FAIL no program $1"; echo "0 passed, 1 failed, 0 skipped"; exit 1; }
-tmp=$(mktemp -d) || exit 1
-trap 'rm -rf "$tmp"' EXIT
-cd "$tmp" || exit 1
-export XDG_CACHE_HOME=$tmp/cache
-# for mpirun without our own launcher: containers are root's, and ranks more than cores
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
+here=$(realpath "$(dirname "$0")") program=$(realpath "$1")
+. "$here/common.sh"
+need "$program"
 export ASAN_OPTIONS=${ASAN_OPTIONS:+$ASAN_OPTIONS:}detect_leaks=0 # MPI's own
-passed=0 failed=0 skipped=0
 
 tiny="--data fake --num-classes 4 --image-size 16 --patch-size 8 --width 32 --layers 2 --heads 2
       --mlp 64 --batch-size 8 --lr 0.001 --workers 1 --threads 1 --val-data none --log-every 1"
 dropped="--dropout 0.1 --attention-dropout 0.1 --drop-path 0.2 --label-smoothing 0.1 --clip 0.5
          --mixup 0.5 --cutmix 0.5 --mix-per sample --mix-group 2 --ema 0.9"
 
-pass() { passed=$((passed + 1)); }
-skip() { skipped=$((skipped + 1)); echo "SKIP $1"; }
-fail() {
-    failed=$((failed + 1))
-    echo "FAIL $1"
-    tail -n 12 log | sed 's/^/  | /'
-}
-check() { # name, command...
-    local name=$1
-    shift
-    if "$@"; then pass; else fail "$name"; fi
-}
-finish() {
-    echo "$passed passed, $failed failed, $skipped skipped"
-    [ $failed = 0 ]
-    exit
-}
 train() { # run directory, arguments...
     local out=$1
     shift
@@ -56,20 +33,7 @@ bad() { # name, status, pattern, command...
     shift 3
     timeout 60 env "$@" >log 2>&1
     rc=$?
-    check "$name: status $rc, not $status" [ $rc = "$status" ]
-    check "$name: says error and hint" \
-        sh -c "grep -q '^error: ' log && grep -q '^hint: ..' log && grep -qE -- '$pattern' log"
-}
-last() { echo "$1/$(cat "$1/latest")"; }
-same() { # name, run, run: the last checkpoints are the same bits
-    check "$1: weights" cmp -s "$(last "$2")/model.safetensors" "$(last "$3")/model.safetensors"
-    check "$1: state" cmp -s "$(last "$2")/train_state.safetensors" "$(last "$3")/train_state.safetensors"
-}
-descendants() { # process: those that run the program, below mpirun and its helpers
-    local p
-    for p in $(pgrep -P "$1"); do
-        if [ "$(readlink "/proc/$p/exe")" = "$program" ]; then echo "$p"; else descendants "$p"; fi
-    done
+    refused "$name" "$status" "$pattern"
 }
 background() { # run directory, arguments...: starts it, waits for its first step
     local out=$1

@@ -6,26 +6,9 @@ root=$(realpath "$(dirname "$0")/..")
 tool=$(realpath "$1")
 train=$(realpath "$2")
 shared=$(realpath -m "${3:-../shared}") # real pictures, where they are
-[ -x "$tool" ] && [ -x "$train" ] ||
-    { echo "FAIL no program $1 or $2"; echo "0 passed, 1 failed, 0 skipped"; exit 1; }
-tmp=$(mktemp -d) || exit 1
-trap 'umount "$tmp/small" 2>/dev/null; rm -rf "$tmp"' EXIT
-cd "$tmp" || exit 1
-export XDG_CACHE_HOME=$tmp/cache
-passed=0 failed=0 skipped=0
+. "$root/test/common.sh"
+need "$tool" "$train"
 
-pass() { passed=$((passed + 1)); }
-skip() { skipped=$((skipped + 1)); echo "SKIP $1"; }
-fail() { # name, then the log's end
-    failed=$((failed + 1))
-    echo "FAIL $1"
-    tail -n 8 log | sed 's/^/  | /'
-}
-check() { # name, command...
-    local name=$1
-    shift
-    if "$@"; then pass; else fail "$name"; fi
-}
 good() { # name, arguments...: must end with 0
     local name=$1
     shift
@@ -38,9 +21,7 @@ bad() { # name, status, pattern, arguments...
     shift 3
     "$tool" "$@" >log 2>&1
     rc=$?
-    check "$name: status $rc, not $status" [ $rc = "$status" ]
-    check "$name: says error and hint" \
-        sh -c "grep -q '^error: ' log && grep -q '^hint: ..' log && grep -qE -- '$pattern' log"
+    refused "$name" "$status" "$pattern"
 }
 says() { check "$1: says $2" grep -qE -- "$2" log; }
 cls() { tar xOf "$1" "$2.cls"; } # a label
@@ -426,5 +407,4 @@ bad "too large a sheet" 2 'lower --count' show --data pics --model Ti/16 --image
 bad "odd group" 2 'groups of 4' show --data pics --out x.png --mixup 1 --mix-group 4 --batch-size 6
 bad "no place" 1 'nowhere/x.png' show --data pics --out nowhere/x.png
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed = 0 ]
+finish

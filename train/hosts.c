@@ -162,11 +162,7 @@ static bool send_message(Peer *p, int kind, uint64_t count, const void *data, si
  * that was interrupted while it did. */
 static bool may_send(Peer *p, double seconds)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_nsec += (long)(seconds * 1e9);
-    until.tv_sec += until.tv_nsec / 1000000000;
-    until.tv_nsec %= 1000000000;
+    struct timespec until = deadline(CLOCK_REALTIME, seconds);
     return pthread_mutex_timedlock(&p->sending, &until) == 0;
 }
 

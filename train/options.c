@@ -211,7 +211,7 @@ static bool read_flag(Settings *s, int argc, char **argv, int *i, Error *e)
     } else if (next) {
         value = argv[++*i];
     } else if (f) {
-        return fail(e, "--help says what it takes", "--%s needs a value", name);
+        return fail(e, f->help, "--%s needs a value", name);
     }
     add(s, name, value, "--");
     return strcmp(name, "recipe") != 0 || read_file(s, value, e);
@@ -228,7 +228,8 @@ static bool read_command(Options *o, const char *word, Error *e)
         }
     const char *near = nearest(word, commands);
     char hint[96];
-    snprintf(hint, sizeof hint, near ? "did you mean %s?" : "train, eval, predict or bench%s",
+    snprintf(hint, sizeof hint,
+             near ? "did you mean %s?" : "train, eval, predict or bench; --help, --version%s",
              near ? near : "");
     return fail(e, hint, "no command is called '%s'", word);
 }
@@ -499,10 +500,10 @@ static bool names_place(const Field *p)
 /* Where the path begins in what --data takes: behind wds: and the like; NULL: there is none. */
 static const char *path_of(const char *value)
 {
-    static const char *const kinds[] = {"wds:", "cifar10:", "cifar100:", "mnist:"};
-    static const char *const drawn[] = {"", "none", "shapes", "fake"};
-    for (int i = 0; i < COUNT(drawn); i++)
-        if (strcmp(value, drawn[i]) == 0)
+    static const char *const kinds[] = {"wds:", "cifar10:", "cifar100:", "mnist:", "shapes:"};
+    static const char *const nowhere[] = {"", "none", "fake"};
+    for (int i = 0; i < COUNT(nowhere); i++)
+        if (strcmp(value, nowhere[i]) == 0)
             return NULL;
     for (int i = 0; i < COUNT(kinds); i++)
         if (strncmp(value, kinds[i], strlen(kinds[i])) == 0)
@@ -514,6 +515,7 @@ static const char *path_of(const char *value)
 static char *absolute(const char *value)
 {
     char here[4096], *out = NULL, *part;
+    value = strcmp(value, "shapes") == 0 ? "shapes:data" : value; /* where they are drawn */
     const char *path = path_of(value);
     if (!path || !getcwd(here, sizeof here))
         return xstrdup(value);

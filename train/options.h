@@ -23,8 +23,8 @@ enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
     X(text,   recipe, "", "",                                                                     \
       "file of `key = value` lines; what comes later on the command line wins")                   \
     X(text,   data, "shapes", "",                                                                 \
-      "DIR | wds:PATTERN of tar shards | shapes | fake[:zeros][:COUNT] | cifar10:DIR | "          \
-      "cifar100:DIR | mnist:DIR")                                                                 \
+      "DIR | wds:PATTERN of tar shards | cifar10:DIR | cifar100:DIR | mnist:DIR | shapes[:DIR], "  \
+      "drawn into DIR (data) | fake[:zeros][:COUNT]")                                             \
     X(text,   val_data, "", "",                                                                   \
       "the same for validation; default: the other split of --data; none: do not evaluate")       \
     X(text,   classes, "", "",                                                                    \

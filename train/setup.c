@@ -624,17 +624,27 @@ static int workers_of(const Session *s)
     return workers < 64 ? (int)workers : 64;
 }
 
-/* `shapes` is a folder that is drawn the first time. */
+/* `shapes` and `shapes:DIR` are a folder in data/, or in DIR, that is drawn the first time. */
 static char *data_spec(Session *s, const char *spec)
 {
-    if (strcmp(spec, "shapes") != 0)
+    bool named = strncmp(spec, "shapes:", 7) == 0, plain = strcmp(spec, "shapes") == 0;
+    const char *parent = named ? spec + 7 : "data";
+    if ((plain || strcmp(spec, "fake") == 0) && is_dir(spec) && s->world.rank == 0)
+        warn("%s is made by the program; the folder of that name is --data ./%s", spec, spec);
+    if (!named && !plain)
         return xstrdup(spec);
+    if (!*parent)
+        die("the folder to draw in follows the colon: shapes:DIR", "%s names no place", spec);
     int size = s->config.image_h > s->config.image_w ? s->config.image_h : s->config.image_w;
-    char *dir = xasprintf("data/shapes-%d", size);
-    if (!path_exists(dir))
-        printf("data      drawing %d images into %s\n", 10 * (SHAPES_TRAIN + SHAPES_VAL), dir);
+    char *dir = xasprintf("%s/shapes-%d", parent, size), *stamp = xasprintf("%s/shapes.txt", dir);
+    if (!path_exists(stamp))
+        printf("data      drawing %d images into %s (--data shapes:DIR draws elsewhere)\n",
+               10 * (SHAPES_TRAIN + SHAPES_VAL), dir);
     fflush(stdout);
+    if (!make_dirs(dir, &why))
+        die("--data shapes:DIR and --out DIR name places that you may write to", "%s", why.what);
     check(shapes_write(dir, SHAPES_TRAIN, SHAPES_VAL, size, 0, &why));
+    free(stamp);
     return dir;
 }
 
@@ -842,20 +852,23 @@ void setup_data(Session *s, bool train)
 /* ---- model ---- */
 
 /* Runs with --ema are judged by the average of their weights, and so all start from it: evaluation,
- * prediction, other trainings. --no-ema asks for those of the last step, --ema for nothing else. */
+ * prediction, other trainings. --no-ema asks for those of the last step, --ema for nothing else.
+ * What stands beside a model.safetensors is the rest of its checkpoint; a file that was copied has
+ * what it holds, and says which that is. */
 static void choose_average(Session *s, bool training)
 {
     bool said = !training && options_given(&s->o, "ema"), raw = said && s->o.ema <= 0;
     const char *slash = strrchr(s->weights, '/'), *file = slash ? slash + 1 : s->weights;
-    if (strcmp(file, "model.safetensors") != 0)
-        return; /* no checkpoint's: it has nothing beside it */
+    bool beside = strcmp(file, "model.safetensors") == 0, average = ckpt_is_average(s->weights);
     char *copy = xstrdup(s->weights), *dir = dirname(copy);
-    if (raw && ckpt_load_raw(&s->m->own, dir, s->o.pos_resize))
+    if (raw && beside && ckpt_load_raw(&s->m->own, dir, s->o.pos_resize))
         printf("          those of the last step, not their average\n");
-    else if (!raw && ckpt_load_average(&s->m->own, dir, s->o.pos_resize))
+    else if (raw && average)
+        printf("          averaged weights: those of the last step are not with them\n");
+    else if (average || (!raw && beside && ckpt_load_average(&s->m->own, dir, s->o.pos_resize)))
         printf("          averaged weights%s\n",
-               training ? "" : " (--no-ema: those of the last step)");
-    else if (said && s->o.ema > 0)
+               training || !beside ? "" : " (--no-ema: those of the last step)");
+    else if (beside && said && s->o.ema > 0)
         die("leave --ema out", "%s has no averaged weights", s->weights);
     free(copy);
 }
@@ -1127,9 +1140,8 @@ void setup_length(Session *s)
         printf("%d at a time\n", s->micro);
     describe_lr(s);
     if (o->batch_size > data_count(s->train) && data_count(s->train) > 0)
-        warn("a step takes %ld images and an epoch has %ld: each is seen %.1f times in every step, "
-             "see "
-             "--batch-size",
+        warn("a step takes %ld images, and there are %ld to train on: every step goes over them "
+             "%.1f times; lower --batch-size for more steps of other images",
              o->batch_size, data_count(s->train),
              (double)o->batch_size / (double)data_count(s->train));
     if (o->lr == 0)

@@ -119,6 +119,17 @@ static int openblas_level(const char *core)
     return 1;
 }
 
+/* Of the processes that a launcher has started on this machine the first speaks for all. */
+static bool is_first_here(void)
+{
+    static const char *const local_ranks[] = {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID",
+                                              "SLURM_LOCALID", "LOCAL_RANK"};
+    bool first = true;
+    for (int i = 0; i < COUNT(local_ranks); i++)
+        first &= !getenv(local_ranks[i]) || atoi(getenv(local_ranks[i])) == 0;
+    return first;
+}
+
 /* Both libraries read their variables as they load, hence a new start of the program.
  * GOMP_SPINCOUNT: threads that wait for each other at a barrier by spinning are hardly faster on an
  * idle machine, and many times slower beside one other busy process. */
@@ -132,10 +143,12 @@ void machine_restart(char **argv, const char *core)
     if (getenv(mark) || (!slow && !spins))
         return;
     if (slow) {
-        fprintf(stderr,
-                "note: OpenBLAS %s %s kernels on a faster CPU; starting again with "
-                "OPENBLAS_CORETYPE=%s\n",
-                getenv("OPENBLAS_CORETYPE") ? "was told to use" : "chose", core, types[can]);
+        const char *chosen = getenv("OPENBLAS_CORETYPE") ? "was told to use" : "chose";
+        if (is_first_here())
+            fprintf(stderr,
+                    "note: OpenBLAS %s %s kernels on a faster CPU; starting again with "
+                    "OPENBLAS_CORETYPE=%s\n",
+                    chosen, core, types[can]);
         setenv("OPENBLAS_CORETYPE", types[can], 1);
     }
     if (spins)

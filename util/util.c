@@ -149,6 +149,14 @@ double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+struct timespec deadline(clockid_t clock, double seconds)
+{
+    struct timespec t;
+    clock_gettime(clock, &t);
+    long nanoseconds = t.tv_nsec + (long)(seconds * 1e9);
+    return (struct timespec){t.tv_sec + nanoseconds / 1000000000, nanoseconds % 1000000000};
+}
+
 /* ---- signs of life ---- */
 
 static _Atomic uint64_t signs;
