@@ -135,6 +135,9 @@ timeout 60 mpirun -n 2 "$program" $tiny $dropped --steps 4 --out by-hand >log 2>
 check "mpirun: status $?" grep -q '^done in' log
 same "mpirun and --ranks" ranks2 by-hand
 check "one rank speaks, in lines" sh -c "[ \$(grep -c '^step 4/4 ' log) = 1 ] && ! grep -q '\\[K' log"
+check "the note of a restart comes once" [ "$(grep -c '^note: OpenBLAS' log)" -le 1 ]
+timeout 60 mpirun -n 2 "$program" $tiny --lr 0 --steps 1 --out still >log 2>&1
+check "and what all warn of" [ "$(grep -c '^warning: --lr 0' log)" = 1 ]
 cores=$(nproc)
 share=$((cores / 2 > 0 ? cores / 2 : 1))
 timeout 60 "$program" $tiny --threads 0 --steps 1 --ranks 2 --out shared >log 2>&1
@@ -287,6 +290,10 @@ bad "mpirun within mpirun" 2 'mpi(run|exec) has started 1' mpirun -n 1 "$program
 bad "another's launcher" 1 'MPI calls it 0 of 1' MASTER_ADDR=127.0.0.1 VIT_PORT=29733 WORLD_SIZE=2 sh -c '
     RANK=1 LOCAL_RANK=1 "$0" "$@" >/dev/null 2>&1 &
     RANK=0 LOCAL_RANK=0 exec "$0" "$@"' "$program" $tiny --steps 1
+cp "$program" other && echo >>other
+# shellcheck disable=SC2086
+bad "two builds" 1 'refused rank 1 of 2: it is another build of this program' \
+    mpirun -n 1 "$program" $tiny --steps 1 : -n 1 ./other $tiny --steps 1
 bad "GPUs" 2 'ranks N' "$program" $tiny --gpus 2 --steps 1
 
 finish

@@ -7,6 +7,8 @@
  * kernels, or OpenMP would spin at barriers: starts the program again, once, with the variables
  * that say better. Both libraries read them as they load. */
 void machine_restart(char **argv, const char *core);
+/* What had to be changed for OpenBLAS, in words; NULL: nothing. Of several ranks one says it. */
+const char *machine_restarted(void);
 /* Bytes that the machine, and the container it may be, can still give; -1: not known. */
 double machine_memory_free(void);
 void machine_cpu(char *out, size_t size); /* its name */
