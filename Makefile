@@ -212,6 +212,11 @@ test-cuda: report
 	$(SUB) BUILD=$(BUILD) $(PROGRAM) standin
 	@test/run $(BUILD)/log-cuda $(CUDA_TESTS)
 
+# Scripts that people run are clean; those of the tests have no warnings (what is split into words there
+# is meant to be).
+SHELLCHECK = shellcheck -x -P . .ci/run $(filter-out scripts/slurm,$(wildcard scripts/*)) scripts/slurm/* bench/run* && \
+             shellcheck -x -P . -S warning test/run test/*.sh
+
 test: report
 	$(SUB) BUILD=$(BUILD) test-programs
 	@test/run $(BUILD)/log \
@@ -221,6 +226,7 @@ test: report
 	  $(if $(FIXTURES),,"skip: no PyTorch fixtures in $(SHARED)/fixtures") \
 	  $(call LAYOUTS,$(BUILD),,cpu,2 4) \
 	  "test/test_layers.sh $(BUILD)" \
+	  "check scripts: command -v shellcheck || exit 77; $(SHELLCHECK)" \
 	  "test/test_train.sh $(PROGRAM) $(SHARED)" \
 	  "test/test_ranks.sh $(PROGRAM) $(SHARED)" \
 	  "test/test_faults.sh $(PROGRAM)" \

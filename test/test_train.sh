@@ -347,7 +347,7 @@ done
 bad "predict without such a file" 1 'none.jpg' predict --weights one none.jpg
 
 victim=$(find folder/train/x -type f | sort | head -n 1)
-head -c 100 "$victim" >cut && mv cut "$victim"
+head -c 100 "$victim" >less && mv less "$victim"
 good "a damaged image" $folder --out damaged
 check "is counted and named" sh -c "grep -q 'damaged' log && grep -q '$(basename "$victim")' log"
 check "and logged" [ "$(field damaged damaged | tail -n 1)" = 1 ]
