@@ -1058,6 +1058,15 @@ void hosts_barrier(void)
     hosts_sum(&nothing, 0);
 }
 
+const char *hosts_name(int rank)
+{
+    static char own[64];
+    if (rank != net.world.rank)
+        return net.peer[net.world.rank == 0 ? rank - 1 : 0].host;
+    gethostname(own, sizeof own - 1);
+    return own;
+}
+
 void hosts_check(void)
 {
     atomic_fetch_add(&here.waits, 1);
