@@ -272,6 +272,26 @@ wait $pid 2>/dev/null
 cp log.orphans log
 check "no rank outlives the launcher" gone
 
+# Who is slower than the others is in the log: rank 1, which stands still for a part of each tenth of a second.
+background slow $tiny --ranks 3 --batch-size 12 --save-every 100000000
+for p in $ranks; do
+    grep -qzxE "(OMPI_COMM_WORLD|PMI)_RANK=1" "/proc/$p/environ" && slow=$p
+done
+lines=$(wc -l <slow/log.jsonl)
+for _ in $(seq 20); do
+    kill -STOP "$slow"
+    sleep 0.08
+    kill -CONT "$slow"
+    sleep 0.02
+done
+tail -n "+$((lines + 1))" slow/log.jsonl | grep '"event":"step"' |
+    sed -E 's/.*"ms":([^,]*),.*"slowest":([^,]*),"slowest_by":([^}]*)}/\1 \2 \3/' |
+    awk '{ms[$2] += $1 * $3} END {print ms[0], ms[1], ms[2]; exit !(ms[1] > 3 * (ms[0] + ms[2]))}' >log
+check "the slowest rank is in the log" [ $? = 0 ]
+kill -TERM $pid
+check "slow: SIGTERM ends it" gone
+wait $pid
+
 # One rank alone fails: it meets more damage than is allowed.
 mkdir -p hurt/a hurt/b
 for i in $(seq 60); do
