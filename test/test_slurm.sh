@@ -131,7 +131,7 @@ else
     skip "$cpu has no MPI"
 fi
 if [ "$gpu" ]; then
-    timeout 100 srun -O -N 2 -n 4 "$gpu" $small --steps 3 --precision fp32 --out gpus >log 2>&1
+    VIT_SHARE_GPU=1 timeout 100 srun -O -N 2 -n 4 "$gpu" $small --steps 3 --precision fp32 --out gpus >log 2>&1
     check "four ranks of train_gpu on two nodes: status $?" grep -q '^done in' log
     check "know who is where" grep -q '"hosts":"node1 node1 node2 node2"' gpus/log.jsonl
 fi

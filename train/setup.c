@@ -15,6 +15,7 @@
 #include "train/help.h"
 #include "train/hosts.h"
 #include "train/parallel.h"
+#include "train/spec.h"
 #include "util/files.h"
 #include "util/machine.h"
 #include "util/report.h"
@@ -221,10 +222,22 @@ static void apply_built_in(Session *s, const Settings *asked)
     check(ok);
 }
 
+/* Of a file of several (bench). */
+static void apply_configuration(Session *s, const Settings *asked)
+{
+    Spec spec;
+    check_usage(spec_read(&spec, said(asked, "spec"), &why));
+    const Configuration *c = spec_find(&spec, said(asked, "only"), &why);
+    check_usage(c && spec_apply(&spec, c, &s->o, &why));
+    spec_free(&spec);
+}
+
 /* What lies under the settings that were asked for: a built-in recipe where nothing says how to
  * train, or the settings of the run that is continued or evaluated. */
 static void apply_base(Session *s, const Settings *asked)
 {
+    if (*said(asked, "spec") && *said(asked, "only"))
+        apply_configuration(s, asked);
     const char *resume = said(asked, "resume"), *weights = said(asked, "weights");
     bool train = strcmp(s->o.command, "train") == 0, has_recipe = *said(asked, "recipe");
     if (*resume && *weights)
@@ -256,6 +269,11 @@ static void check_options(const Options *o)
                   o->lr, o->lr_floor);
     double twist[4];
     check_usage(mix_parse_twist(o->color_twist, twist, &why));
+    bool bench = strcmp(o->command, "bench") == 0;
+    if (!bench && (*o->spec || *o->only || *o->json))
+        die_usage("such as bench --spec bench/specs.ini", "--spec, --only and --json are bench's");
+    if (*o->only && !*o->spec)
+        die_usage("--spec FILE holds the configurations", "--only %s: of which file?", o->only);
     if (o->epochs <= 0 && o->steps == 0)
         die_usage("give --epochs above 0, or --steps", "--epochs %g trains nothing", o->epochs);
 }
@@ -1057,6 +1075,26 @@ void setup_model(Session *s, bool training)
         choose_average(s, training);
     }
     s->state = (RunState){.seed = (uint64_t)o->seed, .best_metric = -1};
+}
+
+/* The loader makes micro-batches where they divide the batch, else whole batches to cut up. With
+ * several data parallel ranks it makes this rank's part of each batch: `mine` images at a stride of
+ * the whole. */
+Loader *setup_loader(const Session *s)
+{
+    const Axis *dp = &s->split.dp;
+    int mine = (int)s->o.batch_size / dp->ranks;
+    int chunk = mine % s->micro ? mine : s->micro;
+    bool alone = dp->ranks == 1;
+    LoaderOptions options = {.batch = alone ? chunk : mine,
+                             .shuffle = true,
+                             .start = (long)s->state.samples + (long)mine * dp->rank,
+                             .stride = alone ? chunk : s->o.batch_size,
+                             .repeats = (int)s->o.repeats,
+                             .workers = (int)s->o.workers,
+                             .max_workers = s->max_workers,
+                             .neighbours = s->world.local_ranks - 1};
+    return split_reads(&s->split) ? loader_open(s->train, &options) : NULL;
 }
 
 /* ---- length ---- */
