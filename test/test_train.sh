@@ -465,6 +465,69 @@ good "so does evaluation, of the average too" eval --data fake:64 --weights resi
 check "as the run did" grep -q 'from 4x6 to 6x6 patches (google)' log
 check "is the average" grep -q 'averaged weights' log
 
+# ---- bench ----
+
+cat >specs.ini <<'END'
+# for all
+image-size = 16
+patch-size = 8
+width = 32
+layers = 1
+heads = 2
+mlp = 64
+num-classes = 4
+batch-size = 4
+threads = 1
+steps = 10
+
+[plain]
+published = 50
+on = an abacus
+source = nobody
+
+[micro]
+micro-batch = 1
+baseline = plain
+
+[loader]
+data = fake
+
+[wrong]
+batch-size = 5
+micro-batch = 2
+END
+good "bench" bench --data fake:resident $tiny --steps 3 --json one.json
+check "says speed and spread" grep -qE '^training +[0-9.]+ images/s .* per step of 16 .*\+-[0-9.]+%' log
+check "in JSON too" grep -q '^{"event":"bench","device":.*"batch":16,.*"data":"fake:resident","images_per_s":' one.json
+"$binary" bench --spec specs.ini --json all.json >table 2>log
+rc=$?
+check "bench of many, of which one fails: status $rc" [ $rc = 1 ]
+check "a row each" [ "$(grep -c '^| ' table)" = 5 ]
+check "beside what was published" grep -qE '^\| plain \| 1 \| 4 \| .* \| 50.0 on an abacus: ours is [0-9.]+ of it \|$' table
+check "efficiency" awk -F ' [|] ' '/^[|] micro/ {ok = $9 > 0.05 && $9 < 20} END {exit !ok}' table
+check "why one failed" grep -q '^| wrong .*2 images at a time, of 5 on each rank |$' table
+check "a JSON line for each of the others" [ "$(grep -c '"name":"\(plain\|micro\|loader\)"' all.json)$(wc -l <all.json)" = 33 ]
+check "with the loader" grep -q '"name":"loader".*"data":"fake",' all.json
+good "one of them" bench --spec specs.ini --only micro --steps 2
+check "computes as it says" grep -q '; 1 images at a time' log
+check "flags win" grep -q 'per step of 4' log
+bad "none of them" 2 'did you mean micro' bench --spec specs.ini --only mikro
+bad "no file" 2 'none.ini' bench --spec none.ini
+bad "one of no file" 2 'of which file' bench --only micro
+bad "a spec to train" 2 'are bench.s' --spec specs.ini
+for wrong in 'heits = 3:did you mean heads' 'published = many:not a positive number' 'baseline = top:there is no .top' \
+    '[plain]\nlr = 1:is there already' '[]\nlr = 1:has no name'; do
+    { cat specs.ini && printf '%b\n' "${wrong%%:*}"; } >wrong.ini
+    bad "in a spec: ${wrong%%:*}" 2 "${wrong#*:}" bench --spec wrong.ini
+    check "says where: ${wrong%%:*}" grep -qE 'wrong.ini:[0-9]+: |\[wrong\]' log
+done
+: >empty.ini
+bad "an empty spec" 2 'has no configuration' bench --spec empty.ini
+for spec in "$here"/../bench/specs*.ini; do # nothing of it is computed
+    RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=29000 "$binary" bench --spec "$spec" >log 2>&1
+    check "$(basename "$spec") can be read" grep -q 'name one of them' log
+done
+
 # ---- real weights, real images ----
 
 deit=$shared/data/weights/deit_tiny_patch16_224.safetensors
