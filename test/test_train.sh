@@ -504,7 +504,10 @@ rc=$?
 check "bench of many, of which one fails: status $rc" [ $rc = 1 ]
 check "a row each" [ "$(grep -c '^| ' table)" = 5 ]
 check "beside what was published" grep -qE '^\| plain \| 1 \| 4 \| .* \| 50.0 on an abacus: ours is [0-9.]+ of it \|$' table
-check "efficiency" awk -F ' [|] ' '/^[|] micro/ {ok = $9 > 0.05 && $9 < 20} END {exit !ok}' table
+key() { sed -nE 's/.*"name":"'"$1"'".*"'"$2"'":([0-9.e+-]+).*/\1/p' all.json; } # configuration, name
+check "efficiency is images/s against the baseline's" awk -v e="$(key micro efficiency)" \
+    -v a="$(key micro images_per_s)" -v b="$(key plain images_per_s)" \
+    'BEGIN {exit !(e > 0 && (e - a / b) ^ 2 < 1e-10)}'
 check "why one failed" grep -q '^| wrong .*2 images at a time, of 5 on each rank |$' table
 check "a JSON line for each of the others" [ "$(grep -c '"name":"\(plain\|micro\|loader\)"' all.json)$(wc -l <all.json)" = 33 ]
 check "with the loader" grep -q '"name":"loader".*"data":"fake",' all.json
