@@ -230,6 +230,7 @@ test: report
 	  "test/test_train.sh $(PROGRAM) $(SHARED)" \
 	  "test/test_ranks.sh $(PROGRAM) $(SHARED)" \
 	  "test/test_faults.sh $(PROGRAM)" \
+	  "test/test_netns.sh $(PROGRAM)" \
 	  "test/test_tools.sh $(TOOL) $(PROGRAM) $(SHARED)" \
 	  $(call FUZZ_RUNS,3) \
 	  $(CUDA_TESTS) \
@@ -250,6 +251,9 @@ test-long: report
 	  "as races: $(MAKE) --no-print-directory BUILD=build/tsan NVCC= EXTRA='$(TSAN)' races" \
 	  "check valgrind: command -v valgrind || exit 77; $(MAKE) BUILD=build/x86-64 ARCH=-march=x86-64 NVCC= valgrind" \
 	  "as fuzz: $(MAKE) --no-print-directory NVCC= fuzz FUZZ_SECONDS=600" \
+	  "as machines: test/test_netns.sh train_cpu build/standin/train_gpu" \
+	  "as slurm: TEST_LONG=1 test/test_slurm.sh train_cpu build/standin/train_gpu" \
+	  "as mpich: test/test_mpich.sh $(SHARED)" \
 	  "test/mutate.sh"
 
 # Two threads of a block on the same memory without a barrier between: ThreadSanitizer sees CUDA's

@@ -272,25 +272,33 @@ wait $pid 2>/dev/null
 cp log.orphans log
 check "no rank outlives the launcher" gone
 
-# Who is slower than the others is in the log: rank 1, which stands still for a part of each tenth of a second.
-background slow $tiny --ranks 3 --batch-size 12 --save-every 100000000
-for p in $ranks; do
-    grep -qzxE "(OMPI_COMM_WORLD|PMI)_RANK=1" "/proc/$p/environ" && slow=$p
-done
-lines=$(wc -l <slow/log.jsonl)
-for _ in $(seq 20); do
-    kill -STOP "$slow"
-    sleep 0.08
-    kill -CONT "$slow"
-    sleep 0.02
-done
-tail -n "+$((lines + 1))" slow/log.jsonl | grep '"event":"step"' |
-    sed -E 's/.*"ms":([^,]*),.*"slowest":([^,]*),"slowest_by":([^}]*)}/\1 \2 \3/' |
-    awk '{ms[$2] += $1 * $3} END {print ms[0], ms[1], ms[2]; exit !(ms[1] > 3 * (ms[0] + ms[2]))}' >log
-check "the slowest rank is in the log" [ $? = 0 ]
-kill -TERM $pid
-check "slow: SIGTERM ends it" gone
-wait $pid
+# Who is slower than the others is in the log: rank 1, whose matrix products take a millisecond more.
+cat >slow.c <<'END'
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+typedef void Product(int, int, int, int, int, int, float, const float *, int, const float *, int, float, float *, int);
+Product cblas_sgemm;
+void cblas_sgemm(int o, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda,
+                 const float *b, int ldb, float beta, float *c, int ldc)
+{
+    const char *rank = getenv("OMPI_COMM_WORLD_RANK"), *pmi = getenv("PMI_RANK");
+    rank = rank ? rank : pmi;
+    if (rank && strcmp(rank, "1") == 0)
+        usleep(1000);
+    ((Product *)dlsym(RTLD_NEXT, "cblas_sgemm"))(o, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+END
+if ${CC:-cc} -shared -fPIC -o slow.so slow.c -ldl 2>log; then
+    LD_PRELOAD=$tmp/slow.so train slow $tiny --ranks 3 --batch-size 12 --steps 20
+    sed -nE 's/.*"ms":([^,]*),.*"slowest":([^,]*),"slowest_by":([^}]*)}/\1 \2 \3/p' slow/log.jsonl |
+        awk '{ms[$2] += $1 * $3} END {print ms[0], ms[1], ms[2]; exit !(ms[1] > 3 * (ms[0] + ms[2]))}' >log
+    check "the slowest rank is in the log" [ "${PIPESTATUS[1]}" = 0 ]
+else
+    skip "no compiler for a library that is slow"
+fi
 
 # One rank alone fails: it meets more damage than is allowed.
 mkdir -p hurt/a hurt/b
@@ -312,7 +320,7 @@ bad "another's launcher" 1 'MPI calls it 0 of 1' MASTER_ADDR=127.0.0.1 VIT_PORT=
     RANK=0 LOCAL_RANK=0 exec "$0" "$@"' "$program" $tiny --steps 1
 cp "$program" other && echo >>other
 # shellcheck disable=SC2086
-bad "two builds" 1 'refused rank 1 of 2: it is another build of this program' \
+bad "two builds" 1 'refused rank 1.*: it is another build of this program' \
     mpirun -n 1 "$program" $tiny --steps 1 : -n 1 ./other $tiny --steps 1
 bad "GPUs" 2 'ranks N' "$program" $tiny --gpus 2 --steps 1
 

@@ -623,6 +623,9 @@ static const char *const refusals[] = {
     "it is another build of this program",
 };
 
+static const char build_hint[] =
+    "start the same file on every machine (cmp, or md5sum): build it once, and copy it";
+
 typedef struct {
     uint64_t magic;
     uint32_t refusal, ranks;
@@ -701,6 +704,16 @@ static int refusal_of(const Hello *h, const Place *place)
     return net.peer[h->rank - 1].fd >= 0 ? TWICE : ADMITTED;
 }
 
+/* A rank of this job that can be none ends all. */
+static void refuse_all(const Hello *h)
+{
+    char what[160];
+    snprintf(what, sizeof what, "refused rank %u (%s): %s", h->rank, h->host,
+             refusals[OTHER_BUILD]);
+    end_all(what, build_hint, true, true);
+    end_here();
+}
+
 /* Reads on; true when nothing more is to be done with this guest. Those who do not speak as we do
  * are strangers, or not for long: they are not answered. */
 static bool greet(Guest *g, const Place *place, int *come)
@@ -722,6 +735,8 @@ static bool greet(Guest *g, const Place *place, int *come)
     h->host[sizeof h->host - 1] = 0;
     set_up_socket(g->fd);
     if (!send_bytes(g->fd, &w, sizeof w) || w.refusal != ADMITTED) {
+        if (w.refusal == OTHER_BUILD) /* no better one will come */
+            refuse_all(h);
         if (w.refusal != ADMITTED && w.refusal != OTHER_JOB)
             warn("refused rank %u (%s): %s", h->rank, h->host, refusals[w.refusal]);
         close(g->fd);
@@ -851,8 +866,7 @@ static bool introduce(int fd, const Place *place, double until, char *why, size_
     }
     if (w.refusal != ADMITTED)
         die(w.refusal == OTHER_BUILD
-                ? "start the same file on every machine (cmp, or md5sum): build it once, and copy "
-                  "it"
+                ? build_hint
                 : "start every rank once, with the same program and the same number of ranks",
             "rank 0 (%s, of %u ranks) refused rank %d of %d: %s", w.host, w.ranks, net.world.rank,
             net.world.ranks, refusals[w.refusal]);

@@ -1,6 +1,7 @@
 /* spec.h - a file of named configurations to time: a recipe's lines under [names].
  *
- * What stands before the first name holds for all; a name without lines is none. Keys are the program's settings and these:
+ * What stands before the first name holds for all; a name without lines is none. Keys are the
+ * program's settings, and these:
  *   published = X     images/s that somebody has published, all devices together;
  *   on = TEXT         whose, and on which machine
  *   source = TEXT     where that is said
