@@ -294,7 +294,7 @@ END
 if ${CC:-cc} -shared -fPIC -o slow.so slow.c -ldl 2>log; then
     LD_PRELOAD=$tmp/slow.so train slow $tiny --ranks 3 --batch-size 12 --steps 20
     sed -nE 's/.*"ms":([^,]*),.*"slowest":([^,]*),"slowest_by":([^}]*)}/\1 \2 \3/p' slow/log.jsonl |
-        awk '{ms[$2] += $1 * $3} END {print ms[0], ms[1], ms[2]; exit !(ms[1] > 3 * (ms[0] + ms[2]))}' >log
+        awk '{ms[$2] += $1 * $3} END {print ms[0], ms[1], ms[2]; exit !(ms[1] > 50 && ms[1] > 3 * (ms[0] + ms[2]))}' >log
     check "the slowest rank is in the log" [ "${PIPESTATUS[1]}" = 0 ]
 else
     skip "no compiler for a library that is slow"
