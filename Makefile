@@ -212,6 +212,11 @@ test-cuda: report
 	$(SUB) BUILD=$(BUILD) $(PROGRAM) standin
 	@test/run $(BUILD)/log-cuda $(CUDA_TESTS)
 
+# Scripts that people run are clean; those of the tests have no warnings (what is split into words there
+# is meant to be).
+SHELLCHECK = shellcheck -x -P . .ci/run $(filter-out scripts/slurm,$(wildcard scripts/*)) scripts/slurm/* bench/run* && \
+             shellcheck -x -P . -S warning test/run test/*.sh
+
 test: report
 	$(SUB) BUILD=$(BUILD) test-programs
 	@test/run $(BUILD)/log \
@@ -221,9 +226,11 @@ test: report
 	  $(if $(FIXTURES),,"skip: no PyTorch fixtures in $(SHARED)/fixtures") \
 	  $(call LAYOUTS,$(BUILD),,cpu,2 4) \
 	  "test/test_layers.sh $(BUILD)" \
+	  "check scripts: command -v shellcheck || exit 77; $(SHELLCHECK)" \
 	  "test/test_train.sh $(PROGRAM) $(SHARED)" \
 	  "test/test_ranks.sh $(PROGRAM) $(SHARED)" \
 	  "test/test_faults.sh $(PROGRAM)" \
+	  "test/test_netns.sh $(PROGRAM)" \
 	  "test/test_tools.sh $(TOOL) $(PROGRAM) $(SHARED)" \
 	  "test/test_plan.sh $(TOOL) $(PROGRAM) $(SHARED)" \
 	  $(call FUZZ_RUNS,3) \
@@ -245,6 +252,9 @@ test-long: report
 	  "as races: $(MAKE) --no-print-directory BUILD=build/tsan NVCC= EXTRA='$(TSAN)' races" \
 	  "check valgrind: command -v valgrind || exit 77; $(MAKE) BUILD=build/x86-64 ARCH=-march=x86-64 NVCC= valgrind" \
 	  "as fuzz: $(MAKE) --no-print-directory NVCC= fuzz FUZZ_SECONDS=600" \
+	  "as machines: test/test_netns.sh train_cpu build/standin/train_gpu" \
+	  "as slurm: TEST_LONG=1 test/test_slurm.sh train_cpu build/standin/train_gpu" \
+	  "as mpich: test/test_mpich.sh $(SHARED)" \
 	  "test/mutate.sh"
 
 # Two threads of a block on the same memory without a barrier between: ThreadSanitizer sees CUDA's

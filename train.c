@@ -11,6 +11,7 @@
  */
 #include "train/setup.h"
 
+#include "train/bench.h"
 #include "train/eval.h"
 #include "train/hosts.h"
 #include "train/meter.h"
@@ -300,30 +301,14 @@ static bool is_due(const Training *t, long every)
 
 /* ---- the loop ---- */
 
-/* The loader makes micro-batches where they divide the batch, else whole batches to cut up. With
- * several data parallel ranks it makes this rank's part of each batch: `mine` images at a stride of
- * the whole. */
 static void begin(Training *t)
 {
     Session *s = t->s;
     size_t n = (size_t)s->micro, K = (size_t)s->config.classes;
-    const Axis *dp = &s->split.dp;
-    int mine = (int)s->o.batch_size / dp->ranks;
-    int chunk = mine % s->micro ? mine : s->micro;
     t->targets = xcalloc(n * K, sizeof *t->targets);
     t->mix = mix_of(&s->o, &s->config);
     t->augment = mix_changes_anything(&t->mix) ? xcalloc(n, sizeof *t->augment) : NULL;
-    bool alone = dp->ranks == 1;
-    LoaderOptions options = {.batch = alone ? chunk : mine,
-                             .shuffle = true,
-                             .start = (long)s->state.samples + (long)mine * dp->rank,
-                             .stride = alone ? chunk : s->o.batch_size,
-                             .repeats = (int)s->o.repeats,
-                             .workers = (int)s->o.workers,
-                             .max_workers = s->max_workers,
-                             .neighbours = s->world.local_ranks - 1};
-    if (split_reads(&s->split))
-        t->loader = loader_open(s->train, &options);
+    t->loader = setup_loader(s);
     t->saved = t->collected = s->state.step;
     meter_begin(&t->meter, s, t->loader);
     if (s->state.step)
@@ -497,6 +482,8 @@ int main(int argc, char **argv)
     if (c->of_weights && !*s.o.weights && !*s.o.resume)
         die_usage("name a run directory or a safetensors file: eval RUN, or --weights FILE",
                   "%s needs --weights", c->name);
+    if (bench_is_of_many(&s.o))
+        return bench_many(&s.o, argv);
     setup_config(&s);
     int status = c->run(&s);
     FILE *results = s.results;

@@ -224,7 +224,7 @@ small=(--data fake --num-classes 10 --val-data none --image-size 32 --patch-size
     --layers 2 --heads 2 --mlp 128 --batch-size 24 --schedule constant --warmup-steps 5 --lr 0.001
     --log-every 1 --threads 2)
 noise=(--dropout 0.1 --attention-dropout 0.1 --drop-path 0.1 --ema 0.9 --mixup 0.4 --cutmix 1
-    --mix-per sample --erase 0.3 --color-twist 0.4,0.4,0.4,10)
+    --mix-per sample --erase 0.3 --color-twist "0.4,0.4,0.4,10")
 
 # Several processes on one GPU: NCCL does not support it, but takes ranks that seem to be on hosts
 # of their own, over sockets. Statuses to $tmp/statuses.

@@ -99,6 +99,9 @@ timeout 60 mpirun -n 2 "$program" $tiny $dropped --steps 4 --out by-hand >log 2>
 check "mpirun: status $?" grep -q '^done in' log
 same "mpirun and --ranks" ranks2 by-hand
 check "one rank speaks, in lines" sh -c "[ \$(grep -c '^step 4/4 ' log) = 1 ] && ! grep -q '\\[K' log"
+check "the note of a restart comes once" [ "$(grep -c '^note: OpenBLAS' log)" -le 1 ]
+timeout 60 mpirun -n 2 "$program" $tiny --lr 0 --steps 1 --out still >log 2>&1
+check "and what all warn of" [ "$(grep -c '^warning: --lr 0' log)" = 1 ]
 cores=$(nproc)
 share=$((cores / 2 > 0 ? cores / 2 : 1))
 timeout 60 "$program" $tiny --threads 0 --steps 1 --ranks 2 --out shared >log 2>&1
@@ -233,6 +236,34 @@ wait $pid 2>/dev/null
 cp log.orphans log
 check "no rank outlives the launcher" gone
 
+# Who is slower than the others is in the log: rank 1, whose matrix products take a millisecond more.
+cat >slow.c <<'END'
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+typedef void Product(int, int, int, int, int, int, float, const float *, int, const float *, int, float, float *, int);
+Product cblas_sgemm;
+void cblas_sgemm(int o, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda,
+                 const float *b, int ldb, float beta, float *c, int ldc)
+{
+    const char *rank = getenv("OMPI_COMM_WORLD_RANK"), *pmi = getenv("PMI_RANK");
+    rank = rank ? rank : pmi;
+    if (rank && strcmp(rank, "1") == 0)
+        usleep(1000);
+    ((Product *)dlsym(RTLD_NEXT, "cblas_sgemm"))(o, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+END
+if ${CC:-cc} -shared -fPIC -o slow.so slow.c -ldl 2>log; then
+    LD_PRELOAD=$tmp/slow.so train slow $tiny --ranks 3 --batch-size 12 --steps 20
+    sed -nE 's/.*"ms":([^,]*),.*"slowest":([^,]*),"slowest_by":([^}]*)}/\1 \2 \3/p' slow/log.jsonl |
+        awk '{ms[$2] += $1 * $3} END {print ms[0], ms[1], ms[2]; exit !(ms[1] > 50 && ms[1] > 3 * (ms[0] + ms[2]))}' >log
+    check "the slowest rank is in the log" [ "${PIPESTATUS[1]}" = 0 ]
+else
+    skip "no compiler for a library that is slow"
+fi
+
 # One rank alone fails: it meets more damage than is allowed.
 mkdir -p hurt/a hurt/b
 for i in $(seq 60); do
@@ -251,6 +282,10 @@ bad "mpirun within mpirun" 2 'mpi(run|exec) has started 1' mpirun -n 1 "$program
 bad "another's launcher" 1 'MPI calls it 0 of 1' MASTER_ADDR=127.0.0.1 VIT_PORT=29733 WORLD_SIZE=2 sh -c '
     RANK=1 LOCAL_RANK=1 "$0" "$@" >/dev/null 2>&1 &
     RANK=0 LOCAL_RANK=0 exec "$0" "$@"' "$program" $tiny --steps 1
+cp "$program" other && echo >>other
+# shellcheck disable=SC2086
+bad "two builds" 1 'refused rank 1.*: it is another build of this program' \
+    mpirun -n 1 "$program" $tiny --steps 1 : -n 1 ./other $tiny --steps 1
 bad "GPUs" 2 'ranks N' "$program" $tiny --gpus 2 --steps 1
 
 finish

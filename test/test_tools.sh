@@ -407,4 +407,56 @@ bad "too large a sheet" 2 'lower --count' show --data pics --model Ti/16 --image
 bad "odd group" 2 'groups of 4' show --data pics --out x.png --mixup 1 --mix-group 4 --batch-size 6
 bad "no place" 1 'nowhere/x.png' show --data pics --out nowhere/x.png
 
+# ---- top ----
+
+mkdir -p watched
+cat >watched/log.jsonl <<'END'
+{"event":"start","step":0,"steps":1000,"device":"Abacus","ranks":4,"hosts":"n1 n1 n2 n2","batch":64}
+{"event":"step","step":10,"epoch":0.1,"loss":4,"lr":0.001,"grad_norm":1,"ms":100,"images_per_s":640,"gflops":5,"wait":0.25,"comm_wait":0.125,"damaged":0,"memory":2e9,"skipped":0,"eta":99,"slowest":1,"slowest_by":0.5}
+{"event":"step","step":20,"epoch":0.2,"loss":3,"lr":0.001,"grad_norm":1,"ms":100,"images_per_s":640,"gflops":5,"wait":0.25,"comm_wait":0.125,"damaged":3,"memory":2e9,"skipped":0,"eta":98,"slowest":2,"slowest_by":0.25}
+{"event":"step","step":30,"epoch":0.3,"loss":2,"lr":0.001,"grad_norm":null,"ms":100,"images_per_s":640,"gflops":5,"wait":0.25,"comm_wait":0.125,"damaged":3,"memory":2e9,"skipped":1,"eta":3970,"slowest":2,"slowest_by":0.5}
+{"event":"eval","step":20,"top1":70,"top5":90,"loss":1}
+{"event":"eval","step":30,"top1":60,"top5":90,"loss":1}
+{"event":"save","step":30,"seconds":1}
+half of a li
+END
+printf '{"event":"step","step":31,"epo' >>watched/log.jsonl # is being written
+touch -d '5 minutes ago' watched/latest watched/log.jsonl
+LC_ALL=C good "top" top watched
+for line in 'step +30 of 1000 \(3.0%\), epoch 0.30, 1h06m left; nothing was said since 5m0.s ago' 'loss +2.0000 +#=_$' \
+    'waiting +25% for data, 12% for other ranks' 'memory +2.00 GB' 'damaged +3 images; 1 steps left out' \
+    'slowest +rank 2 \(n2\) of 4 in 2 of the last 3 reports, by 37.5% of a step' \
+    'eval +top-1 60.00% at step 30; best 70.00% at step 20' 'saved +step 30, 5m0.s ago' '1 lines .* make no sense'; do
+    says "top" "$line"
+done
+LC_ALL=C.UTF-8 good "top, with blocks" top watched
+says "top" '█▄▁'
+check "no line moves the cursor" sh -c "! grep -q '$(printf '\033')' log"
+echo 'ch":1,"loss":1}' >>watched/log.jsonl
+echo '{"event":"end","step":31,"seconds":9}' >>watched/log.jsonl
+good "top of a run that has ended" top watched
+says "top" 'step +31 of 1000, .*the run has ended'
+bad "no run" 2 'which run' top
+bad "no such run" 1 'nowhere/log.jsonl' top nowhere
+bad "two runs" 2 'no such flag' top watched watched
+mkdir -p other && echo '{"loss":1}' >other/log.jsonl
+bad "another program's log" 1 'has no run in it' top other
+
+# On a terminal: a run that goes on, until q; then one that ends.
+live="--data fake --num-classes 4 --image-size 16 --patch-size 8 --width 16 --layers 1 --heads 1 --mlp 16
+      --batch-size 8 --threads 1 --workers 1 --val-data none --log-every 10"
+# shellcheck disable=SC2086
+"$train" $live --steps 100000000 --save-every 100 --out live >/dev/null 2>&1 &
+pid=$!
+for _ in $(seq 100); do grep -qs '"event":"save"' live/log.jsonl && break; sleep 0.1; done
+(sleep 2.5; printf q) | TERM=xterm timeout 20 script -qec "stty cols 100; '$tool' top live" /dev/null >log
+check "top in a terminal ends with q" [ "${PIPESTATUS[1]}" = 0 ]
+check "has drawn several screens" [ "$(grep -c "$(printf '\033\\[H')" log)" -ge 2 ]
+check "which differ" [ "$(grep -ao 'step  *[0-9]* of' log | sort -u | wc -l)" -ge 2 ]
+check "and puts the terminal back" grep -q "$(printf '\033\\[?25h\033\\[?1049l')" log
+(sleep 1; kill -TERM $pid) &
+TERM=xterm timeout 20 script -qec "'$tool' top live" /dev/null >log </dev/null
+check "top ends with the run (status $?)" grep -q 'the run has ended' log
+wait $pid
+
 finish

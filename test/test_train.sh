@@ -379,7 +379,7 @@ done
 bad "predict without such a file" 1 'none.jpg' predict --weights one none.jpg
 
 victim=$(find folder/train/x -type f | sort | head -n 1)
-head -c 100 "$victim" >cut && mv cut "$victim"
+head -c 100 "$victim" >less && mv less "$victim"
 good "a damaged image" $folder --out damaged
 check "is counted and named" sh -c "grep -q 'damaged' log && grep -q '$(basename "$victim")' log"
 check "and logged" [ "$(field damaged damaged | tail -n 1)" = 1 ]
@@ -503,6 +503,72 @@ check "resize the positions" grep -q 'from 3x3 to 4x6 patches (google)' log
 good "so does evaluation, of the average too" eval --data fake:64 --weights resized --image-size 24
 check "as the run did" grep -q 'from 4x6 to 6x6 patches (google)' log
 check "is the average" grep -q 'averaged weights' log
+
+# ---- bench ----
+
+cat >specs.ini <<'END'
+# for all
+image-size = 16
+patch-size = 8
+width = 32
+layers = 1
+heads = 2
+mlp = 64
+num-classes = 4
+batch-size = 4
+threads = 1
+steps = 10
+
+[plain]
+published = 50
+on = an abacus
+source = nobody
+
+[micro]
+micro-batch = 1
+baseline = plain
+
+[loader]
+data = fake
+
+[wrong]
+batch-size = 5
+micro-batch = 2
+END
+good "bench" bench --data fake:resident $tiny --steps 3 --json one.json
+check "says speed and spread" grep -qE '^training +[0-9.]+ images/s .* per step of 16 .*\+-[0-9.]+%' log
+check "in JSON too" grep -q '^{"event":"bench","device":.*"batch":16,.*"data":"fake:resident","images_per_s":' one.json
+"$binary" bench --spec specs.ini --json all.json >table 2>log
+rc=$?
+check "bench of many, of which one fails: status $rc" [ $rc = 1 ]
+check "a row each" [ "$(grep -c '^| ' table)" = 5 ]
+check "beside what was published" grep -qE '^\| plain \| 1 \| 4 \| .* \| 50.0 on an abacus: ours is [0-9.]+ of it \|$' table
+key() { sed -nE 's/.*"name":"'"$1"'".*"'"$2"'":([0-9.e+-]+).*/\1/p' all.json; } # configuration, name
+check "efficiency is images/s against the baseline's" awk -v e="$(key micro efficiency)" \
+    -v a="$(key micro images_per_s)" -v b="$(key plain images_per_s)" \
+    'BEGIN {exit !(e > 0 && (e - a / b) ^ 2 < 1e-10)}'
+check "why one failed" grep -q '^| wrong .*2 images at a time, of 5 on each rank |$' table
+check "a JSON line for each of the others" [ "$(grep -c '"name":"\(plain\|micro\|loader\)"' all.json)$(wc -l <all.json)" = 33 ]
+check "with the loader" grep -q '"name":"loader".*"data":"fake",' all.json
+good "one of them" bench --spec specs.ini --only micro --steps 2
+check "computes as it says" grep -q '; 1 images at a time' log
+check "flags win" grep -q 'per step of 4' log
+bad "none of them" 2 'did you mean micro' bench --spec specs.ini --only mikro
+bad "no file" 2 'none.ini' bench --spec none.ini
+bad "one of no file" 2 'of which file' bench --only micro
+bad "a spec to train" 2 'are bench.s' --spec specs.ini
+for wrong in 'heits = 3:did you mean heads' 'published = many:not a positive number' 'baseline = top:there is no .top' \
+    '[plain]\nlr = 1:is there already' '[]\nlr = 1:has no name'; do
+    { cat specs.ini && printf '%b\n' "${wrong%%:*}"; } >wrong.ini
+    bad "in a spec: ${wrong%%:*}" 2 "${wrong#*:}" bench --spec wrong.ini
+    check "says where: ${wrong%%:*}" grep -qE 'wrong.ini:[0-9]+: |\[wrong\]' log
+done
+: >empty.ini
+bad "an empty spec" 2 'has no configuration' bench --spec empty.ini
+for spec in "$here"/../bench/specs*.ini; do # nothing of it is computed
+    RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=29000 "$binary" bench --spec "$spec" >log 2>&1
+    check "$(basename "$spec") can be read" grep -q 'name one of them' log
+done
 
 # ---- real weights, real images ----
 

@@ -107,7 +107,7 @@ static const Command command_index = {
 };
 
 static const Command *const commands[] = {&command_index, &command_plan, &command_shard,
-                                          &command_show};
+                                          &command_show, &command_top};
 
 static NORETURN void list_commands(void)
 {

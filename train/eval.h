@@ -16,4 +16,3 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
 /* The commands: a session with its config in, the program's exit status out. */
 int command_eval(Session *s);
 int command_predict(Session *s);
-int command_bench(Session *s);

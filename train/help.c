@@ -53,9 +53,9 @@ static const char *const eval_flags[] = {
 static const char *const predict_flags[] = {
     "what to predict:", "weights", "classes", "topk",      "ema",     "how:",
     "batch-size",       "resize",  "crop",    "precision", "threads", NULL};
-static const char *const bench_flags[] = {"what to time:", "model",     "image-size", "batch-size",
-                                          "steps",         "precision", "threads",    "gpus",
-                                          "ranks",         NULL};
+static const char *const bench_flags[] = {
+    "what to time:", "model", "image-size", "batch-size", "steps", "precision", "threads",
+    "gpus",          "ranks", "data",       "spec",       "only",  "json",      NULL};
 
 static const struct {
     const char *name, *usage, *what;
@@ -72,7 +72,10 @@ static const struct {
      "Classes of single pictures, on standard output; everything else goes to standard error.\n",
      predict_flags},
     {"bench", "bench [--model B/16] [--flag value ...]",
-     "Times training and inference steps without data.\n", bench_flags},
+     "Times training and inference steps: on images that are on the device already (--data "
+     "fake:resident),\nor that come from any --data as in training. --spec FILE times each of its "
+     "configurations.\n",
+     bench_flags},
 };
 
 static void print_common(FILE *f, const char *const *flags)

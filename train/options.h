@@ -175,7 +175,11 @@ enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
     X(long,   save_every, "0", "0..", "steps between checkpoints; 0: with each evaluation")       \
     X(long,   log_every, "10", "1..", "steps between log lines")                                  \
     X(long,   keep, "2", "1..1000000", "newest checkpoints to keep, besides the best")            \
-    X(long,   topk, "5", "1..1000000", "predict: classes named for each image")
+    X(long,   topk, "5", "1..1000000", "predict: classes named for each image")                   \
+  GROUP("bench")                                                                                  \
+    X(text,   spec, "", "", "bench: file of named configurations, as bench/specs.ini")            \
+    X(text,   only, "", "", "bench: one of them, in this process (or its ranks); default: all")   \
+    X(text,   json, "", "", "bench: file that the results go to as well")
 /* clang-format on */
 
 /* Rows of all settings: the model's group and what stands for several of its settings
@@ -205,6 +209,7 @@ typedef struct {
 typedef struct {
     char *name, *value; /* as the user wrote them */
     char *where;        /* begins an error's text: "--", "file:12: " */
+    char *section;      /* the name in [brackets] above it in a file; NULL: none */
 } Setting;
 typedef struct {
     Setting *list; /* [n], in order: later wins */
@@ -213,6 +218,9 @@ typedef struct {
 
 /* The value that wins, by flag or key (`-` and `_` are the same); NULL where it was not given. */
 const char *settings_last(const Settings *s, const char *name);
+/* Appends the lines of a file, which nothing looks up yet. */
+bool settings_file(Settings *s, const char *path, Error *e);
+void settings_free(Settings *s);
 
 /* ---- options ---- */
 
@@ -222,13 +230,13 @@ void options_free(Options *o);
 /* The command line: an optional command and --help, which go to o; then `--name value`,
  * `--name=value`, `--name` and `--no-name` for switches (`--no-name` is 0 for numbers and "" for
  * texts), which go to `asked` with the lines of each --recipe behind it. They are looked up when
- * options_apply sets them, in order, and frees the list. */
+ * options_apply sets them, in order, and frees the list; sections make no difference there. */
 bool options_args(Options *o, Settings *asked, int argc, char **argv, Error *e);
 bool options_apply(Options *o, Settings *asked, Error *e);
 
-/* At once: one setting, by flag or key; or lines `key = value`; `#` starts a comment; [section]
- * lines are ignored; a value that holds `#` or begins or ends with a blank stands in double quotes,
- * where \" \\ and \n are a quote, a backslash and the end of a line. */
+/* At once: one setting, by flag or key; or lines `key = value`; `#` starts a comment; a [section]
+ * line names what follows; a value that holds `#` or begins or ends with a blank stands in double
+ * quotes, where \" \\ and \n are a quote, a backslash and the end of a line. */
 bool options_set(Options *o, const char *name, const char *value, const char *where, Error *e);
 bool options_lines(Options *o, const char *lines, const char *where, Error *e);
 bool options_file(Options *o, const char *path, Error *e);

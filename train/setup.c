@@ -15,6 +15,7 @@
 #include "train/help.h"
 #include "train/hosts.h"
 #include "train/parallel.h"
+#include "train/spec.h"
 #include "util/files.h"
 #include "util/machine.h"
 #include "util/report.h"
@@ -27,6 +28,7 @@
 #include <errno.h>
 #include <libgen.h>
 #include <math.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -70,6 +72,19 @@ void setup_check(bool ok, const Error *e)
 static void check(bool ok)
 {
     setup_check(ok, &why);
+}
+
+/* What all ranks find, the first one says. */
+static void warn_of(const Session *s, const char *fmt, ...) PRINTF_LIKE(2, 3);
+static void warn_of(const Session *s, const char *fmt, ...)
+{
+    char text[1024];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    if (s->world.rank == 0)
+        warn("%s", text);
 }
 
 static void check_usage(bool ok)
@@ -207,10 +222,22 @@ static void apply_built_in(Session *s, const Settings *asked)
     check(ok);
 }
 
+/* Of a file of several (bench). */
+static void apply_configuration(Session *s, const Settings *asked)
+{
+    Spec spec;
+    check_usage(spec_read(&spec, said(asked, "spec"), &why));
+    const Configuration *c = spec_find(&spec, said(asked, "only"), &why);
+    check_usage(c && spec_apply(&spec, c, &s->o, &why));
+    spec_free(&spec);
+}
+
 /* What lies under the settings that were asked for: a built-in recipe where nothing says how to
  * train, or the settings of the run that is continued or evaluated. */
 static void apply_base(Session *s, const Settings *asked)
 {
+    if (*said(asked, "spec") && *said(asked, "only"))
+        apply_configuration(s, asked);
     const char *resume = said(asked, "resume"), *weights = said(asked, "weights");
     bool train = strcmp(s->o.command, "train") == 0, has_recipe = *said(asked, "recipe");
     if (*resume && *weights)
@@ -242,6 +269,11 @@ static void check_options(const Options *o)
                   o->lr, o->lr_floor);
     double twist[4];
     check_usage(mix_parse_twist(o->color_twist, twist, &why));
+    bool bench = strcmp(o->command, "bench") == 0;
+    if (!bench && (*o->spec || *o->only || *o->json))
+        die_usage("such as bench --spec bench/specs.ini", "--spec, --only and --json are bench's");
+    if (*o->only && !*o->spec)
+        die_usage("--spec FILE holds the configurations", "--only %s: of which file?", o->only);
     if (o->epochs <= 0 && o->steps == 0)
         die_usage("give --epochs above 0, or --steps", "--epochs %g trains nothing", o->epochs);
 }
@@ -325,9 +357,9 @@ static void use_images(Session *s, const Hub *h)
         o->interpolation = h->interpolation ? FILTER_BICUBIC : FILTER_BILINEAR;
     if (h->crop_pct > 0 && !options_given(o, "crop-pct"))
         o->crop_pct = h->crop_pct;
-    if (*h->unknown && s->world.rank == 0)
-        warn("%s: %s is not known here: see --interpolation, --crop and --crop-pct", h->from,
-             h->unknown);
+    if (*h->unknown)
+        warn_of(s, "%s: %s is not known here: see --interpolation, --crop and --crop-pct", h->from,
+                h->unknown);
     if (h->crop < 0 && h->crop_pct == 0)
         return;
     printf("          images as %s says: %s, %s", h->from,
@@ -358,7 +390,8 @@ static void use_weights(Session *s)
             snprintf(text + at, sizeof text - at, "%s%s", at ? ", " : "", w.assumed[i].text);
     }
     if (*text && s->world.rank == 0)
-        warn("neither the file nor a config.json beside it says, and it is assumed: %s", text);
+        warn_of(s, "neither the file nor a config.json beside it says, and it is assumed: %s",
+                text);
     bool eval = strcmp(s->o.command, "eval") == 0 || strcmp(s->o.command, "predict") == 0;
     if (w.config.classes == 0 && strcmp(s->o.command, "bench") == 0)
         s->config.classes = vit_config_default().classes;
@@ -582,6 +615,8 @@ void setup_config(Session *s)
         describe_recipe(s);
     s->be->describe(device, sizeof device);
     report_line("device    %s; with %s, %s", device, s->be->built, formats_built);
+    if (machine_restarted())
+        report_line("note: %s", machine_restarted());
     if (s->changed) /* a run that goes on may do so with other settings, but not in silence */
         fputs(s->changed, stdout);
     find_start(s);
@@ -725,7 +760,9 @@ static void check_splits(const Session *s)
     char *first = data_sample_path(a, 0), *second = data_sample_path(b, 0);
     if (data_count(a) == data_count(b) && strcmp(first, second) == 0 &&
         strcmp(s->o.data, "fake") != 0)
-        warn("evaluating on the training images: the data has no split of its own, see --val-data");
+        warn_of(
+            s,
+            "evaluating on the training images: the data has no split of its own, see --val-data");
     free(first);
     free(second);
 }
@@ -765,7 +802,8 @@ static void check_class_order(const Session *s, const Dataset *d, int heads)
     if (!s->weights || s->run_dir || s->world.rank || options_given(o, "class-order") ||
         !data_order_matters(d) || data_classes(d) != heads)
         return;
-    warn(
+    warn_of(
+        s,
         "classes are numbered in byte order (10 before 2, B before a); if the weights were trained "
         "with another, labels are wrong: --class-order natural (2 before 10), --class-order timm "
         "(and a before B), or --classes FILE");
@@ -776,8 +814,9 @@ static void check_evaluated(const Session *s)
 {
     if (!s->train && s->run_dir && strcmp(s->o.val_data, "none") == 0 &&
         data_split(s->val) < SPLIT_VAL)
-        warn("these are the run's training images, it had no others: name validation images with "
-             "--data or --val-data");
+        warn_of(
+            s, "these are the run's training images, it had no others: name validation images with "
+               "--data or --val-data");
 }
 
 /* The first rank opens its splits before the others do: it draws `shapes`. */
@@ -1073,6 +1112,26 @@ void setup_model(Session *s, bool training)
     s->state = (RunState){.seed = (uint64_t)o->seed, .best_metric = -1};
 }
 
+/* The loader makes micro-batches where they divide the batch, else whole batches to cut up. With
+ * several data parallel ranks it makes this rank's part of each batch: `mine` images at a stride of
+ * the whole. */
+Loader *setup_loader(const Session *s)
+{
+    const Axis *dp = &s->split.dp;
+    int mine = (int)s->o.batch_size / dp->ranks;
+    int chunk = mine % s->micro ? mine : s->micro;
+    bool alone = dp->ranks == 1;
+    LoaderOptions options = {.batch = alone ? chunk : mine,
+                             .shuffle = true,
+                             .start = (long)s->state.samples + (long)mine * dp->rank,
+                             .stride = alone ? chunk : s->o.batch_size,
+                             .repeats = (int)s->o.repeats,
+                             .workers = (int)s->o.workers,
+                             .max_workers = s->max_workers,
+                             .neighbours = s->world.local_ranks - 1};
+    return split_reads(&s->split) ? loader_open(s->train, &options) : NULL;
+}
+
 /* ---- length ---- */
 
 double schedule_lr(const Options *o, uint64_t total, uint64_t step)
@@ -1140,12 +1199,13 @@ void setup_length(Session *s)
         printf("%d at a time\n", s->micro);
     describe_lr(s);
     if (o->batch_size > data_count(s->train) && data_count(s->train) > 0)
-        warn("a step takes %ld images, and there are %ld to train on: every step goes over them "
-             "%.1f times; lower --batch-size for more steps of other images",
-             o->batch_size, data_count(s->train),
-             (double)o->batch_size / (double)data_count(s->train));
+        warn_of(s,
+                "a step takes %ld images, and there are %ld to train on: every step goes over them "
+                "%.1f times; lower --batch-size for more steps of other images",
+                o->batch_size, data_count(s->train),
+                (double)o->batch_size / (double)data_count(s->train));
     if (o->lr == 0)
-        warn("--lr 0: nothing will be learned");
+        warn_of(s, "--lr 0: nothing will be learned");
     if (mix_mixes(o))
         printf("mixing    within groups of %ld images\n", o->mix_group);
 }

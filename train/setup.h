@@ -72,6 +72,9 @@ void setup_architecture(Session *s);
 Plan setup_plan(const Session *s, bool training);
 long setup_micro(Session *s, bool training, long *batch, long *group);
 
+/* This rank's part of the training images of each step, in the order of (seed, epoch) from where
+ * the run stands; NULL: it reads none (split_reads). Once there is a model. */
+Loader *setup_loader(const Session *s);
 /* One split: the images of `spec` as the flags say, for training or evaluation. */
 Dataset *setup_split(Session *s, const char *spec, bool train);
 void setup_check(bool ok, const Error *e); /* die with the error unless ok */

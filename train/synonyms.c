@@ -34,6 +34,7 @@ static const struct {
     {"drop-rate", "--dropout"},
     {"eval-interval", "--eval-every, in steps"},
     {"eval-steps", "--eval-every"},
+    {"fake-data", "--data fake (bench: --data fake:resident, on the device already)"},
     {"fp16", "--precision fp16"},
     {"fsdp", "--zero 3"},
     {"global-pool", "--pool"},

@@ -119,15 +119,14 @@ static int openblas_level(const char *core)
     return 1;
 }
 
-/* Of the processes that a launcher has started on this machine the first speaks for all. */
-static bool is_first_here(void)
+/* The mark of a restart, which is made once (the library may lack the better kernels), and what it
+ * was for. */
+static const char mark[] = "VIT_STARTED";
+
+const char *machine_restarted(void)
 {
-    static const char *const local_ranks[] = {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID",
-                                              "SLURM_LOCALID", "LOCAL_RANK"};
-    bool first = true;
-    for (int i = 0; i < COUNT(local_ranks); i++)
-        first &= !getenv(local_ranks[i]) || atoi(getenv(local_ranks[i])) == 0;
-    return first;
+    const char *note = getenv(mark);
+    return note && strchr(note, ' ') ? note : NULL;
 }
 
 /* Both libraries read their variables as they load, hence a new start of the program.
@@ -136,24 +135,21 @@ static bool is_first_here(void)
 void machine_restart(char **argv, const char *core)
 {
     static const char *const types[] = {NULL, NULL, "HASWELL", "SKYLAKEX"};
-    static const char mark[] = "VIT_STARTED"; /* once: the library may lack the better kernels */
+    char note[160] = "1";
     int can = cpu_level();
     bool slow = can > openblas_level(core);
     bool spins = !getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT");
     if (getenv(mark) || (!slow && !spins))
         return;
     if (slow) {
-        const char *chosen = getenv("OPENBLAS_CORETYPE") ? "was told to use" : "chose";
-        if (is_first_here())
-            fprintf(stderr,
-                    "note: OpenBLAS %s %s kernels on a faster CPU; starting again with "
-                    "OPENBLAS_CORETYPE=%s\n",
-                    chosen, core, types[can]);
+        snprintf(note, sizeof note,
+                 "OpenBLAS %s %s kernels on a faster CPU: started again with OPENBLAS_CORETYPE=%s",
+                 getenv("OPENBLAS_CORETYPE") ? "was told to use" : "chose", core, types[can]);
         setenv("OPENBLAS_CORETYPE", types[can], 1);
     }
     if (spins)
         setenv("GOMP_SPINCOUNT", "1000", 1);
-    setenv(mark, "1", 1);
+    setenv(mark, note, 1);
     fflush(NULL);
     execv("/proc/self/exe", argv); /* only returns if it failed: slower, but it works */
 }

@@ -59,12 +59,12 @@ _Noreturn void die_usage(const char *hint, const char *fmt, ...)
 
 void warn(const char *fmt, ...)
 {
+    char text[4096];
     va_list args;
     va_start(args, fmt);
     fflush(stdout);
-    fputs("warning: ", stderr);
-    vfprintf(stderr, fmt, args);
-    fputc('\n', stderr);
+    vsnprintf(text, sizeof text, fmt, args);
+    fprintf(stderr, "warning: %s\n", text); /* at once, as above */
     va_end(args);
 }
 
