@@ -680,9 +680,9 @@ static bool check_norms(const Reader *r)
 {
     for (int i = 0; i < r->view->count; i++) {
         const StTensor *t = &r->view->tensor[i];
-        const char *end = strstr(t->name, ".weight");
+        const char *end = strstr(t->name, ".weight"), *rest;
         char bias[NAME_SIZE];
-        if (!end || t->ndim != 1)
+        if (!end || t->ndim != 1 || names_block(t->name, &rest) > 0) /* the first says it of all */
             continue;
         snprintf(bias, sizeof bias, "%.*s.bias", (int)(end - t->name), t->name);
         if (!find_made(r, bias))
