@@ -242,7 +242,8 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
     const Backend *be = m->be;
     const Axis *tp = &m->split.tp;
     int B = b->B, T = vit_tokens(c), C = c->width, hs = C / c->heads;
-    int H = c->heads / tp->ranks, A = H * hs, F = c->mlp / tp->ranks; /* of this rank */
+    int H = c->heads / tp->ranks, A = H * hs;                          /* of this rank */
+    int F = c->mlp / tp->ranks, F1 = vit_hidden(c) / tp->ranks;
     int next = pass == AGAIN ? -1 : l + 2; /* unit */
     BlockParams w = block_params(m, unit_acquire(&m->own, l + 1, next), m->plan.type);
     BlockActs *a = &b->blocks[l];
@@ -258,12 +259,23 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
             .x = mat(b->stream[l], C), .y = mat(a->norm1_y, C), .gamma = w.norm1_w,
             .beta = w.norm1_b, .mean = a->norm1_mean, .rstd = a->norm1_rstd, .eps = c->eps,
             .rows = B * T, .C = C, .tokens = T});
-    if (lacks(qkv) && few) { /* q [B,1,A] of class rows; k, v [B,T,2A] of all */
+    bool asks = lacks(qkv) || (c->qk_norm && lacks(qk));
+    if (asks && few) { /* q [B,1,A] of class rows; k, v [B,T,2A] of all */
         linear(m, mat(a->qkv, 3L * A * T), mat(a->norm1_y, r.ld), w.qkv_w, w.qkv_b, B, C, A);
         linear(m, mat(from(a->qkv, A), 3L * A), mat(a->norm1_y, C), from(w.qkv_w, (long)A * C),
                from(w.qkv_b, A), B * T, C, 2 * A);
-    } else if (lacks(qkv)) { /* qkv [B,T,3A] */
+    } else if (asks) { /* qkv [B,T,3A] */
         linear(m, mat(a->qkv, 3L * A), mat(a->norm1_y, C), w.qkv_w, w.qkv_b, B * T, C, 3 * A);
+    }
+    if (asks && c->qk_norm) { /* q = LN(q), k = LN(k), of each head */
+        be->head_norm_forward(&(HeadNorm){
+            .x = mat(a->qkv, 3L * A * T / r.Tq), .input = mat(a->qk, 2L * A * T / r.Tq),
+            .gamma = w.q_norm_w, .beta = w.q_norm_b, .eps = c->eps, .rows = r.n, .heads = H,
+            .hs = hs});
+        be->head_norm_forward(&(HeadNorm){
+            .x = mat(from(a->qkv, A), 3L * A), .input = mat(from(a->qk, A), 2L * A),
+            .gamma = w.k_norm_w, .beta = w.k_norm_b, .eps = c->eps, .rows = B * T, .heads = H,
+            .hs = hs});
     }
     if (lacks(att))
         be->attention_forward(&(Attention){ /* att [B,Tq,A] = softmax(q k^T / sqrt(hs)) v */
@@ -288,7 +300,7 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
     LinearForward up = { /* gelu [B,Tq,F] = gelu(fc1(norm2_y)) */
         .y = mat(a->gelu, F), .x = mat(a->norm2_y, C), .w = mat(w.fc1_w, C), .bias = w.fc1_b,
         .rows = r.n, .in = C, .out = F, .act = c->act,
-        .pre = b->train_mode ? mat(a->fc1, F) : NONE, .tokens = r.Tq,
+        .pre = b->train_mode || F1 > F ? mat(a->fc1, F1) : NONE, .tokens = r.Tq,
         .drop = drop_part(m, b, c->dropout, RNG_MLP_DROPOUT, l, F),
         .kept = !is_saved(m, l, ACT_fc1) || is_saved(m, l, ACT_gelu)};
     if (lacks(fc1))
@@ -309,33 +321,92 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
             .rows = r.n, .C = C, .tokens = r.Tq});
 }
 
-/* logits = head(tanh(rep(pool(LN(x))))), the middle layer where there is one
+/* pooled [B,C] = mid + fc2(gelu(fc1(LN(mid)))), mid = proj(attention(q of a learned query, k and v
+ * of all tokens)): a block with one query that no token has asked (Zhai et al. 2022, SigLIP). */
+static void map_forward(const Model *m, Micro *b, const HeadParams *w, Tensor pooled)
+{
+    const Config *c = &m->config;
+    int B = b->B, T = vit_tokens(c), C = c->width, F = c->mlp;
+
+    m->be->embed_forward(&(Embed){ /* query [B,C]: the same for every image */
+        .x = mat(b->map.query, C), .cls = w->latent, .B = B, .T = 1, .cls_tokens = 1, .C = C});
+    linear(m, mat(b->map.qkv, 3L * C * T), mat(b->map.query, C), w->q_w, w->q_b, B, C, C);
+    linear(m, mat(from(b->map.qkv, C), 3L * C), mat(b->final_y, C), w->kv_w, w->kv_b, B * T, C,
+           2 * C);
+    m->be->attention_forward(&(Attention){ /* att [B,1,C] */
+        .qkv = mat(b->map.qkv, 3L * C), .out = mat(b->map.att, C), .lse = b->map.lse, .B = B,
+        .T = T, .Tq = 1, .heads = c->heads, .hs = C / c->heads});
+    linear(m, mat(b->map.mid, C), mat(b->map.att, C), w->proj_w, w->proj_b, B, C, C);
+    m->be->residual_norm_forward(&(ResidualNorm){ /* norm [B,C] = LN(mid) */
+        .x = mat(b->map.mid, C), .y = mat(b->map.norm, C), .gamma = w->mlp_norm_w,
+        .beta = w->mlp_norm_b, .mean = b->map.mean, .rstd = b->map.rstd, .eps = c->eps, .rows = B,
+        .C = C, .tokens = 1});
+    m->be->linear_forward(&(LinearForward){ /* gelu [B,F] */
+        .y = mat(b->map.gelu, F), .x = mat(b->map.norm, C), .w = mat(w->fc1_w, C),
+        .bias = w->fc1_b, .rows = B, .in = C, .out = F, .act = c->act,
+        .pre = mat(b->map.fc1, F), .tokens = 1, .kept = true});
+    m->be->linear_forward(&(LinearForward){
+        .y = pooled, .x = mat(b->map.gelu, F), .w = mat(w->fc2_w, F), .bias = w->fc2_b, .rows = B,
+        .in = F, .out = C, .residual = mat(b->map.mid, C), .tokens = 1});
+}
+
+/* One of the two things side by side that a head of two tokens reads, or the one that others do:
+ * y [B,C] = the mean of tokens first .. end - 1, and its place among D = vit_features columns. */
+static Pool pool_of(const Config *c, int i, int B)
+{
+    bool mean = c->pool == POOL_GAP || (c->pool == POOL_CLS_GAP && i == 1);
+    int T = vit_tokens(c), first = mean ? c->cls_tokens : i;
+    return (Pool){.B = B, .T = T, .C = c->width, .first = first, .end = mean ? T : first + 1,
+                  .beside = i > 0};
+}
+
+/* pooled [B,D] = pool(x), of x [B,T,C]; where class rows alone were normalised, they are it */
+static void pool_forward(const Model *m, Micro *b, const HeadParams *w, dev *x, dev *pooled)
+{
+    const Config *c = &m->config;
+    int C = c->width, D = vit_features(c);
+    if (c->pool == POOL_MAP)
+        map_forward(m, b, w, mat(pooled, C));
+    for (int i = 0; c->pool != POOL_CLS && c->pool != POOL_MAP && i < D / C; i++) {
+        Pool p = pool_of(c, i, b->B);
+        p.x = mat(x, C);
+        p.y = mat(from(pooled, (long)i * C), D);
+        m->be->pool_forward(&p);
+    }
+}
+
+/* logits = head(tanh(rep(pool(LN(x))))), the middle layer where there is one; or LN(pool(x))
  * The picture's answer is read off its class token, or off the mean of its patches. Where only the
  * class rows are read, only they are normalised. */
 static void head_forward(Model *m, Micro *b)
 {
     const Config *c = &m->config;
-    int B = b->B, T = vit_tokens(c), C = c->width, K = c->classes, R = c->representation;
-    int u = m->layout->units - 1;
+    int B = b->B, C = c->width, K = c->classes, R = c->representation;
+    int u = m->layout->units - 1, D = vit_features(c);
     int mine = K / m->classes.ranks, first = m->classes.rank * mine; /* classes of this rank */
     HeadParams w = head_params(m, unit_acquire(&m->own, u, -1), m->plan.type);
     Rows r = rows_of(m, b, c->pool == POOL_CLS);
-    Tensor features = R ? mat(b->rep, R) : mat(b->pooled, C);
+    Tensor features = R ? mat(b->rep, R) : mat(b->pooled, D);
+    dev *stream = b->stream[c->layers];
 
-    m->be->residual_norm_forward(&(ResidualNorm){ /* final_y = LN(x), [B,C] or [B,T,C] */
-        .x = mat(b->stream[c->layers], r.ld), .y = mat(b->final_y, C), .gamma = w.norm_w,
-        .beta = w.norm_b, .mean = b->final_mean, .rstd = b->final_rstd, .eps = c->eps_final,
-        .rows = r.n, .C = C, .tokens = r.Tq});
-    if (c->pool == POOL_GAP) /* pooled [B,C]; with a class token final_y itself */
-        m->be->pool_forward(&(Pool){.y = mat(b->pooled, C), .x = mat(b->final_y, C), .B = B, .T = T,
-                                    .C = C, .first = c->cls_tokens, .end = T});
+    if (!c->fc_norm)
+        m->be->residual_norm_forward(&(ResidualNorm){ /* final_y = LN(x), [B,C] or [B,T,C] */
+            .x = mat(stream, r.ld), .y = mat(b->final_y, C), .gamma = w.norm_w, .beta = w.norm_b,
+            .mean = b->final_mean, .rstd = b->final_rstd, .eps = c->eps_final, .rows = r.n, .C = C,
+            .tokens = r.Tq});
+    pool_forward(m, b, &w, c->fc_norm ? stream : b->final_y, c->fc_norm ? b->found : b->pooled);
+    if (c->fc_norm)
+        m->be->residual_norm_forward(&(ResidualNorm){ /* pooled [B,C] = LN(found) */
+            .x = mat(b->found, C), .y = mat(b->pooled, C), .gamma = w.fc_norm_w,
+            .beta = w.fc_norm_b, .mean = b->final_mean, .rstd = b->final_rstd,
+            .eps = c->eps_final, .rows = B, .C = C, .tokens = 1});
     if (R)
         m->be->linear_forward(&(LinearForward){ /* rep [B,R] */
-            .y = mat(b->rep, R), .x = mat(b->pooled, C), .w = mat(w.rep_w, C), .bias = w.rep_b,
-            .rows = B, .in = C, .out = R, .act = ACT_TANH, .pre = mat(b->rep_pre, R), .tokens = 1});
+            .y = mat(b->rep, R), .x = mat(b->pooled, D), .w = mat(w.rep_w, D), .bias = w.rep_b,
+            .rows = B, .in = D, .out = R, .act = ACT_TANH, .pre = mat(b->rep_pre, R), .tokens = 1});
     if (mine < K) /* the others' columns are theirs to add */
         m->be->zero(b->logits, (size_t)B * K * type_size(m->plan.type));
-    linear(m, mat(from(b->logits, first), K), features, w.head_w, w.head_b, B, R ? R : C, mine);
+    linear(m, mat(from(b->logits, first), K), features, w.head_w, w.head_b, B, R ? R : D, mine);
     sum_parts(m, &m->classes, mat(b->logits, K), B, K); /* [B,K] */
 }
 
@@ -383,6 +454,51 @@ static void watch(const Model *m, Tensor gradient, int rows, int cols)
         m->be->count_large(gradient, rows, cols);
 }
 
+/* From dpooled [B,C], which becomes the gradient of mid, to dy [B,T,C], that of final_y. */
+static void map_backward(const Model *m, Micro *b, const HeadParams *w, const HeadParams *g)
+{
+    const Config *c = &m->config;
+    const Backend *be = m->be;
+    int B = b->B, T = vit_tokens(c), C = c->width, F = c->mlp;
+    Tensor dmid = mat(m->dpooled, C), dwide = mat(m->dwide, F), some = mat(m->dbranch, C);
+    Tensor dq = mat(m->dqkv, 3L * C * T), dkv = mat(from(m->dqkv, C), 3L * C);
+
+    be->linear_backward_weight(&(LinearBackwardWeight){
+        .dw = g->fc2_w, .dbias = g->fc2_b, .dy = dmid, .x = mat(b->map.gelu, F), .rows = B,
+        .in = F, .out = C});
+    be->linear_backward_input(&(LinearBackwardInput){ /* dwide [B,F] */
+        .dx = dwide, .dy = dmid, .w = mat(w->fc2_w, F), .rows = B, .in = F, .out = C,
+        .act = c->act, .pre = mat(b->map.fc1, F), .dbias = g->fc1_b, .tokens = 1});
+    linear_backward(m, g->fc1_w, NULL, some, dwide, mat(b->map.norm, C), w->fc1_w, B, C, F);
+    be->residual_norm_backward(&(ResidualNorm){ /* dmid += LN'(some) */
+        .x = mat(b->map.mid, C), .gamma = w->mlp_norm_w, .mean = b->map.mean,
+        .rstd = b->map.rstd, .rows = B, .C = C, .tokens = 1, .dy = some, .dx = dmid,
+        .dgamma = g->mlp_norm_w, .dbeta = g->mlp_norm_b});
+    linear_backward(m, g->proj_w, g->proj_b, some, dmid, mat(b->map.att, C), w->proj_w, B, C, C);
+    be->attention_backward(&(Attention){
+        .qkv = mat(b->map.qkv, 3L * C), .out = mat(b->map.att, C), .lse = b->map.lse, .B = B,
+        .T = T, .Tq = 1, .heads = c->heads, .hs = C / c->heads, .dqkv = mat(m->dqkv, 3L * C),
+        .dout = some, .delta = m->delta});
+    linear_backward(m, g->q_w, g->q_b, some, dq, mat(b->map.query, C), w->q_w, B, C, C);
+    linear_backward(m, g->kv_w, g->kv_b, mat(m->dy, C), dkv, mat(b->final_y, C), w->kv_w, B * T, C,
+                    2 * C);
+    be->embed_backward(&(Embed){ /* latent: the sum over images */
+        .x = some, .cls = g->latent, .B = B, .T = 1, .cls_tokens = 1, .C = C});
+}
+
+/* dx [B,T,C] of a pooling of x: dpooled where it came from, zero elsewhere */
+static void pool_backward(const Model *m, const Micro *b, dev *dx, dev *dpooled)
+{
+    const Config *c = &m->config;
+    int C = c->width, D = vit_features(c);
+    for (int i = 0; i < D / C; i++) {
+        Pool p = pool_of(c, i, b->B);
+        p.x = mat(dx, C);
+        p.y = mat(from(dpooled, (long)i * C), D);
+        m->be->pool_backward(&p);
+    }
+}
+
 /* From dlogits to the stream after the last block. Where the class rows alone were read, the
  * others' gradient is zero: dstream begins as zeros, and the norm adds to the rows it read. */
 static void head_backward(Model *m, Micro *b)
@@ -390,36 +506,71 @@ static void head_backward(Model *m, Micro *b)
     const Config *c = &m->config;
     const Backend *be = m->be;
     int B = b->B, T = vit_tokens(c), C = c->width, K = c->classes, R = c->representation;
-    int u = m->layout->units - 1;
+    int u = m->layout->units - 1, D = vit_features(c);
     int mine = K / m->classes.ranks, first = m->classes.rank * mine; /* classes of this rank */
     HeadParams w = head_params(m, unit_acquire(&m->own, u, u - 1), m->plan.type);
     HeadParams g = head_params(m, unit_gradient(&m->own, u, b->number), F32);
     Rows r = rows_of(m, b, c->pool == POOL_CLS);
-    Tensor dlogits = mat(from(b->dlogits, first), K), pooled = mat(b->pooled, C);
-    Tensor dpooled = mat(m->dpooled, C);
+    Tensor dlogits = mat(from(b->dlogits, first), K), pooled = mat(b->pooled, D);
+    Tensor dpooled = mat(m->dpooled, D);
     Tensor rep = mat(b->rep, R), drep = mat(m->drep, R);
 
     watch(m, dlogits, B, mine);
-    be->linear_backward_weight(&(LinearBackwardWeight){ /* head_w [K, R or C], head_b [K] */
+    be->linear_backward_weight(&(LinearBackwardWeight){ /* head_w [K, R or D], head_b [K] */
         .dw = g.head_w, .dbias = g.head_b, .dy = dlogits, .x = R ? rep : pooled, .rows = B,
-        .in = R ? R : C, .out = mine});
+        .in = R ? R : D, .out = mine});
     be->linear_backward_input(&(LinearBackwardInput){ /* drep [B,R], before its tanh, or dpooled */
-        .dx = R ? drep : dpooled, .dy = dlogits, .w = mat(w.head_w, R ? R : C), .rows = B,
-        .in = R ? R : C, .out = mine, .act = R ? ACT_TANH : ACT_NONE,
+        .dx = R ? drep : dpooled, .dy = dlogits, .w = mat(w.head_w, R ? R : D), .rows = B,
+        .in = R ? R : D, .out = mine, .act = R ? ACT_TANH : ACT_NONE,
         .pre = R ? mat(b->rep_pre, R) : NONE, .tokens = 1});
-    sum_parts(m, &m->classes, R ? drep : dpooled, B, R ? R : C);
-    if (R) /* dpooled [B,C] */
-        linear_backward(m, g.rep_w, g.rep_b, dpooled, drep, pooled, w.rep_w, B, C, R);
-    if (c->pool == POOL_GAP) /* dy [B,T,C] */
-        be->pool_backward(&(Pool){.y = dpooled, .x = mat(m->dy, C), .B = B, .T = T, .C = C,
-                                  .first = c->cls_tokens, .end = T});
+    sum_parts(m, &m->classes, R ? drep : dpooled, B, R ? R : D);
+    if (R) /* dpooled [B,D] */
+        linear_backward(m, g.rep_w, g.rep_b, dpooled, drep, pooled, w.rep_w, B, D, R);
     be->zero(m->dstream, (size_t)B * T * C * type_size(m->plan.type)); /* the sum starts here */
-    be->residual_norm_backward(&(ResidualNorm){ /* dstream [B,T,C], or of its class rows */
-        .x = mat(b->stream[c->layers], r.ld), .gamma = w.norm_w, .mean = b->final_mean,
-        .rstd = b->final_rstd, .rows = r.n, .C = C, .tokens = r.Tq,
-        .dy = c->pool == POOL_GAP ? mat(m->dy, C) : dpooled, .dx = mat(m->dstream, r.ld),
-        .dgamma = g.norm_w, .dbeta = g.norm_b});
+    if (c->fc_norm) {
+        be->residual_norm_backward(&(ResidualNorm){ /* the gradient of found, [B,C] of dstream */
+            .x = mat(b->found, C), .gamma = w.fc_norm_w, .mean = b->final_mean,
+            .rstd = b->final_rstd, .rows = B, .C = C, .tokens = 1, .dy = dpooled,
+            .dx = mat(m->dstream, C), .dgamma = g.fc_norm_w, .dbeta = g.fc_norm_b});
+        be->copy(m->dpooled, m->dstream, (size_t)B * C * type_size(m->plan.type));
+        pool_backward(m, b, m->dstream, m->dpooled);
+    } else {
+        if (c->pool == POOL_MAP)
+            map_backward(m, b, &w, &g);
+        else if (c->pool != POOL_CLS)
+            pool_backward(m, b, m->dy, m->dpooled);
+        be->residual_norm_backward(&(ResidualNorm){ /* dstream [B,T,C], or of its class rows */
+            .x = mat(b->stream[c->layers], r.ld), .gamma = w.norm_w, .mean = b->final_mean,
+            .rstd = b->final_rstd, .rows = r.n, .C = C, .tokens = r.Tq,
+            .dy = c->pool == POOL_CLS ? dpooled : mat(m->dy, C), .dx = mat(m->dstream, r.ld),
+            .dgamma = g.norm_w, .dbeta = g.norm_b});
+    }
     unit_reduce(&m->own, u, b->number, b->last);
+}
+
+/* dqkv, of q and k behind their norms, becomes that of what qkv made. A tensor parallel rank has
+ * gone through its own heads alone; the bias, whose gradient attention would have made, is summed
+ * here. */
+static void qk_norm_backward(const Model *m, const Micro *b, int l, const BlockParams *w,
+                             const BlockParams *g)
+{
+    const Config *c = &m->config;
+    const Axis *tp = &m->split.tp;
+    int T = vit_tokens(c), hs = c->width / c->heads, H = c->heads / tp->ranks, A = H * hs;
+    const BlockActs *a = &b->blocks[l];
+    Rows r = rows_of(m, b, class_rows_only(m, l));
+    dev *const sums[] = {g->q_norm_w, g->q_norm_b, g->k_norm_w, g->k_norm_b};
+
+    m->be->head_norm_backward(&(HeadNorm){
+        .x = mat(m->dqkv, 3L * A * T / r.Tq), .input = mat(a->qk, 2L * A * T / r.Tq),
+        .gamma = w->q_norm_w, .dgamma = g->q_norm_w, .dbeta = g->q_norm_b, .eps = c->eps,
+        .rows = r.n, .heads = H, .hs = hs});
+    m->be->head_norm_backward(&(HeadNorm){
+        .x = mat(from(m->dqkv, A), 3L * A), .input = mat(from(a->qk, A), 2L * A),
+        .gamma = w->k_norm_w, .dgamma = g->k_norm_w, .dbeta = g->k_norm_b, .eps = c->eps,
+        .rows = b->B * T, .heads = H, .hs = hs});
+    for (int i = 0; i < COUNT(sums); i++)
+        sum_parts(m, tp, (Tensor){sums[i], hs, F32, NULL}, 1, hs);
 }
 
 /* What block_forward did, last line first. gelu and its dropout are undone with fc2, because its
@@ -431,7 +582,8 @@ static void block_backward(Model *m, Micro *b, int l)
     const Backend *be = m->be;
     const Axis *tp = &m->split.tp;
     int B = b->B, T = vit_tokens(c), C = c->width, hs = C / c->heads;
-    int H = c->heads / tp->ranks, A = H * hs, F = c->mlp / tp->ranks; /* of this rank */
+    int H = c->heads / tp->ranks, A = H * hs;                          /* of this rank */
+    int F = c->mlp / tp->ranks, F1 = vit_hidden(c) / tp->ranks;
     int next = l > 0 && group_of(m, l) == l ? group_of(m, l - 1) + 1 : l; /* unit */
     BlockParams w = block_params(m, unit_acquire(&m->own, l + 1, next), m->plan.type);
     BlockParams g = block_params(m, unit_gradient(&m->own, l + 1, b->number), F32);
@@ -440,8 +592,9 @@ static void block_backward(Model *m, Micro *b, int l)
     Rows r = rows_of(m, b, few);
     Tensor dx = mat(m->dstream, r.ld); /* the gradient of out, of mid and of x in turn */
     Tensor dbranch = plain ? dx : mat(m->dbranch, C), dbranch_out = plain ? NONE : dbranch;
-    Tensor dwide = mat(m->dwide, F), dy = mat(m->dy, C), datt = mat(m->dy, A);
+    Tensor dwide = mat(m->dwide, F1), dy = mat(m->dy, C), datt = mat(m->dy, A);
     Tensor dqkv = mat(m->dqkv, 3L * A);
+    dev *dbias = c->qk_norm ? g.qkv_b : NULL; /* else attention_backward makes it */
 
     /* MLP */
     be->residual_norm_backward(&(ResidualNorm){ /* dbranch [B,Tq,C] */
@@ -450,12 +603,12 @@ static void block_backward(Model *m, Micro *b, int l)
         .dbranch = dbranch_out, .dls = g.ls2, .dbias = g.fc2_b});
     be->linear_backward_weight(&(LinearBackwardWeight){ /* fc2_w [C,F] */
         .dw = g.fc2_w, .dy = dbranch, .x = mat(a->gelu, F), .rows = r.n, .in = F, .out = C});
-    be->linear_backward_input(&(LinearBackwardInput){ /* dwide [B,Tq,F], before the GELU */
+    be->linear_backward_input(&(LinearBackwardInput){ /* dwide [B,Tq,F1], before the GELU */
         .dx = dwide, .dy = dbranch, .w = mat(w.fc2_w, F), .rows = r.n, .in = F, .out = C,
-        .act = c->act, .pre = mat(a->fc1, F), .dbias = g.fc1_b, .tokens = r.Tq,
+        .act = c->act, .pre = mat(a->fc1, F1), .dbias = g.fc1_b, .tokens = r.Tq,
         .drop = drop_part(m, b, c->dropout, RNG_MLP_DROPOUT, l, F)});
-    watch(m, dwide, r.n, F);
-    linear_backward(m, g.fc1_w, NULL, dy, dwide, mat(a->norm2_y, C), w.fc1_w, r.n, C, F); /* dy */
+    watch(m, dwide, r.n, F1);
+    linear_backward(m, g.fc1_w, NULL, dy, dwide, mat(a->norm2_y, C), w.fc1_w, r.n, C, F1); /* dy */
     sum_parts(m, tp, dy, r.n, C);
     be->residual_norm_backward(&(ResidualNorm){ /* dx += LN2'(dy); dbranch [B,Tq,C] of it */
         .x = mat(a->mid, r.ld), .branch = mat(a->branch1, C), .gamma = w.norm2_w,
@@ -470,20 +623,22 @@ static void block_backward(Model *m, Micro *b, int l)
         .qkv = mat(a->qkv, 3L * A), .out = mat(a->att, A), .lse = a->lse, .B = B, .T = T,
         .Tq = r.Tq, .heads = H, .hs = hs,
         .drop = drop_part(m, b, c->attention_dropout, RNG_ATTN_DROPOUT, l, H),
-        .dqkv = dqkv, .dout = datt, .delta = m->delta, .dbias = g.qkv_b});
+        .dqkv = dqkv, .dout = datt, .delta = m->delta, .dbias = c->qk_norm ? NULL : g.qkv_b});
+    if (c->qk_norm)
+        qk_norm_backward(m, b, l, &w, &g);
     watch(m, mat(from(m->dqkv, A), 3L * A), B * T, 2 * A);
     if (few) { /* k and v [B,T,2A] gave to all rows, q [B,1,A] to the class rows: dy is their sum */
-        linear_backward(m, dev_at(g.qkv_w, (long)A * C, F32), NULL, dy,
+        linear_backward(m, dev_at(g.qkv_w, (long)A * C, F32), dev_at(dbias, A, F32), dy,
                         mat(from(m->dqkv, A), 3L * A), mat(a->norm1_y, C),
                         from(w.qkv_w, (long)A * C), B * T, C, 2 * A);
         be->linear_backward_weight(&(LinearBackwardWeight){
-            .dw = g.qkv_w, .dy = mat(m->dqkv, 3L * A * T), .x = mat(a->norm1_y, r.ld), .rows = B,
+            .dw = g.qkv_w, .dbias = dbias, .dy = mat(m->dqkv, 3L * A * T), .x = mat(a->norm1_y, r.ld), .rows = B,
             .in = C, .out = A});
         be->linear_backward_input(&(LinearBackwardInput){
             .dx = mat(m->dy, r.ld), .dy = mat(m->dqkv, 3L * A * T), .w = mat(w.qkv_w, C),
             .rows = B, .in = C, .out = A, .tokens = 1, .accumulate = true});
     } else { /* dy [B,T,C] */
-        linear_backward(m, g.qkv_w, NULL, dy, dqkv, mat(a->norm1_y, C), w.qkv_w, B * T, C, 3 * A);
+        linear_backward(m, g.qkv_w, dbias, dy, dqkv, mat(a->norm1_y, C), w.qkv_w, B * T, C, 3 * A);
     }
     sum_parts(m, tp, dy, B * T, C);
     be->residual_norm_backward(&(ResidualNorm){ /* dstream += LN1'(dy) */
@@ -944,7 +1099,7 @@ static void take_block(const Model *m, Arena *a, int l, BlockActs *b, const Bloc
     const Config *c = &m->config;
     int tp = m->split.tp.ranks, ACT = m->plan.type;
     double B = m->plan.max_batch, T = vit_tokens(c), C = c->width, A = C / tp, F = c->mlp / tp;
-    double H = c->heads / tp;
+    double H = c->heads / tp, F1 = vit_hidden(c) / tp;
 #define X(field, type, n, ...)                                                                     \
     b->field = again ? again->field : NULL;                                                        \
     if (is_saved(m, l, ACT_##field) == (again != NULL))                                            \
@@ -969,13 +1124,30 @@ static void plan_streams(const Model *m, Arena *a, Micro *b)
     }
 }
 
+static void plan_map(const Model *m, Arena *a, Micro *b)
+{
+    const Config *c = &m->config;
+    double B = c->pool == POOL_MAP ? m->plan.max_batch : 0, T = vit_tokens(c), C = c->width;
+    int ACT = m->plan.type;
+    b->map.query = take(a, ACT, B * C);
+    b->map.qkv = take(a, ACT, B * T * 3 * C);
+    b->map.lse = take(a, STAT, B * c->heads);
+    b->map.att = take(a, ACT, B * C);
+    b->map.mid = take(a, ACT, B * C);
+    b->map.mean = take(a, STAT, B);
+    b->map.rstd = take(a, STAT, B);
+    b->map.norm = take(a, ACT, B * C);
+    b->map.fc1 = take(a, ACT, B * c->mlp);
+    b->map.gelu = take(a, ACT, B * c->mlp);
+}
+
 static void plan_micro(const Model *m, Arena *a, Micro *b)
 {
     const Config *c = &m->config;
     bool train = m->plan.training;
     double B = m->plan.max_batch, T = vit_tokens(c), C = c->width, K = c->classes;
     double Np = vit_patches(c), PP = VIT_CHANNELS * c->patch * c->patch, R = c->representation;
-    double pooled_rows = c->pool == POOL_CLS ? B : B * T;
+    double pooled_rows = c->pool == POOL_CLS || c->fc_norm ? B : B * T;
     int ACT = m->plan.type;
 
     plan_streams(m, a, b);
@@ -993,7 +1165,9 @@ static void plan_micro(const Model *m, Arena *a, Micro *b)
     b->final_y = take(a, ACT, pooled_rows * C);
     b->final_mean = take(a, STAT, pooled_rows);
     b->final_rstd = take(a, STAT, pooled_rows);
-    b->pooled = c->pool == POOL_CLS ? b->final_y : take(a, ACT, B * C);
+    b->pooled = c->pool == POOL_CLS ? b->final_y : take(a, ACT, B * vit_features(c));
+    b->found = take(a, ACT, c->fc_norm ? B * C : 0);
+    plan_map(m, a, b);
     b->rep = take(a, ACT, B * R);
     b->rep_pre = take(a, ACT, B * R);
     b->logits = take(a, ACT, B * K);
@@ -1017,25 +1191,25 @@ static void plan_again(Model *m, Arena *a)
 static void plan_activations(Model *m, Arena *a)
 {
     const Config *c = &m->config;
-    int tp = m->split.tp.ranks, ACT = m->plan.type;
-    double B = m->plan.max_batch, T = vit_tokens(c), C = c->width, F = c->mlp / tp;
+    int ACT = m->plan.type, tp = c->pool == POOL_MAP ? 1 : m->split.tp.ranks; /* a map is whole */
+    double B = m->plan.max_batch, T = vit_tokens(c), C = c->width, F1 = vit_hidden(c) / tp;
 
     plan_again(m, a);
     for (int i = 0; i < m->plan.in_flight; i++)
         plan_micro(m, a, &m->micro[i]);
     m->branch = take(a, ACT, B * T * C);
     m->scratch_bytes =
-        m->be->scratch_bytes(&(Sizes){m->plan.max_batch, vit_tokens(c), c->width, c->heads, c->mlp,
+        m->be->scratch_bytes(&(Sizes){m->plan.max_batch, vit_tokens(c), c->width, c->heads, vit_hidden(c),
                                       c->classes, c->representation, m->layout->chunks});
     m->scratch = take_bytes(a, (double)m->scratch_bytes);
     if (!m->plan.training)
         return;
     m->drep = take(a, ACT, B * c->representation);
-    m->dpooled = take(a, ACT, B * C);
+    m->dpooled = take(a, ACT, B * vit_features(c));
     m->dstream = take(a, ACT, B * T * C);
     m->dbranch = take(a, ACT, B * T * C);
     m->dy = take(a, ACT, B * T * C);
-    m->dwide = take(a, ACT, B * T * F);
+    m->dwide = take(a, ACT, B * T * F1);
     m->dqkv = take(a, ACT, B * T * 3 * C / tp);
     m->delta = take(a, STAT, B * c->heads / tp * T);
 }

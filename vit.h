@@ -14,14 +14,15 @@
 /* A block's activations, one line each: field, what it stores (ACT: numbers of the model's type,
  * STAT: real ones), elements, and what it costs to make it again for the backward pass: elementwise
  * operations and attention are CHEAP, products DEAR, and statistics so small that they are saved
- * ALWAYS. A is the width of this rank's heads: C, or C / tp; F and H are this rank's too. Without a
- * backward pass nothing is saved: all blocks share one set. */
+ * ALWAYS. A is the width of this rank's heads: C, or C / tp; F, F1 and H are this rank's too, F1 =
+ * vit_hidden / tp. Without a backward pass nothing is saved: all blocks share one set. */
 enum { ALWAYS, CHEAP, DEAR };
 #define BLOCK_ACTS(X)                                                                              \
     X(norm1_mean, STAT, B * T, ALWAYS)                                                             \
     X(norm1_rstd, STAT, B * T, ALWAYS)                                                             \
     X(norm1_y, ACT, B * T * C, CHEAP)       /* LN1(x) */                                           \
     X(qkv, ACT, B * T * 3 * A, DEAR)                                                               \
+    X(qk, ACT, c->qk_norm ? B * T * 2 * A : 0, DEAR) /* q and k before their norms */              \
     X(lse, STAT, B * H * T, ALWAYS)                                                                \
     X(att, ACT, B * T * A, CHEAP)           /* heads concatenated */                               \
     X(branch1, ACT, c->layer_scale ? B * T * C : 0, DEAR) /* attn.proj's output, kept for dls1 */  \
@@ -29,7 +30,7 @@ enum { ALWAYS, CHEAP, DEAR };
     X(norm2_mean, STAT, B * T, ALWAYS)                                                             \
     X(norm2_rstd, STAT, B * T, ALWAYS)                                                             \
     X(norm2_y, ACT, B * T * C, CHEAP)       /* LN2(mid) */                                         \
-    X(fc1, ACT, B * T * F, DEAR)            /* before GELU */                                      \
+    X(fc1, ACT, B * T * F1, DEAR)           /* before GELU; with SwiGLU gate and value */          \
     X(gelu, ACT, B * T * F, CHEAP)                                                                 \
     X(branch2, ACT, c->layer_scale ? B * T * C : 0, DEAR) /* mlp.fc2's output, kept for dls2 */
 
@@ -101,6 +102,10 @@ typedef struct {
     dev **stream; /* [L+1]: residual stream before block 0 and after each block, [B,T,C] */
     dev *patches, *patch_out, *embed_x, *embed_mean, *embed_rstd;
     dev *final_y, *final_mean, *final_rstd, *pooled, *rep, *rep_pre, *logits, *dlogits;
+    dev *found; /* [B,D] what pooling made, where a norm comes after it */
+    struct {    /* attention pooling: B rows each, but qkv */
+        dev *query, *qkv, *lse, *att, *mid, *mean, *rstd, *norm, *fc1, *gelu;
+    } map;
 } Micro;
 
 /* What a step came to. */

@@ -114,10 +114,9 @@ bool vit_config_check(const Config *c, Error *e)
         return fail(e, range, "pool = %s needs %d class token%s, but cls-tokens = %d", value,
                     needs[c->pool], needs[c->pool] > 1 ? "s" : "", c->cls_tokens);
     }
-    if (c->fc_norm && c->pool != POOL_GAP && c->pool != POOL_MAP)
-        return fail(e, "leave out --fc-norm, or use --pool gap or map",
-                    "fc-norm = true with pool = %s: there is nothing between pooling and the norm",
-                    value);
+    if (c->fc_norm && c->pool != POOL_GAP)
+        return fail(e, "use --pool gap, or leave out --fc-norm",
+                    "fc-norm = true with pool = %s: only a mean is normalised as a whole", value);
     if (c->act == ACT_SWIGLU && c->pool == POOL_MAP)
         return fail(e, "choose another --act or --pool",
                     "act = swiglu with pool = map: the MLP behind that pooling has no gate");

@@ -17,8 +17,9 @@
  *   fp16           1e-2   up to 3e-3; its loss is scaled by 1024
  *   and in 16 bits a cosine of at least 0.999.
  * Two exceptions. Softmax cancels a key bias, so its true gradient is zero, and an Adam-type step
- * divides rounding noise by rounding noise: the key third of attn.qkv.bias after such steps is held
- * to steps * lr, and its gradient in less than fp32 to the gate times the whole tensor's. And where
+ * divides rounding noise by rounding noise: such elements (keys.h) are held to steps * lr after such
+ * steps, and their gradient in less than fp32, or where a tensor has no others, to the gate times
+ * the whole tensor's, or the whole model's. And where
  * gradients are as noisy as in 16 bits, Adam-type steps go up or down by chance where a gradient is
  * near zero: every parameter is then held to 2 * steps * lr as well.
  *
@@ -31,6 +32,7 @@
 #include "checkpoint.h"
 #include "vit.h"
 #include "weights/weights.h"
+#include "keys.h"
 #include "team.h"
 #include "util/files.h"
 
@@ -44,6 +46,7 @@ typedef struct {
     real *host, *want; /* room for the largest tensor */
     int compared, steps;
     double worst, lr, scale; /* scale: of the loss, and of m->grads with it */
+    double all_grads;        /* the file's gradnorm */
     char worst_name[160];
     bool adam_type;
 } Case;
@@ -160,20 +163,19 @@ typedef struct {
 static long own_part(Case *c, const Param *p, const dev *buffer, Keys *keys)
 {
     const Units *u = &c->m->own;
-    size_t length = strlen(p->name);
-    bool bias = keys && length > 8 && strcmp(p->name + length - 8, "qkv.bias") == 0;
     long begin, end, at = units_kept(u, p, false, &begin, &end), n = 0;
     double sum = 0, all = 0;
     Keys k = {0};
     for (long i = 0; i < p->n; i++)
         all += (double)c->want[i] * (double)c->want[i];
+    if (is_key_bias(&u->layout->config, p, p->n, p->n - 1))
+        all = c->all_grads * c->all_grads;
     units_read(u, buffer, at, end - begin, c->host);
     for (Run r = {.part = begin}; r.part < end; r.part += r.n) {
         r = param_run(u->layout, p, r.part, end);
         for (long i = 0; i < r.n; i++) {
-            long third = (r.whole + i) / (p->n / 3 ? p->n / 3 : 1);
             double x = (double)c->host[r.part - begin + i], y = (double)c->want[r.whole + i];
-            if (bias && third == 1) {
+            if (keys && is_key_bias(&u->layout->config, p, p->n, r.whole + i)) {
                 sum += x * x;
                 if (!isnan(k.worst) && !(fabs(x - y) <= k.worst))
                     k.worst = fabs(x - y);
@@ -196,10 +198,11 @@ static void compare_grad(Case *c, const char *name, const Param *p)
         return;
     for (long i = 0; i < p->n; i++)
         c->want[i] *= (real)c->scale;
-    bool coarse = is_half(under.type) || under.tf32;
+    bool no_others = is_key_bias(&c->m->config, p, p->n, p->n - 1);
+    bool coarse = is_half(under.type) || under.tf32 || no_others;
     long n = own_part(c, p, c->m->own.grads, coarse ? &keys : NULL);
     if (coarse)
-        CHECK(keys.length <= gate, "%s: %s, key third: %.2e of the whole", c->file->path, name,
+        CHECK(keys.length <= gate, "%s: %s, key biases: %.2e of the whole", c->file->path, name,
               keys.length);
     judge(c, name, c->host, n);
 }
@@ -278,6 +281,11 @@ static bool read_case(Case *c, Config *config, Plan *plan)
         if (CHECK(v != NULL, "%s: metadata %s is missing", c->file->path, must[i]))
             CHECK(vit_config_set(config, must[i], v, &e), "%s: %s", c->file->path, e.what);
     }
+    static const char *const may[] = {"fc_norm", "qk_norm"};
+    for (int i = 0; i < COUNT(may); i++)
+        if (st_meta(c->file, may[i]))
+            CHECK(vit_config_set(config, may[i], st_meta(c->file, may[i]), &e), "%s: %s",
+                  c->file->path, e.what);
     CHECK(vit_config_check(config, &e), "%s: %s", c->file->path, e.what);
     *plan = (Plan){.max_batch = (int)number(c, "batch"),
                    .batch = (int)number(c, "batch"),
@@ -300,6 +308,8 @@ static bool read_case(Case *c, Config *config, Plan *plan)
     c->lr = number(c, "lr");
     c->steps = (int)number(c, "steps");
     c->adam_type = plan->opt.kind != OPT_SGD;
+    if (expected(c, "gradnorm", 1))
+        c->all_grads = (double)c->want[0] * c->scale;
     CHECK(plan->max_batch > 0 && plan->max_batch <= 4096 && c->steps > 0 && c->steps < 1000);
     return check_failed == failed && share(c, config, plan);
 }

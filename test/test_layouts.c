@@ -21,6 +21,7 @@
  * Order: cases, the models, training, comparing, bytes, main.
  */
 #include "vit.h"
+#include "keys.h"
 #include "team.h"
 #include "util/rng.h"
 
@@ -74,6 +75,10 @@ static const struct {
     {"layer scale", {"layer_scale", "true", "act", "gelu_tanh"}},
     {"norm_pre", {"norm_pre", "true", "pool", "gap"}},
     {"representation", {"representation", "24", "classes", "6"}},
+    {"swiglu, qk_norm", {"act", "swiglu", "qk_norm", "true"}},
+    {"attention pooling", {"pool", "map", "cls_tokens", "0", "act", "quick_gelu"}},
+    {"fc_norm", {"pool", "gap", "fc_norm", "true"}},
+    {"cls_gap", {"pool", "cls_gap", "cls_tokens", "2"}},
     {"5 classes, 3 class tokens", {"classes", "5", "cls_tokens", "3", "loss", "sigmoid"}},
 };
 static const char *const optimisers[] = {
@@ -442,15 +447,6 @@ static void same_bits(const char *what, const dev *mine, const dev *theirs)
     same(wrong == 0, "%s: %d tensors have other bits, the last is %s", what, wrong, name);
 }
 
-/* Softmax cancels a key bias, so that its true gradient is zero, and an Adam-type step divides noise
- * by noise there. */
-static bool is_key_bias(const Param *p, long element)
-{
-    size_t length = strlen(p->name);
-    bool qkv_bias = length > 8 && strcmp(p->name + length - 8, "qkv.bias") == 0;
-    return qkv_bias && element >= p->n_part / 3 && element < 2 * p->n_part / 3;
-}
-
 /* The reference's part of each tensor against the whole one: relative L2 without key biases, and
  * the largest difference with them. */
 static void near(const char *what, const dev *part, const dev *all, double gate, double furthest)
@@ -471,8 +467,8 @@ static void near(const char *what, const dev *part, const dev *all, double gate,
                 double x = (double)host[0][p->offset + r.part + i];
                 double y = (double)host[1][w->param[t].offset + r.whole + i];
                 far = fmax(far, fabs(x - y));
-                d += is_key_bias(p, r.part + i) ? 0 : (x - y) * (x - y);
-                s += is_key_bias(p, r.part + i) ? 0 : y * y;
+                d += is_key_bias(&l->config, p, p->n_part, r.part + i) ? 0 : (x - y) * (x - y);
+                s += is_key_bias(&l->config, p, p->n_part, r.part + i) ? 0 : y * y;
             }
         }
         if (!(d <= worst * worst * s)) {
@@ -631,12 +627,16 @@ static double ring(double elements, int ranks, int type)
 /* The tensors of unit u as this rank has them, in order; returns how many. */
 static int tensors_of(const Config *c, int u, int tp, long *n)
 {
-    long C = c->width, A = C / tp, F = c->mlp / tp, R = c->representation, in = R ? R : C;
+    long C = c->width, A = C / tp, F = c->mlp / tp, F1 = c->act == ACT_SWIGLU ? 2 * F : F;
+    long R = c->representation, D = c->pool >= POOL_CLS_DIST ? 2 * C : C, in = R ? R : D;
     long K = c->classes % tp ? c->classes : c->classes / tp, N = c->cls_tokens, P = c->patch;
-    long ls = c->layer_scale ? C : 0, pre = c->norm_pre ? C : 0;
+    long ls = c->layer_scale ? C : 0, pre = c->norm_pre ? C : 0, last = c->fc_norm ? 0 : C;
+    long qk = c->qk_norm ? C / c->heads : 0, M = c->pool == POOL_MAP ? C : 0, MF = M ? c->mlp : 0;
     const long embed[] = {N * C, vit_tokens(c) * C, 3 * P * P * C, C, pre, pre};
-    const long block[] = {C, C, 3 * A * C, 3 * A, C * A, C, ls, C, C, F * C, F, C * F, C, ls};
-    const long head[] = {C, C, R * C, R, K * in, K};
+    const long block[] = {C, C, 3 * A * C, 3 * A, C * A, C, ls, C, C, F1 * C, F1, C * F, C,
+                          ls, qk, qk, qk, qk};
+    const long head[] = {last, last, R * D, R, K * in, K, M, M * C, M, 2 * M * C, 2 * M, M * C, M,
+                         M, M, MF * C, MF, C * MF, M, C - last, C - last};
     const long *list = u == 0 ? embed : u <= c->layers ? block : head;
     int count = u == 0 ? COUNT(embed) : u <= c->layers ? COUNT(block) : COUNT(head);
     memcpy(n, list, (size_t)count * sizeof *n);
@@ -647,7 +647,7 @@ static int tensors_of(const Config *c, int u, int tp, long *n)
  * by how many there are. */
 static double unit_size(const Config *c, int u, int tp, int shards, double *chunks)
 {
-    long n[16], size = 0, whole = (long)shards * VIT_CHUNK;
+    long n[MAX_UNIT_PARAMS], size = 0, whole = (long)shards * VIT_CHUNK;
     int count = tensors_of(c, u, tp, n);
     for (int i = 0; i < count; i++) {
         if (n[i])
@@ -732,12 +732,14 @@ static void backward_bytes(Sent *s, int B)
     const Config *c = &on.config;
     double all = (double)B * vit_tokens(c) * c->width;
     if (p->end == c->layers + 2)
-        s->bytes += head_sum((double)B * (c->representation ? c->representation : c->width));
+        s->bytes += head_sum((double)B * (c->representation ? c->representation : vit_features(c)));
     for (int u = p->end - 1; u >= p->first; u--) {
         if (u > 0 && u <= c->layers) {
             again_bytes(s, u - 1, B);
             s->bytes += ring(rows_of(u - 1, B), p->tp.ranks, under.type);
             s->bytes += ring(all, p->tp.ranks, under.type);
+            if (c->qk_norm) /* four vectors of a head's size, that all heads share */
+                s->bytes += 4 * ring((double)c->width / c->heads, p->tp.ranks, F32);
         }
         need(s, u);
     }
