@@ -65,44 +65,55 @@ static const Name timm[] = {
     {0}};
 
 /* ViT, DeiT, ViT-MAE, ViT-MSN; and DINOv2, where blocks differ. */
+#define PATCHES BOTH("patch_embed.proj", "embeddings.patch_embeddings.projection")
+#define ATTENTION(their)                                                 \
+    PIECE("blocks.#.attn.qkv", their "attention.attention.query", 0),    \
+    PIECE("blocks.#.attn.qkv", their "attention.attention.key", 1),      \
+    PIECE("blocks.#.attn.qkv", their "attention.attention.value", 2),    \
+    BOTH("blocks.#.attn.proj", their "attention.output.dense")
+#define VIT(their)                                                       \
+    BOTH("blocks.#.norm1", their "layernorm_before"),                    \
+    BOTH("blocks.#.norm2", their "layernorm_after"),                     \
+    BOTH("blocks.#.mlp.fc1", their "intermediate.dense"),                \
+    BOTH("blocks.#.mlp.fc2", their "output.dense")
+#define DINOV2(their)                                                    \
+    BOTH("blocks.#.norm1", their "norm1"),                               \
+    {"blocks.#.ls1.gamma", their "layer_scale1.lambda1", 0, 0},          \
+    BOTH("blocks.#.norm2", their "norm2"),                               \
+    {"blocks.#.ls2.gamma", their "layer_scale2.lambda1", 0, 0}
+#define PLAIN(their)                                                     \
+    BOTH("blocks.#.mlp.fc1", their "mlp.fc1"),                           \
+    BOTH("blocks.#.mlp.fc2", their "mlp.fc2")
+#define GATED(their)                                                     \
+    BOTH("blocks.#.mlp.fc1", their "mlp.weights_in"),                    \
+    BOTH("blocks.#.mlp.fc2", their "mlp.weights_out")
+#define LAYER "encoder.layer.#."
+#define LAYER5 "layers.#." /* state_dict() since version 5, which files do not have */
 static const Name transformers[] = {
     {"cls_token", "embeddings.cls_token", 0, TOKENS},
     {"cls_token", "embeddings.distillation_token", 1, TOKENS},
     {"cls_token", "embeddings.register_tokens", 2, TOKENS},
     {"pos_embed", "embeddings.position_embeddings", 0, TOKENS},
-    BOTH("patch_embed.proj", "embeddings.patch_embeddings.projection"),
-#define LAYER(their)                                                                   \
-    BOTH("blocks.#.norm1", their "layernorm_before"),                                  \
-    BOTH("blocks.#.norm1", their "norm1"),                                             \
-    PIECE("blocks.#.attn.qkv", their "attention.attention.query", 0),                  \
-    PIECE("blocks.#.attn.qkv", their "attention.attention.key", 1),                    \
-    PIECE("blocks.#.attn.qkv", their "attention.attention.value", 2),                  \
-    BOTH("blocks.#.attn.proj", their "attention.output.dense"),                        \
-    PIECE("blocks.#.attn.qkv", their "attention.q_proj", 0),                           \
-    PIECE("blocks.#.attn.qkv", their "attention.k_proj", 1),                           \
-    PIECE("blocks.#.attn.qkv", their "attention.v_proj", 2),                           \
-    BOTH("blocks.#.attn.proj", their "attention.o_proj"),                              \
-    {"blocks.#.ls1.gamma", their "layer_scale1.lambda1", 0, 0},                        \
-    BOTH("blocks.#.norm2", their "layernorm_after"),                                   \
-    BOTH("blocks.#.norm2", their "norm2"),                                             \
-    BOTH("blocks.#.mlp.fc1", their "intermediate.dense"),                              \
-    BOTH("blocks.#.mlp.fc1", their "mlp.fc1"),                                         \
-    BOTH("blocks.#.mlp.fc2", their "output.dense"),                                    \
-    BOTH("blocks.#.mlp.fc2", their "mlp.fc2"),                                         \
-    BOTH("blocks.#.mlp.fc1", their "mlp.weights_in"),                                  \
-    BOTH("blocks.#.mlp.fc2", their "mlp.weights_out"),                                 \
-    {"blocks.#.ls2.gamma", their "layer_scale2.lambda1", 0, 0}
-    LAYER("encoder.layer.#."),
-    LAYER("layers.#."), /* state_dict() since version 5, which files do not have */
-#undef LAYER
+    PATCHES,
+    ATTENTION(LAYER), VIT(LAYER), DINOV2(LAYER), PLAIN(LAYER), GATED(LAYER),
+    ATTENTION(LAYER5), VIT(LAYER5), DINOV2(LAYER5), PLAIN(LAYER5), GATED(LAYER5),
+    PIECE("blocks.#.attn.qkv", LAYER5 "attention.q_proj", 0),
+    PIECE("blocks.#.attn.qkv", LAYER5 "attention.k_proj", 1),
+    PIECE("blocks.#.attn.qkv", LAYER5 "attention.v_proj", 2),
+    BOTH("blocks.#.attn.proj", LAYER5 "attention.o_proj"),
     BOTH("norm", "layernorm"),
     BOTH("head", "classifier"),
     BOTH("head", "cls_classifier"),
     BOTH(SECOND_HEAD, "distillation_classifier"),
     {0}};
+const Name names_vit[] = {PATCHES, ATTENTION(LAYER), VIT(LAYER), BOTH("norm", "layernorm"), {0}};
+const Name names_dinov2[] = {PATCHES, ATTENTION(LAYER), DINOV2(LAYER), PLAIN(LAYER),
+                             BOTH("norm", "layernorm"), {0}};
+const Name names_dinov2_gated[] = {PATCHES, ATTENTION(LAYER), DINOV2(LAYER), GATED(LAYER),
+                                   BOTH("norm", "layernorm"), {0}};
 
 /* The image towers of CLIP and SigLIP. */
-static const Name towers[] = {
+const Name names_towers[] = {
     {"cls_token", "embeddings.class_embedding", 0, TOKENS},
     {"pos_embed", "embeddings.position_embedding.weight", 0, TOKENS},
     BOTH("patch_embed.proj", "embeddings.patch_embedding"),
@@ -209,34 +220,42 @@ static const Name mmpretrain[] = {
     NORM("blocks.#.norm2", at norm2),                                                       \
     DENSE("blocks.#.mlp.fc1", at mlp "/Dense_0"),                                           \
     DENSE("blocks.#.mlp.fc2", at mlp "/Dense_1")
+#define MAP_ATTENTION "MAPHead_0/MultiHeadDotProductAttention_0"
+#define OUTSIDE                                                                             \
+    {"patch_embed.proj.weight", "embedding/kernel", 0, CONV},                               \
+    {"patch_embed.proj.bias", "embedding/bias", 0, 0},                                      \
+    NORM("norm", "Transformer/encoder_norm"),                                               \
+    {"attn_pool.latent", "MAPHead_0/probe", 0, TOKENS},                                     \
+    DENSE("attn_pool.q", MAP_ATTENTION "/query"),                                           \
+    QKV("attn_pool.kv", MAP_ATTENTION "/key", 0),                                           \
+    QKV("attn_pool.kv", MAP_ATTENTION "/value", 1),                                         \
+    {"attn_pool.proj.weight", MAP_ATTENTION "/out/kernel", 0, OUT_KERNEL},                  \
+    {"attn_pool.proj.bias", MAP_ATTENTION "/out/bias", 0, 0},                               \
+    NORM("attn_pool.norm", "MAPHead_0/LayerNorm_0"),                                        \
+    DENSE("attn_pool.mlp.fc1", "MAPHead_0/MlpBlock_0/Dense_0"),                             \
+    DENSE("attn_pool.mlp.fc2", "MAPHead_0/MlpBlock_0/Dense_1"),                             \
+    DENSE("pre_logits.fc", "pre_logits"),                                                   \
+    DENSE("head", "head"),                                                                  \
+    {"cls_token", "cls", 0, TOKENS}
 static const Name google[] = {
-    {"cls_token", "cls", 0, TOKENS},
+    OUTSIDE,
     {"pos_embed", "Transformer/posembed_input/pos_embedding", 0, TOKENS},
     {"pos_embed", "pos_embedding", 0, TOKENS},
-    {"patch_embed.proj.weight", "embedding/kernel", 0, CONV},
-    {"patch_embed.proj.bias", "embedding/bias", 0, 0},
     BLOCK("Transformer/encoderblock_#/", OLD),
     BLOCK("Transformer/encoderblock_#/", NEW),
     BLOCK("**Transformer/encoderblock/", NEW),
-    NORM("norm", "Transformer/encoder_norm"),
-    {"attn_pool.latent", "MAPHead_0/probe", 0, TOKENS},
-    DENSE("attn_pool.q", "MAPHead_0/MultiHeadDotProductAttention_0/query"),
-    QKV("attn_pool.kv", "MAPHead_0/MultiHeadDotProductAttention_0/key", 0),
-    QKV("attn_pool.kv", "MAPHead_0/MultiHeadDotProductAttention_0/value", 1),
-    {"attn_pool.proj.weight", "MAPHead_0/MultiHeadDotProductAttention_0/out/kernel", 0, OUT_KERNEL},
-    {"attn_pool.proj.bias", "MAPHead_0/MultiHeadDotProductAttention_0/out/bias", 0, 0},
-    NORM("attn_pool.norm", "MAPHead_0/LayerNorm_0"),
-    DENSE("attn_pool.mlp.fc1", "MAPHead_0/MlpBlock_0/Dense_0"),
-    DENSE("attn_pool.mlp.fc2", "MAPHead_0/MlpBlock_0/Dense_1"),
-    DENSE("pre_logits.fc", "pre_logits"),
-    DENSE("head", "head"),
+    {0}};
+const Name names_google[] = {
+    OUTSIDE,
+    {"pos_embed", "Transformer/posembed_input/pos_embedding", 0, TOKENS},
+    BLOCK("Transformer/encoderblock_#/", NEW),
     {0}};
 /* clang-format on */
 
 const Family families[] = {
     {"timm's", "patch_embed.proj.weight", timm},
     {"transformers'", "embeddings.patch_embeddings.projection.weight", transformers},
-    {"transformers' CLIP and SigLIP", "embeddings.patch_embedding.weight", towers},
+    {"transformers' CLIP and SigLIP", "embeddings.patch_embedding.weight", names_towers},
     {"open_clip's", "ln_pre.weight", openai},
     {"torchvision's", "conv_proj.weight", torchvision},
     {"mmpretrain's", "patch_embed.projection.weight", mmpretrain},

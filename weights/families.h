@@ -29,6 +29,9 @@ typedef struct {
 } Family;
 extern const Family families[];
 extern const int family_count;
+/* For writing: of each tensor one name, or one for each part. transformers' two kinds of blocks, its
+ * image towers, and Google's newer numbering. */
+extern const Name names_vit[], names_dinov2[], names_dinov2_gated[], names_towers[], names_google[];
 
 /* What a tensor's name says: that the network is no plain ViT, that the tensor may be left out, or
  * which other kind of model the file holds; NULL: nothing. */

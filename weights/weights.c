@@ -437,14 +437,37 @@ static bool describe(Weights *w, WeightsInfo *info, Error *e)
     return vit_config_check(&with_head, &why) || fail(e, why.hint, "%s: %s", f->path, why.what);
 }
 
-bool weights_describe(const char *path, int image_h, int image_w, WeightsInfo *info, Error *e)
+SafeTensors *weights_open(const char *path, int image_h, int image_w, WeightsInfo *info, Error *e)
 {
     Weights w;
     if (!open_weights(path, image_h, image_w, -1, &w, e))
-        return false;
-    bool ok = describe(&w, info, e);
+        return NULL;
+    if (describe(&w, info, e))
+        return w.f;
     st_close(w.f);
-    return ok;
+    return NULL;
+}
+
+bool weights_describe(const char *path, int image_h, int image_w, WeightsInfo *info, Error *e)
+{
+    SafeTensors *f = weights_open(path, image_h, image_w, info, e);
+    st_close(f);
+    return f != NULL;
+}
+
+real *weights_values(const SafeTensors *f, const char *name, long *n, Error *e)
+{
+    const StTensor *t = st_find(f, name);
+    if (!t) {
+        fail(e, timm_hint, "%s: there is no tensor %s", f->path, name);
+        return NULL;
+    }
+    real *x = xmalloc((size_t)(t->n ? t->n : 1) * sizeof *x);
+    *n = t->n;
+    if (st_read_real(f, t, 0, t->n, x, e))
+        return x;
+    free(x);
+    return NULL;
 }
 
 bool weights_config(const char *path, Config *c, char *assumed, size_t size, Error *e)

@@ -271,7 +271,7 @@ zip64(here("zip64.npz"))
 
 variants = {"fc-norm": {"global_pool": "avg"}, "map": {"global_pool": "map", "class_token": False},
             "qk-norm": {"qk_norm": True}, "gated": {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU},
-            "swiglu": {"mlp_layer": timm.layers.SwiGLU}}
+            "swiglu": {"mlp_layer": timm.layers.SwiGLU, "act_layer": nn.SiLU}}
 for name, more in variants.items():
     model = vit(**more)
     keep(name + ".safetensors", model)

@@ -1,0 +1,29 @@
+/* export.h - a model's weights in the forms of other programs.
+ *
+ * Each form holds what its program computes; a model that it cannot be is an error that says why.
+ * What changes no number is rewritten (a bias into positions, one head into two), what changes the
+ * last digits is noted.
+ */
+#pragma once
+
+#include "weights/safetensors.h"
+#include "weights/weights.h"
+
+typedef struct {
+    const Config *c;      /* classes 0: without a head */
+    const SafeTensors *f; /* under our names */
+    char *const *labels;  /* [classes], or NULL */
+    double crop_pct;      /* how evaluation prepares images, as in Hub */
+    int crop, interpolation;
+    char notes[512];      /* what the reader of the result should know; "" for nothing */
+} Export;
+
+/* model.safetensors of ours. */
+bool export_ours(const Export *x, const char *file, Error *e);
+/* Folders as a hub has them: config.json, model.safetensors, and transformers'
+ * preprocessor_config.json. timm.create_model('local-dir:DIR', pretrained=True) takes the one,
+ * from_pretrained(DIR) of the class in config.json the other. */
+bool export_timm(Export *x, const char *dir, Error *e);
+bool export_hf(Export *x, const char *dir, Error *e);
+/* Google's .npz, in the newer numbering. */
+bool export_npz(Export *x, const char *file, Error *e);
