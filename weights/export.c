@@ -370,6 +370,9 @@ static bool timm_can(const Config *c, Error *e)
     return true;
 }
 
+static const char *const timm_pools[] = {
+    [POOL_CLS] = "token", [POOL_GAP] = "avg", [POOL_MAP] = "map", [POOL_CLS_DIST] = "token"};
+
 static cJSON *timm_args(const Config *c)
 {
     static const char *const acts[] = {[ACT_GELU] = "gelu", [ACT_GELU_TANH] = "gelu_tanh",
@@ -385,6 +388,7 @@ static cJSON *timm_args(const Config *c)
         cJSON_AddStringToObject(a, "act_layer", acts[c->act]);
     if (c->pool == POOL_CLS_DIST)
         return a;
+    cJSON_AddStringToObject(a, "global_pool", timm_pools[c->pool]);
     cJSON_AddBoolToObject(a, "class_token", c->cls_tokens > 0);
     cJSON_AddNumberToObject(a, "reg_tokens", c->cls_tokens > 1 ? c->cls_tokens - 1 : 0);
     cJSON_AddBoolToObject(a, "no_embed_class", false);
@@ -398,15 +402,13 @@ static cJSON *timm_args(const Config *c)
 
 static cJSON *timm_config(const Export *x, const char *architecture)
 {
-    static const char *const pools[] = {[POOL_CLS] = "token", [POOL_GAP] = "avg",
-                                        [POOL_MAP] = "map", [POOL_CLS_DIST] = "token"};
     const Config *c = x->c;
     const char *interpolation = x->interpolation == 0 ? "bilinear" : "bicubic";
     cJSON *json = cJSON_CreateObject(), *cfg = cJSON_CreateObject();
     cJSON_AddStringToObject(json, "architecture", architecture);
     cJSON_AddNumberToObject(json, "num_classes", c->classes);
     cJSON_AddNumberToObject(json, "num_features", c->width);
-    cJSON_AddStringToObject(json, "global_pool", pools[c->pool]);
+    cJSON_AddStringToObject(json, "global_pool", timm_pools[c->pool]);
     cJSON_AddItemToObject(json, "model_args", timm_args(c));
     cJSON_AddItemToObject(json, "pretrained_cfg", cfg);
     cJSON_AddBoolToObject(cfg, "custom_load", false);
@@ -822,13 +824,13 @@ bool export_npz(Export *x, const char *file, Error *e)
         if (strange[i].has)
             return fail(e, instead, "Google's ViTs do not have %s", strange[i].what);
     List l = {0};
-    bool ok = add_by_table(x, &l, names_google, "", e);
+    bool ok = add_by_table(x, &l, names_google, "params/", e);
     if (ok) {
         if (c->cls_tokens)
-            add_tokens(x, &l, "cls", 0, 1);
-        add(&l, "Transformer/posembed_input/pos_embedding", positions_of(x, false), 3,
+            add_tokens(x, &l, "params/cls", 0, 1);
+        add(&l, "params/pos_embedding", positions_of(x, false), 3,
             (const int[]){1, vit_tokens(c), c->width});
-        add_zero_bias(x, &l, "embedding/bias");
+        add_zero_bias(x, &l, "params/embedding/bias");
         static const char *const layers[][2] = {{"head", "head"}, {"pre_logits.fc", "pre_logits"}};
         for (int i = 0; i < COUNT(layers); i++) {
             char ours[NAME_SIZE], theirs[NAME_SIZE];
@@ -838,11 +840,11 @@ bool export_npz(Export *x, const char *file, Error *e)
                 continue;
             const Name kernel = {ours, "kernel", 0, KERNEL};
             real *v = values_of(x, ours);
-            snprintf(theirs, sizeof theirs, "%s/kernel", layers[i][1]);
+            snprintf(theirs, sizeof theirs, "params/%s/kernel", layers[i][1]);
             add_part(x, &l, &kernel, theirs, t, v, (int)t->shape[0]);
             free(v);
             snprintf(ours, sizeof ours, "%s.bias", layers[i][0]);
-            snprintf(theirs, sizeof theirs, "%s/bias", layers[i][1]);
+            snprintf(theirs, sizeof theirs, "params/%s/bias", layers[i][1]);
             add_same(x, &l, ours, theirs);
         }
         ok = npz_write(file, l.at, l.n, e);

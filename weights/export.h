@@ -25,5 +25,5 @@ bool export_ours(const Export *x, const char *file, Error *e);
  * from_pretrained(DIR) of the class in config.json the other. */
 bool export_timm(Export *x, const char *dir, Error *e);
 bool export_hf(Export *x, const char *dir, Error *e);
-/* Google's .npz, in the newer numbering. */
+/* Google's .npz, as big_vision writes it: the newer numbering, under params/. */
 bool export_npz(Export *x, const char *file, Error *e);

@@ -247,7 +247,6 @@ static const Name google[] = {
     {0}};
 const Name names_google[] = {
     OUTSIDE,
-    {"pos_embed", "Transformer/posembed_input/pos_embedding", 0, TOKENS},
     BLOCK("Transformer/encoderblock_#/", NEW),
     {0}};
 /* clang-format on */

@@ -431,10 +431,12 @@ static Value block(Graph *g, Value x, int l)
 static Value mean(Graph *g, Value x)
 {
     const Config *c = g->x->c;
-    x = node(g, "Slice", x, integers(g, 1, c->cls_tokens), integers(g, 1, vit_tokens(c)));
+    Value patches = new_value(g), first = integers(g, 1, c->cls_tokens);
+    Value end = integers(g, 1, vit_tokens(c)), axes = integers(g, 1, 1);
+    put_node(g, "Slice", (const Value[]){x, first, end, axes}, 4, &patches, 1);
     set_ints("axes", 1, (const int[]){1});
     set_int("keepdims", 0);
-    return node(g, "ReduceMean", x, NULL, NULL);
+    return node(g, "ReduceMean", patches, NULL, NULL);
 }
 
 /* What a learned query finds: y = proj(attention), y + mlp(norm(y)). */
