@@ -1362,6 +1362,28 @@ void backend_cpu_reexec(char **argv)
     machine_restart(argv, openblas_get_corename());
 }
 
+/* OpenBLAS's own; other libraries have none. */
+void *blas_memory_alloc(int position) __attribute__((weak));
+void blas_memory_free(void *buffer) __attribute__((weak));
+
+/* OpenBLAS maps a buffer for each thread when it first needs one, and where it gets none it tries
+ * again forever: so it takes them now, when that can still be said. */
+static void take_buffers(int threads)
+{
+    enum { MOST = 256 };
+    void *buffer[MOST];
+    int n = threads < MOST ? threads : MOST;
+    if (!blas_memory_alloc || !blas_memory_free)
+        return;
+    if (!machine_has_addresses((size_t)n * MACHINE_BLAS_BUFFER))
+        die("give fewer --threads, or lift the limit that `ulimit -v` shows",
+            "no address space for OpenBLAS's buffers: 128 MiB for each of %d threads", n);
+    for (int i = 0; i < n; i++)
+        buffer[i] = blas_memory_alloc(0);
+    for (int i = 0; i < n; i++)
+        blas_memory_free(buffer[i]);
+}
+
 static void cpu_init(const Device *d)
 {
     if (d->type != F32 || d->tf32)
@@ -1377,6 +1399,7 @@ static void cpu_init(const Device *d)
     if (threads > 0)
         omp_set_num_threads(threads);
     openblas_set_num_threads(omp_get_max_threads());
+    take_buffers(omp_get_max_threads());
 }
 
 /* OpenBLAS has one algorithm for a product. */

@@ -1324,17 +1324,26 @@ static Model *new_model(const Config *c, const Plan *plan, const Backend *be)
     return m;
 }
 
-double vit_bytes(const Config *c, const Plan *plan, const Backend *be)
+Memory vit_memory(const Config *c, const Plan *plan, const Backend *be)
 {
     Model *m = new_model(c, plan, be);
-    double bytes = 0;
+    double bytes[COUNT(plans)];
     for (int i = 0; i < COUNT(plans); i++) {
         Arena a = {.gap = m->plan.gap};
         plans[i].plan(m, &a);
-        bytes += (double)a.bytes;
+        bytes[i] = (double)a.bytes;
     }
+    const Units *u = &m->own;
+    double host = (double)m->host.bytes, opt = (double)u->bytes_opt - host;
+    Memory r = {(double)u->bytes_weights, (double)u->bytes_grads, opt, bytes[1], bytes[2], host};
     vit_free(m);
-    return bytes;
+    return r;
+}
+
+double vit_bytes(const Config *c, const Plan *plan, const Backend *be)
+{
+    Memory m = vit_memory(c, plan, be);
+    return m.weights + m.gradients + m.optimiser + m.activations + m.inputs;
 }
 
 int vit_largest_batch(const Config *c, const Plan *plan, const Backend *be, double bytes)

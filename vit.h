@@ -154,8 +154,13 @@ typedef struct Model {
 /* Layout, memory plan, allocation; weights are zero. Dies if c is impossible or memory is short. */
 Model *vit_create(const Config *c, const Plan *plan, const Backend *be);
 void vit_free(Model *m);
-/* Device memory that vit_create would take, and the largest max_batch up to the plan's for which
- * that fits into `bytes`; 0: none. */
+/* Bytes that vit_create would take: of the device by class, and of the host's for the optimiser. */
+typedef struct {
+    double weights, gradients, optimiser, activations, inputs, host;
+} Memory;
+Memory vit_memory(const Config *c, const Plan *plan, const Backend *be);
+/* Those of the device together, and the largest max_batch up to the plan's for which they fit into
+ * `bytes`; 0: none. */
 double vit_bytes(const Config *c, const Plan *plan, const Backend *be);
 int vit_largest_batch(const Config *c, const Plan *plan, const Backend *be, double bytes);
 

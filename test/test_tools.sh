@@ -61,7 +61,7 @@ find pics -type f | sort | xargs md5sum >before
 
 good "help" --help
 says "help" 'shard'
-for command in index shard show; do
+for command in index plan shard show; do
     good "$command --help" $command --help
     says "$command --help" "usage: ./vit $command"
 done

@@ -250,6 +250,16 @@ else
     skip "no tmpfs can be mounted here"
 fi
 
+for limit in 200000 320000 450000; do # KiB of addresses: OpenBLAS waits forever for what it lacks
+    (
+        ulimit -v $limit
+        timeout 20 "$binary" $fake --threads 2 --steps 2 --out tight >log 2>&1
+        echo $? >status
+    )
+    check "$limit KiB of addresses: status $(cat status)" [ "$(cat status)" = 1 ]
+    check "$limit KiB of addresses: says so" sh -c "grep -q '^error: no address space' log && grep -q 'ulimit -v' log"
+done
+
 "$binary" $fake --steps 1000000 --eval-every 1000000 --save-every 5 --out term >log.term 2>&1 &
 pid=$!
 until_true test -e term/latest

@@ -4,13 +4,14 @@
  * (make.py there): each must load and give the same. Then what is refused, and how it is named;
  * what lies beside the weights; damaged archives; positions of other grids.
  *
- * Read in this order: models, runs of elements, registers, folders, refusals, damage, positions,
+ * Read in this order: models, runs of elements, registers, folders, export, refusals, damage, positions,
  * cases.
  */
 #include "vit.h"
 
 #include "checkpoint.h"
 #include "files.h"
+#include "weights/export.h"
 #include "weights/names.h"
 #include "weights/open.h"
 #include "weights/weights.h"
@@ -234,6 +235,60 @@ static void test_folders(void)
     free(labels);
     CHECK(!hub_labels(at(here, "hf-deit/model.safetensors"), 5), "LABEL_0 is no name");
     CHECK(!hub_labels(at(here, "hf-vit/model.safetensors"), 4), "names of other classes");
+}
+
+/* ---- export ---- */
+
+/* Each network in each form that can hold it, read again: the same logits. Forms that cannot say
+ * why; test/zoo.py asks the libraries themselves. */
+static void test_export(void)
+{
+    static const struct {
+        const char *out;
+        bool (*write)(Export *x, const char *path, Error *e);
+    } forms[] = {{"timm", export_timm}, {"hf", export_hf}, {"google.npz", export_npz}};
+    Error e;
+    int written[COUNT(forms) + 1] = {0};
+    SafeTensors *f = st_open(at(here, "logits.safetensors"), &e);
+    if (!CHECK(f != NULL, "%s", e.what))
+        return;
+    for (int i = 0; i < f->count; i++) {
+        const StTensor *t = &f->tensor[i];
+        WeightsInfo w;
+        char report[256] = "", *file = file_of(at(here, t->name));
+        bool skip = strcmp(t->name, "image") == 0 || contains(t->name, "resized");
+#ifndef HAVE_ZLIB
+        skip |= contains("bigvision.npz zip64.npz", t->name);
+#endif
+        SafeTensors *model = skip ? NULL : weights_open(file, 0, 0, &w, &e);
+        if (!skip && CHECK(model != NULL, "%s", e.what)) {
+            if (assumes(&w, "heads"))
+                w.config.heads = 2;
+            Export x = {.c = &w.config, .f = model, .crop_pct = 0.9};
+            for (int k = 0; k <= COUNT(forms); k++) {
+                const char *out =
+                    at(temporary, k < COUNT(forms) ? forms[k].out : "ours.safetensors");
+                e = (Error){"", ""};
+                bool ok = k < COUNT(forms) ? forms[k].write(&x, out, &e) : export_ours(&x, out, &e);
+                CHECK(ok || (*e.what && *e.hint), "%s", t->name);
+                bool said = k < 2 || k == COUNT(forms) || w.config.act == ACT_GELU;
+                Model *m = ok && said ? load(out, 12, report, sizeof report, &e) : NULL;
+                if (!ok || !said || !CHECK(m != NULL, "%s as %s: %s", t->name, out, e.what))
+                    continue;
+                double far = distance(m, f, t);
+                bool eps = contains(x.notes, "eps") && k == 0; /* a little, as it says */
+                CHECK(far < (eps ? 2e-2 : 2e-5), "%s as %s: logits differ by %.1e", t->name, out,
+                      far);
+                vit_free(m);
+                written[k]++;
+            }
+        }
+        st_close(model);
+        free(file);
+    }
+    st_close(f);
+    for (int k = 0; k <= COUNT(forms); k++)
+        CHECK(written[k] >= 10, "form %d: %d", k, written[k]);
 }
 
 /* ---- refusals ---- */
@@ -487,6 +542,7 @@ int main(int argc, char **argv)
     test_runs();
     test_registers();
     test_folders();
+    test_export();
     test_refusals();
     test_beside();
     test_damage();

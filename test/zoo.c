@@ -1,9 +1,9 @@
 /* zoo.c - what test/zoo.py asks of this program, in double:
  *
- *   zoo logits IN OUT FILE...     logits of the images in IN, of each file's model: OUT has "0", "1", ...
- *                                 [B, K]; of one without a head what the head would read, [B, D]
- *   zoo step IN BEFORE AFTER OPT  one update of BEFORE on IN, by sgd or adamw, beside the one that
- *                                 AFTER holds: prints the worst distance and its tensor
+ *   zoo logits IN OUT FILE...     logits of the images in IN, of each file's model: OUT has "0",
+ * "1", ... [B, K]; of one without a head what the head would read, [B, D] zoo step IN BEFORE AFTER
+ * OPT  one update of BEFORE on IN, by sgd or adamw, beside the one that AFTER holds: prints the
+ * worst distance and its tensor
  *
  * IN is a safetensors file with `images` [B, 3, H, W], as the network sees them, and `labels` [B].
  * Files are what --weights takes; nothing is said about them.
@@ -77,7 +77,7 @@ static int read_batch(const char *path, int K, real **images, real **targets)
 static void logits(const char *in, const char *out, char **file, int n)
 {
     real **y = xcalloc((size_t)n, sizeof *y);
-    int (*shape)[2] = xcalloc((size_t)n, sizeof *shape);
+    int(*shape)[2] = xcalloc((size_t)n, sizeof *shape);
     StWriter *w = st_create(out);
     for (int i = 0; i < n; i++) {
         real *images, *targets;
@@ -151,9 +151,11 @@ static void step(const char *in, const char *before, const char *after, const ch
         if (!is_comparable(&w, f, p))
             continue;
         long n;
-        real *theirs = weights_values(f, p->name, &n, &e), *ours = xmalloc((size_t)n * sizeof *ours);
+        real *theirs = weights_values(f, p->name, &n, &e),
+             *ours = xmalloc((size_t)n * sizeof *ours);
         must(theirs != NULL && n == p->n);
-        vit_read_act(m, (const dev *)((const char *)m->own.weights + p->offset * (long)sizeof(real)),
+        vit_read_act(m,
+                     (const dev *)((const char *)m->own.weights + p->offset * (long)sizeof(real)),
                      0, n, ours);
         for (long k = 0; k < n; k++) {
             double far = fabs((double)(ours[k] - theirs[k])) * RATE;
@@ -184,6 +186,7 @@ int main(int argc, char **argv)
     else if (argc == 6 && strcmp(argv[1], "step") == 0)
         step(argv[2], argv[3], argv[4], argv[5]);
     else
-        die_usage("test/zoo.py calls it", "zoo logits IN OUT FILE... | zoo step IN BEFORE AFTER OPT");
+        die_usage("test/zoo.py calls it",
+                  "zoo logits IN OUT FILE... | zoo step IN BEFORE AFTER OPT");
     return 0;
 }

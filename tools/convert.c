@@ -58,11 +58,12 @@ const Command command_import = {
     .name = "import",
     .summary = "weights of timm, transformers, ... to model.safetensors",
     .usage = "IN OUT [--heads N ...]",
-    .help = "Reads weights of any form that --weights takes (safetensors, .pth, .bin, .npz, a hub's "
-            "folder, a\nrun) and writes them as the training program does, with all settings in the "
-            "file. OUT is a\n.safetensors file, or a folder for model.safetensors. What neither the "
-            "file nor a config.json beside\nit says can be given as a flag: --heads, --act, --pool, "
-            "--eps, --mean-r, ... (./train_cpu --help all).\n",
+    .help =
+        "Reads weights of any form that --weights takes (safetensors, .pth, .bin, .npz, a hub's "
+        "folder, a\nrun) and writes them as the training program does, with all settings in the "
+        "file. OUT is a\n.safetensors file, or a folder for model.safetensors. What neither the "
+        "file nor a config.json beside\nit says can be given as a flag: --heads, --act, --pool, "
+        "--eps, --mean-r, ... (./train_cpu --help all).\n",
     .run = run_import,
 };
 
@@ -127,12 +128,13 @@ const Command command_export = {
     .name = "export",
     .summary = "weights to timm, transformers, Google's npz or ONNX",
     .usage = "--format timm|hf|npz|onnx IN OUT [--normalise] [--heads N ...]",
-    .help = "IN is a run (its best checkpoint), a file of weights or a hub's folder. timm and hf "
-            "write a folder with\nmodel.safetensors and config.json: timm.create_model("
-            "'local-dir:OUT', pretrained=True), or\nfrom_pretrained('OUT') of the class that "
-            "config.json names. npz writes Google's arrays. onnx writes a graph\nof opset 17 for any "
-            "number of images, [N, 3, H, W] -> logits [N, K]. A network that the form cannot\nhold "
-            "is refused with the reason.\n",
+    .help =
+        "IN is a run (its best checkpoint), a file of weights or a hub's folder. timm and hf "
+        "write a folder with\nmodel.safetensors and config.json: timm.create_model("
+        "'local-dir:OUT', pretrained=True), or\nfrom_pretrained('OUT') of the class that "
+        "config.json names. npz writes Google's arrays. onnx writes a graph\nof opset 17 for any "
+        "number of images, [N, 3, H, W] -> logits [N, K]. A network that the form cannot\nhold "
+        "is refused with the reason.\n",
     .flags = export_flags,
     .n_flags = COUNT(export_flags),
     .run = run_export,

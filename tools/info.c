@@ -81,8 +81,8 @@ static cJSON *state_json(const ToolModel *m)
 {
     Error e;
     const char *slash = strrchr(m->file, '/');
-    char *path = xasprintf("%.*s/train_state.safetensors", slash ? (int)(slash - m->file) : 0,
-                           m->file);
+    char *path =
+        xasprintf("%.*s/train_state.safetensors", slash ? (int)(slash - m->file) : 0, m->file);
     SafeTensors *f = m->run ? st_open(path, &e) : NULL;
     free(path);
     if (!f)
@@ -121,9 +121,9 @@ static cJSON *describe(const ToolModel *m)
     cJSON_AddItemToObject(json, "assumed", assumed_json(w));
     cJSON_AddStringToObject(json, "notes", w->notes);
     if (m->labels)
-        cJSON_AddItemToObject(json, "labels",
-                              cJSON_CreateStringArray((const char *const *)m->labels,
-                                                      w->config.classes));
+        cJSON_AddItemToObject(
+            json, "labels",
+            cJSON_CreateStringArray((const char *const *)m->labels, w->config.classes));
     cJSON *state = state_json(m);
     if (state)
         cJSON_AddItemToObject(json, "training", state);
@@ -150,7 +150,8 @@ static void print_object(const char *title, const cJSON *object)
         bool line = column == 0 || column + strlen(item->string) + n > 76;
         column = line ? 0 : column;
         if (line)
-            printf("%s%-9s ", item == object->child ? "" : "\n", item == object->child ? title : "");
+            printf("%s%-9s ", item == object->child ? "" : "\n",
+                   item == object->child ? title : "");
         column += (size_t)printf("%s%s %s", line ? "" : ", ", item->string, value);
         cJSON_free(text);
     }
@@ -176,7 +177,8 @@ static void print_lines(const ToolModel *m, const cJSON *json)
            cJSON_IsTrue(cJSON_GetObjectItem(json, "averaged")) ? ": averaged weights, those that "
                                                                  "were evaluated"
                                                                : "");
-    printf("size      %d tensors, %s parameters, %sFLOP per image\n", m->f->count, parameters, flops);
+    printf("size      %d tensors, %s parameters, %sFLOP per image\n", m->f->count, parameters,
+           flops);
     print_object("model", cJSON_GetObjectItem(json, "config"));
     print_object("images", cJSON_GetObjectItem(json, "images"));
     for (int i = 0; i < w->assumptions; i++)
@@ -224,8 +226,9 @@ const Command command_info = {
     .name = "info",
     .summary = "what a file of weights, a hub's folder or a run is",
     .usage = "FILE|DIR|RUN [--json] [--tensors]",
-    .help = "Says what the weights are, which settings the model has and which of them were assumed, "
-            "how it expects\nimages, and of a run how far it is.\n",
+    .help =
+        "Says what the weights are, which settings the model has and which of them were assumed, "
+        "how it expects\nimages, and of a run how far it is.\n",
     .flags = info_flags,
     .n_flags = COUNT(info_flags),
     .run = run_info,

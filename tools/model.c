@@ -200,8 +200,7 @@ void tool_model_say(const ToolModel *m)
         fprintf(stderr, "          %s\n", w->form);
     if (st_meta(m->f, "weights"))
         fprintf(stderr, "          the %s of a run of ours\n",
-                strcmp(st_meta(m->f, "weights"), "average") == 0 ? "averaged weights"
-                                                                  : "weights");
+                strcmp(st_meta(m->f, "weights"), "average") == 0 ? "averaged weights" : "weights");
     if (*w->notes)
         fprintf(stderr, "note: %s\n", w->notes);
     char text[1024] = "";

@@ -1,5 +1,5 @@
-/* model.h - the model that a command of ./vit is given: a file of weights, a folder as a hub has it,
- * or a run of ours.
+/* model.h - the model that a command of ./vit is given: a file of weights, a folder as a hub has
+ * it, or a run of ours.
  */
 #pragma once
 
@@ -16,9 +16,9 @@ typedef struct {
     int crop, interpolation; /* weights, or what the training program assumes */
 } ToolModel;
 
-/* The first word of argv that is no flag names it; it is taken out, and so are settings of the model
- * (--heads 3, --act quick_gelu), which come before what is found. Dies where there is none. A run's
- * is its best checkpoint, which eval takes. */
+/* The first word of argv that is no flag names it; it is taken out, and so are settings of the
+ * model (--heads 3, --act quick_gelu), which come before what is found. Dies where there is none.
+ * A run's is its best checkpoint, which eval takes. */
 void tool_model_open(ToolModel *m, const Command *c, int *argc, char **argv);
 void tool_model_close(ToolModel *m);
 /* What was found and what was assumed, on stderr. */

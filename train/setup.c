@@ -561,7 +561,18 @@ static void describe_recipe(const Session *s)
                 *o->weights ? "--opt" : "--model, --weights");
 }
 
-/* Later wins: the default (B/16), the weights' own settings, --model, single settings. */
+void setup_architecture(Session *s)
+{
+    if (!s->weights && *s->o.weights)
+        s->weights = find_weights(s->o.weights);
+    s->config = vit_config_default();
+    if (s->weights)
+        use_weights(s);
+    use_preset(s->o.model, &s->config);
+    options_apply_config(&s->o, &s->config);
+    check_config(s);
+}
+
 void setup_config(Session *s)
 {
     Options *o = &s->o;
@@ -574,12 +585,7 @@ void setup_config(Session *s)
     if (s->changed) /* a run that goes on may do so with other settings, but not in silence */
         fputs(s->changed, stdout);
     find_start(s);
-    s->config = vit_config_default();
-    if (s->weights)
-        use_weights(s);
-    use_preset(o->model, &s->config);
-    options_apply_config(o, &s->config);
-    check_config(s);
+    setup_architecture(s);
     parallel_split(s);
     bool known = false;
     for (int i = 0; param_init_names[i]; i++)
@@ -911,21 +917,30 @@ static long largest_micro(const Session *s, const Plan *plan, double have)
     return least;
 }
 
+/* Images of a rank's step, and the multiple of which a micro-batch must be. */
+long setup_micro(Session *s, bool training, long *batch, long *group)
+{
+    const Options *o = &s->o;
+    long ranks = training ? s->split.dp.ranks : 1;
+    if (o->batch_size % ranks != 0)
+        die_usage("give a --batch-size that the ranks can share",
+                  "%ld images do not divide among %ld data parallel ranks", o->batch_size, ranks);
+    *batch = o->batch_size / ranks;
+    long micro = o->micro_batch && o->micro_batch < *batch ? o->micro_batch : *batch;
+    *group = choose_group(s, *batch, o->micro_batch ? micro : 0);
+    if (!o->micro_batch && training && s->split.pp.ranks > 1)
+        micro = pipeline_micro(s, *batch, *group);
+    return micro;
+}
+
 /* The largest divisor of this rank's batch that fits in memory. It goes into config.ini, because a
  * resumed run has the same bits only with the same micro-batches. */
 static void choose_micro(Session *s, Plan *plan)
 {
     Options *o = &s->o;
-    long ranks = plan->training ? s->split.dp.ranks : 1, batch = o->batch_size / ranks;
-    if (o->batch_size % ranks != 0)
-        die_usage("give a --batch-size that the ranks can share",
-                  "%ld images do not divide among %ld data parallel ranks", o->batch_size, ranks);
+    long batch, group, micro = setup_micro(s, plan->training, &batch, &group);
     double have = o->micro_batch ? -1 : s->be->memory_free();
     hosts_broadcast(&have, sizeof have); /* all choose the same */
-    long group = choose_group(s, batch, o->micro_batch < batch ? o->micro_batch : batch);
-    long micro = o->micro_batch && o->micro_batch < batch ? o->micro_batch : batch;
-    if (!o->micro_batch && plan->training && s->split.pp.ranks > 1)
-        micro = pipeline_micro(s, batch, group);
     plan->max_batch = (int)micro;
     plan->batch = (int)o->batch_size;
     if (have > 0) {
@@ -976,35 +991,42 @@ static void describe_model(const Session *s, bool training)
     }
 }
 
+/* All of it but how many images. */
+Plan setup_plan(const Session *s, bool training)
+{
+    const Options *o = &s->o;
+    int scaling = o->loss_scaling; /* auto: what the precision needs */
+    if (scaling == 0)
+        scaling = s->type == F16 ? SCALING_DYNAMIC + 1 : SCALING_NONE + 1;
+    return (Plan){.training = training,
+                  .type = s->type,
+                  .stochastic = o->stochastic_rounding,
+                  .scaling = {.kind = scaling - 1,
+                              .init = o->loss_scale,
+                              .interval = (int)o->scale_interval,
+                              .hysteresis = (int)o->hysteresis},
+                  .ema = training && o->ema > 0,
+                  .decay = o->decay,
+                  .clip = o->clip,
+                  .split = &s->split,
+                  .recompute = parallel_recompute(o),
+                  .offload = o->offload_optimizer,
+                  .opt = {.kind = o->opt,
+                          .beta1 = o->beta1,
+                          .beta2 = o->beta2,
+                          .eps = o->adam_eps,
+                          .momentum = o->momentum,
+                          .weight_decay = o->weight_decay,
+                          .ema_decay = o->ema}};
+}
+
 /* The plan of its memory, and then its weights: of a checkpoint, with the optimiser's state; of a
  * weights file onto a fresh initialisation, which is what remains of a new head; or fresh. */
 void setup_model(Session *s, bool training)
 {
     const Options *o = &s->o;
     check_usage(vit_config_check(&s->config, &why)); /* again: classes may come from the data */
-    int scaling = o->loss_scaling;                   /* auto: what the precision needs */
-    if (scaling == 0)
-        scaling = s->type == F16 ? SCALING_DYNAMIC + 1 : SCALING_NONE + 1;
-    Plan plan = {.training = training,
-                 .type = s->type,
-                 .stochastic = o->stochastic_rounding,
-                 .scaling = {.kind = scaling - 1,
-                             .init = o->loss_scale,
-                             .interval = (int)o->scale_interval,
-                             .hysteresis = (int)o->hysteresis},
-                 .ema = training && o->ema > 0,
-                 .decay = o->decay,
-                 .clip = o->clip,
-                 .split = &s->split,
-                 .recompute = parallel_recompute(o),
-                 .offload = o->offload_optimizer,
-                 .opt = {.kind = o->opt,
-                         .beta1 = o->beta1,
-                         .beta2 = o->beta2,
-                         .eps = o->adam_eps,
-                         .momentum = o->momentum,
-                         .weight_decay = o->weight_decay,
-                         .ema_decay = o->ema}};
+    Plan plan = setup_plan(s, training);
     hosts_at("setting up the model", 0);
     choose_micro(s, &plan);
     s->m = vit_create(&s->config, &plan, s->be);

@@ -64,6 +64,14 @@ void setup_length(Session *s);               /* steps of the run */
 void setup_out(Session *s);                  /* run directory with config.ini and log */
 void session_free(Session *s);
 
+/* Parts of these for who plans a run and does not start it. The config alone: later wins of the
+ * default (B/16), the weights' own settings, --model, single settings. The plan but for the number
+ * of images; s->type and s->split are known. Images at a time as asked for, memory aside, those of
+ * this rank's step, and the group that must divide both. */
+void setup_architecture(Session *s);
+Plan setup_plan(const Session *s, bool training);
+long setup_micro(Session *s, bool training, long *batch, long *group);
+
 /* One split: the images of `spec` as the flags say, for training or evaluation. */
 Dataset *setup_split(Session *s, const char *spec, bool train);
 void setup_check(bool ok, const Error *e); /* die with the error unless ok */

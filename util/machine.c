@@ -1,6 +1,6 @@
 /* machine.c - what this computer is and can give. See machine.h.
  *
- * Read in this order: memory, cores, the new start.
+ * Read in this order: memory, addresses, cores, the new start.
  */
 #include "util/machine.h"
 
@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 /* The number behind `key` at the beginning of a line of a file; -1 where there is none. */
@@ -41,6 +42,35 @@ double machine_memory_free(void)
     used -= cache > 0 ? cache : 0; /* the kernel gives this back when asked */
     return machine < 0 || limit - used < machine ? limit - used : machine;
 }
+
+bool machine_has_addresses(size_t bytes)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED)
+        return false;
+    munmap(p, bytes);
+    return true;
+}
+
+/* Runs before the libraries start, of which OpenBLAS takes its first buffer then; a program takes
+ * another at least. */
+static __attribute__((unused)) void ask_for_addresses(void)
+{
+    static const char what[] =
+        "error: no address space for OpenBLAS's buffers of 128 MiB\n"
+        "hint: `ulimit -v` shows the limit of this shell, `ulimit -v unlimited` lifts it; batch "
+        "systems set it from the memory that a job asks for\n";
+    if (machine_has_addresses(2 * MACHINE_BLAS_BUFFER))
+        return;
+    if (write(STDERR_FILENO, what, sizeof what - 1) > 0)
+        _exit(1);
+    _exit(1);
+}
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* are a library, too */
+__attribute__((section(".preinit_array"), used)) static void (*const before_libraries)(void) =
+    ask_for_addresses;
+#endif
 
 void machine_cpu(char *out, size_t size)
 {

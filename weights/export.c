@@ -317,9 +317,11 @@ bool export_ours(const Export *x, const char *file, Error *e)
         if (!x->c->classes && names_is_head(l->param[t].name))
             continue;
         real *v = weights_values(x->f, l->param[t].name, &n, e);
-        ok = v && (n == l->param[t].n ||
-                   fail(e, "the file's tensors do not go together", "%s: tensor %s has %ld elements"
-                        ", expected %ld", x->f->path, l->param[t].name, n, l->param[t].n)) &&
+        ok = v &&
+             (n == l->param[t].n || fail(e, "the file's tensors do not go together",
+                                         "%s: tensor %s has %ld elements"
+                                         ", expected %ld",
+                                         x->f->path, l->param[t].name, n, l->param[t].n)) &&
              st_write(w, at, v, (size_t)n * sizeof *v, e);
         at += (uint64_t)n * sizeof *v;
         free(v);
@@ -365,8 +367,9 @@ static bool timm_can(const Config *c, Error *e)
                     "timm has no head over the class token and the mean (pool = cls_gap)");
     if (c->pool == POOL_CLS_DIST &&
         (c->cls_tokens != 2 || c->norm_pre || c->layer_scale || c->qk_norm || c->act == ACT_SWIGLU))
-        return fail(e, timm_instead, "timm's DeiT has two tokens, and no layer scale, qk-norm, "
-                                     "SwiGLU or norm after the embedding");
+        return fail(e, timm_instead,
+                    "timm's DeiT has two tokens, and no layer scale, qk-norm, "
+                    "SwiGLU or norm after the embedding");
     return true;
 }
 
@@ -375,8 +378,8 @@ static const char *const timm_pools[] = {
 
 static cJSON *timm_args(const Config *c)
 {
-    static const char *const acts[] = {[ACT_GELU] = "gelu", [ACT_GELU_TANH] = "gelu_tanh",
-                                       [ACT_QUICK_GELU] = "quick_gelu"};
+    static const char *const acts[] = {
+        [ACT_GELU] = "gelu", [ACT_GELU_TANH] = "gelu_tanh", [ACT_QUICK_GELU] = "quick_gelu"};
     cJSON *a = cJSON_CreateObject();
     cJSON_AddItemToObject(a, "img_size", sides(c));
     cJSON_AddNumberToObject(a, "patch_size", c->patch);
@@ -476,8 +479,8 @@ bool export_timm(Export *x, const char *dir, Error *e)
              c->eps, c->eps_final);
     List l = {0};
     timm_tensors(x, &l);
-    bool ok = write_model(&l, dir, e) &&
-              write_json(timm_config(x, architecture), dir, "config.json", e);
+    bool ok =
+        write_model(&l, dir, e) && write_json(timm_config(x, architecture), dir, "config.json", e);
     free_list(&l);
     return ok;
 }
@@ -558,13 +561,16 @@ static bool hf_kind(const Export *x, int *kind, Error *e)
     if (*kind == HF_DEIT && c->cls_tokens != 2)
         return fail(e, hf_instead, "transformers' DeiT has two tokens before the patches");
     if (*kind == HF_SIGLIP && c->cls_tokens)
-        return fail(e, hf_instead, "transformers pools by a mean only in SigLIP, which has no "
-                                   "tokens before the patches; the model has %d", c->cls_tokens);
+        return fail(e, hf_instead,
+                    "transformers pools by a mean only in SigLIP, which has no "
+                    "tokens before the patches; the model has %d",
+                    c->cls_tokens);
     if (c->pool == POOL_MAP && c->classes)
         return fail(e, hf_instead, "transformers has no classifier behind attention pooling");
     if (*kind == HF_CLIP && (c->pool != POOL_CLS || c->cls_tokens != 1 || !is_zero(x, "head.bias")))
-        return fail(e, hf_instead, "transformers' CLIP takes its one class token, and projects it "
-                                   "without a bias");
+        return fail(e, hf_instead,
+                    "transformers' CLIP takes its one class token, and projects it "
+                    "without a bias");
     int ratio = c->act == ACT_SWIGLU ? gated_ratio(c->mlp, c->width) : c->mlp % c->width == 0;
     if ((*kind == HF_DINOV2 || *kind == HF_REGISTERS) && !ratio)
         return fail(e, hf_instead, "transformers' DINOv2 has no MLP of %d for a width of %d",
@@ -589,15 +595,17 @@ static void add_labels(const Export *x, cJSON *json)
 
 static cJSON *hf_config(const Export *x, int kind)
 {
-    static const char *const acts[] = {[ACT_GELU] = "gelu", [ACT_GELU_TANH] = "gelu_pytorch_tanh",
-                                       [ACT_QUICK_GELU] = "quick_gelu", [ACT_SWIGLU] = "gelu"};
+    static const char *const acts[] = {[ACT_GELU] = "gelu",
+                                       [ACT_GELU_TANH] = "gelu_pytorch_tanh",
+                                       [ACT_QUICK_GELU] = "quick_gelu",
+                                       [ACT_SWIGLU] = "gelu"};
     const Config *c = x->c;
     cJSON *json = cJSON_CreateObject(), *model = json;
     const char *class = c->classes ? kinds[kind].with_head : kinds[kind].without;
     cJSON_AddItemToObject(json, "architectures", cJSON_CreateStringArray(&class, 1));
     bool inner = kind == HF_SIGLIP && c->classes; /* its classifier's configuration has two */
-    cJSON_AddStringToObject(json, "model_type", kind == HF_SIGLIP && !inner ? "siglip_vision_model"
-                                                                          : kinds[kind].type);
+    cJSON_AddStringToObject(json, "model_type",
+                            kind == HF_SIGLIP && !inner ? "siglip_vision_model" : kinds[kind].type);
     if (inner) {
         model = cJSON_AddObjectToObject(json, "vision_config");
         cJSON_AddStringToObject(model, "model_type", "siglip_vision_model");
@@ -758,12 +766,9 @@ static void hf_head(const Export *x, List *l, int kind)
 static bool hf_tensors(const Export *x, List *l, int kind, Error *e)
 {
     const Config *c = x->c;
-    const Name *const names[] = {[HF_VIT] = names_vit,
-                                 [HF_DEIT] = names_vit,
-                                 [HF_DINOV2] = names_dinov2,
-                                 [HF_REGISTERS] = names_dinov2,
-                                 [HF_CLIP] = names_towers,
-                                 [HF_SIGLIP] = names_towers};
+    const Name *const names[] = {
+        [HF_VIT] = names_vit,          [HF_DEIT] = names_vit,    [HF_DINOV2] = names_dinov2,
+        [HF_REGISTERS] = names_dinov2, [HF_CLIP] = names_towers, [HF_SIGLIP] = names_towers};
     const Name *table = names[kind];
     bool alone = !c->classes && !kinds[kind].has_prefix_alone;
     const char *prefix = alone ? "" : kinds[kind].prefix;

@@ -5,7 +5,8 @@
  * "label_names"}. transformers': {"hidden_size", "num_hidden_layers", "num_attention_heads",
  * "intermediate_size", "patch_size", "image_size", "hidden_act", "layer_norm_eps", "id2label"}, and
  * its preprocessor_config.json: {"image_mean", "image_std", "size", "crop_size", "do_center_crop",
- * "resample"} (Pillow's number); open_clip's open_clip_config.json. Files are untrusted: a value of another type or range is unknown.
+ * "resample"} (Pillow's number); open_clip's is open_clip_config.json. Files are untrusted: a value
+ * of another type or range is unknown.
  *
  * Read in this order: values, files, the model, its images, labels.
  */
@@ -131,11 +132,16 @@ static void read_from(Hub *h, const char *name)
 static const struct {
     const char *name;
     int act;
-} activations[] = {{"gelu", ACT_GELU},           {"gelu_python", ACT_GELU},
-                   {"gelu_new", ACT_GELU_TANH},  {"gelu_tanh", ACT_GELU_TANH},
-                   {"gelu_fast", ACT_GELU_TANH}, {"gelu_pytorch_tanh", ACT_GELU_TANH},
-                   {"quick_gelu", ACT_QUICK_GELU}, {"quickgelu", ACT_QUICK_GELU},
-                   {"silu", ACT_SWIGLU}, {"swish", ACT_SWIGLU}}; /* of a gate, else refused */
+} activations[] = {{"gelu", ACT_GELU},
+                   {"gelu_python", ACT_GELU},
+                   {"gelu_new", ACT_GELU_TANH},
+                   {"gelu_tanh", ACT_GELU_TANH},
+                   {"gelu_fast", ACT_GELU_TANH},
+                   {"gelu_pytorch_tanh", ACT_GELU_TANH},
+                   {"quick_gelu", ACT_QUICK_GELU},
+                   {"quickgelu", ACT_QUICK_GELU},
+                   {"silu", ACT_SWIGLU},
+                   {"swish", ACT_SWIGLU}}; /* of a gate, else refused */
 
 static bool read_activation(const char *path, const char *name, Hub *h, Error *e)
 {
@@ -219,8 +225,8 @@ static void read_open_clip(const cJSON *json, Hub *h)
     read_filter(get_text(images, "interpolation"), h);
 }
 
-/* transformers' keys, at the top, or those of an image tower in vision_config; timm's model_args have
- * some of the same meaning. */
+/* transformers' keys, at the top, or those of an image tower in vision_config; timm's model_args
+ * have some of the same meaning. */
 static bool read_model(const char *path, const cJSON *json, Hub *h, Error *e)
 {
     const cJSON *tower = get(json, "vision_config"), *args = get(json, "model_args");

@@ -341,9 +341,9 @@ static int axis_of(int how, int n, int d)
 /* Which axis of our tensor the d-th, in our order, is a part of: heads and their size are one. */
 static int part_of(int how, int n, int d)
 {
-    const int parts[] = {[AS_IS] = d,           [TOKENS] = d + 3 - n, [FLAT] = 0,
-                         [KERNEL] = d == n - 1, [OUT_KERNEL] = d > 0, [CONV] = d,
-                         [FIRST_THIRD] = d,     [LAST_THIRDS] = d};
+    const int parts[] = {
+        [AS_IS] = d,          [TOKENS] = d + 3 - n, [FLAT] = 0,        [KERNEL] = d == n - 1,
+        [OUT_KERNEL] = d > 0, [CONV] = d,           [FIRST_THIRD] = d, [LAST_THIRDS] = d};
     return parts[how];
 }
 
@@ -455,8 +455,7 @@ static void add_biases(Reader *r)
         char name[NAME_SIZE];
         const char *rest, *full = r->view->tensor[i].name;
         long rows = r->view->tensor[i].shape[0];
-        bool layer = strcmp(full, "head.weight") == 0 ||
-                     strcmp(full, SECOND_HEAD ".weight") == 0 ||
+        bool layer = strcmp(full, "head.weight") == 0 || strcmp(full, SECOND_HEAD ".weight") == 0 ||
                      strcmp(full, "attn_pool.q.weight") == 0 ||
                      strcmp(full, "attn_pool.kv.weight") == 0;
         for (int k = 0; names_block(full, &rest) >= 0 && k < COUNT(layers); k++)
@@ -686,8 +685,9 @@ static bool check_norms(const Reader *r)
             continue;
         snprintf(bias, sizeof bias, "%.*s.bias", (int)(end - t->name), t->name);
         if (!find_made(r, bias))
-            return fail(r->e, variant_hint, "%s: norms without a bias (tensor %.100s), as RMS norms",
-                        r->raw->path, t->name);
+            return fail(r->e, variant_hint,
+                        "%s: norms without a bias (tensor %.100s), as RMS norms", r->raw->path,
+                        t->name);
     }
     return true;
 }
@@ -748,11 +748,7 @@ static bool build(Reader *r)
 
 SafeTensors *names_view(SafeTensors *raw, const NamesKnown *known, NamesReport *report, Error *e)
 {
-    Reader r = {.raw = raw,
-                .view = st_view(raw->path),
-                .known = *known,
-                .report = report,
-                .e = e};
+    Reader r = {.raw = raw, .view = st_view(raw->path), .known = *known, .report = report, .e = e};
     *report = (NamesReport){.pool = -1, .by_openai = st_find(raw, "context_length") != NULL};
     st_take(r.view, raw);
     bool ok = build(&r);

@@ -145,7 +145,9 @@ static char *npy_header(const NpzArray *a, size_t *n)
     for (int d = 0; d < a->ndim; d++) {
         size_t at = strlen(shape);
         snprintf(shape + at, sizeof shape - at, "%d%s", a->shape[d],
-                 a->ndim == 1 ? "," : d + 1 < a->ndim ? ", " : "");
+                 a->ndim == 1      ? ","
+                 : d + 1 < a->ndim ? ", "
+                                   : "");
     }
     char *text = xasprintf("{'descr': '<f%d', 'fortran_order': False, 'shape': (%s), }",
                            (int)sizeof(real), shape);

@@ -92,11 +92,11 @@ enum { FLOAT = 1, INT64 = 7 }; /* TensorProto.DataType */
 
 typedef struct {
     const Export *x;
-    Bytes graph;         /* its nodes and initializers */
-    FileWriter *beside;  /* NULL: weights are in the graph */
-    const char *data;    /* its name, as the graph has it */
-    uint64_t written;    /* bytes of it */
-    int values;          /* names that were made up */
+    Bytes graph;        /* its nodes and initializers */
+    FileWriter *beside; /* NULL: weights are in the graph */
+    const char *data;   /* its name, as the graph has it */
+    uint64_t written;   /* bytes of it */
+    int values;         /* names that were made up */
     bool ok;
     Error *e;
 } Graph;
@@ -510,8 +510,8 @@ static void put_value_info(Bytes *b, int field, const char *name, int n, const i
     put_message(b, field, &info);
 }
 
-/* ModelProto: ir_version 1, producer_name 2, graph 7, opset_import 8, metadata_props 14; GraphProto:
- * name 2, input 11, output 12. */
+/* ModelProto: ir_version 1, producer_name 2, graph 7, opset_import 8, metadata_props 14;
+ * GraphProto: name 2, input 11, output 12. */
 static void finish(Graph *g, Value result, int flags, Bytes *model)
 {
     enum { IR_VERSION = 8, OPSET = 17 };

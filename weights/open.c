@@ -285,9 +285,10 @@ static char *only_file(const char *dir)
 
 char *weights_in_folder(const char *dir)
 {
-    static const char *const names[] = {"model.safetensors",           "model.safetensors.index.json",
-                                        "pytorch_model.bin",           "pytorch_model.bin.index.json",
-                                        "open_clip_model.safetensors", "open_clip_pytorch_model.bin"};
+    static const char *const names[] = {
+        "model.safetensors",           "model.safetensors.index.json",
+        "pytorch_model.bin",           "pytorch_model.bin.index.json",
+        "open_clip_model.safetensors", "open_clip_pytorch_model.bin"};
     for (int i = 0; i < COUNT(names); i++) {
         char *path = xasprintf("%s/%s", dir, names[i]);
         if (path_exists(path))

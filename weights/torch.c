@@ -159,7 +159,8 @@ static bool add_tensor(Reader *r, const char *name, const PickleItem *args)
     int strides = 0;
     const PickleItem *offset = pickle_at(r->pickle, args, 1);
     Storage s;
-    bool known = find_storage(r, pickle_at(r->pickle, args, 0), &s) && offset && offset->kind == PICKLE_NUMBER && offset->number >= 0 &&
+    bool known = find_storage(r, pickle_at(r->pickle, args, 0), &s) && offset &&
+                 offset->kind == PICKLE_NUMBER && offset->number >= 0 &&
                  read_numbers(r, pickle_at(r->pickle, args, 2), p.shape, &p.ndim) &&
                  read_numbers(r, pickle_at(r->pickle, args, 3), p.stride, &strides) &&
                  strides == p.ndim;
@@ -300,8 +301,8 @@ static bool read_preamble(const Reader *r, uint64_t *at)
 {
     Pickle *version = next_pickle(r, at), *machine = version ? next_pickle(r, at) : NULL;
     bool ok = machine != NULL;
-    if (ok && (pickle_root(version)->kind != PICKLE_NUMBER ||
-               pickle_root(version)->number != VERSION))
+    if (ok &&
+        (pickle_root(version)->kind != PICKLE_NUMBER || pickle_root(version)->number != VERSION))
         ok = bad_old(r, "a version of PyTorch's old form that is not known here");
     const PickleItem *facts = ok ? pickle_root(machine) : NULL;
     for (long i = 0; ok && facts->kind == PICKLE_DICT && i + 1 < facts->count; i += 2)

@@ -247,8 +247,15 @@ static size_t put_member(uint8_t *p, size_t at, const ZipEntry *m, uint32_t crc)
     const struct {
         uint64_t value;
         int bytes;
-    } fields[] = {{VERSION, 2}, {0, 2},   {STORED, 2},          {TIME, 2},           {DATE, 2},
-                  {crc, 4},     {m->begins + m->n, 4}, {m->begins + m->n, 4}, {strlen(m->name), 2},
+    } fields[] = {{VERSION, 2},
+                  {0, 2},
+                  {STORED, 2},
+                  {TIME, 2},
+                  {DATE, 2},
+                  {crc, 4},
+                  {m->begins + m->n, 4},
+                  {m->begins + m->n, 4},
+                  {strlen(m->name), 2},
                   {0, 2}};
     for (int i = 0; i < COUNT(fields); i++)
         at = put(p, at, fields[i].value, fields[i].bytes);
