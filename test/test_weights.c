@@ -4,8 +4,8 @@
  * (make.py there): each must load and give the same. Then what is refused, and how it is named;
  * what lies beside the weights; damaged archives; positions of other grids.
  *
- * Read in this order: models, runs of elements, registers, folders, export, refusals, damage, positions,
- * cases.
+ * Read in this order: models, runs of elements, registers, folders, export, refusals, damage,
+ * positions, cases.
  */
 #include "vit.h"
 
