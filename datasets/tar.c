@@ -327,7 +327,7 @@ static bool read_member(Tar *t, const Header *h, uint64_t at, uint64_t *next, Ta
 static const struct {
     const char *begin, *name, *hint;
 } packings[] = {
-    {"\x1f\x8b", "gzip", "unpack it, gunzip -k FILE or zcat FILE >NEW.tar: samples are read at random"},
+    {"\x1f\x8b", "gzip", "unpack it (zcat FILE >NEW.tar): samples are read at random"},
     {"\x28\xb5\x2f\xfd", "zstd", "unpack it with unzstd: samples are read at random"},
     {"\xfd"
      "7zXZ",

@@ -11,7 +11,7 @@
 
 #include "checkpoint.h"
 #include "files.h"
-#include "weights/export.h"
+#include "weights/export_hf.h"
 #include "weights/names.h"
 #include "weights/open.h"
 #include "weights/weights.h"

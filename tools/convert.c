@@ -5,6 +5,7 @@
 #include "tools/tools.h"
 #include "util/files.h"
 #include "util/text.h"
+#include "weights/export_hf.h"
 #include "weights/onnx.h"
 
 #include <stdlib.h>

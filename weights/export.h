@@ -6,7 +6,6 @@
  */
 #pragma once
 
-#include "weights/safetensors.h"
 #include "weights/weights.h"
 
 typedef struct {
@@ -20,10 +19,8 @@ typedef struct {
 
 /* model.safetensors of ours. */
 bool export_ours(const Export *x, const char *file, Error *e);
-/* Folders as a hub has them: config.json, model.safetensors, and transformers'
- * preprocessor_config.json. timm.create_model('local-dir:DIR', pretrained=True) takes the one,
- * from_pretrained(DIR) of the class in config.json the other. */
+/* A folder as a hub has it, config.json and model.safetensors, which
+ * timm.create_model('local-dir:DIR', pretrained=True) takes. */
 bool export_timm(Export *x, const char *dir, Error *e);
-bool export_hf(Export *x, const char *dir, Error *e);
 /* Google's .npz, as big_vision writes it: the newer numbering, under params/. */
 bool export_npz(Export *x, const char *file, Error *e);
