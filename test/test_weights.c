@@ -48,11 +48,12 @@ static Model *load(const char *path, int size, char *report, size_t n, Error *e)
     if (file && weights_describe(file, 0, 0, &w, e)) {
         if (assumes(&w, "heads"))
             w.config.heads = 2;
+        int how = w.config.classes ? 0 : LOAD_NEW_HEAD;
         w.config.image_h = w.config.image_w = size;
         w.config.classes = w.config.classes ? w.config.classes : 5;
         Plan plan = {.max_batch = 1, .float_images = true};
         m = vit_create(&w.config, &plan, backend_cpu());
-        if (!ckpt_load_weights(&m->own, file, 0, report, n, e)) {
+        if (!ckpt_load_weights(&m->own, file, how, report, n, e)) {
             vit_free(m);
             m = NULL;
         }
@@ -71,7 +72,10 @@ static double distance(Model *m, const SafeTensors *f, const StTensor *want)
     st_read_real(f, want, 0, want->n, right, NULL);
     vit_set_batch(m, 1, x, false, NULL, NULL);
     vit_forward(m, false);
-    vit_logits(m, out);
+    if (want->n == m->config.classes)
+        vit_logits(m, out);
+    else /* of a model without a head: what it would read */
+        vit_read_act(m, m->now->pooled, 0, want->n, out);
     for (int k = 0; k < want->n; k++) {
         far += (double)(out[k] - right[k]) * (double)(out[k] - right[k]);
         all += (double)right[k] * (double)right[k];

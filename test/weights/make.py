@@ -290,6 +290,9 @@ towers = {"vision_config": sizes, "text_config": dict(sizes, vocab_size=9, bos_t
 model = random_weights(T.SiglipForImageClassification(T.SiglipConfig(**towers, num_labels=K)))
 keep("hf-siglip", model, lambda m: m(image).logits)
 save_pretrained("hf-siglip", model)
+model = random_weights(T.SiglipVisionModel(T.SiglipVisionConfig(**sizes)))
+keep("hf-siglip-pool", model, lambda m: m(image).pooler_output)  # no head: what one would read
+save_pretrained("hf-siglip-pool", model)
 
 
 def openai(names):
