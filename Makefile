@@ -163,6 +163,7 @@ $(BUILD)/test_%: $(BUILD)/float/test/test_%.o $(LIB); $(link)
 $(BUILD)/double/test_%: $(BUILD)/double/test/test_%.o $(LIB64); $(link)
 $(BUILD)/gpu/test_%: $(BUILD)/float/test/test_%.o $(LIB) $(GPU_OBJ); $(link)
 $(STANDIN)/test_%: $(BUILD)/float/test/test_%.o $(LIB) $(STANDIN)/backend_cuda.o $(STANDIN_OBJ); $(link)
+$(BUILD)/zoo: $(BUILD)/double/test/zoo.o $(LIB64); $(link)
 $(BUILD)/bench: $(BUILD)/float/bench/bench.o $(LIB); $(link)
 $(BUILD)/bench_data: $(BUILD)/float/bench/data.o $(LIB); $(link)
 $(BUILD)/gpu/bench_kernels: $(BUILD)/float/bench/kernels.o $(LIB) $(GPU_OBJ); $(link)
@@ -191,7 +192,7 @@ fuzz: report
 FUZZ_RUNS = $(foreach t,$(TARGETS),"as fuzz $t: $(FUZZ)/fuzz_$t $1 test/fuzz/seeds/$t")
 
 standin: $(STANDIN_TESTS)
-test-programs: fuzz-targets $(PROGRAM) $(TOOL) $(TESTS) $(STANDIN_TESTS) $(if $(NVCC),$(GPUPROGRAM))
+test-programs: fuzz-targets $(PROGRAM) $(TOOL) $(BUILD)/zoo $(TESTS) $(STANDIN_TESTS) $(if $(NVCC),$(GPUPROGRAM))
 
 # Ranks that share a model: of folder $1, with options $2, called $3; $4: on how many.
 LAYOUTS = $(foreach n,$4,"as layouts $3 on $n: $1/test_layouts $2 $n") \
@@ -232,6 +233,7 @@ test: report
 	  "test/test_faults.sh $(PROGRAM)" \
 	  "test/test_netns.sh $(PROGRAM)" \
 	  "test/test_tools.sh $(TOOL) $(PROGRAM) $(SHARED)" \
+	  "test/test_zoo.sh $(BUILD) $(TOOL)" \
 	  "test/test_plan.sh $(TOOL) $(PROGRAM) $(SHARED)" \
 	  $(call FUZZ_RUNS,3) \
 	  $(CUDA_TESTS) \

@@ -459,4 +459,61 @@ TERM=xterm timeout 20 script -qec "'$tool' top live" /dev/null >log </dev/null
 check "top ends with the run (status $?)" grep -q 'the run has ended' log
 wait $pid
 
+# ---- weights in and out ----
+
+weights=$root/test/weights
+eval_of() { # weights: the last line of their evaluation
+    "$train" eval --weights "$1" --data fake --threads 1 2>log | tail -n 1
+}
+good "info of a hub's folder" info "$weights/timm-hub"
+says "what it is" "timm's names, config.json"
+says "its settings" 'heads 2'
+says "its classes" 'ant, bee, cat, dog, ... \(5\)'
+good "info with all tensors" info "$weights/hf-clip" --tensors
+says "a tensor" 'blocks.1.attn.qkv.weight +F32 +\[24, 8\]'
+good "info as JSON" info --json "$weights/map.safetensors" --heads 2
+says "pooling" '"pool":[[:space:]]*"map"'
+says "what is assumed" '"eps":[[:space:]]*"eps 1e-06'
+check "heads are no longer assumed" sh -c "! grep -q '1 head' log"
+"$train" --data fake --steps 2 --out trained --num-classes 4 --image-size 16 --patch-size 8 --width 32 --layers 1 \
+    --heads 2 --mlp 64 --batch-size 4 --threads 1 --ema 0.9 --crop stretch >log 2>&1 || fail "a run"
+good "info of a run" info trained
+says "how far it is" 'step 2'
+says "whose weights" 'averaged weights'
+says "its images" 'crop stretch'
+for format in timm hf npz onnx; do
+    out=out-$format
+    [ $format = npz ] && out=out.npz
+    [ $format = onnx ] && out=out.onnx
+    good "a run to $format" export --format $format trained $out
+    says "whose weights" 'the averaged weights of a run'
+done
+check "a hub's folder" [ -s out-timm/config.json ]
+check "transformers' folder" [ -s out-hf/preprocessor_config.json ]
+want=$(eval_of trained)
+check "the run is evaluated" grep -q '^top1 .* images 256$' <<<"$want"
+check "timm's folder is the run" [ "$(eval_of out-timm)" = "$want" ]
+check "transformers' folder is the run" [ "$(eval_of out-hf)" = "$want" ]
+good "npz to ours" import out.npz imported --heads 2 --mean-r 0.485
+check "Google's file is the run" [ "$(eval_of imported)" = "$want" ]
+good "weights beside the graph" export --format onnx --external-data --normalise trained out.onnx
+says "where they are" 'out.onnx.data'
+check "they are there" [ "$(wc -c <out.onnx.data)" -gt 50000 ]
+good "a backbone to ours" import "$weights/hf-dinov2" backbone.safetensors
+good "is one" info backbone.safetensors
+says "no classes" 'classes 0'
+"$train" --data fake --weights backbone.safetensors --steps 1 --num-classes 4 --batch-size 4 --threads 1 \
+    --out tuned >log 2>&1
+check "and can be fine-tuned" grep -q 'the head is new, for 4 classes' log
+bad "what transformers has not" 1 'no norms of queries and keys' export --format hf "$weights/qk-norm.safetensors" x
+bad "what Google has not" 1 'do not have layer scale' export --format npz "$weights/deit3.safetensors" x
+bad "an unknown form" 2 'did you mean --format onnx' export --format onx run x
+bad "no form" 2 '--format is missing' export trained x
+bad "no file" 2 'no file was given' info --json
+bad "no such file" 1 '/nowhere' info /nowhere
+bad "no such flag" 2 'did you mean --tensors' info trained --tensor
+bad "no OUT" 2 'takes IN and OUT' import trained
+bad "heads that do not fit" 2 'do not divide' import "$weights/map.safetensors" x --heads 3
+bad "npz with a normalisation" 2 'for onnx alone' export --format npz --normalise trained x
+
 finish
