@@ -961,7 +961,7 @@ void vit_micro_backward(Model *m, int micro, bool last)
     if (!is_last_stage(m))
         m->be->join(m->be->receive(m->split.back, pp->rank + 1, m->dstream, stream_bytes(m, b)));
     run(m, b, BACKWARD, do_backward);
-    int low = lowest_unit(m); /* nothing is there where no unit learns: the forward pass's are */
+    int low = lowest_unit(m); /* where nothing learns, what the forward pass left is still there */
     if (low < m->split.end)
         units_left(&m->own, low, low == m->split.first ? low + 1 : low);
     if (!is_first_stage(m))
