@@ -222,6 +222,7 @@ test: report
 	  $(call LAYOUTS,$(BUILD),,cpu,2 4) \
 	  "test/test_layers.sh $(BUILD)" \
 	  "test/test_train.sh $(PROGRAM) $(SHARED)" \
+	  "test/test_recipes.sh $(PROGRAM)" \
 	  "test/test_ranks.sh $(PROGRAM) $(SHARED)" \
 	  "test/test_faults.sh $(PROGRAM)" \
 	  "test/test_tools.sh $(TOOL) $(PROGRAM) $(SHARED)" \

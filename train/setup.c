@@ -52,7 +52,7 @@ static const char built_in[] = "image-size = 64\n"
 static const char built_in_tiny[] = "image-size = 32\n"
                                     "patch-size = 4\n"
                                     "area-min = 0.5\n";
-/* What trains on from --weights: large steps of SGD for a short while (recipes/finetune-*.ini have
+/* What trains on from --weights: large steps of SGD for a short while (recipes/finetune_small.ini has
  * what it reaches). The learning rate belongs to the optimiser: who names another has its default.
  */
 static const char fine_tuning[] = "batch-size = 32\n"
