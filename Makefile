@@ -229,6 +229,7 @@ test: report
 	  "test/test_layers.sh $(BUILD)" \
 	  "check scripts: command -v shellcheck || exit 77; $(SHELLCHECK)" \
 	  "test/test_train.sh $(PROGRAM) $(SHARED)" \
+	  "test/test_recipes.sh $(PROGRAM)" \
 	  "test/test_ranks.sh $(PROGRAM) $(SHARED)" \
 	  "test/test_faults.sh $(PROGRAM)" \
 	  "test/test_netns.sh $(PROGRAM)" \

@@ -11,6 +11,7 @@ typedef struct {
     uint64_t step, samples, seed;
     double best_metric; /* best top-1 so far, -1 before the first evaluation */
     uint64_t best_step;
+    uint64_t since_best; /* evaluations after that one */
     StepState counters; /* the device's: t, skipped steps, loss scale */
     bool scaled;        /* the loss is scaled, and counters says how */
 } RunState;

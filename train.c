@@ -16,6 +16,7 @@
 #include "train/hosts.h"
 #include "train/meter.h"
 #include "train/mixup.h"
+#include "train/tuning.h"
 #include "util/files.h"
 #include "util/report.h"
 #include "util/text.h"
@@ -40,10 +41,12 @@ typedef struct {
     /* one micro-batch on the host, n = s->micro */
     real *targets;      /* [n, K] */
     Augment *augment;   /* [n]; NULL: nothing is done to the images */
+    double *weights;    /* [K] of the classes in the loss; NULL: all count alike */
     uint64_t collected; /* steps of the run whose results are known, */
     StepState state;    /* and the state after the newest of them */
     uint64_t saved;     /* step of the newest checkpoint */
     bool stopped;       /* by a signal, here or in another rank */
+    bool patient;       /* evaluations still get better now and then (--patience) */
 } Training;
 
 /* What ranks tell each other with every step (vit_tell). */
@@ -145,6 +148,8 @@ static void micro_step(void *arg, int micro, bool backward)
         hosts_at("computing", s->state.step + 1);
         soft_targets(t->targets, labels, n, s->config.classes, o->label_smoothing, t->augment,
                      (long)s->config.image_h * s->config.image_w);
+        if (t->weights)
+            weigh_targets(t->targets, n, s->config.classes, t->weights);
         vit_set_batch(s->m, n, images, true, t->targets, t->augment);
     } else {
         vit_set_batch(s->m, n, NULL, true, NULL, t->augment);
@@ -234,10 +239,13 @@ static bool train_evaluate(Training *t)
     log_num("images", (double)v.images);
     log_num("seconds", v.seconds);
     log_end();
+    s->state.since_best++;
     if (best) {
         s->state.best_metric = v.top1;
         s->state.best_step = s->state.step;
+        s->state.since_best = 0;
     }
+    t->patient = !s->o.patience || s->state.since_best < (uint64_t)s->o.patience;
     return best;
 }
 
@@ -301,6 +309,18 @@ static bool is_due(const Training *t, long every)
 
 /* ---- the loop ---- */
 
+static void weigh_classes(Training *t)
+{
+    const Session *s = t->s;
+    const char *spec = s->o.class_weights;
+    Error e = {"", ""};
+    if (!*spec)
+        return;
+    t->weights = xcalloc((size_t)s->config.classes, sizeof *t->weights);
+    setup_check(class_weights(spec, s->train, s->config.classes, t->weights, &e), &e);
+    class_weights_describe(spec, s->train, t->weights);
+}
+
 static void begin(Training *t)
 {
     Session *s = t->s;
@@ -308,6 +328,8 @@ static void begin(Training *t)
     t->targets = xcalloc(n * K, sizeof *t->targets);
     t->mix = mix_of(&s->o, &s->config);
     t->augment = mix_changes_anything(&t->mix) ? xcalloc(n, sizeof *t->augment) : NULL;
+    t->patient = true;
+    weigh_classes(t);
     t->loader = setup_loader(s);
     t->saved = t->collected = s->state.step;
     meter_begin(&t->meter, s, t->loader);
@@ -348,6 +370,11 @@ static int finish(Training *t)
         else
             printf("; nothing was saved: no step had finite gradients\n");
     } else {
+        if (s->state.step < s->steps)
+            printf("stopped early, after step %lu of %lu: %lu evaluations without a better top-1 "
+                   "(--patience)\n",
+                   (unsigned long)s->state.step, (unsigned long)s->steps,
+                   (unsigned long)s->state.since_best);
         printf("done in %s, peak memory %sB", took, memory);
         if (s->state.best_metric >= 0)
             printf(": best top-1 %.2f%% at step %lu", s->state.best_metric,
@@ -366,6 +393,7 @@ static int finish(Training *t)
         loader_close(t->loader);
     free(t->targets);
     free(t->augment);
+    free(t->weights);
     return t->stopped ? stopped_status() : 0;
 }
 
@@ -383,7 +411,7 @@ static void train(Training *t)
 {
     Session *s = t->s;
     const Options *o = &s->o;
-    while (s->state.step < s->steps && !t->stopped) {
+    while (s->state.step < s->steps && !t->stopped && t->patient) {
         train_step(t);
         bool evaluates = s->val && is_due(t, o->eval_every);
         bool saves = is_due(t, o->save_every ? o->save_every : o->eval_every);
@@ -394,7 +422,7 @@ static void train(Training *t)
             collect(t, 0);
         bool best = evaluates && !t->stopped && train_evaluate(t);
         /* never a checkpoint of a run that is about to fail: the last good one stays the last */
-        if ((saves || best || t->stopped) && !t->state.skipped_in_row)
+        if ((saves || best || t->stopped || !t->patient) && !t->state.skipped_in_row)
             save(t);
     }
     if (t->state.skipped_in_row && !t->stopped) {

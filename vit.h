@@ -69,6 +69,8 @@ typedef struct {
     bool float_images;   /* vit_set_batch may be given images of floats */
     bool ema;
     int decay;           /* DECAY_* */
+    double layer_decay;  /* of the learning rate (layout_rates); 0: 1 */
+    int frozen;          /* units that do not learn (layout_rates) */
     OptConfig opt;
     double clip;         /* global norm; 0: off */
     LossScaling scaling;

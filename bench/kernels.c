@@ -367,7 +367,7 @@ static void set_up(void)
     be->bind(state, scratch, room);
     Chunk *list = xcalloc((size_t)n_chunks, sizeof *list);
     for (int i = 0; i < n_chunks; i++)
-        list[i] = (Chunk){(long)i * VIT_CHUNK, VIT_CHUNK, i, CHUNK_DECAY};
+        list[i] = (Chunk){(long)i * VIT_CHUNK, VIT_CHUNK, i, CHUNK_DECAY, 1};
     chunks = get((double)n_chunks * sizeof(Chunk));
     be->upload(chunks, list, (size_t)n_chunks * sizeof(Chunk));
     free(list);

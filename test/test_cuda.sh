@@ -291,7 +291,7 @@ weights=$shared/data/weights/deit_tiny_patch16_224.safetensors
 if [ -n "${TEST_SMALL-}" ]; then
     :
 elif [ -e "$weights" ]; then
-    deit="--recipe $recipes/finetune-deit-tiny.ini --data $shared/data/hymenoptera --val-data none
+    deit="--recipe $recipes/finetune_small.ini --data $shared/data/hymenoptera --val-data none
           --weights $weights --batch-size 2 --steps 3 --log-every 1 --workers 1 --no-autotune"
     train "$cpu" deit-cpu $deit
     train "$gpu" deit-fp32 $deit --precision fp32

@@ -38,14 +38,14 @@ if [ -e "$weights" ] && [ -d "$shared/data/hymenoptera" ]; then
     "$binary" --data "$shared/data/hymenoptera" --weights "$weights" --out insects >log 2>&1
     check "fine-tuning DeiT-Tiny ends well" [ $? = 0 ]
     check "it reaches 95%" best insects 95
-    "$binary" --recipe "$root/recipes/finetune-deit-tiny.ini" --data "$shared/data/hymenoptera" \
+    "$binary" --recipe "$root/recipes/finetune_small.ini" --data "$shared/data/hymenoptera" \
         --weights "$weights" --out recipe --epochs 0.1 --val-data none >log 2>&1
     for key in opt momentum lr schedule clip weight-decay label-smoothing batch-size; do
         check "the recipe has the same $key" \
             [ "$(grep "^$key = " recipe/config.ini)" = "$(grep "^$key = " insects/config.ini)" ]
     done
     check "and the recipe's own length is six epochs too" \
-        sh -c "grep -q '^epochs = 6' '$root/recipes/finetune-deit-tiny.ini' && grep -q '^epochs = 6' insects/config.ini"
+        sh -c "grep -q '^epochs = 6' '$root/recipes/finetune_small.ini' && grep -q '^epochs = 6' insects/config.ini"
 else
     skip "no weights or no hymenoptera in $shared/data"
 fi

@@ -1077,13 +1077,16 @@ static void loss(const LossCase *c)
 /* ------------------------------------------------------------------------------------------------
  * Norms and optimisers */
 
-/* Tensors of a small model: several chunks, one element, all zeros (LAMB's trust ratio is 1). */
+/* Tensors of a small model: several chunks, one element, all zeros (LAMB's trust ratio is 1), one
+ * that is frozen. */
 static const struct {
     int n, flags;
     bool zero;
-} tensors[] = {{9000, CHUNK_DECAY, 0},         {7, CHUNK_1D, 0}, {4096, CHUNK_DECAY, 0},
-               {1, CHUNK_1D | CHUNK_DECAY, 0}, {50, 0, 1},       {301, 0, 0}};
-enum { N_CHUNKS = 8, N = 64 * 216 };
+    float rate;
+} tensors[] = {{9000, CHUNK_DECAY, 0, 0.75f},     {7, CHUNK_1D, 0, 1}, {4096, CHUNK_DECAY, 0, 1},
+               {1, CHUNK_1D | CHUNK_DECAY, 0, 1}, {50, 0, 1, 0.5f},    {301, 0, 0, 0.25f},
+               {600, CHUNK_DECAY, 0, 0}};
+enum { N_CHUNKS = 9, N = 64 * 226 };
 static Chunk chunks[N_CHUNKS];
 static dev *chunks_dev;
 
@@ -1095,7 +1098,7 @@ static void make_chunks(void)
     for (int t = 0; t < COUNT(tensors); t++) {
         for (int at = 0; at < tensors[t].n; at += VIT_CHUNK) {
             int left = tensors[t].n - at, n = left < VIT_CHUNK ? left : VIT_CHUNK;
-            chunks[k++] = (Chunk){offset + at, n, t, tensors[t].flags};
+            chunks[k++] = (Chunk){offset + at, n, t, tensors[t].flags, tensors[t].rate};
         }
         offset += (tensors[t].n + 63) / 64 * 64;
     }
@@ -1105,11 +1108,11 @@ static void make_chunks(void)
     be->upload(chunks_dev, chunks, sizeof chunks);
 }
 
-/* The chunk that holds element i, or NULL in a gap. */
+/* The chunk that holds element i, or NULL in a gap, and where it is frozen: nothing may happen. */
 static const Chunk *chunk_of(long i)
 {
     for (int k = 0; k < N_CHUNKS; k++)
-        if (i >= chunks[k].offset && i < chunks[k].offset + chunks[k].n)
+        if (chunks[k].rate > 0 && i >= chunks[k].offset && i < chunks[k].offset + chunks[k].n)
             return &chunks[k];
     return NULL;
 }
@@ -1139,7 +1142,7 @@ static void share_chunks(void)
 static double counted_squares(int k, const double *x)
 {
     const double *v = x + chunks[k].offset;
-    return chunks[k].flags & CHUNK_COPY ? 0 : dot(v, 1, v, 1, chunks[k].n);
+    return chunks[k].flags & CHUNK_COPY || chunks[k].rate == 0 ? 0 : dot(v, 1, v, 1, chunks[k].n);
 }
 
 static const OptCase opt_cases[] = {
@@ -1163,14 +1166,15 @@ typedef struct {
 } OptMats;
 
 /* One element's new moments and, without LAMB, weight; LAMB's direction goes to grad. */
-static void opt_element(const OptCase *c, const OptMats *a, long i, double wd)
+static void opt_element(const OptCase *c, const OptMats *a, long i, const Chunk *k)
 {
     const OptConfig *o = &c->opt;
+    double wd = k->flags & CHUNK_DECAY ? o->weight_decay : 0, lr = st.lr * k->rate;
     double *w = &a->w->v[i], *m = &a->m->v[i], *v = a->v ? &a->v->v[i] : NULL;
     double g = c->clip * a->grad->v[i] / c->loss_scale;
     if (o->kind == OPT_SGD) {
         *m = c->t > 1 ? o->momentum * *m + g + wd * *w : g + wd * *w;
-        *w -= st.lr * *m;
+        *w -= lr * *m;
         return;
     }
     if (o->kind == OPT_ADAM)
@@ -1182,7 +1186,7 @@ static void opt_element(const OptCase *c, const OptMats *a, long i, double wd)
     if (o->kind == OPT_LAMB)
         a->grad->v[i] = step + wd * *w;
     else
-        *w = *w * (o->kind == OPT_ADAMW ? 1 - st.lr * wd : 1) - st.lr * step;
+        *w = *w * (o->kind == OPT_ADAMW ? 1 - lr * wd : 1) - lr * step;
 }
 
 /* Norms per chunk and tensor, then the step along u, which is in grad */
@@ -1198,7 +1202,8 @@ static void lamb_reference(const OptMats *a)
         if (!c)
             continue;
         bool plain = c->flags & CHUNK_1D || ww[c->tensor] == 0 || uu[c->tensor] == 0;
-        a->w->v[i] -= st.lr * (plain ? 1 : sqrt(ww[c->tensor] / uu[c->tensor])) * a->grad->v[i];
+        double ratio = plain ? 1 : sqrt(ww[c->tensor] / uu[c->tensor]);
+        a->w->v[i] -= st.lr * c->rate * ratio * a->grad->v[i];
     }
 }
 
@@ -1210,7 +1215,7 @@ static void opt_reference(const OptCase *c, const OptMats *a)
     for (long i = 0; !c->skip && i < N; i++) {
         const Chunk *k = chunk_of(i);
         if (k)
-            opt_element(c, a, i, k->flags & CHUNK_DECAY ? c->opt.weight_decay : 0);
+            opt_element(c, a, i, k);
     }
     if (lamb && !c->skip)
         lamb_reference(a);
@@ -1432,7 +1437,7 @@ static void rounding_places(void)
                                      .work = pointer(work[j]),
                                      .work_type = under.type,
                                      .stochastic = true});
-    long wrong = 0, differ = 0, up = 0;
+    long wrong = 0, differ = 0, up = 0, frozen = 0;
     pull(work[0], work[0]->v);
     pull(work[1], work[1]->v);
     for (int k = 0; k < N_CHUNKS; k++)
@@ -1441,9 +1446,11 @@ static void rounding_places(void)
             wrong += !(fabs(y - x) < ulp(under.type, x) || y == x);
             differ += i < some[k].n && y != work[1]->v[some[k].offset + i];
             up += y != rounded(x);
+            frozen += chunks[k].rate == 0 && y != rounded(x);
         }
     CHECK(wrong == 0, "%s %s: %ld are no neighbours", under.name, title, wrong);
     CHECK(differ == 0, "%s %s: %ld depend on the place in the buffer", under.name, title, differ);
+    CHECK(frozen == 0, "%s %s: %ld of what is frozen by chance", under.name, title, frozen);
     CHECK(up > N / 8, "%s %s: %ld of %d by chance", under.name, title, up, N);
     finish(EXACT);
     be->release(some_dev);
@@ -1457,6 +1464,7 @@ static void norms(double max_norm, double loss_scale, double bad)
     Mat *x = real_vec("x", IN, N), *partial = real_vec("partial", OUT, N_CHUNKS);
     if (bad != 0)
         x->v[chunks[2].offset + 5] = bad;
+    x->v[chunks[N_CHUNKS - 1].offset] = NAN; /* frozen: nobody has written its gradient */
     rescale(x, loss_scale, 0);
     st = (StepState){.seed = 1,
                      .lr = 0.5,

@@ -5,6 +5,7 @@
 #include "train/eval.h"
 
 #include "image/decoder.h"
+#include "train/flip.h"
 #include "train/hosts.h"
 #include "train/parallel.h"
 #include "util/files.h"
@@ -20,16 +21,31 @@
 
 enum { LOSS, TOP1, TOP5, IMAGES, SUMS };
 
-/* The batch of n images that was computed `ago` batches before the last, stats [n, 3]. */
-static void add_result(Session *s, int ago, int n, double sum[SUMS])
+static void add_stats(const Session *s, const real *stats, int n, double sum[SUMS])
 {
-    const StepResult *r = vit_result(s->m, ago);
     if (!split_speaks(&s->split))
         return;
     for (int i = 0; i < n; i++)
         for (int k = LOSS; k <= TOP5; k++)
-            sum[k] += (double)r->stats[3 * i + k];
+            sum[k] += (double)stats[3 * i + k];
     sum[IMAGES] += n;
+}
+
+/* The batch of n images that was computed `ago` batches before the last, stats [n, 3]. */
+static void add_result(Session *s, int ago, int n, double sum[SUMS])
+{
+    add_stats(s, vit_result(s->m, ago)->stats, n, sum);
+}
+
+/* --tta flip: the batch that was computed last, b, together with its mirror images. */
+static void add_flipped(Session *s, const Batch *b, const uint8_t *images, int n,
+                        const real *targets, double sum[SUMS])
+{
+    int computed = n ? n : 1;
+    real *stats = xcalloc(3 * (size_t)computed, sizeof *stats);
+    flip_stats(s, computed, images, targets, b ? b->labels : NULL, stats);
+    add_stats(s, stats, n, sum);
+    free(stats);
 }
 
 /* Images of a data parallel rank's k-th batch: they take turns, batch k of rank r begins at image
@@ -80,11 +96,14 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
         hosts_at("evaluating", s->state.step);
         if (b)
             soft_targets(targets, b->labels, b->n, K, 0, NULL, 0);
-        vit_set_batch(s->m, n ? n : 1, b ? b->images : none, true, reads ? targets : NULL, NULL);
+        const uint8_t *images = b ? b->images : none;
+        vit_set_batch(s->m, n ? n : 1, images, true, reads ? targets : NULL, NULL);
         vit_evaluate(s->m);
         if (waiting)
             add_result(s, 1, waiting, sum);
-        waiting = n;
+        waiting = s->o.tta ? 0 : n;
+        if (s->o.tta)
+            add_flipped(s, b, reads ? images : NULL, n, reads ? targets : NULL, sum);
         double done = sum[IMAGES] * dp->ranks;
         report_progress("evaluating", (long)done, count, done / (now() - from));
     }
@@ -237,6 +256,8 @@ static int predict_batch(Session *s, const Predict *b, char **files, int n)
         vit_set_batch(s->m, good, b->pixels, true, NULL, NULL);
         vit_evaluate(s->m);
         vit_logits(s->m, b->logits);
+        if (s->o.tta)
+            flip_logits(s, good, b->pixels, NULL, b->logits);
     }
     const real *logits = b->logits;
     for (int i = 0; i < n; i++) {

@@ -14,6 +14,7 @@
 static const char *const train_flags[] = {"what to train on, and from:",
                                           "data",
                                           "val-data",
+                                          "val-fraction",
                                           "weights",
                                           "model",
                                           "image-size",
@@ -27,6 +28,10 @@ static const char *const train_flags[] = {"what to train on, and from:",
                                           "warmup-steps",
                                           "opt",
                                           "weight-decay",
+                                          "layer-decay",
+                                          "freeze",
+                                          "class-weights",
+                                          "patience",
                                           "seed",
                                           "against overfitting:",
                                           "mixup",
@@ -49,10 +54,10 @@ static const char *const train_flags[] = {"what to train on, and from:",
                                           NULL};
 static const char *const eval_flags[] = {
     "what to evaluate:", "weights", "data", "val-data",  "classes", "ema", "how:",
-    "batch-size",        "resize",  "crop", "precision", "threads", NULL};
+    "batch-size",        "resize",  "crop", "tta", "precision", "threads", NULL};
 static const char *const predict_flags[] = {
     "what to predict:", "weights", "classes", "topk",      "ema",     "how:",
-    "batch-size",       "resize",  "crop",    "precision", "threads", NULL};
+    "batch-size",       "resize",  "crop",    "tta",     "precision", "threads", NULL};
 static const char *const bench_flags[] = {
     "what to time:", "model", "image-size", "batch-size", "steps", "precision", "threads",
     "gpus",          "ranks", "data",       "spec",       "only",  "json",      NULL};

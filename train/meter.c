@@ -9,6 +9,7 @@
 #include "train/meter.h"
 
 #include "train/hosts.h"
+#include "train/tuning.h"
 #include "util/report.h"
 
 #include <math.h>
@@ -105,7 +106,7 @@ static StepReport measure(const Meter *m, const StepState *state, uint64_t step,
     if (s->o.steps)
         r.epochs = r.epoch + left * (double)s->o.batch_size / (double)data_count(s->train);
     double peak = s->be->peak_flops() * s->world.ranks;
-    r.gflops = r.images_per_s * 3 * vit_forward_flops(&s->config) / 1e9;
+    r.gflops = r.images_per_s * tuning_flops(s->m) / 1e9;
     r.mfu = peak > 0 ? 100 * r.gflops * 1e9 / peak : 0;
     return r;
 }

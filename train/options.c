@@ -356,6 +356,11 @@ static void replace_others(Options *o, const Field *f)
         o->steps = 0;
     if (strcmp(f->name, "steps") == 0 && o->steps > 0)
         o->epochs = 0;
+    /* both say where the validation images are */
+    if (strcmp(f->name, "val_data") == 0 && *o->val_data)
+        o->val_fraction = 0;
+    if (strcmp(f->name, "val_fraction") == 0 && o->val_fraction > 0)
+        set(o, find("val_data"), "", "", "", NULL);
     /* a preset takes the place of the dimensions given before it */
     for (int i = 0; strcmp(f->name, "model") == 0 && *o->model && i < COUNT(preset); i++)
         o->given[find(preset[i]) - fields] = false;
@@ -506,8 +511,8 @@ static void write_value(FILE *f, const char *value)
 /* Settings that name places: a recipe that repeats a run does so from any directory. */
 static bool names_place(const Field *p)
 {
-    static const char *const places[] = {"data",      "val_data",      "classes",
-                                         "index_dir", "val_index_dir", "weights"};
+    static const char *const places[] = {"data",          "val_data", "classes",      "index_dir",
+                                         "val_index_dir", "weights",  "class_weights"};
     for (int i = 0; i < COUNT(places); i++)
         if (strcmp(p->name, places[i]) == 0)
             return true;
@@ -564,7 +569,8 @@ static void write_field(FILE *f, const Options *o, const Field *p)
     fprintf(f, "%s = ", dashes(p->flag, flag));
     if (p->type == T_text) {
         const char *value = *(const text *)((const char *)o + p->offset);
-        char *place = names_place(p) ? absolute(value) : xstrdup(value);
+        bool named = names_place(p) && strcmp(value, "balanced") != 0;
+        char *place = named ? absolute(value) : xstrdup(value);
         write_value(f, place);
         free(place);
     } else {

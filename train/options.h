@@ -16,6 +16,7 @@ enum { SCHEDULE_COSINE, SCHEDULE_LINEAR, SCHEDULE_CONSTANT, SCHEDULE_STEP };
 enum { MIX_PER_BATCH, MIX_PER_SAMPLE };
 enum { PAIRS_REVERSE, PAIRS_ROLL };
 enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
+enum { TTA_NONE, TTA_FLIP };
 
 /* clang-format off */
 #define OPTIONS(GROUP, X)                                                                         \
@@ -27,6 +28,9 @@ enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
       "drawn into DIR (data) | fake[:zeros][:COUNT]")                                             \
     X(text,   val_data, "", "",                                                                   \
       "the same for validation; default: the other split of --data; none: do not evaluate")       \
+    X(double, val_fraction, "0", "0..0.9",                                                        \
+      "folder without validation images: share of each class that is kept for them, by a hash "   \
+      "of the files' names")                                                                      \
     X(text,   classes, "", "",                                                                    \
       "file with one class a line, `id` or `id name`; a folder's label is its line")              \
     X(word,   class_order, "byte", "byte|natural|timm",                                           \
@@ -69,6 +73,18 @@ enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
     X(long,   step_size, "0", "0..",                                                              \
       "schedule step: steps between two drops; 0: a third of the run")                            \
     X(double, step_gamma, "0.1", "0..1", "schedule step: factor of a drop")                       \
+    X(double, layer_decay, "1", "0.01..1",                                                        \
+      "the head learns at --lr, the last block at this times it, each one before it at this "     \
+      "times the one behind it, the embedding slowest")                                           \
+  GROUP("fine-tuning")                                                                            \
+    X(text,   freeze, "", "",                                                                     \
+      "N: the embedding and the first N blocks stay as they are; head-only: all but the head's "  \
+      "own weight and bias do, a linear probe")                                                   \
+    X(text,   class_weights, "", "",                                                              \
+      "weights of the classes in the loss: balanced, inversely to their images; or a file with "  \
+      "one number a line, in label order, which may stand behind its class's name")               \
+    X(long,   patience, "0", "0..1000000000",                                                     \
+      "end after so many evaluations without a better top-1; 0: never")                           \
   GROUP("optimiser")                                                                              \
     X(word,   opt, "adamw", "adamw|adam|sgd|lamb", "see backend.h for the formulas")              \
     X(double, weight_decay, "0.05", "0..", "decoupled for adamw and lamb, L2 for adam and sgd")   \
@@ -124,6 +140,8 @@ enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
       "evaluation: shorter side before the crop; 0: the size / --crop-pct, rounded down")         \
     X(double, crop_pct, "0.875", "0.01..1",                                                       \
       "evaluation: share of the shorter side that the centre crop keeps")                         \
+    X(word,   tta, "none", "none|flip",                                                           \
+      "evaluation and predict: mean logits of an image and its mirror image, at twice the time")  \
     X(word,   interpolation, "bicubic", "bilinear|bicubic", "of every resize")                    \
     X(word,   decode, "exact", "exact|fast",                                                      \
       "JPEG: at full scale, or at 1/2 ... 1/8 while twice the size needed remains")               \

@@ -12,10 +12,12 @@
 #include "datasets/shapes.h"
 #include "image/augment.h"
 #include "image/formats.h"
+#include "train/flip.h"
 #include "train/help.h"
 #include "train/hosts.h"
 #include "train/parallel.h"
 #include "train/spec.h"
+#include "train/tuning.h"
 #include "util/files.h"
 #include "util/machine.h"
 #include "util/report.h"
@@ -52,7 +54,7 @@ static const char built_in[] = "image-size = 64\n"
 static const char built_in_tiny[] = "image-size = 32\n"
                                     "patch-size = 4\n"
                                     "area-min = 0.5\n";
-/* What trains on from --weights: large steps of SGD for a short while (recipes/finetune-*.ini have
+/* What trains on from --weights: large steps of SGD for a short while (recipes/finetune_small.ini has
  * what it reaches). The learning rate belongs to the optimiser: who names another has its default.
  */
 static const char fine_tuning[] = "batch-size = 32\n"
@@ -198,6 +200,7 @@ static void apply_run(Session *s, const Settings *asked)
     /* --data is what to evaluate, whatever the run evaluated */
     if (!train && settings_last(asked, "data") && !*said(asked, "val-data")) {
         check(options_set(o, "val-data", "", "", &why));
+        check(options_set(o, "val-fraction", "0", "", &why));
         check(options_set(o, "index-dir", "", "", &why));
     }
     free(ini);
@@ -274,6 +277,8 @@ static void check_options(const Options *o)
         die_usage("such as bench --spec bench/specs.ini", "--spec, --only and --json are bench's");
     if (*o->only && !*o->spec)
         die_usage("--spec FILE holds the configurations", "--only %s: of which file?", o->only);
+    if (o->patience && strcmp(o->val_data, "none") == 0)
+        die_usage("leave one of the two out", "--patience counts evaluations, --val-data none has none");
     if (o->epochs <= 0 && o->steps == 0)
         die_usage("give --epochs above 0, or --steps", "--epochs %g trains nothing", o->epochs);
 }
@@ -604,6 +609,7 @@ void setup_architecture(Session *s)
     use_preset(s->o.model, &s->config);
     options_apply_config(&s->o, &s->config);
     check_config(s);
+    check_usage(tuning_frozen(&s->o, s->config.layers, &s->frozen, &why));
 }
 
 void setup_config(Session *s)
@@ -621,7 +627,11 @@ void setup_config(Session *s)
         fputs(s->changed, stdout);
     find_start(s);
     setup_architecture(s);
+    if (*o->class_weights && s->config.loss != LOSS_SOFTMAX)
+        die_usage("leave --class-weights or --loss sigmoid out",
+                  "--class-weights are of the softmax loss alone");
     parallel_split(s);
+    flip_check(s);
     bool known = false;
     for (int i = 0; param_init_names[i]; i++)
         known |= strcmp(param_init_names[i], o->init) == 0;
@@ -731,6 +741,7 @@ Dataset *setup_split(Session *s, const char *spec, bool train)
                      .train = train,
                      .num_classes = classes,
                      .classes_fraction = o->classes_fraction,
+                     .val_fraction = *o->val_data ? 0 : o->val_fraction,
                      .per_class = o->data_per_class,
                      .window = (int)o->shuffle_shards,
                      .max_damaged = o->max_damaged > 0 ? o->max_damaged : -1,
@@ -760,9 +771,8 @@ static void check_splits(const Session *s)
     char *first = data_sample_path(a, 0), *second = data_sample_path(b, 0);
     if (data_count(a) == data_count(b) && strcmp(first, second) == 0 &&
         strcmp(s->o.data, "fake") != 0)
-        warn_of(
-            s,
-            "evaluating on the training images: the data has no split of its own, see --val-data");
+        warn_of(s, "evaluating on the training images: the data has no split of its own, see "
+                   "--val-data and --val-fraction 0.1");
     free(first);
     free(second);
 }
@@ -1012,7 +1022,7 @@ static void describe_model(const Session *s, bool training)
     const Plan *p = &m->plan;
     enum { PARAMETERS, FLOP, WEIGHTS, GRADIENTS, OPTIMISER, ACTIVATIONS, INPUTS, COUNTS };
     const double count[COUNTS] = {
-        (double)m->layout->n_params,  vit_forward_flops(c) * (training ? 3 : 1),
+        (double)m->layout->n_params,  training ? tuning_flops(m) : vit_forward_flops(c),
         (double)m->own.bytes_weights, (double)m->own.bytes_grads,
         (double)m->own.bytes_opt,     (double)m->bytes_acts,
         (double)m->bytes_inputs};
@@ -1059,6 +1069,8 @@ Plan setup_plan(const Session *s, bool training)
                               .hysteresis = (int)o->hysteresis},
                   .ema = training && o->ema > 0,
                   .decay = o->decay,
+                  .layer_decay = o->layer_decay,
+                  .frozen = s->frozen,
                   .clip = o->clip,
                   .split = &s->split,
                   .recompute = parallel_recompute(o),
@@ -1084,6 +1096,8 @@ void setup_model(Session *s, bool training)
     s->m = vit_create(&s->config, &plan, s->be);
     Units *own = &s->m->own;
     describe_model(s, training);
+    if (training && strcmp(o->command, "train") == 0)
+        tuning_describe(s->m, s->weights != NULL);
     if (s->checkpoint && training) {
         s->state.counters = *vit_state(s->m);
         s->state.scaled = plan.scaling.kind != SCALING_NONE;

@@ -41,6 +41,7 @@ typedef struct {
     char *checkpoint; /* directory to resume from, or NULL */
     Config config;    /* its number of classes may come from the data */
     Split split;      /* what of the model this rank has */
+    int frozen;       /* units that do not learn */
     /* setup_data */
     Dataset *train, *val; /* NULL: not needed */
     int max_workers;      /* data workers, where --workers does not say */
