@@ -15,6 +15,8 @@
 #include "train/hosts.h"
 #include "train/meter.h"
 #include "train/mixup.h"
+#include "train/predict.h"
+#include "train/results.h"
 #include "util/files.h"
 #include "util/report.h"
 #include "util/text.h"
@@ -201,6 +203,15 @@ static void collect(Training *t, uint64_t keep)
 
 /* ---- evaluation and checkpoints ---- */
 
+/* Files in the run's folder say what the evaluation came to. A failure costs them alone. */
+static void leave_results(Training *t, const Evaluation *v)
+{
+    const Session *s = t->s;
+    Error e = {"", ""};
+    if (s->world.rank == 0 && !results_write(s, s->val, v, (long)s->state.step, s->out, &e))
+        warn("%s", e.what);
+}
+
 /* On the validation images, with the average of the weights where there is one: it is what is
  * judged. Returns whether this is the best so far. An evaluation that a signal ends does not count.
  */
@@ -215,28 +226,30 @@ static bool train_evaluate(Training *t)
     if (s->m->own.ema)
         units_swap_ema(&s->m->own);
     report_clear();
-    meter_pause(&t->meter, now() - from, s->be->sent() - sent,
-                s->be->waited() - waited);
     if (!complete)
         return false;
-    bool best = isfinite(v.loss) && v.top1 > s->state.best_metric;
+    const Metrics *m = &v.metrics;
+    bool best = isfinite(m->loss) && m->top1 > s->state.best_metric;
     printf("eval  step %lu  epoch %.2f  top1 %.2f  top5 %.2f  loss %.4f  %.0f images/s%s\n",
-           (unsigned long)s->state.step, meter_epoch(s, s->state.step), v.top1, v.top5, v.loss,
-           (double)v.images / v.seconds, best ? "  best" : "");
+           (unsigned long)s->state.step, meter_epoch(s, s->state.step), m->top1, m->top5, m->loss,
+           (double)m->images / v.seconds, best ? "  best" : "");
     fflush(stdout);
     log_begin("eval");
     log_num("step", (double)s->state.step);
     log_num("epoch", meter_epoch(s, s->state.step));
-    log_num("top1", v.top1);
-    log_num("top5", v.top5);
-    log_num("loss", v.loss);
-    log_num("images", (double)v.images);
+#define X(number) log_num(#number, m->number);
+    X(top1) X(top5) X(loss) X(balanced) X(macro_f1) X(ece)
+#undef X
+    log_num("images", (double)m->images);
     log_num("seconds", v.seconds);
     log_end();
     if (best) {
-        s->state.best_metric = v.top1;
+        s->state.best_metric = m->top1;
         s->state.best_step = s->state.step;
     }
+    leave_results(t, &v);
+    evaluation_free(&v);
+    meter_pause(&t->meter, now() - from, s->be->sent() - sent, s->be->waited() - waited);
     return best;
 }
 

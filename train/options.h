@@ -175,7 +175,12 @@ enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
     X(long,   save_every, "0", "0..", "steps between checkpoints; 0: with each evaluation")       \
     X(long,   log_every, "10", "1..", "steps between log lines")                                  \
     X(long,   keep, "2", "1..1000000", "newest checkpoints to keep, besides the best")            \
-    X(long,   topk, "5", "1..1000000", "predict: classes named for each image")
+    X(long,   topk, "5", "1..1000000", "predict: classes named for each image")                   \
+    X(word,   format, "text", "text|csv|jsonl", "predict: of the results")                        \
+    X(text,   features, "", "",                                                                   \
+      "predict: FILE.npy gets what the head reads, [images, D]; FILE.txt the images' names")      \
+    X(text,   attention, "", "",                                                                  \
+      "predict: FILE.png gets the first images with the attention drawn over them")
 /* clang-format on */
 
 /* Rows of all settings: the model's group and what stands for several of its settings

@@ -47,26 +47,6 @@ void log_close(void)
     log_file = NULL;
 }
 
-/* JSON is UTF-8, names of files are any bytes: a byte that is none becomes U+FFFD. */
-static void log_string(const char *text)
-{
-    const unsigned char *s = (const unsigned char *)text;
-    fputc('"', log_file);
-    while (*s) {
-        int n = utf8_bytes(s);
-        if (n == 0)
-            fputs("\xef\xbf\xbd", log_file);
-        else if (*s == '"' || *s == '\\')
-            fprintf(log_file, "\\%c", *s);
-        else if (*s < 0x20)
-            fprintf(log_file, "\\u%04x", *s);
-        else
-            fwrite(s, 1, (size_t)n, log_file);
-        s += n ? n : 1;
-    }
-    fputc('"', log_file);
-}
-
 /* The numbers of a line about a step or an evaluation, for TensorBoard: train/loss, eval/top1. */
 static struct {
     const char *group; /* NULL: of another line */
@@ -104,7 +84,7 @@ void log_begin(const char *event)
         return;
     scalars_begin(event);
     fputs("{\"event\":", log_file);
-    log_string(event);
+    json_string(log_file, event);
 }
 
 void log_num(const char *key, double value)
@@ -125,7 +105,7 @@ void log_text(const char *key, const char *value)
     if (!log_file)
         return;
     fprintf(log_file, ",\"%s\":", key);
-    log_string(value);
+    json_string(log_file, value);
 }
 
 void log_end(void)
