@@ -165,14 +165,18 @@ static void warmth(double a, double rgb[3])
 
 void draw_heat(uint8_t *rgb, int w, int h, const float *map, int rows, int columns)
 {
-    double most = 1e-30;
-    for (int i = 0; i < rows * columns; i++)
+    double most = (double)map[0], least = most;
+    for (int i = 1; i < rows * columns; i++) {
         most = fmax(most, (double)map[i]);
+        least = fmin(least, (double)map[i]);
+    }
+    double span = fmax(most - least, 1e-30);
     for (int y = 0; y < h; y++)
         for (int x = 0; x < w; x++, rgb += 3) {
-            double heat[3], grey = (0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]);
+            double heat[3], grey = 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2];
             double a = sample(map, rows, columns, (y + 0.5) * rows / h - 0.5,
-                              (x + 0.5) * columns / w - 0.5) / most;
+                              (x + 0.5) * columns / w - 0.5);
+            a = (a - least) / span;
             warmth(a, heat);
             double cover = 0.30 + 0.35 * a;
             for (int c = 0; c < 3; c++)

@@ -21,7 +21,8 @@ void sheet_title(const Sheet *s, const char *title);
 /* rgb [h, w, 3] as tile number `tile`, with `lines` texts, the first in black. */
 void sheet_tile(const Sheet *s, long tile, const uint8_t *rgb, char lines[][256]);
 
-/* Colours rgb [h, w, 3] by map [rows, columns], whose largest number is the brightest. */
+/* Colours rgb [h, w, 3] by map [rows, columns], from its least number (dark) to its
+ * largest (bright). */
 void draw_heat(uint8_t *rgb, int w, int h, const float *map, int rows, int columns);
 
 /* By the name's end: JPEG, or PNG. */

@@ -106,7 +106,8 @@ static const Command command_index = {
     .run = run_index,
 };
 
-static const Command *const commands[] = {&command_index, &command_shard, &command_show};
+static const Command *const commands[] = {&command_index, &command_shard, &command_show,
+                                          &command_report};
 
 static NORETURN void list_commands(void)
 {

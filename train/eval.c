@@ -8,7 +8,9 @@
 #include "train/eval.h"
 
 #include "train/hosts.h"
+#include "train/page.h"
 #include "train/parallel.h"
+#include "train/pictures.h"
 #include "train/results.h"
 #include "util/report.h"
 #include "util/rng.h"
@@ -162,20 +164,25 @@ void evaluation_free(Evaluation *v)
 }
 
 /* In --out, or else in the run's folder where there is one. */
-static void write_results(const Session *s, const Evaluation *v)
+static void write_results(Session *s, const Evaluation *v)
 {
-    const char *dir = *s->o.out ? s->o.out : s->run_dir;
+    char *dir = *s->o.out ? xstrdup(s->o.out) : s->run_dir;
     Error e = {"", ""};
     if (!dir || s->world.rank > 0)
         return;
-    bool ok = results_write(s, s->val, v, -1, dir, &e);
+    char *page = xasprintf("%s/report.html", dir);
+    bool ok = results_write(s, s->val, v, -1, dir, &e) && pictures_write(s, s->val, v, dir, &e) &&
+              page_write(&dir, 1, page, &e);
     if (!ok && *s->o.out)
         die(e.hint, "%s", e.what);
     if (!ok)
         warn("%s; --out DIR writes the results elsewhere", e.what);
     else
-        printf("results   %s: eval.json, eval.csv%s, worst.csv\n", dir,
+        printf("results   %s: report.html, eval.json, eval.csv%s, worst.csv\n", dir,
                v->metrics.K <= CONFUSION_MOST ? ", confusion.csv" : "");
+    free(page);
+    if (dir != s->run_dir)
+        free(dir);
 }
 
 int command_eval(Session *s)
