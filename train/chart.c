@@ -29,8 +29,12 @@ void chart_number(double v, char *out, size_t size)
         }
     if (a >= 1000)
         snprintf(out, size, "%.0f", v);
-    else
-        snprintf(out, size, a > 0 && a < 1e-3 ? "%.1e" : "%.4g", v);
+    else if (a == 0 || a >= 1e-3)
+        snprintf(out, size, "%.4g", v);
+    else { /* 5e-4, 7.6e-7 */
+        int power = (int)floor(log10(a) + 1e-9);
+        snprintf(out, size, "%.2ge%d", v * pow(10, -power), power);
+    }
 }
 
 /* ---- axes ---- */
@@ -76,7 +80,7 @@ static void draw_axis(FILE *f, const Axis1 *a, bool upright, const char *unit)
     static const double steps[] = {1, 2, 5};
     double decades = a->log ? log10(a->to / a->from) : 0;
     if (!a->log) {
-        double tick = tick_of(a->to - a->from, upright ? 4 : 5);
+        double tick = tick_of(a->to - a->from, 5);
         for (double k = ceil(a->from / tick - 1e-9); k * tick <= a->to * (1 + 1e-12); k++)
             draw_tick(f, a, upright, k * tick, unit);
         return;

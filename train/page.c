@@ -174,7 +174,8 @@ static const char style[] =
     ".bar{display:inline-block;width:90px;height:8px;background:var(--fill);border-radius:4px;"
     "overflow:hidden;margin-right:8px}.bar i{display:block;height:100%;"
     "background:rgb(var(--good))}"
-    ".cells text{fill:var(--ink)}.cells .name{fill:var(--soft)}"
+    ".num{display:inline-block;min-width:52px}"
+    ".cells,.cal svg{max-width:520px;margin:0 auto}.cells text{fill:var(--ink)}.cells .name{fill:var(--soft)}"
     ".cells .good{fill:rgb(var(--good))}.cells .bad{fill:rgb(var(--bad))}"
     ".cells .none{fill:var(--fill)}.cells .on{fill:#fff}"
     ".cal .ideal{stroke:var(--soft);stroke-dasharray:3 3;fill:none}"
@@ -360,7 +361,7 @@ static void write_class(FILE *f, const cJSON *c)
     cell(f, "%.0f", number_in(c, "images"));
     fprintf(f, "<td><span class=bar><i style=\"width:%.1f%%\"></i></span>",
             isfinite(accuracy) ? accuracy : 0);
-    fprintf(f, isfinite(accuracy) ? "%.1f%%</td>" : "–</td>", accuracy);
+    fprintf(f, isfinite(accuracy) ? "<span class=num>%.1f%%</span></td>" : "–</td>", accuracy);
     cell(f, "%.1f%%", number_in(c, "precision"));
     cell(f, "%.1f", number_in(c, "f1"));
     fprintf(f, "</tr>\n");
@@ -518,7 +519,7 @@ static void write_calibration(FILE *f, const cJSON *bins)
     enum { SIZE = 200, AT = 40, TOP = 8 };
     int n = cJSON_GetArraySize(bins);
     fprintf(f, "<figure class=\"chart cal\"><figcaption><b>Calibration</b><span>right, by "
-               "probability</span></figcaption><svg viewBox=\"0 0 400 244\" role=img "
+               "probability</span></figcaption><svg viewBox=\"0 0 410 236\" role=img "
                "aria-label=calibration>");
     for (int i = 0; i <= 4; i++)
         fprintf(f,
@@ -662,7 +663,7 @@ static void write_cost(FILE *f, const Run *r)
 }
 
 static const char *const main_settings[] = {
-    "data",     "weights",      "model",           "image-height", "patch",    "width",
+    "data",     "weights",      "model",           "image-height", "patch-size",  "width",
     "layers",   "heads",        "epochs",          "steps",        "batch-size", "lr",
     "schedule", "warmup-steps", "opt",             "weight-decay", "clip",     "ema",
     "mixup",    "cutmix",       "label-smoothing", "auto-augment", "color-jitter", "drop-path",
@@ -776,7 +777,7 @@ static void write_head(FILE *f, const Run *runs, int n)
 static void write_subtitle(FILE *f, const Run *r)
 {
     const History *h = &r->history;
-    char *width = setting(r, "width"), *layers = setting(r, "layers"), *patch = setting(r, "patch");
+    char *width = setting(r, "width"), *layers = setting(r, "layers"), *patch = setting(r, "patch-size");
     char *pixels = setting(r, "image-width"), parameters[32];
     fprintf(f, "<p class=sub>Vision Transformer");
     if (*width)
