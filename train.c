@@ -16,6 +16,10 @@
 #include "train/hosts.h"
 #include "train/meter.h"
 #include "train/mixup.h"
+#include "train/page.h"
+#include "train/pictures.h"
+#include "train/predict.h"
+#include "train/results.h"
 #include "train/tuning.h"
 #include "util/files.h"
 #include "util/report.h"
@@ -207,6 +211,57 @@ static void collect(Training *t, uint64_t keep)
 
 /* ---- evaluation and checkpoints ---- */
 
+/* report.html, from the files of the run. What cannot be written costs itself alone. */
+static void leave_page(const Session *s)
+{
+    Error e = {"", ""};
+    char *path = xasprintf("%s/report.html", s->out);
+    if (s->world.rank == 0 && !page_write(&(char *){s->out}, 1, path, &e))
+        warn("%s", e.what);
+    free(path);
+}
+
+/* Files that say what the evaluation came to; at the end with pictures. */
+static void leave_results(Session *s, const Evaluation *v)
+{
+    Error e = {"", ""};
+    if (s->world.rank > 0)
+        return;
+    bool ok = results_write(s, s->val, v, (long)s->state.step, s->out, &e);
+    if (ok && s->state.step == s->steps)
+        ok = pictures_write(s, s->val, v, s->out, &e);
+    if (!ok)
+        warn("%s", e.what);
+    leave_page(s);
+}
+
+/* Whether this is the best so far. */
+static bool say_evaluation(Session *s, const Evaluation *v)
+{
+    const Metrics *m = &v->metrics;
+    bool best = isfinite(m->loss) && m->top1 > s->state.best_metric;
+    printf("eval  step %lu  epoch %.2f  top1 %.2f  top5 %.2f  loss %.4f  %.0f images/s%s\n",
+           (unsigned long)s->state.step, meter_epoch(s, s->state.step), m->top1, m->top5, m->loss,
+           (double)m->images / v->seconds, best ? "  best" : "");
+    fflush(stdout);
+    log_begin("eval");
+    log_num("step", (double)s->state.step);
+    log_num("epoch", meter_epoch(s, s->state.step));
+#define X(number) log_num(#number, m->number);
+    X(top1) X(top5) X(loss) X(balanced) X(macro_f1) X(ece)
+#undef X
+    log_num("images", (double)m->images);
+    log_num("seconds", v->seconds);
+    log_end();
+    s->state.since_best++;
+    if (best) {
+        s->state.best_metric = m->top1;
+        s->state.best_step = s->state.step;
+        s->state.since_best = 0;
+    }
+    return best;
+}
+
 /* On the validation images, with the average of the weights where there is one: it is what is
  * judged. Returns whether this is the best so far. An evaluation that a signal ends does not count.
  */
@@ -218,34 +273,16 @@ static bool train_evaluate(Training *t)
     if (s->m->own.ema)
         units_swap_ema(&s->m->own);
     bool complete = evaluate(s, s->val, &stop_signal, &v);
+    report_clear();
+    bool best = complete && say_evaluation(s, &v);
+    if (complete)
+        leave_results(s, &v);
+    evaluation_free(&v);
     if (s->m->own.ema)
         units_swap_ema(&s->m->own);
-    report_clear();
-    meter_pause(&t->meter, now() - from, s->be->sent() - sent,
-                s->be->waited() - waited);
-    if (!complete)
-        return false;
-    bool best = isfinite(v.loss) && v.top1 > s->state.best_metric;
-    printf("eval  step %lu  epoch %.2f  top1 %.2f  top5 %.2f  loss %.4f  %.0f images/s%s\n",
-           (unsigned long)s->state.step, meter_epoch(s, s->state.step), v.top1, v.top5, v.loss,
-           (double)v.images / v.seconds, best ? "  best" : "");
-    fflush(stdout);
-    log_begin("eval");
-    log_num("step", (double)s->state.step);
-    log_num("epoch", meter_epoch(s, s->state.step));
-    log_num("top1", v.top1);
-    log_num("top5", v.top5);
-    log_num("loss", v.loss);
-    log_num("images", (double)v.images);
-    log_num("seconds", v.seconds);
-    log_end();
-    s->state.since_best++;
-    if (best) {
-        s->state.best_metric = v.top1;
-        s->state.best_step = s->state.step;
-        s->state.since_best = 0;
-    }
-    t->patient = !s->o.patience || s->state.since_best < (uint64_t)s->o.patience;
+    meter_pause(&t->meter, now() - from, s->be->sent() - sent, s->be->waited() - waited);
+    if (complete)
+        t->patient = !s->o.patience || s->state.since_best < (uint64_t)s->o.patience;
     return best;
 }
 
@@ -379,7 +416,8 @@ static int finish(Training *t)
         if (s->state.best_metric >= 0)
             printf(": best top-1 %.2f%% at step %lu", s->state.best_metric,
                    (unsigned long)s->state.best_step);
-        printf("\nresults   %s: config.ini, log.jsonl, classes.txt, checkpoints in step_*\n",
+        printf("\nresults   %s: report.html, config.ini, log.jsonl, metrics.csv, classes.txt, "
+               "eval.json,\n          TensorBoard's events, checkpoints in step_*\n",
                s->out);
         printf("try next  %s eval %s\n"
                "          %s predict %s IMAGE.jpg\n"
@@ -388,6 +426,7 @@ static int finish(Training *t)
                fmax(2 * round(meter_epoch(s, s->state.step)), 1));
     }
     meter_end(&t->meter);
+    leave_page(s);
     fflush(stdout); /* a launcher may end the last ranks when the first has left */
     if (t->loader)
         loader_close(t->loader);

@@ -147,7 +147,9 @@ static bool is_saved(const Model *m, int l, int act)
 #define X(field, type, elements, cost) cost,
     static const unsigned char costs[] = {BLOCK_ACTS(X)};
 #undef X
-    if (!m->plan.training || l + 1 < m->layout->lowest)
+    if (!m->plan.training) /* all blocks share one set, but who looks at streams looks at these */
+        return m->plan.keep_streams && act == ACT_qkv;
+    if (l + 1 < m->layout->lowest)
         return false;
     if (!is_recomputed(m, l) || costs[act] == ALWAYS)
         return true;

@@ -65,7 +65,8 @@ typedef struct {
     bool offload;        /* the optimiser's state is in the host's memory */
     int type;            /* F32, BF16, F16: activations and working weights */
     bool training;       /* plan gradients, optimiser state and saved activations */
-    bool keep_streams;   /* compute every row of every block: tests compare the streams */
+    bool keep_streams;   /* compute every row of every block, and keep each block's stream and qkv:
+                            to be looked at */
     bool float_images;   /* vit_set_batch may be given images of floats */
     bool ema;
     int decay;           /* DECAY_* */

@@ -5,7 +5,7 @@
  * too; then the normalisation is undone. Flags are those of the training program, from the same
  * table.
  *
- * Read in this order: flags, drawing, images, labels, the command.
+ * Read in this order: flags, images, labels, the command.
  */
 #include "tools/tools.h"
 
@@ -14,15 +14,10 @@
 #include <string.h>
 #include <strings.h>
 
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wunused-function"
-#pragma GCC diagnostic ignored "-Wsign-compare"
-#include <stb/stb_easy_font.h>
-#pragma GCC diagnostic pop
-
-#include "train/setup.h"
 #include "image/decoder.h"
-#include "image/write.h"
+#include "image/draw.h"
+#include "train/results.h"
+#include "train/setup.h"
 #include "util/report.h"
 #include "util/text.h"
 
@@ -42,125 +37,6 @@ static const Flag flags[] = {
     {"same", "", "the first image again and again, in the epochs that follow", FLAG_SWITCH, &o.same,
      0, 0},
 };
-
-/* ---- drawing ---- */
-
-enum { GAP = 12, SCALE = 2, BIG = 65535, PAPER = 236, INK = 20, SECOND_INK = 100 };
-
-typedef struct {
-    uint8_t *rgb; /* [h, w, 3] */
-    int w, h;
-} Canvas;
-
-static void fill(const Canvas *c, int x0, int y0, int x1, int y1, int grey)
-{
-    for (int y = y0 < 0 ? 0 : y0; y < y1 && y < c->h; y++)
-        for (int x = x0 < 0 ? 0 : x0; x < x1 && x < c->w; x++)
-            memset(c->rgb + ((size_t)y * (size_t)c->w + (size_t)x) * 3, grey, 3);
-}
-
-/* The UTF-8 character of n bytes at s. */
-static unsigned code_of(const uint8_t *s, int n)
-{
-    unsigned c = n == 1 ? s[0] : s[0] & (0xffu >> (n + 1));
-    for (int i = 1; i < n; i++)
-        c = c << 6 | (s[i] & 0x3f);
-    return c;
-}
-
-/* What the font has in place of it: U+00C0 to U+017F are Latin letters with marks. */
-static void spell(unsigned code, char out[16])
-{
-    static const struct {
-        unsigned code;
-        const char *as;
-    } pairs[] = {{0xc4, "Ae"}, {0xd6, "Oe"},  {0xdc, "Ue"}, {0xe4, "ae"},
-                 {0xf6, "oe"}, {0xfc, "ue"},  {0xdf, "ss"}, {0xc6, "Ae"},
-                 {0xe6, "ae"}, {0x152, "Oe"}, {0x153, "oe"}};
-    static const char latin[] = "AAAAAAACEEEEIIIIDNOOOOOxOUUUUYTsaaaaaaaceeeeiiiidnooooo/ouuuuyty"
-                                "AaAaAaCcCcCcCcDdDdEeEeEeEeEeGgGgGgGgHhHhIiIiIiIiIiIiJjKkkLlLlLlL"
-                                "lLlNnNnNnnNnOoOoOoOoRrRrRrSsSsSsSsTtTtTtUuUuUuUuUuUuWwYyYZzZzZzs";
-    bool combining = code >= 0x300 && code < 0x370; /* a mark of the letter before */
-    bool ascii = code >= 32 && code < 127, letter = code >= 0xc0 && code < 0x180;
-    if (ascii || letter)
-        snprintf(out, 16, "%c", ascii ? (int)code : latin[code - 0xc0]);
-    else if (combining)
-        *out = 0;
-    else
-        snprintf(out, 16, "U+%04X ", code);
-    for (int i = 0; i < COUNT(pairs); i++)
-        if (pairs[i].code == code)
-            snprintf(out, 16, "%s", pairs[i].as);
-}
-
-/* A character is about 6 x 9 units. The font has ASCII: other Latin letters are spelled in it, of
- * other scripts it is said which character it would be, and what is no UTF-8 is a '?'. */
-static void plain(const char *text, char *out, size_t size)
-{
-    const uint8_t *s = (const uint8_t *)text;
-    size_t n = 0;
-    out[0] = 0;
-    while (*s && n + 16 < size) {
-        int bytes = utf8_bytes(s);
-        char as[16] = "?";
-        if (bytes)
-            spell(code_of(s, bytes), as);
-        n += (size_t)snprintf(out + n, size - n, "%s", as);
-        s += bytes ? bytes : 1;
-    }
-}
-
-/* One line, cut off with dots where it is wider than `width` pixels. stb gives rectangles, four
- * corners of (float x, y, z, colour) each. */
-static void write_line(const Canvas *c, int x, int y, int width, int grey, const char *text)
-{
-    static float quads[512 * 70][4];
-    char line[256], cut[256 + 4];
-    plain(text, line, sizeof line);
-    snprintf(cut, sizeof cut, "%s", line);
-    for (size_t n = strlen(line); n > 0 && stb_easy_font_width(cut) * SCALE > width;)
-        snprintf(cut, sizeof cut, "%.*s..", (int)--n, line);
-    int n = stb_easy_font_print(0, 0, cut, NULL, quads, sizeof quads);
-    for (int i = 0; i < n; i++) {
-        const float *from = quads[4 * i], *to = quads[4 * i + 2];
-        fill(c, x + SCALE * (int)from[0], y + SCALE * (int)from[1], x + SCALE * (int)to[0],
-             y + SCALE * (int)to[1], grey);
-    }
-}
-
-/* Pixels of small images become squares of `zoom` pixels. */
-static void draw_image(const Canvas *c, int x0, int y0, int zoom, const uint8_t *rgb, int w, int h)
-{
-    for (int y = 0; y < h * zoom; y++)
-        for (int x = 0; x < w * zoom; x++)
-            memcpy(c->rgb + ((size_t)(y0 + y) * (size_t)c->w + (size_t)(x0 + x)) * 3,
-                   rgb + ((size_t)(y / zoom) * (size_t)w + (size_t)(x / zoom)) * 3, 3);
-}
-
-/* The sheet: a title, then tiles of an image with a line or two of text under it. */
-typedef struct {
-    Canvas canvas;
-    int w, h, zoom; /* of an image, and its pixels' size */
-    int lines, tile_w, tile_h, top, columns;
-} Sheet;
-
-static Sheet sheet_new(int w, int h, int lines, int count, int columns)
-{
-    Sheet s = {.w = w, .h = h, .lines = lines, .columns = columns < count ? columns : count};
-    s.zoom = w >= 150 ? 1 : (159 + w) / w;
-    s.tile_w = w * s.zoom + GAP;
-    s.tile_h = h * s.zoom + 6 + lines * 11 * SCALE + GAP;
-    s.top = 2 * GAP + 20;
-    long width = GAP + (long)s.tile_w * s.columns;
-    long height = s.top + (long)s.tile_h * ((count + s.columns - 1) / s.columns) + GAP;
-    if (width > BIG || height > BIG || width * height > 500000000)
-        die_usage("lower --count, --columns or --image-size", "a sheet of %ld x %ld pixels", width,
-                  height);
-    s.canvas = (Canvas){.w = (int)width, .h = (int)height};
-    size_t bytes = (size_t)width * (size_t)height * 3;
-    s.canvas.rgb = memset(xmalloc(bytes), PAPER, bytes);
-    return s;
-}
 
 /* ---- images ---- */
 
@@ -275,25 +151,18 @@ static void view(Viewer *v, const uint8_t *images, long step, long first)
 
 /* ---- labels ---- */
 
-/* A class list's line may be `id name`: the name is what people read. */
-static const char *readable(const Session *s, const Dataset *d, int label)
-{
-    const char *name = data_class_name(d, label), *blank = strpbrk(name, " \t");
-    return *s->o.classes && blank && blank[1] ? blank + 1 : name;
-}
-
 /* "ants", or "62% ants" and under it "38% bees". */
 static void label_lines(const Viewer *v, const Dataset *d, const int *labels, int i,
                         char lines[2][256])
 {
     const Config *c = &v->s->config;
-    const char *name = readable(v->s, d, labels[i]);
+    const char *name = class_title(v->s, d, labels[i]);
     snprintf(lines[0], 256, "%s", name);
     lines[1][0] = 0;
     if (!v->augment)
         return;
     const Augment *a = &v->augment[i];
-    const char *other = readable(v->s, d, labels[a->partner]);
+    const char *other = class_title(v->s, d, labels[a->partner]);
     double cut = (double)a->cut.h * a->cut.w / ((double)c->image_h * c->image_w);
     double own = a->lambda * (1 - cut);
     if (own > 0.995 || other == name)
@@ -312,14 +181,8 @@ static void show_image(const Viewer *v, const Dataset *d, const Sheet *s, long t
                        const int *labels, int i)
 {
     char lines[2][256];
-    int x = GAP + (int)tile % s->columns * s->tile_w,
-        y = s->top + (int)tile / s->columns * s->tile_h;
     label_lines(v, d, labels, i, lines);
-    draw_image(&s->canvas, x, y, s->zoom,
-               v->seen + (size_t)i * vit_image_bytes(&v->s->config, true), s->w, s->h);
-    for (int k = 0; k < s->lines; k++)
-        write_line(&s->canvas, x, y + s->h * s->zoom + 6 + k * 11 * SCALE, s->tile_w - GAP,
-                   k ? SECOND_INK : INK, lines[k]);
+    sheet_tile(s, tile, v->seen + (size_t)i * vit_image_bytes(&v->s->config, true), lines);
 }
 
 /* Training images in their order: groups from the one that holds the epoch's first image on. */
@@ -376,18 +239,7 @@ static void write_title(const Session *s, const Sheet *sheet, const char *spec)
                  s->o.seed);
     snprintf(title, sizeof title, "%s: %s images%s, %d x %d", spec,
              o.val ? "validation" : "training", from, s->config.image_h, s->config.image_w);
-    write_line(&sheet->canvas, GAP, GAP, sheet->canvas.w - 2 * GAP, INK, title);
-}
-
-/* By the name's end: JPEG, or PNG. */
-static bool write_picture(const char *path, const Canvas *c, Error *e)
-{
-    const char *end = strrchr(path, '.');
-    if (end && (strcasecmp(end, ".jpg") == 0 || strcasecmp(end, ".jpeg") == 0))
-        return image_write_jpeg(path, c->rgb, c->w, c->h, 90, e);
-    if (!end || strcasecmp(end, ".png") != 0)
-        warn("%s: written as PNG; .jpg makes it a JPEG", path);
-    return image_write_png(path, c->rgb, c->w, c->h, e);
+    sheet_title(sheet, title);
 }
 
 static int run_show(const Command *c, int argc, char **argv)
@@ -410,7 +262,7 @@ static int run_show(const Command *c, int argc, char **argv)
                             (int)o.columns);
     write_title(&s, &sheet, spec);
     (o.same || o.val ? show_chosen : show_run)(&v, d, &sheet);
-    setup_check(write_picture(s.o.out, &sheet.canvas, &e), &e);
+    setup_check(canvas_write(&sheet.canvas, s.o.out, &e), &e);
     printf("%s: %ld of %ld images of %d classes\n", s.o.out, o.count, data_count(d),
            data_classes(d));
     free(sheet.canvas.rgb);

@@ -108,7 +108,7 @@ static const Command command_index = {
 
 static const Command *const commands[] = {&command_info,  &command_import, &command_export,
                                           &command_index, &command_plan,   &command_shard,
-                                          &command_show,  &command_top};
+                                          &command_show,  &command_top,    &command_report};
 
 static NORETURN void list_commands(void)
 {

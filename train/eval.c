@@ -1,17 +1,17 @@
-/* eval.c - accuracy over a data set, and classes of single images.
+/* eval.c - accuracy over a data set.
  *
- * Read in this order: evaluate, predict. evaluate() serves the eval command and the training loop.
+ * evaluate() serves the eval command and the training loop.
  */
 #include "train/eval.h"
 
-#include "image/decoder.h"
 #include "train/flip.h"
 #include "train/hosts.h"
+#include "train/page.h"
 #include "train/parallel.h"
-#include "util/files.h"
+#include "train/pictures.h"
+#include "train/results.h"
 #include "util/report.h"
 #include "util/rng.h"
-#include "weights/hub.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -19,33 +19,74 @@
 
 /* ---- evaluate ---- */
 
-enum { LOSS, TOP1, TOP5, IMAGES, SUMS };
+/* The batch that is being computed, and what is known of all images. */
+typedef struct {
+    Outcome *all; /* [count] */
+    long first;   /* image of the set */
+    int n;        /* 0: nothing is being computed */
+    int *labels;  /* [micro] */
+    real *logits; /* [micro, K] */
+} Judged;
 
-static void add_stats(const Session *s, const real *stats, int n, double sum[SUMS])
+/* Of the batch's logits, and stats [n, 3] as the loss op has them. Of the ranks that have the same
+ * logits, one speaks. */
+static void add_outcomes(const Session *s, Judged *j, const real *stats)
+{
+    const Config *c = &s->config;
+    int n = j->n, K = c->classes;
+    j->n = 0;
+#pragma omp parallel for
+    for (int i = 0; i < n; i++)
+        j->all[j->first + i] = outcome_of(j->logits + (size_t)i * (size_t)K, K,
+                                          c->loss == LOSS_SIGMOID, j->labels[i], stats + 3 * i);
+}
+
+/* Waits for the batch, where one is being computed. */
+static void take_outcomes(const Session *s, Judged *j)
 {
     if (!split_speaks(&s->split))
+        j->n = 0;
+    if (j->n == 0)
         return;
-    for (int i = 0; i < n; i++)
-        for (int k = LOSS; k <= TOP5; k++)
-            sum[k] += (double)stats[3 * i + k];
-    sum[IMAGES] += n;
+    const StepResult *r = vit_result(s->m, 0);
+    vit_read_act(s->m, s->m->now->logits, 0, (long)j->n * s->config.classes, j->logits);
+    add_outcomes(s, j, r->stats);
 }
 
-/* The batch of n images that was computed `ago` batches before the last, stats [n, 3]. */
-static void add_result(Session *s, int ago, int n, double sum[SUMS])
+/* --tta flip: the batch of n images that was computed last, together with its mirror images. */
+static void take_flipped(Session *s, Judged *j, const uint8_t *images, const real *targets)
 {
-    add_stats(s, vit_result(s->m, ago)->stats, n, sum);
-}
-
-/* --tta flip: the batch that was computed last, b, together with its mirror images. */
-static void add_flipped(Session *s, const Batch *b, const uint8_t *images, int n,
-                        const real *targets, double sum[SUMS])
-{
-    int computed = n ? n : 1;
-    real *stats = xcalloc(3 * (size_t)computed, sizeof *stats);
-    flip_stats(s, computed, images, targets, b ? b->labels : NULL, stats);
-    add_stats(s, stats, n, sum);
+    int n = j->n ? j->n : 1; /* one of no matter */
+    real *stats = xcalloc(3 * (size_t)n, sizeof *stats);
+    flip_logits(s, n, images, targets, j->logits);
+    if (!split_speaks(&s->split))
+        j->n = 0;
+    flip_stats(&s->config, j->n, j->logits, j->labels, stats);
+    add_outcomes(s, j, stats);
     free(stats);
+}
+
+/* Labels of a batch, where other ranks have read it: from the targets that came with it. */
+static void read_labels(const Session *s, int *labels, int n)
+{
+    const Micro *b = s->m->now;
+    int K = s->config.classes;
+    real *targets = xcalloc((size_t)n * (size_t)K, sizeof *targets);
+    s->be->download(targets, b->inputs[b->set].targets, (size_t)n * (size_t)K * sizeof *targets);
+    for (int i = 0; i < n; i++)
+        for (int k = 0; k < K; k++)
+            if (targets[(size_t)i * (size_t)K + (size_t)k] > 0)
+                labels[i] = k;
+    free(targets);
+}
+
+/* All ranks are told of all images: each adds its own to zeros. */
+static void share_outcomes(Outcome *all, long count)
+{
+    enum { AT_ONCE = 65536 };
+    long n = count * (long)(sizeof *all / sizeof(double));
+    for (long at = 0; at < n; at += AT_ONCE)
+        hosts_sum((double *)all + at, (int)(n - at < AT_ONCE ? n - at : AT_ONCE));
 }
 
 /* Images of a data parallel rank's k-th batch: they take turns, batch k of rank r begins at image
@@ -68,15 +109,17 @@ static bool stopped(const Session *s, const volatile int *stop)
     return any > 0;
 }
 
-/* Where ranks compute together, one that has no images left joins in with one of no matter. What a
- * batch came to is read while the next one is computed. */
+/* Where ranks compute together, one that has no images left joins in with one of no matter. While a
+ * batch is computed the next is read and sent; then its outcomes are taken. */
 bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
 {
     const Axis *dp = &s->split.dp;
-    int K = s->config.classes, waiting = 0; /* images of the batch before */
+    int K = s->config.classes;
+    size_t micro = (size_t)s->micro;
     bool reads = split_reads(&s->split), together = parallel_together(s);
+    bool asks = split_speaks(&s->split) && !reads;
     long count = data_count(d), turn = (long)dp->ranks * s->micro;
-    real *targets = xcalloc((size_t)s->micro * (size_t)K, sizeof *targets);
+    real *targets = xcalloc(micro * (size_t)K, sizeof *targets);
     uint8_t *none = xcalloc(1, vit_image_bytes(&s->config, true));
     LoaderOptions options = {.batch = s->micro,
                              .start = (long)dp->rank * s->micro,
@@ -86,7 +129,10 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
                              .max_workers = s->max_workers,
                              .neighbours = s->world.local_ranks - 1};
     Loader *loader = reads ? loader_open(d, &options) : NULL;
-    double sum[SUMS] = {0}, from = now();
+    Judged j = {.all = xcalloc((size_t)count + 1, sizeof *j.all),
+                .labels = xcalloc(micro, sizeof *j.labels),
+                .logits = xcalloc(micro * (size_t)K, sizeof *j.logits)};
+    double from = now(), done = 0;
     for (long k = 0; k * turn < count && !stopped(s, stop); k++) {
         int n = images_of(s, count, k);
         if (n == 0 && !together)
@@ -98,29 +144,68 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
             soft_targets(targets, b->labels, b->n, K, 0, NULL, 0);
         const uint8_t *images = b ? b->images : none;
         vit_set_batch(s->m, n ? n : 1, images, true, reads ? targets : NULL, NULL);
+        take_outcomes(s, &j);
         vit_evaluate(s->m);
-        if (waiting)
-            add_result(s, 1, waiting, sum);
-        waiting = s->o.tta ? 0 : n;
+        j.n = n;
+        j.first = (k * dp->ranks + dp->rank) * s->micro;
+        if (b)
+            memcpy(j.labels, b->labels, (size_t)n * sizeof *j.labels);
+        else if (asks && n)
+            read_labels(s, j.labels, n);
         if (s->o.tta)
-            add_flipped(s, b, reads ? images : NULL, n, reads ? targets : NULL, sum);
-        double done = sum[IMAGES] * dp->ranks;
-        report_progress("evaluating", (long)done, count, done / (now() - from));
+            take_flipped(s, &j, reads ? images : NULL, reads ? targets : NULL);
+        done += n;
+        report_progress("evaluating", (long)(done * dp->ranks), count,
+                        done * dp->ranks / (now() - from));
     }
-    if (waiting)
-        add_result(s, 0, waiting, sum);
-    hosts_sum(sum, SUMS);
-    double n = fmax(sum[IMAGES], 1);
-    *out = (Evaluation){.top1 = 100 * sum[TOP1] / n,
-                        .top5 = 100 * sum[TOP5] / n,
-                        .loss = isnan(sum[LOSS]) ? NAN : sum[LOSS] / n, /* without a sign */
-                        .seconds = now() - from,
-                        .images = (long)sum[IMAGES]};
+    take_outcomes(s, &j);
+    done = split_speaks(&s->split) ? done : 0;
+    hosts_sum(&done, 1);
+    *out = (Evaluation){.outcomes = j.all};
+    bool complete = (long)done == count;
+    if (complete) {
+        share_outcomes(j.all, count);
+        out->metrics = metrics_of(j.all, count, K);
+    } else {
+        evaluation_free(out);
+    }
+    out->seconds = now() - from;
     if (loader)
         loader_close(loader);
     free(targets);
     free(none);
-    return out->images == count;
+    free(j.labels);
+    free(j.logits);
+    return complete;
+}
+
+void evaluation_free(Evaluation *v)
+{
+    metrics_free(&v->metrics);
+    free(v->outcomes);
+    *v = (Evaluation){0};
+}
+
+/* In --out, or else in the run's folder where there is one. */
+static void write_results(Session *s, const Evaluation *v)
+{
+    char *dir = *s->o.out ? xstrdup(s->o.out) : s->run_dir;
+    Error e = {"", ""};
+    if (!dir || s->world.rank > 0)
+        return;
+    char *page = xasprintf("%s/report.html", dir);
+    bool ok = results_write(s, s->val, v, -1, dir, &e) && pictures_write(s, s->val, v, dir, &e) &&
+              page_write(&dir, 1, page, &e);
+    if (!ok && *s->o.out)
+        die(e.hint, "%s", e.what);
+    if (!ok)
+        warn("%s; --out DIR writes the results elsewhere", e.what);
+    else
+        printf("results   %s: report.html, eval.json, eval.csv%s, worst.csv\n", dir,
+               v->metrics.K <= CONFUSION_MOST ? ", confusion.csv" : "");
+    free(page);
+    if (dir != s->run_dir)
+        free(dir);
 }
 
 int command_eval(Session *s)
@@ -130,184 +215,17 @@ int command_eval(Session *s)
     setup_model(s, false);
     fflush(stdout);
     evaluate(s, s->val, NULL, &v);
+    const Metrics *m = &v.metrics;
     report_clear();
     if (data_damaged(s->val))
         printf("note: %ld damaged images were replaced by others\n", data_damaged(s->val));
-    if (!isfinite(v.loss))
+    if (!isfinite(m->loss))
         die("use a checkpoint from before training diverged", "the model's outputs are not finite");
-    printf("%ld images in %.1f s, %.1f images/s\n", v.images, v.seconds,
-           (double)v.images / v.seconds);
-    printf("top1 %.2f top5 %.2f loss %.4f images %ld\n", v.top1, v.top5, v.loss, v.images);
+    results_print(s, s->val, &v);
+    write_results(s, &v);
+    printf("%ld images in %.1f s, %.1f images/s\n", m->images, v.seconds,
+           (double)m->images / v.seconds);
+    printf("top1 %.2f top5 %.2f loss %.4f images %ld\n", m->top1, m->top5, m->loss, m->images);
+    evaluation_free(&v);
     return 0;
-}
-
-/* ---- predict ---- */
-
-/* Names of classes: --classes, else the classes.txt of the run the weights come from, else what the
- * config.json beside them names, else none. A line is `id` or `id name`: the name is shown where
- * there is one. */
-static char **class_names(const Session *s, int K)
-{
-    Error e = {"", ""};
-    char **names = xcalloc((size_t)K, sizeof *names), *path = NULL;
-    if (*s->o.classes)
-        path = xstrdup(s->o.classes);
-    else if (s->run_dir)
-        path = xasprintf("%s/classes.txt", s->run_dir);
-    if (!path || (!*s->o.classes && !path_exists(path))) {
-        char **labels = s->run_dir ? NULL : hub_labels(s->weights, K);
-        free(path);
-        if (labels)
-            free(names);
-        return labels ? labels : names;
-    }
-    char *lines = read_text(path, 16 << 20, &e), *rest = lines, *line;
-    setup_check(lines != NULL, &e);
-    int n = 0;
-    while ((line = strsep(&rest, "\n"))) {
-        line[strcspn(line, "\r")] = 0;
-        if (!*line)
-            continue;
-        if (n < K) {
-            char *space = strchr(line, ' ');
-            names[n] = xstrdup(*s->o.classes && space && space[1] ? space + 1 : line);
-        }
-        n++;
-    }
-    if (n != K)
-        die("give --classes the file with the model's classes, in order",
-            "%s names %d classes, the model has %d", path, n, K);
-    free(lines);
-    free(path);
-    return names;
-}
-
-/* Probabilities in place: softmax, or one sigmoid per class. */
-static void probabilities(const Config *c, double *p)
-{
-    double max = p[0], sum = 0;
-    for (int k = 1; k < c->classes; k++)
-        max = p[k] > max ? p[k] : max;
-    for (int k = 0; k < c->classes; k++) {
-        p[k] = c->loss == LOSS_SIGMOID ? 1 / (1 + exp(-p[k])) : exp(p[k] - max);
-        sum += p[k];
-    }
-    for (int k = 0; k < c->classes && c->loss == LOSS_SOFTMAX; k++)
-        p[k] /= sum;
-}
-
-/* As evaluation sees it, [image_h, image_w, 3]. */
-static bool read_image(const Session *s, Decoder *d, const char *path, uint8_t *pixels, Error *e)
-{
-    Error why;
-    return (decoder_open_file(d, path, &why) && decoder_eval(d, &s->images, pixels, &why)) ||
-           fail(e, why.hint, "%s: %s", path, why.what);
-}
-
-/* Prints the --topk most likely classes of an image, from its logits [K]; p [K] is room. */
-static void print_classes(const Session *s, const real *logits, double *p, char **names)
-{
-    const Config *c = &s->config;
-    for (int k = 0; k < c->classes; k++)
-        p[k] = (double)logits[k];
-    probabilities(c, p);
-    for (int rank = 0; rank < s->o.topk && rank < c->classes; rank++) {
-        int best = -1;
-        for (int k = 0; k < c->classes; k++)
-            if (p[k] >= 0 && (best < 0 || p[k] > p[best]))
-                best = k;
-        if (best < 0)
-            die("use a checkpoint from before training diverged",
-                "the model's outputs are not finite");
-        fprintf(s->results, "  %6.2f%%  %s%s%d\n", 100 * p[best],
-                names[best] ? names[best] : "class", names[best] ? "  class " : " ", best);
-        p[best] = -1;
-    }
-}
-
-/* Up to s->micro images at a time: those that can be read stand side by side in `pixels`. */
-typedef struct {
-    uint8_t *pixels; /* [micro, image_h, image_w, 3] */
-    real *logits;    /* [micro, K] */
-    double *p;       /* [K] */
-    Error *errors;   /* [micro] */
-    char **names;    /* [K] */
-} Predict;
-
-/* Files [n] of which as many as can be read are predicted; returns how many cannot. */
-static int predict_batch(Session *s, const Predict *b, char **files, int n)
-{
-    size_t bytes = vit_image_bytes(&s->config, true), K = (size_t)s->config.classes;
-    int good = 0;
-#pragma omp parallel
-    {
-        Decoder *decoder = decoder_new();
-#pragma omp for schedule(dynamic, 1)
-        for (int i = 0; i < n; i++) {
-            b->errors[i] = (Error){"", ""};
-            read_image(s, decoder, files[i], b->pixels + (size_t)i * bytes, &b->errors[i]);
-        }
-        decoder_free(decoder);
-    }
-    for (int i = 0; i < n; i++)
-        if (!*b->errors[i].what && good++ != i)
-            memcpy(b->pixels + (size_t)(good - 1) * bytes, b->pixels + (size_t)i * bytes, bytes);
-    if (good) {
-        vit_set_batch(s->m, good, b->pixels, true, NULL, NULL);
-        vit_evaluate(s->m);
-        vit_logits(s->m, b->logits);
-        if (s->o.tta)
-            flip_logits(s, good, b->pixels, NULL, b->logits);
-    }
-    const real *logits = b->logits;
-    for (int i = 0; i < n; i++) {
-        if (*b->errors[i].what) {
-            fflush(s->results);
-            if (s->world.rank == 0)
-                fprintf(stderr, "error: %s\nhint: %s\n", b->errors[i].what, b->errors[i].hint);
-            continue;
-        }
-        fprintf(s->results, "%s\n", files[i]);
-        print_classes(s, logits, b->p, b->names);
-        logits += K;
-    }
-    fflush(s->results);
-    return n - good;
-}
-
-/* Results are all that goes to standard output. A file that cannot be read is an error at the end;
- * the others are predicted all the same. */
-int command_predict(Session *s)
-{
-    const Config *c = &s->config;
-    if (!s->asked_batch)
-        s->o.batch_size = 32;
-    if (s->o.batch_size > s->o.n_files)
-        s->o.batch_size = s->o.n_files;
-    s->o.micro_batch = 0; /* a run's was another matter */
-    if (s->split.pp.ranks > 1)
-        die_usage("leave --pp out", "the first stage of %d has no predictions to print",
-                  s->split.pp.ranks);
-    setup_model(s, false);
-    size_t K = (size_t)c->classes, most = (size_t)s->micro;
-    Predict b = {.pixels = xmalloc(most * vit_image_bytes(c, true)),
-                 .logits = xcalloc(most * K, sizeof *b.logits),
-                 .p = xcalloc(K, sizeof *b.p),
-                 .errors = xcalloc(most, sizeof *b.errors),
-                 .names = class_names(s, c->classes)};
-    int failed = 0;
-    for (int i = 0; i < s->o.n_files; i += s->micro) {
-        int left = s->o.n_files - i;
-        failed += predict_batch(s, &b, s->o.files + i, left < s->micro ? left : s->micro);
-    }
-    for (size_t k = 0; k < K; k++)
-        free(b.names[k]);
-    free(b.names);
-    free(b.pixels);
-    free(b.logits);
-    free(b.p);
-    free(b.errors);
-    if (failed && s->world.rank == 0)
-        fprintf(stderr, "%d of %d images could not be read\n", failed, s->o.n_files);
-    return failed ? 1 : 0;
 }

@@ -56,15 +56,10 @@ static double loss_of(const Config *c, const real *z, int label)
     return c->loss == LOSS_SIGMOID ? binary : top + log(sum) - (double)z[label];
 }
 
-void flip_stats(Session *s, int n, const uint8_t *images, const real *targets, const int *labels,
-                real *stats)
+void flip_stats(const Config *c, int n, const real *logits, const int *labels, real *stats)
 {
-    const Config *c = &s->config;
-    size_t K = (size_t)c->classes;
-    real *logits = xcalloc((size_t)n * K, sizeof *logits);
-    flip_logits(s, n, images, targets, logits);
-    for (int i = 0; labels && i < n; i++) {
-        const real *z = logits + (size_t)i * K;
+    for (int i = 0; i < n; i++) {
+        const real *z = logits + (size_t)i * (size_t)c->classes;
         bool finite = isfinite((double)z[labels[i]]);
         int above = 0; /* classes that are as likely as the label: a tie counts against it */
         for (int k = 0; k < c->classes; k++)
@@ -73,5 +68,4 @@ void flip_stats(Session *s, int n, const uint8_t *images, const real *targets, c
         stats[3 * i + 1] = finite && above < 1;
         stats[3 * i + 2] = finite && above < 5;
     }
-    free(logits);
 }

@@ -9,6 +9,5 @@ void flip_check(const Session *s);
  * of theirs and their mirror images'. images and targets: as vit_set_batch had them, NULL on ranks
  * that read none. All ranks call this that compute together. */
 void flip_logits(Session *s, int n, const uint8_t *images, const real *targets, real *logits);
-/* The same, as the loss op would say it: stats [n, 3] (see Loss in backend.h); labels NULL: none. */
-void flip_stats(Session *s, int n, const uint8_t *images, const real *targets, const int *labels,
-                real *stats);
+/* What the loss op would say of logits [n, K]: stats [n, 3] (see Loss in backend.h). */
+void flip_stats(const Config *c, int n, const real *logits, const int *labels, real *stats);

@@ -53,11 +53,12 @@ static const char *const train_flags[] = {"what to train on, and from:",
                                           "log-every",
                                           NULL};
 static const char *const eval_flags[] = {
-    "what to evaluate:", "weights", "data", "val-data",  "classes", "ema", "how:",
-    "batch-size",        "resize",  "crop", "tta", "precision", "threads", NULL};
+    "what to evaluate:", "weights", "data", "val-data", "classes",   "ema",     "out", "how:",
+    "batch-size",        "resize",  "crop", "tta",      "precision", "threads", NULL};
 static const char *const predict_flags[] = {
-    "what to predict:", "weights", "classes", "topk",      "ema",     "how:",
-    "batch-size",       "resize",  "crop",    "tta",     "precision", "threads", NULL};
+    "what to predict:", "weights",  "classes",   "topk", "ema",        "what comes out:",
+    "format",           "features", "attention", "how:", "batch-size", "workers",
+    "resize",           "crop",     "tta",       "precision", "threads", NULL};
 static const char *const bench_flags[] = {
     "what to time:", "model", "image-size", "batch-size", "steps", "precision", "threads",
     "gpus",          "ranks", "data",       "spec",       "only",  "json",      NULL};
@@ -71,10 +72,14 @@ static const struct {
      "arguments\na small one on drawn shapes.\n",
      train_flags},
     {"eval", "eval RUN [--data DIR] [--flag value ...]",
-     "Accuracy of a run's best checkpoint, or of a safetensors file, on validation images.\n",
+     "Accuracy of a run's best checkpoint, or of a safetensors file, on validation images; in the "
+     "run's\nfolder, or --out, it leaves eval.json, eval.csv (classes), confusion.csv, worst.csv "
+     "and report.html.\n",
      eval_flags},
-    {"predict", "predict RUN IMAGE... [--flag value ...]",
-     "Classes of single pictures, on standard output; everything else goes to standard error.\n",
+    {"predict", "predict RUN IMAGE|FOLDER|-... [--flag value ...]",
+     "Classes of pictures, of those in folders, of those that standard input lists (-), on standard\n"
+     "output; everything else goes to standard error. A picture that cannot be read is a line that\n"
+     "says so; the others are predicted, and the exit status is 1 at the end.\n",
      predict_flags},
     {"bench", "bench [--model B/16] [--flag value ...]",
      "Times training and inference steps: on images that are on the device already (--data "

@@ -8,6 +8,7 @@
  */
 #include "train/meter.h"
 
+#include "image/formats.h"
 #include "train/hosts.h"
 #include "train/tuning.h"
 #include "util/report.h"
@@ -15,6 +16,8 @@
 #include <math.h>
 #include <stdlib.h>
 #include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
 
 /* ---- what is used ---- */
 
@@ -194,7 +197,12 @@ static void log_hosts(World w)
 
 void meter_begin(Meter *m, const Session *s, Loader *loader)
 {
-    char device[256];
+    char device[256], built[512], host[256] = "", time_text[32];
+    time_t t = time(NULL);
+    gethostname(host, sizeof host - 1);
+    strftime(time_text, sizeof time_text, "%Y-%m-%dT%H:%M:%SZ", gmtime(&t));
+    snprintf(built, sizeof built, "%s, %s, C compiler %s", s->be->built, formats_built,
+             __VERSION__);
     *m = (Meter){.s = s, .loader = loader, .first = s->state.step};
     m->cpu_seconds = meter_usage().cpu_seconds;
     m->began = m->from = m->reported = now();
@@ -205,6 +213,10 @@ void meter_begin(Meter *m, const Session *s, Loader *loader)
     log_num("step", (double)s->state.step);
     log_num("steps", (double)s->steps);
     log_text("device", device);
+    log_text("built", built);
+    log_text("host", host);
+    log_text("time", time_text);
+    log_num("ranks", s->world.ranks);
     log_text("data", s->o.data);
     log_num("train_images", (double)data_count(s->train));
     log_num("val_images", s->val ? (double)data_count(s->val) : 0);

@@ -194,6 +194,11 @@ enum { TTA_NONE, TTA_FLIP };
     X(long,   log_every, "10", "1..", "steps between log lines")                                  \
     X(long,   keep, "2", "1..1000000", "newest checkpoints to keep, besides the best")            \
     X(long,   topk, "5", "1..1000000", "predict: classes named for each image")                   \
+    X(word,   format, "text", "text|csv|jsonl", "predict: of the results")                        \
+    X(text,   features, "", "",                                                                   \
+      "predict: FILE.npy gets what the head reads, [images, D]; FILE.txt the images' names")      \
+    X(text,   attention, "", "",                                                                  \
+      "predict: FILE.png gets the first images with the attention drawn over them")               \
   GROUP("bench")                                                                                  \
     X(text,   spec, "", "", "bench: file of named configurations, as bench/specs.ini")            \
     X(text,   only, "", "", "bench: one of them, in this process (or its ranks); default: all")   \

@@ -22,6 +22,7 @@
 #include "util/machine.h"
 #include "util/report.h"
 #include "util/text.h"
+#include "util/tfevents.h"
 #include "weights/open.h"
 #include "weights/weights.h"
 
@@ -1061,6 +1062,7 @@ Plan setup_plan(const Session *s, bool training)
     if (scaling == 0)
         scaling = s->type == F16 ? SCALING_DYNAMIC + 1 : SCALING_NONE + 1;
     return (Plan){.training = training,
+                  .keep_streams = !training && *o->attention,
                   .type = s->type,
                   .stochastic = o->stochastic_rounding,
                   .scaling = {.kind = scaling - 1,
@@ -1335,6 +1337,7 @@ static void open_out(Session *s)
         die("continue it with --resume, or choose another --out", "%s already holds a run", s->out);
     write_settings(s);
     check(log_open(log, same_run, &why));
+    check(events_open(s->out, (long)s->state.step, &why));
     free(latest);
     free(log);
     write_classes(s);
@@ -1353,6 +1356,7 @@ void session_free(Session *s)
 {
     hosts_at("ending", 0);
     log_close();
+    events_close();
     unlock_run(s);
     data_close(s->train);
     data_close(s->val);

@@ -3,6 +3,7 @@
 #include "util/report.h"
 
 #include "util/text.h"
+#include "util/tfevents.h"
 
 #include <errno.h>
 #include <math.h>
@@ -46,38 +47,51 @@ void log_close(void)
     log_file = NULL;
 }
 
-/* JSON is UTF-8, names of files are any bytes: a byte that is none becomes U+FFFD. */
-static void log_string(const char *text)
+/* The numbers of a line about a step or an evaluation, for TensorBoard: train/loss, eval/top1. */
+static struct {
+    const char *group; /* NULL: of another line */
+    long step;
+    EventScalar at[64];
+    int n;
+} scalars;
+
+static void scalars_begin(const char *event)
 {
-    const unsigned char *s = (const unsigned char *)text;
-    fputc('"', log_file);
-    while (*s) {
-        int n = utf8_bytes(s);
-        if (n == 0)
-            fputs("\xef\xbf\xbd", log_file);
-        else if (*s == '"' || *s == '\\')
-            fprintf(log_file, "\\%c", *s);
-        else if (*s < 0x20)
-            fprintf(log_file, "\\u%04x", *s);
-        else
-            fwrite(s, 1, (size_t)n, log_file);
-        s += n ? n : 1;
+    static const char *const groups[][2] = {{"step", "train"}, {"eval", "eval"}};
+    scalars.n = 0;
+    scalars.group = NULL;
+    for (int i = 0; i < COUNT(groups); i++)
+        if (strcmp(event, groups[i][0]) == 0)
+            scalars.group = groups[i][1];
+}
+
+static void scalars_add(const char *key, double value)
+{
+    if (!scalars.group || scalars.n == COUNT(scalars.at))
+        return;
+    if (strcmp(key, "step") == 0) {
+        scalars.step = (long)value;
+        return;
     }
-    fputc('"', log_file);
+    EventScalar *s = &scalars.at[scalars.n++];
+    snprintf(s->tag, sizeof s->tag, "%s/%s", scalars.group, key);
+    s->value = value;
 }
 
 void log_begin(const char *event)
 {
     if (!log_file)
         return;
+    scalars_begin(event);
     fputs("{\"event\":", log_file);
-    log_string(event);
+    json_string(log_file, event);
 }
 
 void log_num(const char *key, double value)
 {
     if (!log_file)
         return;
+    scalars_add(key, value);
     if (!isfinite(value))
         fprintf(log_file, ",\"%s\":null", key);
     else if (value == floor(value) && fabs(value) < 1e15)
@@ -91,13 +105,15 @@ void log_text(const char *key, const char *value)
     if (!log_file)
         return;
     fprintf(log_file, ",\"%s\":", key);
-    log_string(value);
+    json_string(log_file, value);
 }
 
 void log_end(void)
 {
     if (!log_file)
         return;
+    if (scalars.group)
+        events_scalars(scalars.step, scalars.at, scalars.n);
     fputs("}\n", log_file);
     /* a full disk costs log lines; the run goes on until a checkpoint cannot be written */
     if (fflush(log_file) != 0 && !log_failed) {

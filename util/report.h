@@ -9,7 +9,8 @@ bool log_open(const char *path, bool append, Error *e);
 void log_close(void);
 /* log_begin("step"); log_num("loss", x); ...; log_end(). Without an open log they do nothing.
  * A number that is not finite becomes null; text is escaped, bytes that are no UTF-8 become U+FFFD.
- * Appending to a file whose last line was cut off starts a new line. */
+ * Appending to a file whose last line was cut off starts a new line. The numbers of "step" and
+ * "eval" lines go to TensorBoard's event file too (tfevents.h), where one is open. */
 void log_begin(const char *event);
 void log_num(const char *key, double value);
 void log_text(const char *key, const char *value);

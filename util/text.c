@@ -89,6 +89,61 @@ int utf8_bytes(const unsigned char *s)
     return c < least[n] || c > 0x10ffff || (c >= 0xd800 && c <= 0xdfff) ? 0 : n;
 }
 
+/* ---- strings of formats ---- */
+
+/* Names of files are any bytes: one that is no UTF-8 becomes U+FFFD. */
+static const unsigned char *put_utf8(FILE *f, const unsigned char *s)
+{
+    int n = utf8_bytes(s);
+    if (n == 0)
+        fputs("\xef\xbf\xbd", f);
+    else
+        fwrite(s, 1, (size_t)n, f);
+    return s + (n ? n : 1);
+}
+
+void json_string(FILE *f, const char *text)
+{
+    const unsigned char *s = (const unsigned char *)text;
+    fputc('"', f);
+    while (*s)
+        if (*s == '"' || *s == '\\')
+            fprintf(f, "\\%c", *s++);
+        else if (*s < 0x20)
+            fprintf(f, "\\u%04x", *s++);
+        else
+            s = put_utf8(f, s);
+    fputc('"', f);
+}
+
+void csv_string(FILE *f, const char *s)
+{
+    if (!strpbrk(s, "\",\r\n")) {
+        fputs(s, f);
+        return;
+    }
+    fputc('"', f);
+    for (; *s; s++) {
+        if (*s == '"')
+            fputc('"', f);
+        fputc(*s, f);
+    }
+    fputc('"', f);
+}
+
+void html_string(FILE *f, const char *text)
+{
+    static const char special[] = "&<>\"'";
+    static const char *const as[] = {"&amp;", "&lt;", "&gt;", "&quot;", "&#39;"};
+    const unsigned char *s = (const unsigned char *)text;
+    while (*s) {
+        const char *p = strchr(special, *s);
+        if (p)
+            fputs(as[p - special], f);
+        s = p ? s + 1 : put_utf8(f, s);
+    }
+}
+
 /* ---- the nearest word ---- */
 
 /* Levenshtein distance, one row of the table at a time; words are cut at 63 characters. */

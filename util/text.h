@@ -3,6 +3,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdio.h>
 
 bool same_name(const char *a, const char *b); /* `-` and `_` are the same */
 int find_bool(const char *value);             /* true yes on 1: 1; false no off 0: 0; or -1 */
@@ -15,6 +16,13 @@ void double_text(double v, char *out, size_t size); /* the shortest that reads b
 char *shell_word(const char *s);
 /* Bytes of the UTF-8 character at s: 1 to 4; 0 where none starts. */
 int utf8_bytes(const unsigned char *s);
+
+/* As a string of JSON, in its quotes; bytes that are no UTF-8 become U+FFFD. */
+void json_string(FILE *f, const char *s);
+/* As a field of CSV (RFC 4180), in quotes where it needs them. */
+void csv_string(FILE *f, const char *s);
+/* As text of HTML, and within an attribute's quotes. */
+void html_string(FILE *f, const char *s);
 
 /* The word in `list` (NULL-terminated) nearest to `word` by edit distance, or NULL if none is near.
  */
