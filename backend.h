@@ -370,8 +370,8 @@ typedef struct Backend {
 
     /* adds to state: counted += rows*cols, large += elements beyond 0.125 * 65504 or not finite */
     void (*count_large)(Tensor x, int rows, int cols);
-    /* partial[i] = sum of squares of chunk i of x; 0 where it is empty, frozen or a CHUNK_COPY, also
-     * in lamb_direction's two: sums over the ranks then count each element of the model once */
+    /* partial[i] = sum of squares of chunk i of x; 0 where it is empty, frozen or a CHUNK_COPY,
+     * also in lamb_direction's two: sums over the ranks count each element of the model once */
     void (*sum_squares)(dev *partial, const dev *x, const dev *chunks, int n);
     /* From the partial sums, in order: grad_norm (divided by loss_scale), clip (max_norm 0: no
      * clipping), skip where the norm is not finite, skipped and t. */

@@ -1206,8 +1206,8 @@ static void cpu_scale_loss(const LossScaling *c)
         s->loss_scale = CLAMP(scale, 1, 4294967296.0);
 }
 
-/* One chunk's part of each buffer, n elements (NULL where there is none; n 0 of what is frozen), its
- * learning rate and weight decay */
+/* One chunk's part of each buffer, n elements (NULL where there is none; n is 0 of what is frozen),
+ * its learning rate and weight decay */
 typedef struct {
     real *w, *grad, *m, *v, *ema;
     int n;

@@ -84,9 +84,9 @@ void source_add(Source *s, uint64_t item, int label);
 Source *source_opened(Source *s, bool ok);
 /* Leaves what classes_fraction and per_class ask for. */
 void source_subset(Source *s, const DataOptions *o);
-/* Parts a data set that has no parts: leaves what o->train asks for. Of a class with n images, those
- * val_fraction * n (rounded; one or more, but not all) whose names, text + item, have the smallest
- * hashes are for validation: the same on every machine, wherever the folder lies. */
+/* Parts a data set that has no parts: leaves what o->train asks for. Of a class with n images,
+ * those val_fraction * n (rounded; one or more, but not all) whose names, text + item, have the
+ * smallest hashes are for validation: the same on every machine, wherever the folder lies. */
 void source_divide(Source *s, const char *text, const DataOptions *o);
 void source_close(Source *s); /* NULL does nothing */
 /* each(ctx, i) for all i in [0, n), in several threads: more than there are cores, because the disk

@@ -129,6 +129,7 @@ check "ends early" grep -q '^stopped early, after step 3 of 50: 2 evaluations wi
 check "with a checkpoint" test -e early/step_00000003
 good "it was at two of three" --resume early --patience 3
 check "and ends after the next" grep -q '^stopped early, after step 4 of 50: 3 evaluations' log
+bad "both sides in a pipeline" "the last of 2 stages" $tiny --tta flip --pp 2 --ranks 2 --batch-size 16 --out none
 bad "patience without evaluations" 'counts evaluations' $tiny --patience 2 --val-data none --batch-size 16 --out none
 
 # ---- pictures: unequal classes, no validation split ----
@@ -150,6 +151,13 @@ good "it is what is evaluated" eval share
 check "alone" grep -q '^top1 .* images 3$' log
 good "other data" eval share --data mirrored
 check "is evaluated as a whole" grep -q '^top1 .* images 10$' log
+printf '1\n1\n' >equal.txt && printf 'a 1\nb 3\n' >unequal.txt
+for weights in "" equal.txt unequal.txt; do
+    good "weights ${weights:-of none}" $pics --val-data none --class-weights "$weights" --init torch --steps 1 --batch-size 10 \
+        --out "weights-$weights"
+done
+close "equal weights change nothing" "$(field weights-equal.txt loss)" "$(field weights- loss)"
+check "others do" [ "$(field weights-unequal.txt loss)" != "$(field weights- loss)" ]
 bad "a share of what is no folder" 'folders of pictures' $tiny --val-fraction 0.1 --steps 1 --batch-size 16 --out none
 bad "weights of a sigmoid's classes" 'softmax loss alone' $pics --loss sigmoid --class-weights balanced --out none
 printf 'a 1\n' >weights.txt

@@ -78,6 +78,54 @@ static void test_rates(void)
         }
 }
 
+/* What is frozen keeps its bits, whatever the optimiser and the decay, and all else moves; the norm
+ * that clips is that of what learns, and nothing but a backward pass as far as that is needed. */
+static void test_training(int opt, int frozen)
+{
+    enum { B = 2, K = 3, PIXELS = 8 * 8 * VIT_CHANNELS };
+    static uint8_t images[B * PIXELS];
+    static const real targets[B * K] = {1, 0, 0, 0, 1, 0};
+    Config c = vit_config_default();
+    Error e;
+    c.image_h = c.image_w = 8;
+    c.patch = 4, c.width = 16, c.layers = LAYERS, c.heads = 2, c.mlp = 32, c.classes = K;
+    for (int i = 0; i < COUNT(images); i++)
+        images[i] = (uint8_t)(i * 37);
+    Plan plan = {.max_batch = B,
+                 .training = true,
+                 .ema = true,
+                 .decay = DECAY_ALL,
+                 .layer_decay = 0.5,
+                 .frozen = frozen,
+                 .opt = {opt, 0.9, 0.99, 1e-8, 0.9, 0.1, 0.5}};
+    Model *m = vit_create(&c, &plan, backend_cpu());
+    const Layout *l = m->layout;
+    real *was = xcalloc((size_t)l->n_own, sizeof *was), *is = xcalloc((size_t)l->n_own, sizeof *is);
+    CHECK(vit_init(m, "torch", 3, 0.1, 1, &e), "%s", e.what);
+    units_read(&m->own, m->own.weights, 0, l->n_own, was);
+    for (int step = 0; step < 3; step++) {
+        vit_begin_step(m, (uint32_t)step, 0.01, 1);
+        vit_set_batch(m, B, images, true, targets, NULL);
+        vit_micro_step(m, 0, B, true);
+        vit_update(m);
+    }
+    const dev *const buffers[] = {m->own.weights, m->own.ema};
+    for (int b = 0; b < COUNT(buffers); b++) {
+        units_read(&m->own, buffers[b], 0, l->n_own, is);
+        for (int t = 0; t < l->tensors; t++) {
+            const Param *p = &l->param[t];
+            long at = p->offset;
+            bool same = memcmp(was + at, is + at, (size_t)p->n * sizeof *is) == 0;
+            CHECK(same == (rate_of(p->name, 0.5, frozen) == 0), "optimiser %d, %d frozen, %s: %s",
+                  opt, frozen, p->name, same ? "has not moved" : "has moved");
+        }
+    }
+    CHECK(isfinite(vit_result(m, 0)->state.grad_norm) && vit_result(m, 0)->state.grad_norm > 0);
+    free(was);
+    free(is);
+    vit_free(m);
+}
+
 static void test_flops(void)
 {
     Config c = vit_config_default();
@@ -161,6 +209,10 @@ int main(int argc, char **argv)
     test_freeze();
     test_rates();
     test_flops();
+    backend_cpu()->init(&(Device){.threads = 1, .type = F32, .ranks = 1});
+    for (int opt = OPT_ADAMW; opt <= OPT_LAMB; opt++)
+        for (int frozen = 0; frozen <= LAYERS + 2; frozen++)
+            test_training(opt, frozen);
     test_weights();
     files_end();
     return check_report();

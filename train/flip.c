@@ -8,12 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-void flip_check(const Session *s)
-{
-    if (s->o.tta && s->split.pp.ranks > 1)
-        die_usage("leave --pp or --tta out", "--tta: the last of %ld stages has no images", s->o.pp);
-}
-
 /* out [H, W, 3] from right to left. */
 static void mirror(uint8_t *out, const uint8_t *in, int h, int w)
 {

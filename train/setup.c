@@ -12,7 +12,6 @@
 #include "datasets/shapes.h"
 #include "image/augment.h"
 #include "image/formats.h"
-#include "train/flip.h"
 #include "train/help.h"
 #include "train/hosts.h"
 #include "train/parallel.h"
@@ -55,9 +54,9 @@ static const char built_in[] = "image-size = 64\n"
 static const char built_in_tiny[] = "image-size = 32\n"
                                     "patch-size = 4\n"
                                     "area-min = 0.5\n";
-/* What trains on from --weights: large steps of SGD for a short while (recipes/finetune_small.ini has
- * what it reaches). The learning rate belongs to the optimiser: who names another has its default.
- */
+/* What trains on from --weights: large steps of SGD for a short while (what it reaches is in
+ * recipes/finetune_small.ini). The learning rate belongs to the optimiser: who names another has
+ * its default. */
 static const char fine_tuning[] = "batch-size = 32\n"
                                   "epochs = 6\n";
 static const char fine_tuning_steps[] = "opt = sgd\n"
@@ -279,7 +278,10 @@ static void check_options(const Options *o)
     if (*o->only && !*o->spec)
         die_usage("--spec FILE holds the configurations", "--only %s: of which file?", o->only);
     if (o->patience && strcmp(o->val_data, "none") == 0)
-        die_usage("leave one of the two out", "--patience counts evaluations, --val-data none has none");
+        die_usage("leave one of the two out",
+                  "--patience counts evaluations, --val-data none has none");
+    if (o->tta && o->pp > 1)
+        die_usage("leave --pp or --tta out", "--tta: the last of %ld stages has no images", o->pp);
     if (o->epochs <= 0 && o->steps == 0)
         die_usage("give --epochs above 0, or --steps", "--epochs %g trains nothing", o->epochs);
 }
@@ -632,7 +634,6 @@ void setup_config(Session *s)
         die_usage("leave --class-weights or --loss sigmoid out",
                   "--class-weights are of the softmax loss alone");
     parallel_split(s);
-    flip_check(s);
     bool known = false;
     for (int i = 0; param_init_names[i]; i++)
         known |= strcmp(param_init_names[i], o->init) == 0;

@@ -77,8 +77,8 @@ void tuning_describe(const Model *m, bool started)
 double tuning_flops(const Model *m)
 {
     int L = m->config.layers, lowest = m->layout->lowest;
-    double behind = lowest < 1 ? L : L + 1 - lowest; /* blocks that the backward pass goes through */
-    return vit_forward_flops(&m->config) * (1 + 2 * behind / L);
+    double blocks = lowest < 1 ? L : L + 1 - lowest; /* that the backward pass goes through */
+    return vit_forward_flops(&m->config) * (1 + 2 * blocks / L);
 }
 
 /* ---- weights of classes ---- */
@@ -109,8 +109,9 @@ static bool read_weights(const char *path, const Dataset *d, double *w, Error *e
             break;
         const char *name = data_class_name(d, k);
         ok = (k < K && read_weight(line, name, &w[k])) ||
-             fail(e, "a line for each class, in label order: its weight, 0 or more, or its name and "
-                     "its weight",
+             fail(e,
+                  "a line for each class, in label order: its weight, 0 or more, or its name and "
+                  "its weight",
                   "%s:%d: no weight of class %d, '%s'", path, k + 1, k, name);
         k++;
     }

@@ -1,5 +1,5 @@
-/* tuning.h - what is particular to training on from weights: which parts learn, and how much a class
- * counts. */
+/* tuning.h - what is particular to training on from weights: which parts learn, and how much a
+ * class counts. */
 #pragma once
 
 #include "data.h"
@@ -16,8 +16,8 @@ void tuning_describe(const Model *m, bool started);
 double tuning_flops(const Model *m);
 
 /* --class-weights, w [K], for images of `train`: balanced is n / (classes * images of the class).
- * Scaled so that the mean over the training images is 1, because how large a step is, is for --lr to
- * say. Classes without images have 1. */
+ * Scaled so that the mean over the training images is 1, because how large a step is, is for --lr
+ * to say. Classes without images have 1. */
 bool class_weights(const char *spec, const Dataset *train, int K, double *w, Error *e);
 /* Prints the smallest and the largest. */
 void class_weights_describe(const char *spec, const Dataset *train, const double *w);
