@@ -61,7 +61,7 @@ find pics -type f | sort | xargs md5sum >before
 
 good "help" --help
 says "help" 'shard'
-for command in index shard show; do
+for command in index shard show report; do
     good "$command --help" $command --help
     says "$command --help" "usage: ./vit $command"
 done
@@ -425,6 +425,38 @@ bad "too large a sheet" 2 'lower --count' show --data pics --model Ti/16 --image
     --columns 100 --count 100
 bad "odd group" 2 'groups of 4' show --data pics --out x.png --mixup 1 --mix-group 4 --batch-size 6
 bad "no place" 1 'nowhere/x.png' show --data pics --out nowhere/x.png
+
+# ---- report ----
+
+mkdir made
+cat >made/log.jsonl <<'END'
+{"event":"start","step":0,"steps":4,"device":"a <b> & c","data":"d","batch":8,"ranks":1}
+{"event":"step","step":1,"epoch":0.5,"loss":2,"lr":0.1}
+{"event":"step","step":2,"epoch":1,"loss":null,"lr":0.1}
+{"event":"eval","step":2,"epoch":1,"top1":25,"loss":1.5}
+{"event":"step","step":3,"epoch":1.5,"loss":9,"l
+{"event":"start","step":2,"steps":4}
+{"event":"step","step":2,"epoch":1,"loss":1.75,"lr":0.1}
+{"event":"eval","step":2,"epoch":1,"top1":50,"loss":1.25}
+{"event":"end","step":2,"seconds":61}
+END
+good "report" report made
+says "report" '^made/report.html: 1 run'
+check "one page by itself" sh -c "grep -q '</html>' made/report.html && ! grep -qE '<script|(src|href)=.?http' made/report.html"
+check "text is escaped" grep -q 'a &lt;b&gt; &amp; c' made/report.html
+check "what was repeated counts once" [ "$(cut -d, -f1,3,22,24 made/metrics.csv | tail -n +2 | tr '\n' ' ')" = \
+    "1,2,, 2,1.75,50,1.25 " ]
+check "time and best" sh -c "grep -q '1m01s' made/report.html && grep -q '50.00%' made/report.html"
+cp -r made other && sed -i 's/"loss":2,/"loss":3,/' other/log.jsonl
+printf 'lr = 0.1\nseed = 1\n' >made/config.ini && printf 'lr = 0.2\nseed = 1\n' >other/config.ini
+good "report of two" report made other --out two.html
+check "what differs" sh -c "grep -q '<tr><td>lr<td>0.1<td>0.2' two.html && ! grep -q '<td>seed' two.html"
+echo '{"classes": [{"name": 3}, 7], "confused": [[5, "x"], 1, [0, 1, 2]], "calibration": [[]]}' >made/eval.json
+echo '{"pictures": [{}, 4, {"label": "<i>"}]}' >made/pictures.json
+good "report of files that others wrote" report made
+bad "report of nothing" 2 'no run was named' report
+bad "report of a folder that is no run" 1 'pics holds no log.jsonl' report pics
+bad "report that cannot be written" 1 'none/page.html' report made --out none/page.html
 
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed = 0 ]

@@ -108,6 +108,13 @@ static double item(const cJSON *list, int i)
     return cJSON_IsNumber(x) ? x->valuedouble : NAN;
 }
 
+/* The same as a place in a list; -1: it is none. */
+static int place(const cJSON *list, int i)
+{
+    const cJSON *x = cJSON_GetArrayItem(list, i);
+    return cJSON_IsNumber(x) ? x->valueint : -1;
+}
+
 /* The newest number of a column that is one; the best of evaluations. */
 static double newest(const Table *t, int column)
 {
@@ -433,7 +440,7 @@ static void write_matrix(FILE *f, const cJSON *classes, const cJSON *confused, i
     const cJSON *at;
     cJSON_ArrayForEach(at, confused)
     {
-        int label = (int)item(at, 0), prediction = (int)item(at, 1);
+        int label = place(at, 0), prediction = place(at, 1);
         if (label >= 0 && label < K && prediction >= 0 && prediction < K)
             counts[label * K + prediction] = item(at, 2);
     }
@@ -489,9 +496,9 @@ static void write_pairs(FILE *f, const cJSON *classes, const cJSON *confused)
     fprintf(f, "<div class=scroll><table><tr><th>class<th class=left>taken for<th>images</tr>\n");
     for (int i = 0; i < n && i < PAIRS; i++) {
         fprintf(f, "<tr><td>");
-        html_string(f, class_name(classes, (int)item(pairs[i], 0)));
+        html_string(f, class_name(classes, place(pairs[i], 0)));
         fprintf(f, "<td class=left>");
-        html_string(f, class_name(classes, (int)item(pairs[i], 1)));
+        html_string(f, class_name(classes, place(pairs[i], 1)));
         fprintf(f, "<td>%.0f</tr>\n", item(pairs[i], 2));
     }
     fprintf(f, "</table></div>\n");

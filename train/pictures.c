@@ -108,9 +108,10 @@ static void send_sheet(const Shown *p)
     Error e;
     uint8_t *bytes;
     size_t n;
-    if (!p->wrong || !events_are_open())
+    bool large = s->config.image_w > 2048 || s->config.image_h > 2048; /* for a dashboard */
+    if (!p->wrong || large || !events_are_open())
         return;
-    Sheet sheet = sheet_new(s->config.image_w, s->config.image_h, 2, p->wrong, 4);
+    Sheet sheet = sheet_new(s->config.image_w, s->config.image_h, 2, p->wrong, 4, NULL);
     sheet_title(&sheet, "most wrong");
     for (int i = 0; i < p->wrong; i++) {
         const Outcome *o = &p->v->outcomes[p->at[i]];

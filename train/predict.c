@@ -312,8 +312,8 @@ static void draw_map(const Predict *b, int tile, const uint8_t *rgb, const float
     free(copy);
 }
 
-/* The sheet is as long as the first batch has pictures: it is made for all that are wanted, and cut
- * at the end. */
+/* How many pictures can be read is known at the end: the sheet is made for as many as there may be,
+ * and cut then. */
 static void draw_attention(Predict *b, int i, const char *path)
 {
     const Config *c = &b->s->config;
@@ -321,7 +321,8 @@ static void draw_attention(Predict *b, int i, const char *path)
     if (b->drawn >= b->wanted)
         return;
     if (!b->sheet.canvas.rgb)
-        b->sheet = sheet_new(c->image_w, c->image_h, 1, b->wanted * columns, columns);
+        b->sheet = sheet_new(c->image_w, c->image_h, 1, b->wanted * columns, columns,
+                             "name fewer pictures, or lower --image-size");
     AttentionMaps a;
     attention_maps(b->s->m, i, &a);
     const char *slash = strrchr(path, '/'), *name = b->names[b->best[0]];
