@@ -170,7 +170,7 @@ static const char style[] =
     ".legend{display:flex;flex-wrap:wrap;gap:4px 18px;margin:0 0 12px;font-size:13px;"
     "color:var(--soft)}.legend svg{width:26px;height:10px;display:inline-block;margin-right:6px;"
     "vertical-align:middle}"
-    ".two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(460px,100%),1fr));"
+    ".column{display:grid;gap:12px;min-width:0}.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(460px,100%),1fr));"
     "gap:12px;align-items:start}"
     ".scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:14px;"
     "font-variant-numeric:tabular-nums}th,td{padding:5px 8px;text-align:right;"
@@ -189,9 +189,10 @@ static const char style[] =
     ".cal .col{fill:rgb(var(--good));opacity:.85}"
     ".pics{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:12px}"
     ".pics figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:10px;"
-    "overflow:hidden;break-inside:avoid}.pics .pair{grid-column:span 2}"
+    "overflow:hidden;break-inside:avoid}"
+    ".pics.pairs{grid-template-columns:repeat(auto-fill,minmax(min(270px,100%),1fr))}"
     ".pics div{display:flex}.pics img{display:block;width:100%;min-width:0;flex:1}"
-    ".pair img{width:50%}.small img{image-rendering:pixelated}"
+    ".pairs img{width:50%}.small img{image-rendering:pixelated}"
     ".pics figcaption{padding:8px 10px;font-size:13px;line-height:1.4}.pics figcaption b{"
     "font-weight:600}.pics .file{color:var(--soft);font-size:12px;display:block;overflow:hidden;"
     "text-overflow:ellipsis;white-space:nowrap}.wrong{color:rgb(var(--bad))}"
@@ -203,8 +204,8 @@ static const char style[] =
     "line-height:1.45;margin:8px 0 0}footer{margin-top:36px;color:var(--soft);font-size:13px}"
     "@media(max-width:600px){main{padding:20px 14px 32px}h1{font-size:23px}"
     ".tiles{grid-template-columns:1fr 1fr;gap:8px}.tile{padding:10px 12px}.tile b{font-size:21px}"
-    ".card{padding:12px}.pics{grid-template-columns:1fr 1fr;gap:8px}.bar{width:56px}"
-    "th,td{padding:5px 6px}}"
+    ".card{padding:12px}.pics{gap:8px}.pics:not(.pairs){grid-template-columns:1fr 1fr}"
+    ".bar{width:56px}th,td{padding:5px 6px}.cells text{font-size:15px}.more{display:none}}"
     "@media print{:root{--bg:#fff;--card:#fff;--ink:#000;--soft:#555;--line:#ccc;--fill:#eee;"
     "--good:38,103,173;--bad:201,62,42;--c0:#2667ad;--c1:#c8512a;--c2:#2a8a5c;--c3:#8a52b3;"
     "--c4:#a97b00;--c5:#c03a6f}html{color-scheme:light}body{font-size:12px}"
@@ -349,9 +350,10 @@ static void write_charts(FILE *f, Run *runs, int n)
 
 /* ---- classes ---- */
 
-static void cell(FILE *f, const char *format, double v)
+/* `more` is left out on a phone. */
+static void cell(FILE *f, const char *format, bool more, double v)
 {
-    fprintf(f, "<td>");
+    fprintf(f, more ? "<td class=more>" : "<td>");
     if (isfinite(v))
         fprintf(f, format, v);
     else
@@ -365,12 +367,12 @@ static void write_class(FILE *f, const cJSON *c)
     fprintf(f, "<tr><td>");
     html_string(f, text_in(c, "name"));
     fprintf(f, "</td>");
-    cell(f, "%.0f", number_in(c, "images"));
+    cell(f, "%.0f", false, number_in(c, "images"));
     fprintf(f, "<td><span class=bar><i style=\"width:%.1f%%\"></i></span>",
             isfinite(accuracy) ? accuracy : 0);
     fprintf(f, isfinite(accuracy) ? "<span class=num>%.1f%%</span></td>" : "–</td>", accuracy);
-    cell(f, "%.1f%%", number_in(c, "precision"));
-    cell(f, "%.1f", number_in(c, "f1"));
+    cell(f, "%.1f%%", true, number_in(c, "precision"));
+    cell(f, "%.1f", false, number_in(c, "f1"));
     fprintf(f, "</tr>\n");
 }
 
@@ -385,7 +387,7 @@ static int by_accuracy(const void *a, const void *b)
 
 static void class_table(FILE *f, const cJSON **c, int n)
 {
-    fprintf(f, "<div class=scroll><table><tr><th>class<th>images<th>accuracy<th>precision<th>F1"
+    fprintf(f, "<div class=scroll><table><tr><th>class<th>images<th>accuracy<th class=more>precision<th>F1"
                "</tr>\n");
     for (int i = 0; i < n; i++)
         write_class(f, c[i]);
@@ -553,20 +555,22 @@ static void write_evaluation(FILE *f, const Run *r)
     const cJSON *confused = cJSON_GetObjectItemCaseSensitive(r->eval, "confused");
     const cJSON *bins = cJSON_GetObjectItemCaseSensitive(r->eval, "calibration");
     double step = number_in(r->eval, "step");
-    if (!cJSON_IsArray(classes) || !cJSON_IsArray(confused))
+    if (!cJSON_IsArray(classes) || !cJSON_IsArray(confused) || !cJSON_IsArray(bins))
         return;
     fprintf(f, "<h2>Evaluation</h2>\n<p class=sub>%.0f images", number_in(r->eval, "images"));
     if (isfinite(step))
         fprintf(f, ", at step %.0f", step);
     fprintf(f, ": top-1 %.2f%%, F1 %.2f (mean over classes)</p>\n<div class=two>\n",
             number_in(r->eval, "top1"), number_in(r->eval, "macro_f1"));
+    bool few = cJSON_GetArraySize(classes) <= 12; /* whose table is shorter than the matrix */
+    fprintf(f, "<div class=column>");
     write_confusion(f, classes, confused);
-    fprintf(f, "<div>");
-    write_classes(f, classes);
-    if (cJSON_IsArray(bins)) {
-        fprintf(f, "<div style=\"height:12px\"></div>");
+    if (!few)
         write_calibration(f, bins);
-    }
+    fprintf(f, "</div><div class=column>");
+    write_classes(f, classes);
+    if (few)
+        write_calibration(f, bins);
     fprintf(f, "</div></div>\n");
 }
 
@@ -578,8 +582,8 @@ static void write_picture(FILE *f, const cJSON *p, bool small)
     const char *attention = text_in(p, "attention"), *file = text_in(p, "file");
     const char *slash = strrchr(file, '/');
     bool right = strcmp(label, prediction) == 0;
-    fprintf(f, "<figure class=\"%s%s\"><div><img alt=\"\" src=\"data:image/jpeg;base64,%s\">",
-            *attention ? "pair " : "", small ? "small" : "", text_in(p, "jpeg"));
+    fprintf(f, "<figure%s><div><img alt=\"\" src=\"data:image/jpeg;base64,%s\">",
+            small ? " class=small" : "", text_in(p, "jpeg"));
     if (*attention)
         fprintf(f, "<img alt=\"attention\" src=\"data:image/jpeg;base64,%s\">", attention);
     fprintf(f, "</div><figcaption><b>");
@@ -609,12 +613,14 @@ static void write_pictures(FILE *f, const Run *r)
             if ((strcmp(text_in(p, "label"), text_in(p, "prediction")) == 0) != right)
                 continue;
             if (n++ == 0)
-                fprintf(f, "<h2>%s</h2>\n%s<div class=pics>\n", right ? "Right" : "Most wrong",
+                fprintf(f, "<h2>%s</h2>\n%s<div class=\"pics%s\">\n",
+                        right ? "Right" : "Most wrong",
                         attention && !right
                             ? "<p class=note>The label and its probability, and what it was taken "
                               "for. Beside a picture is the attention of all blocks on its patches "
                               "(rollout): bright is much.</p>\n"
-                            : "");
+                            : "",
+                        attention ? " pairs" : "");
             write_picture(f, p, small);
         }
         if (n)
@@ -712,12 +718,12 @@ static void write_runs(FILE *f, const Run *runs, int n)
         legend_line(f, i % 6, false, "");
         html_string(f, runs[i].name);
         fprintf(f, "</td>");
-        cell(f, "%.2f%%", best);
-        cell(f, "%.0f", step);
-        cell(f, "%.4f", newest(&h->evals, E_loss));
-        cell(f, "%.2f%%", newest(&h->evals, E_balanced));
-        cell(f, "%.0f", newest(&h->steps, H_step));
-        cell(f, "%.0f", newest(&h->steps, H_images_per_s));
+        cell(f, "%.2f%%", false, best);
+        cell(f, "%.0f", false, step);
+        cell(f, "%.4f", false, newest(&h->evals, E_loss));
+        cell(f, "%.2f%%", false, newest(&h->evals, E_balanced));
+        cell(f, "%.0f", false, newest(&h->steps, H_step));
+        cell(f, "%.0f", false, newest(&h->steps, H_images_per_s));
         fprintf(f, "<td>%s</td></tr>\n", time);
     }
     fprintf(f, "</table></div>\n");
