@@ -211,7 +211,8 @@ static const char style[] =
     "--c4:#a97b00;--c5:#c03a6f}html{color-scheme:light}body{font-size:12px}"
     "main{max-width:none;padding:0}*{-webkit-print-color-adjust:exact;print-color-adjust:exact}"
     ".chart,.card,.tile,tr{break-inside:avoid}h2{break-after:avoid}.charts{"
-    "grid-template-columns:1fr 1fr}summary{display:none}pre{white-space:pre-wrap;columns:2}"
+    "grid-template-columns:1fr 1fr 1fr}.pics,.pics.pairs{grid-template-columns:1fr 1fr 1fr}"
+    ".note{break-after:avoid}summary{display:none}pre{white-space:pre-wrap;columns:2}"
     "details::details-content{content-visibility:visible;display:block}}";
 
 /* ---- tiles ---- */
@@ -298,7 +299,7 @@ static void write_chart(FILE *f, const Run *runs, int n, Chart c, int step, int 
 
 static void legend_line(FILE *f, int color, bool dots, const char *name)
 {
-    fprintf(f, "<span><svg viewBox=\"0 0 26 10\"><path class=\"line c%d%s\" d=\"M1 5H25\"/>", color,
+    fprintf(f, "<span class=key><svg viewBox=\"0 0 26 10\"><path class=\"line c%d%s\" d=\"M1 5H25\"/>", color,
             dots ? " eval" : "");
     if (dots)
         fprintf(f, "<circle class=\"dot c%d\" cx=13 cy=5 r=2.8 />", color);
@@ -394,10 +395,12 @@ static void class_table(FILE *f, const cJSON **c, int n)
     fprintf(f, "</table></div>\n");
 }
 
+enum { MANY = 24 };
+
 /* All where they are few; else the least accurate, and all of them folded. */
 static void write_classes(FILE *f, const cJSON *classes)
 {
-    enum { MANY = 24, WORST = 15 };
+    enum { WORST = 15 };
     int K = cJSON_GetArraySize(classes), n = 0;
     const cJSON **c = xcalloc((size_t)K + 1, sizeof *c), *at;
     cJSON_ArrayForEach(at, classes) c[n++] = at;
@@ -562,7 +565,8 @@ static void write_evaluation(FILE *f, const Run *r)
         fprintf(f, ", at step %.0f", step);
     fprintf(f, ": top-1 %.2f%%, F1 %.2f (mean over classes)</p>\n<div class=two>\n",
             number_in(r->eval, "top1"), number_in(r->eval, "macro_f1"));
-    bool few = cJSON_GetArraySize(classes) <= 12; /* whose table is shorter than the matrix */
+    int K = cJSON_GetArraySize(classes);
+    bool few = K <= 12 || K > MANY; /* rows of the table: it is the shorter column */
     fprintf(f, "<div class=column>");
     write_confusion(f, classes, confused);
     if (!few)
@@ -684,7 +688,11 @@ static const char *const main_settings[] = {
 
 static void write_settings(FILE *f, const Run *r)
 {
+    if (!r->settings && !r->has_history)
+        return;
     fprintf(f, "<h2>Settings and cost</h2>\n<div class=two>\n");
+    if (r->has_history)
+        write_cost(f, r);
     if (r->settings) {
         fprintf(f, "<div class=card><p><b>Settings</b></p><dl>\n");
         for (int i = 0; i < COUNT(main_settings); i++) {
@@ -697,8 +705,6 @@ static void write_settings(FILE *f, const Run *r)
         html_string(f, r->settings);
         fprintf(f, "</pre></details></div>\n");
     }
-    if (r->has_history)
-        write_cost(f, r);
     fprintf(f, "</div>\n");
 }
 
