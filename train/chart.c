@@ -68,8 +68,7 @@ static void draw_tick(FILE *f, const Scale *a, bool upright, double v, const cha
     chart_number(fabs(v) < 1e-12 * fabs(a->to) ? 0 : v, text, sizeof text);
     double at = place(a, v);
     if (upright)
-        fprintf(f,
-                "<path class=grid d=\"M%d %.1fH%d\"/><text class=y x=%d y=%.1f>%s%s</text>",
+        fprintf(f, "<path class=grid d=\"M%d %.1fH%d\"/><text class=y x=%d y=%.1f>%s%s</text>",
                 LEFT, at, RIGHT, LEFT - 6, at + 4, text, unit);
     else
         fprintf(f, "<text class=x x=%.1f y=%d>%s</text>", at, BOTTOM + 18, text);
@@ -103,7 +102,8 @@ static double y_of(const Series *s, long i)
     return s->y[i * s->stride];
 }
 
-/* The mean point of up to `stretch` points from i on, those that are numbers; false: there is none. */
+/* The mean point of up to `stretch` points from i on, those that are numbers; false: there is none.
+ */
 static bool mean_point(const Series *s, long i, long stretch, double *x, double *y)
 {
     long n = 0;
@@ -124,7 +124,8 @@ static double inside(const Scale *a, double v)
     return fmin(fmax(v, a->from), a->to);
 }
 
-static void draw_series(FILE *f, const Series *s, const Scale *ax, const Scale *ay, const char *unit)
+static void draw_series(FILE *f, const Series *s, const Scale *ax, const Scale *ay,
+                        const char *unit)
 {
     long stretch = s->dots ? 1 : (s->n + STRETCHES - 1) / STRETCHES;
     double x, y;
@@ -141,8 +142,8 @@ static void draw_series(FILE *f, const Series *s, const Scale *ax, const Scale *
         if (!mean_point(s, i, 1, &x, &y))
             continue;
         chart_number(y, number, sizeof number);
-        fprintf(f, "<circle class=\"dot c%d\" cx=%.1f cy=%.1f r=%s><title>", s->color,
-                place(ax, x), place(ay, inside(ay, y)), s->n > 60 ? "1.6" : "2.8");
+        fprintf(f, "<circle class=\"dot c%d\" cx=%.1f cy=%.1f r=%s><title>", s->color, place(ax, x),
+                place(ay, inside(ay, y)), s->n > 60 ? "1.6" : "2.8");
         html_string(f, s->name);
         fprintf(f, ": %s%s at step %.0f</title></circle>", number, unit, x);
     }

@@ -51,8 +51,8 @@ static const char *const eval_flags[] = {
     "what to evaluate:", "weights", "data", "val-data",  "classes", "ema", "out", "how:",
     "batch-size",        "resize",  "crop", "precision", "threads", NULL};
 static const char *const predict_flags[] = {
-    "what to predict:", "weights",  "classes",   "topk",   "ema",     "what comes out:",
-    "format",           "features", "attention", "how:",   "batch-size", "workers",
+    "what to predict:", "weights",  "classes",   "topk",    "ema",        "what comes out:",
+    "format",           "features", "attention", "how:",    "batch-size", "workers",
     "resize",           "crop",     "precision", "threads", NULL};
 static const char *const bench_flags[] = {"what to time:", "model",     "image-size", "batch-size",
                                           "steps",         "precision", "threads",    "gpus",
@@ -72,9 +72,9 @@ static const struct {
      "and report.html.\n",
      eval_flags},
     {"predict", "predict RUN IMAGE|FOLDER|-... [--flag value ...]",
-     "Classes of pictures, of those in folders, of those that standard input lists (-), on standard\n"
-     "output; everything else goes to standard error. A picture that cannot be read is a line that\n"
-     "says so; the others are predicted, and the exit status is 1 at the end.\n",
+     "Classes of pictures, of those in folders, of those that standard input lists (-), on "
+     "standard output;\neverything else goes to standard error. A picture that cannot be read is a "
+     "line that says so; the others\nare predicted, and the exit status is 1 at the end.\n",
      predict_flags},
     {"bench", "bench [--model B/16] [--flag value ...]",
      "Times training and inference steps without data.\n", bench_flags},

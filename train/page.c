@@ -3,8 +3,8 @@
  * One style sheet, SVG and JPEGs in the page; no script. Colours follow the reader's light or dark
  * setting; on a phone everything is one column; printed, all that can be unfolded is.
  *
- * Read in this order: what is read, style, tiles, charts, classes, confusion, calibration, pictures,
- * settings, several runs, the page.
+ * Read in this order: what is read, style, tiles, charts, classes, confusion, calibration,
+ * pictures, settings, several runs, the page.
  */
 #include "train/page.h"
 
@@ -83,7 +83,8 @@ static void run_free(Run *r)
 static char *setting(const Run *r, const char *key)
 {
     size_t n = strlen(key);
-    for (const char *at = r->settings; at && *at; at = strchr(at, '\n') ? strchr(at, '\n') + 1 : NULL)
+    for (const char *at = r->settings; at && *at;
+         at = strchr(at, '\n') ? strchr(at, '\n') + 1 : NULL)
         if (strncmp(at, key, n) == 0 && strncmp(at + n, " = ", 3) == 0)
             return xasprintf("%.*s", (int)strcspn(at + n + 3, "\n"), at + n + 3);
     return xstrdup("");
@@ -168,9 +169,10 @@ static const char style[] =
     ".c0{stroke:var(--c0)}.c1{stroke:var(--c1)}.c2{stroke:var(--c2)}.c3{stroke:var(--c3)}"
     ".c4{stroke:var(--c4)}.c5{stroke:var(--c5)}.dot{stroke-width:1.4;fill:var(--card)}"
     ".legend{display:flex;flex-wrap:wrap;gap:4px 18px;margin:0 0 12px;font-size:13px;"
-    "color:var(--soft)}.legend svg{width:26px;height:10px;display:inline-block;margin-right:6px;"
+    "color:var(--soft)}.key svg{width:26px;height:10px;display:inline-block;margin-right:6px;"
     "vertical-align:middle}"
-    ".column{display:grid;gap:12px;min-width:0}.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(460px,100%),1fr));"
+    ".column{display:grid;gap:12px;min-width:0}.two{display:grid;grid-template-columns:repeat(auto-"
+    "fit,minmax(min(460px,100%),1fr));"
     "gap:12px;align-items:start}"
     ".scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:14px;"
     "font-variant-numeric:tabular-nums}th,td{padding:5px 8px;text-align:right;"
@@ -182,7 +184,8 @@ static const char style[] =
     "overflow:hidden;margin-right:8px}.bar i{display:block;height:100%;"
     "background:rgb(var(--good))}"
     ".num{display:inline-block;min-width:52px}"
-    ".cells,.cal svg{max-width:520px;margin:0 auto}.cells text{fill:var(--ink)}.cells .name{fill:var(--soft)}"
+    ".cells,.cal svg{max-width:520px;margin:0 auto}.cells text{fill:var(--ink)}.cells "
+    ".name{fill:var(--soft)}"
     ".cells .good{fill:rgb(var(--good))}.cells .bad{fill:rgb(var(--bad))}"
     ".cells .none{fill:var(--fill)}.cells .on{fill:#fff}"
     ".cal .ideal{stroke:var(--soft);stroke-dasharray:3 3;fill:none}"
@@ -274,15 +277,24 @@ static void write_tiles(FILE *f, const Run *r)
 static Series step_series(const Run *r, int column, int color)
 {
     const Table *t = &r->history.steps;
-    return (Series){.name = r->name, .x = t->at, .y = t->at + column, .n = t->rows,
-                    .stride = t->columns, .color = color};
+    return (Series){.name = r->name,
+                    .x = t->at,
+                    .y = t->at + column,
+                    .n = t->rows,
+                    .stride = t->columns,
+                    .color = color};
 }
 
 static Series eval_series(const Run *r, int column, int color)
 {
     const Table *t = &r->history.evals;
-    return (Series){.name = r->name, .x = t->at, .y = t->at + column, .n = t->rows,
-                    .stride = t->columns, .color = color, .dots = true};
+    return (Series){.name = r->name,
+                    .x = t->at,
+                    .y = t->at + column,
+                    .n = t->rows,
+                    .stride = t->columns,
+                    .color = color,
+                    .dots = true};
 }
 
 /* A column of the reports of steps, one of the evaluations, or both; -1: none. */
@@ -299,8 +311,9 @@ static void write_chart(FILE *f, const Run *runs, int n, Chart c, int step, int 
 
 static void legend_line(FILE *f, int color, bool dots, const char *name)
 {
-    fprintf(f, "<span class=key><svg viewBox=\"0 0 26 10\"><path class=\"line c%d%s\" d=\"M1 5H25\"/>", color,
-            dots ? " eval" : "");
+    fprintf(f,
+            "<span class=key><svg viewBox=\"0 0 26 10\"><path class=\"line c%d%s\" d=\"M1 5H25\"/>",
+            color, dots ? " eval" : "");
     if (dots)
         fprintf(f, "<circle class=\"dot c%d\" cx=13 cy=5 r=2.8 />", color);
     fprintf(f, "</svg>");
@@ -388,8 +401,10 @@ static int by_accuracy(const void *a, const void *b)
 
 static void class_table(FILE *f, const cJSON **c, int n)
 {
-    fprintf(f, "<div class=scroll><table><tr><th>class<th>images<th>accuracy<th class=more>precision<th>F1"
-               "</tr>\n");
+    fprintf(
+        f,
+        "<div class=scroll><table><tr><th>class<th>images<th>accuracy<th class=more>precision<th>F1"
+        "</tr>\n");
     for (int i = 0; i < n; i++)
         write_class(f, c[i]);
     fprintf(f, "</table></div>\n");
@@ -404,8 +419,7 @@ static void write_classes(FILE *f, const cJSON *classes)
     int K = cJSON_GetArraySize(classes), n = 0;
     const cJSON **c = xcalloc((size_t)K + 1, sizeof *c), *at;
     cJSON_ArrayForEach(at, classes) c[n++] = at;
-    fprintf(f, "<div class=card><p><b>Classes</b>%s</p>\n",
-            K > MANY ? ", the least accurate" : "");
+    fprintf(f, "<div class=card><p><b>Classes</b>%s</p>\n", K > MANY ? ", the least accurate" : "");
     if (K > MANY) {
         qsort(c, (size_t)n, sizeof *c, by_accuracy);
         class_table(f, c, WORST);
@@ -679,12 +693,15 @@ static void write_cost(FILE *f, const Run *r)
     fprintf(f, "</dl></div>\n");
 }
 
-static const char *const main_settings[] = {
-    "data",     "weights",      "model",           "image-height", "patch-size",  "width",
-    "layers",   "heads",        "epochs",          "steps",        "batch-size", "lr",
-    "schedule", "warmup-steps", "opt",             "weight-decay", "clip",     "ema",
-    "mixup",    "cutmix",       "label-smoothing", "auto-augment", "color-jitter", "drop-path",
-    "seed",     "precision"};
+static const char *const main_settings[] = {"data",         "weights",      "model",
+                                            "image-height", "patch-size",   "width",
+                                            "layers",       "heads",        "epochs",
+                                            "steps",        "batch-size",   "lr",
+                                            "schedule",     "warmup-steps", "opt",
+                                            "weight-decay", "clip",         "ema",
+                                            "mixup",        "cutmix",       "label-smoothing",
+                                            "auto-augment", "color-jitter", "drop-path",
+                                            "seed",         "precision"};
 
 static void write_settings(FILE *f, const Run *r)
 {
@@ -796,7 +813,8 @@ static void write_head(FILE *f, const Run *runs, int n)
 static void write_subtitle(FILE *f, const Run *r)
 {
     const History *h = &r->history;
-    char *width = setting(r, "width"), *layers = setting(r, "layers"), *patch = setting(r, "patch-size");
+    char *width = setting(r, "width"), *layers = setting(r, "layers"),
+         *patch = setting(r, "patch-size");
     char *pixels = setting(r, "image-width"), parameters[32];
     fprintf(f, "<p class=sub>Vision Transformer");
     if (*width)

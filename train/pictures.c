@@ -141,7 +141,8 @@ static bool write_picture(FILE *f, const Shown *p, int i, bool attention, Error 
     json_string(f, class_title(p->s, p->d, (int)o->label));
     fprintf(f, ", \"prediction\": ");
     json_string(f, class_title(p->s, p->d, (int)o->prediction));
-    fprintf(f, ", \"probability\": %.6g, \"truth\": %.6g,\n   \"jpeg\": ", o->probability, o->truth);
+    fprintf(f, ", \"probability\": %.6g, \"truth\": %.6g,\n   \"jpeg\": ", o->probability,
+            o->truth);
     bool ok = write_jpeg(f, &p->s->config, pixels_of(p, i), e) &&
               (!attention || write_attention(f, p, i, e));
     fputc('}', f);

@@ -49,8 +49,9 @@ typedef struct {
 
 /* ---- names of classes ---- */
 
-/* --classes, else the classes.txt of the run the weights come from, else what the config.json beside
- * them names, else none. A line is `id` or `id name`: the name is shown where there is one. */
+/* --classes, else the classes.txt of the run the weights come from, else what the config.json
+ * beside them names, else none. A line is `id` or `id name`: the name is shown where there is one.
+ */
 static char **class_names(const Session *s, int K)
 {
     Error e = {"", ""};
@@ -349,8 +350,8 @@ static void end_attention(Predict *b)
     s->canvas.h -= s->tile_h * (b->wanted - b->drawn);
     sheet_title(s, "picture, attention rollout, heads of the last block");
     setup_check(canvas_write(&s->canvas, b->s->o.attention, &e), &e);
-    printf("attention %s: %d of %ld pictures%s\n", b->s->o.attention, b->drawn,
-           b->done - b->failed, b->heads < b->s->config.heads ? ", the first 16 heads" : "");
+    printf("attention %s: %d of %ld pictures%s\n", b->s->o.attention, b->drawn, b->done - b->failed,
+           b->heads < b->s->config.heads ? ", the first 16 heads" : "");
     free(s->canvas.rgb);
 }
 
