@@ -107,7 +107,7 @@ static void draw_image(const Canvas *c, int x0, int y0, int zoom, const uint8_t 
                    rgb + ((size_t)(y / zoom) * (size_t)w + (size_t)(x / zoom)) * 3, 3);
 }
 
-Sheet sheet_new(int w, int h, int lines, int count, int columns)
+Sheet sheet_new(int w, int h, int lines, int count, int columns, const char *hint)
 {
     Sheet s = {.w = w, .h = h, .lines = lines, .columns = columns < count ? columns : count};
     s.zoom = w >= 150 ? 1 : (159 + w) / w;
@@ -117,8 +117,7 @@ Sheet sheet_new(int w, int h, int lines, int count, int columns)
     long width = GAP + (long)s.tile_w * s.columns;
     long height = s.top + (long)s.tile_h * ((count + s.columns - 1) / s.columns) + GAP;
     if (width > BIG || height > BIG || width * height > 500000000)
-        die_usage("draw fewer pictures, or smaller ones (--image-size)", "a sheet of %ld x %ld pixels", width,
-                  height);
+        die_usage(hint, "a sheet of %ld x %ld pixels", width, height);
     s.canvas = (Canvas){.w = (int)width, .h = (int)height};
     size_t bytes = (size_t)width * (size_t)height * 3;
     s.canvas.rgb = memset(xmalloc(bytes), PAPER, bytes);
@@ -182,8 +181,8 @@ void draw_heat(uint8_t *rgb, int w, int h, const float *map, int rows, int colum
             warmth(a, heat);
             double cover = 0.30 + 0.35 * a;
             for (int c = 0; c < 3; c++)
-                rgb[c] = (uint8_t)lround((1 - cover) * (0.7 * grey + 0.3 * rgb[c]) +
-                                         cover * heat[c]);
+                rgb[c] =
+                    (uint8_t)lround((1 - cover) * (0.7 * grey + 0.3 * rgb[c]) + cover * heat[c]);
         }
 }
 

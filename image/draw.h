@@ -15,8 +15,9 @@ typedef struct {
     int lines, tile_w, tile_h, top, columns;
 } Sheet;
 
-/* For `count` images of w x h pixels; free(canvas.rgb). Dies where that is too large to draw. */
-Sheet sheet_new(int w, int h, int lines, int count, int columns);
+/* For `count` images of w x h pixels; free(canvas.rgb). Dies with the hint where that is too large
+ * to draw. */
+Sheet sheet_new(int w, int h, int lines, int count, int columns, const char *hint);
 void sheet_title(const Sheet *s, const char *title);
 /* rgb [h, w, 3] as tile number `tile`, with `lines` texts, the first in black. */
 void sheet_tile(const Sheet *s, long tile, const uint8_t *rgb, char lines[][256]);

@@ -1,8 +1,9 @@
 /* test_attention.c - maps of attention, against what the network itself made of it.
  *
- * A small model for training has kept what its blocks' attention gave: that must be the maps' weights
- * times the values. The rollout is computed a second time from its definition, as a product of whole
- * matrices in double. A model for inference that keeps its streams must give the same maps.
+ * A small model for training has kept what its blocks' attention gave: that must be the maps'
+ * weights times the values. The rollout is computed a second time from its definition, as a product
+ * of whole matrices in double. A model for inference that keeps its streams must give the same
+ * maps.
  */
 #include "check.h"
 
@@ -47,8 +48,8 @@ static bool near(double a, double b)
     return fabs(a - b) < 2e-5 * (1 + fabs(b));
 }
 
-/* att [A] of the class token in the last block = sum over tokens of weight x value. One class token:
- * its own weight is what the patches leave of 1. */
+/* att [A] of the class token in the last block = sum over tokens of weight x value. One class
+ * token: its own weight is what the patches leave of 1. */
 static void test_heads(void)
 {
     enum { T = NP + 1 };

@@ -1,9 +1,9 @@
 /* test_metrics.c - metrics of evaluations: by hand, and against scikit-learn.
  *
- * The numbers of scikit-learn (1.9.1) are written down here: accuracy_score, balanced_accuracy_score,
- * f1_score (macro and per class), confusion_matrix, log_loss and roc_auc_score of the logits that
- * draw() makes, which a few lines of Python make too. ECE has no function there; it was computed by
- * numpy from its definition.
+ * The numbers of scikit-learn (1.9.1) are written down here: accuracy_score,
+ * balanced_accuracy_score, f1_score (macro and per class), confusion_matrix, log_loss and
+ * roc_auc_score of the logits that draw() makes, which a few lines of Python make too. ECE has no
+ * function there; it was computed by numpy from its definition.
  */
 #include "check.h"
 
@@ -141,7 +141,9 @@ static void test_bins(void)
 
 static void test_auc(void)
 {
-    Outcome o[] = {{.label = 0, .margin = -1}, {.label = 1, .margin = 2}, {.label = 1, .margin = 0},
+    Outcome o[] = {{.label = 0, .margin = -1},
+                   {.label = 1, .margin = 2},
+                   {.label = 1, .margin = 0},
                    {.label = 0, .margin = 0}};
     Metrics m = metrics_of(o, COUNT(o), 2);
     CHECK(near(m.auc, 100 * 3.5 / 4), "%g", m.auc); /* four pairs: three in order, one equal */

@@ -136,6 +136,25 @@ if [ -z "${TEST_SMALL-}" ]; then
     check "8 ranks" sh -c 'tail -n 1 log >b; cmp -s a b'
 fi
 
+# Every count of every layout, and of a damaged picture whose place another takes: of another class,
+# which a stage that reads no pictures must be told of.
+mkdir -p pictures/a pictures/b
+picture() { { printf 'P6 16 16 255\n' && head -c 768 /dev/urandom; } >"$1"; }
+for i in 1 2 3 4 5 6 7 8 9; do picture pictures/a/$i.ppm && picture pictures/b/$i.ppm; done
+printf 'P6 16 16 255\n' >pictures/a/9.ppm
+train two $tiny --num-classes 2 --data pictures --steps 2 --ranks 1
+for layout in "--ranks 1" "--ranks 3" "--ranks 2 --pp 2" "--ranks 2 --tp 2" "--ranks 4 --tp 2 --pp 2"; do
+    rm -rf counts
+    # shellcheck disable=SC2086
+    timeout 60 "$program" eval --weights two --data pictures --batch-size 4 --threads 1 --out counts $layout \
+        >log 2>&1
+    [ "$layout" = "--ranks 1" ] && cp -r counts counts.one
+    check "evaluation with $layout: classes" cmp counts.one/eval.csv counts/eval.csv
+    check "evaluation with $layout: confusion" cmp counts.one/confusion.csv counts/confusion.csv
+done
+check "the damaged one counts as the one in its place" \
+    [ "$(cut -d, -f1-3 counts/eval.csv | tail -n 2 | tr '\n' ' ')" = "0,a,8 1,b,10 " ]
+
 # ---- ranks that share the model ----
 # What each layout computes is test_layouts' business; here the program saves and goes on.
 

@@ -53,10 +53,10 @@ static uint32_t masked(const uint8_t *s, size_t n)
 /* The records' framing; and of the third, a scalar, the bytes by hand behind its time. */
 static void test_bytes(void)
 {
-    static const uint8_t scalar[] = {0x10, 0x96, 0x01,                         /* step 150 */
-                                     0x2a, 0x0a, 0x0a, 0x08,                   /* summary, value */
-                                     0x0a, 0x01, 'x',                          /* tag */
-                                     0x15, 0x00, 0x00, 0xc0, 0x3f};            /* 1.5 */
+    static const uint8_t scalar[] = {0x10, 0x96, 0x01,              /* step 150 */
+                                     0x2a, 0x0a, 0x0a, 0x08,        /* summary, value */
+                                     0x0a, 0x01, 'x',               /* tag */
+                                     0x15, 0x00, 0x00, 0xc0, 0x3f}; /* 1.5 */
     const char *dir = at(temporary, "bytes");
     Error e = {"", ""};
     CHECK(make_dirs(dir, &e) && events_open(dir, 7, &e), "%s", e.what);
@@ -117,8 +117,11 @@ static void test_tensorboard(void)
     const struct {
         const char *event, *key;
         double step, value;
-    } lines[] = {{"step", "loss", 1, 2.5}, {"step", "loss", 2, 1.25}, {"step", "lr", 2, 0.125},
-                 {"eval", "top1", 2, 75}, {"save", "seconds", 2, 9}};
+    } lines[] = {{"step", "loss", 1, 2.5},
+                 {"step", "loss", 2, 1.25},
+                 {"step", "lr", 2, 0.125},
+                 {"eval", "top1", 2, 75},
+                 {"save", "seconds", 2, 9}};
     for (int i = 0; i < COUNT(lines); i++) {
         log_begin(lines[i].event);
         log_num("step", lines[i].step);

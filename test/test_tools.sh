@@ -42,7 +42,7 @@ find pics -type f | sort | xargs md5sum >before
 
 good "help" --help
 says "help" 'shard'
-for command in index plan shard show; do
+for command in index plan shard show top report info import export; do
     good "$command --help" $command --help
     says "$command --help" "usage: ./vit $command"
 done
@@ -439,8 +439,8 @@ says "top" 'step +31 of 1000, .*the run has ended'
 bad "no run" 2 'which run' top
 bad "no such run" 1 'nowhere/log.jsonl' top nowhere
 bad "two runs" 2 'no such flag' top watched watched
-mkdir -p other && echo '{"loss":1}' >other/log.jsonl
-bad "another program's log" 1 'has no run in it' top other
+mkdir -p alien && echo '{"loss":1}' >alien/log.jsonl
+bad "another program's log" 1 'has no run in it' top alien
 
 # On a terminal: a run that goes on, until q; then one that ends.
 live="--data fake --num-classes 4 --image-size 16 --patch-size 8 --width 16 --layers 1 --heads 1 --mlp 16
@@ -515,5 +515,37 @@ bad "no such flag" 2 'did you mean --tensors' info trained --tensor
 bad "no OUT" 2 'takes IN and OUT' import trained
 bad "heads that do not fit" 2 'do not divide' import "$weights/map.safetensors" x --heads 3
 bad "npz with a normalisation" 2 'for onnx alone' export --format npz --normalise trained x
+
+# ---- report ----
+
+mkdir made
+cat >made/log.jsonl <<'END'
+{"event":"start","step":0,"steps":4,"device":"a <b> & c","data":"d","batch":8,"ranks":1}
+{"event":"step","step":1,"epoch":0.5,"loss":2,"lr":0.1}
+{"event":"step","step":2,"epoch":1,"loss":null,"lr":0.1}
+{"event":"eval","step":2,"epoch":1,"top1":25,"loss":1.5}
+{"event":"step","step":3,"epoch":1.5,"loss":9,"l
+{"event":"start","step":2,"steps":4}
+{"event":"step","step":2,"epoch":1,"loss":1.75,"lr":0.1}
+{"event":"eval","step":2,"epoch":1,"top1":50,"loss":1.25}
+{"event":"end","step":2,"seconds":61}
+END
+good "report" report made
+says "report" '^made/report.html: 1 run'
+check "one page by itself" sh -c "grep -q '</html>' made/report.html && ! grep -qE '<script|(src|href)=.?http' made/report.html"
+check "text is escaped" grep -q 'a &lt;b&gt; &amp; c' made/report.html
+check "what was repeated counts once" [ "$(cut -d, -f1,3,22,24 made/metrics.csv | tail -n +2 | tr '\n' ' ')" = \
+    "1,2,, 2,1.75,50,1.25 " ]
+check "time and best" sh -c "grep -q '1m01s' made/report.html && grep -q '50.00%' made/report.html"
+cp -r made other && sed -i 's/"loss":2,/"loss":3,/' other/log.jsonl
+printf 'lr = 0.1\nseed = 1\n' >made/config.ini && printf 'lr = 0.2\nseed = 1\n' >other/config.ini
+good "report of two" report made other --out two.html
+check "what differs" sh -c "grep -q '<tr><td>lr<td>0.1<td>0.2' two.html && ! grep -q '<td>seed' two.html"
+echo '{"classes": [{"name": 3}, 7], "confused": [[5, "x"], 1, [0, 1, 2]], "calibration": [[]]}' >made/eval.json
+echo '{"pictures": [{}, 4, {"label": "<i>"}]}' >made/pictures.json
+good "report of files that others wrote" report made
+bad "report of nothing" 2 'no run was named' report
+bad "report of a folder that is no run" 1 'pics holds no log.jsonl' report pics
+bad "report that cannot be written" 1 'none/page.html' report made --out none/page.html
 
 finish

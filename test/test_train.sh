@@ -368,6 +368,39 @@ touch none.jpg
 rc=$?
 check "files that cannot be read are left out (status $rc)" \
     [ "$rc $(wc -l <out) $(head -n 1 out) $(grep -c '^error: none.jpg' log)" = "1 2 $picture 2" ]
+# Formats, folders, lists; a damaged file is a line, and the status at the end.
+mkdir -p mixed/deep && cp "$picture" mixed/b.jpg && cp "$picture" mixed/deep/a.jpg && echo no >mixed/note.txt
+"$binary" predict --weights one mixed none.jpg --topk 1 --format csv >out 2>log
+rc=$?
+check "predict a folder as CSV (status $rc)" [ "$rc $(cut -d, -f1,2 out | tr '\n' ' ')" = \
+    "1 file,rank mixed/b.jpg,1 mixed/deep/a.jpg,1 none.jpg, " ]
+check "what is wrong stands in the line" grep -qE '^none.jpg,,,,,.+' out
+check "what is no picture is counted" grep -q '^note: 1 files in the folders are no pictures' log
+printf '%s\n\nnone.jpg\n' mixed/b.jpg | "$binary" predict --weights one - --format jsonl --topk 2 >out 2>log
+check "predict a list as JSON" [ "${PIPESTATUS[1]} $(wc -l <out) $(grep -c '"error": "none.jpg' out) \
+$(grep -cE '^\{"file": "mixed/b.jpg", "predictions": \[\{"class": [01], "name": "[xy]", "probability": [0-9.]+\}, ' out)" = "1 2 1 1" ]
+find folder/val -type f | LC_ALL=C sort >names
+for batch in 1 7; do
+    "$binary" predict --weights one - --features f$batch.npy --batch-size $batch <names >out.$batch 2>log
+done
+check "features of any batch" sh -c 'for f in f1 f7; do od -An -v -w4 -t f4 -j 128 $f.npy >$f.num; done
+    paste f1.num f7.num | awk "{ d = \$1 - \$2 } d > 1e-4 || d < -1e-4 { exit 1 }"'
+check "their names" cmp names f1.txt
+check "numpy's header" sh -c "head -c 128 f1.npy | tail -c 118 | grep -q \"{'descr': '<f4', 'fortran_order': False, 'shape': (20, 32), }\""
+check "as many numbers" [ "$(wc -c <f1.npy)" = $((128 + 20 * 32 * 4)) ]
+good "attention" predict --weights one $(head -n 3 names) --attention attention.png
+check "attention is a PNG" sh -c 'head -c 4 attention.png | tail -c 3 | grep -q PNG'
+bad "features of another name" 2 'does not end in .npy' predict --weights one "$picture" --features f.txt
+good "evaluation leaves files" eval --weights one --out results
+check "files of an evaluation" sh -c 'grep -q "^label . prediction,x,y$" results/confusion.csv &&
+    [ $(wc -l <results/eval.csv) = 3 ] && grep -q "\"auc\": [0-9]" results/eval.json &&
+    grep -q "</html>" results/report.html'
+check "each image once in the confusion matrix" [ "$(tail -n +2 results/confusion.csv | cut -d, -f2- |
+    tr , '\n' | awk '{ n += $1 } END { print n }')" = 20 ]
+check "a run's page" sh -c 'grep -q "</html>" one/report.html && grep -q "data:image/jpeg" one/report.html &&
+    ! grep -qE "(src|href)=\"?http|<script" one/report.html'
+check "a run's table" sh -c 'head -n 1 one/metrics.csv | grep -q "^step,epoch,loss,.*,eval_top1,"'
+check "a run's events" sh -c 'ls one/events.out.tfevents.* >list'
 rm none.jpg
 for command in "predict --weights one $picture" "eval --weights one" "--help"; do
     "$binary" $command >/dev/full 2>log

@@ -35,9 +35,10 @@ const Command command_report = {
     .name = "report",
     .summary = "make a page of a run's numbers and pictures, or of several runs",
     .usage = "RUN... [--out report.html]",
-    .help = "Makes RUN/report.html again from what lies in the run's folder: loss, accuracy, speed, "
-            "confusion\nmatrix, classes, pictures right and wrong, settings and cost. Several runs "
-            "are laid over each other.\n",
+    .help =
+        "Makes RUN/report.html again from what lies in the run's folder: loss, accuracy, speed, "
+        "confusion\nmatrix, classes, pictures right and wrong, settings and cost. Several runs "
+        "are laid over each other.\n",
     .flags = flags,
     .n_flags = COUNT(flags),
     .run = run_report,

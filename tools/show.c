@@ -259,7 +259,7 @@ static int run_show(const Command *c, int argc, char **argv)
     if (o.val && !o.same && o.count > data_count(d))
         o.count = data_count(d);
     Sheet sheet = sheet_new(s.config.image_w, s.config.image_h, v.group > 1 ? 2 : 1, (int)o.count,
-                            (int)o.columns);
+                            (int)o.columns, "lower --count, --columns or --image-size");
     write_title(&s, &sheet, spec);
     (o.same || o.val ? show_chosen : show_run)(&v, d, &sheet);
     setup_check(canvas_write(&sheet.canvas, s.o.out, &e), &e);

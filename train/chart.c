@@ -43,9 +43,9 @@ typedef struct {
     double from, to;
     bool log;
     int at, end; /* in the drawing */
-} Axis1;
+} Scale;
 
-static double place(const Axis1 *a, double v)
+static double place(const Scale *a, double v)
 {
     double f = a->log ? log(v / a->from) / log(a->to / a->from) : (v - a->from) / (a->to - a->from);
     return a->at + f * (a->end - a->at);
@@ -62,20 +62,19 @@ static double tick_of(double span, int count)
     return 10 * power;
 }
 
-static void draw_tick(FILE *f, const Axis1 *a, bool upright, double v, const char *unit)
+static void draw_tick(FILE *f, const Scale *a, bool upright, double v, const char *unit)
 {
     char text[32];
     chart_number(fabs(v) < 1e-12 * fabs(a->to) ? 0 : v, text, sizeof text);
     double at = place(a, v);
     if (upright)
-        fprintf(f,
-                "<path class=grid d=\"M%d %.1fH%d\"/><text class=y x=%d y=%.1f>%s%s</text>",
+        fprintf(f, "<path class=grid d=\"M%d %.1fH%d\"/><text class=y x=%d y=%.1f>%s%s</text>",
                 LEFT, at, RIGHT, LEFT - 6, at + 4, text, unit);
     else
         fprintf(f, "<text class=x x=%.1f y=%d>%s</text>", at, BOTTOM + 18, text);
 }
 
-static void draw_axis(FILE *f, const Axis1 *a, bool upright, const char *unit)
+static void draw_axis(FILE *f, const Scale *a, bool upright, const char *unit)
 {
     static const double steps[] = {1, 2, 5};
     double decades = a->log ? log10(a->to / a->from) : 0;
@@ -103,7 +102,8 @@ static double y_of(const Series *s, long i)
     return s->y[i * s->stride];
 }
 
-/* The mean point of up to `stretch` points from i on, those that are numbers; false: there is none. */
+/* The mean point of up to `stretch` points from i on, those that are numbers; false: there is none.
+ */
 static bool mean_point(const Series *s, long i, long stretch, double *x, double *y)
 {
     long n = 0;
@@ -119,12 +119,13 @@ static bool mean_point(const Series *s, long i, long stretch, double *x, double 
     return n > 0;
 }
 
-static double inside(const Axis1 *a, double v)
+static double inside(const Scale *a, double v)
 {
     return fmin(fmax(v, a->from), a->to);
 }
 
-static void draw_series(FILE *f, const Series *s, const Axis1 *ax, const Axis1 *ay, const char *unit)
+static void draw_series(FILE *f, const Series *s, const Scale *ax, const Scale *ay,
+                        const char *unit)
 {
     long stretch = s->dots ? 1 : (s->n + STRETCHES - 1) / STRETCHES;
     double x, y;
@@ -141,8 +142,8 @@ static void draw_series(FILE *f, const Series *s, const Axis1 *ax, const Axis1 *
         if (!mean_point(s, i, 1, &x, &y))
             continue;
         chart_number(y, number, sizeof number);
-        fprintf(f, "<circle class=\"dot c%d\" cx=%.1f cy=%.1f r=%s><title>", s->color,
-                place(ax, x), place(ay, inside(ay, y)), s->n > 60 ? "1.6" : "2.8");
+        fprintf(f, "<circle class=\"dot c%d\" cx=%.1f cy=%.1f r=%s><title>", s->color, place(ax, x),
+                place(ay, inside(ay, y)), s->n > 60 ? "1.6" : "2.8");
         html_string(f, s->name);
         fprintf(f, ": %s%s at step %.0f</title></circle>", number, unit, x);
     }
@@ -150,7 +151,7 @@ static void draw_series(FILE *f, const Series *s, const Axis1 *ax, const Axis1 *
 
 /* ---- a chart ---- */
 
-static void extend(Axis1 *a, double v)
+static void extend(Scale *a, double v)
 {
     if (!isfinite(v))
         return;
@@ -160,7 +161,7 @@ static void extend(Axis1 *a, double v)
 
 /* Some room above and below; a span of nothing gets one. Numbers a hundred times as large as others
  * make the axis logarithmic. */
-static void settle(Axis1 *a, const Chart *c)
+static void settle(Scale *a, const Chart *c)
 {
     a->log = a->from > 0 && a->to > 100 * a->from && isnan(c->least);
     if (a->log)
@@ -188,8 +189,8 @@ static double newest(const Chart *c)
 
 void chart_svg(FILE *f, const Chart *c)
 {
-    Axis1 x = {INFINITY, -INFINITY, false, LEFT, RIGHT};
-    Axis1 y = {INFINITY, -INFINITY, false, BOTTOM, TOP};
+    Scale x = {INFINITY, -INFINITY, false, LEFT, RIGHT};
+    Scale y = {INFINITY, -INFINITY, false, BOTTOM, TOP};
     char last[32];
     for (int k = 0; k < c->n; k++)
         for (long i = 0; i < c->series[k].n; i++)
@@ -204,10 +205,13 @@ void chart_svg(FILE *f, const Chart *c)
     if (x.from == x.to)
         x.to = x.from + 1;
     settle(&y, c);
-    chart_number(newest(c), last, sizeof last);
-    fprintf(f, "<figure class=chart><figcaption><b>%s</b><span>%s%s</span></figcaption>"
-               "<svg viewBox=\"0 0 %d %d\" role=img aria-label=\"%s\">",
-            c->title, last, c->unit, WIDTH, HEIGHT, c->title);
+    fprintf(f, "<figure class=chart><figcaption><b>%s</b>", c->title);
+    if (c->n <= 2) { /* of one run */
+        chart_number(newest(c), last, sizeof last);
+        fprintf(f, "<span>%s%s</span>", last, c->unit);
+    }
+    fprintf(f, "</figcaption><svg viewBox=\"0 0 %d %d\" role=img aria-label=\"%s\">", WIDTH, HEIGHT,
+            c->title);
     draw_axis(f, &y, true, c->unit);
     draw_axis(f, &x, false, "");
     for (int k = 0; k < c->n; k++)

@@ -15,8 +15,8 @@ typedef struct {
 enum { CHART_SERIES = 24 };
 typedef struct {
     const char *title;
-    const char *unit;       /* behind numbers: "%", or "" */
-    double least, most;     /* that the axis holds at least; NAN: as the data has it */
+    const char *unit;   /* behind numbers: "%", or "" */
+    double least, most; /* that the axis holds at least; NAN: as the data has it */
     Series series[CHART_SERIES];
     int n;
 } Chart;

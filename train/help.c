@@ -77,9 +77,9 @@ static const struct {
      "and report.html.\n",
      eval_flags},
     {"predict", "predict RUN IMAGE|FOLDER|-... [--flag value ...]",
-     "Classes of pictures, of those in folders, of those that standard input lists (-), on standard\n"
-     "output; everything else goes to standard error. A picture that cannot be read is a line that\n"
-     "says so; the others are predicted, and the exit status is 1 at the end.\n",
+     "Classes of pictures, of those in folders, of those that standard input lists (-), on "
+     "standard output;\neverything else goes to standard error. A picture that cannot be read is a "
+     "line that says so; the others\nare predicted, and the exit status is 1 at the end.\n",
      predict_flags},
     {"bench", "bench [--model B/16] [--flag value ...]",
      "Times training and inference steps: on images that are on the device already (--data "

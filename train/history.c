@@ -60,14 +60,10 @@ static void read_start(History *h, const cJSON *line)
     const struct {
         const char *key;
         double *to;
-    } numbers[] = {{"steps", &h->total},
-                   {"train_images", &h->train_images},
-                   {"val_images", &h->val_images},
-                   {"classes", &h->classes},
-                   {"parameters", &h->parameters},
-                   {"forward_gflop", &h->forward_gflop},
-                   {"batch", &h->batch},
-                   {"ranks", &h->ranks}};
+    } numbers[] = {{"steps", &h->total},           {"train_images", &h->train_images},
+                   {"val_images", &h->val_images}, {"classes", &h->classes},
+                   {"parameters", &h->parameters}, {"forward_gflop", &h->forward_gflop},
+                   {"batch", &h->batch},           {"ranks", &h->ranks}};
     const struct {
         const char *key;
         char *to;

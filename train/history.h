@@ -26,7 +26,7 @@ typedef struct {
     /* of the last start and end */
     char device[256], data[1024], built[512], host[128], started[32];
     double total, train_images, val_images, classes, parameters, forward_gflop, batch, ranks;
-    double seconds;   /* of all starts; of the last one to its newest report, if it has not ended */
+    double seconds; /* of all starts; of the last one to its newest report, if it has not ended */
     double damaged;
     bool ended;
 } History;

@@ -45,12 +45,12 @@ typedef struct {
     /* Expected calibration error, percent: sum over 15 equal bins of the prediction's probability
      * of |accuracy - mean probability|, weighted by their images (Guo et al. 2017). */
     double ece;
-    double auc;             /* area under the ROC curve of class 1 of two, percent; else NAN */
-    ClassMetrics *classes;  /* [K] */
-    Confusion *confused;    /* [n_confused] by label, then prediction; those that occur alone, */
-    long n_confused;        /* right ones too */
-    long calibration[ECE_BINS][2];    /* images of a bin, and those of them that were right */
-    double confidence[ECE_BINS];      /* mean probability there */
+    double auc;            /* area under the ROC curve of class 1 of two, percent; else NAN */
+    ClassMetrics *classes; /* [K] */
+    Confusion *confused;   /* [n_confused] by label, then prediction; those that occur alone, */
+    long n_confused;       /* right ones too */
+    long calibration[ECE_BINS][2]; /* images of a bin, and those of them that were right */
+    double confidence[ECE_BINS];   /* mean probability there */
 } Metrics;
 
 Metrics metrics_of(const Outcome *o, long n, int K);

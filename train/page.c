@@ -3,8 +3,8 @@
  * One style sheet, SVG and JPEGs in the page; no script. Colours follow the reader's light or dark
  * setting; on a phone everything is one column; printed, all that can be unfolded is.
  *
- * Read in this order: what is read, style, tiles, charts, classes, confusion, calibration, pictures,
- * settings, several runs, the page.
+ * Read in this order: what is read, style, tiles, charts, classes, confusion, calibration,
+ * pictures, settings, several runs, the page.
  */
 #include "train/page.h"
 
@@ -83,7 +83,8 @@ static void run_free(Run *r)
 static char *setting(const Run *r, const char *key)
 {
     size_t n = strlen(key);
-    for (const char *at = r->settings; at && *at; at = strchr(at, '\n') ? strchr(at, '\n') + 1 : NULL)
+    for (const char *at = r->settings; at && *at;
+         at = strchr(at, '\n') ? strchr(at, '\n') + 1 : NULL)
         if (strncmp(at, key, n) == 0 && strncmp(at + n, " = ", 3) == 0)
             return xasprintf("%.*s", (int)strcspn(at + n + 3, "\n"), at + n + 3);
     return xstrdup("");
@@ -106,6 +107,13 @@ static double item(const cJSON *list, int i)
 {
     const cJSON *x = cJSON_GetArrayItem(list, i);
     return cJSON_IsNumber(x) ? x->valuedouble : NAN;
+}
+
+/* The same as a place in a list; -1: it is none. */
+static int place(const cJSON *list, int i)
+{
+    const cJSON *x = cJSON_GetArrayItem(list, i);
+    return cJSON_IsNumber(x) ? x->valueint : -1;
 }
 
 /* The newest number of a column that is one; the best of evaluations. */
@@ -161,9 +169,10 @@ static const char style[] =
     ".c0{stroke:var(--c0)}.c1{stroke:var(--c1)}.c2{stroke:var(--c2)}.c3{stroke:var(--c3)}"
     ".c4{stroke:var(--c4)}.c5{stroke:var(--c5)}.dot{stroke-width:1.4;fill:var(--card)}"
     ".legend{display:flex;flex-wrap:wrap;gap:4px 18px;margin:0 0 12px;font-size:13px;"
-    "color:var(--soft)}.legend svg{width:26px;height:10px;display:inline-block;margin-right:6px;"
+    "color:var(--soft)}.key svg{width:26px;height:10px;display:inline-block;margin-right:6px;"
     "vertical-align:middle}"
-    ".two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(460px,100%),1fr));"
+    ".column{display:grid;gap:12px;min-width:0}.two{display:grid;grid-template-columns:repeat(auto-"
+    "fit,minmax(min(460px,100%),1fr));"
     "gap:12px;align-items:start}"
     ".scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:14px;"
     "font-variant-numeric:tabular-nums}th,td{padding:5px 8px;text-align:right;"
@@ -175,16 +184,18 @@ static const char style[] =
     "overflow:hidden;margin-right:8px}.bar i{display:block;height:100%;"
     "background:rgb(var(--good))}"
     ".num{display:inline-block;min-width:52px}"
-    ".cells,.cal svg{max-width:520px;margin:0 auto}.cells text{fill:var(--ink)}.cells .name{fill:var(--soft)}"
+    ".cells,.cal svg{max-width:520px;margin:0 auto}.cells text{fill:var(--ink)}.cells "
+    ".name{fill:var(--soft)}"
     ".cells .good{fill:rgb(var(--good))}.cells .bad{fill:rgb(var(--bad))}"
     ".cells .none{fill:var(--fill)}.cells .on{fill:#fff}"
     ".cal .ideal{stroke:var(--soft);stroke-dasharray:3 3;fill:none}"
     ".cal .col{fill:rgb(var(--good));opacity:.85}"
     ".pics{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:12px}"
     ".pics figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:10px;"
-    "overflow:hidden;break-inside:avoid}.pics .pair{grid-column:span 2}"
+    "overflow:hidden;break-inside:avoid}"
+    ".pics.pairs{grid-template-columns:repeat(auto-fill,minmax(min(270px,100%),1fr))}"
     ".pics div{display:flex}.pics img{display:block;width:100%;min-width:0;flex:1}"
-    ".pair img{width:50%}.small img{image-rendering:pixelated}"
+    ".pairs img{width:50%}.small img{image-rendering:pixelated}"
     ".pics figcaption{padding:8px 10px;font-size:13px;line-height:1.4}.pics figcaption b{"
     "font-weight:600}.pics .file{color:var(--soft);font-size:12px;display:block;overflow:hidden;"
     "text-overflow:ellipsis;white-space:nowrap}.wrong{color:rgb(var(--bad))}"
@@ -196,14 +207,15 @@ static const char style[] =
     "line-height:1.45;margin:8px 0 0}footer{margin-top:36px;color:var(--soft);font-size:13px}"
     "@media(max-width:600px){main{padding:20px 14px 32px}h1{font-size:23px}"
     ".tiles{grid-template-columns:1fr 1fr;gap:8px}.tile{padding:10px 12px}.tile b{font-size:21px}"
-    ".card{padding:12px}.pics{grid-template-columns:1fr 1fr;gap:8px}.bar{width:56px}"
-    "th,td{padding:5px 6px}}"
+    ".card{padding:12px}.pics{gap:8px}.pics:not(.pairs){grid-template-columns:1fr 1fr}"
+    ".bar{width:56px}th,td{padding:5px 6px}.cells text{font-size:15px}.more{display:none}}"
     "@media print{:root{--bg:#fff;--card:#fff;--ink:#000;--soft:#555;--line:#ccc;--fill:#eee;"
     "--good:38,103,173;--bad:201,62,42;--c0:#2667ad;--c1:#c8512a;--c2:#2a8a5c;--c3:#8a52b3;"
     "--c4:#a97b00;--c5:#c03a6f}html{color-scheme:light}body{font-size:12px}"
     "main{max-width:none;padding:0}*{-webkit-print-color-adjust:exact;print-color-adjust:exact}"
     ".chart,.card,.tile,tr{break-inside:avoid}h2{break-after:avoid}.charts{"
-    "grid-template-columns:1fr 1fr}summary{display:none}pre{white-space:pre-wrap;columns:2}"
+    "grid-template-columns:1fr 1fr 1fr}.pics,.pics.pairs{grid-template-columns:1fr 1fr 1fr}"
+    ".note{break-after:avoid}summary{display:none}pre{white-space:pre-wrap;columns:2}"
     "details::details-content{content-visibility:visible;display:block}}";
 
 /* ---- tiles ---- */
@@ -265,15 +277,24 @@ static void write_tiles(FILE *f, const Run *r)
 static Series step_series(const Run *r, int column, int color)
 {
     const Table *t = &r->history.steps;
-    return (Series){.name = r->name, .x = t->at, .y = t->at + column, .n = t->rows,
-                    .stride = t->columns, .color = color};
+    return (Series){.name = r->name,
+                    .x = t->at,
+                    .y = t->at + column,
+                    .n = t->rows,
+                    .stride = t->columns,
+                    .color = color};
 }
 
 static Series eval_series(const Run *r, int column, int color)
 {
     const Table *t = &r->history.evals;
-    return (Series){.name = r->name, .x = t->at, .y = t->at + column, .n = t->rows,
-                    .stride = t->columns, .color = color, .dots = true};
+    return (Series){.name = r->name,
+                    .x = t->at,
+                    .y = t->at + column,
+                    .n = t->rows,
+                    .stride = t->columns,
+                    .color = color,
+                    .dots = true};
 }
 
 /* A column of the reports of steps, one of the evaluations, or both; -1: none. */
@@ -290,8 +311,9 @@ static void write_chart(FILE *f, const Run *runs, int n, Chart c, int step, int 
 
 static void legend_line(FILE *f, int color, bool dots, const char *name)
 {
-    fprintf(f, "<span><svg viewBox=\"0 0 26 10\"><path class=\"line c%d%s\" d=\"M1 5H25\"/>", color,
-            dots ? " eval" : "");
+    fprintf(f,
+            "<span class=key><svg viewBox=\"0 0 26 10\"><path class=\"line c%d%s\" d=\"M1 5H25\"/>",
+            color, dots ? " eval" : "");
     if (dots)
         fprintf(f, "<circle class=\"dot c%d\" cx=13 cy=5 r=2.8 />", color);
     fprintf(f, "</svg>");
@@ -342,9 +364,10 @@ static void write_charts(FILE *f, Run *runs, int n)
 
 /* ---- classes ---- */
 
-static void cell(FILE *f, const char *format, double v)
+/* `more` is left out on a phone. */
+static void cell(FILE *f, const char *format, bool more, double v)
 {
-    fprintf(f, "<td>");
+    fprintf(f, more ? "<td class=more>" : "<td>");
     if (isfinite(v))
         fprintf(f, format, v);
     else
@@ -358,12 +381,12 @@ static void write_class(FILE *f, const cJSON *c)
     fprintf(f, "<tr><td>");
     html_string(f, text_in(c, "name"));
     fprintf(f, "</td>");
-    cell(f, "%.0f", number_in(c, "images"));
+    cell(f, "%.0f", false, number_in(c, "images"));
     fprintf(f, "<td><span class=bar><i style=\"width:%.1f%%\"></i></span>",
             isfinite(accuracy) ? accuracy : 0);
     fprintf(f, isfinite(accuracy) ? "<span class=num>%.1f%%</span></td>" : "–</td>", accuracy);
-    cell(f, "%.1f%%", number_in(c, "precision"));
-    cell(f, "%.1f", number_in(c, "f1"));
+    cell(f, "%.1f%%", true, number_in(c, "precision"));
+    cell(f, "%.1f", false, number_in(c, "f1"));
     fprintf(f, "</tr>\n");
 }
 
@@ -378,22 +401,25 @@ static int by_accuracy(const void *a, const void *b)
 
 static void class_table(FILE *f, const cJSON **c, int n)
 {
-    fprintf(f, "<div class=scroll><table><tr><th>class<th>images<th>accuracy<th>precision<th>F1"
-               "</tr>\n");
+    fprintf(
+        f,
+        "<div class=scroll><table><tr><th>class<th>images<th>accuracy<th class=more>precision<th>F1"
+        "</tr>\n");
     for (int i = 0; i < n; i++)
         write_class(f, c[i]);
     fprintf(f, "</table></div>\n");
 }
 
+enum { MANY = 24 };
+
 /* All where they are few; else the least accurate, and all of them folded. */
 static void write_classes(FILE *f, const cJSON *classes)
 {
-    enum { MANY = 24, WORST = 15 };
+    enum { WORST = 15 };
     int K = cJSON_GetArraySize(classes), n = 0;
     const cJSON **c = xcalloc((size_t)K + 1, sizeof *c), *at;
     cJSON_ArrayForEach(at, classes) c[n++] = at;
-    fprintf(f, "<div class=card><p><b>Classes</b>%s</p>\n",
-            K > MANY ? ", the least accurate" : "");
+    fprintf(f, "<div class=card><p><b>Classes</b>%s</p>\n", K > MANY ? ", the least accurate" : "");
     if (K > MANY) {
         qsort(c, (size_t)n, sizeof *c, by_accuracy);
         class_table(f, c, WORST);
@@ -433,7 +459,7 @@ static void write_matrix(FILE *f, const cJSON *classes, const cJSON *confused, i
     const cJSON *at;
     cJSON_ArrayForEach(at, confused)
     {
-        int label = (int)item(at, 0), prediction = (int)item(at, 1);
+        int label = place(at, 0), prediction = place(at, 1);
         if (label >= 0 && label < K && prediction >= 0 && prediction < K)
             counts[label * K + prediction] = item(at, 2);
     }
@@ -489,9 +515,9 @@ static void write_pairs(FILE *f, const cJSON *classes, const cJSON *confused)
     fprintf(f, "<div class=scroll><table><tr><th>class<th class=left>taken for<th>images</tr>\n");
     for (int i = 0; i < n && i < PAIRS; i++) {
         fprintf(f, "<tr><td>");
-        html_string(f, class_name(classes, (int)item(pairs[i], 0)));
+        html_string(f, class_name(classes, place(pairs[i], 0)));
         fprintf(f, "<td class=left>");
-        html_string(f, class_name(classes, (int)item(pairs[i], 1)));
+        html_string(f, class_name(classes, place(pairs[i], 1)));
         fprintf(f, "<td>%.0f</tr>\n", item(pairs[i], 2));
     }
     fprintf(f, "</table></div>\n");
@@ -546,20 +572,23 @@ static void write_evaluation(FILE *f, const Run *r)
     const cJSON *confused = cJSON_GetObjectItemCaseSensitive(r->eval, "confused");
     const cJSON *bins = cJSON_GetObjectItemCaseSensitive(r->eval, "calibration");
     double step = number_in(r->eval, "step");
-    if (!cJSON_IsArray(classes) || !cJSON_IsArray(confused))
+    if (!cJSON_IsArray(classes) || !cJSON_IsArray(confused) || !cJSON_IsArray(bins))
         return;
     fprintf(f, "<h2>Evaluation</h2>\n<p class=sub>%.0f images", number_in(r->eval, "images"));
     if (isfinite(step))
         fprintf(f, ", at step %.0f", step);
     fprintf(f, ": top-1 %.2f%%, F1 %.2f (mean over classes)</p>\n<div class=two>\n",
             number_in(r->eval, "top1"), number_in(r->eval, "macro_f1"));
+    int K = cJSON_GetArraySize(classes);
+    bool few = K <= 12 || K > MANY; /* rows of the table: it is the shorter column */
+    fprintf(f, "<div class=column>");
     write_confusion(f, classes, confused);
-    fprintf(f, "<div>");
-    write_classes(f, classes);
-    if (cJSON_IsArray(bins)) {
-        fprintf(f, "<div style=\"height:12px\"></div>");
+    if (!few)
         write_calibration(f, bins);
-    }
+    fprintf(f, "</div><div class=column>");
+    write_classes(f, classes);
+    if (few)
+        write_calibration(f, bins);
     fprintf(f, "</div></div>\n");
 }
 
@@ -571,8 +600,8 @@ static void write_picture(FILE *f, const cJSON *p, bool small)
     const char *attention = text_in(p, "attention"), *file = text_in(p, "file");
     const char *slash = strrchr(file, '/');
     bool right = strcmp(label, prediction) == 0;
-    fprintf(f, "<figure class=\"%s%s\"><div><img alt=\"\" src=\"data:image/jpeg;base64,%s\">",
-            *attention ? "pair " : "", small ? "small" : "", text_in(p, "jpeg"));
+    fprintf(f, "<figure%s><div><img alt=\"\" src=\"data:image/jpeg;base64,%s\">",
+            small ? " class=small" : "", text_in(p, "jpeg"));
     if (*attention)
         fprintf(f, "<img alt=\"attention\" src=\"data:image/jpeg;base64,%s\">", attention);
     fprintf(f, "</div><figcaption><b>");
@@ -602,12 +631,14 @@ static void write_pictures(FILE *f, const Run *r)
             if ((strcmp(text_in(p, "label"), text_in(p, "prediction")) == 0) != right)
                 continue;
             if (n++ == 0)
-                fprintf(f, "<h2>%s</h2>\n%s<div class=pics>\n", right ? "Right" : "Most wrong",
+                fprintf(f, "<h2>%s</h2>\n%s<div class=\"pics%s\">\n",
+                        right ? "Right" : "Most wrong",
                         attention && !right
                             ? "<p class=note>The label and its probability, and what it was taken "
                               "for. Beside a picture is the attention of all blocks on its patches "
                               "(rollout): bright is much.</p>\n"
-                            : "");
+                            : "",
+                        attention ? " pairs" : "");
             write_picture(f, p, small);
         }
         if (n)
@@ -662,16 +693,23 @@ static void write_cost(FILE *f, const Run *r)
     fprintf(f, "</dl></div>\n");
 }
 
-static const char *const main_settings[] = {
-    "data",     "weights",      "model",           "image-height", "patch-size",  "width",
-    "layers",   "heads",        "epochs",          "steps",        "batch-size", "lr",
-    "schedule", "warmup-steps", "opt",             "weight-decay", "clip",     "ema",
-    "mixup",    "cutmix",       "label-smoothing", "auto-augment", "color-jitter", "drop-path",
-    "seed",     "precision"};
+static const char *const main_settings[] = {"data",         "weights",      "model",
+                                            "image-height", "patch-size",   "width",
+                                            "layers",       "heads",        "epochs",
+                                            "steps",        "batch-size",   "lr",
+                                            "schedule",     "warmup-steps", "opt",
+                                            "weight-decay", "clip",         "ema",
+                                            "mixup",        "cutmix",       "label-smoothing",
+                                            "auto-augment", "color-jitter", "drop-path",
+                                            "seed",         "precision"};
 
 static void write_settings(FILE *f, const Run *r)
 {
+    if (!r->settings && !r->has_history)
+        return;
     fprintf(f, "<h2>Settings and cost</h2>\n<div class=two>\n");
+    if (r->has_history)
+        write_cost(f, r);
     if (r->settings) {
         fprintf(f, "<div class=card><p><b>Settings</b></p><dl>\n");
         for (int i = 0; i < COUNT(main_settings); i++) {
@@ -684,8 +722,6 @@ static void write_settings(FILE *f, const Run *r)
         html_string(f, r->settings);
         fprintf(f, "</pre></details></div>\n");
     }
-    if (r->has_history)
-        write_cost(f, r);
     fprintf(f, "</div>\n");
 }
 
@@ -705,12 +741,12 @@ static void write_runs(FILE *f, const Run *runs, int n)
         legend_line(f, i % 6, false, "");
         html_string(f, runs[i].name);
         fprintf(f, "</td>");
-        cell(f, "%.2f%%", best);
-        cell(f, "%.0f", step);
-        cell(f, "%.4f", newest(&h->evals, E_loss));
-        cell(f, "%.2f%%", newest(&h->evals, E_balanced));
-        cell(f, "%.0f", newest(&h->steps, H_step));
-        cell(f, "%.0f", newest(&h->steps, H_images_per_s));
+        cell(f, "%.2f%%", false, best);
+        cell(f, "%.0f", false, step);
+        cell(f, "%.4f", false, newest(&h->evals, E_loss));
+        cell(f, "%.2f%%", false, newest(&h->evals, E_balanced));
+        cell(f, "%.0f", false, newest(&h->steps, H_step));
+        cell(f, "%.0f", false, newest(&h->steps, H_images_per_s));
         fprintf(f, "<td>%s</td></tr>\n", time);
     }
     fprintf(f, "</table></div>\n");
@@ -777,7 +813,8 @@ static void write_head(FILE *f, const Run *runs, int n)
 static void write_subtitle(FILE *f, const Run *r)
 {
     const History *h = &r->history;
-    char *width = setting(r, "width"), *layers = setting(r, "layers"), *patch = setting(r, "patch-size");
+    char *width = setting(r, "width"), *layers = setting(r, "layers"),
+         *patch = setting(r, "patch-size");
     char *pixels = setting(r, "image-width"), parameters[32];
     fprintf(f, "<p class=sub>Vision Transformer");
     if (*width)

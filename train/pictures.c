@@ -108,9 +108,10 @@ static void send_sheet(const Shown *p)
     Error e;
     uint8_t *bytes;
     size_t n;
-    if (!p->wrong || !events_are_open())
+    bool large = s->config.image_w > 2048 || s->config.image_h > 2048; /* for a dashboard */
+    if (!p->wrong || large || !events_are_open())
         return;
-    Sheet sheet = sheet_new(s->config.image_w, s->config.image_h, 2, p->wrong, 4);
+    Sheet sheet = sheet_new(s->config.image_w, s->config.image_h, 2, p->wrong, 4, NULL);
     sheet_title(&sheet, "most wrong");
     for (int i = 0; i < p->wrong; i++) {
         const Outcome *o = &p->v->outcomes[p->at[i]];
@@ -140,7 +141,8 @@ static bool write_picture(FILE *f, const Shown *p, int i, bool attention, Error 
     json_string(f, class_title(p->s, p->d, (int)o->label));
     fprintf(f, ", \"prediction\": ");
     json_string(f, class_title(p->s, p->d, (int)o->prediction));
-    fprintf(f, ", \"probability\": %.6g, \"truth\": %.6g,\n   \"jpeg\": ", o->probability, o->truth);
+    fprintf(f, ", \"probability\": %.6g, \"truth\": %.6g,\n   \"jpeg\": ", o->probability,
+            o->truth);
     bool ok = write_jpeg(f, &p->s->config, pixels_of(p, i), e) &&
               (!attention || write_attention(f, p, i, e));
     fputc('}', f);

@@ -50,8 +50,9 @@ typedef struct {
 
 /* ---- names of classes ---- */
 
-/* --classes, else the classes.txt of the run the weights come from, else what the config.json beside
- * them names, else none. A line is `id` or `id name`: the name is shown where there is one. */
+/* --classes, else the classes.txt of the run the weights come from, else what the config.json
+ * beside them names, else none. A line is `id` or `id name`: the name is shown where there is one.
+ */
 static char **class_names(const Session *s, int K)
 {
     Error e = {"", ""};
@@ -315,8 +316,8 @@ static void draw_map(const Predict *b, int tile, const uint8_t *rgb, const float
     free(copy);
 }
 
-/* The sheet is as long as the first batch has pictures: it is made for all that are wanted, and cut
- * at the end. */
+/* How many pictures can be read is known at the end: the sheet is made for as many as there may be,
+ * and cut then. */
 static void draw_attention(Predict *b, int i, const char *path)
 {
     const Config *c = &b->s->config;
@@ -324,7 +325,8 @@ static void draw_attention(Predict *b, int i, const char *path)
     if (b->drawn >= b->wanted)
         return;
     if (!b->sheet.canvas.rgb)
-        b->sheet = sheet_new(c->image_w, c->image_h, 1, b->wanted * columns, columns);
+        b->sheet = sheet_new(c->image_w, c->image_h, 1, b->wanted * columns, columns,
+                             "name fewer pictures, or lower --image-size");
     AttentionMaps a;
     attention_maps(b->s->m, i, &a);
     const char *slash = strrchr(path, '/'), *name = b->names[b->best[0]];
@@ -351,8 +353,8 @@ static void end_attention(Predict *b)
     s->canvas.h -= s->tile_h * (b->wanted - b->drawn);
     sheet_title(s, "picture, attention rollout, heads of the last block");
     setup_check(canvas_write(&s->canvas, b->s->o.attention, &e), &e);
-    printf("attention %s: %d of %ld pictures%s\n", b->s->o.attention, b->drawn,
-           b->done - b->failed, b->heads < b->s->config.heads ? ", the first 16 heads" : "");
+    printf("attention %s: %d of %ld pictures%s\n", b->s->o.attention, b->drawn, b->done - b->failed,
+           b->heads < b->s->config.heads ? ", the first 16 heads" : "");
     free(s->canvas.rgb);
 }
 

@@ -3,4 +3,5 @@
 
 #include "train/setup.h"
 
-int command_predict(Session *s); /* the program's exit status: 1 where a picture could not be read */
+int command_predict(
+    Session *s); /* the program's exit status: 1 where a picture could not be read */

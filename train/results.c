@@ -7,6 +7,7 @@
 #include "util/files.h"
 #include "util/text.h"
 
+#include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +16,19 @@ const char *class_title(const Session *s, const Dataset *d, int k)
 {
     const char *name = data_class_name(d, k), *blank = strpbrk(name, " \t");
     return *s->o.classes && blank && blank[1] ? blank + 1 : name;
+}
+
+/* What files are made of. */
+typedef struct {
+    const Session *s;
+    const Dataset *d;
+    const Evaluation *v;
+    long step; /* of the run, or -1 */
+} Results;
+
+static void csv_class(FILE *f, const Results *r, int k)
+{
+    csv_string(f, class_title(r->s, r->d, k));
 }
 
 /* ---- the table on the screen ---- */
@@ -85,13 +99,14 @@ static void csv_number(FILE *f, double x)
         fputc(',', f);
 }
 
-static void write_classes(FILE *f, const Session *s, const Dataset *d, const Metrics *m)
+static void write_classes(FILE *f, const Results *r)
 {
+    const Metrics *m = &r->v->metrics;
     fprintf(f, "class,name,images,predicted,correct,accuracy,precision,f1\n");
     for (int k = 0; k < m->K; k++) {
         const ClassMetrics *c = &m->classes[k];
         fprintf(f, "%d,", k);
-        csv_string(f, class_title(s, d, k));
+        csv_class(f, r, k);
         fprintf(f, ",%ld,%ld,%ld", c->images, c->predicted, c->correct);
         csv_number(f, c->accuracy);
         csv_number(f, c->precision);
@@ -100,17 +115,18 @@ static void write_classes(FILE *f, const Session *s, const Dataset *d, const Met
     }
 }
 
-static void write_confusion(FILE *f, const Session *s, const Dataset *d, const Metrics *m)
+static void write_confusion(FILE *f, const Results *r)
 {
+    const Metrics *m = &r->v->metrics;
     long at = 0;
     fprintf(f, "label \\ prediction");
     for (int k = 0; k < m->K; k++) {
         fputc(',', f);
-        csv_string(f, class_title(s, d, k));
+        csv_class(f, r, k);
     }
     for (int k = 0; k < m->K; k++) {
         fputc('\n', f);
-        csv_string(f, class_title(s, d, k));
+        csv_class(f, r, k);
         for (int p = 0; p < m->K; p++) {
             const Confusion *c = &m->confused[at];
             bool has = at < m->n_confused && c->label == k && c->prediction == p;
@@ -121,19 +137,20 @@ static void write_confusion(FILE *f, const Session *s, const Dataset *d, const M
     fputc('\n', f);
 }
 
-static void write_worst(FILE *f, const Session *s, const Dataset *d, const Evaluation *v)
+static void write_worst(FILE *f, const Results *r)
 {
+    const Evaluation *v = r->v;
     long *worst = xcalloc(WORST_MOST, sizeof *worst);
     long n = metrics_worst(v->outcomes, v->metrics.images, WORST_MOST, worst);
     fprintf(f, "file,label,prediction,probability,probability of label\n");
     for (long i = 0; i < n; i++) {
         const Outcome *o = &v->outcomes[worst[i]];
-        char *path = data_sample_path(d, worst[i]);
+        char *path = data_sample_path(r->d, worst[i]);
         csv_string(f, path);
         fputc(',', f);
-        csv_string(f, class_title(s, d, (int)o->label));
+        csv_class(f, r, (int)o->label);
         fputc(',', f);
-        csv_string(f, class_title(s, d, (int)o->prediction));
+        csv_class(f, r, (int)o->prediction);
         fprintf(f, ",%.6g,%.6g\n", o->probability, o->truth);
         free(path);
     }
@@ -154,13 +171,14 @@ static void json_text(FILE *f, const char *key, const char *text)
     fprintf(f, ",\n");
 }
 
-static void json_classes(FILE *f, const Session *s, const Dataset *d, const Metrics *m)
+static void json_classes(FILE *f, const Results *r)
 {
+    const Metrics *m = &r->v->metrics;
     fprintf(f, "  \"classes\": [");
     for (int k = 0; k < m->K; k++) {
         const ClassMetrics *c = &m->classes[k];
         fprintf(f, "%s\n    {\"name\": ", k ? "," : "");
-        json_string(f, class_title(s, d, k));
+        json_string(f, class_title(r->s, r->d, k));
         fprintf(f, ", \"images\": %ld, \"predicted\": %ld, \"correct\": %ld", c->images,
                 c->predicted, c->correct);
         const struct {
@@ -175,16 +193,17 @@ static void json_classes(FILE *f, const Session *s, const Dataset *d, const Metr
     fprintf(f, "],\n");
 }
 
-static void write_json(FILE *f, const Session *s, const Dataset *d, const Evaluation *v, long step)
+static void write_json(FILE *f, const Results *r)
 {
-    const Metrics *m = &v->metrics;
+    const Metrics *m = &r->v->metrics;
+    const Session *s = r->s;
     fprintf(f, "{\n");
-    if (step >= 0)
-        json_number(f, "step", (double)step);
+    if (r->step >= 0)
+        json_number(f, "step", (double)r->step);
     json_text(f, "weights", s->weights ? s->weights : "");
     json_text(f, "data", *s->o.val_data ? s->o.val_data : s->o.data);
     json_number(f, "images", (double)m->images);
-    json_number(f, "seconds", v->seconds);
+    json_number(f, "seconds", r->v->seconds);
     json_number(f, "top1", m->top1);
     json_number(f, "top5", m->top5);
     json_number(f, "loss", m->loss);
@@ -192,7 +211,7 @@ static void write_json(FILE *f, const Session *s, const Dataset *d, const Evalua
     json_number(f, "macro_f1", m->macro_f1);
     json_number(f, "ece", m->ece);
     json_number(f, "auc", m->auc);
-    json_classes(f, s, d, m);
+    json_classes(f, r);
     fprintf(f, "  \"confused\": ["); /* label, prediction, images */
     for (long i = 0; i < m->n_confused; i++)
         fprintf(f, "%s[%d, %d, %ld]", i ? ", " : "", m->confused[i].label,
@@ -219,24 +238,27 @@ static bool publish(const char *dir, const char *name, char *text, size_t n, Err
 bool results_write(const Session *s, const Dataset *d, const Evaluation *v, long step,
                    const char *dir, Error *e)
 {
-    static const char *const names[] = {"eval.json", "eval.csv", "worst.csv", "confusion.csv"};
-    int files = v->metrics.K <= CONFUSION_MOST ? 4 : 3;
+    static const struct {
+        const char *name;
+        void (*write)(FILE *f, const Results *r);
+        int most; /* classes */
+    } files[] = {{"eval.json", write_json, INT_MAX},
+                 {"eval.csv", write_classes, INT_MAX},
+                 {"worst.csv", write_worst, INT_MAX},
+                 {"confusion.csv", write_confusion, CONFUSION_MOST}};
+    const Results r = {s, d, v, step};
     bool ok = make_dirs(dir, e);
-    for (int i = 0; ok && i < files; i++) {
+    for (int i = 0; ok && i < COUNT(files); i++) {
         char *text = NULL;
         size_t n = 0;
+        if (v->metrics.K > files[i].most)
+            continue;
         FILE *f = open_memstream(&text, &n);
-        if (!f)
-            die("free some memory", "out of memory: cannot write %s", names[i]);
-        switch (i) {
-        case 0: write_json(f, s, d, v, step); break;
-        case 1: write_classes(f, s, d, &v->metrics); break;
-        case 2: write_worst(f, s, d, v); break;
-        case 3: write_confusion(f, s, d, &v->metrics); break;
-        }
-        if (fclose(f) != 0)
-            die("free some memory", "out of memory: cannot write %s", names[i]);
-        ok = publish(dir, names[i], text, n, e);
+        if (f)
+            files[i].write(f, &r);
+        if (!f || fclose(f) != 0)
+            die("free some memory", "out of memory: cannot write %s", files[i].name);
+        ok = publish(dir, files[i].name, text, n, e);
     }
     return ok;
 }

@@ -1,9 +1,9 @@
 /* results.h - what an evaluation leaves behind: a table on the screen and files in a folder.
  *
- *   eval.json      all numbers: of the whole, per class, confused pairs, calibration, worst pictures
+ *   eval.json      all numbers: of the whole, per class, confused pairs, calibration
  *   eval.csv       a line per class
- *   confusion.csv  [K, K]: a line per label, a column per prediction; up to CONFUSION_MOST classes
  *   worst.csv      pictures that were wrong, the one whose label was least probable first
+ *   confusion.csv  a line per label, a column per prediction; up to CONFUSION_MOST classes
  */
 #pragma once
 

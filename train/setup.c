@@ -1321,6 +1321,16 @@ static void write_settings(const Session *s)
     free(ini);
 }
 
+/* TensorBoard shows them as text. */
+static void send_settings(const Session *s)
+{
+    char *ini = options_text(&s->o, &s->config, "config.ini");
+    char *text = xasprintf("```\n%s```\n", ini);
+    events_text((long)s->state.step, "settings", text);
+    free(text);
+    free(ini);
+}
+
 /* A continued run stays where it is, unless --out names another place. No run is written over. */
 static void open_out(Session *s)
 {
@@ -1339,6 +1349,7 @@ static void open_out(Session *s)
     write_settings(s);
     check(log_open(log, same_run, &why));
     check(events_open(s->out, (long)s->state.step, &why));
+    send_settings(s);
     free(latest);
     free(log);
     write_classes(s);

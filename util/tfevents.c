@@ -1,7 +1,7 @@
 /* tfevents.c - TensorBoard's event files. See tfevents.h for the format.
  *
- * A protocol buffer is a row of fields: a varint of (number << 3 | wire type), then 8 bytes (type 1),
- * 4 bytes (5), a varint (0), or a varint of a length and as many bytes (2), which may be fields
+ * A protocol buffer is a row of fields: a varint of (number << 3 | wire type), then 8 bytes (type
+ * 1), 4 bytes (5), a varint (0), or a varint of a length and as many bytes (2), which may be fields
  * again. So messages are built from the inside out, each in a Bytes.
  *
  * Read in this order: checksum, protocol buffers, records, events.
@@ -19,10 +19,10 @@
 /* Reflected, polynomial 0x1EDC6F41; four bits at a time. */
 uint32_t crc32c(const void *bytes, size_t n)
 {
-    static const uint32_t table[16] = {
-        0x00000000, 0x105ec76f, 0x20bd8ede, 0x30e349b1, 0x417b1dbc, 0x5125dad3,
-        0x61c69362, 0x7198540d, 0x82f63b78, 0x92a8fc17, 0xa24bb5a6, 0xb21572c9,
-        0xc38d26c4, 0xd3d3e1ab, 0xe330a81a, 0xf36e6f75};
+    static const uint32_t table[16] = {0x00000000, 0x105ec76f, 0x20bd8ede, 0x30e349b1,
+                                       0x417b1dbc, 0x5125dad3, 0x61c69362, 0x7198540d,
+                                       0x82f63b78, 0x92a8fc17, 0xa24bb5a6, 0xb21572c9,
+                                       0xc38d26c4, 0xd3d3e1ab, 0xe330a81a, 0xf36e6f75};
     const uint8_t *s = bytes;
     uint32_t c = ~0u;
     for (size_t i = 0; i < n; i++) {
@@ -152,8 +152,8 @@ bool events_open(const char *dir, long step, Error *e)
     char host[256] = "";
     Bytes b = {0};
     gethostname(host, sizeof host - 1);
-    char *path = xasprintf("%s/events.out.tfevents.%ld.%s.%ld", dir, (long)time(NULL), host,
-                           (long)getpid());
+    char *path =
+        xasprintf("%s/events.out.tfevents.%ld.%s.%ld", dir, (long)time(NULL), host, (long)getpid());
     file = fopen(path, "wb");
     bool ok = file || fail(e, "choose another --out", "cannot write %s: %s", path, strerror(errno));
     free(path);
