@@ -242,6 +242,16 @@ static void write_title(const Session *s, const Sheet *sheet, const char *spec)
     sheet_title(sheet, title);
 }
 
+/* Pictures are the same on whatever a recipe trains. */
+static void draw_alone(Options *o)
+{
+    o->precision = 0; /* auto */
+    o->gpus = o->tp = o->pp = 1;
+    o->zero = 0;
+    free((void *)o->layers_per_stage);
+    o->layers_per_stage = xstrdup("");
+}
+
 static int run_show(const Command *c, int argc, char **argv)
 {
     Session s;
@@ -252,6 +262,7 @@ static int run_show(const Command *c, int argc, char **argv)
     setup_options(&s, argc, argv);
     if (!*s.o.out)
         die_usage("name the picture: --out grid.png", "--out is missing");
+    draw_alone(&s.o);
     setup_config(&s);
     const char *spec = o.val && *s.o.val_data ? s.o.val_data : s.o.data;
     Dataset *d = setup_split(&s, spec, !o.val);
