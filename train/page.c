@@ -184,7 +184,7 @@ static const char style[] =
     "overflow:hidden;margin-right:8px}.bar i{display:block;height:100%;"
     "background:rgb(var(--good))}"
     ".num{display:inline-block;min-width:52px}"
-    ".cells,.cal svg{max-width:520px;margin:0 auto}.cells text{fill:var(--ink)}.cells "
+    ".cells,.cal svg{margin:0 auto}.cal svg{max-width:520px}.cells text{fill:var(--ink)}.cells "
     ".name{fill:var(--soft)}"
     ".cells .good{fill:rgb(var(--good))}.cells .bad{fill:rgb(var(--bad))}"
     ".cells .none{fill:var(--fill)}.cells .on{fill:#fff}"
@@ -450,11 +450,24 @@ static void short_name(FILE *f, const char *name)
     html_string(f, cut);
 }
 
+/* Of the longest, as short_name gives them. */
+static int name_letters(const cJSON *classes, int K)
+{
+    size_t most = 3;
+    for (int k = 0; k < K; k++) {
+        size_t n = strlen(class_name(classes, k));
+        most = n > most ? n : most;
+    }
+    return most < 14 ? (int)most : 14;
+}
+
 /* A square for each label (row) and prediction (column), as dark as the share of the label's
  * images, blue where they are right. */
 static void write_matrix(FILE *f, const cJSON *classes, const cJSON *confused, int K)
 {
-    int side = K <= 4 ? 64 : 400 / K, left = 96, top = 84, size = K * side;
+    int letters = name_letters(classes, K); /* their room */
+    int side = K <= 4 ? 64 : 400 / K, left = 16 + 8 * letters, top = 20 + 5 * letters;
+    int size = K * side;
     double *counts = xcalloc((size_t)K * (size_t)K, sizeof *counts);
     const cJSON *at;
     cJSON_ArrayForEach(at, confused)
@@ -463,8 +476,11 @@ static void write_matrix(FILE *f, const cJSON *classes, const cJSON *confused, i
         if (label >= 0 && label < K && prediction >= 0 && prediction < K)
             counts[label * K + prediction] = item(at, 2);
     }
-    fprintf(f, "<svg class=cells viewBox=\"0 0 %d %d\" role=img aria-label=\"confusion matrix\">",
-            left + size + 70, top + size + 2);
+    int width = left + size + 5 * letters, height = top + size + 2;
+    fprintf(f,
+            "<svg class=cells style=max-width:%dpx viewBox=\"0 0 %d %d\" role=img "
+            "aria-label=\"confusion matrix\">",
+            width < 450 ? width * 23 / 20 : 520, width, height);
     for (int i = 0; i < K; i++) {
         double row = 0;
         for (int j = 0; j < K; j++)
