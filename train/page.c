@@ -635,6 +635,14 @@ static void write_picture(FILE *f, const cJSON *p, bool small)
     fprintf(f, "</span></figcaption></figure>\n");
 }
 
+/* Pictures are made at the end of a run: where it has gone on since, they are of another
+ * evaluation. */
+static bool pictures_fit(const Run *r)
+{
+    double step = number_in(r->eval, "step");
+    return isnan(step) || step == number_in(r->pictures, "step");
+}
+
 static void write_pictures(FILE *f, const Run *r)
 {
     const cJSON *all = cJSON_GetObjectItemCaseSensitive(r->pictures, "pictures"), *p;
@@ -876,7 +884,8 @@ static void write_page(FILE *f, Run *runs, int n)
         write_differences(f, runs, n);
     } else {
         write_evaluation(f, runs);
-        write_pictures(f, runs);
+        if (pictures_fit(runs))
+            write_pictures(f, runs);
         write_settings(f, runs);
     }
     fprintf(f, "<footer>Made by vit.c from the files of the run; ./vit report makes it again."
