@@ -447,16 +447,16 @@ check "text is escaped" grep -q 'a &lt;b&gt; &amp; c' made/report.html
 check "what was repeated counts once" [ "$(cut -d, -f1,3,22,24 made/metrics.csv | tail -n +2 | tr '\n' ' ')" = \
     "1,2,, 2,1.75,50,1.25 " ]
 check "time and best" sh -c "grep -q '1m01s' made/report.html && grep -q '50.00%' made/report.html"
-cp -r made other && sed -i 's/"loss":2,/"loss":3,/' other/log.jsonl
-printf 'lr = 0.1\nseed = 1\n' >made/config.ini && printf 'lr = 0.2\nseed = 1\n' >other/config.ini
-good "report of two" report made other --out two.html
+cp -r made made2 && sed -i 's/"loss":2,/"loss":3,/' made2/log.jsonl
+printf 'lr = 0.1\nseed = 1\n' >made/config.ini && printf 'lr = 0.2\nseed = 1\n' >made2/config.ini
+good "report of two" report made made2 --out two.html
 check "what differs" sh -c "grep -q '<tr><td>lr<td>0.1<td>0.2' two.html && ! grep -q '<td>seed' two.html"
 echo '{"classes": [{"name": 3}, 7], "confused": [[5, "x"], 1, [0, 1, 2]], "calibration": [[]]}' >made/eval.json
 echo '{"pictures": [{}, 4, {"label": "<i>"}]}' >made/pictures.json
 good "report of files that others wrote" report made
 bad "report of nothing" 2 'no run was named' report
 bad "report of a folder that is no run" 1 'pics holds no log.jsonl' report pics
-bad "report that cannot be written" 1 'none/page.html' report made --out none/page.html
+bad "report that cannot be written" 1 'nowhere/page.html' report made --out nowhere/page.html
 
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed = 0 ]
