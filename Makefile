@@ -163,6 +163,7 @@ $(BUILD)/test_%: $(BUILD)/float/test/test_%.o $(LIB); $(link)
 $(BUILD)/double/test_%: $(BUILD)/double/test/test_%.o $(LIB64); $(link)
 $(BUILD)/gpu/test_%: $(BUILD)/float/test/test_%.o $(LIB) $(GPU_OBJ); $(link)
 $(STANDIN)/test_%: $(BUILD)/float/test/test_%.o $(LIB) $(STANDIN)/backend_cuda.o $(STANDIN_OBJ); $(link)
+$(BUILD)/zoo: $(BUILD)/double/test/zoo.o $(LIB64); $(link)
 $(BUILD)/bench: $(BUILD)/float/bench/bench.o $(LIB); $(link)
 $(BUILD)/bench_data: $(BUILD)/float/bench/data.o $(LIB); $(link)
 $(BUILD)/gpu/bench_kernels: $(BUILD)/float/bench/kernels.o $(LIB) $(GPU_OBJ); $(link)
@@ -191,7 +192,7 @@ fuzz: report
 FUZZ_RUNS = $(foreach t,$(TARGETS),"as fuzz $t: $(FUZZ)/fuzz_$t $1 test/fuzz/seeds/$t")
 
 standin: $(STANDIN_TESTS)
-test-programs: fuzz-targets $(PROGRAM) $(TOOL) $(TESTS) $(STANDIN_TESTS) $(if $(NVCC),$(GPUPROGRAM))
+test-programs: fuzz-targets $(PROGRAM) $(TOOL) $(BUILD)/zoo $(TESTS) $(STANDIN_TESTS) $(if $(NVCC),$(GPUPROGRAM))
 
 # Ranks that share a model: of folder $1, with options $2, called $3; $4: on how many.
 LAYOUTS = $(foreach n,$4,"as layouts $3 on $n: $1/test_layouts $2 $n") \
@@ -206,11 +207,16 @@ CUDA_TESTS := "$(STANDIN)/test_cuda_on_cpu" "$(STANDIN)/test_cuda_ranks" \
   $(foreach t,fp32 tf32 bf16 fp16,"as goldens $t: $(STANDIN)/test_golden --backend cuda --type $t $(GOLDEN) $(FIXTURES)") \
   $(call LAYOUTS,$(STANDIN),--backend cuda,fp32,2) \
   $(call LAYOUTS,$(STANDIN),--backend cuda --type bf16,bf16,2) \
-  "test/test_cuda.sh $(STANDIN)/train_gpu $(PROGRAM) $(SHARED)"
+  "test/test_cuda.sh $(STANDIN)/train_gpu $(PROGRAM) $(SHARED) $(GPUPROGRAM)"
 
 test-cuda: report
 	$(SUB) BUILD=$(BUILD) $(PROGRAM) standin
 	@test/run $(BUILD)/log-cuda $(CUDA_TESTS)
+
+# Scripts that people run are clean; those of the tests have no warnings (what is split into words there
+# is meant to be).
+SHELLCHECK = shellcheck -x -P . .ci/run $(filter-out scripts/slurm,$(wildcard scripts/*)) scripts/slurm/* bench/run* && \
+             shellcheck -x -P . -S warning test/run test/*.sh
 
 test: report
 	$(SUB) BUILD=$(BUILD) test-programs
@@ -221,10 +227,15 @@ test: report
 	  $(if $(FIXTURES),,"skip: no PyTorch fixtures in $(SHARED)/fixtures") \
 	  $(call LAYOUTS,$(BUILD),,cpu,2 4) \
 	  "test/test_layers.sh $(BUILD)" \
+	  "check scripts: command -v shellcheck || exit 77; $(SHELLCHECK)" \
 	  "test/test_train.sh $(PROGRAM) $(SHARED)" \
+	  "test/test_recipes.sh $(PROGRAM)" \
 	  "test/test_ranks.sh $(PROGRAM) $(SHARED)" \
 	  "test/test_faults.sh $(PROGRAM)" \
+	  "test/test_netns.sh $(PROGRAM)" \
 	  "test/test_tools.sh $(TOOL) $(PROGRAM) $(SHARED)" \
+	  "test/test_zoo.sh $(BUILD) $(TOOL)" \
+	  "test/test_plan.sh $(TOOL) $(PROGRAM) $(SHARED)" \
 	  $(call FUZZ_RUNS,3) \
 	  $(CUDA_TESTS) \
 	  "test/test_learn.sh $(PROGRAM) $(SHARED)"
@@ -244,6 +255,9 @@ test-long: report
 	  "as races: $(MAKE) --no-print-directory BUILD=build/tsan NVCC= EXTRA='$(TSAN)' races" \
 	  "check valgrind: command -v valgrind || exit 77; $(MAKE) BUILD=build/x86-64 ARCH=-march=x86-64 NVCC= valgrind" \
 	  "as fuzz: $(MAKE) --no-print-directory NVCC= fuzz FUZZ_SECONDS=600" \
+	  "as machines: test/test_netns.sh train_cpu build/standin/train_gpu" \
+	  "as slurm: TEST_LONG=1 test/test_slurm.sh train_cpu build/standin/train_gpu" \
+	  "as mpich: test/test_mpich.sh $(SHARED)" \
 	  "test/mutate.sh"
 
 # Two threads of a block on the same memory without a barrier between: ThreadSanitizer sees CUDA's

@@ -266,7 +266,7 @@ typedef struct {
 } Loss;
 
 /* One pass of an optimiser over chunks of parameters. With g = clip * grad / loss_scale (decay
- * where the chunk's flag says so), t = updates including this one:
+ * where the chunk's flag says so), lr times the chunk's rate, t = updates including this one:
  *   adamw  m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; w = w (1 - lr wd) - lr mh / (sqrt(vh) + eps)
  *          (Loshchilov & Hutter 2019); mh = m / (1 - b1^t), vh = v / (1 - b2^t)
  *   adam   the same with g + wd w in place of g and no decay of w (Kingma & Ba 2015)
@@ -275,7 +275,8 @@ typedef struct {
  *          more dimensions (1 where either is 0), else 1 (You et al. 2020)
  * ema = d ema + (1 - d) w, where ema is given, d = min(ema_decay, (1 + t) / (10 + t)): a young
  * average forgets the random weights that it began with (as tf.train.ExponentialMovingAverage with
- * num_updates). Nothing happens when state->skip. */
+ * num_updates). Nothing happens when state->skip, nor to chunks of rate 0: their gradient may be
+ * anything. */
 enum { OPT_ADAMW, OPT_ADAM, OPT_SGD, OPT_LAMB };
 typedef struct {
     int kind;
@@ -291,7 +292,7 @@ typedef struct {
     int work_type;
     bool stochastic;   /* round w to work up or down by chance, in proportion: the bits of element i
                           of chunk c are rng_block(seed, (c * VIT_CHUNK + i) / 4, 0, t,
-                          RNG_ROUND, 0) */
+                          RNG_ROUND, 0); what is frozen, to the nearest */
     dev *grad;         /* lamb_direction leaves u in it */
     dev *exp_avg;      /* m; sgd: its momentum */
     dev *exp_avg_sq;   /* v; sgd does without */
@@ -369,8 +370,8 @@ typedef struct Backend {
 
     /* adds to state: counted += rows*cols, large += elements beyond 0.125 * 65504 or not finite */
     void (*count_large)(Tensor x, int rows, int cols);
-    /* partial[i] = sum of squares of chunk i of x; 0 where it is empty or a CHUNK_COPY, also in
-     * lamb_direction's two: sums over the ranks then count each element of the model once */
+    /* partial[i] = sum of squares of chunk i of x; 0 where it is empty, frozen or a CHUNK_COPY,
+     * also in lamb_direction's two: sums over the ranks count each element of the model once */
     void (*sum_squares)(dev *partial, const dev *x, const dev *chunks, int n);
     /* From the partial sums, in order: grad_norm (divided by loss_scale), clip (max_norm 0: no
      * clipping), skip where the norm is not finite, skipped and t. */

@@ -349,7 +349,7 @@ static inline float tanhf_fast(float u)
 
 static inline real sigmoid(real x)
 {
-    return (real)0.5 * (1 + tanh_((real)0.5 * x));
+    return 1 / (1 + exp_(-x));
 }
 
 /* y = act(x), [n]. Compiled once, so that an activation that is made again has the same bits. */
@@ -1128,10 +1128,10 @@ static double chunk_squares(const real *x, int n)
     return s;
 }
 
-/* Of a chunk of x; 0 of a copy, which counts on another rank */
+/* Of a chunk of x; 0 of a copy, which counts on another rank, and of what is frozen */
 static real counted_squares(const Chunk *c, const real *x)
 {
-    return c->flags & CHUNK_COPY ? 0 : (real)chunk_squares(x, c->n);
+    return c->flags & CHUNK_COPY || c->rate == 0 ? 0 : (real)chunk_squares(x, c->n);
 }
 
 /* How much of x [rows,cols] is near fp16's largest number, 65504 */
@@ -1206,11 +1206,12 @@ static void cpu_scale_loss(const LossScaling *c)
         s->loss_scale = CLAMP(scale, 1, 4294967296.0);
 }
 
-/* One chunk's part of each buffer, n elements (NULL where there is none), and its weight decay */
+/* One chunk's part of each buffer, n elements (NULL where there is none; n is 0 of what is frozen),
+ * its learning rate and weight decay */
 typedef struct {
     real *w, *grad, *m, *v, *ema;
     int n;
-    double decay;
+    double lr, decay;
 } Slice;
 
 static Slice slice_of(const OptStep *a, int k)
@@ -1222,7 +1223,8 @@ static Slice slice_of(const OptStep *a, int k)
                    .m = host(dev_at(a->exp_avg, at, F32)),
                    .v = host(dev_at(a->exp_avg_sq, at, F32)),
                    .ema = host(dev_at(a->ema, at, F32)),
-                   .n = c->n,
+                   .n = c->rate > 0 ? c->n : 0,
+                   .lr = state->lr * (double)c->rate,
                    .decay = c->flags & CHUNK_DECAY ? a->opt->weight_decay : 0};
 }
 
@@ -1249,14 +1251,15 @@ static void cpu_adam(const OptStep *a)
     const OptConfig *o = a->opt;
     if (state->skip)
         return;
-    double lr = state->lr, c1 = 1 - pow(o->beta1, state->t), c2 = 1 - pow(o->beta2, state->t);
+    double c1 = 1 - pow(o->beta1, state->t), c2 = 1 - pow(o->beta2, state->t);
     real b1 = (real)o->beta1, b2 = (real)o->beta2, eps = (real)o->eps, gscale = gradient_scale();
     real a1 = (real)(1 - o->beta1), a2 = (real)(1 - o->beta2); /* 1 - 0.999f is off by 1e-5 */
-    real step = (real)(lr / c1), root2 = (real)(1 / sqrt(c2));
+    real root2 = (real)(1 / sqrt(c2));
 #pragma omp parallel for schedule(static)
     for (int k = 0; k < a->n; k++) {
         const Slice s = slice_of(a, k);
-        real keep = o->kind == OPT_ADAMW ? (real)(1 - lr * s.decay) : 1;
+        real step = (real)(s.lr / c1);
+        real keep = o->kind == OPT_ADAMW ? (real)(1 - s.lr * s.decay) : 1;
         real l2 = o->kind == OPT_ADAM ? (real)s.decay : 0;
 #pragma omp simd
         for (int i = 0; i < s.n; i++) {
@@ -1275,13 +1278,13 @@ static void cpu_sgd(const OptStep *a)
 {
     if (state->skip)
         return;
-    real lr = (real)state->lr, gscale = gradient_scale();
+    real gscale = gradient_scale();
     bool fresh = state->t <= 1; /* the buffer starts as the first gradient */
     real momentum = fresh ? 0 : (real)a->opt->momentum;
 #pragma omp parallel for schedule(static)
     for (int k = 0; k < a->n; k++) {
         const Slice s = slice_of(a, k);
-        real wd = (real)s.decay;
+        real lr = (real)s.lr, wd = (real)s.decay;
 #pragma omp simd
         for (int i = 0; i < s.n; i++) {
             s.m[i] = momentum * s.m[i] + gscale * s.grad[i] + wd * s.w[i];
@@ -1334,10 +1337,11 @@ static void cpu_lamb_apply(const OptStep *a)
             uu += (double)norms[a->n + end];
         }
         bool trust = !(chunks[k].flags & CHUNK_1D) && ww > 0 && uu > 0;
-        real lr = (real)(state->lr * (trust ? sqrt(ww) / sqrt(uu) : 1));
+        double ratio = trust ? sqrt(ww) / sqrt(uu) : 1;
 #pragma omp parallel for schedule(static)
         for (int i = k; i < end; i++) {
             const Slice s = slice_of(a, i);
+            real lr = (real)(s.lr * ratio);
             for (int j = 0; j < s.n; j++)
                 s.w[j] -= lr * s.grad[j];
             update_ema(a, &s);

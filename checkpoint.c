@@ -77,18 +77,20 @@ static const struct {
     size_t offset, size; /* in RunState: 4 or 8 bytes, the lowest first */
     uint64_t most;       /* of a count; 0: the number is a double */
     bool scaled;         /* there with a scaled loss alone */
+    bool optional;       /* older files have none: 0 */
 } counters[] = {
-    {"step", AT(step), UINT32_MAX, false},
-    {"samples", AT(samples), UINT64_MAX, false},
-    {"seed", AT(seed), UINT64_MAX, false},
-    {"best_metric", AT(best_metric), 0, false},
-    {"best_step", AT(best_step), UINT32_MAX, false},
-    {"t", AT(counters.t), UINT32_MAX, false},
-    {"skipped", AT(counters.skipped), UINT32_MAX, false},
-    {"skipped_in_row", AT(counters.skipped_in_row), UINT32_MAX, false},
-    {"loss_scale", AT(counters.loss_scale), 0, true},
-    {"good_steps", AT(counters.good_steps), UINT32_MAX, true},
-    {"patience", AT(counters.patience), UINT32_MAX, true},
+    {"step", AT(step), UINT32_MAX, false, false},
+    {"samples", AT(samples), UINT64_MAX, false, false},
+    {"seed", AT(seed), UINT64_MAX, false, false},
+    {"best_metric", AT(best_metric), 0, false, false},
+    {"best_step", AT(best_step), UINT32_MAX, false, false},
+    {"since_best", AT(since_best), UINT32_MAX, false, true},
+    {"t", AT(counters.t), UINT32_MAX, false, false},
+    {"skipped", AT(counters.skipped), UINT32_MAX, false, false},
+    {"skipped_in_row", AT(counters.skipped_in_row), UINT32_MAX, false, false},
+    {"loss_scale", AT(counters.loss_scale), 0, true, false},
+    {"good_steps", AT(counters.good_steps), UINT32_MAX, true, false},
+    {"patience", AT(counters.patience), UINT32_MAX, true, false},
 };
 #undef AT
 
@@ -115,6 +117,10 @@ static bool read_counter(const SafeTensors *f, int i, RunState *run, Error *e)
     const char *key = counters[i].key, *text = st_meta(f, key);
     void *at = (char *)run + counters[i].offset;
     char *end;
+    if (!text && counters[i].optional) {
+        memset(at, 0, counters[i].size);
+        return true;
+    }
     if (!text)
         return fail(e, weights_state_hint, "%s: metadata has no %s", f->path, key);
     if (!counters[i].most) {
@@ -619,10 +625,9 @@ static bool load_part(Units *u, const char *checkpoint_dir, const char *prefix, 
     return ok;
 }
 
-/* Which the model file holds. */
-static bool holds_average(const char *checkpoint_dir)
+bool ckpt_is_average(const char *path)
 {
-    SafeTensors *f = st_open(in_dir(checkpoint_dir, MODEL_FILE).s, NULL);
+    SafeTensors *f = st_open(path, NULL);
     const char *weights = f ? st_meta(f, "weights") : NULL;
     bool average = weights && strcmp(weights, "average") == 0;
     st_close(f);
@@ -631,10 +636,12 @@ static bool holds_average(const char *checkpoint_dir)
 
 bool ckpt_load_average(Units *u, const char *checkpoint_dir, int pos)
 {
-    return holds_average(checkpoint_dir) || load_part(u, checkpoint_dir, "ema.", pos);
+    bool has = ckpt_is_average(in_dir(checkpoint_dir, MODEL_FILE).s);
+    return has || load_part(u, checkpoint_dir, "ema.", pos);
 }
 
 bool ckpt_load_raw(Units *u, const char *checkpoint_dir, int pos)
 {
-    return holds_average(checkpoint_dir) && load_part(u, checkpoint_dir, "raw.", pos);
+    bool has = ckpt_is_average(in_dir(checkpoint_dir, MODEL_FILE).s);
+    return has && load_part(u, checkpoint_dir, "raw.", pos);
 }

@@ -11,6 +11,7 @@ typedef struct {
     uint64_t step, samples, seed;
     double best_metric; /* best top-1 so far, -1 before the first evaluation */
     uint64_t best_step;
+    uint64_t since_best; /* evaluations after that one */
     StepState counters; /* the device's: t, skipped steps, loss scale */
     bool scaled;        /* the loss is scaled, and counters says how */
 } RunState;
@@ -55,3 +56,4 @@ bool ckpt_load_weights(Units *u, const char *path, int how, char *report, size_t
  * checkpoint without an average ckpt_load_raw too is false. */
 bool ckpt_load_average(Units *u, const char *checkpoint_dir, int pos);
 bool ckpt_load_raw(Units *u, const char *checkpoint_dir, int pos);
+bool ckpt_is_average(const char *path); /* whether the model file says so of its weights */

@@ -70,6 +70,11 @@ static Source *open_spec(const DataOptions *o, Error *e)
         fail(e, "the path follows the colon, as in cifar10:DIR", "%s names no place", spec);
         return NULL;
     }
+    if (o->val_fraction > 0 && kinds[k].open != folders_open) {
+        fail(e, "name the validation images with --val-data, or leave --val-fraction out",
+             "--val-fraction is for folders of pictures, not for %s", o->spec);
+        return NULL;
+    }
     return kinds[k].open(spec + strlen(kinds[k].prefix), o, e);
 }
 

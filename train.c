@@ -11,6 +11,7 @@
  */
 #include "train/setup.h"
 
+#include "train/bench.h"
 #include "train/eval.h"
 #include "train/hosts.h"
 #include "train/meter.h"
@@ -19,6 +20,7 @@
 #include "train/pictures.h"
 #include "train/predict.h"
 #include "train/results.h"
+#include "train/tuning.h"
 #include "util/files.h"
 #include "util/report.h"
 #include "util/text.h"
@@ -43,10 +45,12 @@ typedef struct {
     /* one micro-batch on the host, n = s->micro */
     real *targets;      /* [n, K] */
     Augment *augment;   /* [n]; NULL: nothing is done to the images */
+    double *weights;    /* [K] of the classes in the loss; NULL: all count alike */
     uint64_t collected; /* steps of the run whose results are known, */
     StepState state;    /* and the state after the newest of them */
     uint64_t saved;     /* step of the newest checkpoint */
     bool stopped;       /* by a signal, here or in another rank */
+    bool patient;       /* evaluations still get better now and then (--patience) */
 } Training;
 
 /* What ranks tell each other with every step (vit_tell). */
@@ -148,6 +152,8 @@ static void micro_step(void *arg, int micro, bool backward)
         hosts_at("computing", s->state.step + 1);
         soft_targets(t->targets, labels, n, s->config.classes, o->label_smoothing, t->augment,
                      (long)s->config.image_h * s->config.image_w);
+        if (t->weights)
+            weigh_targets(t->targets, n, s->config.classes, t->weights);
         vit_set_batch(s->m, n, images, true, t->targets, t->augment);
     } else {
         vit_set_batch(s->m, n, NULL, true, NULL, t->augment);
@@ -247,9 +253,11 @@ static bool say_evaluation(Session *s, const Evaluation *v)
     log_num("images", (double)m->images);
     log_num("seconds", v->seconds);
     log_end();
+    s->state.since_best++;
     if (best) {
         s->state.best_metric = m->top1;
         s->state.best_step = s->state.step;
+        s->state.since_best = 0;
     }
     return best;
 }
@@ -273,6 +281,8 @@ static bool train_evaluate(Training *t)
     if (s->m->own.ema)
         units_swap_ema(&s->m->own);
     meter_pause(&t->meter, now() - from, s->be->sent() - sent, s->be->waited() - waited);
+    if (complete)
+        t->patient = !s->o.patience || s->state.since_best < (uint64_t)s->o.patience;
     return best;
 }
 
@@ -336,30 +346,28 @@ static bool is_due(const Training *t, long every)
 
 /* ---- the loop ---- */
 
-/* The loader makes micro-batches where they divide the batch, else whole batches to cut up. With
- * several data parallel ranks it makes this rank's part of each batch: `mine` images at a stride of
- * the whole. */
+static void weigh_classes(Training *t)
+{
+    const Session *s = t->s;
+    const char *spec = s->o.class_weights;
+    Error e = {"", ""};
+    if (!*spec)
+        return;
+    t->weights = xcalloc((size_t)s->config.classes, sizeof *t->weights);
+    setup_check(class_weights(spec, s->train, s->config.classes, t->weights, &e), &e);
+    class_weights_describe(spec, s->train, t->weights);
+}
+
 static void begin(Training *t)
 {
     Session *s = t->s;
     size_t n = (size_t)s->micro, K = (size_t)s->config.classes;
-    const Axis *dp = &s->split.dp;
-    int mine = (int)s->o.batch_size / dp->ranks;
-    int chunk = mine % s->micro ? mine : s->micro;
     t->targets = xcalloc(n * K, sizeof *t->targets);
     t->mix = mix_of(&s->o, &s->config);
     t->augment = mix_changes_anything(&t->mix) ? xcalloc(n, sizeof *t->augment) : NULL;
-    bool alone = dp->ranks == 1;
-    LoaderOptions options = {.batch = alone ? chunk : mine,
-                             .shuffle = true,
-                             .start = (long)s->state.samples + (long)mine * dp->rank,
-                             .stride = alone ? chunk : s->o.batch_size,
-                             .repeats = (int)s->o.repeats,
-                             .workers = (int)s->o.workers,
-                             .max_workers = s->max_workers,
-                             .neighbours = s->world.local_ranks - 1};
-    if (split_reads(&s->split))
-        t->loader = loader_open(s->train, &options);
+    t->patient = true;
+    weigh_classes(t);
+    t->loader = setup_loader(s);
     t->saved = t->collected = s->state.step;
     meter_begin(&t->meter, s, t->loader);
     if (s->state.step)
@@ -399,6 +407,11 @@ static int finish(Training *t)
         else
             printf("; nothing was saved: no step had finite gradients\n");
     } else {
+        if (s->state.step < s->steps)
+            printf("stopped early, after step %lu of %lu: %lu evaluations without a better top-1 "
+                   "(--patience)\n",
+                   (unsigned long)s->state.step, (unsigned long)s->steps,
+                   (unsigned long)s->state.since_best);
         printf("done in %s, peak memory %sB", took, memory);
         if (s->state.best_metric >= 0)
             printf(": best top-1 %.2f%% at step %lu", s->state.best_metric,
@@ -419,6 +432,7 @@ static int finish(Training *t)
         loader_close(t->loader);
     free(t->targets);
     free(t->augment);
+    free(t->weights);
     return t->stopped ? stopped_status() : 0;
 }
 
@@ -436,7 +450,7 @@ static void train(Training *t)
 {
     Session *s = t->s;
     const Options *o = &s->o;
-    while (s->state.step < s->steps && !t->stopped) {
+    while (s->state.step < s->steps && !t->stopped && t->patient) {
         train_step(t);
         bool evaluates = s->val && is_due(t, o->eval_every);
         bool saves = is_due(t, o->save_every ? o->save_every : o->eval_every);
@@ -447,7 +461,7 @@ static void train(Training *t)
             collect(t, 0);
         bool best = evaluates && !t->stopped && train_evaluate(t);
         /* never a checkpoint of a run that is about to fail: the last good one stays the last */
-        if ((saves || best || t->stopped) && !t->state.skipped_in_row)
+        if ((saves || best || t->stopped || !t->patient) && !t->state.skipped_in_row)
             save(t);
     }
     if (t->state.skipped_in_row && !t->stopped) {
@@ -535,6 +549,8 @@ int main(int argc, char **argv)
     if (c->of_weights && !*s.o.weights && !*s.o.resume)
         die_usage("name a run directory or a safetensors file: eval RUN, or --weights FILE",
                   "%s needs --weights", c->name);
+    if (bench_is_of_many(&s.o))
+        return bench_many(&s.o, argv);
     setup_config(&s);
     int status = c->run(&s);
     FILE *results = s.results;

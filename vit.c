@@ -119,6 +119,13 @@ static int end_block(const Model *m)
     return is_last_stage(m) ? m->config.layers : m->split.end - 1;
 }
 
+/* The unit at which this stage's backward pass ends; split.end: nothing of it learns. */
+static int lowest_unit(const Model *m)
+{
+    int lowest = m->layout->lowest < m->split.end ? m->layout->lowest : m->split.end;
+    return lowest > m->split.first ? lowest : m->split.first;
+}
+
 /* Whether not all that the backward pass of a block needs is saved. */
 static bool is_recomputed(const Model *m, int l)
 {
@@ -142,6 +149,8 @@ static bool is_saved(const Model *m, int l, int act)
 #undef X
     if (!m->plan.training) /* all blocks share one set, but who looks at streams looks at these */
         return m->plan.keep_streams && act == ACT_qkv;
+    if (l + 1 < m->layout->lowest)
+        return false;
     if (!is_recomputed(m, l) || costs[act] == ALWAYS)
         return true;
     if (m->plan.recompute.kind == RECOMPUTE_SELECTIVE)
@@ -508,7 +517,8 @@ static void head_backward(Model *m, Micro *b)
     int B = b->B, T = vit_tokens(c), C = c->width, K = c->classes, R = c->representation;
     int u = m->layout->units - 1, D = vit_features(c);
     int mine = K / m->classes.ranks, first = m->classes.rank * mine; /* classes of this rank */
-    HeadParams w = head_params(m, unit_acquire(&m->own, u, u - 1), m->plan.type);
+    HeadParams w = head_params(m, unit_acquire(&m->own, u, u > lowest_unit(m) ? u - 1 : -1),
+                               m->plan.type);
     HeadParams g = head_params(m, unit_gradient(&m->own, u, b->number), F32);
     Rows r = rows_of(m, b, c->pool == POOL_CLS);
     Tensor dlogits = mat(from(b->dlogits, first), K), pooled = mat(b->pooled, D);
@@ -585,6 +595,7 @@ static void block_backward(Model *m, Micro *b, int l)
     int H = c->heads / tp->ranks, A = H * hs;                          /* of this rank */
     int F = c->mlp / tp->ranks, F1 = vit_hidden(c) / tp->ranks;
     int next = l > 0 && group_of(m, l) == l ? group_of(m, l - 1) + 1 : l; /* unit */
+    next = l < lowest_unit(m) ? -1 : next;
     BlockParams w = block_params(m, unit_acquire(&m->own, l + 1, next), m->plan.type);
     BlockParams g = block_params(m, unit_gradient(&m->own, l + 1, b->number), F32);
     BlockActs *a = &b->blocks[l];
@@ -693,7 +704,7 @@ static void embed_backward(Model *m, Micro *b)
 static void backward(Model *m, Micro *b)
 {
     m->be->bind(m->state_dev, m->scratch, m->scratch_bytes);
-    for (int u = m->split.end - 1; u >= m->split.first; u--) {
+    for (int u = m->split.end - 1; u >= lowest_unit(m); u--) {
         if (u > m->config.layers) {
             head_backward(m, b);
         } else if (u > 0) {
@@ -952,7 +963,9 @@ void vit_micro_backward(Model *m, int micro, bool last)
     if (!is_last_stage(m))
         m->be->join(m->be->receive(m->split.back, pp->rank + 1, m->dstream, stream_bytes(m, b)));
     run(m, b, BACKWARD, do_backward);
-    units_left(&m->own, m->split.first, m->split.first + 1);
+    int low = lowest_unit(m); /* where nothing learns, what the forward pass left is still there */
+    if (low < m->split.end)
+        units_left(&m->own, low, low == m->split.first ? low + 1 : low);
     if (!is_first_stage(m))
         m->returned = m->be->pass(m->split.back, pp->rank - 1, m->dstream, stream_bytes(m, b));
     inputs_used(m, b);
@@ -1178,7 +1191,7 @@ static void plan_micro(const Model *m, Arena *a, Micro *b)
 static void plan_again(Model *m, Arena *a)
 {
     int first = first_block(m);
-    bool used = !m->plan.training || is_recomputed(m, first);
+    bool used = !m->plan.training || is_recomputed(m, first) || first + 1 < m->layout->lowest;
     double n = (double)m->plan.max_batch * vit_tokens(&m->config) * m->config.width;
     for (int i = 0; used && i < m->plan.recompute.group; i++) {
         m->streams[i] = take(a, m->plan.type, i ? n : 0);
@@ -1302,6 +1315,7 @@ static Model *new_model(const Config *c, const Plan *plan, const Backend *be)
     m->be = be;
     Cut cut = split_cut(&m->split);
     m->layout = layout_new(c, plan->decay, &cut);
+    layout_rates(m->layout, plan->layer_decay > 0 ? plan->layer_decay : 1, plan->frozen);
     m->classes = c->classes % m->split.tp.ranks ? (Axis){0, 1, NULL} : m->split.tp;
     m->own = (Units){.layout = m->layout,
                      .be = be,
@@ -1324,17 +1338,26 @@ static Model *new_model(const Config *c, const Plan *plan, const Backend *be)
     return m;
 }
 
-double vit_bytes(const Config *c, const Plan *plan, const Backend *be)
+Memory vit_memory(const Config *c, const Plan *plan, const Backend *be)
 {
     Model *m = new_model(c, plan, be);
-    double bytes = 0;
+    double bytes[COUNT(plans)];
     for (int i = 0; i < COUNT(plans); i++) {
         Arena a = {.gap = m->plan.gap};
         plans[i].plan(m, &a);
-        bytes += (double)a.bytes;
+        bytes[i] = (double)a.bytes;
     }
+    const Units *u = &m->own;
+    double host = (double)m->host.bytes, opt = (double)u->bytes_opt - host;
+    Memory r = {(double)u->bytes_weights, (double)u->bytes_grads, opt, bytes[1], bytes[2], host};
     vit_free(m);
-    return bytes;
+    return r;
+}
+
+double vit_bytes(const Config *c, const Plan *plan, const Backend *be)
+{
+    Memory m = vit_memory(c, plan, be);
+    return m.weights + m.gradients + m.optimiser + m.activations + m.inputs;
 }
 
 int vit_largest_batch(const Config *c, const Plan *plan, const Backend *be, double bytes)

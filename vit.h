@@ -70,6 +70,8 @@ typedef struct {
     bool float_images;   /* vit_set_batch may be given images of floats */
     bool ema;
     int decay;           /* DECAY_* */
+    double layer_decay;  /* of the learning rate (layout_rates); 0: 1 */
+    int frozen;          /* units that do not learn (layout_rates) */
     OptConfig opt;
     double clip;         /* global norm; 0: off */
     LossScaling scaling;
@@ -155,8 +157,13 @@ typedef struct Model {
 /* Layout, memory plan, allocation; weights are zero. Dies if c is impossible or memory is short. */
 Model *vit_create(const Config *c, const Plan *plan, const Backend *be);
 void vit_free(Model *m);
-/* Device memory that vit_create would take, and the largest max_batch up to the plan's for which
- * that fits into `bytes`; 0: none. */
+/* Bytes that vit_create would take: of the device by class, and of the host's for the optimiser. */
+typedef struct {
+    double weights, gradients, optimiser, activations, inputs, host;
+} Memory;
+Memory vit_memory(const Config *c, const Plan *plan, const Backend *be);
+/* Those of the device together, and the largest max_batch up to the plan's for which they fit into
+ * `bytes`; 0: none. */
 double vit_bytes(const Config *c, const Plan *plan, const Backend *be);
 int vit_largest_batch(const Config *c, const Plan *plan, const Backend *be, double bytes);
 

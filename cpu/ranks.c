@@ -24,7 +24,6 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 
@@ -317,11 +316,7 @@ static bool is_pending(Ticket ticket)
 /* At most so long; `lock` is held. */
 static void sleep_until_signal(pthread_cond_t *signal, double seconds)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_nsec += (long)(seconds * 1e9);
-    until.tv_sec += until.tv_nsec / 1000000000;
-    until.tv_nsec %= 1000000000;
+    struct timespec until = deadline(CLOCK_MONOTONIC, seconds);
     pthread_cond_timedwait(signal, &us.lock, &until);
 }
 
@@ -398,7 +393,6 @@ static void *speak(void *none)
  * waits for a rank that is gone. */
 static void stop(void)
 {
-    struct timespec until;
     if (!us.started)
         return;
     us.started = false;
@@ -406,8 +400,7 @@ static void stop(void)
     us.quit = true;
     pthread_cond_signal(&us.more);
     pthread_mutex_unlock(&us.lock);
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec++;
+    struct timespec until = deadline(CLOCK_REALTIME, 1);
     pthread_timedjoin_np(us.speaker, NULL, &until);
 }
 

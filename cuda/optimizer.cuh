@@ -2,10 +2,11 @@
  *
  * Each host function is the Backend entry of its name; formulas are in backend.h. A block takes one
  * chunk: at most VIT_CHUNK consecutive elements of one tensor, beginning at a multiple of 64, so
- * that a thread reads 4 neighbours at once. Blocks of empty chunks, which other ranks have, do
- * nothing. Moments and average may be in pinned memory of the host. Arithmetic on weights is in
- * float; sums of squares and whatever is computed once per step are in double. What a step depends
- * on (t, lr, clip, loss scale, skip) is read from the StepState, so that the calls can be replayed.
+ * that a thread reads 4 neighbours at once. Blocks of empty chunks, which other ranks have, and of
+ * frozen ones do nothing. Moments and average may be in pinned memory of the host. Arithmetic on
+ * weights is in float; sums of squares and whatever is computed once per step are in double. What a
+ * step depends on (t, lr, clip, loss scale, skip) is read from the StepState, so that the calls can
+ * be replayed.
  *
  * Floors: bytes over 4.3 TB/s for B/16 (86.6 M parameters) on an H200, estimates.
  */
@@ -14,6 +15,14 @@
 #include "cuda/layers.cuh"
 
 enum { CHUNK_THREADS = 256 };
+
+/* What a block works on: none of a chunk that is frozen */
+__device__ inline Chunk learning(const dev *chunks)
+{
+    Chunk c = ((const Chunk *)chunks)[blockIdx.x];
+    c.n = c.rate > 0 ? c.n : 0;
+    return c;
+}
 
 /* f(i, w, g) for a thread's part of a chunk: elements i.. of the weights and of the gradient */
 template <int N, class F> __device__ inline void chunk_packs(const OptStep &a, const Chunk &c, F f)
@@ -52,9 +61,9 @@ template <int N> __device__ inline double squares(const float (&x)[N])
 
 /* partial[i] = sum of squares of chunk i, 0 of a copy. Reads 346 MB: floor 81 us. */
 template <int N>
-static __global__ void sum_squares_kernel(float *partial, const float *x, const Chunk *chunks)
+static __global__ void sum_squares_kernel(float *partial, const float *x, const dev *chunks)
 {
-    const Chunk c = chunks[blockIdx.x];
+    const Chunk c = learning(chunks);
     const int n = c.flags & CHUNK_COPY ? 0 : c.n;
     double sum = 0;
 #pragma unroll 4
@@ -71,7 +80,7 @@ static void cuda_sum_squares(dev *partial, const dev *x, const dev *chunks, int 
 {
     by_quads(aligned(x), [&](auto quad) {
         launch(sum_squares_kernel<quad>, (unsigned)n, CHUNK_THREADS, 32 * sizeof(double), cu.stream,
-               ptr<float>(partial), ptr<const float>(x), ptr<const Chunk>(chunks));
+               ptr<float>(partial), ptr<const float>(x), chunks);
     });
 }
 
@@ -120,14 +129,15 @@ template <class W> __device__ inline float round_by_chance(float x, uint32_t ran
     return __uint_as_float(bits & ~((1u << cut) - 1)) - base;
 }
 
-/* Elements i.. of this block's chunk to the working copy, which is the same buffer as w in fp32. */
+/* Elements i.. of this block's chunk to the working copy, which is the same buffer as w in fp32.
+ * What is frozen is rounded to the nearest: chance would change it whenever it is rounded anew. */
 template <class W, int N>
 __device__ inline void put_working(float (&w)[N], const OptStep &a, const StepState *s,
                                    const Chunk &c, int i)
 {
     if (a.work == a.w)
         return;
-    if (a.stochastic) {
+    if (a.stochastic && c.rate > 0) {
         uint32_t block = blockIdx.x * (VIT_CHUNK / 4) + (uint32_t)i / 4; /* of random bits */
         Philox r = rng_block(s->seed, block, 0, s->t, RNG_ROUND, 0);
         auto bits = [&](int k) {
@@ -197,16 +207,17 @@ struct AdamFactors { /* computed once per block */
 };
 template <class W, int N> __global__ void adam_kernel(OptStep a, OptConfig o, const StepState *s)
 {
-    const Chunk c = ((const Chunk *)a.chunks)[blockIdx.x];
+    const Chunk c = learning(a.chunks);
     if (s->skip || c.n == 0)
         return;
     AdamFactors *f = dynamic_smem<AdamFactors>();
     if (threadIdx.x == 0) {
         double wd = c.flags & CHUNK_DECAY ? o.weight_decay : 0, t = (double)s->t;
-        f->step = (float)(s->lr / (1 - pow(o.beta1, t)));
+        double lr = s->lr * (double)c.rate;
+        f->step = (float)(lr / (1 - pow(o.beta1, t)));
         f->root = (float)(1 / sqrt(1 - pow(o.beta2, t)));
         f->grad = (float)(s->clip / s->loss_scale);
-        f->keep = o.kind == OPT_ADAMW ? (float)(1 - s->lr * wd) : 1;
+        f->keep = o.kind == OPT_ADAMW ? (float)(1 - lr * wd) : 1;
         f->l2 = o.kind == OPT_ADAM ? (float)wd : 0;
     }
     __syncthreads();
@@ -238,8 +249,8 @@ template <class W, int N> __global__ void sgd_kernel(OptStep a, OptConfig o, con
 {
     if (s->skip)
         return;
-    const Chunk c = ((const Chunk *)a.chunks)[blockIdx.x];
-    const float lr = (float)s->lr, gscale = (float)(s->clip / s->loss_scale);
+    const Chunk c = learning(a.chunks);
+    const float lr = (float)(s->lr * (double)c.rate), gscale = (float)(s->clip / s->loss_scale);
     const float wd = c.flags & CHUNK_DECAY ? (float)o.weight_decay : 0;
     const float momentum = (float)o.momentum;
     const bool fresh = s->t <= 1; /* the buffer starts as the first gradient */
@@ -270,7 +281,7 @@ template <int N> __global__ void lamb_direction_kernel(OptStep a, OptConfig o, c
 {
     if (s->skip)
         return;
-    const Chunk c = ((const Chunk *)a.chunks)[blockIdx.x];
+    const Chunk c = learning(a.chunks);
     const bool counts = !(c.flags & CHUNK_COPY);
     float *factor = dynamic_smem<float>(); /* [2], then room for sums */
     if (threadIdx.x == 0) {
@@ -340,8 +351,8 @@ static __global__ void lamb_apply_kernel(OptStep a, OptConfig o, const float *ra
 {
     if (s->skip)
         return;
-    const Chunk c = ((const Chunk *)a.chunks)[blockIdx.x];
-    const float lr = (float)(s->lr * (double)ratio[blockIdx.x]);
+    const Chunk c = learning(a.chunks);
+    const float lr = (float)(s->lr * (double)c.rate * (double)ratio[blockIdx.x]);
     chunk_packs<N>(a, c, [&](int i, auto &w, auto &u) {
         each<N>([&](int k) { w[k] -= lr * u[k]; });
         put_weights<W>(w, a, o, s, c, i);

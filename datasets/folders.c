@@ -177,9 +177,16 @@ static bool all_listed(const Names *folders, const char *file, bool *yes, Error 
     return ok;
 }
 
-static bool divide(const char *dir, const char *classes, bool train, Divided *d, Error *e)
+/* Whether there is no part for validation, and a share of the images is to be one. */
+static bool takes_share(const Divided *d, const DataOptions *o)
 {
-    bool listed;
+    return o->val_fraction > 0 && !d->count[SPLIT_VAL] && !d->count[SPLIT_TEST];
+}
+
+static bool divide(const char *dir, const DataOptions *o, Divided *d, Error *e)
+{
+    bool listed, train = o->train;
+    const char *classes = o->classes;
     if (!list_folder(dir, "", &d->folders, NULL, e) ||
         !all_listed(&d->folders, classes, &listed, e))
         return false;
@@ -188,14 +195,15 @@ static bool divide(const char *dir, const char *classes, bool train, Divided *d,
         d->count[k]++;
         d->at[k] = i;
     }
-    d->split = split_for(d->count, train);
+    d->split = split_for(d->count, train || takes_share(d, o));
     const char *first = d->folders.n ? d->folders.at[d->at[d->split]] : "";
     if (d->split && d->count[d->split] > 1)
         return fail(e, "name the folder that is meant itself, with --data and --val-data",
                     "%s has both %s/ and another folder of a name for the same split", dir, first);
     if (d->count[SPLIT_NONE] == d->folders.n || d->split)
         return true;
-    const char *hint = "name the validation images with --val-data, or --val-data none";
+    const char *hint = "name the validation images with --val-data, keep a share for them with "
+                       "--val-fraction 0.1, or --val-data none";
     if (train)
         hint = "name the folder that holds the class folders itself";
     if (d->count[SPLIT_NONE])
@@ -399,8 +407,8 @@ Source *folders_open(const char *dir, const DataOptions *o, Error *e)
 {
     if (!is_dir(dir)) {
         fail(e,
-             "data is DIR with class folders, wds:PATTERN, cifar10:DIR, cifar100:DIR, mnist:DIR "
-             "or fake",
+             "data is DIR with class folders, wds:PATTERN, cifar10:DIR, cifar100:DIR, mnist:DIR, "
+             "shapes or fake",
              "%s: %s", dir,
              path_exists(dir) ? "not a directory" : path_trouble("no such directory"));
         return NULL;
@@ -409,7 +417,7 @@ Source *folders_open(const char *dir, const DataOptions *o, Error *e)
     Folders *f = xcalloc(1, sizeof *f);
     f->base.kind = &kind;
     f->train = o->train;
-    bool ok = divide(dir, o->classes, o->train, &d, e);
+    bool ok = divide(dir, o, &d, e);
     if (ok) {
         char *train_dir = d.count[SPLIT_TRAIN] ? folder_of(dir, &d, SPLIT_TRAIN) : NULL;
         f->root = folder_of(dir, &d, d.split);
@@ -424,6 +432,11 @@ Source *folders_open(const char *dir, const DataOptions *o, Error *e)
             names_add(&f->base.passed, other);
             free(other);
         }
+    if (ok && takes_share(&d, o))
+        source_divide(&f->base, f->text, o);
+    else if (ok && o->val_fraction > 0)
+        source_note(&f->base, "%s has validation images of its own: --val-fraction has no effect",
+                    dir);
     if (d.split == SPLIT_TEST)
         source_note(&f->base, "%s has no val/: %s is used for validation", dir, f->root);
     names_free(&d.folders);

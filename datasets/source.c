@@ -5,6 +5,7 @@
  * Order: samples; what is said of them; threads; small things.
  */
 #include "datasets/source.h"
+#include "datasets/splits.h"
 
 #include <math.h>
 #include <pthread.h>
@@ -80,6 +81,85 @@ void source_subset(Source *s, const DataOptions *o)
     while (s->classes.n > K)
         free(s->classes.at[--s->classes.n]);
     free(left);
+}
+
+/* ---- a share for validation ---- */
+
+typedef struct {
+    uint64_t hash;
+    const char *name;
+    int label;
+    long i;
+} Drawn;
+
+/* FNV-1a, and MurmurHash3's last step: names that differ in one digit are far apart. */
+static uint64_t hash_of(const char *name)
+{
+    uint64_t h = 0xcbf29ce484222325u;
+    for (; *name; name++)
+        h = (h ^ (unsigned char)*name) * 0x100000001b3u;
+    h = (h ^ h >> 33) * 0xff51afd7ed558ccdu;
+    h = (h ^ h >> 33) * 0xc4ceb9fe1a85ec53u;
+    return h ^ h >> 33;
+}
+
+static int by_class_and_hash(const void *a, const void *b)
+{
+    const Drawn *x = a, *y = b;
+    if (x->label != y->label)
+        return x->label < y->label ? -1 : 1;
+    if (x->hash != y->hash)
+        return x->hash < y->hash ? -1 : 1;
+    return strcmp(x->name, y->name);
+}
+
+/* Of n images of a class. */
+static long validation_share(double fraction, long n)
+{
+    long share = lround(fraction * (double)n);
+    share = share < 1 ? 1 : share;
+    return share < n ? share : n - 1;
+}
+
+/* Which images of s are for validation, is_val [n]; returns how many. */
+static long draw_validation(const Source *s, const char *text, double fraction, bool *is_val)
+{
+    Drawn *all = xcalloc((size_t)s->n, sizeof *all);
+    long total = 0;
+    for (long i = 0; i < s->n; i++) {
+        const char *name = text + s->item[i];
+        all[i] = (Drawn){hash_of(name), name, s->labels[i], i};
+    }
+    qsort(all, (size_t)s->n, sizeof *all, by_class_and_hash);
+    for (long at = 0, end; at < s->n; at = end) {
+        for (end = at; end < s->n && all[end].label == all[at].label;)
+            end++;
+        long share = validation_share(fraction, end - at);
+        for (long i = at; i < at + share; i++)
+            is_val[all[i].i] = true;
+        total += share;
+    }
+    free(all);
+    return total;
+}
+
+void source_divide(Source *s, const char *text, const DataOptions *o)
+{
+    bool *is_val = xcalloc((size_t)s->n + 1, sizeof *is_val);
+    long all = s->n, val = draw_validation(s, text, o->val_fraction, is_val);
+    s->n = 0;
+    for (long i = 0; i < all; i++) {
+        if (is_val[i] == o->train)
+            continue;
+        s->item[s->n] = s->item[i];
+        s->labels[s->n++] = s->labels[i];
+    }
+    s->split = o->train ? SPLIT_TRAIN : SPLIT_VAL;
+    source_note(s,
+                "%s has no validation images: %ld of its %ld are kept for that, chosen in each "
+                "class by a hash of their names (--val-fraction %g)",
+                s->place, val, all, o->val_fraction);
+    free(is_val);
 }
 
 /* ---- what is said of them ---- */

@@ -23,6 +23,7 @@ typedef struct {
     int fake_classes, fake_count;
     int num_classes; /* wds without `classes`: how many there are; 0: as many as labels occur */
     double classes_fraction; /* of the classes, the first in label order; 0 is 1: all */
+    double val_fraction;     /* folder: share of each class that is for validation; 0: none */
     double per_class;        /* of each class, the first: a share up to 1, a number above; 0: all */
     int window;              /* wds: shards that are shuffled together; 0: 4 */
     /* Share of the samples that may be damaged before the program ends with an error, though ten
@@ -83,6 +84,10 @@ void source_add(Source *s, uint64_t item, int label);
 Source *source_opened(Source *s, bool ok);
 /* Leaves what classes_fraction and per_class ask for. */
 void source_subset(Source *s, const DataOptions *o);
+/* Parts a data set that has no parts: leaves what o->train asks for. Of a class with n images,
+ * those val_fraction * n (rounded; one or more, but not all) whose names, text + item, have the
+ * smallest hashes are for validation: the same on every machine, wherever the folder lies. */
+void source_divide(Source *s, const char *text, const DataOptions *o);
 void source_close(Source *s); /* NULL does nothing */
 /* each(ctx, i) for all i in [0, n), in several threads: more than there are cores, because the disk
  * is what takes time. The first i that fails gives the error; after it, no other is begun. */

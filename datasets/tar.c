@@ -57,7 +57,7 @@ static bool add_folder(const char *dir, Names *out, Error *e)
     for (int i = 0; i < COUNT(packed) && !found.n; i++)
         ok = names_in(dir, packed[i], &found, e);
     if (found.n)
-        fail(e, "unpack them (gunzip, unzstd, unxz, bunzip2): samples are read at random",
+        fail(e, "unpack them (gunzip -k *.gz; unzstd, unxz, bunzip2): samples are read at random",
              "%s has no .tar files, but compressed ones: %.100s", dir, found.at[0]);
     else
         fail(e, "name the folder of the shards, or a pattern", "%s has no .tar files", dir);
@@ -327,7 +327,7 @@ static bool read_member(Tar *t, const Header *h, uint64_t at, uint64_t *next, Ta
 static const struct {
     const char *begin, *name, *hint;
 } packings[] = {
-    {"\x1f\x8b", "gzip", "unpack it with gunzip: samples are read at random"},
+    {"\x1f\x8b", "gzip", "unpack it (zcat FILE >NEW.tar): samples are read at random"},
     {"\x28\xb5\x2f\xfd", "zstd", "unpack it with unzstd: samples are read at random"},
     {"\xfd"
      "7zXZ",

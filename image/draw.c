@@ -54,8 +54,10 @@ static void spell(unsigned code, char out[16])
     bool ascii = code >= 32 && code < 127, letter = code >= 0xc0 && code < 0x180;
     if (ascii || letter)
         snprintf(out, 16, "%c", ascii ? (int)code : latin[code - 0xc0]);
+    else if (combining)
+        *out = 0;
     else
-        snprintf(out, 16, combining ? "" : "U+%04X ", code);
+        snprintf(out, 16, "U+%04X ", code);
     for (int i = 0; i < COUNT(pairs); i++)
         if (pairs[i].code == code)
             snprintf(out, 16, "%s", pairs[i].as);

@@ -4,6 +4,7 @@
 #include "util/rng.h"
 #include "util/text.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -138,7 +139,7 @@ static int cut_chunks(const Layout *l, int decay, Chunk *list)
             long from = at - shard * l->cut.shard; /* in this rank's shard */
             bool ours = from >= 0 && from < shard;
             list[n] = (Chunk){ours ? unit->offset / l->cut.shards + from : 0,
-                              ours ? (int)(next - at) : 0, t, chunk_flags(l, p, decay)};
+                              ours ? (int)(next - at) : 0, t, chunk_flags(l, p, decay), 1};
         }
     }
     return n;
@@ -161,6 +162,18 @@ Layout *layout_new(const Config *c, int decay, const Cut *cut)
     l->chunk = xcalloc((size_t)l->chunks, sizeof *l->chunk);
     cut_chunks(l, decay, l->chunk);
     return l;
+}
+
+void layout_rates(Layout *l, double decay, int frozen)
+{
+    int last = l->units - 1;
+    l->lowest = frozen < last ? frozen : last;
+    for (int i = 0; i < l->chunks; i++) {
+        const Param *p = &l->param[l->chunk[i].tensor];
+        bool head = p->role == ROLE_HEAD || p->role == ROLE_HEAD_BIAS;
+        bool learns = head || p->unit >= frozen;
+        l->chunk[i].rate = learns ? (float)pow(decay, last - p->unit) : 0;
+    }
 }
 
 Run param_run(const Layout *l, const Param *p, long part, long end)

@@ -130,6 +130,7 @@ typedef struct {
     int n;       /* elements, 1..VIT_CHUNK; 0: another rank has it */
     int tensor;  /* param[tensor] */
     int flags;   /* CHUNK_* */
+    float rate;  /* factor of the learning rate; 0: frozen, neither updated nor in any norm */
 } Chunk;
 /* CHUNK_COPY: of a tensor that every rank of a tensor parallel group has, on another than the first
  * of them: it is updated here, but counts there. */
@@ -151,12 +152,18 @@ typedef struct {
     long n_padded; /* elements of a buffer of whole units: this rank's */
     long n_own;    /* n_padded / shards: elements of a buffer of this rank's shards */
     long largest;  /* elements of the largest unit's buffer */
+    int lowest;    /* the first unit that learns: those before it need no gradient */
     /* First element of each line's tensor in its unit's buffer; -1: this configuration has none. */
     long place[UNIT_KINDS][MAX_UNIT_PARAMS];
 } Layout;
 
 Layout *layout_new(const Config *c, int decay, const Cut *cut); /* DECAY_*; layout_free() */
 void layout_free(Layout *l);
+/* How fast what learns, of a layout in which all learns alike. Unit u has decay^(L+1-u) of the
+ * learning rate, so that the head has all of it (layer-wise decay as in BEiT, Bao et al. 2022; its
+ * norm is of the head's unit). Units before `frozen` do not learn; of all L + 2, head.weight and
+ * head.bias still do. */
+void layout_rates(Layout *l, double decay, int frozen);
 
 /* A stretch of elements that stands together in a tensor as files have it and in this rank's part:
  * from element `whole` of the one, `part` of the other on. */

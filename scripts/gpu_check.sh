@@ -224,7 +224,7 @@ small=(--data fake --num-classes 10 --val-data none --image-size 32 --patch-size
     --layers 2 --heads 2 --mlp 128 --batch-size 24 --schedule constant --warmup-steps 5 --lr 0.001
     --log-every 1 --threads 2)
 noise=(--dropout 0.1 --attention-dropout 0.1 --drop-path 0.1 --ema 0.9 --mixup 0.4 --cutmix 1
-    --mix-per sample --erase 0.3 --color-twist 0.4,0.4,0.4,10)
+    --mix-per sample --erase 0.3 --color-twist "0.4,0.4,0.4,10")
 
 # Several processes on one GPU: NCCL does not support it, but takes ranks that seem to be on hosts
 # of their own, over sockets. Statuses to $tmp/statuses.
@@ -326,9 +326,37 @@ several_ranks() {
     fi
 }
 
+# What ./vit plan says of memory beside what train_gpu says and what the GPU shows.
+planned_memory() {
+    local gpu said plan shown
+    case $name in
+    *H200*) gpu=h200 ;; *H100*) gpu=h100 ;; *B200*) gpu=b200 ;; *A100*40*) gpu=a100-40 ;;
+    *A100*) gpu=a100-80 ;; *L40S*) gpu=l40s ;;
+    *) result skip "memory as planned" "./vit plan does not know a $name"; return ;;
+    esac
+    plan=$(./vit plan --json --gpu $gpu --model B/16 --num-classes 1000 --batch-size 64 --micro-batch 64 |
+        grep -oE '"(activations|total)": [0-9]*' | head -n 2 | tr -dc '0-9\n' | tr '\n' ' ')
+    run 90 ./train_gpu --data fake --val-data none --model B/16 --num-classes 1000 --batch-size 64 \
+        --micro-batch 64 --steps 20 --out "$tmp/memory" &
+    local pid=$! most=0
+    while kill -0 $pid 2>/dev/null; do
+        shown=$(smi memory.used | head -n 1)
+        ((${shown:-0} > most)) && most=$shown
+        sleep 0.2
+    done
+    said=$(tr '\n' ' ' <"$tmp/now" | sed -nE 's/.* ([0-9.]+) ([MG])B activations.*/\1 \2/p')
+    if awk -v p="$plan" -v s="$said" 'BEGIN {split(p, a, " "); split(s, b, " ")
+        v = b[1] * (b[2] == "G" ? 1e9 : 1e6); d = v - a[1]; exit !(v > 0 && (d < 0 ? -d : d) <= 0.05 * v)}'; then
+        result pass "memory as planned" \
+            "activations ${said}B, planned ${plan%% *}; $most MiB in use, planned in all ${plan#* } bytes"
+    else
+        result fail "memory as planned" "activations ${said:-?}B, planned ${plan%% *}"
+    fi
+}
+
 part_correct() {
     local type f files=()
-    build train_cpu train_gpu gpu-tests
+    build train_cpu vit train_gpu gpu-tests
     page_head
     put "| check | result | |"
     put "|---|---|---|"
@@ -366,6 +394,7 @@ part_correct() {
         result fail "10 steps on the GPU, 10 on the CPU" "$(cat "$tmp/last")"
     fi
     several_ranks
+    planned_memory
 }
 
 # ---- compute-sanitizer ----

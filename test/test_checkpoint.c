@@ -810,8 +810,12 @@ static const char *write_foreign(const Foreign *v)
             continue;
         snprintf(name, sizeof name, "blocks.%d.norm1.weight", i);
         add_zero(w, &n, name, v->width, 0, 0, 0);
+        snprintf(name, sizeof name, "blocks.%d.norm1.bias", i);
+        add_zero(w, &n, name, v->width, 0, 0, 0);
         snprintf(name, sizeof name, "blocks.%d.mlp.fc1.weight", i);
         add_zero(w, &n, name, v->mlp, v->width, 0, 0);
+        snprintf(name, sizeof name, "blocks.%d.mlp.fc2.weight", i);
+        add_zero(w, &n, name, v->width, v->mlp, 0, 0);
     }
     if (v->representation)
         add_zero(w, &n, "pre_logits.fc.weight", v->representation, v->width, 0, 0);
@@ -860,8 +864,8 @@ static void test_foreign(void)
     refuse_foreign(v, "tensors cls_token and dist_token do not fit together");
     v.extra = "stem.weight";
     refuse_foreign(v, "tensor stem.weight does not belong to a plain ViT");
-    v.extra = "blocks.3.attn.q_norm.weight";
-    refuse_foreign(v, "blocks.3.attn.q_norm.weight");
+    v.extra = "blocks.3.attn.norm.weight";
+    refuse_foreign(v, "norms inside attention");
     v.extra = "blocks.999999.norm2.weight";
     refuse_foreign(v, "blocks.12.norm1.weight is missing, though there is a block 999999");
     v = plain, v.skip_block = 5;
@@ -878,6 +882,8 @@ static void test_foreign(void)
     refuse_foreign(v, "no square grid"); /* 66560 pixels: too many */
     v = plain, v.layers = 0;
     refuse_foreign(v, "no tensor blocks.0.mlp.fc1.weight");
+    v = plain, v.extra = "norm.weight";
+    refuse_foreign(v, "norms without a bias (tensor norm.weight)");
     CHECK(!weights_config(below("sample.safetensors"), &c, assumed, sizeof assumed, &e) &&
           contains(e.what, "patch_embed"));
 }

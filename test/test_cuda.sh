@@ -1,17 +1,16 @@
 #!/bin/bash
-# Training with the CUDA backend: test/test_cuda.sh TRAIN_GPU TRAIN_CPU [SHARED]
+# Training with the CUDA backend: test/test_cuda.sh TRAIN_GPU TRAIN_CPU [SHARED [NVCC_TRAIN_GPU]]
 # TRAIN_GPU is the program built with nvcc, or the one that runs CUDA's source on the CPU
 # (test/cuda_on_cpu): the same checks hold. A run of the CPU program is what it is compared with.
+# NVCC_TRAIN_GPU: beside the stand-in the other one, where it is built: it must do without a GPU.
 # TEST_SMALL=1 leaves out what is slow under sanitizers.
 gpu=$(realpath "$1") cpu=$(realpath "$2") shared=$(realpath -m "${3:-../shared}")
-[ -x "$gpu" ] && [ -x "$cpu" ] || { echo "FAIL no program $1 or $2"; echo "0 passed, 1 failed, 0 skipped"; exit 1; }
+nvcc=$(realpath -m "${4:-none}")
 case $gpu in *standin*) standin=1 ;; *) standin= ;; esac
-recipes=$(realpath "$(dirname "$0")/../recipes")
-tmp=$(mktemp -d) || exit 1
-trap 'rm -rf "$tmp"' EXIT
-cd "$tmp" || exit 1
-export XDG_CACHE_HOME=$tmp/cache VIT_STARTED=1 VIT_SHARE_GPU=1
-passed=0 failed=0 skipped=0
+here=$(realpath "$(dirname "$0")") recipes=$(realpath "$(dirname "$0")/../recipes")
+. "$here/common.sh"
+need "$gpu" "$cpu"
+export VIT_STARTED=1 VIT_SHARE_GPU=1
 
 tiny="--data fake --num-classes 4 --image-size 16 --patch-size 8 --width 32 --layers 2 --heads 2
       --mlp 64 --batch-size 8 --lr 0.001 --workers 1 --threads 1 --val-data none --log-every 1
@@ -19,18 +18,6 @@ tiny="--data fake --num-classes 4 --image-size 16 --patch-size 8 --width 32 --la
 mixed="--mixup 0.5 --cutmix 0.5 --mix-per sample --erase 0.5 --color-twist 0.3,0.3,0.3,20"
 dropped="--dropout 0.1 --attention-dropout 0.1 --drop-path 0.2 $mixed"
 
-pass() { passed=$((passed + 1)); }
-skip() { skipped=$((skipped + 1)); echo "SKIP $1"; }
-fail() {
-    failed=$((failed + 1))
-    echo "FAIL $1"
-    tail -n 8 log | sed 's/^/  | /'
-}
-check() { # name, command...
-    local name=$1
-    shift
-    if "$@"; then pass; else fail "$name"; fi
-}
 train() { # program, run directory, arguments...; or `timeout`, run directory, seconds, program, ...
     local program=$1 out=$2
     shift 2
@@ -45,14 +32,7 @@ bad() { # name, status, pattern, command...
     shift 3
     env "$@" >log 2>&1
     rc=$?
-    check "$name: status $rc, not $status" [ $rc = "$status" ]
-    check "$name: says error and hint" \
-        sh -c "grep -q '^error: ' log && grep -q '^hint: ..' log && grep -qE -- '$pattern' log"
-}
-last() { echo "$1/$(cat "$1/latest")"; }
-same() { # name, run, run: the last checkpoints are the same bits
-    check "$1: weights" cmp -s "$(last "$2")/model.safetensors" "$(last "$3")/model.safetensors"
-    check "$1: state" cmp -s "$(last "$2")/train_state.safetensors" "$(last "$3")/train_state.safetensors"
+    refused "$name" "$status" "$pattern"
 }
 losses() { # of a run's steps, one a line; of a step that was run twice, the second
     sed -n 's/.*"event":"step","step":\([0-9]*\),.*"loss":\([^,}]*\).*/\1 \2/p' "$1/log.jsonl" |
@@ -69,6 +49,23 @@ near() { # name, run, run, relative tolerance: the same losses, and more than no
 field() { # run, key: of the last step
     sed -n "s/.*\"event\":\"step\".*\"$2\":\([^,}]*\).*/\1/p" "$1/log.jsonl" | tail -n 1
 }
+
+# ---- no GPU: only the program that nvcc has built knows what that is ----
+
+real=$gpu
+[ $standin ] && real=$nvcc
+if [ -x "$real" ]; then
+    for ranks in 1 2; do
+        rm -rf none
+        timeout 60 env CUDA_VISIBLE_DEVICES= "$real" train $tiny --gpus $ranks --steps 1 --out none >log 2>&1
+        rc=$?
+        refused "no GPU for $ranks" 1 '(no NVIDIA driver|no CUDA-capable device).*'
+        check "is said once" [ "$(grep -c '^error: ' log) $(grep -c '^hint: ' log)" = "1 1" ]
+        check "and leaves nothing" test ! -e none
+    done
+else
+    skip "no program built by nvcc: what it says without a GPU"
+fi
 
 # ---- the same training as on the CPU ----
 
@@ -294,7 +291,7 @@ weights=$shared/data/weights/deit_tiny_patch16_224.safetensors
 if [ -n "${TEST_SMALL-}" ]; then
     :
 elif [ -e "$weights" ]; then
-    deit="--recipe $recipes/finetune-deit-tiny.ini --data $shared/data/hymenoptera --val-data none
+    deit="--recipe $recipes/finetune_small.ini --data $shared/data/hymenoptera --val-data none
           --weights $weights --batch-size 2 --steps 3 --log-every 1 --workers 1 --no-autotune"
     train "$cpu" deit-cpu $deit
     train "$gpu" deit-fp32 $deit --precision fp32
@@ -305,5 +302,4 @@ else
     skip "no DeiT-Tiny weights in $shared/data/weights"
 fi
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed = 0 ]
+finish

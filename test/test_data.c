@@ -358,6 +358,86 @@ static void test_splits(void)
     refuse(at(temporary, "splits"), false, NULL, "x is not in");
 }
 
+/* ---- a share for validation ---- */
+
+static Dataset *open_share(const char *dir, bool train, double fraction, Error *e)
+{
+    DataOptions o = defaults;
+    o.spec = dir;
+    o.train = train;
+    o.val_fraction = fraction;
+    return data_open(&o, e);
+}
+
+/* dir/x/img_000.ppm .., `n` of them */
+static void fill_class(const char *dir, const char *class, int n)
+{
+    Error e;
+    CHECK(make_dirs(at(dir, class), &e));
+    for (int i = 0; i < n; i++) {
+        char *path = xasprintf("%s/%s/img_%03d.ppm", dir, class, i);
+        write_file(path, "P6 1 1 255 abc", 14);
+        free(path);
+    }
+}
+
+/* Both parts of a folder are all of it and nothing twice; in each class `share` are for validation.
+ * Returns a sum over the names of these, which says which they are. */
+static unsigned long check_share(const char *dir, double fraction, const int *images,
+                                 const int *share, int classes)
+{
+    Error e = {"", ""};
+    Dataset *part[2] = {open_share(dir, false, fraction, &e), open_share(dir, true, fraction, &e)};
+    int n[2][8] = {{0}};
+    unsigned long sum = 0;
+    for (int p = 0; p < 2 && CHECK(part[p] != NULL, "%s", e.what); p++)
+        for (long i = 0; i < data_count(part[p]); i++) {
+            char *path = data_sample_path(part[p], i);
+            n[p][data_label(part[p], i)]++;
+            for (const char *c = strstr(path, "img_"); p == 0 && *c; c++)
+                sum = sum * 31 + (unsigned char)*c;
+            free(path);
+        }
+    for (int k = 0; k < classes; k++)
+        CHECK(n[0][k] == share[k] && n[0][k] + n[1][k] == images[k],
+              "%g of class %d: %d for validation, %d for training", fraction, k, n[0][k], n[1][k]);
+    for (int p = 0; p < 2 && part[p]; p++) {
+        CHECK(data_split(part[p]) == (p ? SPLIT_TRAIN : SPLIT_VAL));
+        data_close(part[p]);
+    }
+    return sum;
+}
+
+static void test_share(void)
+{
+    static const int images[] = {200, 3, 1, 2}, tenth[] = {20, 1, 0, 1}, half[] = {100, 2, 0, 1};
+    static const char *const names[] = {"a", "b", "c", "d"};
+    const char *dir = at(temporary, "share"), *moved = at(temporary, "elsewhere_than_that");
+    Error e = {"", ""};
+    for (int k = 0; k < COUNT(images); k++)
+        fill_class(dir, names[k], images[k]);
+    unsigned long was = check_share(dir, 0.1, images, tenth, 4);
+    check_share(dir, 0.5, images, half, 4);
+    CHECK(was == 7329759415216460704u, "other images than on other machines: %lu", was);
+    CHECK(rename(dir, moved) == 0);
+    CHECK(check_share(moved, 0.1, images, tenth, 4) == was, "others where the folder is moved");
+    CHECK(make_dirs(at(temporary, "share"), &e) && rename(moved, at(dir, "train")) == 0);
+    CHECK(check_share(dir, 0.1, images, tenth, 4) == was, "others below train/");
+    Dataset *d = open_share(dir, true, 0.1, &e);
+    check_said(d, xasprintf("note: %s/train has no validation images: 22 of its 206 are kept for "
+                            "that, chosen in each class by a hash of their names (--val-fraction "
+                            "0.1)\n", dir));
+    data_close(d);
+    fill_class(at(dir, "val"), "a", 5);
+    d = open_share(dir, false, 0.1, &e);
+    CHECK(d && data_count(d) == 5, "what is in val/ comes first");
+    check_said(d, xasprintf("note: %s has validation images of its own: --val-fraction has no "
+                            "effect\n", dir));
+    data_close(d);
+    d = open_share("fake", true, 0.1, &e);
+    CHECK(!d && strstr(e.what, "folders of pictures") && *e.hint, "%s", e.what);
+}
+
 static void link_to(const char *target, const char *path)
 {
     CHECK(symlink(target, path) == 0, "%s", path);
@@ -1156,6 +1236,7 @@ int main(int argc, char **argv)
     decoder = decoder_new();
     test_shuffle();
     test_folders();
+    test_share();
     test_splits();
     test_split_names();
     test_endings();

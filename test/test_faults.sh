@@ -3,14 +3,9 @@
 # test/test_faults.sh TRAIN_CPU. All ranks must be gone within ten seconds, one message says what
 # happened and how to go on, and the last checkpoint continues with the bits of an undisturbed run.
 # Most of it is waiting: scenes are played at the same time, each in a folder of its own.
-program=$(realpath "$1")
-[ -x "$program" ] || { echo "FAIL no program $1"; echo "0 passed, 1 failed, 0 skipped"; exit 1; }
-tmp=$(mktemp -d) || exit 1
-trap 'rm -rf "$tmp"' EXIT
-cd "$tmp" || exit 1
-export XDG_CACHE_HOME=$tmp/cache
-# for mpirun without our own launcher: containers are root's, and ranks more than cores
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
+here=$(realpath "$(dirname "$0")") program=$(realpath "$1")
+. "$here/common.sh"
+need "$program"
 export ASAN_OPTIONS=${ASAN_OPTIONS:+$ASAN_OPTIONS:}detect_leaks=0 # MPI's own
 
 # Some milliseconds a step; no schedule, so that where a run was to end makes no difference.
@@ -22,25 +17,10 @@ patience=4
 
 # ---- scenes, and what they check ----
 
-pass() { echo passed >>"$tmp/results"; }
-skip() { echo skipped >>"$tmp/results"; echo "SKIP $1"; }
-fail() {
-    echo failed >>"$tmp/results"
-    echo "FAIL $1"
-    grep -v '^step' log | tail -n 12 | sed 's/^/  | /'
-}
-check() { # name, command...
-    local name=$1
-    shift
-    if "$@"; then pass; else fail "$name"; fi
-}
-count() { grep -c "^$1" "$tmp/results"; }
-finish() {
+all_played() {
     wait
-    cat "$tmp"/*.out 2>/dev/null
-    echo "$(count passed) passed, $(count failed) failed, $(count skipped) skipped"
-    [ "$(count failed)" = 0 ]
-    exit
+    cat "$tmp"/*.out
+    finish
 }
 scenes=0
 scene() { # name, function, arguments...
@@ -55,12 +35,6 @@ scene() { # name, function, arguments...
     ) >"$tmp/$scenes.out" 2>&1 &
 }
 
-descendants() { # process: those that run the program, below mpirun and its helpers
-    local p
-    for p in $(pgrep -P "$1"); do
-        if [ "$(readlink "/proc/$p/exe")" = "$program" ]; then echo "$p"; else descendants "$p"; fi
-    done
-}
 rank() { # number: the process that has it
     for p in $ranks; do
         grep -qzxE "(OMPI_COMM_WORLD|PMI)_RANK=$1" "/proc/$p/environ" && echo "$p" && return
@@ -325,4 +299,4 @@ else
     skip "no mpicc for a library that makes mistakes"
 fi
 
-finish
+all_played

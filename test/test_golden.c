@@ -194,6 +194,8 @@ static long own_part(Case *c, const Param *p, const dev *buffer, Keys *keys)
 static void compare_grad(Case *c, const char *name, const Param *p)
 {
     Keys keys;
+    if (p->unit < c->m->layout->lowest) /* nobody needs it */
+        return;
     if (!expected(c, name, p->n))
         return;
     for (long i = 0; i < p->n; i++)
@@ -305,6 +307,10 @@ static bool read_case(Case *c, Config *config, Plan *plan)
                             number(c, "weight_decay"),
                             0};
     plan->decay = choose(c, "decay", decays);
+    if (st_meta(c->file, "layer_decay")) {
+        plan->layer_decay = number(c, "layer_decay");
+        plan->frozen = (int)number(c, "frozen");
+    }
     c->lr = number(c, "lr");
     c->steps = (int)number(c, "steps");
     c->adam_type = plan->opt.kind != OPT_SGD;

@@ -40,7 +40,7 @@ check "libraries of devices are for the backends alone" "$devices"
 root=$({ git ls-files 2>/dev/null || ls; } | grep -v '/\|^\.' | wc -l)
 check "at most 16 files in the root" "$([ "$root" -le 16 ] || echo "  $root files")"
 
-guards=$(grep -L '^#pragma once' $(grep '\.\(h\|cuh\)$' <<<"$files"))
+guards=$(grep '\.\(h\|cuh\)$' <<<"$files" | xargs grep -L '^#pragma once')
 check "headers are read once" "$guards"
 
 long=$(awk 'length > 100 { print "  " FILENAME ":" FNR }' $files)

@@ -1,10 +1,11 @@
-/* test_layouts [--backend cpu|cuda] [--type fp32|bf16] [RANKS] [all] [case=N]: ranks that share a
- * model, in every layout, train as one process does.
+/* test_layouts [--backend cpu|cuda] [--type fp32|bf16] [RANKS] [all] [case=N] [part=I/N]: ranks that
+ * share a model, in every layout, train as one process does.
  *
  * The program starts itself again as RANKS processes (4), which go through a list of cases: layout
  * (tensor parallel x stages x data parallel, ZeRO), micro-batches, recomputation, model, optimiser.
  * By default as few cases as have every pair of these settings in one of them; `all`: every
- * combination of what meets in a pass, with the optimiser's settings taking turns.
+ * combination of what meets in a pass, with the optimiser's settings taking turns. `part`: each Nth
+ * of these, from the Ith on.
  *
  * In each case every rank trains up to three models for a few steps:
  *   shared     the one under test
@@ -34,9 +35,9 @@ static const double lr = 1e-3;
 /* ------------------------------------------------------------------------------------------------
  * Cases: one value of each factor */
 
-enum { SPREAD, MICROS, STAGES, AGAIN, MODEL, NOISE, OPTIMISER, DECAY, EMA, OFFLOAD, REDUCE, ROUND };
+enum { SPREAD, MICROS, STAGES, AGAIN, MODEL, NOISE, RATES, OPTIMISER, DECAY, EMA, OFFLOAD, REDUCE, ROUND };
 enum { FACTORS = ROUND + 1 };
-enum { PASS_FACTORS = NOISE + 1 }; /* these meet in a forward or backward pass */
+enum { PASS_FACTORS = RATES + 1 }; /* these meet in a forward or backward pass */
 
 typedef struct {
     int tp, pp, zero;
@@ -81,13 +82,23 @@ static const struct {
     {"cls_gap", {"pool", "cls_gap", "cls_tokens", "2"}},
     {"5 classes, 3 class tokens", {"classes", "5", "cls_tokens", "3", "loss", "sigmoid"}},
 };
+/* What learns, and how fast (layout_rates). */
+static const struct {
+    const char *name;
+    double decay;
+    int frozen;
+} rates[] = {{"", 0, 0},
+             {", layer decay", 0.5, 0},
+             {", embedding frozen", 1, 1},
+             {", 3 blocks frozen", 0.75, 4},
+             {", head alone", 1, LAYERS + 2}};
 static const char *const optimisers[] = {
     [OPT_ADAMW] = "adamw", [OPT_ADAM] = "adam", [OPT_SGD] = "sgd", [OPT_LAMB] = "lamb"};
 
 static int counts[FACTORS] = {
     [MICROS] = COUNT(micros), [STAGES] = 2,    [AGAIN] = COUNT(again), [MODEL] = COUNT(models),
-    [NOISE] = 2,              [OPTIMISER] = 4, [DECAY] = 3,            [EMA] = 2,
-    [OFFLOAD] = 2,            [REDUCE] = 2,    [ROUND] = 2};
+    [NOISE] = 2,              [RATES] = COUNT(rates), [OPTIMISER] = 4, [DECAY] = 3,
+    [EMA] = 2,                [OFFLOAD] = 2,   [REDUCE] = 2,           [ROUND] = 2};
 
 typedef struct {
     int value[FACTORS];
@@ -188,10 +199,10 @@ static void describe(const Case *c, char *out, size_t size)
 {
     const int *v = c->value;
     const Spread *s = &spread[v[SPREAD]];
-    snprintf(out, size, "tp %d pp %d%s dp %d zero %d%s, %d micros, recompute %s, %s%s, %s decay %d%s%s%s%s",
+    snprintf(out, size, "tp %d pp %d%s dp %d zero %d%s, %d micros, recompute %s, %s%s%s, %s decay %d%s%s%s%s",
              s->tp, s->pp, v[STAGES] ? " (3,1)" : "", team.ranks / s->tp / s->pp, s->zero,
              s->reshard ? "" : " kept", micros[v[MICROS]], again[v[AGAIN]].name,
-             models[v[MODEL]].name, v[NOISE] ? " with noise" : "", optimisers[v[OPTIMISER]],
+             models[v[MODEL]].name, v[NOISE] ? " with noise" : "", rates[v[RATES]].name, optimisers[v[OPTIMISER]],
              v[DECAY], v[EMA] ? ", average" : "", v[OFFLOAD] ? ", offload" : "",
              v[REDUCE] ? ", reduced in bf16" : "", v[ROUND] ? ", stochastic" : "");
 }
@@ -295,6 +306,8 @@ static Model *create(const Split *split, bool shared)
                  .training = true,
                  .ema = v[EMA],
                  .decay = v[DECAY],
+                 .layer_decay = rates[v[RATES]].decay,
+                 .frozen = rates[v[RATES]].frozen,
                  .clip = 0.05,
                  .stochastic = v[ROUND],
                  .opt = {v[OPTIMISER], 0.9, 0.99, 1e-8, 0.9, 0.05, 0.8}};
@@ -424,8 +437,16 @@ __attribute__((format(printf, 2, 3))) static void same(bool ok, const char *fmt,
         check_that(ok, on.name, on.number, what, " (rank %d, step %d)", team.rank, on.step);
 }
 
-/* This rank's shards, in `mine` of `shared`, against the same elements of the reference's. */
-static void same_bits(const char *what, const dev *mine, const dev *theirs)
+/* Nobody writes the gradients of units before this one. */
+static int lowest(void)
+{
+    int frozen = rates[on.c->value[RATES]].frozen;
+    return frozen < LAYERS + 1 ? frozen : LAYERS + 1;
+}
+
+/* This rank's shards, in `mine` of `shared`, against the same elements of the reference's: of units
+ * from `unit` on. */
+static void same_bits(const char *what, const dev *mine, const dev *theirs, int unit)
 {
     const Units *a = &on.shared->own, *b = &on.reference->own;
     const Layout *l = a->layout;
@@ -440,7 +461,7 @@ static void same_bits(const char *what, const dev *mine, const dev *theirs)
         long begin, end, at = units_kept(a, &l->param[t], false, &begin, &end);
         long from = b->layout->param[t].offset + begin;
         size_t bytes = (size_t)(end - begin) * sizeof(real);
-        bool differs = memcmp(&host[0][at], &host[1][from], bytes) != 0;
+        bool differs = l->param[t].unit >= unit && memcmp(&host[0][at], &host[1][from], bytes) != 0;
         wrong += differs;
         name = differs ? l->param[t].name : name;
     }
@@ -449,7 +470,8 @@ static void same_bits(const char *what, const dev *mine, const dev *theirs)
 
 /* The reference's part of each tensor against the whole one: relative L2 without key biases, and
  * the largest difference with them. */
-static void near(const char *what, const dev *part, const dev *all, double gate, double furthest)
+static void near(const char *what, const dev *part, const dev *all, double gate, double furthest,
+                 int unit)
 {
     const Layout *l = on.reference->layout, *w = on.whole->layout;
     double worst = 0, far = 0;
@@ -461,7 +483,7 @@ static void near(const char *what, const dev *part, const dev *all, double gate,
     for (int t = 0; t < l->tensors; t++) {
         const Param *p = &l->param[t];
         double d = 0, s = 0;
-        for (Run r = {0}; r.part < p->n_part; r.part += r.n) {
+        for (Run r = {0}; p->unit >= unit && r.part < p->n_part; r.part += r.n) {
             r = param_run(l, p, r.part, p->n_part);
             for (long i = 0; i < r.n; i++) {
                 double x = (double)host[0][p->offset + r.part + i];
@@ -523,11 +545,11 @@ static void train(int step)
     run_schedule(&on.shared->split, on.micros, shared_micro, on.shared);
     on.sent = under.be->sent() - before;
     add_gradients(on.reference);
-    same_bits("gradients", on.shared->own.grads, on.reference->own.grads);
+    same_bits("gradients", on.shared->own.grads, on.reference->own.grads, lowest());
     if (on.whole)
         add_gradients(on.whole);
     if (on.whole && step == 0)
-        near("gradients", on.reference->own.grads, on.whole->own.grads, gate(), INFINITY);
+        near("gradients", on.reference->own.grads, on.whole->own.grads, gate(), INFINITY, lowest());
     before = under.be->sent();
     vit_update(on.shared);
     on.sent += under.be->sent() - before;
@@ -571,21 +593,21 @@ static void evaluate_average(void)
 static void compare_state(void)
 {
     const Units *a = &on.shared->own, *b = &on.reference->own, *w = on.whole ? &on.whole->own : NULL;
-    same_bits("weights", a->weights, b->weights);
-    same_bits("first moment", a->exp_avg, b->exp_avg);
-    same_bits("second moment", a->exp_avg_sq, b->exp_avg_sq);
-    same_bits("average", a->ema, b->ema);
+    same_bits("weights", a->weights, b->weights, 0);
+    same_bits("first moment", a->exp_avg, b->exp_avg, 0);
+    same_bits("second moment", a->exp_avg_sq, b->exp_avg_sq, 0);
+    same_bits("average", a->ema, b->ema, 0);
     if (!w)
         return;
     bool half = is_half(under.type);
     double far = (half ? 2 : 1) * (on.step + 1) * lr;
-    near("weights", b->weights, w->weights, half ? INFINITY : gate(), far);
-    near("average", b->ema, w->ema, half ? INFINITY : gate(), far);
+    near("weights", b->weights, w->weights, half ? INFINITY : gate(), far, 0);
+    near("average", b->ema, w->ema, half ? INFINITY : gate(), far, 0);
     if (half)
         return;
     /* of gradients in weights that have drifted apart by then, which may nearly cancel */
-    near("first moment", b->exp_avg, w->exp_avg, 10 * gate(), INFINITY);
-    near("second moment", b->exp_avg_sq, w->exp_avg_sq, 10 * gate(), INFINITY);
+    near("first moment", b->exp_avg, w->exp_avg, 10 * gate(), INFINITY, 0);
+    near("second moment", b->exp_avg_sq, w->exp_avg_sq, 10 * gate(), INFINITY, 0);
 }
 
 /* What every rank of a tensor parallel group has is the same on all of them. */
@@ -733,7 +755,7 @@ static void backward_bytes(Sent *s, int B)
     double all = (double)B * vit_tokens(c) * c->width;
     if (p->end == c->layers + 2)
         s->bytes += head_sum((double)B * (c->representation ? c->representation : vit_features(c)));
-    for (int u = p->end - 1; u >= p->first; u--) {
+    for (int u = p->end - 1; u >= p->first && u >= lowest(); u--) {
         if (u > 0 && u <= c->layers) {
             again_bytes(s, u - 1, B);
             s->bytes += ring(rows_of(u - 1, B), p->tp.ranks, under.type);
@@ -743,6 +765,8 @@ static void backward_bytes(Sent *s, int B)
         }
         need(s, u);
     }
+    if (lowest() > p->first && lowest() < p->end) /* of a pass that ends early, one unit is kept */
+        s->here[(lowest() + 1) % 2] = -1;
     s->bytes += p->first ? all * (double)type_size(under.type) : 0;
 }
 
@@ -765,7 +789,7 @@ static double expected_bytes(void)
             backward_bytes(&s, B);
         }
     }
-    for (int u = p->first; u < p->end; u++)
+    for (int u = p->first > lowest() ? p->first : lowest(); u < p->end; u++)
         s.bytes += sums * ring(s.unit[u], dp, p->reduce_type) / (p->zero ? 2 : 1);
     s.bytes += ring(3.0 * on.batch + TALLY, team.ranks, F32);
     return s.bytes + ring((lamb ? 3 : 1) * s.chunks, parts, F32);
@@ -790,6 +814,8 @@ static void run_case(const Case *c, int number)
     on.number = number;
     on.failures = 0;
     describe(c, on.name, sizeof on.name);
+    if (under.verbose && team.rank == 0)
+        printf("case %d: %s\n", number, on.name);
     on.config = tiny(c);
     on.split = split_of(s, &on.config, c->value[STAGES]);
     on.split.reduce_type = c->value[REDUCE] ? BF16 : F32;
@@ -800,9 +826,9 @@ static void run_case(const Case *c, int number)
     on.shared = create(&on.split, true);
     on.reference = create(&tp, false);
     on.whole = s->tp > 1 ? create(NULL, false) : NULL;
-    same_bits("initial weights", on.shared->own.weights, on.reference->own.weights);
+    same_bits("initial weights", on.shared->own.weights, on.reference->own.weights, 0);
     if (on.whole)
-        near("initial weights", on.reference->own.weights, on.whole->own.weights, 0, 0);
+        near("initial weights", on.reference->own.weights, on.whole->own.weights, 0, 0, 0);
     disturb(on.shared);
     disturb(on.reference);
     if (on.whole)
@@ -829,16 +855,19 @@ int main(int argc, char **argv)
     enum { MOST_CASES = 1 << 16 };
     static Case cases[MOST_CASES];
     const char *full = getenv("TEST_FULL");
-    int ranks = 4, one = -1;
+    int ranks = 4, one = -1, part = 1, parts = 1;
     bool all = full && strcmp(full, "0") != 0;
     backend_cpu_reexec(argv);
     argc = device_options(argc, argv);
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "all") == 0)
             all = true;
-        else if (sscanf(argv[i], "case=%d", &one) != 1 && sscanf(argv[i], "%d", &ranks) != 1)
-            die_usage("RANKS, all, case=N", "unknown argument '%s'", argv[i]);
+        else if (sscanf(argv[i], "part=%d/%d", &part, &parts) != 2 &&
+                 sscanf(argv[i], "case=%d", &one) != 1 && sscanf(argv[i], "%d", &ranks) != 1)
+            die_usage("RANKS, all, case=N, part=I/N", "unknown argument '%s'", argv[i]);
     }
+    if (part < 1 || part > parts)
+        die_usage("part=1/4 to part=4/4", "there is no part %d of %d", part, parts);
     if (!team_possible())
         return check_report();
     team_start(ranks);
@@ -846,12 +875,16 @@ int main(int argc, char **argv)
         host[i] = xcalloc(1 << 17, sizeof(real));
     draw_inputs();
     spread_ranks();
-    int n = all ? all_cases(cases) : pairwise_cases(cases);
-    int every = under.full || all ? 1 : 3, run = 0; /* a CPU that plays a GPU takes its time */
+    int n = all ? all_cases(cases) : pairwise_cases(cases), run = 0;
+    const char *which = all ? "every combination of a pass" : "every pair of settings";
+    if (!under.full && !all && one < 0) {
+        n /= 3; /* a CPU that plays a GPU takes its time; the first cases have the most pairs */
+        which = "most pairs of settings";
+    }
     double start = now();
     for (int i = 0; i < n; i++) {
-        alarm(120); /* whoever waits for ever has failed */
-        if (one < 0 ? i % every == 0 : one == i) {
+        alarm(600); /* whoever waits for ever has failed */
+        if (one < 0 ? i % parts == part - 1 : one == i) {
             run_case(&cases[i], i);
             run++;
         }
@@ -859,8 +892,6 @@ int main(int argc, char **argv)
     alarm(0);
     if (team.rank == 0)
         printf("%d ranks, %s: %d of %d cases, %s, %.0f s; tensor parallel within %.1e\n",
-               team.ranks, under.name, run, n,
-               all ? "every combination of a pass" : "every pair of settings", now() - start,
-               worst_near);
+               team.ranks, under.name, run, n, which, now() - start, worst_near);
     return team_report();
 }

@@ -4,23 +4,9 @@
 root=$(cd "$(dirname "$0")/.." && pwd)
 binary=$(realpath "$1")
 shared=$(realpath -m "${2:-../shared}")
-tmp=$(mktemp -d) || exit 1
-trap 'rm -rf "$tmp"' EXIT
-cd "$tmp" || exit 1
-passed=0 failed=0 skipped=0
+. "$root/test/common.sh"
+need "$binary"
 
-skip() { skipped=$((skipped + 1)); echo "SKIP $1"; }
-check() { # name, command...
-    local name=$1
-    shift
-    if "$@"; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "FAIL $name"
-        tail -n 8 log | sed 's/^/  | /'
-    fi
-}
 best() { # run, floor: the best top-1 of its evaluations reaches the floor
     awk -F'"top1":' -v floor="$2" '/"event":"eval"/ { split($2, v, ","); if (v[1] > top) top = v[1] }
         END { printf "  best top-1 %.2f, wanted %s\n", top, floor; exit !(top >= floor) }' "$1/log.jsonl"
@@ -33,8 +19,7 @@ falls() { # run: the mean training loss of the last quarter is below that of the
 
 if [ -n "${TEST_SMALL-}" ]; then
     skip "learning: too slow here"
-    echo "$passed passed, $failed failed, $skipped skipped"
-    exit 0
+    finish
 fi
 
 # No arguments: draws the pictures, trains, evaluates, leaves a run.
@@ -53,14 +38,14 @@ if [ -e "$weights" ] && [ -d "$shared/data/hymenoptera" ]; then
     "$binary" --data "$shared/data/hymenoptera" --weights "$weights" --out insects >log 2>&1
     check "fine-tuning DeiT-Tiny ends well" [ $? = 0 ]
     check "it reaches 95%" best insects 95
-    "$binary" --recipe "$root/recipes/finetune-deit-tiny.ini" --data "$shared/data/hymenoptera" \
+    "$binary" --recipe "$root/recipes/finetune_small.ini" --data "$shared/data/hymenoptera" \
         --weights "$weights" --out recipe --epochs 0.1 --val-data none >log 2>&1
     for key in opt momentum lr schedule clip weight-decay label-smoothing batch-size; do
         check "the recipe has the same $key" \
             [ "$(grep "^$key = " recipe/config.ini)" = "$(grep "^$key = " insects/config.ini)" ]
     done
     check "and the recipe's own length is six epochs too" \
-        sh -c "grep -q '^epochs = 6' '$root/recipes/finetune-deit-tiny.ini' && grep -q '^epochs = 6' insects/config.ini"
+        sh -c "grep -q '^epochs = 6' '$root/recipes/finetune_small.ini' && grep -q '^epochs = 6' insects/config.ini"
 else
     skip "no weights or no hymenoptera in $shared/data"
 fi
@@ -74,5 +59,4 @@ else
     skip "no cifar10 in $shared/data"
 fi
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed = 0 ]
+finish

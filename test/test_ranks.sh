@@ -1,39 +1,16 @@
 #!/bin/bash
 # Training by several processes on CPUs, which talk MPI: test/test_ranks.sh TRAIN_CPU [SHARED]
 # Ranks must have the bits of one process that computes their parts as micro-batches.
-program=$(realpath "$1")
-[ -x "$program" ] || { echo "FAIL no program $1"; echo "0 passed, 1 failed, 0 skipped"; exit 1; }
-tmp=$(mktemp -d) || exit 1
-trap 'rm -rf "$tmp"' EXIT
-cd "$tmp" || exit 1
-export XDG_CACHE_HOME=$tmp/cache
-# for mpirun without our own launcher: containers are root's, and ranks more than cores
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
+here=$(realpath "$(dirname "$0")") program=$(realpath "$1")
+. "$here/common.sh"
+need "$program"
 export ASAN_OPTIONS=${ASAN_OPTIONS:+$ASAN_OPTIONS:}detect_leaks=0 # MPI's own
-passed=0 failed=0 skipped=0
 
 tiny="--data fake --num-classes 4 --image-size 16 --patch-size 8 --width 32 --layers 2 --heads 2
       --mlp 64 --batch-size 8 --lr 0.001 --workers 1 --threads 1 --val-data none --log-every 1"
 dropped="--dropout 0.1 --attention-dropout 0.1 --drop-path 0.2 --label-smoothing 0.1 --clip 0.5
          --mixup 0.5 --cutmix 0.5 --mix-per sample --mix-group 2 --ema 0.9"
 
-pass() { passed=$((passed + 1)); }
-skip() { skipped=$((skipped + 1)); echo "SKIP $1"; }
-fail() {
-    failed=$((failed + 1))
-    echo "FAIL $1"
-    tail -n 12 log | sed 's/^/  | /'
-}
-check() { # name, command...
-    local name=$1
-    shift
-    if "$@"; then pass; else fail "$name"; fi
-}
-finish() {
-    echo "$passed passed, $failed failed, $skipped skipped"
-    [ $failed = 0 ]
-    exit
-}
 train() { # run directory, arguments...
     local out=$1
     shift
@@ -56,20 +33,7 @@ bad() { # name, status, pattern, command...
     shift 3
     timeout 60 env "$@" >log 2>&1
     rc=$?
-    check "$name: status $rc, not $status" [ $rc = "$status" ]
-    check "$name: says error and hint" \
-        sh -c "grep -q '^error: ' log && grep -q '^hint: ..' log && grep -qE -- '$pattern' log"
-}
-last() { echo "$1/$(cat "$1/latest")"; }
-same() { # name, run, run: the last checkpoints are the same bits
-    check "$1: weights" cmp -s "$(last "$2")/model.safetensors" "$(last "$3")/model.safetensors"
-    check "$1: state" cmp -s "$(last "$2")/train_state.safetensors" "$(last "$3")/train_state.safetensors"
-}
-descendants() { # process: those that run the program, below mpirun and its helpers
-    local p
-    for p in $(pgrep -P "$1"); do
-        if [ "$(readlink "/proc/$p/exe")" = "$program" ]; then echo "$p"; else descendants "$p"; fi
-    done
+    refused "$name" "$status" "$pattern"
 }
 background() { # run directory, arguments...: starts it, waits for its first step
     local out=$1
@@ -135,6 +99,9 @@ timeout 60 mpirun -n 2 "$program" $tiny $dropped --steps 4 --out by-hand >log 2>
 check "mpirun: status $?" grep -q '^done in' log
 same "mpirun and --ranks" ranks2 by-hand
 check "one rank speaks, in lines" sh -c "[ \$(grep -c '^step 4/4 ' log) = 1 ] && ! grep -q '\\[K' log"
+check "the note of a restart comes once" [ "$(grep -c '^note: OpenBLAS' log)" -le 1 ]
+timeout 60 mpirun -n 2 "$program" $tiny --lr 0 --steps 1 --out still >log 2>&1
+check "and what all warn of" [ "$(grep -c '^warning: --lr 0' log)" = 1 ]
 cores=$(nproc)
 share=$((cores / 2 > 0 ? cores / 2 : 1))
 timeout 60 "$program" $tiny --threads 0 --steps 1 --ranks 2 --out shared >log 2>&1
@@ -288,6 +255,34 @@ wait $pid 2>/dev/null
 cp log.orphans log
 check "no rank outlives the launcher" gone
 
+# Who is slower than the others is in the log: rank 1, whose matrix products take a millisecond more.
+cat >slow.c <<'END'
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+typedef void Product(int, int, int, int, int, int, float, const float *, int, const float *, int, float, float *, int);
+Product cblas_sgemm;
+void cblas_sgemm(int o, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda,
+                 const float *b, int ldb, float beta, float *c, int ldc)
+{
+    const char *rank = getenv("OMPI_COMM_WORLD_RANK"), *pmi = getenv("PMI_RANK");
+    rank = rank ? rank : pmi;
+    if (rank && strcmp(rank, "1") == 0)
+        usleep(1000);
+    ((Product *)dlsym(RTLD_NEXT, "cblas_sgemm"))(o, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+END
+if ${CC:-cc} -shared -fPIC -o slow.so slow.c -ldl 2>log; then
+    LD_PRELOAD=$tmp/slow.so train slow $tiny --ranks 3 --batch-size 12 --steps 20
+    sed -nE 's/.*"ms":([^,]*),.*"slowest":([^,]*),"slowest_by":([^}]*)}/\1 \2 \3/p' slow/log.jsonl |
+        awk '{ms[$2] += $1 * $3} END {print ms[0], ms[1], ms[2]; exit !(ms[1] > 50 && ms[1] > 3 * (ms[0] + ms[2]))}' >log
+    check "the slowest rank is in the log" [ "${PIPESTATUS[1]}" = 0 ]
+else
+    skip "no compiler for a library that is slow"
+fi
+
 # One rank alone fails: it meets more damage than is allowed.
 mkdir -p hurt/a hurt/b
 for i in $(seq 60); do
@@ -306,6 +301,10 @@ bad "mpirun within mpirun" 2 'mpi(run|exec) has started 1' mpirun -n 1 "$program
 bad "another's launcher" 1 'MPI calls it 0 of 1' MASTER_ADDR=127.0.0.1 VIT_PORT=29733 WORLD_SIZE=2 sh -c '
     RANK=1 LOCAL_RANK=1 "$0" "$@" >/dev/null 2>&1 &
     RANK=0 LOCAL_RANK=0 exec "$0" "$@"' "$program" $tiny --steps 1
+cp "$program" other && echo >>other
+# shellcheck disable=SC2086
+bad "two builds" 1 'refused rank 1.*: it is another build of this program' \
+    mpirun -n 1 "$program" $tiny --steps 1 : -n 1 ./other $tiny --steps 1
 bad "GPUs" 2 'ranks N' "$program" $tiny --gpus 2 --steps 1
 
 finish

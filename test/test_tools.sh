@@ -6,26 +6,9 @@ root=$(realpath "$(dirname "$0")/..")
 tool=$(realpath "$1")
 train=$(realpath "$2")
 shared=$(realpath -m "${3:-../shared}") # real pictures, where they are
-[ -x "$tool" ] && [ -x "$train" ] ||
-    { echo "FAIL no program $1 or $2"; echo "0 passed, 1 failed, 0 skipped"; exit 1; }
-tmp=$(mktemp -d) || exit 1
-trap 'umount "$tmp/small" 2>/dev/null; rm -rf "$tmp"' EXIT
-cd "$tmp" || exit 1
-export XDG_CACHE_HOME=$tmp/cache
-passed=0 failed=0 skipped=0
+. "$root/test/common.sh"
+need "$tool" "$train"
 
-pass() { passed=$((passed + 1)); }
-skip() { skipped=$((skipped + 1)); echo "SKIP $1"; }
-fail() { # name, then the log's end
-    failed=$((failed + 1))
-    echo "FAIL $1"
-    tail -n 8 log | sed 's/^/  | /'
-}
-check() { # name, command...
-    local name=$1
-    shift
-    if "$@"; then pass; else fail "$name"; fi
-}
 good() { # name, arguments...: must end with 0
     local name=$1
     shift
@@ -38,9 +21,7 @@ bad() { # name, status, pattern, arguments...
     shift 3
     "$tool" "$@" >log 2>&1
     rc=$?
-    check "$name: status $rc, not $status" [ $rc = "$status" ]
-    check "$name: says error and hint" \
-        sh -c "grep -q '^error: ' log && grep -q '^hint: ..' log && grep -qE -- '$pattern' log"
+    refused "$name" "$status" "$pattern"
 }
 says() { check "$1: says $2" grep -qE -- "$2" log; }
 cls() { tar xOf "$1" "$2.cls"; } # a label
@@ -61,7 +42,7 @@ find pics -type f | sort | xargs md5sum >before
 
 good "help" --help
 says "help" 'shard'
-for command in index shard show report; do
+for command in index plan shard show top report info import export; do
     good "$command --help" $command --help
     says "$command --help" "usage: ./vit $command"
 done
@@ -426,6 +407,115 @@ bad "too large a sheet" 2 'lower --count' show --data pics --model Ti/16 --image
 bad "odd group" 2 'groups of 4' show --data pics --out x.png --mixup 1 --mix-group 4 --batch-size 6
 bad "no place" 1 'nowhere/x.png' show --data pics --out nowhere/x.png
 
+# ---- top ----
+
+mkdir -p watched
+cat >watched/log.jsonl <<'END'
+{"event":"start","step":0,"steps":1000,"device":"Abacus","ranks":4,"hosts":"n1 n1 n2 n2","batch":64}
+{"event":"step","step":10,"epoch":0.1,"loss":4,"lr":0.001,"grad_norm":1,"ms":100,"images_per_s":640,"gflops":5,"wait":0.25,"comm_wait":0.125,"damaged":0,"memory":2e9,"skipped":0,"eta":99,"slowest":1,"slowest_by":0.5}
+{"event":"step","step":20,"epoch":0.2,"loss":3,"lr":0.001,"grad_norm":1,"ms":100,"images_per_s":640,"gflops":5,"wait":0.25,"comm_wait":0.125,"damaged":3,"memory":2e9,"skipped":0,"eta":98,"slowest":2,"slowest_by":0.25}
+{"event":"step","step":30,"epoch":0.3,"loss":2,"lr":0.001,"grad_norm":null,"ms":100,"images_per_s":640,"gflops":5,"wait":0.25,"comm_wait":0.125,"damaged":3,"memory":2e9,"skipped":1,"eta":3970,"slowest":2,"slowest_by":0.5}
+{"event":"eval","step":20,"top1":70,"top5":90,"loss":1}
+{"event":"eval","step":30,"top1":60,"top5":90,"loss":1}
+{"event":"save","step":30,"seconds":1}
+half of a li
+END
+printf '{"event":"step","step":31,"epo' >>watched/log.jsonl # is being written
+touch -d '5 minutes ago' watched/latest watched/log.jsonl
+LC_ALL=C good "top" top watched
+for line in 'step +30 of 1000 \(3.0%\), epoch 0.30, 1h06m left; nothing was said since 5m0.s ago' 'loss +2.0000 +#=_$' \
+    'waiting +25% for data, 12% for other ranks' 'memory +2.00 GB' 'damaged +3 images; 1 steps left out' \
+    'slowest +rank 2 \(n2\) of 4 in 2 of the last 3 reports, by 37.5% of a step' \
+    'eval +top-1 60.00% at step 30; best 70.00% at step 20' 'saved +step 30, 5m0.s ago' '1 lines .* make no sense'; do
+    says "top" "$line"
+done
+LC_ALL=C.UTF-8 good "top, with blocks" top watched
+says "top" '█▄▁'
+check "no line moves the cursor" sh -c "! grep -q '$(printf '\033')' log"
+echo 'ch":1,"loss":1}' >>watched/log.jsonl
+echo '{"event":"end","step":31,"seconds":9}' >>watched/log.jsonl
+good "top of a run that has ended" top watched
+says "top" 'step +31 of 1000, .*the run has ended'
+bad "no run" 2 'which run' top
+bad "no such run" 1 'nowhere/log.jsonl' top nowhere
+bad "two runs" 2 'no such flag' top watched watched
+mkdir -p alien && echo '{"loss":1}' >alien/log.jsonl
+bad "another program's log" 1 'has no run in it' top alien
+
+# On a terminal: a run that goes on, until q; then one that ends.
+live="--data fake --num-classes 4 --image-size 16 --patch-size 8 --width 16 --layers 1 --heads 1 --mlp 16
+      --batch-size 8 --threads 1 --workers 1 --val-data none --log-every 10"
+# shellcheck disable=SC2086
+"$train" $live --steps 100000000 --save-every 100 --out live >/dev/null 2>&1 &
+pid=$!
+for _ in $(seq 100); do grep -qs '"event":"save"' live/log.jsonl && break; sleep 0.1; done
+(sleep 2.5; printf q) | TERM=xterm timeout 20 script -qec "stty cols 100; '$tool' top live" /dev/null >log
+check "top in a terminal ends with q" [ "${PIPESTATUS[1]}" = 0 ]
+check "has drawn several screens" [ "$(grep -c "$(printf '\033\\[H')" log)" -ge 2 ]
+check "which differ" [ "$(grep -ao 'step  *[0-9]* of' log | sort -u | wc -l)" -ge 2 ]
+check "and puts the terminal back" grep -q "$(printf '\033\\[?25h\033\\[?1049l')" log
+(sleep 1; kill -TERM $pid) &
+TERM=xterm timeout 20 script -qec "'$tool' top live" /dev/null >log </dev/null
+check "top ends with the run (status $?)" grep -q 'the run has ended' log
+wait $pid
+
+# ---- weights in and out ----
+
+weights=$root/test/weights
+eval_of() { # weights: the last line of their evaluation
+    "$train" eval --weights "$1" --data fake --threads 1 2>log | tail -n 1
+}
+good "info of a hub's folder" info "$weights/timm-hub"
+says "what it is" "timm's names, config.json"
+says "its settings" 'heads 2'
+says "its classes" 'ant, bee, cat, dog, ... \(5\)'
+good "info with all tensors" info "$weights/hf-clip" --tensors
+says "a tensor" 'blocks.1.attn.qkv.weight +F32 +\[24, 8\]'
+good "info as JSON" info --json "$weights/map.safetensors" --heads 2
+says "pooling" '"pool":[[:space:]]*"map"'
+says "what is assumed" '"eps":[[:space:]]*"eps 1e-06'
+check "heads are no longer assumed" sh -c "! grep -q '1 head' log"
+"$train" --data fake --steps 2 --out trained --num-classes 4 --image-size 16 --patch-size 8 --width 32 --layers 1 \
+    --heads 2 --mlp 64 --batch-size 4 --threads 1 --ema 0.9 --crop stretch >log 2>&1 || fail "a run"
+good "info of a run" info trained
+says "how far it is" 'step 2'
+says "whose weights" 'averaged weights'
+says "its images" 'crop stretch'
+for format in timm hf npz onnx; do
+    out=out-$format
+    [ $format = npz ] && out=out.npz
+    [ $format = onnx ] && out=out.onnx
+    good "a run to $format" export --format $format trained $out
+    says "whose weights" 'the averaged weights of a run'
+done
+check "a hub's folder" [ -s out-timm/config.json ]
+check "transformers' folder" [ -s out-hf/preprocessor_config.json ]
+want=$(eval_of trained)
+check "the run is evaluated" grep -q '^top1 .* images 256$' <<<"$want"
+check "timm's folder is the run" [ "$(eval_of out-timm)" = "$want" ]
+check "transformers' folder is the run" [ "$(eval_of out-hf)" = "$want" ]
+good "npz to ours" import out.npz imported --heads 2 --mean-r 0.485
+check "Google's file is the run" [ "$(eval_of imported)" = "$want" ]
+good "weights beside the graph" export --format onnx --external-data --normalise trained out.onnx
+says "where they are" 'out.onnx.data'
+check "they are there" [ "$(wc -c <out.onnx.data)" -gt 50000 ]
+good "a backbone to ours" import "$weights/hf-dinov2" backbone.safetensors
+good "is one" info backbone.safetensors
+says "no classes" 'classes 0'
+"$train" --data fake --weights backbone.safetensors --steps 1 --num-classes 4 --batch-size 4 --threads 1 \
+    --out tuned >log 2>&1
+check "and can be fine-tuned" grep -q 'the head is new, for 4 classes' log
+bad "what transformers has not" 1 'no norms of queries and keys' export --format hf "$weights/qk-norm.safetensors" x
+bad "what Google has not" 1 'do not have layer scale' export --format npz "$weights/deit3.safetensors" x
+bad "an unknown form" 2 'did you mean --format onnx' export --format onx run x
+bad "no form" 2 '--format is missing' export trained x
+bad "no file" 2 'no file was given' info --json
+bad "no such file" 1 '/nowhere' info /nowhere
+bad "no such flag" 2 'did you mean --tensors' info trained --tensor
+bad "no OUT" 2 'takes IN and OUT' import trained
+bad "heads that do not fit" 2 'do not divide' import "$weights/map.safetensors" x --heads 3
+bad "npz with a normalisation" 2 'for onnx alone' export --format npz --normalise trained x
+
 # ---- report ----
 
 mkdir made
@@ -458,5 +548,4 @@ bad "report of nothing" 2 'no run was named' report
 bad "report of a folder that is no run" 1 'pics holds no log.jsonl' report pics
 bad "report that cannot be written" 1 'nowhere/page.html' report made --out nowhere/page.html
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed = 0 ]
+finish

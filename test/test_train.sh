@@ -4,28 +4,13 @@
 # Every error must say `error:` and `hint:`, with the right exit status and without a crash.
 binary=$(realpath "$1") here=$(realpath "$(dirname "$0")")
 shared=$(realpath -m "${2:-../shared}")
-[ -x "$binary" ] || { echo "FAIL no program $1"; echo "0 passed, 1 failed, 0 skipped"; exit 1; }
-tmp=$(mktemp -d) || exit 1
-trap 'umount "$tmp/small" 2>/dev/null; rm -rf "$tmp"' EXIT
-cd "$tmp" || exit 1
-passed=0 failed=0 skipped=0
+. "$here/common.sh"
+need "$binary"
 
 tiny="--image-size 16 --patch-size 8 --width 32 --layers 2 --heads 2 --mlp 64 --batch-size 16
       --threads 1 --lr 0.001"
 fake="--data fake --num-classes 4 $tiny"
 
-pass() { passed=$((passed + 1)); }
-skip() { skipped=$((skipped + 1)); echo "SKIP $1"; }
-fail() { # name, then the log's end
-    failed=$((failed + 1))
-    echo "FAIL $1"
-    tail -n 8 log | sed 's/^/  | /'
-}
-check() { # name, command...
-    local name=$1
-    shift
-    if "$@"; then pass; else fail "$name"; fi
-}
 # Run the program, output to ./log; the exit status is in $rc.
 vit() {
     "$binary" "$@" >log 2>&1
@@ -41,16 +26,7 @@ bad() { # name, status, pattern, arguments...
     local name=$1 status=$2 pattern=$3
     shift 3
     vit "$@"
-    check "$name: status $rc, not $status" [ $rc = "$status" ]
-    check "$name: says error and hint" \
-        sh -c "grep -q '^error: ' log && grep -q '^hint: ..' log && grep -qE -- '$pattern' log"
-}
-last() { # the newest checkpoint of a run
-    echo "$1/$(cat "$1/latest")"
-}
-same() { # name, run, run: the last checkpoints are the same bits
-    check "$1: weights" cmp -s "$(last "$2")/model.safetensors" "$(last "$3")/model.safetensors"
-    check "$1: state" cmp -s "$(last "$2")/train_state.safetensors" "$(last "$3")/train_state.safetensors"
+    refused "$name" "$status" "$pattern"
 }
 field() { # run, name: of each line of its log that has it
     sed -nE 's/.*"'"$2"'":([^,}]*)[,}].*/\1/p' "$1/log.jsonl"
@@ -78,6 +54,8 @@ bad "a link in a circle" 1 'circle: symbolic links that lead in a circle' --data
 bad "weights that are one" 1 'circle: symbolic links that lead in a circle' eval circle
 bad "unknown flag" 2 'did you mean --width' --widht 3
 bad "unknown command" 2 'did you mean train' trian
+bad "a command that is a flag" 2 'train, eval, predict or bench; --help' help
+bad "a flag at the end" 2 'hint: peak learning rate' --lr
 bad "bad number" 2 'lr: .fast.' --lr fast
 bad "out of range" 2 'batch-size' --batch-size -4
 bad "heads do not divide the width" 2 '5 heads.* 32' $fake --heads 5
@@ -142,6 +120,18 @@ bad "no run at all" 1 'holds no run' --resume runs/one/sub
 good "an epoch that is over" --resume run --epochs 0.001
 check "is said without a plan" sh -c "grep -q 'at step 20, epoch 0.21, already' log && ! grep -q ^plan log"
 
+# ---- a terminal that is made narrower ----
+
+for kind in cut fold; do
+    if ! python3 -c 'import pty, termios' 2>/dev/null; then
+        skip "no Python to play a terminal"
+        continue
+    fi
+    timeout 300 python3 "$here/terminal.py" $kind "$binary" $fake --steps 100000000 --eval-every 100000000 \
+        --out on-$kind >log 2>&1
+    check "a terminal that ${kind}s its lines (status $?): one bar, all else stays" test ! -s log
+done
+
 # ---- bits ----
 
 full="$fake --threads 2 --steps 24 --dropout 0.1 --attention-dropout 0.1 --drop-path 0.2 --ema 0.9
@@ -165,6 +155,19 @@ average=$(top1)
 cp "$(cat a/best | sed 's,^,a/,')/model.safetensors" exported.safetensors
 good "the average, copied" eval --data fake --weights exported.safetensors
 check "is what was evaluated" [ "$(top1)" = "$average" ]
+check "and it says so" grep -q '^ *averaged weights$' log
+good "the average, copied, without it" eval --data fake --weights exported.safetensors --no-ema
+check "says that there is nothing else" grep -q 'averaged weights: those of the last step are not with them' log
+for from in a exported.safetensors; do
+    for how in "" --no-ema "--ema 0.9"; do
+        good "training on from $from $how" $fake --weights $from $how --steps 1 --val-data none --out from
+        check "says which weights it has" [ "$(grep -c '^ *averaged weights$' log)" = 1 ]
+        rm -r from
+    done
+done
+good "a run without an average" $fake --weights "$(last run)/model.safetensors" --no-ema --steps 1 --out from
+check "has nothing to say" sh -c "! grep -q 'averaged' log"
+rm -r from
 good "the weights of the last step" eval --weights a --no-ema
 check "are others" [ "$(top1)" != "$average" ]
 check "and it says so" grep -q 'not their average' log
@@ -312,6 +315,25 @@ check "a second signal: status $rc" [ $rc -ge 128 ]
 
 good "shapes are drawn" --data shapes $tiny --steps 2 --out drawn
 shapes=data/shapes-16
+check "where it says, and how it would be elsewhere" \
+    grep -q "drawing 6000 images into $shapes (--data shapes:DIR" log
+mkdir -p elsewhere && cd elsewhere || exit 1
+good "evaluated from another directory" eval ../drawn
+check "they are not drawn again" [ "$(ls)" = log ]
+cd .. || exit 1
+rm elsewhere/log
+good "shapes elsewhere" --data shapes:elsewhere/own $tiny --steps 1 --val-data none --out drawn2
+check "are there" test -e elsewhere/own/shapes-16/train
+check "and in config.ini" grep -q "^data = shapes:$tmp/elsewhere/own$" drawn2/config.ini
+bad "shapes nowhere" 1 'follows the colon: shapes:DIR' --data shapes: $tiny
+mkdir shapes && touch elsewhere/data
+good "a folder of that name" --data shapes $tiny --steps 1 --val-data none --out drawn3
+check "is not what is taken, which it says" grep -q '^warning: shapes is made .* --data ./shapes$' log
+rmdir shapes && cd elsewhere || exit 1
+bad "shapes where nothing can be written" 1 '--data shapes:DIR and --out DIR' --data shapes $tiny
+cd .. || exit 1
+mv elsewhere/log log
+rm -r elsewhere
 folder="--data folder $tiny --steps 20 --num-classes 2"
 mkdir -p folder/train/x folder/train/y folder/val/x folder/val/y
 i=0
@@ -390,7 +412,7 @@ done
 bad "predict without such a file" 1 'none.jpg' predict --weights one none.jpg
 
 victim=$(find folder/train/x -type f | sort | head -n 1)
-head -c 100 "$victim" >cut && mv cut "$victim"
+head -c 100 "$victim" >less && mv less "$victim"
 good "a damaged image" $folder --out damaged
 check "is counted and named" sh -c "grep -q 'damaged' log && grep -q '$(basename "$victim")' log"
 check "and logged" [ "$(field damaged damaged | tail -n 1)" = 1 ]
@@ -443,9 +465,16 @@ x=$(tail -n 1 log | cut -d' ' -f2)
 good "eval on all" eval --weights one --data folder/val
 check "the parts' mean is the whole" awk -v x="$x" -v y="$y" -v all="$(tail -n 1 log | cut -d' ' -f2)" \
     'BEGIN { exit !((x + y) / 2 == all) }'
-good "no learning rate" $fake --lr 0 --lr-floor 0 --steps 1 --batch-size 1300 --out still
-check "is said, and a batch beyond the epoch" \
-    sh -c "grep -q 'nothing will be learned' log && grep -q '1300 images and an epoch has 1280' log"
+good "no learning rate" $fake --lr 0 --lr-floor 0 --steps 1 --out still
+check "is said" grep -q 'nothing will be learned' log
+for length in "--steps 2" "--epochs 3"; do
+    good "a batch beyond the epoch, $length" $fake --data fake:20 --batch-size 50 $length --val-data none --out beyond
+    check "is said once, and what it means" \
+        [ "$(grep -cE '^warning: .* 50 images, and there are 20 to train on: .* 2.5 times; lower --batch-size' log)" = 1 ]
+    rm -r beyond
+done
+good "a batch of the whole epoch" $fake --data fake:20 --batch-size 20 --steps 2 --val-data none --out whole
+check "needs no warning" sh -c "! grep -q ^warning log"
 good "a run evaluated on the training images" $folder --val-data folder/train --out onfolder
 good "eval takes --data, not the run's --val-data" eval --weights onfolder --data folder
 check "and says so" grep -q 'data      folder:' log
@@ -508,6 +537,72 @@ good "so does evaluation, of the average too" eval --data fake:64 --weights resi
 check "as the run did" grep -q 'from 4x6 to 6x6 patches (google)' log
 check "is the average" grep -q 'averaged weights' log
 
+# ---- bench ----
+
+cat >specs.ini <<'END'
+# for all
+image-size = 16
+patch-size = 8
+width = 32
+layers = 1
+heads = 2
+mlp = 64
+num-classes = 4
+batch-size = 4
+threads = 1
+steps = 10
+
+[plain]
+published = 50
+on = an abacus
+source = nobody
+
+[micro]
+micro-batch = 1
+baseline = plain
+
+[loader]
+data = fake
+
+[wrong]
+batch-size = 5
+micro-batch = 2
+END
+good "bench" bench --data fake:resident $tiny --steps 3 --json one.json
+check "says speed and spread" grep -qE '^training +[0-9.]+ images/s .* per step of 16 .*\+-[0-9.]+%' log
+check "in JSON too" grep -q '^{"event":"bench","device":.*"batch":16,.*"data":"fake:resident","images_per_s":' one.json
+"$binary" bench --spec specs.ini --json all.json >table 2>log
+rc=$?
+check "bench of many, of which one fails: status $rc" [ $rc = 1 ]
+check "a row each" [ "$(grep -c '^| ' table)" = 5 ]
+check "beside what was published" grep -qE '^\| plain \| 1 \| 4 \| .* \| 50.0 on an abacus: ours is [0-9.]+ of it \|$' table
+key() { sed -nE 's/.*"name":"'"$1"'".*"'"$2"'":([0-9.e+-]+).*/\1/p' all.json; } # configuration, name
+check "efficiency is images/s against the baseline's" awk -v e="$(key micro efficiency)" \
+    -v a="$(key micro images_per_s)" -v b="$(key plain images_per_s)" \
+    'BEGIN {exit !(e > 0 && (e - a / b) ^ 2 < 1e-10)}'
+check "why one failed" grep -q '^| wrong .*2 images at a time, of 5 on each rank |$' table
+check "a JSON line for each of the others" [ "$(grep -c '"name":"\(plain\|micro\|loader\)"' all.json)$(wc -l <all.json)" = 33 ]
+check "with the loader" grep -q '"name":"loader".*"data":"fake",' all.json
+good "one of them" bench --spec specs.ini --only micro --steps 2
+check "computes as it says" grep -q '; 1 images at a time' log
+check "flags win" grep -q 'per step of 4' log
+bad "none of them" 2 'did you mean micro' bench --spec specs.ini --only mikro
+bad "no file" 2 'none.ini' bench --spec none.ini
+bad "one of no file" 2 'of which file' bench --only micro
+bad "a spec to train" 2 'are bench.s' --spec specs.ini
+for wrong in 'heits = 3:did you mean heads' 'published = many:not a positive number' 'baseline = top:there is no .top' \
+    '[plain]\nlr = 1:is there already' '[]\nlr = 1:has no name'; do
+    { cat specs.ini && printf '%b\n' "${wrong%%:*}"; } >wrong.ini
+    bad "in a spec: ${wrong%%:*}" 2 "${wrong#*:}" bench --spec wrong.ini
+    check "says where: ${wrong%%:*}" grep -qE 'wrong.ini:[0-9]+: |\[wrong\]' log
+done
+: >empty.ini
+bad "an empty spec" 2 'has no configuration' bench --spec empty.ini
+for spec in "$here"/../bench/specs*.ini; do # nothing of it is computed
+    RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=29000 "$binary" bench --spec "$spec" >log 2>&1
+    check "$(basename "$spec") can be read" grep -q 'name one of them' log
+done
+
 # ---- real weights, real images ----
 
 deit=$shared/data/weights/deit_tiny_patch16_224.safetensors
@@ -535,5 +630,4 @@ else
     skip "no weights and images in $shared/data"
 fi
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed = 0 ]
+finish

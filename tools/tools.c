@@ -106,8 +106,9 @@ static const Command command_index = {
     .run = run_index,
 };
 
-static const Command *const commands[] = {&command_index, &command_shard, &command_show,
-                                          &command_report};
+static const Command *const commands[] = {&command_info,  &command_import, &command_export,
+                                          &command_index, &command_plan,   &command_shard,
+                                          &command_show,  &command_top,    &command_report};
 
 static NORETURN void list_commands(void)
 {

@@ -1,12 +1,10 @@
-/* eval.c - accuracy over a data set, and the speed of both passes.
+/* eval.c - accuracy over a data set.
  *
- * Read in this order: evaluate, bench.
- *
- * evaluate() serves the eval command and the training loop. The bench command times steps without
- * data; how far that is from what the machine's matrix product allows is measured by bench/bench.c.
+ * evaluate() serves the eval command and the training loop.
  */
 #include "train/eval.h"
 
+#include "train/flip.h"
 #include "train/hosts.h"
 #include "train/page.h"
 #include "train/parallel.h"
@@ -30,20 +28,42 @@ typedef struct {
     real *logits; /* [micro, K] */
 } Judged;
 
-/* Waits for the batch. Of the ranks that have the same logits, one speaks. */
-static void take_outcomes(const Session *s, Judged *j)
+/* Of the batch's logits, and stats [n, 3] as the loss op has them. Of the ranks that have the same
+ * logits, one speaks. */
+static void add_outcomes(const Session *s, Judged *j, const real *stats)
 {
     const Config *c = &s->config;
     int n = j->n, K = c->classes;
     j->n = 0;
-    if (n == 0 || !split_speaks(&s->split))
-        return;
-    const StepResult *r = vit_result(s->m, 0);
-    vit_read_act(s->m, s->m->now->logits, 0, (long)n * K, j->logits);
 #pragma omp parallel for
     for (int i = 0; i < n; i++)
         j->all[j->first + i] = outcome_of(j->logits + (size_t)i * (size_t)K, K,
-                                          c->loss == LOSS_SIGMOID, j->labels[i], r->stats + 3 * i);
+                                          c->loss == LOSS_SIGMOID, j->labels[i], stats + 3 * i);
+}
+
+/* Waits for the batch, where one is being computed. */
+static void take_outcomes(const Session *s, Judged *j)
+{
+    if (!split_speaks(&s->split))
+        j->n = 0;
+    if (j->n == 0)
+        return;
+    const StepResult *r = vit_result(s->m, 0);
+    vit_read_act(s->m, s->m->now->logits, 0, (long)j->n * s->config.classes, j->logits);
+    add_outcomes(s, j, r->stats);
+}
+
+/* --tta flip: the batch of n images that was computed last, together with its mirror images. */
+static void take_flipped(Session *s, Judged *j, const uint8_t *images, const real *targets)
+{
+    int n = j->n ? j->n : 1; /* one of no matter */
+    real *stats = xcalloc(3 * (size_t)n, sizeof *stats);
+    flip_logits(s, n, images, targets, j->logits);
+    if (!split_speaks(&s->split))
+        j->n = 0;
+    flip_stats(&s->config, j->n, j->logits, j->labels, stats);
+    add_outcomes(s, j, stats);
+    free(stats);
 }
 
 /* Labels of a batch, where other ranks have read it: from the targets that came with it. */
@@ -122,7 +142,8 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
         hosts_at("evaluating", s->state.step);
         if (b)
             soft_targets(targets, b->labels, b->n, K, 0, NULL, 0);
-        vit_set_batch(s->m, n ? n : 1, b ? b->images : none, true, reads ? targets : NULL, NULL);
+        const uint8_t *images = b ? b->images : none;
+        vit_set_batch(s->m, n ? n : 1, images, true, reads ? targets : NULL, NULL);
         take_outcomes(s, &j);
         vit_evaluate(s->m);
         j.n = n;
@@ -131,6 +152,8 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
             memcpy(j.labels, b->labels, (size_t)n * sizeof *j.labels);
         else if (asks && n)
             read_labels(s, j.labels, n);
+        if (s->o.tta)
+            take_flipped(s, &j, reads ? images : NULL, reads ? targets : NULL);
         done += n;
         report_progress("evaluating", (long)(done * dp->ranks), count,
                         done * dp->ranks / (now() - from));
@@ -204,122 +227,5 @@ int command_eval(Session *s)
            (double)m->images / v.seconds);
     printf("top1 %.2f top5 %.2f loss %.4f images %ld\n", m->top1, m->top5, m->loss, m->images);
     evaluation_free(&v);
-    return 0;
-}
-
-/* ---- bench ---- */
-
-static int ascending(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-/* The same images again and again. */
-typedef struct {
-    Session *s;
-    uint8_t *images;
-    real *targets;
-    int micros; /* of this rank in a step */
-    bool sent;  /* they are on the device */
-} Bench;
-
-static void bench_micro(void *arg, int micro, bool backward)
-{
-    Bench *b = arg;
-    Session *s = b->s;
-    bool last = micro == b->micros - 1;
-    alive();
-    if (backward) {
-        vit_micro_backward(s->m, micro, last);
-        return;
-    }
-    if (!b->sent || b->micros > 1)
-        vit_set_batch(s->m, s->micro, b->images, true, b->targets, NULL);
-    b->sent = true;
-    vit_micro_forward(s->m, 0, (int)s->o.batch_size);
-}
-
-static void bench_step(Bench *b, int step, bool training)
-{
-    Session *s = b->s;
-    if (training) {
-        vit_begin_step(s->m, (uint32_t)step, 1e-4, 1);
-        run_schedule(&s->split, b->micros, bench_micro, b);
-        vit_update(s->m);
-        return;
-    }
-    if (!b->sent)
-        vit_set_batch(s->m, s->micro, b->images, true, b->targets, NULL);
-    b->sent = true;
-    vit_evaluate(s->m);
-}
-
-/* Median seconds of a step out of `repeat`, on images that are on the device already where a step
- * has one micro-batch. A device that computes by itself is given each step while it is at the one
- * before. */
-static double time_steps(Session *s, int repeat, bool training)
-{
-    enum { WARM = 4 }; /* memory is touched, algorithms are chosen, graphs recorded */
-    int B = s->micro, lag = s->be->asynchronous ? 1 : 0;
-    size_t bytes = vit_image_bytes(&s->config, true), K = (size_t)s->config.classes;
-    int *labels = xcalloc((size_t)B, sizeof *labels);
-    Bench b = {.s = s,
-               .images = xmalloc(bytes * (size_t)B),
-               .targets = xcalloc(K * (size_t)B, sizeof *b.targets),
-               .micros = (int)s->o.batch_size / s->split.dp.ranks / B};
-    double *took = xcalloc((size_t)repeat, sizeof *took), from = now();
-    Ticket done[2] = {0, 0};
-    for (size_t i = 0; i < bytes * (size_t)B; i++)
-        b.images[i] = (uint8_t)(philox(1, (uint32_t)i, (uint32_t)(i >> 32), 0, 0).v[0]);
-    for (int i = 0; i < B; i++)
-        labels[i] = i % s->config.classes;
-    soft_targets(b.targets, labels, B, s->config.classes, 0.1, NULL, 0);
-    for (int i = 0; i < WARM + repeat; i++) {
-        bench_step(&b, i, training);
-        done[i % 2] = s->be->mark();
-        s->be->wait(done[(i + lag) % 2]); /* the one before, with a lag */
-        if (i >= WARM)
-            took[i - WARM] = now() - from;
-        from = now();
-        report_progress(training ? "training" : "inference", i + 1, WARM + repeat, 0);
-    }
-    report_clear();
-    qsort(took, (size_t)repeat, sizeof *took, ascending);
-    double median = took[repeat / 2];
-    free(b.images);
-    free(labels);
-    free(b.targets);
-    free(took);
-    return median;
-}
-
-/* `flop` is that of one image, `peak` the device's in a second (0: not known). */
-static void print_rate(const char *what, double seconds, int B, double flop, double peak)
-{
-    printf("%-10s %8.2f images/s  %8.2f ms per step of %d  %7.1f GFLOP/s", what, B / seconds,
-           1000 * seconds, B, B * flop / seconds / 1e9);
-    if (peak > 0)
-        printf("  MFU %.1f%%", 100 * B * flop / seconds / peak);
-    printf("\n");
-    fflush(stdout);
-}
-
-/* Two models one after the other: a plan for training holds more than inference needs. */
-int command_bench(Session *s)
-{
-    if (!options_given(&s->o, "batch-size"))
-        s->o.batch_size = s->be->asynchronous ? 256 : 8;
-    int repeat = s->be->asynchronous ? 30 : 5;
-    if (s->o.steps)
-        repeat = (int)s->o.steps;
-    double forward = vit_forward_flops(&s->config);
-    setup_model(s, true);
-    double peak = s->be->peak_flops() * s->world.ranks;
-    print_rate("training", time_steps(s, repeat, true), (int)s->o.batch_size, 3 * forward, peak);
-    vit_free(s->m);
-    setup_model(s, false);
-    print_rate("inference", time_steps(s, repeat, false), s->micro * s->split.dp.ranks, forward,
-               peak);
     return 0;
 }

@@ -16,4 +16,3 @@ void evaluation_free(Evaluation *v);
 
 /* The commands: a session with its config in, the program's exit status out. */
 int command_eval(Session *s);
-int command_bench(Session *s);

@@ -14,6 +14,7 @@
 static const char *const train_flags[] = {"what to train on, and from:",
                                           "data",
                                           "val-data",
+                                          "val-fraction",
                                           "weights",
                                           "model",
                                           "image-size",
@@ -27,6 +28,10 @@ static const char *const train_flags[] = {"what to train on, and from:",
                                           "warmup-steps",
                                           "opt",
                                           "weight-decay",
+                                          "layer-decay",
+                                          "freeze",
+                                          "class-weights",
+                                          "patience",
                                           "seed",
                                           "against overfitting:",
                                           "mixup",
@@ -48,15 +53,15 @@ static const char *const train_flags[] = {"what to train on, and from:",
                                           "log-every",
                                           NULL};
 static const char *const eval_flags[] = {
-    "what to evaluate:", "weights", "data", "val-data",  "classes", "ema", "out", "how:",
-    "batch-size",        "resize",  "crop", "precision", "threads", NULL};
+    "what to evaluate:", "weights", "data", "val-data", "classes",   "ema",     "out", "how:",
+    "batch-size",        "resize",  "crop", "tta",      "precision", "threads", NULL};
 static const char *const predict_flags[] = {
-    "what to predict:", "weights",  "classes",   "topk",    "ema",        "what comes out:",
-    "format",           "features", "attention", "how:",    "batch-size", "workers",
-    "resize",           "crop",     "precision", "threads", NULL};
-static const char *const bench_flags[] = {"what to time:", "model",     "image-size", "batch-size",
-                                          "steps",         "precision", "threads",    "gpus",
-                                          "ranks",         NULL};
+    "what to predict:", "weights",  "classes",   "topk", "ema",        "what comes out:",
+    "format",           "features", "attention", "how:", "batch-size", "workers",
+    "resize",           "crop",     "tta",       "precision", "threads", NULL};
+static const char *const bench_flags[] = {
+    "what to time:", "model", "image-size", "batch-size", "steps", "precision", "threads",
+    "gpus",          "ranks", "data",       "spec",       "only",  "json",      NULL};
 
 static const struct {
     const char *name, *usage, *what;
@@ -77,7 +82,10 @@ static const struct {
      "line that says so; the others\nare predicted, and the exit status is 1 at the end.\n",
      predict_flags},
     {"bench", "bench [--model B/16] [--flag value ...]",
-     "Times training and inference steps without data.\n", bench_flags},
+     "Times training and inference steps: on images that are on the device already (--data "
+     "fake:resident),\nor that come from any --data as in training. --spec FILE times each of its "
+     "configurations.\n",
+     bench_flags},
 };
 
 static void print_common(FILE *f, const char *const *flags)

@@ -41,7 +41,7 @@
 #define HELLO_MAGIC   0x7669742e63a1b201u
 #define WELCOME_MAGIC 0x7669742e63a1b202u
 #define MESSAGE_MAGIC 0x76a1b203u
-#define PROTOCOL      2u
+#define PROTOCOL      3u
 
 /* Seconds between the news that all must end and this process's end. A main thread that is about to
  * fail for a reason of its own says the better one; and since some launchers kill all when one has
@@ -162,11 +162,7 @@ static bool send_message(Peer *p, int kind, uint64_t count, const void *data, si
  * that was interrupted while it did. */
 static bool may_send(Peer *p, double seconds)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_nsec += (long)(seconds * 1e9);
-    until.tv_sec += until.tv_nsec / 1000000000;
-    until.tv_nsec %= 1000000000;
+    struct timespec until = deadline(CLOCK_REALTIME, seconds);
     return pthread_mutex_timedlock(&p->sending, &until) == 0;
 }
 
@@ -607,12 +603,12 @@ static void *watch(void *arg)
 /* ---- coming together ---- */
 
 typedef struct {
-    uint64_t magic, key;
+    uint64_t magic, key, build;
     uint32_t version, ranks, rank, zero;
     char host[64];
 } Hello;
 
-enum { ADMITTED, OTHER_VERSION, OTHER_JOB, OTHER_SIZE, NO_SUCH_RANK, TWICE };
+enum { ADMITTED, OTHER_VERSION, OTHER_JOB, OTHER_SIZE, NO_SUCH_RANK, TWICE, OTHER_BUILD };
 static const char *const refusals[] = {
     NULL,
     "it is another version of this program",
@@ -620,7 +616,11 @@ static const char *const refusals[] = {
     "it counts another number of ranks",
     "there is no such rank",
     "that rank is here already",
+    "it is another build of this program",
 };
+
+static const char build_hint[] =
+    "start the same file on every machine (cmp, or md5sum): build it once, and copy it";
 
 typedef struct {
     uint64_t magic;
@@ -685,12 +685,14 @@ typedef struct {
 } Guest;
 
 /* Whether who introduces itself so may come in. */
-static int refusal_of(const Hello *h, uint64_t key)
+static int refusal_of(const Hello *h, const Place *place)
 {
     if (h->version != PROTOCOL)
         return OTHER_VERSION;
-    if (h->key != key)
+    if (h->key != place->key)
         return OTHER_JOB;
+    if (h->build != place->build)
+        return OTHER_BUILD;
     if (h->ranks != (uint32_t)net.world.ranks)
         return OTHER_SIZE;
     if (h->rank == 0 || h->rank >= h->ranks)
@@ -698,9 +700,19 @@ static int refusal_of(const Hello *h, uint64_t key)
     return net.peer[h->rank - 1].fd >= 0 ? TWICE : ADMITTED;
 }
 
+/* A rank of this job that can be none ends all. */
+static void refuse_all(const Hello *h)
+{
+    char what[160];
+    snprintf(what, sizeof what, "refused rank %u (%s): %s", h->rank, h->host,
+             refusals[OTHER_BUILD]);
+    end_all(what, build_hint, true, true);
+    end_here();
+}
+
 /* Reads on; true when nothing more is to be done with this guest. Those who do not speak as we do
  * are strangers, or not for long: they are not answered. */
-static bool greet(Guest *g, uint64_t key, int *come)
+static bool greet(Guest *g, const Place *place, int *come)
 {
     ssize_t n = recv(g->fd, (char *)&g->hello + g->got, sizeof g->hello - g->got, MSG_DONTWAIT);
     if (n > 0)
@@ -714,11 +726,13 @@ static bool greet(Guest *g, uint64_t key, int *come)
         return true;
     }
     Hello *h = &g->hello;
-    Welcome w = {WELCOME_MAGIC, (uint32_t)refusal_of(h, key), (uint32_t)net.world.ranks, ""};
+    Welcome w = {WELCOME_MAGIC, (uint32_t)refusal_of(h, place), (uint32_t)net.world.ranks, ""};
     gethostname(w.host, sizeof w.host - 1);
     h->host[sizeof h->host - 1] = 0;
     set_up_socket(g->fd);
     if (!send_bytes(g->fd, &w, sizeof w) || w.refusal != ADMITTED) {
+        if (w.refusal == OTHER_BUILD) /* no better one will come */
+            refuse_all(h);
         if (w.refusal != ADMITTED && w.refusal != OTHER_JOB)
             warn("refused rank %u (%s): %s", h->rank, h->host, refusals[w.refusal]);
         close(g->fd);
@@ -762,7 +776,7 @@ static void gather(const Place *place, double until)
         if (must_end())
             end_here();
         for (int i = guests - 1; i >= 0; i--)
-            if (greet(&guest[i], place->key, &come))
+            if (greet(&guest[i], place, &come))
                 guest[i] = guest[--guests];
         int fd = fds[0].revents ? accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK) : -1;
         if (fd >= 0)
@@ -822,9 +836,14 @@ static int connect_any(const char *host, int port, char *why, size_t size)
 /* Shows who we are. True: admitted; otherwise there is a reason to try again. */
 static bool introduce(int fd, const Place *place, double until, char *why, size_t size)
 {
-    Hello h = {
-        HELLO_MAGIC, place->key, PROTOCOL, (uint32_t)net.world.ranks, (uint32_t)net.world.rank,
-        0,           ""};
+    Hello h = {HELLO_MAGIC,
+               place->key,
+               place->build,
+               PROTOCOL,
+               (uint32_t)net.world.ranks,
+               (uint32_t)net.world.rank,
+               0,
+               ""};
     Welcome w;
     double left = until - now();
     struct timeval patience = {.tv_sec = (long)fmin(fmax(left, 1), 5)};
@@ -842,7 +861,9 @@ static bool introduce(int fd, const Place *place, double until, char *why, size_
         return false;
     }
     if (w.refusal != ADMITTED)
-        die("start every rank once, with the same program and the same number of ranks",
+        die(w.refusal == OTHER_BUILD
+                ? build_hint
+                : "start every rank once, with the same program and the same number of ranks",
             "rank 0 (%s, of %u ranks) refused rank %d of %d: %s", w.host, w.ranks, net.world.rank,
             net.world.ranks, refusals[w.refusal]);
     set_up_socket(fd);
@@ -1045,6 +1066,15 @@ void hosts_barrier(void)
 {
     double nothing = 0;
     hosts_sum(&nothing, 0);
+}
+
+const char *hosts_name(int rank)
+{
+    static char own[64];
+    if (rank != net.world.rank)
+        return net.peer[net.world.rank == 0 ? rank - 1 : 0].host;
+    gethostname(own, sizeof own - 1);
+    return own;
 }
 
 void hosts_check(void)

@@ -29,6 +29,8 @@ World hosts_start(int ranks, bool mpi, char **argv);
 void hosts_broadcast(void *data, size_t bytes);
 /* x[n] = the sum over the ranks, added in their order; the same bits on all. */
 void hosts_sum(double *x, int n);
+/* The name of a rank's machine; rank 0 knows all, others rank 0's and their own. */
+const char *hosts_name(int rank);
 /* Waits until all ranks have come here. */
 void hosts_barrier(void);
 /* Those who wait for a device, and so for other ranks, call it now and then, on any thread: it says

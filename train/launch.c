@@ -78,6 +78,20 @@ static uint64_t hash(uint64_t h, const char *text)
     return (h ^ 0xff) * 0x100000001b3u;                  /* an end, so that ab,c is not a,bc */
 }
 
+/* Of the file that runs; 0: it cannot be read. */
+static uint64_t hash_program(void)
+{
+    unsigned char bytes[1 << 16];
+    uint64_t h = 0xcbf29ce484222325u;
+    FILE *f = fopen("/proc/self/exe", "rb");
+    for (size_t n; f && (n = fread(bytes, 1, sizeof bytes, f)) > 0;)
+        for (size_t i = 0; i < n; i++)
+            h = (h ^ bytes[i]) * 0x100000001b3u;
+    if (!f || fclose(f) != 0)
+        return 0;
+    return h;
+}
+
 /* srun --mpi=pmi2 sets PMI_RANK as well, but not what Intel's and MPICH's mpiexec add to it. */
 static const Launcher *find_launcher(void)
 {
@@ -197,6 +211,7 @@ bool launch_environment(Place *p, Error *e)
     if (w->ranks == 1)
         return true;
     p->key = hash(hash(hash(0xcbf29ce484222325u, l->name), env(l->job)), env(l->step));
+    p->build = hash_program();
     return find_host(p, l, e) && find_port(p, l, e);
 }
 

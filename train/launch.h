@@ -25,7 +25,9 @@ typedef struct {
     const char *launcher; /* its name; NULL: none */
     char host[256];       /* where rank 0 listens; with one rank "", port 0 */
     int port;
-    uint64_t key; /* made from the job's name */
+    uint64_t key;   /* made from the job's name, */
+    uint64_t build; /* from this program's file: weights of ranks that are computed by code of two
+                     * builds would drift apart */
 } Place;
 
 /* Which process this is, as the environment says:

@@ -10,9 +10,11 @@
 
 #include "image/formats.h"
 #include "train/hosts.h"
+#include "train/tuning.h"
 #include "util/report.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
@@ -43,15 +45,31 @@ static LoaderStats stats_of(const Meter *m)
 /* Of all ranks, which call this together. */
 typedef struct {
     double bytes, workers, damaged; /* read so far, at work now, met so far */
-} DataUse;
+    int slowest;                    /* the rank with the most work, */
+    double work, mean;              /* its seconds, and the mean of all */
+} Use;
 
-static DataUse data_use(const Meter *m)
+/* `work`: seconds since the last report in which this rank did not wait for others. */
+static Use use_of_all(const Meter *m, double work)
 {
+    enum { BYTES, WORKERS, DAMAGED, WORK };
+    World w = m->s->world;
     LoaderStats l = stats_of(m);
-    double all[] = {(double)l.bytes, l.workers, (double)data_damaged(m->s->train)};
-    hosts_sum(all, COUNT(all));
-    all[2] = (double)data_damaged_by_all(m->s->train, all[2], hosts_sum);
-    return (DataUse){all[0], all[1], all[2]};
+    double *all = xcalloc((size_t)(WORK + w.ranks), sizeof *all);
+    all[BYTES] = (double)l.bytes;
+    all[WORKERS] = l.workers;
+    all[DAMAGED] = (double)data_damaged(m->s->train);
+    all[WORK + w.rank] = work;
+    hosts_sum(all, WORK + w.ranks);
+    Use u = {.bytes = all[BYTES], .workers = all[WORKERS]};
+    for (int r = 0; r < w.ranks; r++) {
+        u.mean += all[WORK + r] / w.ranks;
+        u.slowest = all[WORK + r] > all[WORK + u.slowest] ? r : u.slowest;
+    }
+    u.work = all[WORK + u.slowest];
+    u.damaged = (double)data_damaged_by_all(m->s->train, all[DAMAGED], hosts_sum);
+    free(all);
+    return u;
 }
 
 /* ---- reports ---- */
@@ -91,7 +109,7 @@ static StepReport measure(const Meter *m, const StepState *state, uint64_t step,
     if (s->o.steps)
         r.epochs = r.epoch + left * (double)s->o.batch_size / (double)data_count(s->train);
     double peak = s->be->peak_flops() * s->world.ranks;
-    r.gflops = r.images_per_s * 3 * vit_forward_flops(&s->config) / 1e9;
+    r.gflops = r.images_per_s * tuning_flops(s->m) / 1e9;
     r.mfu = peak > 0 ? 100 * r.gflops * 1e9 / peak : 0;
     return r;
 }
@@ -100,21 +118,26 @@ static StepReport measure(const Meter *m, const StepState *state, uint64_t step,
 static void measure_use(Meter *m, StepReport *r, double seconds)
 {
     const Backend *be = m->s->be;
-    DataUse data = data_use(m);
+    double sent = be->sent(), waited = be->waited();
+    bool alone = m->s->world.ranks == 1, knows = waited >= 0;
+    /* where the device does not know for how long it waits: what ranks do alone is to wait for data
+     */
+    Use all = use_of_all(m, knows ? seconds - (waited - m->comm_waited) : seconds_waited(m));
     Usage u = meter_usage();
     r->memory = u.peak_bytes;
     r->cpu = (u.cpu_seconds - m->cpu_seconds) / ((now() - m->reported) * be->threads());
     r->gpu = be->busy();
-    r->workers = data.workers;
-    r->damaged = data.damaged;
-    r->data_bytes_per_s = (data.bytes - m->data_bytes) / seconds;
-    double sent = be->sent(), waited = be->waited();
+    r->workers = all.workers;
+    r->damaged = all.damaged;
+    r->slowest = alone ? -1 : all.slowest;
+    r->slowest_by = (all.work - all.mean) / seconds;
+    r->data_bytes_per_s = (all.bytes - m->data_bytes) / seconds;
     r->comm_bytes = (sent - m->comm_bytes) / (double)m->steps;
-    r->comm_wait = waited < 0 || !sent ? -1 : (waited - m->comm_waited) / seconds;
+    r->comm_wait = !knows || !sent ? -1 : (waited - m->comm_waited) / seconds;
     m->comm_bytes = sent;
     m->comm_waited = waited;
     m->cpu_seconds = u.cpu_seconds;
-    m->data_bytes = data.bytes;
+    m->data_bytes = all.bytes;
 }
 
 /* r->stats is [batch, 3]: loss, whether the label was right, whether it was among the best five.
@@ -156,6 +179,22 @@ void meter_pause(Meter *m, double seconds, double bytes, double waited)
 
 /* ---- beginning and end ---- */
 
+/* "node1 node1 node2 node2": where each rank is. */
+static void log_hosts(World w)
+{
+    if (w.ranks == 1 || w.rank > 0)
+        return;
+    char *hosts = xstrdup(hosts_name(0));
+    for (int r = 1; r < w.ranks; r++) {
+        char *more = xasprintf("%s %s", hosts, hosts_name(r));
+        free(hosts);
+        hosts = more;
+    }
+    log_num("ranks", w.ranks);
+    log_text("hosts", hosts);
+    free(hosts);
+}
+
 void meter_begin(Meter *m, const Session *s, Loader *loader)
 {
     char device[256], built[512], host[256] = "", time_text[32];
@@ -187,12 +226,13 @@ void meter_begin(Meter *m, const Session *s, Loader *loader)
     log_num("batch", (double)s->o.batch_size);
     log_num("micro_batch", s->micro);
     log_num("seed", (double)s->state.seed);
+    log_hosts(s->world);
     log_end();
 }
 
 void meter_end(const Meter *m)
 {
-    DataUse use = data_use(m);
+    Use use = use_of_all(m, 0);
     double share = m->training > 0 ? m->stalled / m->training : 0;
     log_begin("end");
     log_num("step", (double)m->s->state.step);

@@ -74,10 +74,24 @@ static const char *nearest_flag(const char *name)
 /* ---- a list of settings ---- */
 
 /* The user's text as it is, whatever it may mean: it is looked up when the list is applied. */
-static void add(Settings *s, const char *name, const char *value, const char *where)
+static void add(Settings *s, const char *name, const char *value, const char *where,
+                const char *section)
 {
     s->list = xrealloc(s->list, (size_t)(s->n + 1) * sizeof *s->list);
-    s->list[s->n++] = (Setting){xstrdup(name), xstrdup(value), xstrdup(where)};
+    s->list[s->n++] =
+        (Setting){xstrdup(name), xstrdup(value), xstrdup(where), section ? xstrdup(section) : NULL};
+}
+
+void settings_free(Settings *s)
+{
+    for (int i = 0; i < s->n; i++) {
+        free(s->list[i].name);
+        free(s->list[i].value);
+        free(s->list[i].where);
+        free(s->list[i].section);
+    }
+    free(s->list);
+    *s = (Settings){0};
 }
 
 const char *settings_last(const Settings *s, const char *name)
@@ -132,11 +146,17 @@ static char *clean_value(char *s)
     return trim(s);
 }
 
-/* One line, which is cut up. `where` is its "file:12: ". */
-static bool read_line(Settings *s, char *line, const char *where, Error *e)
+/* One line, which is cut up. `where` is its "file:12: "; a section's name is *section until the
+ * next. */
+static bool read_line(Settings *s, char *line, const char *where, const char **section, Error *e)
 {
     line = trim(line);
-    if (!*line || *line == '#' || *line == '[')
+    if (*line == '[') {
+        line[strcspn(line, "]")] = 0;
+        *section = trim(line + 1);
+        return true;
+    }
+    if (!*line || *line == '#')
         return true;
     char *equals = strchr(line, '=');
     if (!equals)
@@ -149,24 +169,25 @@ static bool read_line(Settings *s, char *line, const char *where, Error *e)
     if (!value)
         return fail(e, "a value in quotes ends with one; write \\\" for a quote inside",
                     "%sthe quotes of %s do not match", where, key);
-    add(s, key, value, where);
+    add(s, key, value, where, *section);
     return true;
 }
 
 static bool read_lines(Settings *s, const char *lines, const char *where, Error *e)
 {
     char *copy = xstrdup(lines), *rest = copy, *line;
+    const char *section = NULL;
     bool ok = true;
     for (int n = 1; ok && (line = strsep(&rest, "\n")); n++) {
         char *at = xasprintf("%s:%d: ", where, n);
-        ok = read_line(s, line, at, e);
+        ok = read_line(s, line, at, &section, e);
         free(at);
     }
     free(copy);
     return ok;
 }
 
-static bool read_file(Settings *s, const char *path, Error *e)
+bool settings_file(Settings *s, const char *path, Error *e)
 {
     Error why = {"", ""};
     char *lines = read_text(path, 1 << 20, &why);
@@ -211,10 +232,10 @@ static bool read_flag(Settings *s, int argc, char **argv, int *i, Error *e)
     } else if (next) {
         value = argv[++*i];
     } else if (f) {
-        return fail(e, "--help says what it takes", "--%s needs a value", name);
+        return fail(e, f->help, "--%s needs a value", name);
     }
-    add(s, name, value, "--");
-    return strcmp(name, "recipe") != 0 || read_file(s, value, e);
+    add(s, name, value, "--", NULL);
+    return strcmp(name, "recipe") != 0 || settings_file(s, value, e);
 }
 
 static const char *const commands[] = {"train", "eval", "predict", "bench", NULL};
@@ -228,7 +249,8 @@ static bool read_command(Options *o, const char *word, Error *e)
         }
     const char *near = nearest(word, commands);
     char hint[96];
-    snprintf(hint, sizeof hint, near ? "did you mean %s?" : "train, eval, predict or bench%s",
+    snprintf(hint, sizeof hint,
+             near ? "did you mean %s?" : "train, eval, predict or bench; --help, --version%s",
              near ? near : "");
     return fail(e, hint, "no command is called '%s'", word);
 }
@@ -255,7 +277,7 @@ static void take_weights(Options *o, Settings *asked)
     bool safetensors = end && strcmp(end, ".safetensors") == 0;
     if (predict && !safetensors && !is_dir(first))
         return;
-    add(asked, "weights", first, "--");
+    add(asked, "weights", first, "--", NULL);
     o->n_files--;
     memmove(o->files, o->files + 1, (size_t)o->n_files * sizeof *o->files);
 }
@@ -334,6 +356,11 @@ static void replace_others(Options *o, const Field *f)
         o->steps = 0;
     if (strcmp(f->name, "steps") == 0 && o->steps > 0)
         o->epochs = 0;
+    /* both say where the validation images are */
+    if (strcmp(f->name, "val_data") == 0 && *o->val_data)
+        o->val_fraction = 0;
+    if (strcmp(f->name, "val_fraction") == 0 && o->val_fraction > 0)
+        set(o, find("val_data"), "", "", "", NULL);
     /* a preset takes the place of the dimensions given before it */
     for (int i = 0; strcmp(f->name, "model") == 0 && *o->model && i < COUNT(preset); i++)
         o->given[find(preset[i]) - fields] = false;
@@ -367,12 +394,8 @@ bool options_apply(Options *o, Settings *s, Error *e)
     for (int i = 0; i < s->n; i++) {
         Setting *x = &s->list[i];
         ok = ok && options_set(o, x->name, x->value, x->where, e);
-        free(x->name);
-        free(x->value);
-        free(x->where);
     }
-    free(s->list);
-    *s = (Settings){0};
+    settings_free(s);
     return ok;
 }
 
@@ -386,7 +409,7 @@ bool options_lines(Options *o, const char *lines, const char *where, Error *e)
 bool options_file(Options *o, const char *path, Error *e)
 {
     Settings s = {0};
-    bool ok = read_file(&s, path, e);
+    bool ok = settings_file(&s, path, e);
     return options_apply(o, &s, ok ? e : NULL) && ok;
 }
 
@@ -488,8 +511,8 @@ static void write_value(FILE *f, const char *value)
 /* Settings that name places: a recipe that repeats a run does so from any directory. */
 static bool names_place(const Field *p)
 {
-    static const char *const places[] = {"data",      "val_data",      "classes",
-                                         "index_dir", "val_index_dir", "weights"};
+    static const char *const places[] = {"data",          "val_data", "classes",      "index_dir",
+                                         "val_index_dir", "weights",  "class_weights"};
     for (int i = 0; i < COUNT(places); i++)
         if (strcmp(p->name, places[i]) == 0)
             return true;
@@ -499,10 +522,10 @@ static bool names_place(const Field *p)
 /* Where the path begins in what --data takes: behind wds: and the like; NULL: there is none. */
 static const char *path_of(const char *value)
 {
-    static const char *const kinds[] = {"wds:", "cifar10:", "cifar100:", "mnist:"};
-    static const char *const drawn[] = {"", "none", "shapes", "fake"};
-    for (int i = 0; i < COUNT(drawn); i++)
-        if (strcmp(value, drawn[i]) == 0)
+    static const char *const kinds[] = {"wds:", "cifar10:", "cifar100:", "mnist:", "shapes:"};
+    static const char *const nowhere[] = {"", "none", "fake"};
+    for (int i = 0; i < COUNT(nowhere); i++)
+        if (strcmp(value, nowhere[i]) == 0)
             return NULL;
     for (int i = 0; i < COUNT(kinds); i++)
         if (strncmp(value, kinds[i], strlen(kinds[i])) == 0)
@@ -514,6 +537,7 @@ static const char *path_of(const char *value)
 static char *absolute(const char *value)
 {
     char here[4096], *out = NULL, *part;
+    value = strcmp(value, "shapes") == 0 ? "shapes:data" : value; /* where they are drawn */
     const char *path = path_of(value);
     if (!path || !getcwd(here, sizeof here))
         return xstrdup(value);
@@ -545,7 +569,8 @@ static void write_field(FILE *f, const Options *o, const Field *p)
     fprintf(f, "%s = ", dashes(p->flag, flag));
     if (p->type == T_text) {
         const char *value = *(const text *)((const char *)o + p->offset);
-        char *place = names_place(p) ? absolute(value) : xstrdup(value);
+        bool named = names_place(p) && strcmp(value, "balanced") != 0;
+        char *place = named ? absolute(value) : xstrdup(value);
         write_value(f, place);
         free(place);
     } else {

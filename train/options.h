@@ -16,6 +16,7 @@ enum { SCHEDULE_COSINE, SCHEDULE_LINEAR, SCHEDULE_CONSTANT, SCHEDULE_STEP };
 enum { MIX_PER_BATCH, MIX_PER_SAMPLE };
 enum { PAIRS_REVERSE, PAIRS_ROLL };
 enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
+enum { TTA_NONE, TTA_FLIP };
 
 /* clang-format off */
 #define OPTIONS(GROUP, X)                                                                         \
@@ -23,10 +24,13 @@ enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
     X(text,   recipe, "", "",                                                                     \
       "file of `key = value` lines; what comes later on the command line wins")                   \
     X(text,   data, "shapes", "",                                                                 \
-      "DIR | wds:PATTERN of tar shards | shapes | fake[:zeros][:COUNT] | cifar10:DIR | "          \
-      "cifar100:DIR | mnist:DIR")                                                                 \
+      "DIR | wds:PATTERN of tar shards | cifar10:DIR | cifar100:DIR | mnist:DIR | shapes[:DIR], "  \
+      "drawn into DIR (data) | fake[:zeros][:COUNT]")                                             \
     X(text,   val_data, "", "",                                                                   \
       "the same for validation; default: the other split of --data; none: do not evaluate")       \
+    X(double, val_fraction, "0", "0..0.9",                                                        \
+      "folder without validation images: share of each class that is kept for them, by a hash "   \
+      "of the files' names")                                                                      \
     X(text,   classes, "", "",                                                                    \
       "file with one class a line, `id` or `id name`; a folder's label is its line")              \
     X(word,   class_order, "byte", "byte|natural|timm",                                           \
@@ -69,6 +73,18 @@ enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
     X(long,   step_size, "0", "0..",                                                              \
       "schedule step: steps between two drops; 0: a third of the run")                            \
     X(double, step_gamma, "0.1", "0..1", "schedule step: factor of a drop")                       \
+    X(double, layer_decay, "1", "0.01..1",                                                        \
+      "the head learns at --lr, the last block at this times it, each one before it at this "     \
+      "times the one behind it, the embedding slowest")                                           \
+  GROUP("fine-tuning")                                                                            \
+    X(text,   freeze, "", "",                                                                     \
+      "N: the embedding and the first N blocks stay as they are; head-only: all but the head's "  \
+      "own weight and bias do, a linear probe")                                                   \
+    X(text,   class_weights, "", "",                                                              \
+      "weights of the classes in the loss: balanced, inversely to their images; or a file with "  \
+      "one number a line, in label order, which may stand behind its class's name")               \
+    X(long,   patience, "0", "0..1000000000",                                                     \
+      "end after so many evaluations without a better top-1; 0: never")                           \
   GROUP("optimiser")                                                                              \
     X(word,   opt, "adamw", "adamw|adam|sgd|lamb", "see backend.h for the formulas")              \
     X(double, weight_decay, "0.05", "0..", "decoupled for adamw and lamb, L2 for adam and sgd")   \
@@ -124,6 +140,8 @@ enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
       "evaluation: shorter side before the crop; 0: the size / --crop-pct, rounded down")         \
     X(double, crop_pct, "0.875", "0.01..1",                                                       \
       "evaluation: share of the shorter side that the centre crop keeps")                         \
+    X(word,   tta, "none", "none|flip",                                                           \
+      "evaluation and predict: mean logits of an image and its mirror image, at twice the time")  \
     X(word,   interpolation, "bicubic", "bilinear|bicubic", "of every resize")                    \
     X(word,   decode, "exact", "exact|fast",                                                      \
       "JPEG: at full scale, or at 1/2 ... 1/8 while twice the size needed remains")               \
@@ -180,7 +198,11 @@ enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
     X(text,   features, "", "",                                                                   \
       "predict: FILE.npy gets what the head reads, [images, D]; FILE.txt the images' names")      \
     X(text,   attention, "", "",                                                                  \
-      "predict: FILE.png gets the first images with the attention drawn over them")
+      "predict: FILE.png gets the first images with the attention drawn over them")               \
+  GROUP("bench")                                                                                  \
+    X(text,   spec, "", "", "bench: file of named configurations, as bench/specs.ini")            \
+    X(text,   only, "", "", "bench: one of them, in this process (or its ranks); default: all")   \
+    X(text,   json, "", "", "bench: file that the results go to as well")
 /* clang-format on */
 
 /* Rows of all settings: the model's group and what stands for several of its settings
@@ -210,6 +232,7 @@ typedef struct {
 typedef struct {
     char *name, *value; /* as the user wrote them */
     char *where;        /* begins an error's text: "--", "file:12: " */
+    char *section;      /* the name in [brackets] above it in a file; NULL: none */
 } Setting;
 typedef struct {
     Setting *list; /* [n], in order: later wins */
@@ -218,6 +241,9 @@ typedef struct {
 
 /* The value that wins, by flag or key (`-` and `_` are the same); NULL where it was not given. */
 const char *settings_last(const Settings *s, const char *name);
+/* Appends the lines of a file, which nothing looks up yet. */
+bool settings_file(Settings *s, const char *path, Error *e);
+void settings_free(Settings *s);
 
 /* ---- options ---- */
 
@@ -227,13 +253,13 @@ void options_free(Options *o);
 /* The command line: an optional command and --help, which go to o; then `--name value`,
  * `--name=value`, `--name` and `--no-name` for switches (`--no-name` is 0 for numbers and "" for
  * texts), which go to `asked` with the lines of each --recipe behind it. They are looked up when
- * options_apply sets them, in order, and frees the list. */
+ * options_apply sets them, in order, and frees the list; sections make no difference there. */
 bool options_args(Options *o, Settings *asked, int argc, char **argv, Error *e);
 bool options_apply(Options *o, Settings *asked, Error *e);
 
-/* At once: one setting, by flag or key; or lines `key = value`; `#` starts a comment; [section]
- * lines are ignored; a value that holds `#` or begins or ends with a blank stands in double quotes,
- * where \" \\ and \n are a quote, a backslash and the end of a line. */
+/* At once: one setting, by flag or key; or lines `key = value`; `#` starts a comment; a [section]
+ * line names what follows; a value that holds `#` or begins or ends with a blank stands in double
+ * quotes, where \" \\ and \n are a quote, a backslash and the end of a line. */
 bool options_set(Options *o, const char *name, const char *value, const char *where, Error *e);
 bool options_lines(Options *o, const char *lines, const char *where, Error *e);
 bool options_file(Options *o, const char *path, Error *e);

@@ -34,20 +34,26 @@ static void note_unused(const Options *o, const Split *s)
         printf("note: --no-reshard-after-forward has no effect without --zero 3\n");
 }
 
-void parallel_split(Session *s)
+bool parallel_new(Split *s, const Options *o, const Config *c, int rank, int ranks, Error *e)
 {
     static const int types[] = {F32, BF16}; /* by --reduce-dtype */
+    if (!split_new(s, c, rank, ranks, (int)o->tp, (int)o->pp, o->layers_per_stage, (int)o->zero, e))
+        return false;
+    s->reshard = o->reshard_after_forward;
+    s->reduce_type = types[o->reduce_dtype];
+    return true;
+}
+
+void parallel_split(Session *s)
+{
     Options *o = &s->o;
     Error e = {"", ""};
     fit_run(s);
-    bool ok = split_new(&s->split, &s->config, s->world.rank, s->world.ranks, (int)o->tp,
-                        (int)o->pp, o->layers_per_stage, (int)o->zero, &e);
+    bool ok = parallel_new(&s->split, o, &s->config, s->world.rank, s->world.ranks, &e);
     if (!ok && s->world.rank > 0) /* all find the same: the first one says it, and they end */
         hosts_barrier();
     if (!ok)
         die_usage(e.hint, "%s", e.what);
-    s->split.reshard = o->reshard_after_forward;
-    s->split.reduce_type = types[o->reduce_dtype];
     note_unused(o, &s->split);
     split_connect(&s->split, s->be);
     if (s->world.ranks == 1)

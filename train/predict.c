@@ -10,6 +10,7 @@
 
 #include "image/draw.h"
 #include "train/attention.h"
+#include "train/flip.h"
 #include "train/metrics.h"
 #include "train/reader.h"
 #include "util/files.h"
@@ -292,6 +293,8 @@ static void begin_attention(Predict *b)
     const Config *c = &b->s->config;
     if (!*b->s->o.attention || b->s->world.rank > 0)
         return;
+    if (b->s->o.tta)
+        die_usage("leave --tta out", "--attention is drawn for the picture, not for its mirror image");
     if (b->s->split.tp.ranks > 1)
         die_usage("leave --tp out", "--attention: each of %d ranks has some of the heads",
                   b->s->split.tp.ranks);
@@ -367,6 +370,8 @@ static void predict_batch(Predict *b)
         vit_logits(s->m, b->logits);
     }
     add_features(b);
+    if (b->good && s->o.tta)
+        flip_logits(s, b->good, b->pixels, NULL, b->logits);
     for (int i = 0, at = 0; i < b->n; i++) {
         if (*b->troubles[i].what) {
             formats[s->o.format].trouble(b, s->results, b->paths[i], &b->troubles[i]);

@@ -15,6 +15,8 @@
 #include "train/help.h"
 #include "train/hosts.h"
 #include "train/parallel.h"
+#include "train/spec.h"
+#include "train/tuning.h"
 #include "util/files.h"
 #include "util/machine.h"
 #include "util/report.h"
@@ -28,6 +30,7 @@
 #include <errno.h>
 #include <libgen.h>
 #include <math.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -51,9 +54,9 @@ static const char built_in[] = "image-size = 64\n"
 static const char built_in_tiny[] = "image-size = 32\n"
                                     "patch-size = 4\n"
                                     "area-min = 0.5\n";
-/* What trains on from --weights: large steps of SGD for a short while (recipes/finetune-*.ini have
- * what it reaches). The learning rate belongs to the optimiser: who names another has its default.
- */
+/* What trains on from --weights: large steps of SGD for a short while (what it reaches is in
+ * recipes/finetune_small.ini). The learning rate belongs to the optimiser: who names another has
+ * its default. */
 static const char fine_tuning[] = "batch-size = 32\n"
                                   "epochs = 6\n";
 static const char fine_tuning_steps[] = "opt = sgd\n"
@@ -71,6 +74,19 @@ void setup_check(bool ok, const Error *e)
 static void check(bool ok)
 {
     setup_check(ok, &why);
+}
+
+/* What all ranks find, the first one says. */
+static void warn_of(const Session *s, const char *fmt, ...) PRINTF_LIKE(2, 3);
+static void warn_of(const Session *s, const char *fmt, ...)
+{
+    char text[1024];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    if (s->world.rank == 0)
+        warn("%s", text);
 }
 
 static void check_usage(bool ok)
@@ -184,6 +200,7 @@ static void apply_run(Session *s, const Settings *asked)
     /* --data is what to evaluate, whatever the run evaluated */
     if (!train && settings_last(asked, "data") && !*said(asked, "val-data")) {
         check(options_set(o, "val-data", "", "", &why));
+        check(options_set(o, "val-fraction", "0", "", &why));
         check(options_set(o, "index-dir", "", "", &why));
     }
     free(ini);
@@ -208,10 +225,22 @@ static void apply_built_in(Session *s, const Settings *asked)
     check(ok);
 }
 
+/* Of a file of several (bench). */
+static void apply_configuration(Session *s, const Settings *asked)
+{
+    Spec spec;
+    check_usage(spec_read(&spec, said(asked, "spec"), &why));
+    const Configuration *c = spec_find(&spec, said(asked, "only"), &why);
+    check_usage(c && spec_apply(&spec, c, &s->o, &why));
+    spec_free(&spec);
+}
+
 /* What lies under the settings that were asked for: a built-in recipe where nothing says how to
  * train, or the settings of the run that is continued or evaluated. */
 static void apply_base(Session *s, const Settings *asked)
 {
+    if (*said(asked, "spec") && *said(asked, "only"))
+        apply_configuration(s, asked);
     const char *resume = said(asked, "resume"), *weights = said(asked, "weights");
     bool train = strcmp(s->o.command, "train") == 0, has_recipe = *said(asked, "recipe");
     if (*resume && *weights)
@@ -243,6 +272,16 @@ static void check_options(const Options *o)
                   o->lr, o->lr_floor);
     double twist[4];
     check_usage(mix_parse_twist(o->color_twist, twist, &why));
+    bool bench = strcmp(o->command, "bench") == 0;
+    if (!bench && (*o->spec || *o->only || *o->json))
+        die_usage("such as bench --spec bench/specs.ini", "--spec, --only and --json are bench's");
+    if (*o->only && !*o->spec)
+        die_usage("--spec FILE holds the configurations", "--only %s: of which file?", o->only);
+    if (o->patience && strcmp(o->val_data, "none") == 0)
+        die_usage("leave one of the two out",
+                  "--patience counts evaluations, --val-data none has none");
+    if (o->tta && o->pp > 1)
+        die_usage("leave --pp or --tta out", "--tta: the last of %ld stages has no images", o->pp);
     if (o->epochs <= 0 && o->steps == 0)
         die_usage("give --epochs above 0, or --steps", "--epochs %g trains nothing", o->epochs);
 }
@@ -326,9 +365,9 @@ static void use_images(Session *s, const Hub *h)
         o->interpolation = h->interpolation ? FILTER_BICUBIC : FILTER_BILINEAR;
     if (h->crop_pct > 0 && !options_given(o, "crop-pct"))
         o->crop_pct = h->crop_pct;
-    if (*h->unknown && s->world.rank == 0)
-        warn("%s: %s is not known here: see --interpolation, --crop and --crop-pct", h->from,
-             h->unknown);
+    if (*h->unknown)
+        warn_of(s, "%s: %s is not known here: see --interpolation, --crop and --crop-pct", h->from,
+                h->unknown);
     if (h->crop < 0 && h->crop_pct == 0)
         return;
     printf("          images as %s says: %s, %s", h->from,
@@ -359,7 +398,8 @@ static void use_weights(Session *s)
             snprintf(text + at, sizeof text - at, "%s%s", at ? ", " : "", w.assumed[i].text);
     }
     if (*text && s->world.rank == 0)
-        warn("neither the file nor a config.json beside it says, and it is assumed: %s", text);
+        warn_of(s, "neither the file nor a config.json beside it says, and it is assumed: %s",
+                text);
     bool eval = strcmp(s->o.command, "eval") == 0 || strcmp(s->o.command, "predict") == 0;
     if (w.config.classes == 0 && strcmp(s->o.command, "bench") == 0)
         s->config.classes = vit_config_default().classes;
@@ -562,7 +602,19 @@ static void describe_recipe(const Session *s)
                 *o->weights ? "--opt" : "--model, --weights");
 }
 
-/* Later wins: the default (B/16), the weights' own settings, --model, single settings. */
+void setup_architecture(Session *s)
+{
+    if (!s->weights && *s->o.weights)
+        s->weights = find_weights(s->o.weights);
+    s->config = vit_config_default();
+    if (s->weights)
+        use_weights(s);
+    use_preset(s->o.model, &s->config);
+    options_apply_config(&s->o, &s->config);
+    check_config(s);
+    check_usage(tuning_frozen(&s->o, s->config.layers, &s->frozen, &why));
+}
+
 void setup_config(Session *s)
 {
     Options *o = &s->o;
@@ -572,15 +624,15 @@ void setup_config(Session *s)
         describe_recipe(s);
     s->be->describe(device, sizeof device);
     report_line("device    %s; with %s, %s", device, s->be->built, formats_built);
+    if (machine_restarted())
+        report_line("note: %s", machine_restarted());
     if (s->changed) /* a run that goes on may do so with other settings, but not in silence */
         fputs(s->changed, stdout);
     find_start(s);
-    s->config = vit_config_default();
-    if (s->weights)
-        use_weights(s);
-    use_preset(o->model, &s->config);
-    options_apply_config(o, &s->config);
-    check_config(s);
+    setup_architecture(s);
+    if (*o->class_weights && s->config.loss != LOSS_SOFTMAX)
+        die_usage("leave --class-weights or --loss sigmoid out",
+                  "--class-weights are of the softmax loss alone");
     parallel_split(s);
     bool known = false;
     for (int i = 0; param_init_names[i]; i++)
@@ -619,17 +671,27 @@ static int workers_of(const Session *s)
     return workers < 64 ? (int)workers : 64;
 }
 
-/* `shapes` is a folder that is drawn the first time. */
+/* `shapes` and `shapes:DIR` are a folder in data/, or in DIR, that is drawn the first time. */
 static char *data_spec(Session *s, const char *spec)
 {
-    if (strcmp(spec, "shapes") != 0)
+    bool named = strncmp(spec, "shapes:", 7) == 0, plain = strcmp(spec, "shapes") == 0;
+    const char *parent = named ? spec + 7 : "data";
+    if ((plain || strcmp(spec, "fake") == 0) && is_dir(spec) && s->world.rank == 0)
+        warn("%s is made by the program; the folder of that name is --data ./%s", spec, spec);
+    if (!named && !plain)
         return xstrdup(spec);
+    if (!*parent)
+        die("the folder to draw in follows the colon: shapes:DIR", "%s names no place", spec);
     int size = s->config.image_h > s->config.image_w ? s->config.image_h : s->config.image_w;
-    char *dir = xasprintf("data/shapes-%d", size);
-    if (!path_exists(dir))
-        printf("data      drawing %d images into %s\n", 10 * (SHAPES_TRAIN + SHAPES_VAL), dir);
+    char *dir = xasprintf("%s/shapes-%d", parent, size), *stamp = xasprintf("%s/shapes.txt", dir);
+    if (!path_exists(stamp))
+        printf("data      drawing %d images into %s (--data shapes:DIR draws elsewhere)\n",
+               10 * (SHAPES_TRAIN + SHAPES_VAL), dir);
     fflush(stdout);
+    if (!make_dirs(dir, &why))
+        die("--data shapes:DIR and --out DIR name places that you may write to", "%s", why.what);
     check(shapes_write(dir, SHAPES_TRAIN, SHAPES_VAL, size, 0, &why));
+    free(stamp);
     return dir;
 }
 
@@ -681,6 +743,7 @@ Dataset *setup_split(Session *s, const char *spec, bool train)
                      .train = train,
                      .num_classes = classes,
                      .classes_fraction = o->classes_fraction,
+                     .val_fraction = *o->val_data ? 0 : o->val_fraction,
                      .per_class = o->data_per_class,
                      .window = (int)o->shuffle_shards,
                      .max_damaged = o->max_damaged > 0 ? o->max_damaged : -1,
@@ -710,7 +773,8 @@ static void check_splits(const Session *s)
     char *first = data_sample_path(a, 0), *second = data_sample_path(b, 0);
     if (data_count(a) == data_count(b) && strcmp(first, second) == 0 &&
         strcmp(s->o.data, "fake") != 0)
-        warn("evaluating on the training images: the data has no split of its own, see --val-data");
+        warn_of(s, "evaluating on the training images: the data has no split of its own, see "
+                   "--val-data and --val-fraction 0.1");
     free(first);
     free(second);
 }
@@ -750,7 +814,8 @@ static void check_class_order(const Session *s, const Dataset *d, int heads)
     if (!s->weights || s->run_dir || s->world.rank || options_given(o, "class-order") ||
         !data_order_matters(d) || data_classes(d) != heads)
         return;
-    warn(
+    warn_of(
+        s,
         "classes are numbered in byte order (10 before 2, B before a); if the weights were trained "
         "with another, labels are wrong: --class-order natural (2 before 10), --class-order timm "
         "(and a before B), or --classes FILE");
@@ -761,8 +826,9 @@ static void check_evaluated(const Session *s)
 {
     if (!s->train && s->run_dir && strcmp(s->o.val_data, "none") == 0 &&
         data_split(s->val) < SPLIT_VAL)
-        warn("these are the run's training images, it had no others: name validation images with "
-             "--data or --val-data");
+        warn_of(
+            s, "these are the run's training images, it had no others: name validation images with "
+               "--data or --val-data");
 }
 
 /* The first rank opens its splits before the others do: it draws `shapes`. */
@@ -837,20 +903,23 @@ void setup_data(Session *s, bool train)
 /* ---- model ---- */
 
 /* Runs with --ema are judged by the average of their weights, and so all start from it: evaluation,
- * prediction, other trainings. --no-ema asks for those of the last step, --ema for nothing else. */
+ * prediction, other trainings. --no-ema asks for those of the last step, --ema for nothing else.
+ * What stands beside a model.safetensors is the rest of its checkpoint; a file that was copied has
+ * what it holds, and says which that is. */
 static void choose_average(Session *s, bool training)
 {
     bool said = !training && options_given(&s->o, "ema"), raw = said && s->o.ema <= 0;
     const char *slash = strrchr(s->weights, '/'), *file = slash ? slash + 1 : s->weights;
-    if (strcmp(file, "model.safetensors") != 0)
-        return; /* no checkpoint's: it has nothing beside it */
+    bool beside = strcmp(file, "model.safetensors") == 0, average = ckpt_is_average(s->weights);
     char *copy = xstrdup(s->weights), *dir = dirname(copy);
-    if (raw && ckpt_load_raw(&s->m->own, dir, s->o.pos_resize))
+    if (raw && beside && ckpt_load_raw(&s->m->own, dir, s->o.pos_resize))
         printf("          those of the last step, not their average\n");
-    else if (!raw && ckpt_load_average(&s->m->own, dir, s->o.pos_resize))
+    else if (raw && average)
+        printf("          averaged weights: those of the last step are not with them\n");
+    else if (average || (!raw && beside && ckpt_load_average(&s->m->own, dir, s->o.pos_resize)))
         printf("          averaged weights%s\n",
-               training ? "" : " (--no-ema: those of the last step)");
-    else if (said && s->o.ema > 0)
+               training || !beside ? "" : " (--no-ema: those of the last step)");
+    else if (beside && said && s->o.ema > 0)
         die("leave --ema out", "%s has no averaged weights", s->weights);
     free(copy);
 }
@@ -912,21 +981,30 @@ static long largest_micro(const Session *s, const Plan *plan, double have)
     return least;
 }
 
+/* Images of a rank's step, and the multiple of which a micro-batch must be. */
+long setup_micro(Session *s, bool training, long *batch, long *group)
+{
+    const Options *o = &s->o;
+    long ranks = training ? s->split.dp.ranks : 1;
+    if (o->batch_size % ranks != 0)
+        die_usage("give a --batch-size that the ranks can share",
+                  "%ld images do not divide among %ld data parallel ranks", o->batch_size, ranks);
+    *batch = o->batch_size / ranks;
+    long micro = o->micro_batch && o->micro_batch < *batch ? o->micro_batch : *batch;
+    *group = choose_group(s, *batch, o->micro_batch ? micro : 0);
+    if (!o->micro_batch && training && s->split.pp.ranks > 1)
+        micro = pipeline_micro(s, *batch, *group);
+    return micro;
+}
+
 /* The largest divisor of this rank's batch that fits in memory. It goes into config.ini, because a
  * resumed run has the same bits only with the same micro-batches. */
 static void choose_micro(Session *s, Plan *plan)
 {
     Options *o = &s->o;
-    long ranks = plan->training ? s->split.dp.ranks : 1, batch = o->batch_size / ranks;
-    if (o->batch_size % ranks != 0)
-        die_usage("give a --batch-size that the ranks can share",
-                  "%ld images do not divide among %ld data parallel ranks", o->batch_size, ranks);
+    long batch, group, micro = setup_micro(s, plan->training, &batch, &group);
     double have = o->micro_batch ? -1 : s->be->memory_free();
     hosts_broadcast(&have, sizeof have); /* all choose the same */
-    long group = choose_group(s, batch, o->micro_batch < batch ? o->micro_batch : batch);
-    long micro = o->micro_batch && o->micro_batch < batch ? o->micro_batch : batch;
-    if (!o->micro_batch && plan->training && s->split.pp.ranks > 1)
-        micro = pipeline_micro(s, batch, group);
     plan->max_batch = (int)micro;
     plan->batch = (int)o->batch_size;
     if (have > 0) {
@@ -946,7 +1024,7 @@ static void describe_model(const Session *s, bool training)
     const Plan *p = &m->plan;
     enum { PARAMETERS, FLOP, WEIGHTS, GRADIENTS, OPTIMISER, ACTIVATIONS, INPUTS, COUNTS };
     const double count[COUNTS] = {
-        (double)m->layout->n_params,  vit_forward_flops(c) * (training ? 3 : 1),
+        (double)m->layout->n_params,  training ? tuning_flops(m) : vit_forward_flops(c),
         (double)m->own.bytes_weights, (double)m->own.bytes_grads,
         (double)m->own.bytes_opt,     (double)m->bytes_acts,
         (double)m->bytes_inputs};
@@ -977,41 +1055,52 @@ static void describe_model(const Session *s, bool training)
     }
 }
 
+/* All of it but how many images. */
+Plan setup_plan(const Session *s, bool training)
+{
+    const Options *o = &s->o;
+    int scaling = o->loss_scaling; /* auto: what the precision needs */
+    if (scaling == 0)
+        scaling = s->type == F16 ? SCALING_DYNAMIC + 1 : SCALING_NONE + 1;
+    return (Plan){.training = training,
+                  .keep_streams = !training && *o->attention,
+                  .type = s->type,
+                  .stochastic = o->stochastic_rounding,
+                  .scaling = {.kind = scaling - 1,
+                              .init = o->loss_scale,
+                              .interval = (int)o->scale_interval,
+                              .hysteresis = (int)o->hysteresis},
+                  .ema = training && o->ema > 0,
+                  .decay = o->decay,
+                  .layer_decay = o->layer_decay,
+                  .frozen = s->frozen,
+                  .clip = o->clip,
+                  .split = &s->split,
+                  .recompute = parallel_recompute(o),
+                  .offload = o->offload_optimizer,
+                  .opt = {.kind = o->opt,
+                          .beta1 = o->beta1,
+                          .beta2 = o->beta2,
+                          .eps = o->adam_eps,
+                          .momentum = o->momentum,
+                          .weight_decay = o->weight_decay,
+                          .ema_decay = o->ema}};
+}
+
 /* The plan of its memory, and then its weights: of a checkpoint, with the optimiser's state; of a
  * weights file onto a fresh initialisation, which is what remains of a new head; or fresh. */
 void setup_model(Session *s, bool training)
 {
     const Options *o = &s->o;
     check_usage(vit_config_check(&s->config, &why)); /* again: classes may come from the data */
-    int scaling = o->loss_scaling;                   /* auto: what the precision needs */
-    if (scaling == 0)
-        scaling = s->type == F16 ? SCALING_DYNAMIC + 1 : SCALING_NONE + 1;
-    Plan plan = {.training = training,
-                 .keep_streams = !training && *o->attention,
-                 .type = s->type,
-                 .stochastic = o->stochastic_rounding,
-                 .scaling = {.kind = scaling - 1,
-                             .init = o->loss_scale,
-                             .interval = (int)o->scale_interval,
-                             .hysteresis = (int)o->hysteresis},
-                 .ema = training && o->ema > 0,
-                 .decay = o->decay,
-                 .clip = o->clip,
-                 .split = &s->split,
-                 .recompute = parallel_recompute(o),
-                 .offload = o->offload_optimizer,
-                 .opt = {.kind = o->opt,
-                         .beta1 = o->beta1,
-                         .beta2 = o->beta2,
-                         .eps = o->adam_eps,
-                         .momentum = o->momentum,
-                         .weight_decay = o->weight_decay,
-                         .ema_decay = o->ema}};
+    Plan plan = setup_plan(s, training);
     hosts_at("setting up the model", 0);
     choose_micro(s, &plan);
     s->m = vit_create(&s->config, &plan, s->be);
     Units *own = &s->m->own;
     describe_model(s, training);
+    if (training && strcmp(o->command, "train") == 0)
+        tuning_describe(s->m, s->weights != NULL);
     if (s->checkpoint && training) {
         s->state.counters = *vit_state(s->m);
         s->state.scaled = plan.scaling.kind != SCALING_NONE;
@@ -1038,6 +1127,26 @@ void setup_model(Session *s, bool training)
         choose_average(s, training);
     }
     s->state = (RunState){.seed = (uint64_t)o->seed, .best_metric = -1};
+}
+
+/* The loader makes micro-batches where they divide the batch, else whole batches to cut up. With
+ * several data parallel ranks it makes this rank's part of each batch: `mine` images at a stride of
+ * the whole. */
+Loader *setup_loader(const Session *s)
+{
+    const Axis *dp = &s->split.dp;
+    int mine = (int)s->o.batch_size / dp->ranks;
+    int chunk = mine % s->micro ? mine : s->micro;
+    bool alone = dp->ranks == 1;
+    LoaderOptions options = {.batch = alone ? chunk : mine,
+                             .shuffle = true,
+                             .start = (long)s->state.samples + (long)mine * dp->rank,
+                             .stride = alone ? chunk : s->o.batch_size,
+                             .repeats = (int)s->o.repeats,
+                             .workers = (int)s->o.workers,
+                             .max_workers = s->max_workers,
+                             .neighbours = s->world.local_ranks - 1};
+    return split_reads(&s->split) ? loader_open(s->train, &options) : NULL;
 }
 
 /* ---- length ---- */
@@ -1107,13 +1216,13 @@ void setup_length(Session *s)
         printf("%d at a time\n", s->micro);
     describe_lr(s);
     if (o->batch_size > data_count(s->train) && data_count(s->train) > 0)
-        warn("a step takes %ld images and an epoch has %ld: each is seen %.1f times in every step, "
-             "see "
-             "--batch-size",
-             o->batch_size, data_count(s->train),
-             (double)o->batch_size / (double)data_count(s->train));
+        warn_of(s,
+                "a step takes %ld images, and there are %ld to train on: every step goes over them "
+                "%.1f times; lower --batch-size for more steps of other images",
+                o->batch_size, data_count(s->train),
+                (double)o->batch_size / (double)data_count(s->train));
     if (o->lr == 0)
-        warn("--lr 0: nothing will be learned");
+        warn_of(s, "--lr 0: nothing will be learned");
     if (mix_mixes(o))
         printf("mixing    within groups of %ld images\n", o->mix_group);
 }

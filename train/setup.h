@@ -41,6 +41,7 @@ typedef struct {
     char *checkpoint; /* directory to resume from, or NULL */
     Config config;    /* its number of classes may come from the data */
     Split split;      /* what of the model this rank has */
+    int frozen;       /* units that do not learn */
     /* setup_data */
     Dataset *train, *val; /* NULL: not needed */
     int max_workers;      /* data workers, where --workers does not say */
@@ -64,6 +65,17 @@ void setup_length(Session *s);               /* steps of the run */
 void setup_out(Session *s);                  /* run directory with config.ini and log */
 void session_free(Session *s);
 
+/* Parts of these for who plans a run and does not start it. The config alone: later wins of the
+ * default (B/16), the weights' own settings, --model, single settings. The plan but for the number
+ * of images; s->type and s->split are known. Images at a time as asked for, memory aside, those of
+ * this rank's step, and the group that must divide both. */
+void setup_architecture(Session *s);
+Plan setup_plan(const Session *s, bool training);
+long setup_micro(Session *s, bool training, long *batch, long *group);
+
+/* This rank's part of the training images of each step, in the order of (seed, epoch) from where
+ * the run stands; NULL: it reads none (split_reads). Once there is a model. */
+Loader *setup_loader(const Session *s);
 /* One split: the images of `spec` as the flags say, for training or evaluation. */
 Dataset *setup_split(Session *s, const char *spec, bool train);
 void setup_check(bool ok, const Error *e); /* die with the error unless ok */

@@ -119,28 +119,37 @@ static int openblas_level(const char *core)
     return 1;
 }
 
+/* The mark of a restart, which is made once (the library may lack the better kernels), and what it
+ * was for. */
+static const char mark[] = "VIT_STARTED";
+
+const char *machine_restarted(void)
+{
+    const char *note = getenv(mark);
+    return note && strchr(note, ' ') ? note : NULL;
+}
+
 /* Both libraries read their variables as they load, hence a new start of the program.
  * GOMP_SPINCOUNT: threads that wait for each other at a barrier by spinning are hardly faster on an
  * idle machine, and many times slower beside one other busy process. */
 void machine_restart(char **argv, const char *core)
 {
     static const char *const types[] = {NULL, NULL, "HASWELL", "SKYLAKEX"};
-    static const char mark[] = "VIT_STARTED"; /* once: the library may lack the better kernels */
+    char note[160] = "1";
     int can = cpu_level();
     bool slow = can > openblas_level(core);
     bool spins = !getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT");
     if (getenv(mark) || (!slow && !spins))
         return;
     if (slow) {
-        fprintf(stderr,
-                "note: OpenBLAS %s %s kernels on a faster CPU; starting again with "
-                "OPENBLAS_CORETYPE=%s\n",
-                getenv("OPENBLAS_CORETYPE") ? "was told to use" : "chose", core, types[can]);
+        snprintf(note, sizeof note,
+                 "OpenBLAS %s %s kernels on a faster CPU: started again with OPENBLAS_CORETYPE=%s",
+                 getenv("OPENBLAS_CORETYPE") ? "was told to use" : "chose", core, types[can]);
         setenv("OPENBLAS_CORETYPE", types[can], 1);
     }
     if (spins)
         setenv("GOMP_SPINCOUNT", "1000", 1);
-    setenv(mark, "1", 1);
+    setenv(mark, note, 1);
     fflush(NULL);
     execv("/proc/self/exe", argv); /* only returns if it failed: slower, but it works */
 }

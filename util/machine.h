@@ -13,6 +13,8 @@ void machine_restart(char **argv, const char *core);
 bool machine_has_addresses(size_t bytes);
 /* What OpenBLAS takes for every thread that multiplies: where it cannot, it tries forever. */
 #define MACHINE_BLAS_BUFFER ((size_t)128 << 20)
+/* What had to be changed for OpenBLAS, in words; NULL: nothing. Of several ranks one says it. */
+const char *machine_restarted(void);
 /* Bytes that the machine, and the container it may be, can still give; -1: not known. */
 double machine_memory_free(void);
 void machine_cpu(char *out, size_t size); /* its name */

@@ -528,6 +528,16 @@ const Item *pickle_root(const Pickle *p)
     return &p->item[p->dict];
 }
 
+const Item *pickle_item(const Pickle *p, long i)
+{
+    return i < p->items ? &p->item[i] : NULL;
+}
+
+size_t pickle_bytes(const Pickle *p)
+{
+    return (size_t)(p->p - p->begin);
+}
+
 const Item *pickle_at(const Pickle *p, const Item *of, long i)
 {
     return of && i < of->count ? &p->item[of->at[i]] : NULL;

@@ -45,6 +45,9 @@ typedef struct {
     long count;
 } PickleItem;
 const PickleItem *pickle_root(const Pickle *p); /* a DICT, except with `modules` */
+/* Every item, in the order in which they were made; NULL behind the last. */
+const PickleItem *pickle_item(const Pickle *p, long i);
+size_t pickle_bytes(const Pickle *p); /* that it takes: another may follow */
 /* Item number `i` among those that `of` refers to; NULL if there are not as many. */
 const PickleItem *pickle_at(const Pickle *p, const PickleItem *of, long i);
 bool pickle_is(const PickleItem *item, const char *text); /* a TEXT of these characters */

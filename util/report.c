@@ -124,7 +124,7 @@ void log_end(void)
 
 /* ---- the screen ---- */
 
-static int bar_shown; /* its characters; 0: none is shown */
+static bool bar_shown;
 
 /* Open MPI gives its processes a terminal of their own, whatever its output goes to: a program that
  * has started mpirun says what that is, and otherwise nobody knows. */
@@ -180,31 +180,23 @@ void report_line(const char *fmt, ...)
     free(folded);
 }
 
-/* A bar that a terminal, made narrower since, has folded is on several of its lines. */
-static void erase_bar(void)
-{
-    int above = bar_shown > 0 ? (bar_shown - 1) / columns() : 0;
-    if (above)
-        printf("\033[%dA", above);
-    fputs("\r\033[J", stdout);
-}
+/* Terminals that have been made narrower have folded the bar onto several lines, or cut it: the
+ * cursor waits at its beginning, and what goes is all up to the end of the screen. */
+static const char erase[] = "\033[J";
 
 void report_clear(void)
 {
     if (bar_shown)
-        erase_bar();
-    bar_shown = 0;
+        printf("\r%s", erase);
+    bar_shown = false;
     fflush(stdout);
 }
 
 /* One line that the next one overwrites, cut to the terminal's width. */
 static void draw(const char *line)
 {
-    int fits = columns() - 1, length = (int)strlen(line);
-    if (bar_shown > fits)
-        erase_bar();
-    bar_shown = length < fits ? length : fits;
-    printf("\r%.*s\033[K", bar_shown, line);
+    printf("\r%.*s%s\r", columns() - 1, line, erase);
+    bar_shown = true;
     fflush(stdout);
 }
 

@@ -29,26 +29,29 @@ void log_end(void);
     X(grad_norm, true)                                                                             \
     X(ms, true) /* per step */                                                                     \
     X(images_per_s, true)                                                                          \
-    X(gflops, true)     /* arithmetic done per second, */                                          \
-    X(mfu, r->mfu > 0)  /* in percent of the devices' peak; 0: not known */                        \
+    X(gflops, true)    /* arithmetic done per second, */                                           \
+    X(mfu, r->mfu > 0) /* in percent of the devices' peak; 0: not known */                         \
     X(loss_scale, r->loss_scale > 0)                                                               \
-    X(wait, true)             /* share of the time spent waiting for data */                       \
-    X(data_bytes_per_s, true) /* read from files */                                                \
-    X(comm_bytes, r->comm_bytes > 0)   /* sent to other ranks per step, by this one */             \
-    X(comm_wait, r->comm_wait >= 0)    /* share of the time in which nothing computed meanwhile */ \
-    X(workers, true)          /* threads that make batches */                                      \
-    X(damaged, true)          /* images found damaged so far */                                    \
-    X(cpu, true)              /* share of the compute threads' time that the process was busy */   \
-    X(gpu, r->gpu >= 0)       /* share of the time the device was busy; -1: not known */           \
-    X(memory, true)           /* peak, bytes */                                                    \
-    X(skipped, true)          /* steps left out because of non-finite gradients */
+    X(wait, true)                    /* share of the time spent waiting for data */                \
+    X(data_bytes_per_s, true)        /* read from files */                                         \
+    X(comm_bytes, r->comm_bytes > 0) /* sent to other ranks per step, by this one */               \
+    X(comm_wait, r->comm_wait >= 0)  /* share of the time in which nothing computed meanwhile */   \
+    X(workers, true)                 /* threads that make batches */                               \
+    X(damaged, true)                 /* images found damaged so far */                             \
+    X(cpu, true)                /* share of the compute threads' time that the process was busy */ \
+    X(gpu, r->gpu >= 0)         /* share of the time the device was busy; -1: not known */         \
+    X(memory, true)             /* peak, bytes */                                                  \
+    X(skipped, true)            /* steps left out because of non-finite gradients */               \
+    X(eta, true)                /* seconds to the run's end */                                     \
+    X(slowest, r->slowest >= 0) /* the rank that the others wait for most; -1: not known, and */   \
+    X(slowest_by, r->slowest >= 0) /* how much longer than the mean rank it works, of a step */
 
 typedef struct {
 #define X(number, known) double number;
     STEP_NUMBERS(X)
 #undef X
-    double total, eta;    /* steps of the run, seconds to its end */
-    double epochs;        /* of the run, */
+    double total;         /* steps of the run, */
+    double epochs;        /* epochs of it, */
     double elapsed, best; /* seconds since it began or went on, best top-1; -1: none yet */
 } StepReport;
 

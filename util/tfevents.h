@@ -2,7 +2,7 @@
  *
  * A file is a row of records (TFRecord): uint64 length, masked CRC-32C of these 8 bytes, the bytes,
  * their masked CRC-32C, all little-endian. Each record is a protocol buffer, tensorflow.Event, of
- * which these fields are used (docs/formats.md has the whole list):
+ * which these fields are used (docs/results.md has the whole list):
  *
  *   Event    1 double wall_time   2 int64 step   3 string file_version   5 Summary   7 SessionLog
  *   Summary  1 Value, repeated

@@ -59,12 +59,12 @@ _Noreturn void die_usage(const char *hint, const char *fmt, ...)
 
 void warn(const char *fmt, ...)
 {
+    char text[4096];
     va_list args;
     va_start(args, fmt);
     fflush(stdout);
-    fputs("warning: ", stderr);
-    vfprintf(stderr, fmt, args);
-    fputc('\n', stderr);
+    vsnprintf(text, sizeof text, fmt, args);
+    fprintf(stderr, "warning: %s\n", text); /* at once, as above */
     va_end(args);
 }
 
@@ -147,6 +147,14 @@ double now(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+struct timespec deadline(clockid_t clock, double seconds)
+{
+    struct timespec t;
+    clock_gettime(clock, &t);
+    long nanoseconds = t.tv_nsec + (long)(seconds * 1e9);
+    return (struct timespec){t.tv_sec + nanoseconds / 1000000000, nanoseconds % 1000000000};
 }
 
 /* ---- signs of life ---- */

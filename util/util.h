@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <time.h>
 
 #ifdef __cplusplus
 #define NORETURN [[noreturn]]
@@ -51,6 +52,8 @@ char *xstrdup(const char *s);
 char *xasprintf(const char *fmt, ...) PRINTF_LIKE(1, 2);
 
 double now(void); /* seconds, monotonic */
+/* So many seconds from now, for functions that wait until a time of that clock. */
+struct timespec deadline(clockid_t clock, double seconds);
 
 /* Work that takes long calls alive() whenever it has got on, on any thread: who watches over it
  * sees the count of such signs grow. */

@@ -5,7 +5,8 @@
  * "label_names"}. transformers': {"hidden_size", "num_hidden_layers", "num_attention_heads",
  * "intermediate_size", "patch_size", "image_size", "hidden_act", "layer_norm_eps", "id2label"}, and
  * its preprocessor_config.json: {"image_mean", "image_std", "size", "crop_size", "do_center_crop",
- * "resample"} (Pillow's number). Files are untrusted: a value of another type or range is unknown.
+ * "resample"} (Pillow's number); open_clip's is open_clip_config.json. Files are untrusted: a value
+ * of another type or range is unknown.
  *
  * Read in this order: values, files, the model, its images, labels.
  */
@@ -72,6 +73,22 @@ static void read_normalisation(const cJSON *mean, const cJSON *std, Hub *h)
     h->has_mean = true;
 }
 
+static void cannot(Hub *h, const char *key, const char *value)
+{
+    size_t at = strlen(h->unknown);
+    snprintf(h->unknown + at, sizeof h->unknown - at, "%s%s = %.30s", at ? ", " : "", key, value);
+}
+
+static void read_filter(const char *name, Hub *h)
+{
+    if (strcmp(name, "bilinear") == 0)
+        h->interpolation = 0;
+    else if (strcmp(name, "bicubic") == 0)
+        h->interpolation = 1;
+    else if (*name)
+        cannot(h, "interpolation", name);
+}
+
 /* ---- files ---- */
 
 enum { MAX_JSON = 16 << 20 };
@@ -115,9 +132,16 @@ static void read_from(Hub *h, const char *name)
 static const struct {
     const char *name;
     int act;
-} activations[] = {{"gelu", ACT_GELU},           {"gelu_python", ACT_GELU},
-                   {"gelu_new", ACT_GELU_TANH},  {"gelu_tanh", ACT_GELU_TANH},
-                   {"gelu_fast", ACT_GELU_TANH}, {"gelu_pytorch_tanh", ACT_GELU_TANH}};
+} activations[] = {{"gelu", ACT_GELU},
+                   {"gelu_python", ACT_GELU},
+                   {"gelu_new", ACT_GELU_TANH},
+                   {"gelu_tanh", ACT_GELU_TANH},
+                   {"gelu_fast", ACT_GELU_TANH},
+                   {"gelu_pytorch_tanh", ACT_GELU_TANH},
+                   {"quick_gelu", ACT_QUICK_GELU},
+                   {"quickgelu", ACT_QUICK_GELU},
+                   {"silu", ACT_SWIGLU},
+                   {"swish", ACT_SWIGLU}}; /* of a gate, else refused */
 
 static bool read_activation(const char *path, const char *name, Hub *h, Error *e)
 {
@@ -125,7 +149,7 @@ static bool read_activation(const char *path, const char *name, Hub *h, Error *e
     while (*name && i < COUNT(activations) && strcmp(activations[i].name, name) != 0)
         i++;
     if (*name && i == COUNT(activations))
-        return fail(e, "the model has gelu and gelu_tanh: take weights that were trained with one",
+        return fail(e, "take weights that were trained with GELU (erf, tanh, quick) or SwiGLU",
                     "%s: config.json beside it: the activation is %.50s", path, name);
     if (*name)
         h->act = activations[i].act;
@@ -138,7 +162,7 @@ static const struct {
     const char *part;
     int act;
     const char *refused;
-} habits[] = {{"quickgelu", ACT_NONE, "the activation is quick_gelu"},
+} habits[] = {{"quickgelu", ACT_QUICK_GELU, NULL},
               {"rope", ACT_NONE, "rotary positions"},
               {"dinov3", ACT_NONE, "rotary positions"},
               {"vit_pe_", ACT_NONE, "rotary positions"},
@@ -160,14 +184,57 @@ static bool read_architecture(const char *path, const char *name, Hub *h, Error 
     if (h->timm)
         h->act = habits[i].act;
     return !habits[i].refused ||
-           fail(e, "take weights of a plain ViT: erf or tanh GELU, learned positions",
+           fail(e, "take weights of a plain ViT, with learned positions",
                 "%s: config.json beside it says %.60s: %s", path, name, habits[i].refused);
 }
 
-/* transformers' keys, at the top; timm's model_args have some of the same meaning. */
+/* What transformers' configurations leave out is as their classes have it: a part of model_type,
+ * its activation and eps. */
+static void read_kind(const char *model_type, Hub *h)
+{
+    static const struct {
+        const char *part;
+        int act;
+        double eps;
+    } kinds[] = {{"siglip", ACT_GELU_TANH, 1e-6}, {"clip", ACT_QUICK_GELU, 1e-5},
+                 {"dinov2", ACT_GELU, 1e-6},      {"vit_msn", ACT_GELU, 1e-6},
+                 {"vit", ACT_GELU, 1e-12},        {"deit", ACT_GELU, 1e-12}};
+    for (int i = 0; i < COUNT(kinds); i++)
+        if (strstr(model_type, kinds[i].part)) {
+            h->act = kinds[i].act;
+            h->eps = kinds[i].eps;
+            return;
+        }
+}
+
+/* open_clip_config.json: {"model_cfg": {"quick_gelu", "vision_cfg": {"image_size", "layers",
+ * "width", "head_width", "patch_size"}}, "preprocess_cfg": {"mean", "std", "interpolation"}}. */
+static void read_open_clip(const cJSON *json, Hub *h)
+{
+    const cJSON *model = get(json, "model_cfg"), *tower = get(model, "vision_cfg");
+    const cJSON *images = get(json, "preprocess_cfg");
+    int width = count_of(get(tower, "width")), head = count_of(get(tower, "head_width"));
+    h->width = width;
+    h->layers = count_of(get(tower, "layers"));
+    h->patch = count_of(get(tower, "patch_size"));
+    h->heads = width / (head ? head : 64);
+    h->eps = 1e-5;
+    h->act = cJSON_IsTrue(get(model, "quick_gelu")) ? ACT_QUICK_GELU : ACT_GELU;
+    read_sides(get(tower, "image_size"), &h->image_h, &h->image_w);
+    read_normalisation(get(images, "mean"), get(images, "std"), h);
+    read_filter(get_text(images, "interpolation"), h);
+}
+
+/* transformers' keys, at the top, or those of an image tower in vision_config; timm's model_args
+ * have some of the same meaning. */
 static bool read_model(const char *path, const cJSON *json, Hub *h, Error *e)
 {
-    const cJSON *args = get(json, "model_args"), *eps = get(json, "layer_norm_eps");
+    const cJSON *tower = get(json, "vision_config"), *args = get(json, "model_args");
+    read_kind(get_text(json, "model_type"), h);
+    if (tower)
+        json = tower;
+    read_kind(get_text(json, "model_type"), h);
+    const cJSON *eps = get(json, "layer_norm_eps");
     const char *pool = get_text(json, "global_pool");
     const struct {
         int *to;
@@ -197,8 +264,10 @@ static bool read_model(const char *path, const cJSON *json, Hub *h, Error *e)
     if (strcmp(pool, "token") == 0)
         h->pool = POOL_CLS;
     if (strcmp(pool, "map") == 0)
-        return fail(e, "take weights of a model that pools by a class token or a mean",
-                    "%s: config.json beside it: attention pooling (global_pool = map)", path);
+        h->pool = POOL_MAP;
+    if (strncmp(pool, "avgmax", 6) == 0 || strcmp(pool, "max") == 0)
+        return fail(e, "take weights of a model that pools by a class token, a mean or attention",
+                    "%s: config.json beside it: global_pool = %.20s", path, pool);
     if (!read_architecture(path, get_text(json, "architecture"), h, e) ||
         !read_activation(path, get_text(args, "act_layer"), h, e))
         return false;
@@ -206,22 +275,6 @@ static bool read_model(const char *path, const cJSON *json, Hub *h, Error *e)
 }
 
 /* ---- its images ---- */
-
-static void cannot(Hub *h, const char *key, const char *value)
-{
-    size_t at = strlen(h->unknown);
-    snprintf(h->unknown + at, sizeof h->unknown - at, "%s%s = %.30s", at ? ", " : "", key, value);
-}
-
-static void read_filter(const char *name, Hub *h)
-{
-    if (strcmp(name, "bilinear") == 0)
-        h->interpolation = 0;
-    else if (strcmp(name, "bicubic") == 0)
-        h->interpolation = 1;
-    else if (*name)
-        cannot(h, "interpolation", name);
-}
 
 static void read_timm_images(const cJSON *json, Hub *h)
 {
@@ -281,6 +334,14 @@ bool hub_read(const char *path, Hub *h, Error *e)
     }
     cJSON_Delete(json);
     if (!ok || !fine)
+        return false;
+    json = *h->from ? NULL : read_json(path, "open_clip_config.json", &ok, e);
+    if (json) {
+        read_from(h, "open_clip_config.json");
+        read_open_clip(json, h);
+    }
+    cJSON_Delete(json);
+    if (!ok)
         return false;
     json = read_json(path, "preprocessor_config.json", &ok, e);
     if (json) {

@@ -6,7 +6,8 @@
  * the table, or in one of two others: what may be left out, and what makes the network another one
  * than ours.
  *
- * Read in this order: our names, matching, pieces, tokens and positions, the view. */
+ * Read in this order: our names, matching, pieces, tokens and positions, heads and pooling, the
+ * view. */
 #include "weights/names.h"
 
 #include "model/params.h"
@@ -70,11 +71,11 @@ ShapeText names_shape(int ndim, const long *shape)
 }
 
 static const char variant_hint[] =
-    "this model has one norm before attention and MLP each, plain attention, a GELU MLP, learned "
-    "positions and a linear head: take the weights of such a ViT";
+    "this model has one LayerNorm before attention and MLP each, plain attention, a GELU or SwiGLU "
+    "MLP, learned positions and a linear head: take the weights of such a ViT";
 static const char family_hint[] =
-    "give a Vision Transformer under the names of timm, transformers, torchvision, mmpretrain or "
-    "Google";
+    "give a Vision Transformer under the names of timm, transformers, open_clip, torchvision, "
+    "mmpretrain or Google";
 
 /* ---- matching ---- */
 
@@ -93,7 +94,8 @@ typedef struct {
     Match *match;
     int matches;
     SafeTensors *view;
-    int image_h, image_w;
+    NamesKnown known;
+    bool loose; /* its blocks may stand under a part of the prefix */
     NamesReport *report;
     Error *e;
 } Reader;
@@ -129,23 +131,40 @@ static void add_match(Reader *r, const Name *n, int block, int layer, const StTe
         snprintf(m->ours, sizeof m->ours, "%s", n->ours);
 }
 
-/* Finds `name`, their tensor's less the prefix, in the family's table. */
-static bool match_name(Reader *r, const char *name, bool heads_alone, const StTensor *t)
+/* Whether a tensor of ours may stand outside the prefix: a head beside the backbone, and the blocks
+ * where transformers 5 has lost a prefix that other tensors have. */
+static bool may_stand_outside(const Reader *r, const char *ours)
 {
-    int block;
+    return names_is_head(ours) || strncmp(ours, SECOND_HEAD, strlen(SECOND_HEAD)) == 0 ||
+           (r->loose && strncmp(ours, "blocks.", 7) == 0);
+}
+
+/* Whether one of the matches from `first` on is this part of the same tensor of ours. */
+static bool is_matched(const Reader *r, int first, const Name *n)
+{
+    for (int i = first; i < r->matches; i++)
+        if (r->match[i].name->slot == n->slot && strcmp(r->match[i].name->ours, n->ours) == 0)
+            return true;
+    return false;
+}
+
+/* Finds `name`, their tensor's less the prefix, in the family's table; it may be there more than
+ * once, with a part for each of several of ours, or in two numberings. */
+static bool match_name(Reader *r, const char *name, bool outside, const StTensor *t)
+{
+    int block, first = r->matches;
     for (const Name *n = r->family->name; n->ours; n++) {
         bool all_blocks = strncmp(n->theirs, "**", 2) == 0;
-        if (heads_alone && !names_is_head(n->ours))
+        if (outside && !may_stand_outside(r, n->ours))
             continue;
-        if (!fits(n->theirs + 2 * all_blocks, name, &block))
+        if (!fits(n->theirs + 2 * all_blocks, name, &block) || is_matched(r, first, n))
             continue;
         if (!all_blocks)
             add_match(r, n, block, -1, t);
         for (int i = 0; all_blocks && t->ndim > 0 && i < t->shape[0] && i < 1000; i++)
             add_match(r, n, i, i, t);
-        return true;
     }
-    return false;
+    return r->matches > first;
 }
 
 /* The prefix less its last part: "module.vit." -> "module.". Its length. */
@@ -192,7 +211,7 @@ static bool find_family(Reader *r)
     int found = 0, best = -1;
     for (int i = 0; i < r->raw->count; i++)
         for (int k = 0; k < family_count; k++) {
-            const char *name = r->raw->tensor[i].name, *last = families[k].patch_embedding;
+            const char *name = r->raw->tensor[i].name, *last = families[k].mark;
             size_t n = strlen(name), m = strlen(last);
             if (n < m || n - m >= NAME_SIZE || strcmp(name + n - m, last) != 0 ||
                 (n > m && !strchr("./", name[n - m - 1])))
@@ -261,12 +280,28 @@ static bool match_tensor(Reader *r, const StTensor *t)
     return found;
 }
 
+/* Whether a tensor of a block stands under the prefix. */
+static bool has_blocks_within(const Reader *r)
+{
+    size_t length = strlen(r->prefix);
+    int block;
+    for (int i = 0; i < r->raw->count; i++) {
+        const char *name = r->raw->tensor[i].name;
+        for (const Name *n = r->family->name; n->ours; n++)
+            if (strncmp(n->ours, "blocks.", 7) == 0 && strncmp(name, r->prefix, length) == 0 &&
+                (*n->theirs == '*' || fits(n->theirs, name + length, &block)))
+                return true;
+    }
+    return false;
+}
+
 /* Every tensor of theirs: where it belongs, or that it may be left out. */
 static bool match_all(Reader *r)
 {
     size_t length = strlen(r->prefix);
     int outside = 0;
     const char *first = NULL;
+    r->loose = !has_blocks_within(r);
     for (int i = 0; i < r->raw->count; i++) {
         const StTensor *t = &r->raw->tensor[i];
         if (match_tensor(r, t))
@@ -306,8 +341,9 @@ static int axis_of(int how, int n, int d)
 /* Which axis of our tensor the d-th, in our order, is a part of: heads and their size are one. */
 static int part_of(int how, int n, int d)
 {
-    const int parts[] = {[AS_IS] = d,           [TOKENS] = d + 3 - n, [FLAT] = 0,
-                         [KERNEL] = d == n - 1, [OUT_KERNEL] = d > 0, [CONV] = d};
+    const int parts[] = {
+        [AS_IS] = d,          [TOKENS] = d + 3 - n, [FLAT] = 0,        [KERNEL] = d == n - 1,
+        [OUT_KERNEL] = d > 0, [CONV] = d,           [FIRST_THIRD] = d, [LAST_THIRDS] = d};
     return parts[how];
 }
 
@@ -320,9 +356,11 @@ static bool make_piece(const Reader *r, const Match *m, StPiece *out, int *ndim,
         return fail(r->e, family_hint, "%s: tensor %.150s is empty: shape %s", r->raw->path,
                     m->t->name, names_shape(m->t->ndim, m->t->shape).s);
     int how = m->name->how, skip = m->layer >= 0, n = p.ndim - skip;
-    const int dims[] = {
-        [AS_IS] = n, [TOKENS] = 3, [FLAT] = 1, [KERNEL] = 2, [OUT_KERNEL] = 2, [CONV] = 4};
-    if ((how == CONV && n != 4) || (dims[how] == 2 && n < 2) || (how == TOKENS && n > 3))
+    const int dims[] = {[AS_IS] = n,      [TOKENS] = 3, [FLAT] = 1,        [KERNEL] = 2,
+                        [OUT_KERNEL] = 2, [CONV] = 4,   [FIRST_THIRD] = n, [LAST_THIRDS] = n};
+    bool third = how == FIRST_THIRD || how == LAST_THIRDS;
+    if ((how == CONV && n != 4) || ((how == KERNEL || how == OUT_KERNEL) && n < 2) ||
+        (how == TOKENS && n > 3) || (third && (n < 1 || p.shape[skip] % 3)))
         return fail(r->e, family_hint, "%s: tensor %.150s has shape %s", r->raw->path, m->t->name,
                     names_shape(m->t->ndim, m->t->shape).s);
     *out = (StPiece){.data = p.data, .type = p.type, .ndim = n};
@@ -336,6 +374,12 @@ static bool make_piece(const Reader *r, const Match *m, StPiece *out, int *ndim,
         out->shape[d] = p.shape[from];
         out->stride[d] = p.stride[from];
         shape[part_of(how, n, d)] *= p.shape[from];
+    }
+    if (third) {
+        long rows = out->shape[0] / 3;
+        out->shape[0] = shape[0] = how == FIRST_THIRD ? rows : 2 * rows;
+        if (how == LAST_THIRDS)
+            out->data += rows * out->stride[0] * st_type_bytes(p.type);
     }
     return true;
 }
@@ -411,7 +455,9 @@ static void add_biases(Reader *r)
         char name[NAME_SIZE];
         const char *rest, *full = r->view->tensor[i].name;
         long rows = r->view->tensor[i].shape[0];
-        bool layer = strcmp(full, "head.weight") == 0;
+        bool layer = strcmp(full, "head.weight") == 0 || strcmp(full, SECOND_HEAD ".weight") == 0 ||
+                     strcmp(full, "attn_pool.q.weight") == 0 ||
+                     strcmp(full, "attn_pool.kv.weight") == 0;
         for (int k = 0; names_block(full, &rest) >= 0 && k < COUNT(layers); k++)
             layer |= strncmp(rest, layers[k], strlen(layers[k])) == 0 &&
                      strcmp(rest + strlen(layers[k]), ".weight") == 0;
@@ -471,7 +517,8 @@ static void complete_positions(Reader *r)
     const long counts[] = {0, all - registers, all}; /* 9 with 4 registers: 3x3, not 2x2 */
     const StTensor *patch = find_made(r, "patch_embed.proj.weight");
     long side = patch && patch->ndim == 4 && patch->shape[3] > 0 ? patch->shape[3] : 1;
-    first = with_position(counts, COUNT(counts), P, (r->image_h / side) * (r->image_w / side));
+    const NamesKnown *k = &r->known;
+    first = with_position(counts, COUNT(counts), P, (k->image_h / side) * (k->image_w / side));
     if (first == all)
         return;
     StPiece whole = *pos->piece;
@@ -486,16 +533,163 @@ static void complete_positions(Reader *r)
          all);
 }
 
-/* An MLP whose first layer makes twice what the second takes. */
-static bool check_gates(const Reader *r)
+/* ---- heads and pooling ---- */
+
+/* Takes tensors out of the view whose names begin so; how many. */
+static int drop_made(Reader *r, const char *begin)
 {
-    const StTensor *in = find_made(r, "blocks.0.mlp.fc1.weight");
-    const StTensor *out = find_made(r, "blocks.0.mlp.fc2.weight");
-    bool gated = in && out && in->ndim == 2 && out->ndim == 2 && in->shape[0] == 2 * out->shape[1];
-    return !gated || fail(r->e, variant_hint,
-                          "%s: a SwiGLU MLP (blocks.0.mlp.fc1.weight has %ld "
-                          "rows for the %ld columns of fc2)",
-                          r->raw->path, in->shape[0], out->shape[1]);
+    int kept = 0, n = r->view->count;
+    for (int i = 0; i < n; i++) {
+        StTensor *t = &r->view->tensor[i];
+        if (strncmp(t->name, begin, strlen(begin)) == 0)
+            free(t->piece);
+        else
+            r->view->tensor[kept++] = *t;
+    }
+    r->view->count = kept;
+    return n - kept;
+}
+
+static real *read_made(const Reader *r, const StTensor *t)
+{
+    real *x = xmalloc((size_t)t->n * sizeof *x);
+    if (t->type <= ST_BF16 && st_read_real(r->view, t, 0, t->n, x, r->e))
+        return x;
+    free(x);
+    return NULL;
+}
+
+/* Values in memory in place of a tensor's. */
+static void replace_made(Reader *r, StTensor *t, real *values, int ndim, const long *shape)
+{
+    StPiece p = {.data = st_own(r->view, values), .type = ST_REAL, .ndim = ndim};
+    t->type = ST_REAL;
+    t->ndim = ndim;
+    t->pieces = 0;
+    t->n = 1;
+    for (int d = ndim - 1; d >= 0; d--) {
+        t->shape[d] = p.shape[d] = shape[d];
+        p.stride[d] = t->n;
+        t->n *= shape[d];
+    }
+    st_add_piece(t, p);
+}
+
+/* y = (W0 x0 + b0 + W1 x1 + b1) / 2 = [W0, W1] / 2 [x0, x1] + (b0 + b1) / 2. */
+static bool join_heads(Reader *r, StTensor *w, StTensor *b)
+{
+    const StTensor *w1 = find_made(r, SECOND_HEAD ".weight"), *b1;
+    b1 = find_made(r, SECOND_HEAD ".bias");
+    if (w1->ndim != 2 || w->ndim != 2 || w1->shape[0] != w->shape[0] ||
+        w1->shape[1] != w->shape[1] || !b1 || b->n != w->shape[0] || b1->n != b->n)
+        return false;
+    long K = w->shape[0], C = w->shape[1];
+    const StTensor *from[] = {w, w1, b, b1};
+    real *x[4] = {NULL}, *whole = xmalloc((size_t)(2 * K * C) * sizeof *whole);
+    bool ok = true;
+    for (int i = 0; i < 4; i++)
+        ok &= (x[i] = read_made(r, from[i])) != NULL;
+    for (long k = 0; ok && k < K; k++) {
+        for (long i = 0; i < 2 * C; i++)
+            whole[k * 2 * C + i] = x[i >= C][k * C + i % C] / 2;
+        x[2][k] = (x[2][k] + x[3][k]) / 2;
+    }
+    if (ok) {
+        replace_made(r, w, whole, 2, (const long[]){K, 2 * C});
+        replace_made(r, b, x[2], 1, &K);
+        whole = x[2] = NULL;
+    }
+    for (int i = 0; i < 4; i++)
+        free(x[i]);
+    free(whole);
+    return ok;
+}
+
+/* Two heads become one over both tokens, or the class token's alone is kept. */
+static void settle_heads(Reader *r)
+{
+    StTensor *w = find_made(r, "head.weight"), *b = find_made(r, "head.bias");
+    const StTensor *cls = find_made(r, "cls_token"), *second = find_made(r, SECOND_HEAD ".weight");
+    bool both = r->known.want == -1 || r->known.want == POOL_CLS_DIST;
+    if (second && w && b && both && cls && cls->ndim == 3 && cls->shape[1] >= 2 &&
+        join_heads(r, w, b)) {
+        r->report->pool = POOL_CLS_DIST;
+        note(r->report, "its two heads are one over both tokens, their mean (--pool cls: the class "
+                        "token's alone)");
+    } else if (second) {
+        note(r->report, "left out: the head of the distillation token");
+    }
+    drop_made(r, SECOND_HEAD);
+}
+
+/* transformers has a classifier beside an image tower that says nothing of the tower's own pooling.
+ */
+static bool settle_classifier(Reader *r)
+{
+    bool classifier = false;
+    for (int i = 0; i < r->matches; i++)
+        classifier |= strcmp(r->match[i].name->theirs, "classifier.weight") == 0;
+    if (!classifier || strcmp(r->family->mark, "embeddings.patch_embedding.weight") != 0)
+        return true;
+    if (find_made(r, "cls_token"))
+        return fail(r->e, variant_hint,
+                    "%s: CLIP's image tower with a classifier of transformers', which takes the "
+                    "mean of patches without the final norm",
+                    r->raw->path);
+    if (drop_made(r, "attn_pool."))
+        note(r->report, "left out: attention pooling, which its classifier does not use");
+    r->report->pool = POOL_GAP;
+    return true;
+}
+
+/* What the tensors show of pooling. */
+static void settle_pool(Reader *r)
+{
+    const StTensor *pos = find_made(r, "pos_embed"), *head = find_made(r, "pre_logits.fc.weight");
+    if (!head)
+        head = find_made(r, "head.weight");
+    if (find_made(r, "attn_pool.latent"))
+        r->report->pool = POOL_MAP;
+    else if (r->report->pool < 0 && head && head->ndim == 2 && pos && pos->ndim == 3 &&
+             head->shape[1] == 2 * pos->shape[2])
+        r->report->pool = POOL_CLS_GAP;
+    for (int i = 0; i < r->matches && r->report->pool < 0; i++)
+        if (strcmp(r->match[i].ours, "cls_token") == 0) { /* registers alone are no class token */
+            r->report->pool = r->match[i].name->slot == 2 ? POOL_GAP : -1;
+            break;
+        }
+}
+
+/* Behind a pooling that takes one token there is no difference between a norm before and after. */
+static void settle_norm(Reader *r)
+{
+    bool one = r->known.pool == POOL_CLS || r->known.want == POOL_CLS;
+    one = one && !find_made(r, "norm.weight");
+    for (int i = 0; one && i < r->view->count; i++) {
+        StTensor *t = &r->view->tensor[i];
+        if (strcmp(t->name, "fc_norm.weight") == 0)
+            t->name = st_own(r->view, xstrdup("norm.weight"));
+        else if (strcmp(t->name, "fc_norm.bias") == 0)
+            t->name = st_own(r->view, xstrdup("norm.bias"));
+    }
+}
+
+/* An RMS norm looks like a LayerNorm without its bias, and computes something else. */
+static bool check_norms(const Reader *r)
+{
+    for (int i = 0; i < r->view->count; i++) {
+        const StTensor *t = &r->view->tensor[i];
+        const char *end = strstr(t->name, ".weight"), *rest;
+        char bias[NAME_SIZE];
+        if (!end || t->ndim != 1 || names_block(t->name, &rest) > 0) /* the first says it of all */
+            continue;
+        snprintf(bias, sizeof bias, "%.*s.bias", (int)(end - t->name), t->name);
+        if (!find_made(r, bias))
+            return fail(r->e, variant_hint,
+                        "%s: norms without a bias (tensor %.100s), as RMS norms", r->raw->path,
+                        t->name);
+    }
+    return true;
 }
 
 /* ---- the view ---- */
@@ -542,20 +736,20 @@ static bool build(Reader *r)
              *r->prefix ? " under " : "", r->prefix);
     if (!match_all(r) || !has_blocks(r) || !make_tensors(r) || !has_positions(r))
         return false;
+    if (!settle_classifier(r))
+        return false;
     add_biases(r);
+    settle_heads(r);
+    settle_pool(r);
+    settle_norm(r);
     complete_positions(r);
-    return check_gates(r) && st_index(r->view, r->e);
+    return check_norms(r) && st_index(r->view, r->e);
 }
 
-SafeTensors *names_view(SafeTensors *raw, int image_h, int image_w, NamesReport *report, Error *e)
+SafeTensors *names_view(SafeTensors *raw, const NamesKnown *known, NamesReport *report, Error *e)
 {
-    Reader r = {.raw = raw,
-                .view = st_view(raw->path),
-                .image_h = image_h,
-                .image_w = image_w,
-                .report = report,
-                .e = e};
-    *report = (NamesReport){0};
+    Reader r = {.raw = raw, .view = st_view(raw->path), .known = *known, .report = report, .e = e};
+    *report = (NamesReport){.pool = -1, .by_openai = st_find(raw, "context_length") != NULL};
     st_take(r.view, raw);
     bool ok = build(&r);
     free(r.match);

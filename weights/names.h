@@ -11,16 +11,27 @@
 
 #define NAME_SIZE 192
 
-/* What is found out on the way, for people: lines of a report. */
+/* What is known of the network beforehand. */
+typedef struct {
+    int image_h, image_w; /* the size of its images; 0: unknown */
+    int pool;             /* POOL_*, as a file beside it says; -1: unknown */
+    int want;             /* POOL_* of the model that the tensors are for; -1: any */
+} NamesKnown;
+#define NAMES_UNKNOWN ((NamesKnown){.pool = -1, .want = -1})
+
+/* What is found out on the way: for people, lines of a report. */
 typedef struct {
     char family[96]; /* "transformers' names under vit." */
     char notes[512]; /* what is left out, or added, and is no part of the network as it is read */
+    int pool;        /* POOL_*; -1: the tensors do not show it */
+    bool by_openai;  /* who trained its CLIP models with another GELU than others */
 } NamesReport;
 
-/* The view of `raw`, which it closes with itself, or at once on failure. image_h, image_w: the size
- * of its images, where that is known, else 0. A network that the model cannot be is an error that
- * says which variant it is. */
-SafeTensors *names_view(SafeTensors *raw, int image_h, int image_w, NamesReport *report, Error *e);
+/* The view of `raw`, which it closes with itself, or at once on failure. Of a network with a head
+ * behind each of two tokens whose mean counts (DeiT), the head is one over both, unless pooling by
+ * the class token alone is wanted. A network that the model cannot be is an error that says which
+ * variant it is. */
+SafeTensors *names_view(SafeTensors *raw, const NamesKnown *known, NamesReport *report, Error *e);
 
 /* "blocks.7.norm1.weight" -> 7 and "norm1.weight"; -1 for a name that is not of this form. */
 int names_block(const char *name, const char **rest);

@@ -137,3 +137,43 @@ bool npz_read(SafeTensors *f, const Zip *z, Error *e)
             return false;
     return st_index(f, e);
 }
+
+/* Version 1.0; padded with blanks to a multiple of 64 bytes. free() it. */
+static char *npy_header(const NpzArray *a, size_t *n)
+{
+    char shape[16 * ST_MAX_DIMS] = "";
+    for (int d = 0; d < a->ndim; d++) {
+        size_t at = strlen(shape);
+        snprintf(shape + at, sizeof shape - at, "%d%s", a->shape[d],
+                 a->ndim == 1      ? ","
+                 : d + 1 < a->ndim ? ", "
+                                   : "");
+    }
+    char *text = xasprintf("{'descr': '<f%d', 'fortran_order': False, 'shape': (%s), }",
+                           (int)sizeof(real), shape);
+    *n = (10 + strlen(text) + 1 + 63) / 64 * 64;
+    size_t rest = *n - 10;
+    char *header = xasprintf("\x93NUMPY%c%c%c%c%-*s\n", 1, 1, 1, 1, (int)rest - 1, text);
+    const uint8_t numbers[] = {1, 0, (uint8_t)rest, (uint8_t)(rest >> 8)};
+    memcpy(header + 6, numbers, sizeof numbers);
+    free(text);
+    return header;
+}
+
+bool npz_write(const char *path, const NpzArray *array, int n, Error *e)
+{
+    ZipEntry *entry = xcalloc((size_t)n, sizeof *entry);
+    for (int i = 0; i < n; i++) {
+        entry[i].name = xasprintf("%s.npy", array[i].name);
+        entry[i].begin = npy_header(&array[i], &entry[i].begins);
+        entry[i].rest = array[i].values;
+        entry[i].n = (size_t)array[i].n * sizeof(real);
+    }
+    bool ok = zip_write(path, entry, n, e);
+    for (int i = 0; i < n; i++) {
+        free(entry[i].name);
+        free(entry[i].begin);
+    }
+    free(entry);
+    return ok;
+}

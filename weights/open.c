@@ -6,7 +6,7 @@
 
 #include "util/files.h"
 #include "weights/npz.h"
-#include "weights/torch_zip.h"
+#include "weights/torch.h"
 
 #include <cjson/cJSON.h>
 #include <dirent.h>
@@ -30,9 +30,6 @@ static const struct {
     {BEGINS("<!"), "a web page", "download the file itself: the link to its raw content"},
     {BEGINS("<?xml"), "a web page", "download the file itself: the link to its raw content"},
     {BEGINS("<html"), "a web page", "download the file itself: the link to its raw content"},
-    {BEGINS("\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"),
-     "a file of PyTorch before 1.6, which is a bare pickle",
-     "in Python: torch.save(torch.load('FILE', map_location='cpu'), 'new.pth'), if you trust it"},
     {BEGINS("\x80\x02"), "a bare pickle, which is not read",
      "in Python: torch.save(model.state_dict(), 'new.pth')"},
     {BEGINS("\x80\x03"), "a bare pickle, which is not read",
@@ -223,6 +220,8 @@ static SafeTensors *open_mapped(SafeTensors *f, bool part, Error *e)
         return open_index(f, e);
     else if (memcmp(f->map, "PK\3\4", 4) == 0)
         ok = read_archive(f, e);
+    else if (torch_is_old(f))
+        ok = torch_read_old(f, e);
     else
         ok = !is_refused(f, e) && begins_well(f, e) && st_read(f, e);
     if (ok)
@@ -286,8 +285,10 @@ static char *only_file(const char *dir)
 
 char *weights_in_folder(const char *dir)
 {
-    static const char *const names[] = {"model.safetensors", "model.safetensors.index.json",
-                                        "pytorch_model.bin", "pytorch_model.bin.index.json"};
+    static const char *const names[] = {
+        "model.safetensors",           "model.safetensors.index.json",
+        "pytorch_model.bin",           "pytorch_model.bin.index.json",
+        "open_clip_model.safetensors", "open_clip_pytorch_model.bin"};
     for (int i = 0; i < COUNT(names); i++) {
         char *path = xasprintf("%s/%s", dir, names[i]);
         if (path_exists(path))

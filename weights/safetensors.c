@@ -7,7 +7,7 @@
  * the file while it is mapped. The JSON is cJSON's work, its nesting limit included.
  *
  * This file knows nothing of models; weights.c gives the tensors their meaning. Files of other
- * kinds (torch_zip.h, npz.h) are given the same form, and read by the same function.
+ * kinds (torch.h, npz.h) are given the same form, and read by the same function.
  *
  * Read in this order: look-ups, numbers in the header, one entry, the whole header, opening, other
  * kinds of files, elements, writer. */

@@ -62,6 +62,20 @@ static bool count_blocks(const SafeTensors *f, int *layers, Error *e)
                                f->path, name, highest);
 }
 
+/* fc1 makes what fc2 takes, or twice that: a gate and a value. */
+static bool infer_mlp(const SafeTensors *f, Config *c, Error *e)
+{
+    const StTensor *fc1 = need(f, "blocks.0.mlp.fc1.weight", 2, e);
+    if (!fc1)
+        return false;
+    bool gated = fc1->shape[0] == 2l * c->mlp;
+    if (gated != (c->act == ACT_SWIGLU))
+        c->act = gated ? ACT_SWIGLU : ACT_GELU;
+    return gated || fc1->shape[0] == c->mlp ||
+           fail(e, timm_hint, "%s: blocks.0.mlp.fc1.weight has %ld rows for the %d columns of fc2",
+                f->path, fc1->shape[0], c->mlp);
+}
+
 /* Everything that shapes and presence tell; the rest of *c is left alone. classes = 0: no head. */
 static bool infer_dimensions(const SafeTensors *f, Config *c, Error *e)
 {
@@ -70,7 +84,7 @@ static bool infer_dimensions(const SafeTensors *f, Config *c, Error *e)
         int ndim, axis; /* the length of this axis is the setting, and 0 where a tensor is absent */
         bool may_be_absent;
         int *setting;
-    } lengths[] = {{"blocks.0.mlp.fc1.weight", 2, 0, false, &c->mlp},
+    } lengths[] = {{"blocks.0.mlp.fc2.weight", 2, 1, false, &c->mlp},
                    {"cls_token", 3, 1, true, &c->cls_tokens},
                    {"head.weight", 2, 0, true, &c->classes},
                    {"pre_logits.fc.weight", 2, 0, true, &c->representation}};
@@ -96,7 +110,11 @@ static bool infer_dimensions(const SafeTensors *f, Config *c, Error *e)
     c->patch_bias = st_find(f, "patch_embed.proj.bias") != NULL;
     c->norm_pre = st_find(f, "norm_pre.weight") != NULL;
     c->layer_scale = st_find(f, "blocks.0.ls1.gamma") != NULL;
-    return true;
+    c->qk_norm = st_find(f, "blocks.0.attn.q_norm.weight") != NULL;
+    c->fc_norm = st_find(f, "fc_norm.weight") != NULL;
+    if ((c->pool == POOL_MAP) != (st_find(f, "attn_pool.latent") != NULL))
+        c->pool = c->pool == POOL_MAP ? POOL_CLS : POOL_MAP;
+    return infer_mlp(f, c, e);
 }
 
 /* The preset of these dimensions, or NULL. */
@@ -208,7 +226,8 @@ typedef struct {
     int image_h, image_w; /* as the caller says; 0: unknown */
 } Weights;
 
-static bool open_weights(const char *path, int image_h, int image_w, Weights *w, Error *e)
+/* want: POOL_* of the model that they are for; -1: any. */
+static bool open_weights(const char *path, int image_h, int image_w, int want, Weights *w, Error *e)
 {
     *w = (Weights){.f = weights_open_file(path, e), .image_h = image_h, .image_w = image_w};
     if (!w->f || is_ours(w->f))
@@ -221,10 +240,13 @@ static bool open_weights(const char *path, int image_h, int image_w, Weights *w,
         st_close(w->f);
         return false;
     }
-    if (w->hub.image_h)
-        w->f = names_view(w->f, w->hub.image_h, w->hub.image_w, &w->names, e);
-    else
-        w->f = names_view(w->f, image_h, image_w, &w->names, e);
+    const Hub *h = &w->hub;
+    w->f = names_view(w->f,
+                      &(NamesKnown){.image_h = h->image_h ? h->image_h : image_h,
+                                    .image_w = h->image_h ? h->image_w : image_w,
+                                    .pool = h->pool,
+                                    .want = want},
+                      &w->names, e);
     return w->f != NULL;
 }
 
@@ -300,6 +322,40 @@ PRINTF_LIKE(3, 4) static void assume(WeightsInfo *w, const char *setting, const 
     va_end(args);
 }
 
+/* The tensors, then a file beside them, then what is usual. */
+static void settle_pool(const Weights *w, Config *c)
+{
+    c->pool = c->cls_tokens && !c->fc_norm ? POOL_CLS : POOL_GAP;
+    if (w->hub.pool >= 0)
+        c->pool = w->hub.pool;
+    if (w->names.pool >= 0)
+        c->pool = w->names.pool;
+}
+
+static void assume_act(const Weights *w, WeightsInfo *info)
+{
+    static const char *const texts[][2] = {
+        {"Google", "erf GELU, as timm does (--act gelu_tanh is what JAX computes)"},
+        {"open_clip", "erf GELU (--act quick_gelu is what OpenAI's models have, and some others)"},
+        {"transformers' CLIP", "erf GELU (--act: CLIP has quick_gelu, SigLIP gelu_tanh)"},
+        {"", "erf GELU (--act)"}};
+    int i = 0;
+    while (strncmp(w->names.family, texts[i][0], strlen(texts[i][0])) != 0)
+        i++;
+    if (w->names.by_openai)
+        info->config.act = ACT_QUICK_GELU;
+    else
+        assume(info, "act", "%s", texts[i][1]);
+}
+
+/* timm's GluMlp has the same shapes with other gates, which only its architecture's name tells. */
+static void settle_gate(const Weights *w, WeightsInfo *info)
+{
+    bool first = strncmp(w->names.family, "timm", 4) != 0 || w->hub.timm;
+    if (!first)
+        assume(info, "act", "SwiGLU, whose gate comes first (no other gated MLP is known here)");
+}
+
 /* What no tensor shows: told by the files beside the weights, or assumed. */
 static void settle(const Weights *w, WeightsInfo *info)
 {
@@ -307,26 +363,27 @@ static void settle(const Weights *w, WeightsInfo *info)
     Config *c = &info->config;
     const char *preset = guess_heads(c);
     bool google = strncmp(w->names.family, "Google", 6) == 0;
-    if (h->heads)
+    const StTensor *q_norm = st_find(w->f, "blocks.0.attn.q_norm.weight");
+    if (q_norm && q_norm->n > 0 && c->width % q_norm->n == 0) /* it is as long as a head */
+        c->heads = c->width / (int)q_norm->n;
+    else if (h->heads)
         c->heads = h->heads;
     else if (!h->timm || !preset)
         assume(info, "heads", "%d head%s, %s%s (--heads)", c->heads, c->heads > 1 ? "s" : "",
                preset ? "as " : "width ", preset ? preset : "/ 64");
-    c->pool = c->cls_tokens ? POOL_CLS : POOL_GAP;
-    if (h->pool >= 0)
-        c->pool = h->pool;
+    settle_pool(w, c);
     if (c->norm_pre)
         c->eps = c->eps_final = 1e-5; /* as CLIP's */
     if (h->eps >= 0)
         c->eps = c->eps_final = h->eps;
     else if (!h->timm)
         assume(info, "eps", "eps %g (--eps, --eps-final)", c->eps);
-    if (h->act != ACT_NONE)
+    if (c->act == ACT_SWIGLU)
+        settle_gate(w, info);
+    else if (h->act != ACT_NONE)
         c->act = h->act;
     else
-        assume(info, "act",
-               google ? "erf GELU, as timm does (--act gelu_tanh is what JAX computes)"
-                      : "erf GELU (--act)");
+        assume_act(w, info);
     if (h->has_mean) {
         c->mean_r = h->mean[0], c->mean_g = h->mean[1], c->mean_b = h->mean[2];
         c->std_r = h->std[0], c->std_g = h->std[1], c->std_b = h->std[2];
@@ -344,6 +401,14 @@ static bool config_of_foreign(Weights *w, WeightsInfo *info, Error *e)
     if (!infer_dimensions(w->f, c, e))
         return false;
     believe(w, c, info);
+    if (w->hub.act == ACT_SWIGLU && c->act != ACT_SWIGLU)
+        return fail(e, "take weights that were trained with GELU, quick_gelu or SwiGLU",
+                    "%s: config.json beside it: the activation is silu", w->f->path);
+    if (w->hub.pool == POOL_MAP && w->names.pool != POOL_MAP)
+        return fail(e, "take the file that goes with its config.json",
+                    "%s: config.json beside it says attention pooling, but there is no tensor "
+                    "attn_pool.latent",
+                    w->f->path);
     if (!infer_image(w, c, e))
         return false;
     settle(w, info);
@@ -372,14 +437,37 @@ static bool describe(Weights *w, WeightsInfo *info, Error *e)
     return vit_config_check(&with_head, &why) || fail(e, why.hint, "%s: %s", f->path, why.what);
 }
 
-bool weights_describe(const char *path, int image_h, int image_w, WeightsInfo *info, Error *e)
+SafeTensors *weights_open(const char *path, int image_h, int image_w, WeightsInfo *info, Error *e)
 {
     Weights w;
-    if (!open_weights(path, image_h, image_w, &w, e))
-        return false;
-    bool ok = describe(&w, info, e);
+    if (!open_weights(path, image_h, image_w, -1, &w, e))
+        return NULL;
+    if (describe(&w, info, e))
+        return w.f;
     st_close(w.f);
-    return ok;
+    return NULL;
+}
+
+bool weights_describe(const char *path, int image_h, int image_w, WeightsInfo *info, Error *e)
+{
+    SafeTensors *f = weights_open(path, image_h, image_w, info, e);
+    st_close(f);
+    return f != NULL;
+}
+
+real *weights_values(const SafeTensors *f, const char *name, long *n, Error *e)
+{
+    const StTensor *t = st_find(f, name);
+    if (!t) {
+        fail(e, timm_hint, "%s: there is no tensor %s", f->path, name);
+        return NULL;
+    }
+    real *x = xmalloc((size_t)(t->n ? t->n : 1) * sizeof *x);
+    *n = t->n;
+    if (st_read_real(f, t, 0, t->n, x, e))
+        return x;
+    free(x);
+    return NULL;
 }
 
 bool weights_config(const char *path, Config *c, char *assumed, size_t size, Error *e)
@@ -666,7 +754,7 @@ bool weights_load(const char *path, const Layout *l, const TensorSet *sets, int 
     Weights w;
     snprintf(report, size, "%s", "");
     const Config *c = &l->config;
-    if (!open_weights(path, c->image_h, c->image_w, &w, e))
+    if (!open_weights(path, c->image_h, c->image_w, c->pool, &w, e))
         return false;
     SafeTensors *f = w.f;
     Grid is = file_grid(&w), want = model_grid(c);

@@ -35,6 +35,10 @@ typedef struct {
 /* image_h, image_w: the size of its images, where that was said, else 0: a grid of patches that is
  * no square can be told by it. */
 bool weights_describe(const char *path, int image_h, int image_w, WeightsInfo *w, Error *e);
+/* The same, and the tensors themselves, under our names and in our shapes; st_close() them. */
+SafeTensors *weights_open(const char *path, int image_h, int image_w, WeightsInfo *w, Error *e);
+/* All elements of one of them; free() it. NULL and an error where it is not there. */
+real *weights_values(const SafeTensors *f, const char *name, long *n, Error *e);
 /* The configuration alone; `assumed` receives one line of text ("" for ours). */
 bool weights_config(const char *path, Config *c, char *assumed, size_t size, Error *e);
 /* Whether a file of ours was saved with this configuration, but for the settings in `may_change`

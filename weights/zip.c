@@ -6,9 +6,11 @@
  * a field of the member. A directory entry says where the member's local header is, whose own name
  * and extra field come before the data.
  *
- * Read in this order: numbers, the end record, one member, all of them, unpacking.
+ * Read in this order: numbers, the end record, one member, all of them, unpacking, writing.
  */
 #include "weights/zip.h"
+
+#include "util/files.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -211,4 +213,98 @@ const uint8_t *zip_bytes(const ZipMember *m, const char *path, uint8_t **made, E
     fail(e, "unzip it and zip it again without compression (zip -0)",
          "%s: %.150s is packed by method %d, which is not known here", path, m->name, m->method);
     return NULL;
+}
+
+/* ---- writing ---- */
+
+/* CRC-32 of IEEE 802.3, reflected: of what has `crc`, and n bytes behind it. */
+static uint32_t crc32_of(uint32_t crc, const uint8_t *p, size_t n)
+{
+    static uint32_t table[256];
+    for (uint32_t i = 0; !table[255] && i < 256; i++) {
+        uint32_t x = i;
+        for (int bit = 0; bit < 8; bit++)
+            x = x & 1 ? x >> 1 ^ 0xedb88320u : x >> 1;
+        table[i] = x;
+    }
+    crc = ~crc;
+    for (size_t i = 0; i < n; i++)
+        crc = crc >> 8 ^ table[(crc ^ p[i]) & 0xff];
+    return ~crc;
+}
+
+static size_t put(uint8_t *p, size_t at, uint64_t value, int bytes)
+{
+    for (int i = 0; i < bytes; i++)
+        p[at + (size_t)i] = (uint8_t)(value >> 8 * i);
+    return at + (size_t)bytes;
+}
+
+/* What local headers and the directory say alike, from the version to the name's length. */
+static size_t put_member(uint8_t *p, size_t at, const ZipEntry *m, uint32_t crc)
+{
+    enum { VERSION = 20, STORED = 0, TIME = 0, DATE = 0x21 }; /* 1980-01-01 */
+    const struct {
+        uint64_t value;
+        int bytes;
+    } fields[] = {{VERSION, 2},
+                  {0, 2},
+                  {STORED, 2},
+                  {TIME, 2},
+                  {DATE, 2},
+                  {crc, 4},
+                  {m->begins + m->n, 4},
+                  {m->begins + m->n, 4},
+                  {strlen(m->name), 2},
+                  {0, 2}};
+    for (int i = 0; i < COUNT(fields); i++)
+        at = put(p, at, fields[i].value, fields[i].bytes);
+    return at;
+}
+
+bool zip_write(const char *path, const ZipEntry *entry, int n, Error *e)
+{
+    uint64_t total = 22, names = 0;
+    for (int i = 0; i < n; i++)
+        names += 46 + strlen(entry[i].name);
+    for (int i = 0; i < n; i++)
+        total += 76 + 2 * strlen(entry[i].name) + entry[i].begins + entry[i].n;
+    if (total > UINT32_MAX || n > UINT16_MAX)
+        return fail(e, "export it to safetensors (timm)", "%s: would be above 4 GiB", path);
+    FileWriter *f = file_create(path, e);
+    uint8_t *directory = xmalloc(names + 1), local[30];
+    uint64_t offset = 0;
+    size_t size = 0;
+    bool ok = f != NULL;
+    for (int i = 0; ok && i < n; i++) {
+        const ZipEntry *m = &entry[i];
+        size_t length = strlen(m->name);
+        uint32_t crc = crc32_of(0, m->begin, m->begins);
+        crc = crc32_of(crc, m->rest, m->n);
+        put_member(local, put(local, 0, 0x04034b50, 4), m, crc);
+        ok = file_write(f, local, sizeof local, e) && file_write(f, m->name, length, e) &&
+             file_write(f, m->begin, m->begins, e) && file_write(f, m->rest, m->n, e);
+        size = put(directory, put(directory, size, 0x02014b50, 4), 20, 2);
+        size = put_member(directory, size, m, crc);
+        size = put(directory, size, 0, 6); /* no comment, disk 0, attributes */
+        size = put(directory, size, 0, 4);
+        size = put(directory, size, offset, 4);
+        memcpy(directory + size, m->name, length);
+        size += length;
+        offset += sizeof local + length + m->begins + m->n;
+    }
+    uint8_t end[22];
+    size_t at = put(end, 0, 0x06054b50, 4);
+    at = put(end, at, 0, 4);
+    at = put(end, at, (uint64_t)n, 2);
+    at = put(end, at, (uint64_t)n, 2);
+    at = put(end, at, size, 4);
+    at = put(end, at, offset, 4);
+    put(end, at, 0, 2);
+    ok = ok && file_write(f, directory, size, e) && file_write(f, end, sizeof end, e);
+    free(directory);
+    if (ok)
+        return file_publish(f, true, e);
+    file_abandon(f);
+    return false;
 }

@@ -25,3 +25,13 @@ void zip_free(Zip *z);
 /* The member's own bytes: where it lies, or unpacked into memory that the caller frees (*made, else
  * NULL). NULL and an error where it is damaged, or packed in a way that this build cannot undo. */
 const uint8_t *zip_bytes(const ZipMember *m, const char *path, uint8_t **made, Error *e);
+
+/* Writing: members as they are, `begin` and then `rest`. */
+typedef struct {
+    char *name;
+    void *begin;
+    size_t begins;
+    const void *rest;
+    size_t n;
+} ZipEntry;
+bool zip_write(const char *path, const ZipEntry *entry, int n, Error *e); /* up to 4 GiB */

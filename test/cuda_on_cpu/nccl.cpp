@@ -3,7 +3,8 @@
  * A collective moves in rounds of one slot per rank: every rank posts its part, waits until all
  * have posted, and takes what it needs; two slots take turns. Sums are made by every rank alike, in
  * rank order, in float (bf16, f16, f32), so they depend on nothing else. Send and receive use a
- * pair of slots for each ordered pair of ranks.
+ * pair of slots for each ordered pair of ranks. Nothing leaves before its receiver has begun, and then
+ * it takes its time, as NCCL is free to do: whoever writes over what is still to be sent, sends that.
  *
  * Works never block: they are asked again, so that other queues go on meanwhile. What one will write
  * is filled with 0xFF when it begins, so that whoever does not wait for it reads what was there
@@ -50,6 +51,8 @@ struct SharedRank {
 };
 struct SharedPair {
     std::atomic<uint64_t> sent, received;
+    std::atomic<uint64_t> wanted; /* receives begun */
+    uint64_t sends;               /* begun; its sender's own */
     size_t bytes[2];
 };
 struct Shared {
@@ -68,6 +71,7 @@ struct ncclComm {
     ncclResult_t error = ncclSuccess;
     std::string message;
     Chain chain;
+    Random chance{0};
 
     char *slot(int r, uint64_t n)
     {
@@ -311,6 +315,8 @@ struct Transfer {
     int peer;
     char *at;
     size_t bytes, done;
+    uint64_t number; /* of the sends between these two */
+    int late;        /* a send comes so many times in vain */
 };
 struct Transfers {
     ncclComm *c;
@@ -325,7 +331,7 @@ struct Transfers {
         size_t n = std::min(size_t(PAIR_SLOT), t.bytes - t.done);
         if (t.send) {
             uint64_t i = p.sent;
-            if (i - p.received >= 2)
+            if (p.wanted <= t.number || t.late-- > 0 || i - p.received >= 2)
                 return false;
             memcpy(c->pair_slot(from, to, i), t.at + t.done, n);
             p.bytes[i & 1] = t.bytes;
@@ -345,9 +351,17 @@ struct Transfers {
     bool operator()()
     {
         bool all = true, moved = false;
-        for (Transfer &t : list)
-            if (!begun && !t.send) /* nothing is there from now on */
-                memset(t.at, 0xFF, t.bytes);
+        for (Transfer &t : list) {
+            if (begun)
+                break;
+            if (t.send) {
+                t.number = c->pair(c->rank, t.peer).sends++;
+                t.late = c->chance.below(3) ? 0 : int(c->chance.below(400));
+            } else {
+                memset(t.at, 0xFF, t.bytes); /* nothing is there from now on */
+                c->pair(t.peer, c->rank).wanted++;
+            }
+        }
         begun = true;
         for (size_t i = 0; i < list.size() && c->error == ncclSuccess; i++) {
             Transfer &t = list[i];
@@ -481,7 +495,7 @@ static ncclResult_t transfer(bool send, void *at, size_t count, ncclDataType_t t
         return ncclSuccess;
     if (!is_device(at, count * size_of(type)))
         return fail(c, ncclInvalidArgument, "a buffer is not inside device memory");
-    return add({c, s, true, {}, {send, peer, static_cast<char *>(at), count * size_of(type), 0}});
+    return add({c, s, true, {}, {send, peer, static_cast<char *>(at), count * size_of(type), 0, 0, 0}});
 }
 ncclResult_t ncclSend(const void *from, size_t count, ncclDataType_t type, int peer, ncclComm_t c,
                       cudaStream_t s)
@@ -528,6 +542,7 @@ static ncclResult_t meet(ncclComm_t *comm, int ranks, const std::string &name, i
     c->rank = rank;
     c->ranks = ranks;
     c->name = name;
+    c->chance.state = uint64_t(setting("VIT_STANDIN_SEED", 1) << 12 | communicators << 6 | rank);
     c->shared = static_cast<Shared *>(map);
     c->bytes = bytes;
     c->slots = static_cast<char *>(map) + head;

@@ -1,6 +1,7 @@
-"""Goldens of the network's variants, from timm in float64: python3 variants.py makes those in this
-folder again (timm 1.x, torch, safetensors). The format is described in test_golden.c: a tiny model,
-a batch, and what must come out of it."""
+"""Goldens of the network's variants, and of models of which parts learn, or at different rates, from
+timm in float64: python3 variants.py makes those in this folder again (timm 1.x, torch,
+safetensors). The format is described in test_golden.c: a tiny model, a batch, and what must come
+out of it."""
 import functools
 import os
 
@@ -25,6 +26,12 @@ CASES = {
                                      patch_bias=False),
     "variant_distilled": dict(pool="cls_dist", cls_tokens=2, layers=1),
     "variant_cls_gap": dict(pool="cls_gap", cls_tokens=3, layers=1, loss="sigmoid"),
+    # what learns, and how fast: a group of parameters for each unit of the model
+    "tuned_layer_decay": dict(optimizer="adamw", lr=0.005, weight_decay=0.3, clip=1.0,
+                              layer_decay=0.65, frozen=0),
+    "tuned_frozen": dict(clip=0.2, layer_decay=0.5, frozen=2, decay="all", weight_decay=0.1),
+    "tuned_head_only": dict(optimizer="adamw", lr=0.01, weight_decay=0.1, clip=0.1, layers=1,
+                            layer_decay=0.5, frozen=3),
 }
 
 
@@ -111,6 +118,29 @@ class Ours(torch.nn.Module):
         yield from (("head." + n, p) for n, p in self.head.named_parameters())
 
 
+def unit_of(name, c):
+    """0: embedding; 1 to L: blocks; L + 1: what comes after them."""
+    if name.startswith("blocks."):
+        return int(name.split(".")[1]) + 1
+    return 0 if name.split(".")[0] in ("cls_token", "pos_embed", "patch_embed") else c["layers"] + 1
+
+
+def learns(name, c):
+    return name in ("head.weight", "head.bias") or unit_of(name, c) >= c.get("frozen", 0)
+
+
+def groups_of(parameters, c):
+    """The learning rate of unit u is lr * layer_decay^(L + 1 - u)."""
+    groups = []
+    for n, p in parameters.items():
+        decays = c["decay"] == "all" or (p.ndim > 1 and n.endswith("weight"))
+        rate = c.get("layer_decay", 1) ** (c["layers"] + 1 - unit_of(n, c))
+        if learns(n, c):
+            groups.append(dict(params=[p], lr=c["lr"] * rate,
+                               weight_decay=c["weight_decay"] if decays else 0))
+    return groups
+
+
 def make(name, changes, seed):
     c = {**BASE, **changes}
     timm = build(c).eval()
@@ -141,11 +171,8 @@ def make(name, changes, seed):
     out["out.logits"], out["out.loss"] = logits.detach(), loss.detach().reshape(1)
     grads = {k: p.grad for k, p in parameters.items()}
     rename("grad.", grads)
-    out["gradnorm"] = torch.sqrt(sum((g * g).sum() for g in grads.values())).reshape(1)
-    decayed = [p for n, p in parameters.items() if p.ndim > 1 and n.endswith("weight")]
-    rest = [p for n, p in parameters.items() if not (p.ndim > 1 and n.endswith("weight"))]
-    groups = [dict(params=decayed, weight_decay=c["weight_decay"]),
-              dict(params=rest, weight_decay=0)]
+    out["gradnorm"] = torch.sqrt(sum((g * g).sum() for n, g in grads.items() if learns(n, c))).reshape(1)
+    groups = groups_of(parameters, c)
     if c["optimizer"] == "sgd":
         opt = torch.optim.SGD(groups, lr=c["lr"], momentum=c["momentum"])
     else:
@@ -158,7 +185,8 @@ def make(name, changes, seed):
         losses.append(loss.detach())
         loss.backward()
         if c["clip"]:
-            torch.nn.utils.clip_grad_norm_(list(parameters.values()), c["clip"])
+            learning = [p for n, p in parameters.items() if learns(n, c)]
+            torch.nn.utils.clip_grad_norm_(learning, c["clip"])
         opt.step()
     out["losses"] = torch.stack(losses)
     rename("step.", parameters)
@@ -169,4 +197,4 @@ def make(name, changes, seed):
 
 
 for number, (name, changes) in enumerate(CASES.items()):
-    make(name, changes, 700 + number)
+    make(name, changes, 809 + number)

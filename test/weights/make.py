@@ -19,6 +19,7 @@ import torch
 import transformers as T
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -88,8 +89,8 @@ strided["blocks.0.attn.qkv.weight"] = torch.nn.Parameter(both[0])
 strided["blocks.1.attn.qkv.weight"] = both[1]
 strided["blocks.0.mlp.fc1.weight"] = strided["blocks.0.mlp.fc1.weight"].t().contiguous().t()
 torch.save(strided, here("strided.pth"))
-few = {k: v for k, v in state(model).items() if "blocks" not in k}
-torch.save(few, here("refused-legacy.pth"), _use_new_zipfile_serialization=False)
+keep("legacy.pth", model)  # of the form before PyTorch 1.6, with two tensors in one storage
+torch.save({"state_dict": strided, "epoch": 3}, here("legacy.pth"), _use_new_zipfile_serialization=False)
 torch.save(torch.nn.Linear(2, 2), here("refused-module.pth"))
 np.savez(here("refused-no-blocks.npz"), **{"embedding/kernel": np.zeros((P, P, 3, C), np.float32)})
 
@@ -112,16 +113,14 @@ for i in range(L):
     bias = eva.pop(f"blocks.{i}.attn.qkv.bias")
     eva[f"blocks.{i}.attn.q_bias"], eva[f"blocks.{i}.attn.v_bias"] = bias[:C].clone(), bias[2 * C:].clone()
 save_file(eva, here("no-key-bias.safetensors"))
-refused = {"qk-norm": {"qk_norm": True}, "fc-norm": {"global_pool": "avg"}, "map": {"global_pool": "map"},
-           "swiglu": {"mlp_layer": timm.layers.SwiGLU}, "gated": {"mlp_layer": timm.layers.GluMlp}}
+refused = {"rms-norm": {"norm_layer": timm.layers.RmsNorm}, "inner-norm": {"scale_attn_norm": True}}
 for name, more in refused.items():
     save_file({k: v for k, v in state(vit(**more)).items() if "blocks.1" not in k},
               here(f"refused-{name}.safetensors"))
 distilled = timm.create_model("deit_tiny_distilled_patch16_224", img_size=S, patch_size=P, embed_dim=C, depth=L,
                               num_heads=H, mlp_ratio=F / C, num_classes=K)
-random_weights(distilled).set_distilled_training(True)
-distilled.training = True  # gives both heads' outputs: that of the class token is the first
-keep("distilled.safetensors", distilled, lambda m: m(image)[0])
+random_weights(distilled)
+keep("distilled.safetensors", distilled)
 save_file(state(distilled), here("distilled.safetensors"))
 
 model, small = vit(2 * S), vit()
@@ -268,5 +267,57 @@ def zip64(path):
 keep("zip64.npz", model)
 np.savez_compressed(here("zip64.npz"), **google(model, stacked=True))
 zip64(here("zip64.npz"))
+# ---- other networks: pooling, gates, norms of heads, CLIP and SigLIP ----
+
+variants = {"fc-norm": {"global_pool": "avg"}, "map": {"global_pool": "map", "class_token": False},
+            "qk-norm": {"qk_norm": True}, "gated": {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU},
+            "swiglu": {"mlp_layer": timm.layers.SwiGLU, "act_layer": nn.SiLU}}
+for name, more in variants.items():
+    model = vit(**more)
+    keep(name + ".safetensors", model)
+    save_file(state(model), here(name + ".safetensors"))
+transformer("hf-teacher", T.DeiTConfig, T.DeiTForImageClassificationWithTeacher)
+transformer("hf-msn", T.ViTMSNConfig, T.ViTMSNForImageClassification)  # version 5 loses a prefix of its blocks
+sizes = few
+transformer("hf-giant", T.Dinov2WithRegistersConfig, T.Dinov2WithRegistersForImageClassification, mlp_ratio=1,
+            num_register_tokens=2, use_swiglu_ffn=True)
+sizes = dict(few, intermediate_size=F)
+torch.manual_seed(len(logits))
+model = random_weights(T.CLIPVisionModelWithProjection(T.CLIPVisionConfig(**sizes, projection_dim=K)))
+keep("hf-clip", model, lambda m: m(image).image_embeds)
+save_pretrained("hf-clip", model)
+towers = {"vision_config": sizes, "text_config": dict(sizes, vocab_size=9, bos_token_id=0, eos_token_id=1)}
+model = random_weights(T.SiglipForImageClassification(T.SiglipConfig(**towers, num_labels=K)))
+keep("hf-siglip", model, lambda m: m(image).logits)
+save_pretrained("hf-siglip", model)
+model = random_weights(T.SiglipVisionModel(T.SiglipVisionConfig(**sizes)))
+keep("hf-siglip-pool", model, lambda m: m(image).pooler_output)  # no head: what one would read
+save_pretrained("hf-siglip-pool", model)
+
+
+def openai(names):
+    """CLIP's tensors as OpenAI's model has them, with its three numbers beside them."""
+    w = {}
+    for k, v in names.items():
+        for theirs, name in [("vision_model.", "visual."), ("visual_projection.weight", "visual.proj"),
+                             ("embeddings.patch_embedding", "conv1"), ("embeddings.class", "class"),
+                             ("embeddings.position_embedding.weight", "positional_embedding"),
+                             ("pre_layrnorm", "ln_pre"), ("post_layernorm", "ln_post"),
+                             ("encoder.layers", "transformer.resblocks"), ("layer_norm", "ln_"), ("self_attn", "attn"),
+                             ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj")]:
+            k = k.replace(theirs, name)
+        w[k] = v.T if k == "visual.proj" else v
+    for i in range(L):
+        at = f"visual.transformer.resblocks.{i}.attn."
+        for kind in ["weight", "bias"]:
+            w[at + "in_proj_" + kind] = torch.cat([w.pop(f"{at}{p}_proj.{kind}") for p in "qkv"])
+    w.update({"transformer.resblocks.0.ln_1.weight": torch.ones(4), "positional_embedding": torch.zeros(7, 4),
+              "context_length": torch.tensor(7), "input_resolution": torch.tensor(S)})
+    return w
+
+
+model = T.CLIPVisionModelWithProjection.from_pretrained(here("hf-clip"))
+keep("openai.pt", model, lambda m: m(image).image_embeds)
+torch.save(openai(state(model)), here("openai.pt"))
 save_file({"image": image.float(), **{k: v.float() for k, v in logits.items()}}, here("logits.safetensors"))
 print(len(logits), "models;", sum(os.path.getsize(os.path.join(d, f)) for d, _, fs in os.walk(HERE) for f in fs), "bytes")

@@ -1,0 +1,115 @@
+#!/bin/bash
+# ./vit plan against what the training program says it takes: test/test_plan.sh VIT TRAIN_CPU [SHARED].
+# Each small configuration (SHARED's fixtures, or two of our own) trains one step by two ranks under
+# a layout, in turn; its memory line and the bytes that it sends must be those that were forecast.
+tool=$(realpath "$1")
+train=$(realpath "$2")
+shared=$(realpath -m "${3:-../shared}")
+recipe=$(realpath "$(dirname "$0")/../recipes/high-resolution.ini")
+if ! [ -x "$tool" ] || ! [ -x "$train" ]; then
+    printf '%s\n' "FAIL no program $1 or $2" "0 passed, 1 failed, 0 skipped"
+    exit 1
+fi
+tmp=$(mktemp -d) || exit 1
+trap 'rm -rf "$tmp"' EXIT
+cd "$tmp" || exit 1
+export XDG_CACHE_HOME=$tmp/cache OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export OMPI_MCA_rmaps_base_oversubscribe=1
+passed=0 failed=0 skipped=0
+check() { # name, command...
+    local name=$1
+    shift
+    if "$@"; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "FAIL $name"
+        tail -n 4 log | sed 's/^/  | /'
+    fi
+}
+skip() { skipped=$((skipped + 1)); echo "SKIP $1"; }
+bad() { # name, status, pattern, arguments...
+    local name=$1 status=$2 pattern=$3
+    shift 3
+    "$tool" plan "$@" >log 2>&1
+    rc=$?
+    check "$name: status $rc, not $status" [ $rc = "$status" ]
+    check "$name: says error and hint" \
+        sh -c "grep -q '^error: ' log && grep -q '^hint: ..' log && grep -qE -- '$pattern' log"
+}
+value() { grep -oE "\"$1\": \"?[^,\"}]*" json | head -n 1 | sed 's/.*: "\?//'; }
+near() { awk -v a="$1" -v b="$2" -v g="$3" 'BEGIN {d = a - b; exit !((d < 0 ? -d : d) <= g * b)}'; }
+
+# ---- words ----
+
+bad "no model" 2 'no model is named'
+bad "unknown GPU" 2 'h100 a100-80' --model B/16 --gpu h101
+bad "unknown link" 2 'ib ethernet' --model B/16 --link wifi
+bad "a layout that cannot be" 2 'must divide both: 1, 2' --model B/16 --world 10 --tp 5
+bad "a batch that does not divide" 2 'do not divide' --model B/16 --world 8 --zero 1 --batch-size 100
+bad "what does not fit" 1 'what fits: ' --model G/14 --world 8 --gpu a100-40 --zero 0 --micro-batch 128 \
+    --batch-size 1024
+bad "what fits nowhere" 1 '[0-9]+ GPUs and' --model 10B/14 --world 2 --gpu l40s --batch-size 64
+bad "unknown flag" 2 'did you mean --micro-batch' --model B/16 --mirco-batch 3
+"$tool" plan --recipe "$recipe" --world 8 --gpu a100-80 >log 2>&1
+check "a recipe" grep -q '90 epochs of 1281167 images' log
+check "it says that it is an estimate" grep -q 'nothing has been measured on this GPU' log
+check "three proposals" grep -q '^3\. ' log
+"$tool" plan --json --model B/16 --world 16 --gpu h200 2>log | python3 -m json.tool >/dev/null 2>&1 ||
+    { command -v python3 >/dev/null && check "JSON" false; }
+
+# ---- memory and messages ----
+
+"$train" --version 2>/dev/null | grep -q 'with.*MPI' && mpi=1
+layouts=("--zero 0" "--zero 1" "--zero 3 --recompute full" "--pp 2" "--tp 2" "--zero 2 --ema 0.9"
+    "--zero 3 --no-reshard-after-forward" "--recompute selective --opt sgd")
+
+against() { # name, flags...
+    local name=$1 words class said
+    shift
+    local flags=(--batch-size 8 --micro-batch 2 "$@")
+    "$tool" plan --json --gpu xeon-core --world 2 "${flags[@]}" >json 2>log ||
+        { check "$name: plan" false; return; }
+    rm -rf run
+    "$train" --data fake:64 --val-data none --steps 2 --log-every 1 --threads 1 --ranks 2 --out run \
+        "${flags[@]}" >log 2>&1 || { check "$name: trains" false; return; }
+    words=$(grep '^memory ' log)
+    [ "$(value stage)" = 0 ] && for class in weights gradients optimiser activations inputs; do
+        said=$(sed -nE "s/.* ([0-9.]+) ?([kMG]?)B $class.*/\1 \2/p" <<<"$words" |
+            awk '{print $1 * ($2 == "k" ? 1e3 : $2 == "M" ? 1e6 : $2 == "G" ? 1e9 : 1)}')
+        check "$name: $class: $said, forecast $(value $class)" near "${said:-0}" "$(value $class)" 0.05
+    done
+    said=$(sed -nE 's/.*"comm_bytes":([0-9.e+]+).*/\1/p' run/log.jsonl | tail -n 1)
+    words=$(sed -nE 's/.*"sent": \{([^}]*)\}.*/\1/p' json | tr ',' '\n' | awk -F: '{s += $2} END {print s}')
+    check "$name: sends ${said:-nothing}, forecast $words" near "${said:-0}" "$words" 0.001
+}
+config() { # a fixture: its metadata as flags
+    local keys="image_h:image-height image_w:image-width patch:patch-size width:width layers:layers
+        heads:heads mlp:mlp classes:num-classes pool:pool cls_tokens:cls-tokens act:act loss:loss
+        patch_bias:patch-bias representation:representation layer_scale:layer-scale norm_pre:norm-pre
+        optimizer:opt" pair text
+    text=$(head -c 20000 "$1" | tr -d '\0' | grep -aoE '"__metadata__": *\{[^}]*\}' | head -n 1)
+    for pair in $keys; do
+        sed -nE "s/.*\"${pair%%:*}\": *\"([^\"]*)\".*/--${pair#*:}=\1/p" <<<"$text"
+    done
+}
+if [ -z "${mpi-}" ]; then
+    skip "built without MPI: no ranks to compare with"
+else
+    k=0
+    for f in "$shared"/fixtures/*.safetensors; do
+        case $f in *preprocess* | *deit_tiny* | *'*'*) continue ;; esac
+        mapfile -t flags < <(config "$f")
+        heads=$(printf '%s\n' "${flags[@]}" | sed -n 's/--heads=//p')
+        layout=${layouts[k % ${#layouts[@]}]}
+        ((heads % 2)) && [ "$layout" = "--tp 2" ] && layout="--pp 2"
+        read -ra more <<<"$layout"
+        against "$(basename "$f" .safetensors), $layout" "${flags[@]}" "${more[@]}"
+        k=$((k + 1))
+    done
+    [ $k = 0 ] && skip "no fixtures in $shared: two models of our own"
+    against "Ti/16, --zero 1" --model Ti/16 --layers 3 --image-size 64 --zero 1
+    against "Ti/16, --tp 2" --model Ti/16 --layers 3 --heads 4 --image-size 64 --tp 2
+fi
+echo "$passed passed, $failed failed, $skipped skipped"
+[ $failed = 0 ]

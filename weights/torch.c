@@ -1,0 +1,375 @@
+/* torch.c - files of torch.save. See torch.h.
+ *
+ * A tensor is torch._utils._rebuild_tensor_v2(storage, offset, shape, stride, ...), whose storage
+ * is a persistent object named ("storage", torch.FloatStorage, key, device, elements); a parameter
+ * is _rebuild_parameter(tensor, ...). Offsets, shapes and strides are checked against the bytes of
+ * the storage.
+ *
+ * Read in this order: storages, one tensor, nested dicts, the archive, the old form.
+ */
+#include "weights/torch.h"
+
+#include "util/pickle.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char hint[] = "in Python: torch.save(model.state_dict(), 'weights.pth'), or "
+                           "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')";
+
+/* Whose objects may stand in the file: they are looked past, and nothing of them is called. */
+static const char *const modules[] = {"torch",   "collections",     "argparse",     "numpy",
+                                      "pathlib", "omegaconf",       "typing",       "yacs",
+                                      "timm",    "__builtin__ set", "builtins set", NULL};
+
+/* Bytes of a storage; of the old form also the key and the type that it is named by. */
+typedef struct {
+    const uint8_t *bytes; /* NULL: there is none */
+    uint64_t size;
+    const PickleItem *key;
+    StType type;
+} Storage;
+
+typedef struct {
+    SafeTensors *f;
+    const Zip *zip;   /* NULL in the old form */
+    const char *root; /* "archive/", which all members begin with */
+    Storage *storage; /* of the old form, by key */
+    long storages;
+    const Pickle *pickle;
+    int tensors;
+    long entries; /* seen so far, in all dicts */
+    Error *e;
+} Reader;
+
+/* ---- storages ---- */
+
+static const struct {
+    const char *name;
+    StType type;
+} storages[] = {{"torch FloatStorage", ST_F32},     {"torch HalfStorage", ST_F16},
+                {"torch BFloat16Storage", ST_BF16}, {"torch DoubleStorage", ST_F64},
+                {"torch LongStorage", ST_I64},      {"torch IntStorage", ST_I32},
+                {"torch ShortStorage", ST_I16},     {"torch CharStorage", ST_I8},
+                {"torch ByteStorage", ST_U8},       {"torch BoolStorage", ST_BOOL}};
+
+static const ZipMember *find_member(const Reader *r, const char *name, size_t n)
+{
+    char *full = xasprintf("%s%.*s", r->root, (int)n, name);
+    const ZipMember *found = NULL;
+    for (int i = 0; i < r->zip->count && !found; i++)
+        if (strcmp(r->zip->member[i].name, full) == 0)
+            found = &r->zip->member[i];
+    free(full);
+    return found;
+}
+
+static int compare_storage(const void *a, const void *b)
+{
+    const PickleItem *x = ((const Storage *)a)->key, *y = ((const Storage *)b)->key;
+    if (x->n != y->n)
+        return x->n < y->n ? -1 : 1;
+    return memcmp(x->bytes, y->bytes, x->n);
+}
+
+static Storage *find_old(const Reader *r, const PickleItem *key)
+{
+    const Storage wanted = {.key = key};
+    return r->storages
+               ? bsearch(&wanted, r->storage, (size_t)r->storages, sizeof wanted, compare_storage)
+               : NULL;
+}
+
+/* A persistent object that names a storage, ("storage", type, key, ...), as key and type. */
+static bool read_storage(const Reader *r, const PickleItem *storage, Storage *s)
+{
+    const PickleItem *name = pickle_at(r->pickle, storage, 0);
+    const PickleItem *kind = pickle_at(r->pickle, name, 1), *key = pickle_at(r->pickle, name, 2);
+    const PickleItem *view = pickle_at(r->pickle, name, 5); /* a part of another, before 1.0 */
+    if (!storage || storage->kind != PICKLE_PERSISTENT || name->kind != PICKLE_TUPLE || !key ||
+        !pickle_is(pickle_at(r->pickle, name, 0), "storage") || key->kind != PICKLE_TEXT ||
+        key->n > 100 || (view && view->kind != PICKLE_NONE))
+        return false;
+    int k = 0;
+    while (k < COUNT(storages) && !pickle_is_object(r->pickle, kind, storages[k].name))
+        k++;
+    if (k == COUNT(storages))
+        return false;
+    *s = (Storage){.key = key, .type = storages[k].type};
+    return true;
+}
+
+/* Its type and its bytes; false for what is no storage of these. */
+static bool find_storage(const Reader *r, const PickleItem *storage, Storage *s)
+{
+    if (!read_storage(r, storage, s))
+        return false;
+    if (!r->zip) {
+        const Storage *old = find_old(r, s->key);
+        s->bytes = old ? old->bytes : NULL;
+        s->size = old ? old->size : 0;
+        return s->bytes != NULL;
+    }
+    char *member = xasprintf("data/%.*s", (int)s->key->n, (const char *)s->key->bytes);
+    const ZipMember *m = find_member(r, member, strlen(member));
+    free(member);
+    if (!m || m->method != ZIP_STORED)
+        return false;
+    s->bytes = m->bytes;
+    s->size = m->size;
+    return true;
+}
+
+/* ---- one tensor ---- */
+
+/* A tuple of numbers from 0 on. */
+static bool read_numbers(const Reader *r, const PickleItem *tuple, long *out, int *n)
+{
+    if (!tuple || tuple->kind != PICKLE_TUPLE || tuple->count > ST_MAX_DIMS)
+        return false;
+    *n = (int)tuple->count;
+    for (int d = 0; d < *n; d++) {
+        const PickleItem *i = pickle_at(r->pickle, tuple, d);
+        if (i->kind != PICKLE_NUMBER || i->number < 0 || i->number > INT64_MAX / 16)
+            return false;
+        out[d] = i->number;
+    }
+    return true;
+}
+
+/* Whether the last element of the piece, `offset` elements in, is among the storage's. */
+static bool is_within(const StPiece *p, long offset, uint64_t bytes)
+{
+    long last = offset, n = 1, step;
+    for (int d = 0; d < p->ndim; d++)
+        if (p->shape[d] == 0)
+            return true;
+    for (int d = 0; d < p->ndim; d++)
+        if (__builtin_mul_overflow(p->shape[d] - 1, p->stride[d], &step) ||
+            __builtin_add_overflow(last, step, &last) ||
+            __builtin_mul_overflow(n, p->shape[d], &n) || (uint64_t)n > bytes)
+            return false;
+    return (uint64_t)last < bytes / (uint64_t)st_type_bytes(p->type);
+}
+
+static bool add_tensor(Reader *r, const char *name, const PickleItem *args)
+{
+    StPiece p = {0};
+    int strides = 0;
+    const PickleItem *offset = pickle_at(r->pickle, args, 1);
+    Storage s;
+    bool known = find_storage(r, pickle_at(r->pickle, args, 0), &s) && offset &&
+                 offset->kind == PICKLE_NUMBER && offset->number >= 0 &&
+                 read_numbers(r, pickle_at(r->pickle, args, 2), p.shape, &p.ndim) &&
+                 read_numbers(r, pickle_at(r->pickle, args, 3), p.stride, &strides) &&
+                 strides == p.ndim;
+    if (!known)
+        return fail(r->e, hint, "%s: tensor %.150s is described in a way that is not known here",
+                    r->f->path, name);
+    p.type = s.type;
+    if (!is_within(&p, offset->number, s.size))
+        return fail(r->e, hint, "%s: tensor %.150s is not within its storage of %" PRIu64 " bytes",
+                    r->f->path, name, s.size);
+    p.data = s.bytes;
+    if (offset->number < (long)s.size) /* an empty one may begin behind the end */
+        p.data += offset->number * st_type_bytes(p.type);
+    st_add_piece(st_add(r->f, name, p.type, p.ndim, p.shape), p);
+    r->tensors++;
+    return true;
+}
+
+/* ---- nested dicts ---- */
+
+enum { DEEPEST = 8, LONGEST = 180, MOST_ENTRIES = 1 << 20 }; /* dicts may hold each other */
+
+static bool add_dict(Reader *r, const char *path, const PickleItem *dict, int depth);
+
+/* What is neither a tensor nor a dict of them is no matter. */
+static bool add_value(Reader *r, const char *name, const PickleItem *value, int depth)
+{
+    static const char rebuild[] = "torch._utils _rebuild_tensor_v2";
+    static const char old_rebuild[] = "torch._utils _rebuild_tensor";
+    static const char parameter[] = "torch._utils _rebuild_parameter";
+    if (pickle_is_object(r->pickle, value, parameter))
+        value = pickle_at(r->pickle, pickle_at(r->pickle, value, 1), 0);
+    if (value && value->kind == PICKLE_OBJECT &&
+        (pickle_is_object(r->pickle, value, rebuild) ||
+         pickle_is_object(r->pickle, value, old_rebuild)))
+        return add_tensor(r, name, pickle_at(r->pickle, value, 1));
+    if (value && value->kind == PICKLE_DICT && depth < DEEPEST)
+        return add_dict(r, name, value, depth + 1);
+    return true;
+}
+
+/* Keys are texts; those of an optimiser's state are numbers, and it is no matter here. */
+static bool add_dict(Reader *r, const char *path, const PickleItem *dict, int depth)
+{
+    for (long i = 0; i + 1 < dict->count; i += 2) {
+        const PickleItem *key = pickle_at(r->pickle, dict, i);
+        char name[LONGEST + 2];
+        if (r->entries++ == MOST_ENTRIES)
+            return fail(r->e, hint, "%s: more than %d values", r->f->path, MOST_ENTRIES);
+        if (key->kind != PICKLE_TEXT || key->n + strlen(path) > LONGEST)
+            continue;
+        snprintf(name, sizeof name, "%s%s%.*s", path, *path ? "." : "", (int)key->n,
+                 (const char *)key->bytes);
+        for (char *c = name; *c; c++)
+            *c = *c < ' ' || *c == 0x7f ? '?' : *c;
+        if (!add_value(r, name, pickle_at(r->pickle, dict, i + 1), depth))
+            return false;
+    }
+    return true;
+}
+
+/* ---- the archive ---- */
+
+static const char pickle_name[] = "/data.pkl";
+
+static const ZipMember *find_pickle(const Zip *z)
+{
+    for (int i = 0; i < z->count; i++) {
+        const char *slash = strchr(z->member[i].name, '/');
+        if (slash && strcmp(slash, pickle_name) == 0)
+            return &z->member[i];
+    }
+    return NULL;
+}
+
+bool torch_is_zip(const Zip *z)
+{
+    return find_pickle(z) != NULL;
+}
+
+static bool read_pickle(Reader *r)
+{
+    const PickleItem *root = pickle_root(r->pickle);
+    if (root->kind != PICKLE_DICT)
+        return fail(r->e, hint, "%s: holds a Python object, not a dict of tensors", r->f->path);
+    return add_dict(r, "", root, 0) &&
+           (r->tensors || fail(r->e, hint, "%s: there is no tensor in it", r->f->path));
+}
+
+bool torch_read(SafeTensors *f, const Zip *z, Error *e)
+{
+    const ZipMember *m = find_pickle(z);
+    Reader r = {.f = f, .zip = z, .e = e};
+    char *root = xasprintf("%.*s", (int)(strlen(m->name) + 1 - strlen(pickle_name)), m->name);
+    r.root = root;
+    uint8_t *made = NULL;
+    const ZipMember *order = find_member(&r, "byteorder", 9);
+    bool little = !order || order->size != 3 || memcmp(order->bytes, "big", 3) != 0;
+    const uint8_t *bytes = zip_bytes(m, f->path, &made, e);
+    bool ok = bytes && (little || fail(e, hint, "%s: was saved on a big-endian machine", f->path));
+    Pickle *p = ok ? pickle_open(bytes, m->size, f->path, modules, hint, e) : NULL;
+    r.pickle = p;
+    ok = p && read_pickle(&r) && st_index(f, e);
+    pickle_close(p);
+    free(made);
+    free(root);
+    return ok;
+}
+
+/* ---- the old form ---- */
+
+static const uint8_t magic[] = {0x8a, 0x0a, 0x6c, 0xfc, 0x9c, 0x46, 0xf9,
+                                0x20, 0x6a, 0xa8, 0x50, 0x19, '.'};
+enum { MAGIC_AT = 2, VERSION = 1001 }; /* behind the protocol */
+
+bool torch_is_old(const SafeTensors *f)
+{
+    return f->size > MAGIC_AT + sizeof magic && f->map[0] == 0x80 &&
+           memcmp(f->map + MAGIC_AT, magic, sizeof magic) == 0;
+}
+
+/* The pickle at *at, which moves behind it. */
+static Pickle *next_pickle(const Reader *r, uint64_t *at)
+{
+    Pickle *p = pickle_open(r->f->map + *at, r->f->size - *at, r->f->path, modules, hint, r->e);
+    if (p)
+        *at += pickle_bytes(p);
+    return p;
+}
+
+static bool bad_old(const Reader *r, const char *what)
+{
+    return fail(r->e, hint, "%s: %s", r->f->path, what);
+}
+
+/* The version, and whether the bytes are in this machine's order. */
+static bool read_preamble(const Reader *r, uint64_t *at)
+{
+    Pickle *version = next_pickle(r, at), *machine = version ? next_pickle(r, at) : NULL;
+    bool ok = machine != NULL;
+    if (ok &&
+        (pickle_root(version)->kind != PICKLE_NUMBER || pickle_root(version)->number != VERSION))
+        ok = bad_old(r, "a version of PyTorch's old form that is not known here");
+    const PickleItem *facts = ok ? pickle_root(machine) : NULL;
+    for (long i = 0; ok && facts->kind == PICKLE_DICT && i + 1 < facts->count; i += 2)
+        if (pickle_is(pickle_at(machine, facts, i), "little_endian") &&
+            pickle_at(machine, facts, i + 1)->number != 1)
+            ok = bad_old(r, "was saved on a big-endian machine");
+    pickle_close(version);
+    pickle_close(machine);
+    return ok;
+}
+
+/* Every storage that the object names, by key, once. */
+static void list_storages(Reader *r)
+{
+    const PickleItem *item;
+    long kept = 0;
+    for (long i = 0; (item = pickle_item(r->pickle, i)); i++) {
+        Storage s;
+        if (item->kind != PICKLE_PERSISTENT || !read_storage(r, item, &s))
+            continue;
+        r->storage = xgrow(r->storage, r->storages, sizeof *r->storage);
+        r->storage[r->storages++] = s;
+    }
+    if (r->storages)
+        qsort(r->storage, (size_t)r->storages, sizeof *r->storage, compare_storage);
+    for (long i = 0; i < r->storages; i++)
+        if (i == 0 || compare_storage(&r->storage[kept - 1], &r->storage[i]) != 0)
+            r->storage[kept++] = r->storage[i];
+    r->storages = kept;
+}
+
+/* Behind the keys, in their order: 8 bytes that count elements, and the elements. */
+static bool place_storages(Reader *r, const Pickle *keys, uint64_t at)
+{
+    const PickleItem *list = pickle_root(keys), *key;
+    if (list->kind != PICKLE_LIST)
+        return bad_old(r, "there is no list of storages");
+    for (long i = 0; (key = pickle_at(keys, list, i)); i++) {
+        uint64_t n, size;
+        Storage *s = key->kind == PICKLE_TEXT ? find_old(r, key) : NULL;
+        if (!s || r->f->size - at < sizeof n)
+            return bad_old(r, s ? "the file ends before its storages do"
+                                : "a storage that no tensor has, so that its type is not known");
+        memcpy(&n, r->f->map + at, sizeof n);
+        at += sizeof n;
+        if (__builtin_mul_overflow(n, (uint64_t)st_type_bytes(s->type), &size) ||
+            size > r->f->size - at)
+            return bad_old(r, "the file ends before its storages do");
+        s->bytes = r->f->map + at;
+        s->size = size;
+        at += size;
+    }
+    return true;
+}
+
+bool torch_read_old(SafeTensors *f, Error *e)
+{
+    Reader r = {.f = f, .e = e};
+    uint64_t at = MAGIC_AT + sizeof magic;
+    Pickle *object = read_preamble(&r, &at) ? next_pickle(&r, &at) : NULL;
+    Pickle *keys = object ? next_pickle(&r, &at) : NULL;
+    r.pickle = object;
+    if (keys)
+        list_storages(&r);
+    bool ok = keys && place_storages(&r, keys, at) && read_pickle(&r) && st_index(f, e);
+    free(r.storage);
+    pickle_close(object);
+    pickle_close(keys);
+    return ok;
+}
