@@ -380,16 +380,16 @@ check "what is no picture is counted" grep -q '^note: 1 files in the folders are
 printf '%s\n\nnone.jpg\n' mixed/b.jpg | "$binary" predict --weights one - --format jsonl --topk 2 >out 2>log
 check "predict a list as JSON" [ "${PIPESTATUS[1]} $(wc -l <out) $(grep -c '"error": "none.jpg' out) \
 $(grep -cE '^\{"file": "mixed/b.jpg", "predictions": \[\{"class": [01], "name": "[xy]", "probability": [0-9.]+\}, ' out)" = "1 2 1 1" ]
-find folder/val -type f | LC_ALL=C sort >names
+find folder/val -type f | LC_ALL=C sort >listed
 for batch in 1 7; do
-    "$binary" predict --weights one - --features f$batch.npy --batch-size $batch <names >out.$batch 2>log
+    "$binary" predict --weights one - --features f$batch.npy --batch-size $batch <listed >out.$batch 2>log
 done
 check "features of any batch" sh -c 'for f in f1 f7; do od -An -v -w4 -t f4 -j 128 $f.npy >$f.num; done
     paste f1.num f7.num | awk "{ d = \$1 - \$2 } d > 1e-4 || d < -1e-4 { exit 1 }"'
-check "their names" cmp names f1.txt
+check "their names" cmp listed f1.txt
 check "numpy's header" sh -c "head -c 128 f1.npy | tail -c 118 | grep -q \"{'descr': '<f4', 'fortran_order': False, 'shape': (20, 32), }\""
 check "as many numbers" [ "$(wc -c <f1.npy)" = $((128 + 20 * 32 * 4)) ]
-mapfile -t three < <(head -n 3 names)
+mapfile -t three < <(head -n 3 listed)
 good "attention" predict --weights one "${three[@]}" --attention attention.png
 check "attention is a PNG" sh -c 'head -c 4 attention.png | tail -c 3 | grep -q PNG'
 bad "features of another name" 2 'does not end in .npy' predict --weights one "$picture" --features f.txt

@@ -184,7 +184,7 @@ static const char style[] =
     "overflow:hidden;margin-right:8px}.bar i{display:block;height:100%;"
     "background:rgb(var(--good))}"
     ".num{display:inline-block;min-width:52px}"
-    ".cells,.cal svg{max-width:520px;margin:0 auto}.cells text{fill:var(--ink)}.cells "
+    ".cells,.cal svg{margin:0 auto}.cal svg{max-width:520px}.cells text{fill:var(--ink)}.cells "
     ".name{fill:var(--soft)}"
     ".cells .good{fill:rgb(var(--good))}.cells .bad{fill:rgb(var(--bad))}"
     ".cells .none{fill:var(--fill)}.cells .on{fill:#fff}"
@@ -450,11 +450,24 @@ static void short_name(FILE *f, const char *name)
     html_string(f, cut);
 }
 
+/* Of the longest, as short_name gives them. */
+static int name_letters(const cJSON *classes, int K)
+{
+    size_t most = 3;
+    for (int k = 0; k < K; k++) {
+        size_t n = strlen(class_name(classes, k));
+        most = n > most ? n : most;
+    }
+    return most < 14 ? (int)most : 14;
+}
+
 /* A square for each label (row) and prediction (column), as dark as the share of the label's
  * images, blue where they are right. */
 static void write_matrix(FILE *f, const cJSON *classes, const cJSON *confused, int K)
 {
-    int side = K <= 4 ? 64 : 400 / K, left = 96, top = 84, size = K * side;
+    int letters = name_letters(classes, K); /* their room */
+    int side = K <= 4 ? 64 : 400 / K, left = 16 + 8 * letters, top = 20 + 5 * letters;
+    int size = K * side;
     double *counts = xcalloc((size_t)K * (size_t)K, sizeof *counts);
     const cJSON *at;
     cJSON_ArrayForEach(at, confused)
@@ -463,8 +476,11 @@ static void write_matrix(FILE *f, const cJSON *classes, const cJSON *confused, i
         if (label >= 0 && label < K && prediction >= 0 && prediction < K)
             counts[label * K + prediction] = item(at, 2);
     }
-    fprintf(f, "<svg class=cells viewBox=\"0 0 %d %d\" role=img aria-label=\"confusion matrix\">",
-            left + size + 70, top + size + 2);
+    int width = left + size + 5 * letters, height = top + size + 2;
+    fprintf(f,
+            "<svg class=cells style=max-width:%dpx viewBox=\"0 0 %d %d\" role=img "
+            "aria-label=\"confusion matrix\">",
+            width < 450 ? width * 23 / 20 : 520, width, height);
     for (int i = 0; i < K; i++) {
         double row = 0;
         for (int j = 0; j < K; j++)
@@ -617,6 +633,14 @@ static void write_picture(FILE *f, const cJSON *p, bool small)
     fprintf(f, "\">");
     html_string(f, slash ? slash + 1 : file);
     fprintf(f, "</span></figcaption></figure>\n");
+}
+
+/* Pictures are made at the end of a run: where it has gone on since, they are of another
+ * evaluation. */
+static bool pictures_fit(const Run *r)
+{
+    double step = number_in(r->eval, "step");
+    return isnan(step) || step == number_in(r->pictures, "step");
 }
 
 static void write_pictures(FILE *f, const Run *r)
@@ -860,7 +884,8 @@ static void write_page(FILE *f, Run *runs, int n)
         write_differences(f, runs, n);
     } else {
         write_evaluation(f, runs);
-        write_pictures(f, runs);
+        if (pictures_fit(runs))
+            write_pictures(f, runs);
         write_settings(f, runs);
     }
     fprintf(f, "<footer>Made by vit.c from the files of the run; ./vit report makes it again."
