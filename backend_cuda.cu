@@ -719,6 +719,8 @@ extern "C" const Backend *backend_cuda(void)
         .residual_norm_backward = cuda_residual_norm_backward,
         .attention_forward = cuda_attention_forward,
         .attention_backward = cuda_attention_backward,
+        .head_norm_forward = cuda_head_norm_forward,
+        .head_norm_backward = cuda_head_norm_backward,
         .pool_forward = cuda_pool_forward,
         .pool_backward = cuda_pool_backward,
         .loss = cuda_loss,

@@ -210,6 +210,29 @@ static void norm_b(void)
     ResidualNorm a = norm();
     be->residual_norm_backward(&a);
 }
+static HeadNorm head_norm(void) /* of queries; of keys it is the same */
+{
+    return (HeadNorm){.x = mat(y, 3L * C),
+                      .input = mat(x, C),
+                      .gamma = v,
+                      .beta = v,
+                      .dgamma = sums,
+                      .dbeta = (dev *)((real *)(void *)sums + C),
+                      .eps = 1e-6,
+                      .rows = R,
+                      .heads = H,
+                      .hs = C / H};
+}
+static void head_norm_f(void)
+{
+    HeadNorm a = head_norm();
+    be->head_norm_forward(&a);
+}
+static void head_norm_b(void)
+{
+    HeadNorm a = head_norm();
+    be->head_norm_backward(&a);
+}
 static void patchify(void)
 {
     be->patchify(&(Patchify){.out = mat(y, 3L * c.patch * c.patch),
@@ -418,6 +441,8 @@ int main(int argc, char **argv)
         {"embed backward", embed_b, 1, 0, 2 * tokens},
         {"gradient norm", squares, 1, 0, 4 * P},
         {"AdamW", adamw, 1, 0, (28 + (type == F32 ? 0 : S)) * P},
+        {"(norm of queries forward)", head_norm_f, 0, 0, 3 * tokens},
+        {"(norm of queries backward)", head_norm_b, 0, 0, 3 * tokens},
         {"(fc1 with tanh GELU)", fc1_tanh, 0, flop * F, tokens + 2 * r * F * S},
         {"(fc2 input gradient alone)", fc2_dx, 0, flop * F, tokens + r * F * S},
     };

@@ -514,7 +514,8 @@ static void cuda_linear_forward(const LinearForward *a)
     const bool whole = !a->bias || bias; /* no bias remains for the tail */
     const bool plain = whole && !a->act && a->drop.p <= 0;
     const Tensor &to = keep ? a->pre : a->y;
-    Product p(a->w, true, a->x, false, to, a->out, a->rows, a->in);
+    const int columns = a->act == ACT_SWIGLU ? 2 * a->out : a->out;
+    Product p(a->w, true, a->x, false, to, columns, a->rows, a->in);
     p.out = a->y.type;
     if (bias) {
         p.epilogue = CUBLASLT_EPILOGUE_BIAS;
@@ -550,10 +551,12 @@ static void cuda_linear_forward(const LinearForward *a)
         linear_tail(a, to, left);
 }
 
-/* dx^T = w^T dy^T */
+/* dx^T = w^T dy^T; ACT_SWIGLU: in dx's right half, of which the tail makes both */
 static void cuda_linear_backward_input(const LinearBackwardInput *a)
 {
-    Product p(a->w, false, a->dy, false, a->dx, a->in, a->rows, a->out);
+    Tensor to = a->dx;
+    to.p = dev_at(to.p, a->act == ACT_SWIGLU ? a->in : 0, to.type);
+    Product p(a->w, false, a->dy, false, to, a->in, a->rows, a->out);
     p.C = a->accumulate ? a->dx.p : NULL;
     p.ldc = a->dx.ld;
     product_or_die(p);

@@ -17,6 +17,7 @@
 
 #include "cuda/common.cuh"
 
+#include <algorithm>
 #include <math.h>
 
 /* ------------------------------------------------------------------------------------------------
@@ -114,8 +115,8 @@ static Walk walk_of(long rows, long n, int N, int resident)
     w.ranges = fit < 1 ? 1 : fit < useful ? fit : useful;
     return w;
 }
-/* Threads of a multiprocessor that run at once with up to 64 and up to 32 registers each */
-enum { RESIDENT_64 = 1024, RESIDENT_32 = 2048 };
+/* Threads of a multiprocessor that run at once with up to 96, 64 and 32 registers each */
+enum { RESIDENT_96 = 640, RESIDENT_64 = 1024, RESIDENT_32 = 2048 };
 
 /* First row of range y of `ranges`; range y ends where y + 1 begins. */
 __device__ inline long range_begin(long rows, unsigned y, unsigned ranges)
@@ -301,8 +302,8 @@ static void cuda_patchify(const Patchify *a)
 /* ------------------------------------------------------------------------------------------------
  * Embedding */
 
-/* x = drop(concat(cls, patches) + pos), [B*T, C]. Reads patches, writes x; pos comes from L2:
- * 155 MB, floor 36 us. */
+/* x = drop(concat(cls, patches) + pos), [B*T, C]. Reads patches, writes x; pos, where there are
+ * positions, comes from L2: 155 MB, floor 36 us. */
 template <class E, int N>
 __global__ void embed_forward_kernel(Embed a, Mask mask, const StepState *state)
 {
@@ -314,9 +315,10 @@ __global__ void embed_forward_kernel(Embed a, Mask mask, const StepState *state)
         int b = (int)r / a.T, t = (int)r % a.T, patch = t - a.cls_tokens;
         const E *in = patch < 0 ? (const E *)a.cls + (long)t * a.C
                                 : row_of<E>(a.patches, (long)b * (a.T - a.cls_tokens) + patch);
-        float x[N], pos[N];
+        float x[N], pos[N] = {};
         load(x, in + col);
-        load(pos, (const E *)a.pos + (long)t * a.C + col);
+        if (a.pos)
+            load(pos, (const E *)a.pos + (long)t * a.C + col);
         each<N>([&](int k) { x[k] += pos[k]; });
         if (mask.keep)
             drop_pack(x, mask, state, mask.element(t, (int)col), (uint32_t)b);
@@ -367,7 +369,8 @@ __global__ void embed_backward_kernel(Embed a, Mask mask, const StepState *state
             each<N>([&](int k) { sum[k] += rounded<E>(dx[k]); });
         }
     }
-    store_sums((float *)a.pos + (long)t * a.C + col, sum);
+    if (a.pos)
+        store_sums((float *)a.pos + (long)t * a.C + col, sum);
     if (patch < 0)
         store_sums((float *)a.cls + (long)t * a.C + col, sum);
 }
@@ -380,9 +383,10 @@ static void cuda_embed_backward(const Embed *a)
         launch(embed_backward_kernel<decltype(e), width>, grid, (unsigned)threads, 0, cu.stream, *a,
                mask_of(a->drop, a->C), cu.state);
     });
-    Tensor dpos = {(dev *)(ptr<float>(a->pos) + (long)a->cls_tokens * a->C), a->C, F32, NULL};
-    if (a->dbias)
+    if (a->dbias) {
+        Tensor dpos = {dev_at(a->pos, (long)a->cls_tokens * a->C, F32), a->C, F32, NULL};
         column_sums(ptr<float>(a->dbias), dpos, a->T - a->cls_tokens, a->C);
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -727,10 +731,217 @@ static void cuda_residual_norm_backward(const ResidualNorm *a)
 }
 
 /* ------------------------------------------------------------------------------------------------
+ * Norms of heads. 2^k neighbouring lanes hold a head's hs numbers in R packs of N each, and a warp
+ * as many heads as that leaves room for. */
+
+enum { HEAD_MOST = 128 };                 /* numbers of a head */
+enum { HEAD_WARPS = 8, HEAD_BLOCKS = 4 }; /* of a block; of a multiprocessor, at once */
+template <int N> constexpr int HEAD_PACKS = N == 1 ? HEAD_MOST / 32 : 1; /* R */
+
+/* Sum over the 2^k lanes that share a head */
+__device__ inline float lanes_sum(float x, int lanes)
+{
+    for (int d = lanes / 2; d; d >>= 1)
+        x += __shfl_xor_sync(0xffffffffu, x, d);
+    return x;
+}
+
+/* A lane's part of one head */
+template <class E, int N> struct Head {
+    static constexpr int R = HEAD_PACKS<N>;
+    float v[R][N] = {};
+    Pack<E, N> raw[R];
+
+    /* f(r, its first column) for each pack that this lane has */
+    template <class F> static __device__ inline void packs_do(int hs, int lanes, F f)
+    {
+        each<R>([&](int r) {
+            int col = (r * lanes + ((int)threadIdx.x & (lanes - 1))) * N;
+            if (col < hs)
+                f(r, col);
+        });
+    }
+    __device__ inline void read(const E *from, int hs, int lanes)
+    {
+        packs_do(hs, lanes, [&](int r, int col) {
+            raw[r] = fetch_pack<E, N>(from + col);
+            unpack(v[r], raw[r]);
+        });
+    }
+    /* v = (v - mean) * rstd; returns rstd. All lanes of the warp come together. */
+    __device__ inline float normalise(int hs, int lanes, float eps)
+    {
+        float sum = 0, squares = 0;
+        packs_do(hs, lanes, [&](int r, int) { each<N>([&](int k) { sum += v[r][k]; }); });
+        const float mean = lanes_sum(sum, lanes) / (float)hs;
+        packs_do(hs, lanes, [&](int r, int) {
+            each<N>([&](int k) {
+                v[r][k] -= mean;
+                squares += v[r][k] * v[r][k];
+            });
+        });
+        const float rstd = 1 / sqrtf(lanes_sum(squares, lanes) / (float)hs + eps);
+        packs_do(hs, lanes, [&](int r, int) { each<N>([&](int k) { v[r][k] *= rstd; }); });
+        return rstd;
+    }
+};
+
+/* f(row, first column, whether it is there) for each head of this thread's in turn; a warp's lanes
+ * come together, those for whom no head is left too. */
+template <class F> __device__ inline void heads_do(const HeadNorm &a, int lanes, F f)
+{
+    const uint32_t heads = (uint32_t)a.heads, count = (uint32_t)a.rows * heads;
+    const uint32_t per_warp = 32u / (uint32_t)lanes, warps = gridDim.x * HEAD_WARPS;
+    const uint32_t warp = blockIdx.x * HEAD_WARPS + threadIdx.x / 32;
+    for (uint32_t at = warp * per_warp; at < count; at += warps * per_warp) {
+        uint32_t i = at + threadIdx.x % 32 / (uint32_t)lanes;
+        f((long)(i / heads), (long)(i % heads) * a.hs, i < count);
+    }
+}
+
+/* input = x, x = LayerNorm(x) of each head, in place. Reads x, writes both: of q or k 232 MB, floor
+ * 54 us. */
+template <class E, int N>
+__global__ void __launch_bounds__(32 * HEAD_WARPS, HEAD_BLOCKS)
+    head_norm_forward_kernel(HeadNorm a, int lanes)
+{
+    using H = Head<E, N>;
+    Pack<E, N> gamma[H::R], beta[H::R];
+    H::packs_do(a.hs, lanes, [&](int r, int col) {
+        gamma[r] = fetch_pack<E, N>((const E *)a.gamma + col);
+        beta[r] = fetch_pack<E, N>((const E *)a.beta + col);
+    });
+    heads_do(a, lanes, [&](long row, long column, bool there) {
+        E *x = row_of<E>(a.x, row) + column, *input = row_of<E>(a.input, row) + column;
+        H head;
+        if (there)
+            head.read(x, a.hs, lanes);
+        head.normalise(a.hs, lanes, (float)a.eps);
+        if (there)
+            H::packs_do(a.hs, lanes, [&](int r, int col) {
+                *(Pack<E, N> *)(input + col) = head.raw[r];
+                each<N>([&](int k) {
+                    head.v[r][k] = head.v[r][k] * to_float(gamma[r].v[k]) + to_float(beta[r].v[k]);
+                });
+                store(x + col, head.v[r]);
+            });
+    });
+}
+
+/* With n = (input - mean) * rstd and g = dy * gamma: dx = rstd * (g - mean(g) - n * mean(g n)), in
+ * place of dy; dgamma = sum of dy n, dbeta = sum of dy over rows and heads. Reads dx and input,
+ * writes dx: of q or k 232 MB, floor 54 us. A thread's columns are the same in every head, so its
+ * sums stay in registers; then a block adds those of its lanes and warps, in order, into partial:
+ * [2][blocks][hs]. */
+template <class E, int N>
+__global__ void __launch_bounds__(32 * HEAD_WARPS, HEAD_BLOCKS)
+    head_norm_backward_kernel(HeadNorm a, int lanes, float *partial)
+{
+    using H = Head<E, N>;
+    float *room = dynamic_smem<float>(); /* [HEAD_WARPS][2][hs] */
+    float gamma[H::R][N], dgamma[H::R][N] = {}, dbeta[H::R][N] = {};
+    H::packs_do(a.hs, lanes, [&](int r, int col) { load(gamma[r], (const E *)a.gamma + col); });
+    heads_do(a, lanes, [&](long row, long column, bool there) {
+        E *dx = row_of<E>(a.x, row) + column;
+        H d, n;
+        if (there) {
+            d.read(dx, a.hs, lanes);
+            n.read(row_of<E>(a.input, row) + column, a.hs, lanes);
+        }
+        const float rstd = n.normalise(a.hs, lanes, (float)a.eps);
+        float g_sum = 0, gn_sum = 0;
+        H::packs_do(a.hs, lanes, [&](int r, int) {
+            each<N>([&](int k) {
+                g_sum += d.v[r][k] * gamma[r][k];
+                gn_sum += d.v[r][k] * gamma[r][k] * n.v[r][k];
+            });
+        });
+        g_sum = lanes_sum(g_sum, lanes) / (float)a.hs;
+        gn_sum = lanes_sum(gn_sum, lanes) / (float)a.hs;
+        if (there)
+            H::packs_do(a.hs, lanes, [&](int r, int col) {
+                each<N>([&](int k) {
+                    float dy = d.v[r][k];
+                    dgamma[r][k] += dy * n.v[r][k];
+                    dbeta[r][k] += dy;
+                    d.v[r][k] = rstd * (dy * gamma[r][k] - g_sum - n.v[r][k] * gn_sum);
+                });
+                store(dx + col, d.v[r]);
+            });
+    });
+
+    float *mine = room + threadIdx.x / 32 * 2 * a.hs;
+    for (int d = lanes; d < 32; d *= 2) /* the warp's other heads */
+        each<H::R>([&](int r) {
+            each<N>([&](int k) {
+                dgamma[r][k] += __shfl_xor_sync(0xffffffffu, dgamma[r][k], d);
+                dbeta[r][k] += __shfl_xor_sync(0xffffffffu, dbeta[r][k], d);
+            });
+        });
+    if ((int)threadIdx.x % 32 < lanes)
+        H::packs_do(a.hs, lanes, [&](int r, int col) {
+            each<N>([&](int k) {
+                mine[col + k] = dgamma[r][k];
+                mine[a.hs + col + k] = dbeta[r][k];
+            });
+        });
+    __syncthreads();
+    for (int j = (int)threadIdx.x; j < 2 * a.hs; j += (int)blockDim.x) {
+        float sum = 0;
+        for (int w = 0; w < HEAD_WARPS; w++)
+            sum += room[w * 2 * a.hs + j];
+        long which = j / a.hs; /* dgamma, dbeta */
+        partial[(which * gridDim.x + blockIdx.x) * a.hs + j % a.hs] = sum;
+    }
+}
+
+/* As many as run at once, but no more than have two heads for each of their groups of lanes */
+static int head_blocks(const HeadNorm *a, int lanes)
+{
+    int useful = ceil_div((long)a->rows * a->heads, 2 * HEAD_WARPS * (32 / lanes));
+    return std::min(cu.gpu.multiProcessorCount * HEAD_BLOCKS, useful);
+}
+/* f(element, width, lanes of a head) */
+template <class F> static void by_head(const HeadNorm *a, F f)
+{
+    if (a->hs > HEAD_MOST)
+        die("use more heads, so that width / heads is at most 128",
+            "the CUDA backend takes head sizes up to %d, this model has %d", HEAD_MOST, a->hs);
+    bool wide = wide_access(a->hs, a->x.type, a->x, a->input, a->gamma, a->beta);
+    by_pack(a->x.type, wide, [&](auto e, auto width) {
+        int lanes = 1;
+        while (lanes < 32 && lanes * width < a->hs)
+            lanes *= 2;
+        f(e, width, lanes);
+    });
+}
+static void cuda_head_norm_forward(const HeadNorm *a)
+{
+    by_head(a, [&](auto e, auto width, int lanes) {
+        launch(head_norm_forward_kernel<decltype(e), width>, (unsigned)head_blocks(a, lanes),
+               32 * HEAD_WARPS, 0, cu.stream, *a, lanes);
+    });
+}
+static void cuda_head_norm_backward(const HeadNorm *a)
+{
+    by_head(a, [&](auto e, auto width, int lanes) {
+        int blocks = head_blocks(a, lanes);
+        float *partial = scratch_floats(2 * (size_t)blocks * (size_t)a->hs);
+        size_t smem = (size_t)(HEAD_WARPS * 2 * a->hs) * sizeof(float);
+        launch(head_norm_backward_kernel<decltype(e), width>, (unsigned)blocks, 32 * HEAD_WARPS,
+               smem, cu.stream, *a, lanes, partial);
+        sum_ranges(Sums{{ptr<float>(a->dgamma), ptr<float>(a->dbeta)}}, 2, partial, blocks, a->hs);
+    });
+}
+
+/* ------------------------------------------------------------------------------------------------
  * Linear layers: what the matrix product's epilogue does not do. GELU (Hendrycks & Gimpel 2016) is
- * x Phi(x), with Phi by erf or by its tanh approximation. Where Phi is small, 1 + erf and 1 + tanh
- * cancel and would leave few of bf16's 8 bits below x = -4; the forms here keep them, and cost
- * less: one exponential and one reciprocal serve a function and its slope. */
+ * x Phi(x), with Phi by erf, by its tanh approximation or by sigmoid(1.702 x). Where Phi is small,
+ * 1 + erf and 1 + tanh cancel and would leave few of bf16's 8 bits below x = -4; the forms here
+ * keep them, and cost less: one exponential and one reciprocal serve a function and its slope.
+ *
+ * HALVES is 2 for ACT_SWIGLU, whose rows have gates in the left half and values in the right one,
+ * else 1. */
 
 /* e^(-x^2/2) */
 __device__ inline float bell(float x)
@@ -768,40 +979,72 @@ __device__ inline float gelu_tanh_inner(float x)
     return 0.797884561f * (x + 0.044715f * x * x * x);
 }
 
-template <int N> __device__ inline void act_forward(float (&v)[N], int act)
+/* v[0] = act(v) */
+template <int HALVES, int N> __device__ inline void act_forward(float (&v)[HALVES][N], int act)
 {
-    if (act == ACT_GELU)
-        each<N>([&](int k) { v[k] *= normal_below(v[k], bell(v[k])); });
-    else if (act == ACT_GELU_TANH)
+    float plus, minus;
+    if constexpr (HALVES == 2) {
         each<N>([&](int k) {
-            float plus, minus;
-            sigmoids(gelu_tanh_inner(v[k]), &plus, &minus);
-            v[k] *= plus;
+            sigmoids(0.5f * v[0][k], &plus, &minus);
+            v[0][k] *= plus * v[1][k];
         });
-    else if (act == ACT_TANH)
-        each<N>([&](int k) { v[k] = tanhf(v[k]); });
+    } else if (act == ACT_GELU) {
+        each<N>([&](int k) { v[0][k] *= normal_below(v[0][k], bell(v[0][k])); });
+    } else if (act == ACT_GELU_TANH || act == ACT_QUICK_GELU) {
+        each<N>([&](int k) {
+            sigmoids(act == ACT_QUICK_GELU ? 0.851f * v[0][k] : gelu_tanh_inner(v[0][k]), &plus,
+                     &minus);
+            v[0][k] *= plus;
+        });
+    } else if (act == ACT_TANH) {
+        each<N>([&](int k) { v[0][k] = tanhf(v[0][k]); });
+    }
 }
 
-/* d *= act'(x) */
-template <int N> __device__ inline void act_backward(float (&d)[N], const float (&x)[N], int act)
+/* d *= act'(x). Of two halves, d comes with the gradient of y in its right one; with x = (g, v) and
+ * s = sigmoid(g), it becomes d v (s + g s (1 - s)) and d g s. */
+template <int HALVES, int N>
+__device__ inline void act_backward(float (&d)[HALVES][N], const float (&x)[HALVES][N], int act)
 {
-    if (act == ACT_GELU)
+    float plus, minus;
+    if constexpr (HALVES == 2) {
         each<N>([&](int k) {
-            float e = bell(x[k]);
-            d[k] *= normal_below(x[k], e) + x[k] * 0.398942280f * e;
+            float g = x[0][k], dy = d[1][k];
+            sigmoids(0.5f * g, &plus, &minus);
+            d[0][k] = dy * x[1][k] * (plus + g * plus * minus);
+            d[1][k] = dy * g * plus;
         });
-    else if (act == ACT_GELU_TANH)
+    } else if (act == ACT_GELU) {
         each<N>([&](int k) {
-            float plus, minus, inner = 0.797884561f * (1 + 3 * 0.044715f * x[k] * x[k]);
-            sigmoids(gelu_tanh_inner(x[k]), &plus, &minus);
-            d[k] *= plus + 2 * x[k] * plus * minus * inner;
+            float e = bell(x[0][k]);
+            d[0][k] *= normal_below(x[0][k], e) + x[0][k] * 0.398942280f * e;
         });
-    else if (act == ACT_TANH)
+    } else if (act == ACT_GELU_TANH) {
         each<N>([&](int k) {
-            float plus, minus;
-            sigmoids(x[k], &plus, &minus);
-            d[k] *= 4 * plus * minus;
+            float inner = 0.797884561f * (1 + 3 * 0.044715f * x[0][k] * x[0][k]);
+            sigmoids(gelu_tanh_inner(x[0][k]), &plus, &minus);
+            d[0][k] *= plus + 2 * x[0][k] * plus * minus * inner;
         });
+    } else if (act == ACT_QUICK_GELU) {
+        each<N>([&](int k) {
+            sigmoids(0.851f * x[0][k], &plus, &minus);
+            d[0][k] *= plus + 1.702f * x[0][k] * plus * minus;
+        });
+    } else if (act == ACT_TANH) {
+        each<N>([&](int k) {
+            sigmoids(x[0][k], &plus, &minus);
+            d[0][k] *= 4 * plus * minus;
+        });
+    }
+}
+
+/* f(Width<HALVES>(), RESIDENT_...) */
+template <class F> static void by_halves(int act, F f)
+{
+    if (act == ACT_SWIGLU)
+        f(Width<2>(), RESIDENT_96);
+    else
+        f(Width<1>(), RESIDENT_64);
 }
 
 /* Rows whose loads are in flight together. They are loaded without conditions (an operand that is
@@ -810,24 +1053,27 @@ enum { TAIL_ROWS = 2 };
 
 /* y = drop(act(pre + bias)) + residual, [rows, out], where the product was left in pre, or in y
  * itself where there is no activation to save it for. Reads the product (and the residual), writes
- * y (and pre, if the bias was not in it): for fc1 620 MB, floor 144 us. What follows pre is made of
- * it as it is stored, so that it can be made again. */
-template <class E, int N>
+ * y (and pre, if the bias was not in it): for fc1 620 MB, floor 144 us; of two halves [rows, 2 out]
+ * 930 MB, floor 216 us. What follows pre is made of it as it is stored, so that it can be made
+ * again. */
+template <class E, int N, int HALVES>
 __global__ void linear_tail_kernel(LinearForward a, Tensor product, const E *bias, Mask mask,
                                    const StepState *state)
 {
     const long col = my_column(N), end = range_begin(a.rows, blockIdx.y + 1, gridDim.y);
     if (col >= a.out)
         return;
-    float add[N] = {};
+    float add[HALVES][N] = {};
     if (bias)
-        load(add, bias + col);
+        each<HALVES>([&](int h) { load(add[h], bias + h * a.out + col); });
     for (long r0 = range_begin(a.rows, blockIdx.y, gridDim.y); r0 < end; r0 += TAIL_ROWS) {
-        Pack<E, N> in[TAIL_ROWS], residual[TAIL_ROWS];
+        Pack<E, N> in[TAIL_ROWS][HALVES], residual[TAIL_ROWS];
 #pragma unroll
         for (int i = 0; i < TAIL_ROWS; i++) {
             long r = r0 + i < end ? r0 + i : end - 1;
-            in[i] = fetch_pack<E, N>(row_of<E>(product, r) + col);
+            each<HALVES>([&](int h) {
+                in[i][h] = fetch_pack<E, N>(row_of<E>(product, r) + h * a.out + col);
+            });
             residual[i] = fetch_pack<E, N>(row_of<E>(a.residual.p ? a.residual : product, r) + col);
         }
 #pragma unroll
@@ -835,14 +1081,16 @@ __global__ void linear_tail_kernel(LinearForward a, Tensor product, const E *bia
             long r = r0 + i;
             if (r >= end)
                 break;
-            float v[N];
-            unpack(v, in[i]);
-            each<N>([&](int k) { v[k] += add[k]; });
-            if (bias && product.p != a.y.p) {
-                store(row_of<E>(product, r) + col, v);
-                each<N>([&](int k) { v[k] = rounded<E>(v[k]); });
-            }
-            act_forward(v, a.act);
+            float pre[HALVES][N], (&v)[N] = pre[0];
+            each<HALVES>([&](int h) {
+                unpack(pre[h], in[i][h]);
+                each<N>([&](int k) { pre[h][k] += add[h][k]; });
+                if (bias && product.p != a.y.p) {
+                    store(row_of<E>(product, r) + h * a.out + col, pre[h]);
+                    each<N>([&](int k) { pre[h][k] = rounded<E>(pre[h][k]); });
+                }
+            });
+            act_forward(pre, a.act);
             if (mask.keep)
                 drop_pack(v, mask, state, mask.element((int)r % a.tokens, (int)col),
                           (uint32_t)((int)r / a.tokens));
@@ -856,9 +1104,12 @@ static void linear_tail(const LinearForward *a, const Tensor &product, const dev
 {
     bool wide = wide_access(a->out, a->y.type, a->y, product, a->residual, bias, a->drop);
     by_pack(a->y.type, wide, [&](auto e, auto width) {
-        Walk w = walk_of(a->rows, a->out, width, RESIDENT_64);
-        launch(linear_tail_kernel<decltype(e), width>, w.grid(), (unsigned)w.threads, 0, cu.stream,
-               *a, product, ptr<decltype(e)>(bias), mask_of(a->drop, a->out), cu.state);
+        by_halves(a->act, [&](auto halves, int resident) {
+            Walk w = walk_of(a->rows, a->out, width, resident);
+            launch(linear_tail_kernel<decltype(e), width, halves>, w.grid(), (unsigned)w.threads, 0,
+                   cu.stream, *a, product, ptr<decltype(e)>(bias), mask_of(a->drop, a->out),
+                   cu.state);
+        });
     });
 }
 static void cuda_activate(const LinearForward *a)
@@ -869,41 +1120,49 @@ static void cuda_activate(const LinearForward *a)
 }
 
 /* dx = drop(dx) * act'(pre), in place, [rows, in], and its column sums, of dx as stored. Reads dx
- * and pre, writes dx: for fc1 930 MB, floor 216 us. */
-template <class E, int N>
+ * and pre, writes dx: for fc1 930 MB, floor 216 us. Of two halves [rows, 2 in], the product was
+ * left in the right one: 1550 MB, floor 360 us. partial: [ranges][HALVES * in] */
+template <class E, int N, int HALVES>
 __global__ void input_tail_kernel(LinearBackwardInput a, Mask mask, const StepState *state,
                                   float *partial)
 {
     const long col = my_column(N), end = range_begin(a.rows, blockIdx.y + 1, gridDim.y);
     if (col >= a.in)
         return;
-    float sum[N] = {};
+    const long product = (HALVES - 1) * (long)a.in; /* its first column */
+    float sum[HALVES][N] = {};
     for (long r0 = range_begin(a.rows, blockIdx.y, gridDim.y); r0 < end; r0 += TAIL_ROWS) {
-        Pack<E, N> dx[TAIL_ROWS], pre[TAIL_ROWS];
+        Pack<E, N> dx[TAIL_ROWS], pre[TAIL_ROWS][HALVES];
 #pragma unroll
         for (int i = 0; i < TAIL_ROWS; i++) {
             long r = r0 + i < end ? r0 + i : end - 1;
-            dx[i] = fetch_pack<E, N>(row_of<E>(a.dx, r) + col);
-            pre[i] = fetch_pack<E, N>(row_of<E>(a.act ? a.pre : a.dx, r) + col);
+            dx[i] = fetch_pack<E, N>(row_of<E>(a.dx, r) + product + col);
+            each<HALVES>([&](int h) {
+                pre[i][h] = fetch_pack<E, N>(row_of<E>(a.act ? a.pre : a.dx, r) + h * a.in + col);
+            });
         }
 #pragma unroll
         for (int i = 0; i < TAIL_ROWS; i++) {
             long r = r0 + i;
             if (r >= end)
                 break;
-            float d[N], x[N];
-            unpack(d, dx[i]);
-            unpack(x, pre[i]);
+            float d[HALVES][N], x[HALVES][N];
+            unpack(d[HALVES - 1], dx[i]);
+            each<HALVES>([&](int h) { unpack(x[h], pre[i][h]); });
             if (mask.keep)
-                drop_pack(d, mask, state, mask.element((int)r % a.tokens, (int)col),
+                drop_pack(d[HALVES - 1], mask, state, mask.element((int)r % a.tokens, (int)col),
                           (uint32_t)((int)r / a.tokens));
             act_backward(d, x, a.act);
-            store(row_of<E>(a.dx, r) + col, d);
-            each<N>([&](int k) { sum[k] += rounded<E>(d[k]); });
+            each<HALVES>([&](int h) {
+                store(row_of<E>(a.dx, r) + h * a.in + col, d[h]);
+                each<N>([&](int k) { sum[h][k] += rounded<E>(d[h][k]); });
+            });
         }
     }
     if (partial)
-        store_sums(partial + blockIdx.y * a.in + col, sum);
+        each<HALVES>([&](int h) {
+            store_sums(partial + ((long)blockIdx.y * HALVES + h) * a.in + col, sum[h]);
+        });
 }
 static void input_tail(const LinearBackwardInput *a)
 {
@@ -915,20 +1174,23 @@ static void input_tail(const LinearBackwardInput *a)
     Tensor none = {};
     bool wide = wide_access(a->in, a->dx.type, a->dx, a->act ? a->pre : none, a->drop);
     by_pack(a->dx.type, wide, [&](auto e, auto width) {
-        Walk w = walk_of(a->rows, a->in, width, RESIDENT_64);
-        float *partial = a->dbias ? scratch_floats((size_t)w.ranges * (size_t)a->in) : NULL;
-        launch(input_tail_kernel<decltype(e), width>, w.grid(), (unsigned)w.threads, 0, cu.stream,
-               *a, mask_of(a->drop, a->in), cu.state, partial);
-        if (partial)
-            sum_ranges(Sums{{ptr<float>(a->dbias)}}, 1, partial, w.ranges, a->in);
+        by_halves(a->act, [&](auto halves, int resident) {
+            Walk w = walk_of(a->rows, a->in, width, resident);
+            const long n = (long)halves * a->in;
+            float *partial = a->dbias ? scratch_floats((size_t)w.ranges * (size_t)n) : NULL;
+            launch(input_tail_kernel<decltype(e), width, halves>, w.grid(), (unsigned)w.threads, 0,
+                   cu.stream, *a, mask_of(a->drop, a->in), cu.state, partial);
+            if (partial)
+                sum_ranges(Sums{{ptr<float>(a->dbias)}}, 1, partial, w.ranges, n);
+        });
     });
 }
 
 /* ------------------------------------------------------------------------------------------------
  * Pooling */
 
-/* y[b] = mean of tokens first..T-1 of x. A thread takes one pack of columns of one image. Reads x:
- * floor 18 us. */
+/* y[b] = mean of tokens first..end-1 of x. A thread takes one pack of columns of one image. Reads
+ * x: floor 18 us. */
 template <class E, int N> __global__ void pool_forward_kernel(Pool a)
 {
     const long b = blockIdx.y, col = my_column(N);
@@ -936,29 +1198,33 @@ template <class E, int N> __global__ void pool_forward_kernel(Pool a)
         return;
     float sum[N] = {};
 #pragma unroll 8
-    for (int t = a.first; t < a.T; t++) {
+    for (int t = a.first; t < a.end; t++) {
         float v[N];
         load(v, row_of<E>(a.x, b * a.T + t) + col);
         each<N>([&](int k) { sum[k] += v[k]; });
     }
-    const float inv = 1 / (float)(a.T - a.first);
+    const float inv = 1 / (float)(a.end - a.first);
     each<N>([&](int k) { sum[k] *= inv; });
     store(row_of<E>(a.y, b) + col, sum);
 }
 
-/* dx = dy / (T - first) in the pooled tokens, 0 in the others. Writes dx: floor 18 us. */
+/* dx = dy / (end - first) in the pooled tokens; 0 in the others, or they are left alone. Writes dx:
+ * floor 18 us. */
 template <class E, int N> __global__ void pool_backward_kernel(Pool a)
 {
     const long rows = (long)a.B * a.T, col = my_column(N);
     const long end = range_begin(rows, blockIdx.y + 1, gridDim.y);
-    const float inv = 1 / (float)(a.T - a.first);
+    const float inv = 1 / (float)(a.end - a.first);
     if (col >= a.C)
         return;
     for (long r = range_begin(rows, blockIdx.y, gridDim.y); r < end; r++) {
         int b = (int)r / a.T, t = (int)r % a.T;
+        bool pooled = t >= a.first && t < a.end;
+        if (!pooled && a.beside)
+            continue;
         float d[N];
         load(d, row_of<E>(a.y, b) + col);
-        each<N>([&](int k) { d[k] = t >= a.first ? d[k] * inv : 0; });
+        each<N>([&](int k) { d[k] = pooled ? d[k] * inv : 0; });
         store(row_of<E>(a.x, r) + col, d);
     }
 }
@@ -1174,22 +1440,25 @@ static void cuda_add(dev *sum, const dev *x, long n)
 
 /* ------------------------------------------------------------------------------------------------
  * Floats of scratch memory for micro-batches of B images: the most that one op asks for, which is
- *   ranges * n         column sums of a matrix [B*T, n], n up to max(3C, F, K, representation)
+ *   ranges * n         column sums of a matrix [B*T, n], n up to max(3C, 2F, K, representation)
+ *   2 * ranges * F     the two halves of ACT_SWIGLU, in as many ranges as one
  *   4 * ranges * C     the norm's backward pass
+ *   2 * blocks * hs    that of norms of heads
  * where the number of ranges depends on whether rows can be read in packs (N = 1, 4 or 8). */
 static size_t layers_scratch(const Sizes *s)
 {
     const long rows = (long)s->B * s->T, C = s->C;
-    const long columns[] = {C, 3 * C, s->F, s->K, s->R};
-    size_t most = 0;
+    const long columns[] = {C, 2 * C, 3 * C, s->F, 2L * s->F, s->K, s->R};
+    size_t most = 2 * (size_t)(cu.gpu.multiProcessorCount * HEAD_BLOCKS) * HEAD_MOST;
     for (int N = 1; N <= 8; N = N == 1 ? 4 : 2 * N) {
         for (long n : columns) {
             size_t floats = n > 0 ? (size_t)walk_of(rows, n, N, RESIDENT_64).ranges * (size_t)n : 0;
             most = floats > most ? floats : most;
         }
+        size_t halves = 2 * (size_t)walk_of(rows, s->F, N, RESIDENT_96).ranges * (size_t)s->F;
         size_t norm =
             (size_t)SUMS * (size_t)norm_walk(rows, C, N, norm_packs(C, N)).ranges * (size_t)C;
-        most = norm > most ? norm : most;
+        most = std::max({most, halves, norm});
     }
     return most;
 }

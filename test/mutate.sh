@@ -26,7 +26,7 @@ backend_cpu.c | s/d\[i\] \*= 1 - t \* t;/d[i] *= 1 + t * t;/
 backend_cpu.c | s/sum\[j\] += dx\[j\];/sum[j] -= dx[j];/
 backend_cpu.c | s/a->accumulate ? 1 : 0/a->accumulate ? -1 : 0/
 backend_cpu.c | s/gemm(CblasTrans, CblasNoTrans, a->out, a->in, a->rows, 1,/gemm(CblasTrans, CblasNoTrans, a->out, a->in, a->rows, -1,/
-backend_cpu.c | s/gemm(CblasNoTrans, CblasNoTrans, a->rows, a->in, a->out, 1,/gemm(CblasNoTrans, CblasNoTrans, a->rows, a->in, a->out, -1,/
+backend_cpu.c | s/gemm(CblasNoTrans, CblasNoTrans, a->rows, n, a->out, 1,/gemm(CblasNoTrans, CblasNoTrans, a->rows, n, a->out, -1,/
 backend_cpu.c | s/dpos\[j\] += dx\[j\];/dpos[j] -= dx[j];/
 backend_cpu.c | s/sum\[j\] += row(x, r)\[j\];/sum[j] -= row(x, r)[j];/
 backend_cpu.c | s/dgamma\[j\] += dy\[j\] \* n;/dgamma[j] -= dy[j] * n;/
@@ -48,7 +48,7 @@ backend_cpu.c | s/\* mass - (double)y\[k\]/* mass + (double)y[k]/
 backend_cpu.c | s/(v >= 0 ? 1 : e) \/ (1 + e) - (double)y\[k\]/(v >= 0 ? 1 : e) \/ (1 + e) + (double)y[k]/
 backend_cpu.c | s/a\[i\] += b\[i\];/a[i] -= b[i];/
 backend_cpu.c | s/at\[r\] = r \* size\[me\];/at[r] = (ranks - 1 - r) * size[me];/
-backend_cpu.c | s/drop_row(dx, n, r, a->tokens,/drop_row(dx, n, r + 1, a->tokens,/
+backend_cpu.c | s/drop_row(dx + gate, n, r, a->tokens,/drop_row(dx + gate, n, r + 1, a->tokens,/
 backend_cpu.c | s/g->partner, py, px, g->cut, 1, 1 - lambda/g->partner, py, px, g->cut, 1, 0.5f - lambda/
 backend_cpu.c | s/g->partner, py, px, g->cut, 1, 1 - lambda/g->partner, py, px, g->cut, 0, 1 - lambda/
 backend_cpu.c | s/y < cut.y || y >= cut.y + cut.h/y <= cut.y || y >= cut.y + cut.h/
@@ -106,6 +106,9 @@ cuda/attention.cuh | s/sum\[r\] \*= shrink;/;/
 cuda/attention.cuh | s/if (!FULL \&\& 16 \* n + p.at_column(i, e) >= keys)/if (!FULL \&\& 16 * n + p.at_column(i, e) > keys)/
 cuda/layers.cuh | s/d\[k\] += rstd\[m\] \* (dyk/d[k] -= rstd[m] * (dyk/
 cuda/layers.cuh | s/sum\[SUM_DBETA\]\[j\]\[k\] += dyk;/sum[SUM_DBETA][j][k] -= dyk;/
+cuda/layers.cuh | s/d\[1\]\[k\] = dy \* g \* plus;/d[1][k] = dy * g * minus;/
+cuda/layers.cuh | s/- g_sum - n.v\[r\]\[k\] \* gn_sum/- g_sum + n.v[r][k] * gn_sum/
+cuda/layers.cuh | s/for (int d = lanes; d < 32; d \*= 2)/for (int d = lanes; d < 16; d *= 2)/
 cuda/layers.cuh | s/cut ? g->partner : b, c, y, x/cut ? b : g->partner, c, y, x/
 cuda/layers.cuh | s/(unsigned)(x - r.x) < (unsigned)r.w/(unsigned)(x - r.x) <= (unsigned)r.w/
 cuda/layers.cuh | s/g->lambda < 1 || g->cut.h > 0/g->lambda < 1/

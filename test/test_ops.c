@@ -58,6 +58,8 @@ static double act(double x, int kind)
         return 0.5 * x * erfc(-x / sqrt(2));
     if (kind == ACT_GELU_TANH)
         return 0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x * x * x)));
+    if (kind == ACT_QUICK_GELU)
+        return x / (1 + exp(-1.702 * x));
     return kind == ACT_TANH ? tanh(x) : x;
 }
 
@@ -68,7 +70,30 @@ static double act_slope(double x, int kind)
         return 0.5 * erfc(-x / sqrt(2)) + x * exp(-0.5 * x * x) / sqrt(2 * pi);
     if (kind == ACT_GELU_TANH)
         return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * sqrt(2 / pi) * (1 + 3 * 0.044715 * x * x);
+    if (kind == ACT_QUICK_GELU) {
+        double s = 1 / (1 + exp(-1.702 * x));
+        return s + 1.702 * x * s * (1 - s);
+    }
     return kind == ACT_TANH ? 1 - tanh(x) * tanh(x) : 1;
+}
+
+/* Of ACT_SWIGLU, silu(gate) * value, the slope of silu, which is x / (1 + e^-x). */
+static double silu_slope(double x)
+{
+    double s = 1 / (1 + exp(-x));
+    return s + x * s * (1 - s);
+}
+
+/* How many columns a layer's product has for each of its outputs: a gate and a value, or one. */
+static int halves(int kind)
+{
+    return kind == ACT_SWIGLU ? 2 : 1;
+}
+
+/* The activation of the sums s[halves]. */
+static double act_of(const double *s, int kind)
+{
+    return kind == ACT_SWIGLU ? s[0] / (1 + exp(-s[0])) * s[1] : act(s[0], kind);
 }
 
 typedef struct {
@@ -98,6 +123,14 @@ static const LinearCase linear_cases[] = {
     {3, 80, 10, ACT_GELU_TANH, 1, 0, 1, 0, 1, 0, 0, 0},
     {5, 192, 50, ACT_TANH, 1, 0, 1, 1, 0, 0, 0, 0},
     {33, 17, 19, ACT_TANH, 11, 11, 0, 1, 1, 0, 0.3, 0},
+    {2 * 65, 64, 67, ACT_QUICK_GELU, 65, 0, 1, 1, 0, 0, 0, 0},
+    {3 * 33, 40, 80, ACT_QUICK_GELU, 33, 8, 1, 1, 1, 0, 0.2, 0},
+    {65, 17, 33, ACT_QUICK_GELU, 13, 3, 0, 0, 0, 0, 0.5, 0},
+    {1, 1, 1, ACT_SWIGLU, 1, 0, 1, 1, 0, 0, 0, 0},
+    {197, 64, 96, ACT_SWIGLU, 197, 8, 1, 1, 0, 0, 0, 0},
+    {3 * 65, 33, 47, ACT_SWIGLU, 65, 5, 1, 1, 1, 0, 0.2, 0},
+    {2 * 33, 20, 28, ACT_SWIGLU, 33, 0, 0, 1, 1, 0, 0.5, 0},
+    {2 * 40, 72, 136, ACT_SWIGLU, 40, 16, 1, 1, 1, 0, 0.3, 0},
     {3 * 257, 192, 384, ACT_GELU, 257, 0, 1, 1, 0, 0, 0, 1},
     {3 * 197, 384, 192, ACT_NONE, 197, 0, 1, 0, 1, 0, 0, 1},
 };
@@ -109,9 +142,10 @@ static void linear_forward(const LinearCase *c, bool kept)
 {
     begin(PRODUCT, "linear_forward %dx%dx%d act %d", c->rows, c->in, c->out, c->act);
     Drop d = drop_of(c->drop, RNG_MLP_DROPOUT, 2);
-    Mat *x = mat("x", IN, c->rows, c->in, c->pad), *w = mat("w", IN, c->out, c->in, c->pad / 2);
-    Mat *bias = vec("bias", IN, c->bias * c->out), *y = mat("y", OUT, c->rows, c->out, c->pad);
-    Mat *pre = mat("pre", OUT, c->pre * c->rows, c->out, c->pad + c->pad / 2);
+    int columns = halves(c->act) * c->out; /* of the product */
+    Mat *x = mat("x", IN, c->rows, c->in, c->pad), *w = mat("w", IN, columns, c->in, c->pad / 2);
+    Mat *bias = vec("bias", IN, c->bias * columns), *y = mat("y", OUT, c->rows, c->out, c->pad);
+    Mat *pre = mat("pre", OUT, c->pre * c->rows, columns, c->pad + c->pad / 2);
     Mat *residual = mat("residual", IN, c->residual * c->rows, c->out, 2 * c->pad);
     rescale(w, 1 / sqrt(c->in), 0);
     be->linear_forward(&(LinearForward){tensor(y), tensor(x), tensor(w), pointer(bias), c->rows,
@@ -120,15 +154,23 @@ static void linear_forward(const LinearCase *c, bool kept)
     int n = ways(y, 8), n_pre = ways(pre, 2);
     for (long i = 0; i < (long)c->rows * c->out; i++) {
         long r = i / c->out, o = i % c->out;
-        double xw = dot(x->v + r * c->in, 1, w->v + o * c->in, 1, c->in);
-        double factor = drop_factor(d, r / c->tokens, whole(r % c->tokens, o, c->out));
+        double factor = drop_factor(d, r / c->tokens, whole(r % c->tokens, o, c->out)), xw[2];
+        for (int h = 0; h < halves(c->act); h++) {
+            long j = h * c->out + o;
+            xw[h] = dot(x->v + r * c->in, 1, w->v + j * c->in, 1, c->in);
+            for (int k = 0; pre && k < n_pre; k++)
+                pre->way[k][r * columns + j] =
+                    (k ? rounded(xw[h]) : xw[h]) + (bias ? bias->v[j] : 0);
+        }
         for (int k = 0; k < n; k++) {
-            double s = (k & 4 ? rounded(xw) : xw) + (bias ? bias->v[o] : 0);
-            double t = act(k & 1 ? rounded(s) : s, c->act);
+            double s[2];
+            for (int h = 0; h < halves(c->act); h++) {
+                s[h] = (k & 4 ? rounded(xw[h]) : xw[h]) + (bias ? bias->v[h * c->out + o] : 0);
+                s[h] = k & 1 ? rounded(s[h]) : s[h];
+            }
+            double t = act_of(s, c->act);
             y->way[k][i] = (k & 2 ? rounded(t) : t) * factor + (residual ? residual->v[i] : 0);
         }
-        for (int k = 0; pre && k < n_pre; k++)
-            pre->way[k][i] = (k ? rounded(xw) : xw) + (bias ? bias->v[o] : 0);
     }
     finish(GEMM);
 }
@@ -137,13 +179,14 @@ static void linear_forward(const LinearCase *c, bool kept)
  * that it is added to. */
 static void linear_backward_input(const LinearCase *c)
 {
+    int n_dx = halves(c->act) * c->in; /* columns */
     begin(PRODUCT, "linear_backward_input %dx%dx%d act %d", c->rows, c->in, c->out, c->act);
     Drop d = drop_of(c->drop, RNG_MLP_DROPOUT, 2);
-    Mat *dx = mat("dx", c->accumulate ? INOUT : OUT, c->rows, c->in, c->pad);
+    Mat *dx = mat("dx", c->accumulate ? INOUT : OUT, c->rows, n_dx, c->pad);
     Mat *dy = mat("dy", IN, c->rows, c->out, c->pad / 2),
         *w = mat("w", IN, c->out, c->in, 2 * c->pad);
-    Mat *dbias = real_vec("dbias", OUT, c->bias * c->in);
-    Mat *pre = mat("pre", IN, c->act ? c->rows : 0, c->in, c->pad + c->pad / 2);
+    Mat *dbias = real_vec("dbias", OUT, c->bias * n_dx);
+    Mat *pre = mat("pre", IN, c->act ? c->rows : 0, n_dx, c->pad + c->pad / 2);
     be->linear_backward_input(&(LinearBackwardInput){tensor(dx), tensor(dy), tensor(w), c->rows,
                                                      c->in, c->out, c->act, tensor(pre),
                                                      pointer(dbias), d, c->tokens, c->accumulate});
@@ -151,10 +194,20 @@ static void linear_backward_input(const LinearCase *c)
     for (long i = 0; i < (long)c->rows * c->in; i++) {
         long r = i / c->in, j = i % c->in;
         double s = dot(dy->v + r * c->out, 1, w->v + j, c->in, c->out), before = dx->v[i];
-        double slope = pre ? act_slope(pre->v[i], c->act) : 1;
-        slope *= drop_factor(d, r / c->tokens, whole(r % c->tokens, j, c->in));
-        for (int k = 0; k < n; k++)
-            dx->way[k][i] = (k ? rounded(s) : s) * slope + (c->accumulate ? before : 0);
+        double slope[2] = {1};
+        if (c->act == ACT_SWIGLU) {
+            const double *gate = &pre->v[r * n_dx + j];
+            slope[0] = gate[c->in] * silu_slope(gate[0]);
+            slope[1] = gate[0] / (1 + exp(-gate[0]));
+        } else if (pre) {
+            slope[0] = act_slope(pre->v[i], c->act);
+        }
+        for (int h = 0; h < halves(c->act); h++) {
+            slope[h] *= drop_factor(d, r / c->tokens, whole(r % c->tokens, j, c->in));
+            for (int k = 0; k < n; k++)
+                dx->way[k][r * n_dx + h * c->in + j] =
+                    (k ? rounded(s) : s) * slope[h] + (c->accumulate ? before : 0);
+        }
     }
     sum_columns(dbias, dx);
     finish(GEMM);
@@ -179,9 +232,10 @@ static void activate(const LinearCase *c)
 {
     begin(PLAIN, "activate %dx%d act %d", c->rows, c->out, c->act);
     Drop d = drop_of(c->drop, RNG_MLP_DROPOUT, 2);
-    Mat *x = mat("x", IN, c->rows, c->in, c->pad), *w = mat("w", IN, c->out, c->in, c->pad / 2);
-    Mat *bias = vec("bias", IN, c->bias * c->out), *y = mat("y", SCRATCH, c->rows, c->out, c->pad);
-    Mat *pre = mat("pre", SCRATCH, c->rows, c->out, c->pad);
+    int columns = halves(c->act) * c->out; /* of the product */
+    Mat *x = mat("x", IN, c->rows, c->in, c->pad), *w = mat("w", IN, columns, c->in, c->pad / 2);
+    Mat *bias = vec("bias", IN, c->bias * columns), *y = mat("y", SCRATCH, c->rows, c->out, c->pad);
+    Mat *pre = mat("pre", SCRATCH, c->rows, columns, c->pad);
     Mat *again = mat("y again", OUT, c->rows, c->out, c->pad + 3);
     rescale(w, 1 / sqrt(c->in), 0);
     LinearForward a = {.y = y->t,
@@ -208,7 +262,8 @@ static void activate(const LinearCase *c)
         long r = i / c->out;
         double factor = drop_factor(d, r / c->tokens, whole(r % c->tokens, i % c->out, c->out));
         differ += again->v[i] != y->v[i];
-        again->v[i] = act(pre->v[i], c->act) * factor;
+        const double *s = &pre->v[r * columns + i % c->out];
+        again->v[i] = act_of((double[]){s[0], s[columns - c->out]}, c->act) * factor;
     }
     CHECK(differ == 0, "%s %s: %ld of %ld elements are not those of linear_forward", under.name,
           title, differ, n);
@@ -218,16 +273,21 @@ static void activate(const LinearCase *c)
 /* An activation or its slope over a sweep and at extremes, against libm; errors of values beyond 1
  * are relative. The sweep is the bias of a product that is zero, so that an infinity arrives whole.
  * The slope of tanh GELU holds x^3 (1 - tanh^2), which magnifies tanh's rounding fourfold. 16-bit
- * types may miss by one ulp more. */
+ * types may miss by one ulp more. ACT_SWIGLU's gates are the sweep, and its values 1: of its
+ * slopes, those in the second half are silu itself. */
 static void activation(int kind, bool slope)
 {
     static const double ends[] = {1e4, -1e4, 1e3, -1e3, 88, -88, 1e-30, -1e-30, 0, -0.0, INFINITY};
     enum { SWEEP = 20001 };
     int n = SWEEP + COUNT(ends) - slope; /* no slope at infinity */
+    int both = halves(kind) * n;
     begin(PLAIN, "%s %d over a sweep", slope ? "slope" : "activation", kind);
     absolute = slope ? 4e-6 : 1e-6;
-    Mat *one = vec("one", IN, 1), *w = mat("w", IN, slope ? 1 : n, slope ? n : 1, 0);
-    Mat *x = vec("sweep", IN, n), *y = vec("y", OUT, n);
+    Mat *one = vec("one", IN, 1), *w = mat("w", IN, slope ? 1 : both, slope ? n : 1, 0);
+    Mat *x = vec("sweep", IN, both), *y = vec("y", OUT, slope ? both : n);
+    Mat *pre = vec("pre", SCRATCH, slope ? 0 : both);
+    for (int i = n; i < both; i++)
+        x->v[i] = 1;
     for (int i = 0; i < n; i++)
         x->v[i] = i < SWEEP ? (i - SWEEP / 2) * 2e-3 + 1e-5 : ends[i - SWEEP];
     push(x);
@@ -252,9 +312,16 @@ static void activation(int kind, bool slope)
                                             .in = 1,
                                             .out = n,
                                             .act = kind,
+                                            .pre = both > n ? pre->t : tensor(NULL),
                                             .tokens = 1});
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < n; i++) {
         y->v[i] = slope ? act_slope(x->v[i], kind) : act(x->v[i], kind);
+        double silu = act_of((double[]){x->v[i], 1}, ACT_SWIGLU);
+        if (both > n)
+            y->v[i] = slope ? silu_slope(x->v[i]) : silu;
+        if (both > n && slope)
+            y->v[n + i] = silu;
+    }
     finish(EXACT);
 }
 
@@ -384,14 +451,12 @@ static void patchify(const PatchCase *c)
 typedef struct {
     int B, T, cls, C, pad;
     double drop;
-    bool dbias;
+    bool dbias, no_pos;
 } EmbedCase;
 
 static const EmbedCase embed_cases[] = {
-    {1, 197, 1, 48, 0, 0, 1},
-    {3, 65, 0, 17, 5, 0, 0},
-    {2, 257, 8, 80, 3, 0.1, 1},
-    {5, 2, 1, 7, 0, 0.5, 1},
+    {1, 197, 1, 48, 0, 0, 1, 0}, {3, 65, 0, 17, 5, 0, 0, 0}, {2, 257, 8, 80, 3, 0.1, 1, 0},
+    {5, 2, 1, 7, 0, 0.5, 1, 0},  {9, 1, 1, 24, 48, 0, 0, 1}, {3, 4, 4, 17, 0, 0.3, 0, 1},
 };
 
 /* Forward: x = factor (source + pos), the source being a class token or a patch; backward the sums
@@ -401,11 +466,12 @@ static void embed(const EmbedCase *c, bool backward)
 {
     begin(PLAIN, "embed_%s B %d T %d", backward ? "backward" : "forward", c->B, c->T);
     long Np = c->T - c->cls, first = (long)c->cls * c->C, each = (long)c->T * c->C;
+    long n_pos = c->no_pos ? 0 : each;
     int in = backward ? OUT : IN, out = !backward ? OUT : c->drop > 0 ? SCRATCH : IN;
     int type = backward ? F32 : under.type; /* gradients of parameters are real */
     Mat *x = mat("x", out, (long)c->B * c->T, c->C, c->pad);
     Mat *patches = mat("patches", in, c->B * Np, c->C, 2 * c->pad);
-    Mat *cls = mat_of(type, "cls", in, 1, first, 0), *pos = mat_of(type, "pos", in, 1, each, 0);
+    Mat *cls = mat_of(type, "cls", in, 1, first, 0), *pos = mat_of(type, "pos", in, 1, n_pos, 0);
     Mat *dbias = real_vec("dbias", OUT, backward && c->dbias ? c->C : 0);
     Embed a = {tensor(x),      tensor(patches),
                pointer(cls),   pointer(pos),
@@ -413,22 +479,23 @@ static void embed(const EmbedCase *c, bool backward)
                c->T,           c->cls,
                c->C,           drop_of(c->drop, RNG_EMBED_DROPOUT, 0)};
     (backward ? be->embed_backward : be->embed_forward)(&a);
-    int n = backward ? ways(pos, 2) : 1;
-    if (n > 1 && cls)
-        ways(cls, 2);
-    pos->sums = backward;
-    if (cls)
-        cls->sums = backward;
+    int n = backward && is_half(under.type) ? 2 : 1;
+    Mat *sums_of[] = {pos, cls};
+    for (int j = 0; j < 2; j++)
+        if (sums_of[j]) {
+            ways(sums_of[j], n);
+            sums_of[j]->sums = backward;
+        }
     for (long i = 0; i < c->B * each; i++) {
         long b = i / each, e = i % each;
         double factor = drop_factor(a.drop, b, e), dx = factor * x->v[i];
         double *patch = e < first ? NULL : &patches->v[b * Np * c->C + e - first];
         if (!backward)
-            x->v[i] = factor * ((patch ? *patch : cls->v[e]) + pos->v[e]);
+            x->v[i] = factor * ((patch ? *patch : cls->v[e]) + (pos ? pos->v[e] : 0));
         else if (patch)
             *patch = dx;
         for (int k = 0; backward && k < n; k++) {
-            double *sums[] = {&pos->way[k][e], patch ? NULL : &cls->way[k][e]};
+            double *sums[] = {pos ? &pos->way[k][e] : NULL, patch ? NULL : &cls->way[k][e]};
             for (int j = 0; j < 2; j++)
                 if (sums[j])
                     *sums[j] = (b ? *sums[j] : 0) + (k ? rounded(dx) : dx);
@@ -613,24 +680,26 @@ typedef struct {
     int spread; /* > 0: q and k are integers up to this: saturated, with exact logits; < 0: that q
                    and the negative of that k, so that every logit is far below 0 */
     bool big;   /* on full devices alone */
+    bool bare;  /* without dbias */
 } AttentionCase;
 
 static const AttentionCase attention_cases[] = {
-    {1, 1, 1, 1, 16, 0, 0, 0, 0},        {1, 197, 197, 3, 64, 0, 0, 0, 0},
-    {2, 197, 1, 3, 64, 0, 0, 0, 0},      {1, 257, 257, 2, 80, 5, 0.1, 0, 1},
-    {2, 300, 300, 1, 24, 3, 0, 0, 1},    {1, 300, 1, 2, 80, 1, 0.3, 0, 0},
-    {3, 65, 65, 3, 24, 0, 0.5, 0, 0},    {2, 197, 8, 2, 16, 7, 0.2, 0, 0},
-    {1, 513, 300, 1, 16, 0, 0, 0, 1},    {1, 50, 50, 2, 1, 1, 0, 0, 0},
-    {1, 197, 197, 2, 16, 0, 0, 9, 0},    {1, 257, 257, 1, 64, 0, 0, 300, 0},
-    {1, 65, 65, 2, 88, 0, 0, 0, 0},      {1, 70, 70, 1, 104, 0, 0.1, 0, 0},
-    {2, 33, 33, 1, 128, 8, 0, 0, 0},     {1, 97, 97, 3, 20, 4, 0, 0, 0},
-    {1, 50, 1, 2, 104, 0, 0, 0, 0},      {1, 64, 64, 1, 32, 0, 0, 0, 0},
-    {1, 66, 66, 2, 80, 0, 0, 0, 0},      {1, 128, 128, 1, 64, 0, 0.2, 0, 0},
-    {1, 20, 7, 2, 128, 0, 0, 0, 0},      {1, 197, 197, 2, 88, 0, 0, 0, 1},
-    {1, 257, 257, 2, 104, 0, 0.1, 0, 1}, {1, 257, 257, 1, 128, 0, 0, 0, 1},
-    {1, 40, 40, 2, 48, 0, 0, 0, 0},      {2, 16, 16, 2, 72, 0, 0, 0, 0},
-    {1, 37, 37, 2, 16, 0, 0, -40, 0},    {1, 33, 33, 1, 32, 1, 0.9, 0, 0},
-    {40, 5, 5, 2, 24, 0, 0.1, 0, 0},
+    {1, 1, 1, 1, 16, 0, 0, 0, 0, 0},        {1, 197, 197, 3, 64, 0, 0, 0, 0, 0},
+    {2, 197, 1, 3, 64, 0, 0, 0, 0, 0},      {1, 257, 257, 2, 80, 5, 0.1, 0, 1, 0},
+    {2, 300, 300, 1, 24, 3, 0, 0, 1, 0},    {1, 300, 1, 2, 80, 1, 0.3, 0, 0, 0},
+    {3, 65, 65, 3, 24, 0, 0.5, 0, 0, 0},    {2, 197, 8, 2, 16, 7, 0.2, 0, 0, 0},
+    {1, 513, 300, 1, 16, 0, 0, 0, 1, 0},    {1, 50, 50, 2, 1, 1, 0, 0, 0, 0},
+    {1, 197, 197, 2, 16, 0, 0, 9, 0, 0},    {1, 257, 257, 1, 64, 0, 0, 300, 0, 0},
+    {1, 65, 65, 2, 88, 0, 0, 0, 0, 0},      {1, 70, 70, 1, 104, 0, 0.1, 0, 0, 0},
+    {2, 33, 33, 1, 128, 8, 0, 0, 0, 0},     {1, 97, 97, 3, 20, 4, 0, 0, 0, 0},
+    {1, 50, 1, 2, 104, 0, 0, 0, 0, 0},      {1, 64, 64, 1, 32, 0, 0, 0, 0, 0},
+    {1, 66, 66, 2, 80, 0, 0, 0, 0, 0},      {1, 128, 128, 1, 64, 0, 0.2, 0, 0, 0},
+    {1, 20, 7, 2, 128, 0, 0, 0, 0, 0},      {1, 197, 197, 2, 88, 0, 0, 0, 1, 0},
+    {1, 257, 257, 2, 104, 0, 0.1, 0, 1, 0}, {1, 257, 257, 1, 128, 0, 0, 0, 1, 0},
+    {1, 40, 40, 2, 48, 0, 0, 0, 0, 0},      {2, 16, 16, 2, 72, 0, 0, 0, 0, 0},
+    {1, 37, 37, 2, 16, 0, 0, -40, 0, 0},    {1, 33, 33, 1, 32, 1, 0.9, 0, 0, 0},
+    {40, 5, 5, 2, 24, 0, 0.1, 0, 0, 0},     {2, 37, 37, 2, 24, 3, 0.1, 0, 0, 1},
+    {3, 50, 1, 2, 64, 0, 0, 0, 0, 1},
 };
 
 /* One query row's place: image b, head h, row i; its q, k and v start at these offsets in qkv. */
@@ -713,7 +782,8 @@ static void attention(const AttentionCase *c, bool backward)
     int kind = backward ? INOUT : OUT;
     Mat *qkv = mat("qkv", IN, (long)c->B * c->T, 3 * C, c->pad);
     Mat *lse = real_vec("lse", kind, queries), *delta = real_vec("delta", OUT, backward * queries);
-    Mat *out = mat("out", kind, few, C, c->pad), *dbias = real_vec("dbias", OUT, backward * 3 * C);
+    Mat *out = mat("out", kind, few, C, c->pad),
+        *dbias = real_vec("dbias", OUT, backward * !c->bare * 3 * C);
     Mat *dout = mat("dout", IN, backward * few, C, 2 * c->pad);
     Mat *dqkv = mat("dqkv", OUT, backward * (long)c->B * c->T, 3 * C, c->pad / 2);
     for (long i = 0; c->spread && i < n; i++)
@@ -786,20 +856,111 @@ static void softmax_sweep(void)
 }
 
 /* ------------------------------------------------------------------------------------------------
+ * Norms of heads */
+
+typedef struct {
+    int rows, heads, hs, part, pad; /* part: 0: queries, 1: keys, of rows of q, k and v */
+    double mean;
+} HeadNormCase;
+
+static const HeadNormCase head_norm_cases[] = {
+    {1, 1, 1, 0, 0, 0},    {197, 3, 64, 0, 0, 0}, {2 * 197, 3, 64, 1, 0, 0}, {65, 2, 80, 1, 8, 30},
+    {33, 3, 17, 1, 5, 0},  {3, 1, 128, 0, 0, 0},  {21, 2, 127, 1, 3, 0},     {40, 5, 20, 1, 0, 3},
+    {700, 2, 8, 0, 16, 0}, {50, 4, 5, 1, 1, 0},   {19, 2, 33, 0, 0, 0},      {129, 6, 104, 1, 8, 0},
+};
+
+/* In place: x has the queries or keys within longer rows, of which the rest must be left alone. The
+ * first head has no variance. Backward: norm_row's formulas, of each head. */
+static void head_norm(const HeadNormCase *c, bool backward)
+{
+    begin(PLAIN, "head_norm_%s rows %d heads %d hs %d part %d", backward ? "backward" : "forward",
+          c->rows, c->heads, c->hs, c->part);
+    long hs = c->hs, C = c->heads * hs, first = c->part * C;
+    Mat *x = mat("x", INOUT, c->rows, 3 * C, c->pad);
+    Mat *input = mat("input", backward ? IN : OUT, c->rows, C, 2 * c->pad);
+    Mat *gamma = vec("gamma", IN, hs), *beta = vec("beta", IN, backward ? 0 : hs);
+    Mat *dgamma = real_vec("dgamma", OUT, backward * hs);
+    Mat *dbeta = real_vec("dbeta", OUT, backward * hs);
+    for (long i = 0; i < c->rows * C; i++) {
+        double *v = backward ? &input->v[i] : &x->v[i / C * 3 * C + first + i % C];
+        *v = i < hs ? 2 : *v + c->mean;
+    }
+    push(backward ? input : x);
+    HeadNorm a = {.x = tensor(x),
+                  .input = tensor(input),
+                  .gamma = pointer(gamma),
+                  .beta = pointer(beta),
+                  .dgamma = pointer(dgamma),
+                  .dbeta = pointer(dbeta),
+                  .eps = 1e-5,
+                  .rows = c->rows,
+                  .heads = c->heads,
+                  .hs = c->hs};
+    a.x.p = dev_at(a.x.p, first, a.x.type);
+    (backward ? be->head_norm_backward : be->head_norm_forward)(&a);
+    for (long i = 0; i < c->rows * 3 * C; i++)
+        if (i % (3 * C) < first || i % (3 * C) >= first + C)
+            x->v[i] = NAN;
+    for (long i = 0; i < c->rows * c->heads; i++) {
+        double *v = &x->v[i / c->heads * 3 * C + first + i % c->heads * hs],
+               *in = &input->v[i * hs];
+        double n[hs], mean, rstd, mean_g = 0, mean_gn = 0;
+        if (!backward)
+            memcpy(in, v, (size_t)hs * sizeof *in);
+        moments(in, hs, a.eps, &mean, &rstd);
+        for (long j = 0; j < hs; j++) {
+            n[j] = (in[j] - mean) * rstd;
+            mean_g += v[j] * gamma->v[j] / (double)hs;
+            mean_gn += v[j] * gamma->v[j] * n[j] / (double)hs;
+            if (backward) {
+                dgamma->v[j] = (i ? dgamma->v[j] : 0) + v[j] * n[j];
+                dbeta->v[j] = (i ? dbeta->v[j] : 0) + v[j];
+            }
+        }
+        for (long j = 0; j < hs; j++)
+            v[j] = backward ? rstd * (v[j] * gamma->v[j] - mean_g - n[j] * mean_gn)
+                            : n[j] * gamma->v[j] + beta->v[j];
+    }
+    finish(EXACT);
+}
+
+/* ------------------------------------------------------------------------------------------------
  * Pooling and loss */
 
-static void pool(int B, int T, int C, int first, int pad, bool backward)
+typedef struct {
+    int B, T, C, first, end, pad;
+    bool second, beside; /* y is the second of two in a row; the other tokens are left alone */
+} PoolCase;
+
+static const PoolCase pool_cases[] = {
+    {1, 197, 80, 1, 197, 0, 0, 0}, {3, 65, 17, 0, 65, 5, 0, 0}, {2, 257, 24, 8, 257, 3, 0, 0},
+    {3, 50, 48, 0, 1, 0, 0, 0},    {3, 50, 48, 1, 2, 0, 1, 1},  {4, 37, 33, 2, 30, 3, 1, 0},
+    {2, 65, 40, 1, 65, 8, 1, 1},   {5, 9, 7, 3, 8, 0, 1, 1},
+};
+
+static void pool(const PoolCase *c, bool backward)
 {
-    begin(PLAIN, "pool_%s B %d T %d first %d", backward ? "backward" : "forward", B, T, first);
-    Mat *y = mat("y", backward ? IN : OUT, B, C, pad);
-    Mat *x = mat("x", backward ? OUT : IN, (long)B * T, C, 2 * pad);
-    (backward ? be->pool_backward : be->pool_forward)(&(Pool){y->t, x->t, B, T, C, first});
-    for (long i = 0; i < (long)B * C; i++) {
-        double *column = x->v + i / C * T * C + i % C, share = 1.0 / (T - first);
+    begin(PLAIN, "pool_%s B %d T %d first %d end %d", backward ? "backward" : "forward", c->B, c->T,
+          c->first, c->end);
+    long C = c->C, from = c->second * C, ld = from + C;
+    Mat *y = mat("y", backward ? IN : INOUT, c->B, ld, c->pad);
+    Mat *x = mat("x", !backward ? IN : c->beside ? INOUT : OUT, (long)c->B * c->T, C, 2 * c->pad);
+    Pool a = {y->t, x->t, c->B, c->T, c->C, c->first, c->end, c->beside};
+    a.y.p = dev_at(a.y.p, from, a.y.type);
+    (backward ? be->pool_backward : be->pool_forward)(&a);
+    for (long i = 0; i < c->B * ld; i++) {
+        double *column = x->v + i / ld * c->T * C + i % ld - from,
+               share = 1.0 / (c->end - c->first);
+        if (i % ld < from) {
+            y->v[i] = backward ? y->v[i] : NAN;
+            continue;
+        }
         if (!backward)
-            y->v[i] = dot(column + first * C, C, &share, 0, T - first);
-        for (long t = 0; backward && t < T; t++)
-            column[t * C] = t < first ? 0 : y->v[i] * share;
+            y->v[i] = dot(column + c->first * C, C, &share, 0, c->end - c->first);
+        for (long t = 0; backward && t < c->T; t++) {
+            bool pooled = t >= c->first && t < c->end;
+            column[t * C] = pooled ? y->v[i] * share : c->beside ? NAN : 0;
+        }
     }
     finish(EXACT);
 }
@@ -1834,9 +1995,10 @@ static void layer_cases(void)
         for (int i = 0; i < COUNT(attention_cases); i++)
             if (under.full || !attention_cases[i].big)
                 attention(&attention_cases[i], backward);
-        pool(1, 197, 80, 1, 0, backward);
-        pool(3, 65, 17, 0, 5, backward);
-        pool(2, 257, 24, 8, 3, backward);
+        for (int i = 0; i < COUNT(head_norm_cases); i++)
+            head_norm(&head_norm_cases[i], backward);
+        for (int i = 0; i < COUNT(pool_cases); i++)
+            pool(&pool_cases[i], backward);
     }
     softmax_sweep();
     for (int i = 0; i < COUNT(loss_cases); i++)
