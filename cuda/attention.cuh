@@ -453,6 +453,7 @@ template <class E, int D, bool DROP>
 __global__ void __launch_bounds__(32 * Warps<E, D, DROP>::Q, 2)
     attention_forward_kernel(AttentionArgs<E> a)
 {
+    launched_within<32 * Warps<E, D, DROP>::Q>();
     using M = Mma<E, D>;
     constexpr int ROWS = Tile<E, D>::ROWS;
     const Place p(a, a.Tq);
@@ -526,6 +527,7 @@ template <class E, int D, bool DROP>
 __global__ void __launch_bounds__(32 * Warps<E, D, DROP>::Q, 2)
     attention_dq_kernel(AttentionArgs<E> a)
 {
+    launched_within<32 * Warps<E, D, DROP>::Q>();
     using M = Mma<E, D>;
     constexpr int ROWS = Tile<E, D>::ROWS, S = Tile<E, D>::STRIDE;
     const Place p(a, a.Tq);
@@ -599,6 +601,7 @@ template <class E, int D, bool DROP>
 __global__ void __launch_bounds__(32 * Warps<E, D, DROP>::KV, 2)
     attention_dkv_kernel(AttentionArgs<E> a)
 {
+    launched_within<32 * Warps<E, D, DROP>::KV>();
     using M = Mma<E, D>;
     constexpr int ROWS = Tile<E, D>::ROWS, S = Tile<E, D>::STRIDE;
     const Place p(a, a.T);
@@ -664,6 +667,7 @@ __global__ void __launch_bounds__(1024)
     attention_dbias_kernel(float *dbias, const float *q, int q_rows, const float *kv, int kv_rows,
                            int C)
 {
+    launched_within<1024>();
     float *sums = dynamic_smem<float>(); /* [32][33] */
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, first = blockIdx.x * 32;
     int column = first + lane, ld = column < C ? C : 2 * C;

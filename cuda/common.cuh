@@ -45,6 +45,7 @@ static Context cu;
 static dev *cuda_alloc(size_t bytes); /* NULL: there is no room */
 static void cuda_release(dev *p);
 static void wait_event(cudaEvent_t e);
+static void wait_stream(cudaStream_t s);
 static void settle();
 
 /* The first n floats of the scratch memory: an op's sums on their way. Every op may use all of it,

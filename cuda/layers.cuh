@@ -420,6 +420,7 @@ template <class E, int N, int R, bool BRANCH>
 __global__ void __launch_bounds__(128, NORM_BLOCKS<N, R>)
     residual_norm_forward_kernel(ResidualNorm a, Mask mask, Mask path, const StepState *state)
 {
+    launched_within<128>();
     using Slot = float[N];
     Slot held[R ? R : 1], *row = held;
     const int packs = R ? R : (a.C + 32 * N - 1) / (32 * N), lane = (int)threadIdx.x % 32;
@@ -564,6 +565,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
     residual_norm_backward_kernel(ResidualNorm a, Mask mask, Mask path, const StepState *state,
                                   float *partial)
 {
+    launched_within<NORM_THREADS>();
     constexpr int M = NORM_ROWS<R>;
     const int warps = (int)blockDim.x / 32, warp = (int)threadIdx.x / 32;
     const long end = range_begin(a.rows, blockIdx.x + 1, gridDim.x);
@@ -805,6 +807,7 @@ template <class E, int N>
 __global__ void __launch_bounds__(32 * HEAD_WARPS, HEAD_BLOCKS)
     head_norm_forward_kernel(HeadNorm a, int lanes)
 {
+    launched_within<32 * HEAD_WARPS>();
     using H = Head<E, N>;
     Pack<E, N> gamma[H::R], beta[H::R];
     H::packs_do(a.hs, lanes, [&](int r, int col) {
@@ -837,6 +840,7 @@ template <class E, int N>
 __global__ void __launch_bounds__(32 * HEAD_WARPS, HEAD_BLOCKS)
     head_norm_backward_kernel(HeadNorm a, int lanes, float *partial)
 {
+    launched_within<32 * HEAD_WARPS>();
     using H = Head<E, N>;
     float *room = dynamic_smem<float>(); /* [HEAD_WARPS][2][hs] */
     float gamma[H::R][N], dgamma[H::R][N] = {}, dbeta[H::R][N] = {};
