@@ -221,6 +221,7 @@ test: report
 	  $(if $(FIXTURES),,"skip: no PyTorch fixtures in $(SHARED)/fixtures") \
 	  $(call LAYOUTS,$(BUILD),,cpu,2 4) \
 	  "test/test_layers.sh $(BUILD)" \
+	  "test/test_pack.sh" \
 	  "test/test_train.sh $(PROGRAM) $(SHARED)" \
 	  "test/test_ranks.sh $(PROGRAM) $(SHARED)" \
 	  "test/test_faults.sh $(PROGRAM)" \
@@ -298,6 +299,7 @@ help:
 	@echo "make bench      speed against this machine's matrix product, and PyTorch where it is found"
 	@echo "make bench-data images/s of decoding and augmentation, beside Pillow's, torchvision's ... where found"
 	@echo "make deps       install what is missing (Debian, Ubuntu; asks for sudo)"
+	@echo "scripts/pack    pack the libraries for a machine without a network; scripts/pack --help"
 	@echo "make clean      remove what was built (runs and data stay)"
 	@echo "variables       CC CFLAGS ARCH EXTRA BUILD SHARED BLAS BLAS_DIR; V=1 shows the commands;"
 	@echo "                CUDA_HOME, GPU (architectures, such as \"80 90a\"), NCCL (its -l flag, or empty)"
