@@ -92,18 +92,30 @@ template <class E> static E *ptr(const Tensor &t)
     return (E *)t.p;
 }
 
-__device__ inline float to_float(float x) { return x; }
-__device__ inline float to_float(bf16 x) { return __bfloat162float(x); }
-__device__ inline float to_float(fp16 x) { return __half2float(x); }
-template <class E> __device__ inline E from_float(float x);
-template <> __device__ inline float from_float<float>(float x) { return x; }
-template <> __device__ inline bf16 from_float<bf16>(float x) { return __float2bfloat16_rn(x); }
-template <> __device__ inline fp16 from_float<fp16>(float x) { return __float2half_rn(x); }
-
-/* What a value is after a trip through memory: a bias gradient is the sum of these. */
-template <class E> __device__ inline float rounded(float x)
+__device__ inline float to_float(float x)
 {
-    return to_float(from_float<E>(x));
+    return x;
+}
+__device__ inline float to_float(bf16 x)
+{
+    return __bfloat162float(x);
+}
+__device__ inline float to_float(fp16 x)
+{
+    return __half2float(x);
+}
+template <class E> __device__ inline E from_float(float x);
+template <> __device__ inline float from_float<float>(float x)
+{
+    return x;
+}
+template <> __device__ inline bf16 from_float<bf16>(float x)
+{
+    return __float2bfloat16_rn(x);
+}
+template <> __device__ inline fp16 from_float<fp16>(float x)
+{
+    return __float2half_rn(x);
 }
 
 /* N elements that travel together; 16 bytes where memory is aligned, else one element. */
@@ -132,11 +144,26 @@ template <class E, int N> __device__ inline void load(float (&to)[N], const E *f
 {
     unpack(to, fetch_pack<E, N>(from));
 }
-template <class E, int N> __device__ inline void store(E *to, const float (&from)[N])
+/* Rounded, pair by pair where there are pairs, which is one instruction each. */
+template <class E, int N> __device__ inline Pack<E, N> rounded_pack(const float (&from)[N])
 {
     Pack<E, N> p;
-    each<N>([&](int k) { p.v[k] = from_float<E>(from[k]); });
+    if constexpr (sizeof(E) == 2 && N % 2 == 0) {
+        each<N / 2>([&](int k) {
+            const uint32_t pair = pack<E>(from[2 * k], from[2 * k + 1]);
+            memcpy(&p.v[2 * k], &pair, sizeof pair);
+        });
+    } else {
+        each<N>([&](int k) { p.v[k] = from_float<E>(from[k]); });
+    }
+    return p;
+}
+/* Returns what is there now: a bias gradient is the sum of that. */
+template <class E, int N> __device__ inline Pack<E, N> store(E *to, const float (&from)[N])
+{
+    const Pack<E, N> p = rounded_pack<E>(from);
     *(Pack<E, N> *)to = p;
+    return p;
 }
 
 /* The same where only `left` elements are there: nothing beyond them is touched. */
@@ -177,7 +204,10 @@ static bool whole_blocks(const Drop &d)
 /* by_width(wide, e, [&](auto n) { constexpr int N = n; ... }): N = WIDE<E> or 1 */
 template <int N> struct Width {
     static constexpr int value = N;
-    constexpr operator int() const { return N; }
+    constexpr operator int() const
+    {
+        return N;
+    }
 };
 template <class E, class F> static void by_width(bool wide, E, F f)
 {
@@ -211,7 +241,7 @@ __device__ inline float warp_max(float x)
 /* ------------------------------------------------------------------------------------------------
  * Dropout (see Drop in backend.h): the mask of elements 4*block .. 4*block+3 of one sample */
 
-struct Mask { /* a Drop, made ready on the host */
+struct Mask {      /* a Drop, made ready on the host */
     uint32_t keep; /* an element is kept when its bits reach this; 0: no dropout */
     float scale;   /* of what is kept */
     int purpose, layer;
