@@ -91,14 +91,8 @@ struct Place {
         row = (block * (int)(blockDim.x / 32) + warp) * 16;
         rows = min(max(all_rows - row, 0), 16);
     }
-    __device__ inline int at_row(int e) const
-    {
-        return g + e / 2 * 8;
-    }
-    __device__ inline int at_column(int i, int e) const
-    {
-        return 8 * i + 2 * t + e % 2;
-    }
+    __device__ inline int at_row(int e) const { return g + e / 2 * 8; }
+    __device__ inline int at_column(int i, int e) const { return 8 * i + 2 * t + e % 2; }
 };
 /* f(i, e) for a thread's elements of a 16x16 tile */
 template <class F> __device__ inline void each_of_tile(F f)
@@ -290,22 +284,10 @@ template <class E, int D> struct Shared {
         stats = (float *)(tiles + 4 * SIZE + 2 * (int)(blockDim.x / 32) * ROOM);
         keep = (uint8_t *)(stats + 4 * ROWS) + p.warp * KEEP;
     }
-    __device__ inline E *first(int stage) const
-    {
-        return tiles + 2 * stage * SIZE;
-    }
-    __device__ inline E *second(int stage) const
-    {
-        return tiles + (2 * stage + 1) * SIZE;
-    }
-    __device__ inline float *lse(int stage) const
-    {
-        return stats + 2 * stage * ROWS;
-    }
-    __device__ inline float *delta(int stage) const
-    {
-        return stats + (2 * stage + 1) * ROWS;
-    }
+    __device__ inline E *first(int stage) const { return tiles + 2 * stage * SIZE; }
+    __device__ inline E *second(int stage) const { return tiles + (2 * stage + 1) * SIZE; }
+    __device__ inline float *lse(int stage) const { return stats + 2 * stage * ROWS; }
+    __device__ inline float *delta(int stage) const { return stats + (2 * stage + 1) * ROWS; }
     static size_t bytes(int warps, bool drop)
     {
         return (4 * SIZE + 2 * (size_t)warps * ROOM) * sizeof(E) + 4 * ROWS * sizeof(float) +

@@ -92,31 +92,13 @@ template <class E> static E *ptr(const Tensor &t)
     return (E *)t.p;
 }
 
-__device__ inline float to_float(float x)
-{
-    return x;
-}
-__device__ inline float to_float(bf16 x)
-{
-    return __bfloat162float(x);
-}
-__device__ inline float to_float(fp16 x)
-{
-    return __half2float(x);
-}
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(bf16 x) { return __bfloat162float(x); }
+__device__ inline float to_float(fp16 x) { return __half2float(x); }
 template <class E> __device__ inline E from_float(float x);
-template <> __device__ inline float from_float<float>(float x)
-{
-    return x;
-}
-template <> __device__ inline bf16 from_float<bf16>(float x)
-{
-    return __float2bfloat16_rn(x);
-}
-template <> __device__ inline fp16 from_float<fp16>(float x)
-{
-    return __float2half_rn(x);
-}
+template <> __device__ inline float from_float<float>(float x) { return x; }
+template <> __device__ inline bf16 from_float<bf16>(float x) { return __float2bfloat16_rn(x); }
+template <> __device__ inline fp16 from_float<fp16>(float x) { return __float2half_rn(x); }
 
 /* N elements that travel together; 16 bytes where memory is aligned, else one element. */
 template <class E, int N> struct alignas(sizeof(E) * N) Pack {
@@ -204,10 +186,7 @@ static bool whole_blocks(const Drop &d)
 /* by_width(wide, e, [&](auto n) { constexpr int N = n; ... }): N = WIDE<E> or 1 */
 template <int N> struct Width {
     static constexpr int value = N;
-    constexpr operator int() const
-    {
-        return N;
-    }
+    constexpr operator int() const { return N; }
 };
 template <class E, class F> static void by_width(bool wide, E, F f)
 {
@@ -241,7 +220,7 @@ __device__ inline float warp_max(float x)
 /* ------------------------------------------------------------------------------------------------
  * Dropout (see Drop in backend.h): the mask of elements 4*block .. 4*block+3 of one sample */
 
-struct Mask {      /* a Drop, made ready on the host */
+struct Mask { /* a Drop, made ready on the host */
     uint32_t keep; /* an element is kept when its bits reach this; 0: no dropout */
     float scale;   /* of what is kept */
     int purpose, layer;

@@ -409,7 +409,7 @@ __device__ inline void branch_scale(float (&scale)[N], const ResidualNorm &a, co
 }
 
 /* Blocks of 128 threads that run at once on a multiprocessor, for as many numbers in registers */
-template <int N, int R> constexpr int NORM_BLOCKS = N *R > 32 ? N / 2 : N *R > 24 ? 5 : 6;
+template <int N, int R> constexpr int NORM_BLOCKS = N * R > 32 ? N / 2 : N * R > 24 ? 5 : 6;
 
 /* x_out = x + s * ls * drop(branch), y = LayerNorm(x_out); shapes [rows, C]. A warp takes a row,
  * then the one `warps` further down; its lanes hold the row in R packs of N numbers each (R = 0: in
@@ -723,7 +723,8 @@ static void cuda_residual_norm_backward(const ResidualNorm *a)
 {
     Tensor none = {};
     bool wide = wide_access(a->C, a->dx.type, a->gamma ? a->x : none, a->gamma ? a->dy : none,
-                            a->dx, a->dbranch, a->dls ? a->branch : none, a->gamma, a->ls, a->drop);
+                            a->dx, a->dbranch, a->dls ? a->branch : none, a->gamma, a->ls,
+                            a->drop);
     by_pack(a->dx.type, wide, [&](auto e, auto width) {
         int packs = norm_packs(a->C, width);
         if (packs == 1)

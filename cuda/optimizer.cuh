@@ -166,8 +166,9 @@ template <class F> static void by_weights(const OptStep *a, F f)
     bool quads = true;
     for (const dev *p : {a->w, a->work, a->grad, a->exp_avg, a->exp_avg_sq, a->ema})
         quads = quads && aligned(p);
-    by_type(a->work_type,
-            [&](auto w) { by_quads(quads, [&](auto quad) { f(w, quad, operands); }); });
+    by_type(a->work_type, [&](auto w) {
+        by_quads(quads, [&](auto quad) { f(w, quad, operands); });
+    });
 }
 
 template <class W, int N> __global__ void round_weights_kernel(OptStep a, const StepState *s)

@@ -255,8 +255,7 @@ template <> __device__ __forceinline__ uint32_t pack<__half>(float low, float hi
 #endif
 }
 
-/* x, and what is made of it, computed here: not before a loop, to be kept in registers across it.
- */
+/* x, and what is made of it, computed here: not before a loop, and kept in registers across it. */
 __device__ __forceinline__ int anew(int x)
 {
 #ifndef CUDA_ON_CPU
@@ -265,8 +264,7 @@ __device__ __forceinline__ int anew(int x)
     return x;
 }
 
-/* 1/x: within one ulp, subnormal numbers count as zero; one instruction, where __fdividef scales
- * too. */
+/* 1/x: within one ulp, subnormals count as zero. One instruction; __fdividef scales as well. */
 __device__ __forceinline__ float rcp_approx(float x)
 {
 #ifdef CUDA_ON_CPU
