@@ -250,6 +250,22 @@ static int choose(Case *c, const char *key, const char *const *words)
     return -1;
 }
 
+/* The groups of one split are those of every other: they last, and a process has only so many. */
+static void connect(Split *s)
+{
+    static Split first;
+    if (!first.world.ranks) {
+        first = *s;
+        split_connect(&first, under.be);
+    }
+    s->world.group = first.world.group;
+    s->tp.group = first.tp.group;
+    s->dp.group = first.dp.group;
+    s->pp.group = first.pp.group;
+    s->back = first.back;
+    s->parts = first.parts;
+}
+
 /* How the ranks share the model. */
 static bool share(Case *c, const Config *config, Plan *plan)
 {
@@ -261,7 +277,7 @@ static bool share(Case *c, const Config *config, Plan *plan)
             SKIP("%s: %s", c->file->path, e.what);
         return false;
     }
-    split_connect(&c->split, under.be);
+    connect(&c->split);
     plan->split = &c->split;
     plan->batch *= c->split.dp.ranks;
     return true;
