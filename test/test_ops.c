@@ -892,7 +892,7 @@ static void head_norm(const HeadNormCase *c, bool backward)
                   .beta = pointer(beta),
                   .dgamma = pointer(dgamma),
                   .dbeta = pointer(dbeta),
-                  .eps = 1e-5,
+                  .eps = 1e-2,
                   .rows = c->rows,
                   .heads = c->heads,
                   .hs = c->hs};
