@@ -355,20 +355,25 @@ __device__ inline void sum_columns(float *to, const E *tile, float *room, int al
                                    const Place &p, const AttentionArgs<E> &a)
 {
     const int most = blockDim.x / 32 * 16, rows = min(all_rows - p.block * most, most);
-    const int parts = blockDim.x / a.hs, part = threadIdx.x / a.hs, c = threadIdx.x % a.hs;
-    float sum = 0;
+    const int parts = max((int)blockDim.x / a.hs, 1);
+    const int part = parts > 1 ? threadIdx.x / a.hs : 0, first = threadIdx.x - part * a.hs;
     __syncthreads(); /* the tile has been written, and the room read by the call before */
-    if (part < parts)
+    for (int c = part < parts ? first : a.hs; c < a.hs; c += blockDim.x) {
+        float sum = 0;
 #pragma unroll 8
         for (int r = part; r < rows; r += parts)
             sum += to_float(tile[r * Tile<E, D>::STRIDE + c]);
-    room[threadIdx.x] = sum;
+        (parts > 1 ? room + part * a.hs : to)[c] = sum;
+    }
+    if (parts < 2)
+        return;
     __syncthreads();
     if (part > 0)
         return;
+    float sum = room[first];
     for (int i = 1; i < parts; i++)
-        sum += room[i * a.hs + c];
-    to[c] = sum;
+        sum += room[i * a.hs + first];
+    to[first] = sum;
 }
 
 /* A warp's part of the dropout mask: queries from `query` on, of each the keys from `key` on.

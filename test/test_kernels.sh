@@ -13,7 +13,7 @@ kernel() { # mangled name, architecture, registers, stack, spilled
 check() { # name, passes|fails, what is said, budget...
     local name=$1 how=$2 said=$3 status
     shift 3
-    printf '%s\n' "$@" >"$tmp/budget"
+    printf '%s\n' "architectures sm_80 ${judged-sm_90a}" "$@" >"$tmp/budget"
     scripts/kernels_report "$tmp/log" "$tmp/budget" >"$tmp/said" 2>&1
     status=$?
     if [ $((status == 0)) = $((how == 1)) ] && grep -qE "$said" "$tmp/said"; then
@@ -36,6 +36,7 @@ check "registers" 0 'FAIL registers > 127' 'k<4> 127 0'
 check "the first line counts" 0 'no kernel is a k$' 'k<4> 128 0' 'k 1 0'
 check "no line" 0 'FAIL no line' 'other 128 0'
 check "no such kernel" 0 'no kernel is a other' 'k<4> 128 0' 'other 128 0'
+judged='' check "another architecture" 1 '1 passed, 0 failed, 1 skipped' 'k<4> 128 0'
 both 128 8 8 >"$tmp/log"
 check "spills" 0 'FAIL spilled > 15' 'k<4> 128 15'
 check "spills that are known" 1 '2 passed' 'k<4> 128 16'
