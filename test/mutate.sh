@@ -55,7 +55,8 @@ backend_cpu.c | s/g->partner, py, px, g->cut, 1, 1 - lambda/g->partner, py, px, 
 backend_cpu.c | s/y < cut.y || y >= cut.y + cut.h/y <= cut.y || y >= cut.y + cut.h/
 backend_cpu.c | s/c2 = 1 - pow(o->beta2/c2 = 1 + pow(o->beta2/
 backend_cpu.c | s/l2 = o->kind == OPT_ADAM ? (real)s.decay/l2 = o->kind == OPT_ADAM ? -(real)s.decay/
-backend_cpu.c | s/keep = o->kind == OPT_ADAMW ? (real)(1 - lr/keep = o->kind == OPT_ADAMW ? (real)(1 + lr/
+backend_cpu.c | s/keep = o->kind == OPT_ADAMW ? (real)(1 - s.lr/keep = o->kind == OPT_ADAMW ? (real)(1 + s.lr/
+backend_cpu.c | s/s.lr \* ratio/state->lr * ratio/
 backend_cpu.c | s/m\[i\] = momentum \* s/m[i] = -momentum * s/
 backend_cpu.c | s/w\[i\] -= lr \* s/w[i] += lr * s/
 backend_cpu.c | s/trust ? sqrt(ww) \/ sqrt(uu) : 1/trust ? sqrt(uu) \/ sqrt(ww) : 1/
@@ -65,6 +66,8 @@ vit.c | s/unit_reduce(&m->own, l + 1, b->number, b->last);/(void)0;/
 vit.c | s/unit_reduce(&m->own, u, b->number, b->last);/(void)0;/
 vit.c | s/^    take_state(w->m, w->b);$//
 model/params.c | s/round_up(at - start + 1, VIT_CHUNK)/(at - start + VIT_CHUNK)/
+model/params.c | s/pow(decay, last - p->unit)/pow(decay, last - p->unit + 1)/
+model/params.c | s/p->unit >= frozen;/p->unit > frozen;/
 dist.c | s/    if (micro > 0)/    if (micro > 1)/
 vit.c | s/\.gamma = w.norm1_w, \.mean/.gamma = w.norm2_w, .mean/
 TABLE
@@ -83,6 +86,7 @@ vit.c | s/return ranks->rank == 0 ? bias : NULL;/return bias;/
 vit.c | s/&m->micro\[micro % m->plan.in_flight\];/\&m->micro[(micro + 1) % m->plan.in_flight];/
 vit.c | s/    if (m->split.tp.rank > 0)$/    if (false)/
 vit.c | s/^    sum_parts(m, tp, dy, r.n, C);$/    ;/
+vit.c | s/next = l < lowest_unit(m) ? -1 : next;/;/
 vit.c | s/return l - (l - first_block(m)) % m->plan.recompute.group;/return first_block(m);/
 TABLE
 }
@@ -115,6 +119,8 @@ cuda/layers.cuh | s/(unsigned)(x - r.x) < (unsigned)r.w/(unsigned)(x - r.x) <= (
 cuda/layers.cuh | s/g->lambda < 1 || g->cut.h > 0/g->lambda < 1/
 cuda/layers.cuh | s/room\[warp \* 32 + lane\] = sum;/room[warp * 32 + lane] = -sum;/
 cuda/optimizer.cuh | s/^    if (s->skip)$/    if (!s->skip)/
+cuda/optimizer.cuh | s/(double)c.rate \* (double)ratio/(double)ratio/
+cuda/optimizer.cuh | s/c.n = c.rate > 0 ? c.n : 0;/;/
 cuda/gemm.cuh | s/p.C ? 1.0f : 0.0f/p.C ? 0.0f : 1.0f/
 backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(cu.stream, event_of(t), 0));/;/
 backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(copies, event_of(after), 0));/;/

@@ -74,8 +74,8 @@ enum { TTA_NONE, TTA_FLIP };
       "schedule step: steps between two drops; 0: a third of the run")                            \
     X(double, step_gamma, "0.1", "0..1", "schedule step: factor of a drop")                       \
     X(double, layer_decay, "1", "0.01..1",                                                        \
-      "the head learns at --lr, the last block at this times it, each one before it at this "     \
-      "times the one behind it, the embedding slowest")                                           \
+      "each layer learns at this share of the rate of the one above it, the head at --lr; 1: all "\
+      "alike")                                                                                    \
   GROUP("fine-tuning")                                                                            \
     X(text,   freeze, "", "",                                                                     \
       "N: the embedding and the first N blocks stay as they are; head-only: all but the head's "  \
