@@ -69,6 +69,7 @@ LIB64    := $(LIB_SRC:%.c=$(BUILD)/double/%.o)
 TRAIN    := $(BUILD)/float/train.o
 TOOL_OBJ := $(patsubst %.c,$(BUILD)/float/%.o,$(wildcard tools/*.c))
 GPU_OBJ  := $(BUILD)/gpu/backend_cuda.o
+PTXAS    := $(BUILD)/gpu/backend_cuda.ptxas
 TESTS    := $(patsubst test/%.c,$(BUILD)/%,$(wildcard test/test_*.c)) \
             $(patsubst test/%.c,$(BUILD)/double/%,$(wildcard test/test_grad.c test/test_golden.c))
 STANDIN_TESTS := $(addprefix $(STANDIN)/,train_gpu test_ops test_golden test_layouts \
@@ -87,7 +88,7 @@ FIXTURES := $(filter-out %/preprocess.safetensors,$(wildcard $(SHARED)/fixtures/
 SUB = +@$(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(CORES))
 Q := $(if $(V),,@)
 
-.PHONY: all demo fuzz fuzz-targets gpu-tests standin test-cuda races test test-programs test-long valgrind bench bench-data deps report objects clean help
+.PHONY: all kernels-report demo fuzz fuzz-targets gpu-tests standin test-cuda races test test-programs test-long valgrind bench bench-data deps report objects clean help
 .DELETE_ON_ERROR:
 
 all: report
@@ -137,7 +138,12 @@ $(STANDIN)/backend_cuda.o: backend_cuda.cu Makefile | $(BUILD)/found
 $(GPU_OBJ): backend_cuda.cu Makefile | $(BUILD)/found
 	$(call say,NVCC)
 	$(if $(NVCC),,$(error train_gpu needs nvcc: install the CUDA toolkit, or say where it is with CUDA_HOME=DIR))
-	$(Q)$(NVCC) $(NVFLAGS) -MMD -MP -c -o $@ $<
+	$(Q)$(NVCC) $(NVFLAGS) -Xptxas -v -MMD -MP -c -o $@ $< 2>$(PTXAS) || { cat $(PTXAS) >&2; exit 1; }
+	@grep -vE '^ptxas info|bytes stack frame' $(PTXAS) >&2 || true
+
+# Registers, shared memory and spills of every kernel, as ptxas told when it was compiled.
+kernels-report: $(GPU_OBJ)
+	@scripts/kernels_report $(PTXAS) test/kernels.budget
 
 # The fibers themselves are told to ThreadSanitizer by hand.
 ifneq ($(findstring fsanitize=thread,$(EXTRA)),)
@@ -228,6 +234,10 @@ test: report
 	  $(call LAYOUTS,$(BUILD),,cpu,2 4) \
 	  "test/test_layers.sh $(BUILD)" \
 	  "check scripts: command -v shellcheck || exit 77; $(SHELLCHECK)" \
+	  "test/test_pack.sh" \
+	  "test/test_kernels.sh" \
+	  $(if $(NVCC),"as kernels: scripts/kernels_report -q $(PTXAS) test/kernels.budget", \
+	    "skip: no nvcc: nobody looks at the kernels' registers and spills") \
 	  "test/test_train.sh $(PROGRAM) $(SHARED)" \
 	  "test/test_recipes.sh $(PROGRAM)" \
 	  "test/test_ranks.sh $(PROGRAM) $(SHARED)" \
@@ -305,12 +315,14 @@ help:
 	@echo "make test       all tests; SHARED=DIR says where the PyTorch fixtures and data are"
 	@echo "make test-cuda  of these, the tests of the CUDA backend, which need no GPU"
 	@echo "make races      the same under ThreadSanitizer: EXTRA='-O1 -g -fsanitize=thread' BUILD=build/tsan"
+	@echo "make kernels-report  registers, shared memory, spills and occupancy of the CUDA kernels"
 	@echo "make gpu-tests  build what scripts/gpu_check.sh runs on a GPU"
 	@echo "make fuzz       fuzz targets (test/fuzz) for FUZZ_SECONDS each, with libFuzzer where clang has it"
 	@echo "make test-long  sanitizers, clang, valgrind, stream orders, fuzzing, mutants: hours"
 	@echo "make bench      speed against this machine's matrix product, and PyTorch where it is found"
 	@echo "make bench-data images/s of decoding and augmentation, beside Pillow's, torchvision's ... where found"
 	@echo "make deps       install what is missing (Debian, Ubuntu; asks for sudo)"
+	@echo "scripts/pack    pack the libraries for a machine without a network; scripts/pack --help"
 	@echo "make clean      remove what was built (runs and data stay)"
 	@echo "variables       CC CFLAGS ARCH EXTRA BUILD SHARED BLAS BLAS_DIR; V=1 shows the commands;"
 	@echo "                CUDA_HOME, GPU (architectures, such as \"80 90a\"), NCCL (its -l flag, or empty)"

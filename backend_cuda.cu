@@ -101,8 +101,14 @@ static void share_gpu()
     setenv("NCCL_HOSTID", host.c_str(), 1);
     setenv("NCCL_NET", "Socket", 0);
     setenv("NCCL_SOCKET_IFNAME", "=lo", 0);
+    setenv("NCCL_ALGO", "Ring", 0);
+    setenv("NCCL_PROTO", "Simple", 0);
+    setenv("NCCL_MAX_CTAS", "2", 0); /* those of all ranks must run at once */
     for (const char *name : {"NCCL_P2P_DISABLE", "NCCL_SHM_DISABLE", "NCCL_IB_DISABLE"})
         setenv(name, "1", 0);
+    for (const char *name : {"NCCL_CUMEM_ENABLE", "NCCL_MNNVL_ENABLE", "NCCL_NVLS_ENABLE",
+                             "NCCL_RAS_ENABLE"})
+        setenv(name, "0", 0);
 }
 
 /* How NCCL shall work; what the user has set stays. */
@@ -333,17 +339,24 @@ static void settle()
 /* ------------------------------------------------------------------------------------------------
  * Memory */
 
+/* What comes later needs some too: kernels' code, graphs, with several ranks NCCL's buffers. By
+ * estimate: 1 GiB, with ranks 2; on small cards an eighth. */
 static double cuda_memory_free(void)
 {
-    size_t free_bytes, total;
-    CHECK_CUDA(cudaMemGetInfo(&free_bytes, &total));
-    return (double)free_bytes;
+    size_t left, total, later = (size_t)(cu.device.ranks > 1 ? 2 : 1) << 30;
+    CHECK_CUDA(cudaMemGetInfo(&left, &total));
+    later = std::min(later, total / 8);
+    return left > later ? (double)(left - later) : 0;
 }
+
+static bool drop_graphs();
 
 static dev *cuda_alloc(size_t bytes)
 {
     void *p = NULL;
     cudaError_t e = cudaMalloc(&p, bytes ? bytes : 1);
+    if (e == cudaErrorMemoryAllocation && drop_graphs())
+        e = cudaMalloc(&p, bytes ? bytes : 1);
     if (e == cudaErrorMemoryAllocation) {
         (void)cudaGetLastError(); /* the caller says it better */
         return NULL;
@@ -601,20 +614,40 @@ static void cuda_end(void)
 /* ------------------------------------------------------------------------------------------------
  * Graphs */
 
-/* Twice a body is called, then it is recorded: the first time kernels are loaded, and gradients may
- * still be zero (a new head); the second time algorithms are timed, on numbers as they will be. */
+/* Twice a body is called, then it is recorded: the first time kernels are loaded and algorithms are
+ * timed; the second time those are looked at again whose results were zero (gradients below a new
+ * head), where a wrong one does not show. */
 static auto &recordings = *new std::map<uint64_t, Recording>; /* for as long as the process lives */
 
 /* Calls a body; what it began and did not join is joined. */
 static void call_body(bool together, int calls, void (*body)(void *), void *arg)
 {
     memcpy(earlier, marks, sizeof earlier);
-    choosing = {.together = together && cu.device.ranks > 1, .time = calls == 1};
+    choosing = {.together = together && cu.device.ranks > 1, .time = calls < 2};
     body(arg);
     choosing = Choosing();
     for (Ticket i = ON_GROUPS; i < STREAMS; i++)
         if (marks[i] > earlier[i])
             cuda_join(marks[i] * STREAMS + i);
+}
+
+/* They take memory, and can be made again. False: there are none. */
+static bool drop_graphs()
+{
+    bool any = false;
+    (void)cudaGetLastError(); /* what brought us here */
+    for (auto &[key, r] : recordings)
+        any |= r.graph != NULL;
+    if (any)
+        settle();
+    for (auto &[key, r] : recordings) {
+        if (r.graph)
+            CHECK_CUDA(cudaGraphExecDestroy(r.graph));
+        const int calls = r.calls;
+        r = {};
+        r.calls = calls;
+    }
+    return any;
 }
 
 static void record_body(Recording &r, bool together, void (*body)(void *), void *arg)
@@ -625,8 +658,17 @@ static void record_body(Recording &r, bool together, void (*body)(void *), void 
     call_body(together, r.calls, body, arg);
     CHECK_CUDA(cudaStreamEndCapture(cu.stream, &graph));
     recording = NULL;
-    /* collectives keep their stream's priority */
-    CHECK_CUDA(cudaGraphInstantiate(&r.graph, graph, cudaGraphInstantiateFlagUseNodePriority));
+    auto instantiate = [&] { /* collectives keep their stream's priority */
+        return cudaGraphInstantiate(&r.graph, graph, cudaGraphInstantiateFlagUseNodePriority);
+    };
+    const Recording made = r;
+    cudaError_t e = instantiate();
+    if (e == cudaErrorMemoryAllocation) {
+        drop_graphs();
+        r = made;
+        e = instantiate();
+    }
+    cuda_check(e, "cudaGraphInstantiate");
     CHECK_CUDA(cudaGraphDestroy(graph));
 }
 

@@ -77,7 +77,7 @@ static const struct {
     size_t offset, size; /* in RunState: 4 or 8 bytes, the lowest first */
     uint64_t most;       /* of a count; 0: the number is a double */
     bool scaled;         /* there with a scaled loss alone */
-    bool optional;       /* older files have none: 0 */
+    bool optional;       /* left out where it is 0: older files have none */
 } counters[] = {
     {"step", AT(step), UINT32_MAX, false, false},
     {"samples", AT(samples), UINT64_MAX, false, false},
@@ -104,6 +104,8 @@ static void write_counters(StWriter *w, const RunState *run)
         if (counters[i].scaled && !run->scaled)
             continue;
         memcpy(&count, at, counters[i].size);
+        if (counters[i].optional && count == 0)
+            continue;
         if (counters[i].most)
             snprintf(text, sizeof text, "%" PRIu64, count);
         else

@@ -643,8 +643,8 @@ static void block_backward(Model *m, Micro *b, int l)
                         mat(from(m->dqkv, A), 3L * A), mat(a->norm1_y, C),
                         from(w.qkv_w, (long)A * C), B * T, C, 2 * A);
         be->linear_backward_weight(&(LinearBackwardWeight){
-            .dw = g.qkv_w, .dbias = dbias, .dy = mat(m->dqkv, 3L * A * T), .x = mat(a->norm1_y, r.ld), .rows = B,
-            .in = C, .out = A});
+            .dw = g.qkv_w, .dbias = dbias, .dy = mat(m->dqkv, 3L * A * T),
+            .x = mat(a->norm1_y, r.ld), .rows = B, .in = C, .out = A});
         be->linear_backward_input(&(LinearBackwardInput){
             .dx = mat(m->dy, r.ld), .dy = mat(m->dqkv, 3L * A * T), .w = mat(w.qkv_w, C),
             .rows = B, .in = C, .out = A, .tokens = 1, .accumulate = true});
@@ -1212,8 +1212,9 @@ static void plan_activations(Model *m, Arena *a)
         plan_micro(m, a, &m->micro[i]);
     m->branch = take(a, ACT, B * T * C);
     m->scratch_bytes =
-        m->be->scratch_bytes(&(Sizes){m->plan.max_batch, vit_tokens(c), c->width, c->heads, vit_hidden(c),
-                                      c->classes, c->representation, m->layout->chunks});
+        m->be->scratch_bytes(&(Sizes){m->plan.max_batch, vit_tokens(c), c->width, c->heads,
+                                      vit_hidden(c), c->classes, c->representation,
+                                      m->layout->chunks});
     m->scratch = take_bytes(a, (double)m->scratch_bytes);
     if (!m->plan.training)
         return;

@@ -68,6 +68,7 @@ template <class E, int D, bool DROP> struct Warps {
     static constexpr bool SLOW = DROP || sizeof(E) == 4;
     static constexpr int Q = SLOW || D > 112 ? 4 : D > 64 ? 6 : 8;
     static constexpr int KV = SLOW || D > 64 ? 4 : 8;
+    static_assert(32 * (Q > KV ? Q : KV) <= 4 * Tile<E, D>::ROWS, "see sum_columns");
 };
 
 /* Where a thread is. Of a 16x16 tile x[2][4] it has x[i][e] at (row(e), column(i, e)); of 16 rows
@@ -119,18 +120,24 @@ template <class E, int D>
 __device__ inline void copy_rows(E *to, const E *from, long ld, int rows, int valid,
                                  const AttentionArgs<E> &a, int thread, int threads)
 {
-    constexpr int W = WIDE<E>, PACKS = D / W;
-    for (int i = thread; i < rows * PACKS; i += threads) {
-        int r = i / PACKS, c = i % PACKS * W;
-        const E *x = from + r * ld + c;
-        E *y = to + r * Tile<E, D>::STRIDE + c;
-        if (a.wide) {
-            bool exists = r < valid && c < a.hs;
-            cp_async<16>(y, exists ? x : from, exists ? 16 : 0);
-        } else {
+    constexpr int W = WIDE<E>, PACKS = D / W, S = Tile<E, D>::STRIDE;
+    thread = anew(thread);
+    if (!a.wide) {
 #pragma unroll 1 /* rarely used: not worth registers */
-            for (int k = 0; k < W; k++)
-                y[k] = r < valid && c + k < a.hs ? x[k] : from_float<E>(0);
+        for (int i = thread; i < rows * D; i += threads) {
+            int r = i / D, c = i % D;
+            to[r * S + c] = r < valid && c < a.hs ? from[r * ld + c] : from_float<E>(0);
+        }
+    } else if constexpr (32 % PACKS == 0) { /* a thread keeps its column */
+        const int c = thread % PACKS * W, end = c < a.hs ? valid : 0, row = (int)ld;
+#pragma unroll 1
+        for (int r = thread / PACKS; r < rows; r += threads / PACKS)
+            cp_async<16>(to + r * S + c, from + (r < end ? r * row + c : 0), r < end ? 16 : 0);
+    } else {
+        for (int i = thread; i < rows * PACKS; i += threads) {
+            int r = i / PACKS, c = i % PACKS * W;
+            bool exists = r < valid && c < a.hs;
+            cp_async<16>(to + r * S + c, exists ? from + r * ld + c : from, exists ? 16 : 0);
         }
     }
 }
@@ -341,19 +348,27 @@ __device__ inline void write_rows(E *tile, E *to, long ld, const float (&x)[D / 
 }
 
 /* Column sums of what the block's warps left in `tile`: what will be read, not what was rounded.
- * After a barrier. `all_rows` as for Place. */
+ * As many threads as fit share a column; their sums meet in `room`, a float for each thread that
+ * nobody reads any more. `all_rows` as for Place. */
 template <class E, int D>
-__device__ inline void sum_columns(float *to, const E *tile, int all_rows, const Place &p,
-                                   const AttentionArgs<E> &a)
+__device__ inline void sum_columns(float *to, const E *tile, float *room, int all_rows,
+                                   const Place &p, const AttentionArgs<E> &a)
 {
-    int most = blockDim.x / 32 * 16, rows = min(all_rows - p.block * most, most);
-    for (int c = threadIdx.x; c < a.hs; c += blockDim.x) {
-        float sum = 0;
+    const int most = blockDim.x / 32 * 16, rows = min(all_rows - p.block * most, most);
+    const int parts = blockDim.x / a.hs, part = threadIdx.x / a.hs, c = threadIdx.x % a.hs;
+    float sum = 0;
+    __syncthreads(); /* the tile has been written, and the room read by the call before */
+    if (part < parts)
 #pragma unroll 8
-        for (int r = 0; r < rows; r++)
+        for (int r = part; r < rows; r += parts)
             sum += to_float(tile[r * Tile<E, D>::STRIDE + c]);
-        to[c] = sum;
-    }
+    room[threadIdx.x] = sum;
+    __syncthreads();
+    if (part > 0)
+        return;
+    for (int i = 1; i < parts; i++)
+        sum += room[i * a.hs + c];
+    to[c] = sum;
 }
 
 /* A warp's part of the dropout mask: queries from `query` on, of each the keys from `key` on.
@@ -410,8 +425,9 @@ __device__ inline void forward_tile(float (&o)[D / 8][4], float (&top)[2], float
     float s[N][2][4] = {}, high[2] = {top[0], top[1]}, shift[2];
 #pragma unroll
     for (int n = 0; n < N; n++) {
-        if (FULL || 16 * n < keys)
-            Mma<E, D>::dot(s[n], q, k + n * S);
+        if (!FULL && 16 * n >= keys)
+            break;
+        Mma<E, D>::dot(s[n], q, k + n * S);
         each_of_tile([&](int i, int e) {
             if (!FULL && 16 * n + p.at_column(i, e) >= keys)
                 s[n][i][e] = -INFINITY;
@@ -432,16 +448,16 @@ __device__ inline void forward_tile(float (&o)[D / 8][4], float (&top)[2], float
         }
     }
 #pragma unroll
-    for (int n = 0; n < N; n++)
+    for (int n = 0; n < N; n++) {
+        if (!FULL && 16 * n >= keys)
+            break;
         each_of_tile([&](int i, int e) {
             float x = ex2_approx(fmaf(s[n][i][e], scale2, -shift[e / 2]));
             sum[e / 2] += x; /* of this thread's columns: the quad's are added at the end */
             s[n][i][e] = DROP ? x * keep.at(p.at_row(e), 16 * n + p.at_column(i, e)) : x;
         });
-#pragma unroll
-    for (int n = 0; n < N; n++)
-        if (FULL || 16 * n < keys)
-            Mma<E, D>::add(o, s[n], v + n * S);
+        Mma<E, D>::add(o, s[n], v + n * S);
+    }
 }
 
 /* out [Tq, hs] = (M softmax(q k^T / sqrt(hs))) v and lse [Tq], for each of B*heads.
@@ -453,6 +469,7 @@ template <class E, int D, bool DROP>
 __global__ void __launch_bounds__(32 * Warps<E, D, DROP>::Q, 2)
     attention_forward_kernel(AttentionArgs<E> a)
 {
+    launched_within<32 * Warps<E, D, DROP>::Q>();
     using M = Mma<E, D>;
     constexpr int ROWS = Tile<E, D>::ROWS;
     const Place p(a, a.Tq);
@@ -526,6 +543,7 @@ template <class E, int D, bool DROP>
 __global__ void __launch_bounds__(32 * Warps<E, D, DROP>::Q, 2)
     attention_dq_kernel(AttentionArgs<E> a)
 {
+    launched_within<32 * Warps<E, D, DROP>::Q>();
     using M = Mma<E, D>;
     constexpr int ROWS = Tile<E, D>::ROWS, S = Tile<E, D>::STRIDE;
     const Place p(a, a.Tq);
@@ -583,11 +601,9 @@ __global__ void __launch_bounds__(32 * Warps<E, D, DROP>::Q, 2)
     const float scale[2] = {a.scale, a.scale};
     write_rows<E, D>(at.tiles, a.dqkv + ((long)p.b * a.T + p.row) * a.ld_dqkv + p.head * a.hs,
                      a.ld_dqkv, dq, scale, p, a);
-    if (a.sums) {
-        __syncthreads();
+    if (a.sums)
         sum_columns<E, D>(a.sums + ((long)p.b * a.blocks + p.block) * a.C + p.head * a.hs, at.tiles,
-                          a.Tq, p, a);
-    }
+                          at.stats, a.Tq, p, a);
 }
 
 /* dk, dv [T, hs], for each of B*heads; a.sums [B * blocks, 2C].
@@ -599,6 +615,7 @@ template <class E, int D, bool DROP>
 __global__ void __launch_bounds__(32 * Warps<E, D, DROP>::KV, 2)
     attention_dkv_kernel(AttentionArgs<E> a)
 {
+    launched_within<32 * Warps<E, D, DROP>::KV>();
     using M = Mma<E, D>;
     constexpr int ROWS = Tile<E, D>::ROWS, S = Tile<E, D>::STRIDE;
     const Place p(a, a.T);
@@ -650,10 +667,9 @@ __global__ void __launch_bounds__(32 * Warps<E, D, DROP>::KV, 2)
     write_rows<E, D>(at.first(0), to, a.ld_dqkv, dk, scale, p, a);
     write_rows<E, D>(at.first(1), to + a.C, a.ld_dqkv, dv, one, p, a);
     if (a.sums) {
-        __syncthreads();
         float *sums = a.sums + ((long)p.b * a.blocks + p.block) * 2 * a.C + p.head * a.hs;
-        sum_columns<E, D>(sums, at.first(0), a.T, p, a);
-        sum_columns<E, D>(sums + a.C, at.first(1), a.T, p, a);
+        sum_columns<E, D>(sums, at.first(0), at.stats, a.T, p, a);
+        sum_columns<E, D>(sums + a.C, at.first(1), at.stats, a.T, p, a);
     }
 }
 
@@ -664,6 +680,7 @@ __global__ void __launch_bounds__(1024)
     attention_dbias_kernel(float *dbias, const float *q, int q_rows, const float *kv, int kv_rows,
                            int C)
 {
+    launched_within<1024>();
     float *sums = dynamic_smem<float>(); /* [32][33] */
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, first = blockIdx.x * 32;
     int column = first + lane, ld = column < C ? C : 2 * C;

@@ -45,6 +45,7 @@ static Context cu;
 static dev *cuda_alloc(size_t bytes); /* NULL: there is no room */
 static void cuda_release(dev *p);
 static void wait_event(cudaEvent_t e);
+static void wait_stream(cudaStream_t s);
 static void settle();
 
 /* The first n floats of the scratch memory: an op's sums on their way. Every op may use all of it,
@@ -99,12 +100,6 @@ template <> __device__ inline float from_float<float>(float x) { return x; }
 template <> __device__ inline bf16 from_float<bf16>(float x) { return __float2bfloat16_rn(x); }
 template <> __device__ inline fp16 from_float<fp16>(float x) { return __float2half_rn(x); }
 
-/* What a value is after a trip through memory: a bias gradient is the sum of these. */
-template <class E> __device__ inline float rounded(float x)
-{
-    return to_float(from_float<E>(x));
-}
-
 /* N elements that travel together; 16 bytes where memory is aligned, else one element. */
 template <class E, int N> struct alignas(sizeof(E) * N) Pack {
     E v[N];
@@ -131,11 +126,26 @@ template <class E, int N> __device__ inline void load(float (&to)[N], const E *f
 {
     unpack(to, fetch_pack<E, N>(from));
 }
-template <class E, int N> __device__ inline void store(E *to, const float (&from)[N])
+/* Rounded, pair by pair where there are pairs, which is one instruction each. */
+template <class E, int N> __device__ inline Pack<E, N> rounded_pack(const float (&from)[N])
 {
     Pack<E, N> p;
-    each<N>([&](int k) { p.v[k] = from_float<E>(from[k]); });
+    if constexpr (sizeof(E) == 2 && N % 2 == 0) {
+        each<N / 2>([&](int k) {
+            const uint32_t pair = pack<E>(from[2 * k], from[2 * k + 1]);
+            memcpy(&p.v[2 * k], &pair, sizeof pair);
+        });
+    } else {
+        each<N>([&](int k) { p.v[k] = from_float<E>(from[k]); });
+    }
+    return p;
+}
+/* Returns what is there now: a bias gradient is the sum of that. */
+template <class E, int N> __device__ inline Pack<E, N> store(E *to, const float (&from)[N])
+{
+    const Pack<E, N> p = rounded_pack<E>(from);
     *(Pack<E, N> *)to = p;
+    return p;
 }
 
 /* The same where only `left` elements are there: nothing beyond them is touched. */

@@ -3,9 +3,10 @@
  * The library multiplies column-major matrices; a row-major matrix [rows, cols] with leading
  * dimension ld is the column-major [cols, rows] with the same ld, so that every product below is
  * written for the transposed result. Which of its many algorithms is fastest for a shape, the
- * library guesses; here each is timed once, on a step's own operands (see Recording in
- * backend_cuda.cu), and the choice is kept: in a file per GPU and library version, and in the run's
- * directory, since another algorithm adds in another order.
+ * library guesses; here each is timed once, on a step's own operands, and held against the others'
+ * results, before the product is made for the first time: a run and its repetition have the same
+ * bits. The choice is kept: in a file per GPU and library version, and in the run's directory,
+ * since another algorithm adds in another order.
  *
  * Order: a product and its key, choosing an algorithm, keeping choices, linear layers.
  */
@@ -16,6 +17,7 @@
 #include <cublasLt.h>
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <string>
 #include <sys/stat.h>
@@ -140,12 +142,14 @@ static cublasStatus_t multiply(const Product &p, const Description &x,
 
 struct Choice {
     cublasLtMatmulAlgo_t algo;
-    bool known;    /* false: the library can't do this product at all */
+    bool known;    /* false: the library can't do this product, or other kernels do it faster */
     bool measured; /* by timing; else the library's own guess */
     bool final;    /* it will not be timed any more */
     bool checked;  /* it may come from a file, which may say anything */
+    bool compared; /* its result with other algorithms', and there was something to compare */
 };
-enum { MOST = 64 }; /* candidates under one limit of workspace */
+/* Candidates under one limit of workspace: the first one alone, where nothing is timed, or all. */
+enum { FEW = 8, MOST = 64 };
 using Choices = std::map<std::string, Choice>;
 static Choices shared;       /* the same in all ranks: the first one's */
 static Choices own;          /* of products that other ranks may not have: in evaluation */
@@ -194,35 +198,10 @@ static std::vector<Choice> candidates(const Product &p, const Description &x, in
             if (!seen)
                 list.push_back(c);
         }
-        if (most == 1 && !list.empty())
+        if (most == FEW && !list.empty())
             break;
     }
     return list;
-}
-
-/* Median milliseconds of `repeat` products; infinite where the algorithm does not work. */
-static float time_algorithm(const Product &p, const Description &x,
-                            const cublasLtMatmulAlgo_t &algo, int repeat)
-{
-    static cudaEvent_t from, to;
-    if (!from) {
-        CHECK_CUDA(cudaEventCreate(&from));
-        CHECK_CUDA(cudaEventCreate(&to));
-    }
-    if (multiply(p, x, algo) != CUBLAS_STATUS_SUCCESS) {
-        (void)cudaGetLastError();
-        return INFINITY;
-    }
-    std::vector<float> ms((size_t)repeat);
-    for (float &t : ms) {
-        CHECK_CUDA(cudaEventRecord(from, cu.stream));
-        CHECK_CUBLAS(multiply(p, x, algo));
-        CHECK_CUDA(cudaEventRecord(to, cu.stream));
-        wait_event(to);
-        CHECK_CUDA(cudaEventElapsedTime(&t, from, to));
-    }
-    std::sort(ms.begin(), ms.end());
-    return ms[ms.size() / 2];
 }
 
 /* Whether the library can do this product with this algorithm, in the memory that there is */
@@ -254,40 +233,218 @@ static void add_split_sums(const Product &p, const Description &x, std::vector<C
         }
 }
 
-/* All candidates a few times, then the best few in turns. The clocks rise with the first ones. */
-static Choice fastest_of(const Product &p, const Description &x, const std::vector<Choice> &list)
+/* Milliseconds of one call of f, which launches kernels, among several in a row. One in front, and
+ * before short ones something longer still, keeps the GPU busy while the host asks for the others
+ * (3 to 10 us each): no sample holds the host's time. `about`: what a call takes. */
+template <class F> static float sample(float about, F f)
 {
-    enum { FINALISTS = 5, ROUNDS = 3 };
-    std::vector<std::pair<float, size_t>> order;
-    for (size_t i = 0; i < list.size() && i < 8; i++)
-        time_algorithm(p, x, list[i].algo, 3);
-    for (size_t i = 0; i < list.size(); i++)
-        order.push_back({time_algorithm(p, x, list[i].algo, 3), i});
-    std::sort(order.begin(), order.end());
-    order.resize(std::min<size_t>(order.size(), FINALISTS));
-    std::vector<float> total(order.size(), 0.0f);
-    for (int r = 0; r < ROUNDS; r++)
-        for (size_t k = 0; k < order.size(); k++)
-            total[k] += time_algorithm(p, x, list[order[k].second].algo, 7);
-    size_t best = (size_t)(std::min_element(total.begin(), total.end()) - total.begin());
-    Choice c = list[order[best].second];
-    c.known = total[best] < INFINITY;
+    static cudaEvent_t from, to;
+    const float brief = 0.05f;
+    const int calls = about > 0.1f ? 2 : about < 0.025f ? 8 : (int)(0.2f / about);
+    float ms;
+    if (!from) {
+        CHECK_CUDA(cudaEventCreate(&from));
+        CHECK_CUDA(cudaEventCreate(&to));
+    }
+    if (about < brief)
+        CHECK_CUDA(cudaMemsetAsync(workspace, 0, workspace_bytes, cu.stream));
+    f();
+    CHECK_CUDA(cudaEventRecord(from, cu.stream));
+    for (int i = 0; i < calls; i++)
+        f();
+    CHECK_CUDA(cudaEventRecord(to, cu.stream));
+    wait_event(to);
+    CHECK_CUDA(cudaEventElapsedTime(&ms, from, to));
+    return ms / (float)calls;
+}
+
+static float median(std::vector<float> v)
+{
+    std::sort(v.begin(), v.end());
+    return v[v.size() / 2];
+}
+
+/* A short stand-in for a result: sums over parts of its elements with signs by chance. That of a
+ * difference has, on average, the difference's norm (a count sketch). What was read becomes NaN:
+ * an algorithm that leaves something out leaves those. */
+template <class E> __global__ void sketch_kernel(float *sums, E *d, long ld, long m, long n)
+{
+    const long t = (long)blockIdx.x * blockDim.x + threadIdx.x;
+    float sum = 0;
+    for (long i = t; i < m * n; i += (long)gridDim.x * blockDim.x) {
+        uint32_t h = (uint32_t)i * 2654435761u;
+        E *x = d + i / m * ld + i % m;
+        h = (h ^ h >> 15) * 2246822519u;
+        sum += h >> 31 ? to_float(*x) : -to_float(*x);
+        *x = from_float<E>(NAN);
+    }
+    sums[t] = sum;
+}
+using Sketch = std::vector<float>;
+
+static Sketch launch_sketch(const Product &p)
+{
+    const int block = 256, grid = (int)std::clamp(p.m * p.n / (256L * block), 1L, 256L);
+    by_type(p.out, [&](auto e) {
+        using E = decltype(e);
+        launch(sketch_kernel<E>, grid, block, 0, cu.stream, (float *)workspace, (E *)p.D, p.ldd,
+               p.m, p.n);
+    });
+    return Sketch((size_t)(grid * block));
+}
+
+/* Of the algorithm's result; empty where it does not work. */
+static Sketch try_algorithm(const Product &p, const Description &x,
+                            const cublasLtMatmulAlgo_t &algo)
+{
+    launch_sketch(p); /* what is there becomes NaN */
+    if (multiply(p, x, algo) != CUBLAS_STATUS_SUCCESS) {
+        (void)cudaGetLastError();
+        return {};
+    }
+    Sketch s = launch_sketch(p);
+    wait_stream(cu.stream);
+    CHECK_CUDA(cudaMemcpy(s.data(), workspace, s.size() * sizeof(float), cudaMemcpyDefault));
+    return s;
+}
+
+/* How far two right results may be from each other: relative norm. 16 bits: fewer than all elements
+ * round another way. Sums in another order: 2^-24 times the root of how many there are. */
+static double allowed_difference(const Product &p)
+{
+    if (p.out == BF16)
+        return 4e-3;
+    return p.in == F32 && !cu.device.tf32 ? 1e-4 : 2e-3;
+}
+static double norm2(const Sketch &s)
+{
+    double n = 0;
+    for (float x : s)
+        n += (double)x * x;
+    return n;
+}
+static bool agree(const Sketch &a, const Sketch &b, double allowed)
+{
+    Sketch d(a);
+    for (size_t i = 0; i < d.size(); i++)
+        d[i] -= b[i];
+    return norm2(d) <= allowed * allowed * norm2(b); /* no NaN agrees with anything */
+}
+
+struct Entrant {
+    Choice choice;
+    Sketch result;
+    float ms;
+};
+
+/* Leaves those whose results agree: with that of the first three which most agree with. Where not
+ * even it agrees with itself, since numbers have overflown, none is left. */
+static void leave_agreeing(std::vector<Entrant> &all, double allowed)
+{
+    long most = 0;
+    Sketch best;
+    for (size_t i = 0; i < all.size() && i < 3; i++) {
+        const Sketch &it = all[i].result;
+        long n = std::count_if(all.begin(), all.end(),
+                               [&](const Entrant &e) { return agree(e.result, it, allowed); });
+        if (n > most) {
+            most = n;
+            best = it;
+        }
+    }
+    auto differs = [&](const Entrant &e) { return most == 0 || !agree(e.result, best, allowed); };
+    all.erase(std::remove_if(all.begin(), all.end(), differs), all.end());
+    for (Entrant &e : all)
+        e.choice.compared = norm2(best) > 0;
+}
+
+/* Every candidate once, to see whether it works and what it makes, and once for its time; three
+ * times those that are not slow. It ends after so many seconds, with those that had their turn. */
+static std::vector<Entrant> try_all(const Product &p, const Description &x,
+                                    const std::vector<Choice> &list)
+{
+    const double until = now() + 3;
+    float best = INFINITY, about = 1;
+    std::vector<Entrant> all;
+    for (const Choice &c : list) {
+        if (!all.empty() && now() > until)
+            break;
+        Sketch result = try_algorithm(p, x, c.algo);
+        if (result.empty())
+            continue;
+        auto again = [&] { return sample(about, [&] { CHECK_CUBLAS(multiply(p, x, c.algo)); }); };
+        float ms = again();
+        if (ms <= 2 * best) { /* clocks rise with the first ones */
+            about = std::min(about, ms);
+            ms = median({ms, again(), again()});
+        }
+        best = std::min(best, ms);
+        all.push_back({c, result, ms});
+    }
+    return all;
+}
+
+/* The best few of all candidates in turns. *ms: its time */
+static Choice fastest_of(const Product &p, const Description &x, const std::vector<Choice> &list,
+                         float *ms)
+{
+    enum { FINALISTS = 5, ROUNDS = 5 };
+    std::vector<Entrant> all = try_all(p, x, list);
+    Choice guess = all.empty() ? Choice() : all[0].choice;
+    leave_agreeing(all, allowed_difference(p));
+    if (all.empty()) /* nothing works, or nothing can be compared: it is tried again */
+        return guess;
+    std::sort(all.begin(), all.end(),
+              [](const Entrant &a, const Entrant &b) { return a.ms < b.ms; });
+    while (all.size() > FINALISTS || all.back().ms > 1.5f * all[0].ms)
+        all.pop_back();
+    std::vector<std::vector<float>> times(all.size());
+    for (int r = 0; all.size() > 1 && r < ROUNDS; r++)
+        for (size_t i = 0; i < all.size(); i++)
+            times[i].push_back(
+                sample(all[i].ms, [&] { CHECK_CUBLAS(multiply(p, x, all[i].choice.algo)); }));
+    for (size_t i = 0; all.size() > 1 && i < all.size(); i++)
+        all[i].ms = median(times[i]);
+    const Entrant &best = *std::min_element(
+        all.begin(), all.end(), [](const Entrant &a, const Entrant &b) { return a.ms < b.ms; });
+    Choice c = best.choice;
     c.measured = true;
+    *ms = best.ms;
     return c;
 }
 
+/* Whether what was chosen when there was nothing to compare (gradients below a new head are zero)
+ * makes what others make. */
+static bool confirmed(const Product &p, const Description &x, const std::vector<Choice> &list,
+                      Choice &was)
+{
+    std::vector<Entrant> all;
+    for (size_t i = 0; i <= std::min<size_t>(list.size(), 3); i++) {
+        const Choice &c = i == 0 ? was : list[i - 1];
+        Sketch result = try_algorithm(p, x, c.algo);
+        if (!result.empty())
+            all.push_back({c, result, (float)i});
+    }
+    std::rotate(all.begin(), all.begin() + !all.empty(), all.end()); /* the others have their say */
+    leave_agreeing(all, allowed_difference(p));
+    for (const Entrant &e : all)
+        if (e.ms == 0)
+            was.compared = e.choice.compared;
+    return !all.empty() && all.back().ms == 0;
+}
+
 /* Timing writes the result again and again. Where that is what is added to, it goes elsewhere, if
- * there is room; if there is not, the library's guess stays. */
-static Choice fastest(Product p, const Description &x, const std::vector<Choice> &list)
+ * there is room; if there is not, the library's guess stays. f(the product, its description) */
+template <class F> static Choice elsewhere(Product p, const Choice &otherwise, F f)
 {
     if (p.C != p.D)
-        return fastest_of(p, x, list);
-    dev *elsewhere = cuda_alloc((size_t)(p.ldd * p.n) * type_size(p.out));
-    if (!elsewhere)
-        return list[0];
-    p.D = elsewhere;
-    Choice c = fastest_of(p, x, list);
-    cuda_release(elsewhere);
+        return f(p);
+    dev *d = cuda_alloc((size_t)(p.ldd * p.n) * type_size(p.out));
+    if (!d)
+        return otherwise;
+    p.D = d;
+    Choice c = f(p);
+    cuda_release(d);
     return c;
 }
 
@@ -298,62 +455,162 @@ static bool capturing()
     return status != cudaStreamCaptureStatusNone;
 }
 
+static bool timing; /* something is being timed now */
+
 static bool may_time()
 {
-    return cu.device.measure && choosing.time && !capturing();
+    return cu.device.measure && choosing.time && !timing && !capturing();
+}
+
+/* Other kernels that do what the product does, or none. */
+using Instead = std::function<void()>;
+
+/* By timing. `was`: what was chosen before, if that is to be confirmed. */
+static Choice choose_by_time(const Product &p, const Description &x, const Choice *was,
+                             const Instead &instead)
+{
+    std::vector<Choice> list = candidates(p, x, MOST);
+    add_split_sums(p, x, list);
+    if (list.empty())
+        return Choice();
+    timing = true;
+    Choice c = elsewhere(p, was ? *was : list[0], [&](const Product &q) {
+        Choice before = was ? *was : Choice();
+        float ms = INFINITY;
+        if (was && was->measured && (!was->known || confirmed(q, x, list, before)))
+            return before;
+        Choice now = fastest_of(q, x, list, &ms);
+        /* 2%: among equals, one kernel rather than two */
+        if (now.measured && instead && sample(ms, instead) < 0.98f * ms)
+            now.known = median({sample(ms, instead), sample(ms, instead), sample(ms, instead)}) >=
+                        0.98f * ms;
+        return now;
+    });
+    timing = false;
+    return c;
+}
+
+/* Without: the first of the library's guesses that it can launch, which it then has. */
+static Choice choose_by_guess(const Product &p, const Description &x, bool *launched)
+{
+    for (const Choice &c : candidates(p, x, FEW)) {
+        *launched = multiply(p, x, c.algo) == CUBLAS_STATUS_SUCCESS;
+        if (*launched)
+            return c;
+        (void)cudaGetLastError();
+    }
+    return Choice();
 }
 
 /* Where all ranks do the same, they take the choice of the first, or their sums would differ. */
-static Choice choose(const Product &p, const Description &x)
+static Choice choose(const Product &p, const Description &x, const Choice *was,
+                     const Instead &instead, bool *launched)
 {
     Choice c = {};
     bool time = may_time();
     if (time) /* with nothing beside it; and no rank may wait for a sum that another has not begun
                */
         settle();
-    if (cu.device.rank == 0 || !choosing.together) {
-        std::vector<Choice> list = candidates(p, x, time ? MOST : 1);
-        if (time)
-            add_split_sums(p, x, list);
-        if (!list.empty())
-            c = time && list.size() > 1 ? fastest(p, x, list) : list[0];
-    }
+    if (cu.device.rank == 0 || !choosing.together)
+        c = time ? choose_by_time(p, x, was, instead) : choose_by_guess(p, x, launched);
     if (choosing.together)
         cu.device.broadcast(&c, sizeof c);
-    c.final = time || !cu.device.measure;
+    c.final = !cu.device.measure || (time && (c.compared || !c.known));
     choices_changed |= c.measured;
     return c;
 }
 
-/* Returns false where the library has no algorithm for it. What is shared changes only where all
- * ranks make the product: otherwise some would have to choose anew, which is done together, and
- * others not. So a rank alone begins with a copy. */
-static bool product(const Product &p)
+/* Choices of the products that are made now. What is shared changes only where all ranks make the
+ * product: otherwise some would have to choose anew, which is done together, and others not. So a
+ * rank alone begins with a copy. */
+static bool alone()
+{
+    return cu.device.ranks > 1 && !choosing.together;
+}
+static Choice *known_choice(const std::string &key)
+{
+    Choices &mine = alone() ? own : shared;
+    auto at = mine.find(key);
+    if (alone() && at == mine.end() && shared.count(key))
+        at = mine.emplace(key, shared[key]).first;
+    return at == mine.end() ? nullptr : &at->second;
+}
+
+/* Whether product() would choose now. */
+static bool undecided(const Product &p)
+{
+    const Choice *c = known_choice(product_key(p));
+    return may_time() && (!c || !c->final);
+}
+
+/* One that a 32-bit number can count: see product(). */
+static bool product_part(const Product &p, const Instead &instead)
+{
+    Description x(p);
+    std::string key = product_key(p);
+    Choice *c = known_choice(key);
+    bool launched = false;
+    /* what a file says is held to what the library says, in every rank alike: they have the same
+     * GPUs and libraries */
+    if (c && c->known && !c->checked && !fits(x, c->algo))
+        c = nullptr;
+    if (!c || (!c->final && may_time())) {
+        Choice chosen = choose(p, x, c, instead, &launched);
+        c = &((alone() ? own : shared)[key] = chosen);
+    }
+    c->checked = true;
+    if (c->known && !launched)
+        CHECK_CUBLAS(multiply(p, x, c->algo));
+    return c->known;
+}
+
+/* Elements of a matrix that is multiplied at once: kernels may count them in 32 bits. Tests lower
+ * it. */
+long cuda_product_limit = 1L << 31;
+
+/* Parts of at most `most`, all but the last of one size: f(from, how many) */
+template <class F> static bool in_parts(long n, long most, F f)
+{
+    const long round = most >= 64 ? 64 : 1, parts = ceil_div(n, most / round * round);
+    const long each = ceil_div(n, parts * round) * round;
+    for (long at = 0; at < n; at += each)
+        if (!f(at, std::min(each, n - at)))
+            return false;
+    return true;
+}
+
+/* Returns false where the library has no algorithm for it, or `instead` is faster. More than a
+ * 32-bit number of elements: columns of D by themselves (images of one call), then parts of the sum
+ * (of a weight gradient). */
+static bool product(const Product &p, const Instead &instead = nullptr)
 {
     if (p.m == 0 || p.n == 0)
         return true;
-    Description x(p);
-    std::string key = product_key(p);
-    const bool alone = cu.device.ranks > 1 && !choosing.together;
-    Choices &mine = alone ? own : shared;
-    auto at = mine.find(key);
-    if (alone && at == mine.end() && shared.count(key))
-        at = mine.emplace(key, shared[key]).first;
-    /* what a file says is held to what the library says, in every rank alike: they have the same
-     * GPUs and libraries */
-    if (at != mine.end() && !at->second.checked && !fits(x, at->second.algo)) {
-        mine.erase(at);
-        at = mine.end();
-    }
-    if (at == mine.end())
-        at = mine.emplace(key, choose(p, x)).first;
-    else if (!at->second.final && may_time())
-        at->second = choose(p, x);
-    at->second.checked = true;
-    if (!at->second.known)
-        return false;
-    CHECK_CUBLAS(multiply(p, x, at->second.algo));
-    return true;
+    long column = std::max({p.ldd, p.tb ? 1 : p.ldb, p.C ? p.ldc : 1, p.aux ? p.ldaux : 1});
+    long term = std::max(p.ta ? 1 : p.lda, p.tb ? p.ldb : 1);
+    long columns = std::max(1L, (cuda_product_limit - 1) / column);
+    long terms = std::max(1L, (cuda_product_limit - 1) / term);
+    if (p.n > columns)
+        return in_parts(p.n, columns, [&](long at, long n) {
+            Product q = p;
+            q.n = n;
+            q.B = dev_at((dev *)p.B, at * (p.tb ? 1 : p.ldb), p.in);
+            q.D = dev_at((dev *)p.D, at * p.ldd, p.out);
+            q.C = p.C ? dev_at((dev *)p.C, at * p.ldc, p.out) : nullptr;
+            q.aux = p.aux ? dev_at((dev *)p.aux, at * p.ldaux, p.out) : nullptr;
+            return product(q);
+        });
+    if (p.k > terms && p.out == F32 && p.epilogue == CUBLASLT_EPILOGUE_DEFAULT)
+        return in_parts(p.k, terms, [&](long at, long k) {
+            Product q = p;
+            q.k = k;
+            q.A = dev_at((dev *)p.A, at * (p.ta ? 1 : p.lda), p.in);
+            q.B = dev_at((dev *)p.B, at * (p.tb ? p.ldb : 1), p.in);
+            q.C = at ? p.D : p.C;
+            q.ldc = at ? p.ldd : p.ldc;
+            return product(q);
+        });
+    return product_part(p, instead);
 }
 
 static void product_or_die(const Product &p)
@@ -364,7 +621,8 @@ static void product_or_die(const Product &p)
 }
 
 /* ------------------------------------------------------------------------------------------------
- * Keeping choices: a line names GPU and library, then one line per product: key, tab, algorithm */
+ * Keeping choices: a line names GPU and library, then one line per product: key, tab, algorithm, or
+ * `-` where other kernels are faster; `?` follows one whose result has not been compared yet */
 
 static std::string choices_title()
 {
@@ -416,9 +674,12 @@ static void take_choices(Choices &into, const std::string &text, const char *pat
              sscanf(line.c_str() + tab + 1 + 2 * n, "%2x", &b) == 1;
              n++)
             bytes[n] = (unsigned char)b;
-        if (n < sizeof c.algo)
+        const std::string after = tab == std::string::npos ? "" : line.substr(tab + 1 + 2 * n);
+        c.known = n == sizeof c.algo && (after == "" || after == "?");
+        if (!c.known && !(n == 0 && after == "-"))
             continue; /* damaged: it is measured again */
-        c.known = c.measured = c.final = true;
+        c.measured = true;
+        c.final = after != "?";
         if (of_run)
             into[line.substr(0, tab)] = c;
         else
@@ -432,13 +693,13 @@ static void write_choices(const Choices &list, const char *path)
     for (const auto &[key, c] : list) {
         if (!c.measured)
             continue;
-        text += key + "\t";
-        for (size_t i = 0; i < sizeof c.algo; i++) {
+        text += key + "\t" + (c.known ? "" : "-");
+        for (size_t i = 0; c.known && i < sizeof c.algo; i++) {
             char hex[3];
             snprintf(hex, sizeof hex, "%02x", ((const unsigned char *)&c.algo)[i]);
             text += hex;
         }
-        text += "\n";
+        text += c.final ? "\n" : "?\n";
     }
     if (!save_file(path, text.data(), text.size(), false, NULL)) /* the run has them in memory */
         warn("cannot write %s: matrix products will be timed again", path);
@@ -525,6 +786,19 @@ static void cuda_linear_forward(const LinearForward *a)
         p.C = a->residual.p;
         p.ldc = a->residual.ld;
     }
+    const Instead apart = [&] {
+        Product q = p;
+        bool done = product(q), rest = !whole || !done;
+        if (!done) { /* some epilogues want more alignment than odd shapes have */
+            q.epilogue = CUBLASLT_EPILOGUE_DEFAULT;
+            q.bias = NULL;
+            q.C = NULL;
+            product_or_die(q);
+        }
+        bool add = a->residual.p && !(done && plain);
+        if (rest || a->act || a->drop.p > 0 || add)
+            linear_tail(a, to, rest ? a->bias : NULL);
+    };
     bool fuse = a->act == ACT_GELU_TANH && a->y.type != F32 && (a->kept || !keep);
     fuse = fuse && bias && a->drop.p <= 0 && !a->residual.p;
     fuse = fuse && a->out % 8 == 0 && wide_rows(a->y) && wide_rows(a->pre);
@@ -535,20 +809,12 @@ static void cuda_linear_forward(const LinearForward *a)
         q.ldd = a->y.ld;
         q.aux = keep ? a->pre.p : NULL;
         q.ldaux = a->pre.ld;
-        if (product(q))
+        if (undecided(q)) /* all ranks choose how to do it apart, before the first one times that */
+            apart();
+        if (product(q, apart))
             return;
     }
-    bool done = product(p);
-    if (!done) { /* some epilogues want more alignment than odd shapes have */
-        p.epilogue = CUBLASLT_EPILOGUE_DEFAULT;
-        p.bias = NULL;
-        p.C = NULL;
-        product_or_die(p);
-    }
-    const dev *left = done && whole ? NULL : a->bias;
-    const bool add = a->residual.p && !(done && plain);
-    if (left || a->act || a->drop.p > 0 || add)
-        linear_tail(a, to, left);
+    apart();
 }
 
 /* dx^T = w^T dy^T; ACT_SWIGLU: in dx's right half, of which the tail makes both */

@@ -44,10 +44,21 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem_bytes, cuda
     cudaError_t e = cudaLaunchKernelEx(&config, kernel, std::forward<A>(args)...);
     if (e != cudaSuccess) {
         const char *name = nullptr;
-        if (cudaFuncGetName(&name, (const void *)kernel) != cudaSuccess || !name)
-            name = "a kernel";
-        cuda_check(e, name);
+#if CUDART_VERSION >= 12030 /* before, nobody knows it */
+        if (cudaFuncGetName(&name, (const void *)kernel) != cudaSuccess)
+            name = nullptr;
+#endif
+        cuda_check(e, name ? name : "a kernel");
     }
+}
+
+/* First in a kernel with __launch_bounds__(MOST, ...): a GPU refuses a larger block, and the
+ * stand-in sees it here. */
+template <int MOST> __device__ __forceinline__ void launched_within()
+{
+#ifdef CUDA_ON_CPU
+    standin::launched_within(MOST);
+#endif
 }
 
 /* The block's dynamic shared memory, aligned to 128 bytes. Every T names the same memory. */

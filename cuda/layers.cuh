@@ -362,11 +362,11 @@ __global__ void embed_backward_kernel(Embed a, Mask mask, const StepState *state
             unpack(dx, in[i]);
             if (mask.keep) {
                 drop_pack(dx, mask, state, mask.element(t, (int)col), (uint32_t)b);
-                store(row_of<E>(a.x, (long)b * a.T + t) + col, dx);
+                unpack(dx, store(row_of<E>(a.x, (long)b * a.T + t) + col, dx));
             }
             if (patch >= 0)
                 store(row_of<E>(a.patches, b * Np + patch) + col, dx);
-            each<N>([&](int k) { sum[k] += rounded<E>(dx[k]); });
+            each<N>([&](int k) { sum[k] += dx[k]; });
         }
     }
     if (a.pos)
@@ -420,6 +420,7 @@ template <class E, int N, int R, bool BRANCH>
 __global__ void __launch_bounds__(128, NORM_BLOCKS<N, R>)
     residual_norm_forward_kernel(ResidualNorm a, Mask mask, Mask path, const StepState *state)
 {
+    launched_within<128>();
     using Slot = float[N];
     Slot held[R ? R : 1], *row = held;
     const int packs = R ? R : (a.C + 32 * N - 1) / (32 * N), lane = (int)threadIdx.x % 32;
@@ -466,10 +467,7 @@ __global__ void __launch_bounds__(128, NORM_BLOCKS<N, R>)
                 }
             });
             load_packs(x, add);
-            packs_do([&](float(&v)[N], int col) {
-                store(out + col, v);
-                each<N>([&](int k) { v[k] = rounded<E>(v[k]); });
-            });
+            packs_do([&](float(&v)[N], int col) { unpack(v, store(out + col, v)); });
         } else {
             load_packs(x, copy);
         }
@@ -554,21 +552,23 @@ static void cuda_residual_norm_forward(const ResidualNorm *a)
  * stored, or of dx as stored. A block takes a range of rows, M at a time, and a thread R packs of
  * columns of each, so that its sums over the range stay in registers; between its two looks at a
  * pack the block adds up the means. partial: [SUMS][ranges][C]. Reads x, dy, dx, writes dx:
- * 310 MB, floor 72 us; with dbranch 90 us. */
+ * 310 MB, floor 72 us; with dbranch 90 us. BRANCH: dbranch or dls is wanted. */
 enum { SUM_DGAMMA, SUM_DBETA, SUM_DBIAS, SUM_DLS, SUMS };
 enum { NORM_THREADS = 512 }; /* at most, in a block and about in a multiprocessor */
 template <int R> constexpr int NORM_ROWS = R == 1 ? 2 : 1;
 
-template <class E, int N, int R, bool NORM>
+template <class E, int N, int R, bool NORM, bool BRANCH>
 __global__ void __launch_bounds__(NORM_THREADS)
     residual_norm_backward_kernel(ResidualNorm a, Mask mask, Mask path, const StepState *state,
                                   float *partial)
 {
+    launched_within<NORM_THREADS>();
     constexpr int M = NORM_ROWS<R>;
     const int warps = (int)blockDim.x / 32, warp = (int)threadIdx.x / 32;
     const long end = range_begin(a.rows, blockIdx.x + 1, gridDim.x);
     float *room = dynamic_smem<float>(); /* [2][warps][2*M], used in turn */
     float sum[SUMS][R][N] = {}, gamma[R][N] = {};
+    const float per_column = 1.0f / (float)a.C;
     auto column = [&](int j) { return (j * (int)blockDim.x + (int)threadIdx.x) * N; };
     if constexpr (NORM)
 #pragma unroll
@@ -624,7 +624,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
                     total[i] += mine[w * 2 * M + i];
 #pragma unroll
             for (int i = 0; i < 2 * M; i++)
-                total[i] /= (float)a.C;
+                total[i] *= per_column;
         }
 
 #pragma unroll
@@ -636,7 +636,8 @@ __global__ void __launch_bounds__(NORM_THREADS)
                 if (r >= end || col >= a.C)
                     continue;
                 float d[N];
-                unpack(d, dx[m][j]);
+                Pack<E, N> stored = dx[m][j]; /* what is read as this layer's gradient */
+                unpack(d, stored);
                 if constexpr (NORM) {
                     each<N>([&](int k) {
                         float n = (to_float(x[m][j].v[k]) - mean[m]) * rstd[m];
@@ -645,10 +646,11 @@ __global__ void __launch_bounds__(NORM_THREADS)
                         sum[SUM_DGAMMA][j][k] += dyk * n;
                         sum[SUM_DBETA][j][k] += dyk;
                     });
-                    store(row_of<E>(a.dx, r) + col, d);
+                    stored = store(row_of<E>(a.dx, r) + col, d);
                 }
-                if (a.dbranch.p || a.dls) {
-                    float scale[N], v[N];
+                float v[N];
+                if constexpr (BRANCH) {
+                    float scale[N];
                     branch_scale(scale, a, mask, path, state, r, col);
                     each<N>([&](int k) { scale[k] *= d[k]; });
                     if (a.dls) {
@@ -660,11 +662,11 @@ __global__ void __launch_bounds__(NORM_THREADS)
                             load(v, (const E *)a.ls + col);
                             each<N>([&](int k) { scale[k] *= v[k]; });
                         }
-                        each<N>([&](int k) { d[k] = scale[k]; });
-                        store(row_of<E>(a.dbranch, r) + col, d);
+                        stored = store(row_of<E>(a.dbranch, r) + col, scale);
                     }
                 }
-                each<N>([&](int k) { sum[SUM_DBIAS][j][k] += rounded<E>(d[k]); });
+                unpack(v, stored);
+                each<N>([&](int k) { sum[SUM_DBIAS][j][k] += v[k]; });
             }
         }
     }
@@ -704,8 +706,12 @@ template <class E, int N, int R> static void residual_norm_backward(const Residu
         die("use a smaller width", "the norm's backward pass is made for at most %d channels",
             NORM_THREADS * 16);
     float *partial = scratch_floats((size_t)SUMS * (size_t)w.ranges * (size_t)a->C);
-    auto kernel = a->gamma ? residual_norm_backward_kernel<E, N, R, true>
-                           : residual_norm_backward_kernel<E, N, R, false>;
+    static constexpr decltype(&residual_norm_backward_kernel<E, N, R, true, true>) kernels[2][2] = {
+        {residual_norm_backward_kernel<E, N, R, false, false>,
+         residual_norm_backward_kernel<E, N, R, false, true>},
+        {residual_norm_backward_kernel<E, N, R, true, false>,
+         residual_norm_backward_kernel<E, N, R, true, true>}};
+    auto kernel = kernels[a->gamma != NULL][a->dbranch.p || a->dls];
     size_t smem = 2 * (size_t)(w.threads / 32) * 2 * NORM_ROWS<R> * sizeof(float);
     launch(kernel, (unsigned)w.ranges, (unsigned)w.threads, smem, cu.stream, *a,
            mask_of(a->drop, a->C), mask_of(a->path, a->C), cu.state, partial);
@@ -805,6 +811,7 @@ template <class E, int N>
 __global__ void __launch_bounds__(32 * HEAD_WARPS, HEAD_BLOCKS)
     head_norm_forward_kernel(HeadNorm a, int lanes)
 {
+    launched_within<32 * HEAD_WARPS>();
     using H = Head<E, N>;
     Pack<E, N> gamma[H::R], beta[H::R];
     H::packs_do(a.hs, lanes, [&](int r, int col) {
@@ -837,6 +844,7 @@ template <class E, int N>
 __global__ void __launch_bounds__(32 * HEAD_WARPS, HEAD_BLOCKS)
     head_norm_backward_kernel(HeadNorm a, int lanes, float *partial)
 {
+    launched_within<32 * HEAD_WARPS>();
     using H = Head<E, N>;
     float *room = dynamic_smem<float>(); /* [HEAD_WARPS][2][hs] */
     float gamma[H::R][N], dgamma[H::R][N] = {}, dbeta[H::R][N] = {};
@@ -953,7 +961,7 @@ __device__ inline float bell(float x)
  * polynomial in 1 / (1 + 0.3 |x|), our own fit, relative error 1.5e-7 before rounding. */
 __device__ inline float normal_below(float x, float e)
 {
-    float t = __fdividef(1.0f, 1 + 0.3f * fabsf(x));
+    float t = rcp_approx(1 + 0.3f * fabsf(x));
     float p = 0.0356753453f;
     p = p * t - 0.157205355f;
     p = p * t + 0.206357206f;
@@ -969,7 +977,7 @@ __device__ inline float normal_below(float x, float e)
 /* 1 / (1 + e^-2u) and the same of -u, as (1 + tanh u) / 2 and (1 - tanh u) / 2 */
 __device__ inline void sigmoids(float u, float *plus, float *minus)
 {
-    float e = ex2_approx(-2.88539008f * fabsf(u)), s = __fdividef(1.0f, 1 + e);
+    float e = ex2_approx(-2.88539008f * fabsf(u)), s = rcp_approx(1 + e);
     *plus = u >= 0 ? s : e * s;
     *minus = u >= 0 ? e * s : s;
 }
@@ -1085,10 +1093,8 @@ __global__ void linear_tail_kernel(LinearForward a, Tensor product, const E *bia
             each<HALVES>([&](int h) {
                 unpack(pre[h], in[i][h]);
                 each<N>([&](int k) { pre[h][k] += add[h][k]; });
-                if (bias && product.p != a.y.p) {
-                    store(row_of<E>(product, r) + h * a.out + col, pre[h]);
-                    each<N>([&](int k) { pre[h][k] = rounded<E>(pre[h][k]); });
-                }
+                if (bias && product.p != a.y.p)
+                    unpack(pre[h], store(row_of<E>(product, r) + h * a.out + col, pre[h]));
             });
             act_forward(pre, a.act);
             if (mask.keep)
@@ -1154,8 +1160,8 @@ __global__ void input_tail_kernel(LinearBackwardInput a, Mask mask, const StepSt
                           (uint32_t)((int)r / a.tokens));
             act_backward(d, x, a.act);
             each<HALVES>([&](int h) {
-                store(row_of<E>(a.dx, r) + h * a.in + col, d[h]);
-                each<N>([&](int k) { sum[h][k] += rounded<E>(d[h][k]); });
+                unpack(d[h], store(row_of<E>(a.dx, r) + h * a.in + col, d[h]));
+                each<N>([&](int k) { sum[h][k] += d[h][k]; });
             });
         }
     }

@@ -202,26 +202,36 @@ static void cuda_round_weights(const OptStep *a)
  * Adam and AdamW. Reads w, grad, m, v, writes w, m, v, work: 30 bytes per parameter with bf16
  * weights, 2.6 GB, floor 604 us. */
 
-struct AdamFactors { /* computed once per block */
-    float step, root, grad, keep, l2;
+struct AdamFactors { /* step, decay: at a rate of 1; decay, l2: of weights that decay */
+    float step, root, grad, decay, l2, c1, c2;
 };
-template <class W, int N> __global__ void adam_kernel(OptStep a, OptConfig o, const StepState *s)
+/* Of one thread, for all blocks: powers in double are many instructions. */
+__global__ void adam_factors_kernel(AdamFactors *f, OptConfig o, const StepState *s)
+{
+    const double t = (double)s->t, first = 1 - pow(o.beta1, t), second = 1 - pow(o.beta2, t);
+    f->step = (float)(s->lr / first);
+    f->root = (float)(1 / sqrt(second));
+    f->grad = (float)(s->clip / s->loss_scale);
+    f->decay = o.kind == OPT_ADAMW ? (float)(s->lr * o.weight_decay) : 0;
+    f->l2 = o.kind == OPT_ADAM ? (float)o.weight_decay : 0;
+    f->c1 = (float)(1 / first);
+    f->c2 = (float)(1 / second);
+}
+static const AdamFactors *adam_factors(const OptStep *a)
+{
+    AdamFactors *f = (AdamFactors *)scratch_floats(sizeof(AdamFactors) / sizeof(float));
+    launch(adam_factors_kernel, 1, 1, 0, cu.stream, f, *a->opt, cu.state);
+    return f;
+}
+template <class W, int N>
+__global__ void adam_kernel(OptStep a, OptConfig o, const StepState *s, const AdamFactors *f)
 {
     const Chunk c = learning(a.chunks);
     if (s->skip || c.n == 0)
         return;
-    AdamFactors *f = dynamic_smem<AdamFactors>();
-    if (threadIdx.x == 0) {
-        double wd = c.flags & CHUNK_DECAY ? o.weight_decay : 0, t = (double)s->t;
-        double lr = s->lr * (double)c.rate;
-        f->step = (float)(lr / (1 - pow(o.beta1, t)));
-        f->root = (float)(1 / sqrt(1 - pow(o.beta2, t)));
-        f->grad = (float)(s->clip / s->loss_scale);
-        f->keep = o.kind == OPT_ADAMW ? (float)(1 - lr * wd) : 1;
-        f->l2 = o.kind == OPT_ADAM ? (float)wd : 0;
-    }
-    __syncthreads();
-    const float step = f->step, root = f->root, gscale = f->grad, keep = f->keep, l2 = f->l2;
+    const bool decays = c.flags & CHUNK_DECAY;
+    const float step = f->step * c.rate, root = f->root, gscale = f->grad;
+    const float keep = decays ? 1 - f->decay * c.rate : 1, l2 = decays ? f->l2 : 0;
     const float b1 = (float)o.beta1, b2 = (float)o.beta2, eps = (float)o.eps;
     const float a1 = (float)(1 - o.beta1), a2 = (float)(1 - o.beta2); /* 1 - 0.999f: 1e-5 off */
     chunk_moments<N>(a, c, [&](int i, auto &w, auto &g, auto &m, auto &v) {
@@ -236,9 +246,10 @@ template <class W, int N> __global__ void adam_kernel(OptStep a, OptConfig o, co
 }
 static void cuda_adam(const OptStep *a)
 {
+    const AdamFactors *f = adam_factors(a);
     by_weights(a, [&](auto w, auto quad, const OptStep &operands) {
-        launch(adam_kernel<decltype(w), quad>, (unsigned)a->n, CHUNK_THREADS, sizeof(AdamFactors),
-               cu.stream, operands, *a->opt, cu.state);
+        launch(adam_kernel<decltype(w), quad>, (unsigned)a->n, CHUNK_THREADS, 0, cu.stream,
+               operands, *a->opt, cu.state, f);
     });
 }
 
@@ -277,19 +288,15 @@ static void cuda_sgd(const OptStep *a)
  * LAMB: the direction u with the norms' partial sums, the ratios, the step. Reads w, grad, m, v,
  * writes u, m, v, then reads w, u, writes w, work: 42 bytes per parameter, 3.6 GB, floor 846 us. */
 
-template <int N> __global__ void lamb_direction_kernel(OptStep a, OptConfig o, const StepState *s)
+template <int N>
+__global__ void lamb_direction_kernel(OptStep a, OptConfig o, const StepState *s,
+                                      const AdamFactors *f)
 {
     if (s->skip)
         return;
     const Chunk c = learning(a.chunks);
     const bool counts = !(c.flags & CHUNK_COPY);
-    float *factor = dynamic_smem<float>(); /* [2], then room for sums */
-    if (threadIdx.x == 0) {
-        factor[0] = (float)(1 / (1 - pow(o.beta1, (double)s->t)));
-        factor[1] = (float)(1 / (1 - pow(o.beta2, (double)s->t)));
-    }
-    __syncthreads();
-    const float c1 = factor[0], c2 = factor[1], gscale = (float)(s->clip / s->loss_scale);
+    const float c1 = f->c1, c2 = f->c2, gscale = f->grad;
     const float b1 = (float)o.beta1, b2 = (float)o.beta2, eps = (float)o.eps;
     const float a1 = (float)(1 - o.beta1), a2 = (float)(1 - o.beta2);
     const float wd = c.flags & CHUNK_DECAY ? (float)o.weight_decay : 0;
@@ -305,7 +312,7 @@ template <int N> __global__ void lamb_direction_kernel(OptStep a, OptConfig o, c
         uu += squares(u);
         put((float *)a.grad + c.offset + i, u, c.n - i);
     });
-    ww = block_sum(ww, dynamic_smem<double>()); /* after a barrier: the factors have been read */
+    ww = block_sum(ww, dynamic_smem<double>());
     uu = block_sum(uu, dynamic_smem<double>());
     if (threadIdx.x == 0) {
         ((float *)a.norms)[blockIdx.x] = counts ? (float)ww : 0;
@@ -314,9 +321,10 @@ template <int N> __global__ void lamb_direction_kernel(OptStep a, OptConfig o, c
 }
 static void cuda_lamb_direction(const OptStep *a)
 {
+    const AdamFactors *f = adam_factors(a);
     by_weights(a, [&](auto, auto quad, const OptStep &operands) {
         launch(lamb_direction_kernel<quad>, (unsigned)a->n, CHUNK_THREADS, 32 * sizeof(double),
-               cu.stream, operands, *a->opt, cu.state);
+               cu.stream, operands, *a->opt, cu.state, f);
     });
 }
 

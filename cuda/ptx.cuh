@@ -255,6 +255,27 @@ template <> __device__ __forceinline__ uint32_t pack<__half>(float low, float hi
 #endif
 }
 
+/* x, and what is made of it, computed here: not before a loop, and kept in registers across it. */
+__device__ __forceinline__ int anew(int x)
+{
+#ifndef CUDA_ON_CPU
+    asm volatile("" : "+r"(x));
+#endif
+    return x;
+}
+
+/* 1/x: within one ulp, subnormals count as zero. One instruction; __fdividef scales as well. */
+__device__ __forceinline__ float rcp_approx(float x)
+{
+#ifdef CUDA_ON_CPU
+    return 1 / x;
+#else
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+
 /* 2^x: relative error 2^-22, subnormal results become zero. */
 __device__ __forceinline__ float ex2_approx(float x)
 {

@@ -110,7 +110,7 @@ build() { # targets...
     [ "$arch" = 90 ] && arch=90a # with Hopper's own instructions
     if ! make -j"$(nproc)" GPU="${GPU:-$arch}" "$@" >>"$log" 2>&1; then
         tail -n 20 "$log" >&2
-        die "the build failed; the whole of it is in $log" "make deps installs what is missing"
+        die "the build failed; the whole of it is in $log" "make deps installs what is missing; without a network: scripts/pack --help"
     fi
 }
 
@@ -227,10 +227,7 @@ noise=(--dropout 0.1 --attention-dropout 0.1 --drop-path 0.1 --ema 0.9 --mixup 0
     --mix-per sample --erase 0.3 --color-twist "0.4,0.4,0.4,10")
 
 # Several processes on one GPU: NCCL does not support it, but takes ranks that seem to be on hosts
-# of their own, over sockets. Statuses to $tmp/statuses.
-one_gpu=(NCCL_NET=Socket NCCL_IB_DISABLE=1 "NCCL_SOCKET_IFNAME==lo" NCCL_P2P_DISABLE=1
-    NCCL_SHM_DISABLE=1 NCCL_MNNVL_ENABLE=0 NCCL_NVLS_ENABLE=0 NCCL_CUMEM_ENABLE=0 NCCL_PROTO=Simple
-    NCCL_ALGO=Ring NCCL_MAX_CTAS=2 NCCL_RAS_ENABLE=0 NCCL_DEBUG=WARN)
+# of their own, over sockets (VIT_SHARE_GPU, with seconds to wait). Statuses to $tmp/statuses.
 ranks_on_one_gpu() { # ranks, seconds, port, arguments...
     local n=$1 limit_s=$2 port=$3 r pids=()
     shift 3
@@ -240,7 +237,7 @@ ranks_on_one_gpu() { # ranks, seconds, port, arguments...
         (
             # shellcheck disable=SC2016
             within "$limit_s" env RANK=$r WORLD_SIZE="$n" LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 \
-                VIT_PORT="$port" NCCL_HOSTID=rank$r "${one_gpu[@]}" \
+                VIT_PORT="$port" VIT_SHARE_GPU="$limit_s" NCCL_DEBUG=WARN \
                 bash -c 'echo $$ >"$0"; exec ./train_gpu "$@"' "$tmp/pid$r" "$@" >"$tmp/rank$r" 2>&1
             echo "$r $?" >>"$tmp/statuses"
         ) &

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What the shell tests share; each sources it once it knows the full paths of its programs:
 #
 #   . "$here/common.sh"     goes to a temporary folder, $tmp, which goes with the script
@@ -13,6 +14,7 @@
 tmp=$(mktemp -d) || exit 1
 trap 'umount "$tmp/small" 2>/dev/null; rm -rf "$tmp"' EXIT
 cd "$tmp" && : >results && : >log || exit 1
+rc=0
 export XDG_CACHE_HOME=$tmp/cache
 # for mpirun without our own launcher: containers are root's, and ranks more than cores
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1

@@ -8,6 +8,7 @@ gpu=$(realpath "$1") cpu=$(realpath "$2") shared=$(realpath -m "${3:-../shared}"
 nvcc=$(realpath -m "${4:-none}")
 case $gpu in *standin*) standin=1 ;; *) standin= ;; esac
 here=$(realpath "$(dirname "$0")") recipes=$(realpath "$(dirname "$0")/../recipes")
+# shellcheck source=test/common.sh
 . "$here/common.sh"
 need "$gpu" "$cpu"
 export VIT_STARTED=1 VIT_SHARE_GPU=1

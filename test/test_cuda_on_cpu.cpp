@@ -1099,6 +1099,11 @@ static void test_nccl(int ranks, void (*rank_main)(int, int, ncclUniqueId))
 /* ------------------------------------------------------------------------------------------------
  * Scenarios: programs with a mistake. */
 
+__global__ void __launch_bounds__(64, 2) bounded(float *x)
+{
+    launched_within<64>();
+    x[threadIdx.x] = 1;
+}
 __global__ void some_leave(float *x)
 {
     if (threadIdx.x > 40)
@@ -1180,7 +1185,9 @@ static int scenario(const std::string &name)
         return e != cudaSuccess;
     }
     float *x = device(std::vector<float>(4096)), unpinned[4];
-    if (name == "some_leave")
+    if (name == "bounded" || name == "bounded_well")
+        launch(bounded, 1, name == "bounded" ? 96 : 64, 0, nullptr, x);
+    else if (name == "some_leave")
         launch(some_leave, 1, 64, 0, nullptr, x);
     else if (name == "two_barriers")
         launch(two_barriers, 1, 64, 0, nullptr, x);
@@ -1225,6 +1232,7 @@ static void test_scenarios()
 {
     must_die("some_leave", "some_leave");
     must_die("some_leave", "have left");
+    must_die("bounded", "larger than its __launch_bounds__");
     must_die("two_barriers", "another barrier");
     must_die("waits_for_ever", "cuda_on_cpu: kernel");
     must_die("two_shuffles", "different points");
@@ -1239,6 +1247,7 @@ static void test_scenarios()
     must_die("kernel", "cudaErrorNoKernelImageForDevice", "VIT_STANDIN_NO_KERNEL=1");
     must_die("some_leave", "cudaMalloc", "VIT_STANDIN_MEMORY=16383"); /* it needs 16 KiB */
     std::string said;
+    CHECK(run_scenario("", "bounded_well", &said), "said: %.600s", said.c_str());
     if (!tsan) {
         must_die("overrun", asan ? "AddressSanitizer" : "beyond its dynamic shared memory");
         must_die("beyond", asan ? "AddressSanitizer" : "wrote just outside");

@@ -4,7 +4,8 @@
  * after LIMIT seconds is killed and counts as hung. What ops compute is tested by test_ops.c, whole
  * runs by test_cuda.sh.
  *
- * Order: ranks; choices of algorithms; ends; groups and collectives; tickets; graphs; settings.
+ * Order: ranks; choices of algorithms; timing them; ends; groups and collectives; tickets; graphs;
+ * settings.
  */
 #include "check.h"
 #include "cuda_on_cpu/standin.h"
@@ -180,6 +181,286 @@ static void test_choices()
                  be->algorithms(file, false);
                  return evaluate_between();
              }), 2, 0);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Timing algorithms, some of which are wrong, slow or fail (see cublaslt.cpp; of a product of [N,N]
+ * the library's first guess is algorithm 0). */
+
+extern long cuda_product_limit;
+
+static void set_bits(const char *name, int bits)
+{
+    setenv((std::string("VIT_STANDIN_LT_") + name).c_str(), std::to_string(bits).c_str(), 1);
+}
+
+/* Numbers in x and w, and what y should be: x w^T, of small integers. */
+static float want[N * N];
+static void fill(bool zero = false)
+{
+    static float a[N * N], b[N * N];
+    for (int i = 0; i < N * N; i++) {
+        a[i] = zero ? 0.0f : float(i * 7 % 11 - 5);
+        b[i] = float(i * 5 % 13 - 6);
+    }
+    for (int r = 0; r < N; r++)
+        for (int c = 0; c < N; c++) {
+            want[r * N + c] = 0;
+            for (int k = 0; k < N; k++)
+                want[r * N + c] += a[r * N + k] * b[c * N + k];
+        }
+    be->upload(x.p, a, sizeof a);
+    be->upload(w.p, b, sizeof b);
+}
+static void must_be_right(const char *name, const Tensor &t = y, float times = 1)
+{
+    static float got[N * N];
+    be->download(got, t.p, sizeof got);
+    for (int i = 0; i < N * N; i++)
+        if (got[i] != times * want[i])
+            die(NULL, "%s: number %d is %g, not %g", name, i, double(got[i]),
+                double(times * want[i]));
+}
+
+/* The algorithm in the file's only line; -1: `-`. */
+static int chosen()
+{
+    be->algorithms(file, true);
+    FILE *f = fopen(file, "r");
+    unsigned number = 99;
+    char line[2048];
+    bool dash = false;
+    while (f && fgets(line, sizeof line, f))
+        if (const char *tab = strchr(line, '\t')) {
+            dash |= tab[1] == '-';
+            sscanf(tab + 1 + 16, "%2x", &number);
+        }
+    if (f)
+        fclose(f);
+    return dash ? -1 : int(number);
+}
+
+static int bad; /* an algorithm's number */
+
+/* The fastest leaves a corner wrong, or its result out. */
+static int wrong_is_fastest(const char *how)
+{
+    set_bits(how, 1 << bad);
+    set_bits("SLOW", 7 & ~(1 << bad));
+    start(true);
+    fill();
+    for (int i = 0; i < 3; i++) {
+        be->run(TRAIN, true, forward, NULL);
+        must_be_right(how);
+    }
+    return chosen() == bad ? 3 : 0;
+}
+
+/* Where what it multiplies is zero, a wrong one does not show yet. */
+static int wrong_after_zeros()
+{
+    set_bits("WRONG", 2);
+    set_bits("SLOW", 5);
+    start(true);
+    fill(true);
+    be->run(TRAIN, true, forward, NULL);
+    if (chosen() != 1)
+        return 4;
+    fill();
+    for (int i = 0; i < 2; i++) {
+        be->run(TRAIN, true, forward, NULL);
+        must_be_right("after zeros");
+    }
+    return chosen() == 1 ? 3 : 0;
+}
+
+static int failing(bool measure)
+{
+    set_bits("FAIL", 1);
+    start(measure);
+    fill();
+    for (int i = 0; i < 3; i++) {
+        be->run(TRAIN, true, forward, NULL);
+        must_be_right("the first guess fails");
+    }
+    return 0;
+}
+
+static void test_wrong_algorithms()
+{
+    for (bad = 0; bad < 3; bad++) {
+        must_end("a wrong algorithm", run(1, [] { return wrong_is_fastest("WRONG"); }), 1, 0);
+        must_end("one that does nothing", run(1, [] { return wrong_is_fastest("SILENT"); }), 1, 0);
+    }
+    must_end("a wrong one after zeros", run(1, wrong_after_zeros), 1, 0);
+    must_end("one that fails, not timed", run(1, [] { return failing(false); }), 1, 0);
+    must_end("one that fails, timed", run(1, [] { return failing(true); }), 1, 0);
+}
+
+/* A slow one is left soon, and where all are slow the choice ends. */
+static void test_time_of_choosing()
+{
+    must_end("a slow algorithm", run(1, [] {
+                 set_bits("SLOW", 4);
+                 start(true);
+                 fill();
+                 be->run(TRAIN, true, forward, NULL);
+                 be->wait(be->mark());
+                 printf("%d launches\n", standin::products[2]);
+                 return standin::products[2] > 4 ? 3 : 0;
+             }), 1, 0);
+    must_end("slow ones all", run(1, [] {
+                 set_bits("SLOW", 7);
+                 set_bits("MS", 1000);
+                 start(true);
+                 fill();
+                 be->run(TRAIN, true, forward, NULL);
+                 must_be_right("slow");
+                 return 0;
+             }), 1, 0);
+}
+
+/* What a sample takes is the products' time, and not the host's. */
+static void test_samples()
+{
+    for (bad = 0; bad < 3; bad++)
+        must_end("the host is slow", run(1, [] {
+                     set_bits("SLOW", 7 & ~(1 << bad));
+                     set_bits("MS", 3);
+                     set_bits("IDLE", 40);
+                     start(true);
+                     fill();
+                     be->run(TRAIN, true, forward, NULL);
+                     be->wait(be->mark());
+                     printf("chosen: %d\n", chosen());
+                     return chosen() == bad ? 0 : 3;
+                 }), 1, 0);
+}
+
+/* A run's first product has the bits of the second: a run without known choices has those of its
+ * repetition. Numbers whose sums depend on their order. */
+static void test_first_bits()
+{
+    must_end("bits of the first call", run(1, [] {
+                 static float a[N * N], first[N * N], again[N * N];
+                 set_bits("SLOW", 5);
+                 start(true);
+                 for (int i = 0; i < N * N; i++)
+                     a[i] = 1.0f / float(i + 3);
+                 be->upload(x.p, a, sizeof a);
+                 be->upload(w.p, a, sizeof a);
+                 be->run(TRAIN, true, forward, NULL);
+                 be->download(first, y.p, sizeof first);
+                 be->run(TRAIN, true, forward, NULL);
+                 be->download(again, y.p, sizeof again);
+                 return memcmp(first, again, sizeof first) ? 3 : 0;
+             }), 1, 0);
+}
+
+/* GELU in the product against GELU after it. */
+static void gelu_forward(void *)
+{
+    LinearForward a = {};
+    a.y = {y.p, N, BF16, NULL};
+    a.x = {x.p, N, BF16, NULL};
+    a.w = {w.p, N, BF16, NULL};
+    a.bias = dev_at(w.p, N * N, BF16);
+    a.act = ACT_GELU_TANH;
+    a.tokens = 1;
+    a.rows = a.in = a.out = N;
+    be->linear_forward(&a);
+}
+static int gelu(bool slow)
+{
+    set_bits("SLOW_GELU", slow);
+    start(true);
+    fill();
+    for (int i = 0; i < 3; i++)
+        be->run(TRAIN, true, gelu_forward, NULL);
+    be->wait(be->mark());
+    be->algorithms(file, true);
+    int before = standin::gelu_products;
+    be->run(EVALUATE, true, gelu_forward, NULL);
+    bool used = standin::gelu_products > before;
+    return used == !slow && (chosen() == -1) == slow ? 0 : 3;
+}
+static void test_gelu()
+{
+    must_end("GELU in the product", run(1, [] { return gelu(false); }), 1, 0);
+    must_end("GELU after it", run(1, [] { return gelu(true); }), 1, 0);
+    must_end("the file says so", run(1, [] {
+                 start(true);
+                 be->algorithms(file, false);
+                 be->run(TRAIN, true, gelu_forward, NULL);
+                 return standin::gelu_products ? 3 : 0;
+             }), 1, 0);
+}
+
+/* Matrices of more elements than a kernel counts: in parts. */
+static void backward(void *)
+{
+    LinearBackwardWeight weight = {};
+    weight.dw = y.p;
+    weight.dy = x;
+    weight.x = w;
+    weight.rows = weight.in = weight.out = N;
+    be->linear_backward_weight(&weight);
+}
+static int in_parts(bool measure)
+{
+    cuda_product_limit = 700; /* of N N = 1024 elements */
+    start(measure);
+    fill();
+    for (int i = 0; i < 3; i++) {
+        be->run(TRAIN, true, forward, NULL);
+        must_be_right("in parts");
+    }
+    static float a[N * N], b[N * N], dw[N * N];
+    be->download(a, x.p, sizeof a);
+    be->download(b, w.p, sizeof b);
+    int before = standin::products[0] + standin::products[1] + standin::products[2];
+    be->run(EVALUATE, true, backward, NULL);
+    be->download(dw, y.p, sizeof dw);
+    for (int o = 0; o < N; o++)
+        for (int i = 0; i < N; i++) {
+            float s = 0;
+            for (int r = 0; r < N; r++)
+                s += a[r * N + o] * b[r * N + i];
+            if (dw[o * N + i] != s)
+                die(NULL, "a weight's gradient is %g, not %g", double(dw[o * N + i]), double(s));
+        }
+    return standin::products[0] + standin::products[1] + standin::products[2] - before < 2 ? 3 : 0;
+}
+static void test_parts()
+{
+    must_end("in parts", run(1, [] { return in_parts(false); }), 1, 0);
+    must_end("in parts, timed", run(1, [] { return in_parts(true); }), 1, 0);
+}
+
+/* Memory: some is left for what comes later, and graphs give theirs. */
+static void test_memory()
+{
+    must_end("memory that is left", run(1, [] {
+                 start(false);
+                 size_t left, total;
+                 cudaMemGetInfo(&left, &total);
+                 double room = double(left) - be->memory_free();
+                 return room >= double(total) / 8 || room >= double(1 << 30) ? 0 : 3;
+             }), 1, 0);
+    must_end("graphs", run(1, [] {
+                 start(false);
+                 fill();
+                 for (int i = 0; i < 3; i++)
+                     be->run(TRAIN, true, forward, NULL);
+                 if (standin::graphs() != 1 || be->alloc(size_t(1) << 40) || standin::graphs() != 0)
+                     return 3;
+                 for (int i = 0; i < 3; i++) {
+                     be->zero(y.p, sizeof want);
+                     be->run(TRAIN, true, forward, NULL);
+                     must_be_right("a graph that is recorded again");
+                 }
+                 return standin::graphs() == 1 ? 0 : 4;
+             }), 1, 0);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -676,6 +957,13 @@ static void test_settings()
                  start(false, true);
                  return is("NCCL_ALGO", "Ring") && is("NCCL_NVLS_ENABLE", "0") ? 0 : 3;
              }), 2, 0);
+    must_end("ranks on one GPU", run(2, [] {
+                 setenv("VIT_SHARE_GPU", "1", 1);
+                 start(false, false);
+                 bool small = is("NCCL_PROTO", "Simple") && is("NCCL_MAX_CTAS", "2");
+                 bool no = is("NCCL_CUMEM_ENABLE", "0") && is("NCCL_MNNVL_ENABLE", "0");
+                 return small && no ? 0 : 3;
+             }), 2, 0);
     must_end("a fast run", run(2, [] {
                  setenv("NCCL_MAX_CTAS", "16", 1);
                  start(false, false);
@@ -693,6 +981,13 @@ int main()
     unsetenv("HOME");
     int fd = mkstemp(file);
     test_choices();
+    test_wrong_algorithms();
+    test_time_of_choosing();
+    test_samples();
+    test_first_bits();
+    test_gelu();
+    test_parts();
+    test_memory();
     test_failing();
     test_accumulating();
     test_waits();

@@ -4,6 +4,7 @@
 # happened and how to go on, and the last checkpoint continues with the bits of an undisturbed run.
 # Most of it is waiting: scenes are played at the same time, each in a folder of its own.
 here=$(realpath "$(dirname "$0")") program=$(realpath "$1")
+# shellcheck source=test/common.sh
 . "$here/common.sh"
 need "$program"
 export ASAN_OPTIONS=${ASAN_OPTIONS:+$ASAN_OPTIONS:}detect_leaks=0 # MPI's own

@@ -4,6 +4,7 @@
 root=$(cd "$(dirname "$0")/.." && pwd)
 binary=$(realpath "$1")
 shared=$(realpath -m "${2:-../shared}")
+# shellcheck source=test/common.sh
 . "$root/test/common.sh"
 need "$binary"
 

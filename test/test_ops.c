@@ -835,11 +835,13 @@ static void attention(const AttentionCase *c, bool backward)
         for (long i = 0; i < queries; i++)
             attention_slope(&a, query(&a, i), saved, dqkv->v, dqkv->noise);
         sum_columns(dbias, dqkv);
+        double noise = 0;
         for (int k = 0; k < 3; k++) {
-            dbias->noise[0] += dqkv->noise[k];
+            noise += dqkv->noise[k];
             dqkv->noise[k] = sqrt(dqkv->noise[k]);
         }
-        dbias->noise[0] = sqrt(dbias->noise[0]);
+        if (!c->bare)
+            dbias->noise[0] = sqrt(noise);
     }
     finish(EXACT);
 }
@@ -2156,8 +2158,8 @@ int main(int argc, char **argv)
 {
     backend_cpu_reexec(argv);
     argc = device_options(argc, argv);
-    for (int i = 1; i < argc; i++)
-        if (sscanf(argv[i], "seed=%d", &seed) != 1)
+    for (int i = 1; i < argc; i++) /* the folder that all tests are given is of no use here */
+        if (sscanf(argv[i], "seed=%d", &seed) != 1 && strchr("-=", *argv[i]))
             die_usage("seed=N", "unknown argument '%s'", argv[i]);
     known_answers();
     run_cases();

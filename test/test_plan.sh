@@ -5,7 +5,7 @@
 tool=$(realpath "$1")
 train=$(realpath "$2")
 shared=$(realpath -m "${3:-../shared}")
-recipe=$(realpath "$(dirname "$0")/../recipes/high-resolution.ini")
+recipe=$(realpath "$(dirname "$0")/../recipes/azure_highres.ini")
 if ! [ -x "$tool" ] || ! [ -x "$train" ]; then
     printf '%s\n' "FAIL no program $1 or $2" "0 passed, 1 failed, 0 skipped"
     exit 1

@@ -2,6 +2,7 @@
 # Training by several processes on CPUs, which talk MPI: test/test_ranks.sh TRAIN_CPU [SHARED]
 # Ranks must have the bits of one process that computes their parts as micro-batches.
 here=$(realpath "$(dirname "$0")") program=$(realpath "$1")
+# shellcheck source=test/common.sh
 . "$here/common.sh"
 need "$program"
 export ASAN_OPTIONS=${ASAN_OPTIONS:+$ASAN_OPTIONS:}detect_leaks=0 # MPI's own

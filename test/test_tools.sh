@@ -6,6 +6,7 @@ root=$(realpath "$(dirname "$0")/..")
 tool=$(realpath "$1")
 train=$(realpath "$2")
 shared=$(realpath -m "${3:-../shared}") # real pictures, where they are
+# shellcheck source=test/common.sh
 . "$root/test/common.sh"
 need "$tool" "$train"
 
@@ -518,8 +519,8 @@ bad "npz with a normalisation" 2 'for onnx alone' export --format npz --normalis
 
 # ---- report ----
 
-mkdir made
-cat >made/log.jsonl <<'END'
+mkdir told
+cat >told/log.jsonl <<'END'
 {"event":"start","step":0,"steps":4,"device":"a <b> & c","data":"d","batch":8,"ranks":1}
 {"event":"step","step":1,"epoch":0.5,"loss":2,"lr":0.1}
 {"event":"step","step":2,"epoch":1,"loss":null,"lr":0.1}
@@ -530,22 +531,22 @@ cat >made/log.jsonl <<'END'
 {"event":"eval","step":2,"epoch":1,"top1":50,"loss":1.25}
 {"event":"end","step":2,"seconds":61}
 END
-good "report" report made
-says "report" '^made/report.html: 1 run'
-check "one page by itself" sh -c "grep -q '</html>' made/report.html && ! grep -qE '<script|(src|href)=.?http' made/report.html"
-check "text is escaped" grep -q 'a &lt;b&gt; &amp; c' made/report.html
-check "what was repeated counts once" [ "$(cut -d, -f1,3,22,24 made/metrics.csv | tail -n +2 | tr '\n' ' ')" = \
+good "report" report told
+says "report" '^told/report.html: 1 run'
+check "one page by itself" sh -c "grep -q '</html>' told/report.html && ! grep -qE '<script|(src|href)=.?http' told/report.html"
+check "text is escaped" grep -q 'a &lt;b&gt; &amp; c' told/report.html
+check "what was repeated counts once" [ "$(cut -d, -f1,3,25,27 told/metrics.csv | tail -n +2 | tr '\n' ' ')" = \
     "1,2,, 2,1.75,50,1.25 " ]
-check "time and best" sh -c "grep -q '1m01s' made/report.html && grep -q '50.00%' made/report.html"
-cp -r made made2 && sed -i 's/"loss":2,/"loss":3,/' made2/log.jsonl
-printf 'lr = 0.1\nseed = 1\n' >made/config.ini && printf 'lr = 0.2\nseed = 1\n' >made2/config.ini
-good "report of two" report made made2 --out two.html
+check "time and best" sh -c "grep -q '1m01s' told/report.html && grep -q '50.00%' told/report.html"
+cp -r told again && sed -i 's/"loss":2,/"loss":3,/' again/log.jsonl
+printf 'lr = 0.1\nseed = 1\n' >told/config.ini && printf 'lr = 0.2\nseed = 1\n' >again/config.ini
+good "report of two" report told again --out two.html
 check "what differs" sh -c "grep -q '<tr><td>lr<td>0.1<td>0.2' two.html && ! grep -q '<td>seed' two.html"
-echo '{"classes": [{"name": 3}, 7], "confused": [[5, "x"], 1, [0, 1, 2]], "calibration": [[]]}' >made/eval.json
-echo '{"pictures": [{}, 4, {"label": "<i>"}]}' >made/pictures.json
-good "report of files that others wrote" report made
+echo '{"classes": [{"name": 3}, 7], "confused": [[5, "x"], 1, [0, 1, 2]], "calibration": [[]]}' >told/eval.json
+echo '{"pictures": [{}, 4, {"label": "<i>"}]}' >told/pictures.json
+good "report of files that others wrote" report told
 bad "report of nothing" 2 'no run was named' report
 bad "report of a folder that is no run" 1 'pics holds no log.jsonl' report pics
-bad "report that cannot be written" 1 'nowhere/page.html' report made --out nowhere/page.html
+bad "report that cannot be written" 1 'nowhere/page.html' report told --out nowhere/page.html
 
 finish

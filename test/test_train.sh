@@ -4,6 +4,7 @@
 # Every error must say `error:` and `hint:`, with the right exit status and without a crash.
 binary=$(realpath "$1") here=$(realpath "$(dirname "$0")")
 shared=$(realpath -m "${2:-../shared}")
+# shellcheck source=test/common.sh
 . "$here/common.sh"
 need "$binary"
 
@@ -388,7 +389,8 @@ check "features of any batch" sh -c 'for f in f1 f7; do od -An -v -w4 -t f4 -j 1
 check "their names" cmp listed f1.txt
 check "numpy's header" sh -c "head -c 128 f1.npy | tail -c 118 | grep -q \"{'descr': '<f4', 'fortran_order': False, 'shape': (20, 32), }\""
 check "as many numbers" [ "$(wc -c <f1.npy)" = $((128 + 20 * 32 * 4)) ]
-good "attention" predict --weights one $(head -n 3 listed) --attention attention.png
+mapfile -t three < <(head -n 3 listed)
+good "attention" predict --weights one "${three[@]}" --attention attention.png
 check "attention is a PNG" sh -c 'head -c 4 attention.png | tail -c 3 | grep -q PNG'
 bad "features of another name" 2 'does not end in .npy' predict --weights one "$picture" --features f.txt
 good "evaluation leaves files" eval --weights one --out counted

@@ -242,6 +242,17 @@ static void write_title(const Session *s, const Sheet *sheet, const char *spec)
     sheet_title(sheet, title);
 }
 
+/* Pictures are the same on every machine: what a recipe says of its own is not asked for here. */
+static void use_this_machine(Options *to)
+{
+    static const char *const here[][2] = {{"precision", "auto"},   {"tp", "1"},    {"pp", "1"},
+                                          {"layers_per_stage", ""}, {"zero", "0"}, {"ranks", "1"},
+                                          {"gpus", "1"}};
+    Error e = {"", ""};
+    for (int i = 0; i < COUNT(here); i++)
+        setup_check(options_set(to, here[i][0], here[i][1], "", &e), &e);
+}
+
 static int run_show(const Command *c, int argc, char **argv)
 {
     Session s;
@@ -252,6 +263,7 @@ static int run_show(const Command *c, int argc, char **argv)
     setup_options(&s, argc, argv);
     if (!*s.o.out)
         die_usage("name the picture: --out grid.png", "--out is missing");
+    use_this_machine(&s.o);
     setup_config(&s);
     const char *spec = o.val && *s.o.val_data ? s.o.val_data : s.o.data;
     Dataset *d = setup_split(&s, spec, !o.val);

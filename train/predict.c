@@ -294,8 +294,7 @@ static void begin_attention(Predict *b)
     if (!*b->s->o.attention || b->s->world.rank > 0)
         return;
     if (b->s->o.tta)
-        die_usage("leave --tta out",
-                  "--attention is drawn for the picture, not for its mirror image");
+        die_usage("leave --tta out", "--attention is drawn for the picture, not its mirror image");
     if (b->s->split.tp.ranks > 1)
         die_usage("leave --tp out", "--attention: each of %d ranks has some of the heads",
                   b->s->split.tp.ranks);

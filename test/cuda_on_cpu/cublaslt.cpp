@@ -19,6 +19,7 @@
 
 #include <algorithm>
 #include <cblas.h>
+#include <unistd.h>
 
 using namespace standin;
 
@@ -50,7 +51,8 @@ using Layout = cublasLtMatrixLayoutOpaque_t;
 
 /* What cublasLtMatmulAlgo_t::data holds: [0] MAGIC, [1] number, [2 + i] alignment of A, B, C, D. */
 constexpr uint64_t MAGIC = 0x76697463706f6e63u;
-enum { ALGOS = 3, PIECE = 64 };
+enum { ALGOS = LT_ALGOS, PIECE = 64 };
+int standin::products[LT_ALGOS], standin::gelu_products;
 
 static size_t size_of(cudaDataType_t t)
 {
@@ -512,6 +514,7 @@ struct Product {
     size_t workspace_bytes;
     float alpha, beta;
     uint64_t algo;
+    unsigned sleep; /* us */
 };
 
 static void sgemm(const Product &p, const float *a, const float *b, float *sum, size_t k0,
@@ -624,6 +627,32 @@ static bool pointers_ok(const Product &p, const uint64_t *alignment)
            (uintptr_t(p.workspace) % 16 == 0 && is_device(p.workspace, p.workspace_bytes));
 }
 
+/* What tests let algorithms do: each setting is a set of bits, 1 << number. WRONG: a corner of D is
+ * twice what it should be; SILENT: D is not written; FAIL: it cannot be launched; SLOW: it takes
+ * VIT_STANDIN_LT_MS longer (and with VIT_STANDIN_LT_SLOW_GELU, whatever has such an epilogue). */
+static bool does(const char *what, uint64_t algo)
+{
+    return setting(what, 0) >> algo & 1;
+}
+/* The first after the host has waited takes longer by chance, as on a GPU that waits for the host:
+ * up to VIT_STANDIN_LT_IDLE ms. */
+static unsigned delay(const Product &p)
+{
+    static Random random = {uint64_t(setting("VIT_STANDIN_SEED", 1))};
+    bool slow = does("VIT_STANDIN_LT_SLOW", p.algo);
+    slow |= has(p.d, CUBLASLT_EPILOGUE_GELU) && setting("VIT_STANDIN_LT_SLOW_GELU", 0);
+    unsigned us = slow ? 1000 * unsigned(setting("VIT_STANDIN_LT_MS", 20)) : 0;
+    return us + (idle() ? random.below(1 + 1000 * unsigned(setting("VIT_STANDIN_LT_IDLE", 0))) : 0);
+}
+static void spoil_corner(const Product &p)
+{
+    for (size_t j = 0; j < 8 && j < p.lD.cols; j++)
+        for (size_t i = 0; i < 8 && i < p.lD.rows; i++) {
+            size_t at = j * size_t(p.lD.ld) + i;
+            write(p.D, at, p.lD.type, 2 * read(p.D, at, p.lD.type));
+        }
+}
+
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t d, const void *alpha,
                               const void *A, cublasLtMatrixLayout_t Adesc, const void *B,
                               cublasLtMatrixLayout_t Bdesc, const void *beta, const void *C,
@@ -659,13 +688,24 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t d, const 
                  workspace_bytes,
                  *static_cast<const float *>(alpha),
                  *static_cast<const float *>(beta),
-                 algo ? algo->data[1] : 0};
+                 algo ? algo->data[1] : 0,
+                 0};
     if (!pointers_ok(p, algo ? algo->data + 2 : nullptr))
         return CUBLAS_STATUS_INVALID_VALUE;
-    cudaError_t e = enqueue(stream, [p] {
+    if (does("VIT_STANDIN_LT_FAIL", p.algo))
+        return CUBLAS_STATUS_EXECUTION_FAILED;
+    const bool silent = does("VIT_STANDIN_LT_SILENT", p.algo);
+    const bool wrong = does("VIT_STANDIN_LT_WRONG", p.algo);
+    p.sleep = delay(p);
+    products[p.algo]++;
+    gelu_products += has(p.d, CUBLASLT_EPILOGUE_GELU);
+    cudaError_t e = enqueue(stream, [p, silent, wrong] {
+        usleep(p.sleep);
         spoil_workspace(p);
-        for (size_t i = 0; i < size_t(p.lD.batch); i++)
+        for (size_t i = 0; !silent && i < size_t(p.lD.batch); i++)
             multiply(p, i);
+        if (wrong)
+            spoil_corner(p);
         spoil_workspace(p);
         return true;
     });

@@ -520,6 +520,7 @@ template <class T> void check_argument(const void *kernel, T argument)
         check_words(kernel, &argument, sizeof argument);
 }
 cudaError_t launch(const cudaLaunchConfig_t &c, const void *kernel, std::function<void()> thread);
+void launched_within(int most); /* dies in a block that is larger */
 cudaError_t occupancy(int *blocks, const void *kernel, int threads, size_t smem);
 } // namespace standin
 template <class T> cudaError_t cudaFuncSetAttribute(T *kernel, cudaFuncAttribute what, int value)

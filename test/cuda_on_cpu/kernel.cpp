@@ -153,6 +153,12 @@ static void describe_waiting(Worker &w)
     abort();
 }
 
+void launched_within(int most)
+{
+    if (worker->threads > most)
+        kernel_error(*worker, "its block is larger than its __launch_bounds__");
+}
+
 /* ------------------------------------------------------------------------------------------------
  * Fibers. */
 

@@ -81,6 +81,14 @@ void progress();
  * where cudaGraphInstantiate was asked for that. Nothing here runs by it. */
 int replayed_priority();
 
+/* Graphs that are ready to be launched. */
+int graphs();
+/* Whether nothing has been queued since the host last waited for something. */
+bool idle();
+/* How often an algorithm of cuBLASLt's has been launched; of all: with an epilogue of GELU. */
+enum { LT_ALGOS = 3 };
+extern int products[LT_ALGOS], gelu_products;
+
 /* Whether [p, p+bytes) lies in one allocation of device memory. */
 bool is_device(const void *p, size_t bytes);
 

@@ -108,6 +108,8 @@ struct State {
     std::vector<CUstream_st *> streams;
     CUstream_st null{true, nullptr, nullptr, {}, 0};
     int replayed_priority = 0;
+    int graphs = 0;
+    bool idle = true; /* see standin::idle() */
     uint64_t kernels = 0, captures = 0, calls = 0;
     std::vector<Capture *> capturing;
     std::map<const void *, int> smem_limit;
@@ -300,7 +302,8 @@ cudaError_t standin::synchronous_call()
 #define SYNCHRONOUS                                                       \
     API;                                                                  \
     if (cudaError_t not_now = synchronous_call(); not_now != cudaSuccess) \
-    return result(not_now)
+        return result(not_now);                                           \
+    g().idle = true
 
 cudaError_t cudaMalloc(void **p, size_t bytes)
 {
@@ -570,6 +573,7 @@ cudaError_t standin::enqueue(cudaStream_t stream, Work work, Chain *chain)
     }
     if (cudaError_t e = implicit_capture(s); e != cudaSuccess)
         return e;
+    g().idle &= !work;
     OpPtr op = append(s, std::move(work));
     if (chain) {
         after(op, chain->last);
@@ -954,6 +958,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph,
         return result(cudaErrorInvalidValue);
     *exec = new CUgraphExec_st{
         graph->nodes, (flags & cudaGraphInstantiateFlagUseNodePriority) != 0, nullptr};
+    g().graphs++;
     return cudaSuccess;
 }
 cudaError_t cudaGraphUpload(cudaGraphExec_t exec, cudaStream_t)
@@ -994,6 +999,14 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream)
     release(begin);
     return cudaSuccess;
 }
+int standin::graphs()
+{
+    return g().graphs;
+}
+bool standin::idle()
+{
+    return g().idle;
+}
 int standin::replayed_priority()
 {
     return g().replayed_priority;
@@ -1011,6 +1024,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec)
         return result(cudaErrorInvalidValue);
     run_op(exec->last);
     delete exec;
+    g().graphs--;
     return cudaSuccess;
 }
 
