@@ -393,11 +393,11 @@ mapfile -t three < <(head -n 3 listed)
 good "attention" predict --weights one "${three[@]}" --attention attention.png
 check "attention is a PNG" sh -c 'head -c 4 attention.png | tail -c 3 | grep -q PNG'
 bad "features of another name" 2 'does not end in .npy' predict --weights one "$picture" --features f.txt
-good "evaluation leaves files" eval --weights one --out results
-check "files of an evaluation" sh -c 'grep -q "^label . prediction,x,y$" results/confusion.csv &&
-    [ $(wc -l <results/eval.csv) = 3 ] && grep -q "\"auc\": [0-9]" results/eval.json &&
-    grep -q "</html>" results/report.html'
-check "each image once in the confusion matrix" [ "$(tail -n +2 results/confusion.csv | cut -d, -f2- |
+good "evaluation leaves files" eval --weights one --out counted
+check "files of an evaluation" sh -c 'grep -q "^label . prediction,x,y$" counted/confusion.csv &&
+    [ $(wc -l <counted/eval.csv) = 3 ] && grep -q "\"auc\": [0-9]" counted/eval.json &&
+    grep -q "</html>" counted/report.html'
+check "each image once in the confusion matrix" [ "$(tail -n +2 counted/confusion.csv | cut -d, -f2- |
     tr , '\n' | awk '{ n += $1 } END { print n }')" = 20 ]
 check "a run's page" sh -c 'grep -q "</html>" one/report.html && grep -q "data:image/jpeg" one/report.html &&
     ! grep -qE "(src|href)=\"?http|<script" one/report.html'

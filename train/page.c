@@ -596,7 +596,8 @@ static void write_evaluation(FILE *f, const Run *r)
     fprintf(f, ": top-1 %.2f%%, F1 %.2f (mean over classes)</p>\n<div class=two>\n",
             number_in(r->eval, "top1"), number_in(r->eval, "macro_f1"));
     int K = cJSON_GetArraySize(classes);
-    bool few = K <= 12 || K > MANY; /* rows of the table: it is the shorter column */
+    bool matrix_high = K > 4 && K <= 12, table_short = K > MANY; /* the other column has room */
+    bool few = matrix_high || table_short;
     fprintf(f, "<div class=column>");
     write_confusion(f, classes, confused);
     if (!few)
