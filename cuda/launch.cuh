@@ -52,7 +52,7 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem_bytes, cuda
     }
 }
 
-/* First in a kernel with __launch_bounds__(MOST, ...): a GPU refuses a larger block, and the
+/* First in a kernel with launch bounds of MOST threads: a GPU refuses a larger block, and the
  * stand-in sees it here. */
 template <int MOST> __device__ __forceinline__ void launched_within()
 {
