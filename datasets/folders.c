@@ -367,7 +367,9 @@ static bool no_classes(const Folders *f, const Divided *d, const Files *files, E
             "%s has %d pictures and no class folders, beside %s/: is it a class or a split?",
             f->root, n, d->folders.at[d->at[SPLIT_NONE]]);
     if (n && d->split && !f->train)
-        return fail(e, "train without validation: --val-data none",
+        return fail(e,
+                    "train without validation: --val-data none; or keep a share of the training "
+                    "images for it: --val-fraction 0.1",
                     "%s has %d pictures, but no class folders: they have no labels", f->root, n);
     return fail(e, "images belong into one folder per class: DIR/train/<class>/*.jpg",
                 "%s has %sno class folders", f->root, n ? "pictures, but " : "");
