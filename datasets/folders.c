@@ -177,10 +177,11 @@ static bool all_listed(const Names *folders, const char *file, bool *yes, Error 
     return ok;
 }
 
-/* Whether there is no part for validation, and a share of the images is to be one. */
+/* Whether there is no part for validation, and a share of the images is to be one: who asks for that
+ * keeps test/ for later. */
 static bool takes_share(const Divided *d, const DataOptions *o)
 {
-    return o->val_fraction > 0 && !d->count[SPLIT_VAL] && !d->count[SPLIT_TEST];
+    return o->val_fraction > 0 && !d->count[SPLIT_VAL];
 }
 
 static bool divide(const char *dir, const DataOptions *o, Divided *d, Error *e)

@@ -158,6 +158,9 @@ for weights in "" equal.txt unequal.txt; do
 done
 close "equal weights change nothing" "$(field weights-equal.txt loss)" "$(field weights- loss)"
 check "others do" [ "$(field weights-unequal.txt loss)" != "$(field weights- loss)" ]
+mkdir -p asked/test && cp -r pics asked/train && cp pics/a/1.ppm asked/test
+good "a share beside pictures without labels" $pics --data asked --val-fraction 0.25 --steps 1 --batch-size 4 --out beside
+check "which are left alone" sh -c "! grep -q 'asked/test: ' log"
 bad "a share of what is no folder" 'folders of pictures' $tiny --val-fraction 0.1 --steps 1 --batch-size 16 --out none
 bad "weights of a sigmoid's classes" 'softmax loss alone' $pics --loss sigmoid --class-weights balanced --out none
 printf 'a 1\n' >weights.txt
