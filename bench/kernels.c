@@ -453,7 +453,7 @@ int main(int argc, char **argv)
     /* name, operation, times in a step, FLOPs, bytes */
     double att = 4.0 * r * T * C, P = (double)n_params, L = c.layers,
            px = 3.0 * B * c.image_h * c.image_w;
-    /* where the class token alone is read, the last block computes its rows alone after attention */
+    /* where the class token alone is read, the last block computes its rows alone, from proj on */
     const bool few = c.pool == POOL_CLS;
     double whole = few ? L - 1 : L, n = few, rows = (double)B * C * S, small = 2.0 * B * C * F;
     struct {

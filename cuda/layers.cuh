@@ -1057,7 +1057,7 @@ template <class F> static void by_halves(int act, F f)
 
 /* Rows whose loads are in flight together. They are loaded without conditions (an operand that is
  * not there by reading another again), since behind a branch loads wait for those before it. */
-enum { TAIL_ROWS = 2 };
+enum { TAIL_ROWS = 2, TAIL_THREADS = 128 };
 
 /* y = drop(act(pre + bias)) + residual, [rows, out], where the product was left in pre, or in y
  * itself where there is no activation to save it for. Reads the product (and the residual), writes
@@ -1129,9 +1129,10 @@ static void cuda_activate(const LinearForward *a)
  * and pre, writes dx: for fc1 930 MB, floor 216 us. Of two halves [rows, 2 in], the product was
  * left in the right one: 1550 MB, floor 360 us. partial: [ranges][HALVES * in] */
 template <class E, int N, int HALVES>
-__global__ void input_tail_kernel(LinearBackwardInput a, Mask mask, const StepState *state,
-                                  float *partial)
+__global__ void __launch_bounds__(TAIL_THREADS, HALVES == 2 ? 5 : 8)
+    input_tail_kernel(LinearBackwardInput a, Mask mask, const StepState *state, float *partial)
 {
+    launched_within<TAIL_THREADS>();
     const long col = my_column(N), end = range_begin(a.rows, blockIdx.y + 1, gridDim.y);
     if (col >= a.in)
         return;

@@ -43,7 +43,7 @@ check "at most 16 files in the root" "$([ "$root" -le 16 ] || echo "  $root file
 guards=$(grep '\.\(h\|cuh\)$' <<<"$files" | xargs grep -L '^#pragma once')
 check "headers are read once" "$guards"
 
-bounds=$(awk '/__launch_bounds__\(/ { at = FILENAME ":" FNR }
+bounds=$(awk '/__global__.*__launch_bounds__\(/ { at = FILENAME ":" FNR }
     at && /^{/ { getline; if (!/launched_within</) print "  " at; at = "" }' cuda/*.cuh)
 check "a kernel with bounds says so to the stand-in" "$bounds"
 
