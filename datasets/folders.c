@@ -177,8 +177,8 @@ static bool all_listed(const Names *folders, const char *file, bool *yes, Error 
     return ok;
 }
 
-/* Whether there is no part for validation, and a share of the images is to be one: who asks for that
- * keeps test/ for later. */
+/* Whether there is no part for validation, and a share of the images is to be one: who asks for
+ * that keeps test/ for later. */
 static bool takes_share(const Divided *d, const DataOptions *o)
 {
     return o->val_fraction > 0 && !d->count[SPLIT_VAL];
