@@ -77,7 +77,7 @@ done
 three_steps cifar10 --image-size 32
 three_steps rosetta_b16_finetune384 --image-size 48 --weights rosetta_b16_pretrain
 three_steps nemo_finetune512 --image-size 48 --weights nemo_b16_pretrain
-for name in graphcore_b16_cifar10 graphcore_b16_in1k_finetune graphcore_b16_in1k_finetune_als finetune_small \
+for name in graphcore_b16_cifar10 graphcore_b16_in1k_finetune graphcore_b16_in1k_finetune_als finetune_small finetune_cifar10 \
     linear_probe; do
     three_steps $name --image-size 32 --weights azure_b16_sgd
 done
