@@ -7,6 +7,7 @@
 #   refused NAME STATUS PATTERN   what `bad` of each script ends with: $rc is that, and ./log has an
 #                           error and a hint, one of which matches
 #   same NAME RUN RUN       the last checkpoints of two runs have the same bits
+#   wait_for SECONDS COMMAND...   until it succeeds; or fails with it
 #   finish                  prints `N passed, N failed, N skipped` and ends with the status that says so
 #
 # Scripts leave what a program printed in ./log, of which a failure shows the end. Counts are lines of
@@ -54,6 +55,14 @@ last() { echo "$1/$(cat "$1/latest")"; }
 same() {
     check "$1: weights" cmp -s "$(last "$2")/model.safetensors" "$(last "$3")/model.safetensors"
     check "$1: state" cmp -s "$(last "$2")/train_state.safetensors" "$(last "$3")/train_state.safetensors"
+}
+wait_for() {
+    local n=$(($1 * 20))
+    shift
+    until "$@" >/dev/null 2>&1; do
+        [ $((n--)) -gt 0 ] || return 1
+        sleep 0.05
+    done
 }
 descendants() { # process: those that run $program, below mpirun and its helpers
     local p

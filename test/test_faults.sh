@@ -41,14 +41,6 @@ rank() { # number: the process that has it
         grep -qzxE "(OMPI_COMM_WORLD|PMI)_RANK=$1" "/proc/$p/environ" && echo "$p" && return
     done
 }
-wait_for() { # seconds, command...
-    local n=$(($1 * 20))
-    shift
-    until "$@" >/dev/null 2>&1; do
-        [ $((n--)) -gt 0 ] || return 1
-        sleep 0.05
-    done
-}
 # Starts a run that would never end, and waits for its first checkpoint.
 begin() { # command...
     "$@" --out run --save-every 20 --steps 1000000 >log 2>&1 &

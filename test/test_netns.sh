@@ -5,25 +5,20 @@
 # scripts/mpirun_hosts with a shell of ours in the place of ssh; those of TRAIN_GPU, the program on the
 # stand-ins for CUDA, are started one by one, as torchrun does, and their NCCL is shared memory: what is
 # tried of them is how they meet, and how they notice that one cannot be heard.
-cpu=$(realpath "$1") gpu=${2:+$(realpath "$2")} home=$(realpath "$(dirname "$0")/..")
-passed=0 failed=0 skipped=0
-skip() { skipped=$((skipped + 1)); echo "SKIP $1"; }
-finish() {
-    echo "$passed passed, $failed failed, $skipped skipped"
-    [ $failed = 0 ]
-    exit
-}
-[ -x "$cpu" ] || { echo "FAIL no program $1"; echo "0 passed, 1 failed, 0 skipped"; exit 1; }
+self=$(realpath "$0") cpu=$(realpath "$1") gpu=${2:+$(realpath "$2")} home=$(realpath "$(dirname "$0")/..")
+# shellcheck source=test/common.sh
+. "$home/test/common.sh"
+need "$cpu"
 [ "$(id -u)" = 0 ] || { skip "namespaces need root"; finish; }
 for tool in ip nsenter unshare; do
     command -v $tool >/dev/null || { skip "no $tool (scripts/deps test)"; finish; }
 done
-if [ -z "${INSIDE-}" ]; then
+if [ -z "${INSIDE-}" ]; then # names and links that nobody else sees
     unshare -mnu true 2>/dev/null || { skip "no namespaces here"; finish; }
-    INSIDE=1 exec unshare -mnu --propagation private "$0" "$@" # names and links that nobody else sees
+    cd / && rm -rf "$tmp"
+    INSIDE=1 exec unshare -mnu --propagation private "$self" "$cpu" ${gpu:+"$gpu"}
 fi
 
-tmp=$(mktemp -d) || exit 1
 keepers=()
 end_all() {
     [ ${#keepers[@]} = 0 ] || kill "${keepers[@]}" 2>/dev/null
@@ -31,30 +26,8 @@ end_all() {
     rm -rf "$tmp"
 }
 trap end_all EXIT
-cd "$tmp" || exit 1
-export XDG_CACHE_HOME=$tmp/cache
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
 export ASAN_OPTIONS=${ASAN_OPTIONS:+$ASAN_OPTIONS:}detect_leaks=0 # MPI's own
 unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT VIT_PORT
-
-fail() {
-    failed=$((failed + 1))
-    echo "FAIL $1"
-    tail -n 12 log | sed 's/^/  | /'
-}
-check() { # name, command...
-    local name=$1
-    shift
-    if "$@"; then passed=$((passed + 1)); else fail "$name"; fi
-}
-wait_for() { # seconds, command...
-    local n=$(($1 * 20))
-    shift
-    until "$@" >/dev/null 2>&1; do
-        [ $((n--)) -gt 0 ] || return 1
-        sleep 0.05
-    done
-}
 
 # ---- two machines ----
 

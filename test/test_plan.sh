@@ -6,36 +6,16 @@ tool=$(realpath "$1")
 train=$(realpath "$2")
 shared=$(realpath -m "${3:-../shared}")
 recipe=$(realpath "$(dirname "$0")/../recipes/azure_highres.ini")
-if ! [ -x "$tool" ] || ! [ -x "$train" ]; then
-    printf '%s\n' "FAIL no program $1 or $2" "0 passed, 1 failed, 0 skipped"
-    exit 1
-fi
-tmp=$(mktemp -d) || exit 1
-trap 'rm -rf "$tmp"' EXIT
-cd "$tmp" || exit 1
-export XDG_CACHE_HOME=$tmp/cache OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-export OMPI_MCA_rmaps_base_oversubscribe=1
-passed=0 failed=0 skipped=0
-check() { # name, command...
-    local name=$1
-    shift
-    if "$@"; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "FAIL $name"
-        tail -n 4 log | sed 's/^/  | /'
-    fi
-}
-skip() { skipped=$((skipped + 1)); echo "SKIP $1"; }
+# shellcheck source=test/common.sh
+. "$(dirname "$recipe")/../test/common.sh"
+need "$tool" "$train"
+
 bad() { # name, status, pattern, arguments...
     local name=$1 status=$2 pattern=$3
     shift 3
     "$tool" plan "$@" >log 2>&1
     rc=$?
-    check "$name: status $rc, not $status" [ $rc = "$status" ]
-    check "$name: says error and hint" \
-        sh -c "grep -q '^error: ' log && grep -q '^hint: ..' log && grep -qE -- '$pattern' log"
+    refused "$name" "$status" "$pattern"
 }
 value() { grep -oE "\"$1\": \"?[^,\"}]*" json | head -n 1 | sed 's/.*: "\?//'; }
 near() { awk -v a="$1" -v b="$2" -v g="$3" 'BEGIN {d = a - b; exit !((d < 0 ? -d : d) <= g * b)}'; }
@@ -111,5 +91,4 @@ else
     against "Ti/16, --zero 1" --model Ti/16 --layers 3 --image-size 64 --zero 1
     against "Ti/16, --tp 2" --model Ti/16 --layers 3 --heads 4 --image-size 64 --tp 2
 fi
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed = 0 ]
+finish

@@ -3,23 +3,10 @@
 # Every recipe is read and trains for three steps, with all that it says but the size of the model, of a step
 # and of the machine.
 binary=$(realpath "$1") root=$(cd "$(dirname "$0")/.." && pwd)
-[ -x "$binary" ] || { echo "FAIL no program $1"; echo "0 passed, 1 failed, 0 skipped"; exit 1; }
-tmp=$(mktemp -d) || exit 1
-trap 'rm -rf "$tmp"' EXIT
-cd "$tmp" || exit 1
-passed=0 failed=0
+# shellcheck source=test/common.sh
+. "$root/test/common.sh"
+need "$binary"
 
-check() { # name, command...
-    local name=$1
-    shift
-    if "$@"; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "FAIL $name"
-        tail -n 8 log | sed 's/^/  | /'
-    fi
-}
 good() { # name, arguments...: must end with 0
     local name=$1
     shift
@@ -179,5 +166,4 @@ check "pictures and mirror images differ" sh -c "! cmp -s pics-none mirrored-non
 check "but not where both count" cmp pics-flip mirrored-flip
 check "in predict too" sh -c "cmp pics-flip-1 mirrored-flip-1 && ! cmp -s pics-none-1 mirrored-none-1 && test -s pics-flip-1"
 
-echo "$passed passed, $failed failed, 0 skipped"
-[ $failed = 0 ]
+finish

@@ -4,25 +4,20 @@
 # and a slurmd of its own. Nothing of it is left. Needs root and Debian's slurmctld, slurmd, slurm-client
 # and munge (scripts/deps long). TRAIN_GPU is the program on the stand-ins for CUDA. With TEST_LONG=1 the
 # time limit itself ends a job, which takes two minutes.
-cpu=$(realpath "$1") gpu=${2:+$(realpath "$2")} home=$(realpath "$(dirname "$0")/..")
-passed=0 failed=0 skipped=0
-skip() { skipped=$((skipped + 1)); echo "SKIP $1"; }
-finish() {
-    echo "$passed passed, $failed failed, $skipped skipped"
-    [ $failed = 0 ]
-    exit
-}
-[ -x "$cpu" ] || { echo "FAIL no program $1"; echo "0 passed, 1 failed, 0 skipped"; exit 1; }
+self=$(realpath "$0") cpu=$(realpath "$1") gpu=${2:+$(realpath "$2")} home=$(realpath "$(dirname "$0")/..")
+# shellcheck source=test/common.sh
+. "$home/test/common.sh"
+need "$cpu"
 for tool in slurmctld slurmd srun sbatch scontrol munged unshare; do
     command -v $tool >/dev/null || { skip "no $tool"; finish; }
 done
 [ "$(id -u)" = 0 ] || { skip "a Slurm of our own needs root"; finish; }
 if [ -z "${INSIDE-}" ]; then # names of the nodes, in an /etc/hosts of our own
     unshare -m true 2>/dev/null || { skip "no namespaces here"; finish; }
-    INSIDE=1 exec unshare -m --propagation private "$0" "$@"
+    cd / && rm -rf "$tmp"
+    INSIDE=1 exec unshare -m --propagation private "$self" "$cpu" ${gpu:+"$gpu"}
 fi
 
-tmp=$(mktemp -d) || exit 1
 daemons=()
 end_all() {
     [ ${#daemons[@]} = 0 ] || kill "${daemons[@]}" 2>/dev/null
@@ -30,29 +25,9 @@ end_all() {
     rm -rf "$tmp"
 }
 trap end_all EXIT
-cd "$tmp" || exit 1
-export XDG_CACHE_HOME=$tmp/cache SLURM_CONF=$tmp/slurm.conf
+export SLURM_CONF=$tmp/slurm.conf
 export ASAN_OPTIONS=${ASAN_OPTIONS:+$ASAN_OPTIONS:}detect_leaks=0 # MPI's own
 unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT VIT_PORT
-
-fail() {
-    failed=$((failed + 1))
-    echo "FAIL $1"
-    tail -n 15 log | sed 's/^/  | /'
-}
-check() { # name, command...
-    local name=$1
-    shift
-    if "$@"; then passed=$((passed + 1)); else fail "$name"; fi
-}
-wait_for() { # seconds, command...
-    local n=$(($1 * 10))
-    shift
-    until "$@" >/dev/null 2>&1; do
-        [ $((n--)) -gt 0 ] || return 1
-        sleep 0.1
-    done
-}
 
 # ---- a cluster ----
 

@@ -32,13 +32,6 @@ bad() { # name, status, pattern, arguments...
 field() { # run, name: of each line of its log that has it
     sed -nE 's/.*"'"$2"'":([^,}]*)[,}].*/\1/p' "$1/log.jsonl"
 }
-until_true() { # wait up to 60 s for a command to succeed
-    for _ in $(seq 600); do
-        "$@" 2>/dev/null && return 0
-        sleep 0.1
-    done
-    return 1
-}
 
 # ---- usage ----
 
@@ -191,7 +184,7 @@ for start in "$long --out g" "--resume g"; do
     before=$(cat g/latest 2>/dev/null)
     "$binary" $start >log 2>&1 &
     pid=$!
-    until_true sh -c "test -e g/latest && [ \"\$(cat g/latest)\" != '$before' ]"
+    wait_for 60 sh -c "test -e g/latest && [ \"\$(cat g/latest)\" != '$before' ]"
     sleep 0.0$((RANDOM % 10))
     kill -9 $pid
     wait $pid 2>/dev/null
@@ -266,7 +259,7 @@ done
 
 "$binary" $fake --steps 1000000 --eval-every 1000000 --save-every 5 --out term >log.term 2>&1 &
 pid=$!
-until_true test -e term/latest
+wait_for 60 test -e term/latest
 lines=$(wc -l <term/config.ini)
 bad "a directory that is in use" 1 "term is in use by process $pid on" $fake --steps 3 --out term
 bad "a run that is in use" 1 "term is in use by process $pid on" --resume term
@@ -282,7 +275,7 @@ check "SIGTERM: nothing is lost" \
     sh -c "grep -q \"stopped after step \$(cat term/latest | sed 's/step_0*//') \" log"
 "$binary" $fake --steps 1000000 --eval-every 1000000 --out interrupted >log 2>&1 &
 pid=$!
-until_true grep -q '"event":"step"' interrupted/log.jsonl
+wait_for 60 grep -q '"event":"step"' interrupted/log.jsonl
 kill -INT $pid
 wait $pid
 rc=$?
@@ -292,7 +285,7 @@ mkdir mapped && head -c 307300 /dev/zero >mapped/data_batch_1.bin && cp mapped/d
 "$binary" $fake --data cifar10:mapped --val-data none --num-classes 10 --image-size 32 --patch-size 8 \
     --steps 1000000 --eval-every 1000000 --save-every 2 --out lost >log 2>&1 &
 pid=$!
-until_true test -e lost/latest
+wait_for 60 test -e lost/latest
 : >mapped/data_batch_1.bin
 wait $pid
 rc=$?
@@ -301,7 +294,7 @@ check "a mapped file that ends earlier: says so" \
     sh -c "grep -q '^error: a file of the data set' log && grep -q '^hint: ' log && grep -q -- '--resume lost' log"
 "$binary" $fake --data fake --width 1024 --mlp 4096 --image-size 224 --out twice >log 2>&1 &
 pid=$!
-until_true test -e twice/log.jsonl
+wait_for 60 test -e twice/log.jsonl
 kill -INT $pid 2>/dev/null || kill -TERM $pid
 kill -TERM $pid # at once: a launcher's echo of the first
 sleep 1.2
