@@ -63,7 +63,7 @@ GPUPROGRAM := $(HERE)train_gpu
 TOOL     := $(HERE)vit
 
 # Everything but the two files with main() is in every program and every test.
-LIB_SRC  := $(filter-out train.c,$(wildcard *.c $(addsuffix /*.c,cpu model image datasets weights train util)))
+LIB_SRC  := $(filter-out train.c,$(wildcard *.c $(addsuffix /*.c,cpu model image datasets weights plan results train util)))
 LIB      := $(LIB_SRC:%.c=$(BUILD)/float/%.o)
 LIB64    := $(LIB_SRC:%.c=$(BUILD)/double/%.o)
 TRAIN    := $(BUILD)/float/train.o

@@ -11,12 +11,12 @@
  */
 #include "train/setup.h"
 
+#include "results/page.h"
 #include "train/bench.h"
 #include "train/eval.h"
 #include "train/hosts.h"
 #include "train/meter.h"
 #include "train/mixup.h"
-#include "train/page.h"
 #include "train/pictures.h"
 #include "train/predict.h"
 #include "train/results.h"

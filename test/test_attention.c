@@ -7,7 +7,7 @@
  */
 #include "check.h"
 
-#include "train/attention.h"
+#include "results/attention.h"
 #include "util/rng.h"
 
 #include <math.h>

@@ -15,7 +15,7 @@ check() { # what is right, what was found against it
 
 # Floors: a file includes what is on its own or below; a file in the root is a floor by its name.
 floors="util 0  model 1  image 1  backend 2  cpu 3  cuda 3  weights 2  datasets 2  dist 3  data 3
-        backend_cpu 4  backend_cuda 4  vit 4  checkpoint 5  train/ 6  tools 7  train 7"
+        backend_cpu 4  backend_cuda 4  vit 4  checkpoint 5  plan 5  results 5  train/ 6  tools 7  train 7"
 files=$(ls ./*.[ch] ./*.cu ./*/*.[ch] cuda/*.cuh | sed 's,^\./,,' | grep -v '^\(test\|bench\|build\)/')
 includes=$(grep -H '^#include "' $files | sed 's/:#include "/ /; s/".*//')
 

@@ -7,7 +7,7 @@
  */
 #include "check.h"
 
-#include "train/metrics.h"
+#include "results/metrics.h"
 
 #include <math.h>
 #include <string.h>

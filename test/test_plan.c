@@ -5,8 +5,8 @@
  * oracle: what is tested is arithmetic (parts add up, floors hold, bytes are a ring's) and that more
  * of a resource never costs time.
  */
-#include "train/propose.h"
 #include "check.h"
+#include "plan/propose.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -1,5 +1,5 @@
 /* plan.c - ./vit plan: what a run would take of memory, time and GPU-hours, before there is a
- * machine to run it on. See train/forecast.h for how that is known, train/propose.h for layouts.
+ * machine to run it on. See plan/forecast.h for how that is known, plan/propose.h for layouts.
  *
  * Flags and recipes are the training program's. Without a layout (--tp, --pp, --zero, --recompute,
  * --micro-batch) the three fastest are proposed.
@@ -8,8 +8,8 @@
  */
 #include "tools/tools.h"
 
+#include "plan/propose.h"
 #include "train/parallel.h"
-#include "train/propose.h"
 #include "util/report.h"
 #include "util/text.h"
 
@@ -304,7 +304,7 @@ static void print_estimate(const Gpu *g)
                     g->measured);
     else
         report_line("estimate  nothing has been measured on this GPU: peaks are the maker's, what "
-                    "is reached of them is assumed (train/gpus.c); the loader and checkpoints are "
+                    "is reached of them is assumed (plan/gpus.c); the loader and checkpoints are "
                     "left out");
 }
 

@@ -1,7 +1,7 @@
 /* report.c - ./vit report: report.html of a run again, or of several laid over each other. */
 #include "tools/tools.h"
 
-#include "train/page.h"
+#include "results/page.h"
 
 #include <stdlib.h>
 

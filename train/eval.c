@@ -4,9 +4,9 @@
  */
 #include "train/eval.h"
 
+#include "results/page.h"
 #include "train/flip.h"
 #include "train/hosts.h"
-#include "train/page.h"
 #include "train/parallel.h"
 #include "train/pictures.h"
 #include "train/results.h"

@@ -1,7 +1,7 @@
 /* eval.h - accuracy over a data set, and the commands that compute without training. */
 #pragma once
 
-#include "train/metrics.h"
+#include "results/metrics.h"
 #include "train/setup.h"
 
 typedef struct {

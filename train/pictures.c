@@ -7,7 +7,7 @@
 #include "image/decoder.h"
 #include "image/draw.h"
 #include "image/write.h"
-#include "train/attention.h"
+#include "results/attention.h"
 #include "train/parallel.h"
 #include "train/results.h"
 #include "util/files.h"

@@ -9,9 +9,9 @@
 #include "train/predict.h"
 
 #include "image/draw.h"
-#include "train/attention.h"
+#include "results/attention.h"
+#include "results/metrics.h"
 #include "train/flip.h"
-#include "train/metrics.h"
 #include "train/reader.h"
 #include "util/files.h"
 #include "util/machine.h"

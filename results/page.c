@@ -6,10 +6,10 @@
  * Read in this order: what is read, style, tiles, charts, classes, confusion, calibration,
  * pictures, settings, several runs, the page.
  */
-#include "train/page.h"
+#include "results/page.h"
 
-#include "train/chart.h"
-#include "train/history.h"
+#include "results/chart.h"
+#include "results/history.h"
 #include "util/files.h"
 #include "util/names.h"
 #include "util/text.h"

@@ -2,7 +2,7 @@
  *
  * Read in this order: tables, lines of the log, reading, CSV.
  */
-#include "train/history.h"
+#include "results/history.h"
 
 #include "util/files.h"
 

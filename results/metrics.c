@@ -2,7 +2,7 @@
  *
  * Read in this order: one image, per class, calibration, AUC, lists of images.
  */
-#include "train/metrics.h"
+#include "results/metrics.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -14,7 +14,7 @@
  *
  * Read in this order: the clock, operations, collectives, the table, memory, a step.
  */
-#include "train/forecast.h"
+#include "plan/forecast.h"
 
 #include <math.h>
 #include <stdlib.h>

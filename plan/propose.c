@@ -7,7 +7,7 @@
  *
  * Read in this order: the micro-batch, straight lines, candidates, the search, words.
  */
-#include "train/propose.h"
+#include "plan/propose.h"
 
 #include <math.h>
 #include <stdlib.h>

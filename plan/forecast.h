@@ -6,7 +6,7 @@
  */
 #pragma once
 
-#include "train/gpus.h"
+#include "plan/gpus.h"
 #include "vit.h"
 
 /* A run to be. The plan's split is set for each rank; its max_batch and batch are known. */

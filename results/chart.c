@@ -2,7 +2,7 @@
  *
  * Read in this order: numbers, axes, series, a chart.
  */
-#include "train/chart.h"
+#include "results/chart.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -2,7 +2,7 @@
  *
  * Read in this order: the tables, products, passes over memory, messages.
  */
-#include "train/gpus.h"
+#include "plan/gpus.h"
 
 #include "backend.h"
 #include "util/text.h"

@@ -4,7 +4,7 @@
  * read by the head, goes back through the blocks as r (A_l + I) / 2. So no product of two matrices
  * is needed, and of the last block only the rows that are read.
  */
-#include "train/attention.h"
+#include "results/attention.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 /* propose.h - layouts for a run: the micro-batch that fits, and which layouts are the fastest. */
 #pragma once
 
-#include "train/forecast.h"
+#include "plan/forecast.h"
 
 /* The largest micro-batch up to `most` that fits on every rank, divides a rank's batch and is a
  * multiple of group; 0: none. It becomes the job's. */
