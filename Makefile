@@ -236,6 +236,7 @@ test: report
 	  "check scripts: command -v shellcheck || exit 77; $(SHELLCHECK)" \
 	  "test/test_pack.sh" \
 	  "test/test_kernels.sh" \
+	  "test/test_gpu_check.sh" \
 	  $(if $(NVCC),"as kernels: scripts/kernels_report -q $(PTXAS) test/kernels.budget", \
 	    "skip: no nvcc: nobody looks at the kernels' registers and spills") \
 	  "test/test_train.sh $(PROGRAM) $(SHARED)" \

@@ -8,16 +8,19 @@
 #       compute-sanitizer's four tools over the ops
 #   scripts/gpu_check.sh bench [MODEL[:BATCH,BATCH...] ...] [OUT_DIR]
 #       images/s of training and inference beside PyTorch's, in alternating rounds; where the time
-#       of a training step goes, beside what the hardware allows. Default: B/16
+#       of a training step goes, beside what the hardware allows; one table of what was predicted,
+#       measured, allowed and reached by PyTorch. Default: B/16
 #   scripts/gpu_check.sh data [OUT_DIR]
 #       images/s of decoding and augmentation beside other loaders (bench/run_data), and what a run
 #       on the GPU waits for
 #
 # Each part ends within LIMIT seconds (540). OUT_DIR (bench/results) gets <gpu>-<date>.md, to which
-# every part adds a section, and the logs behind it. The machine is taken as it is: no clock, limit
-# or mode is changed. Variables: PYTHON (one with PyTorch), MODE (of torch.compile, default
-# `default`), ROUNDS (3), STEPS (20, of ours in a round), SHARED (fixtures), GPU (architectures, as
-# in the Makefile; default: this one), NO_BUILD=1 (take what is there).
+# every part adds a section, and the logs behind it. A part that was cut off goes on when it is run
+# again: what passed or was measured with the same programs and driver is kept in <gpu>-<part>.done
+# and not done twice (AGAIN=1: from the start). The machine is taken as it is: no clock, limit or mode
+# is changed. Variables: PYTHON (one with PyTorch), MODE (of torch.compile, default `default`),
+# ROUNDS (3), STEPS (20, of ours in a round), SHARED (fixtures), GPU (architectures, as in the
+# Makefile; default: this one), NO_BUILD=1 (take what is there).
 set -u
 cd "$(dirname "$0")/.." || exit 1
 began=$SECONDS
@@ -114,7 +117,42 @@ build() { # targets...
     fi
 }
 
+# What an earlier run of this part has done with the same programs and driver: a line each, fields
+# separated by tabs. The first says which programs those were.
+done_file=$out/$gpu-$part.done
+goes_on=
+go_on() {
+    local stamp
+    stamp="programs $(cat ./train_gpu build/gpu/test_* build/gpu/bench_kernels 2>/dev/null |
+        cksum | tr ' ' -), driver $(smi driver_version | head -n 1)"
+    if [ -z "${AGAIN-}" ] && [ "$(head -n 1 "$done_file" 2>/dev/null)" = "$stamp" ]; then
+        goes_on=1
+    else
+        echo "$stamp" >"$done_file"
+    fi
+}
+keep() { # fields...
+    local IFS=$'\t'
+    echo "$*" >>"$done_file"
+}
+kept() { # first fields...: what stood behind them, a line each
+    local IFS=$'\t'
+    tail -n +2 "$done_file" | awk -v p="$*"$'\t' 'index($0, p) == 1 {print substr($0, length(p) + 1)}'
+}
+before() { # names of checks: whether all of them have passed already; says so then
+    local name note
+    for name in "$@"; do
+        [ -n "$(kept pass "$name")" ] || return 1
+    done
+    for name in "$@"; do
+        note=$(kept pass "$name" | tail -n 1)
+        passed=$((passed + 1))
+        put "| $name | pass | $note (before) |"
+    done
+}
+
 page_head() {
+    go_on
     if [ ! -e "$page" ]; then
         put "# $name, $(date +%F)"
         put
@@ -137,7 +175,7 @@ page_head() {
     [ -n "$commit" ] && [ -n "$(git status --porcelain 2>/dev/null)" ] &&
         commit="$commit and changes"
     put
-    put "## $part, $(date -u +%H:%M) UTC${commit:+, commit $commit}"
+    put "## $part, $(date -u +%H:%M) UTC${commit:+, commit $commit}${goes_on:+, going on}"
     put
 }
 
@@ -146,7 +184,7 @@ page_head() {
 passed=0 failed=0 skipped=0
 result() { # pass|fail|skip, name, note
     case $1 in
-    pass) passed=$((passed + 1)) ;;
+    pass) passed=$((passed + 1)) && keep pass "$2" "${3:--}" ;;
     fail) failed=$((failed + 1)) ;;
     skip) skipped=$((skipped + 1)) ;;
     esac
@@ -165,6 +203,7 @@ run() { # seconds, command...: everything to the log, its end to $tmp/last; the 
 check() { # name, seconds, command...
     local name=$1 n=$2 from=$SECONDS rc
     shift 2
+    before "$name" && return
     run "$n" "$@"
     rc=$?
     if [ $rc = 0 ]; then
@@ -281,6 +320,8 @@ one_rank_dies() { # the other must end by itself, and say why
 shared_models() {
     local layout out=$tmp/shared
     for layout in "--zero 1" "--zero 3" "--tp 2" "--pp 2" "--zero 3 --recompute full"; do
+        before "2 NCCL ranks, $layout" && continue
+        one_rank || return
         rm -rf "$out"
         # shellcheck disable=SC2086
         if ranks_on_one_gpu 2 90 29465 "${small[@]}" --steps 20 --precision fp32 $layout \
@@ -291,11 +332,16 @@ shared_models() {
         fi
     done
 }
+one_rank() { # the run that others are held against, once
+    [ -e "$tmp/one/latest" ] ||
+        run 60 ./train_gpu "${small[@]}" --steps 20 --precision fp32 --out "$tmp/one" ||
+        { result fail "one rank" "$(cat "$tmp/last")" && false; }
+}
 several_ranks() {
-    run 60 ./train_gpu "${small[@]}" --steps 20 --precision fp32 --out "$tmp/one" ||
-        { result fail "one rank" "$(cat "$tmp/last")"; return; }
     local n works=
     for n in 2 3; do
+        before "$n NCCL ranks on one GPU" && works=1 && continue
+        one_rank || return
         if ranks_on_one_gpu $n 90 $((29460 + n)) "${small[@]}" --steps 20 --precision fp32 \
             --out "$tmp/ranks$n"; then
             works=1
@@ -307,7 +353,7 @@ several_ranks() {
         fi
     done
     [ -n "$works" ] && shared_models
-    [ -n "$works" ] && one_rank_dies
+    [ -n "$works" ] && ! before "one of two ranks is killed" && one_rank_dies
     n=$(nvidia-smi -L | wc -l)
     if [ "$n" -lt 2 ]; then
         result skip "several GPUs" "there is one here"
@@ -315,6 +361,8 @@ several_ranks() {
     fi
     n=$((n < 4 ? n : 4))
     n=$((24 % n ? 2 : n))
+    before "$n GPUs" && return
+    one_rank || return
     if run 120 ./train_gpu "${small[@]}" --steps 20 --precision fp32 --gpus $n \
         --out "$tmp/gpus"; then
         close_losses "$n GPUs" "$tmp/one" "$tmp/gpus" 1 1e-4
@@ -323,15 +371,24 @@ several_ranks() {
     fi
 }
 
+# The planner's name of this GPU; nothing where it has none.
+plan_name() {
+    case $name in
+    *H200*) echo h200 ;; *H100*) echo h100 ;; *B200*) echo b200 ;; *A100*40*) echo a100-40 ;;
+    *A100*) echo a100-80 ;; *V100*) echo v100 ;; *L40S*) echo l40s ;;
+    esac
+}
+
 # What ./vit plan says of memory beside what train_gpu says and what the GPU shows.
 planned_memory() {
     local gpu said plan shown
-    case $name in
-    *H200*) gpu=h200 ;; *H100*) gpu=h100 ;; *B200*) gpu=b200 ;; *A100*40*) gpu=a100-40 ;;
-    *A100*) gpu=a100-80 ;; *L40S*) gpu=l40s ;;
-    *) result skip "memory as planned" "./vit plan does not know a $name"; return ;;
-    esac
-    plan=$(./vit plan --json --gpu $gpu --model B/16 --num-classes 1000 --batch-size 64 --micro-batch 64 |
+    before "memory as planned" && return
+    gpu=$(plan_name)
+    if [ -z "$gpu" ]; then
+        result skip "memory as planned" "./vit plan does not know a $name"
+        return
+    fi
+    plan=$(./vit plan --json --gpu "$gpu" --model B/16 --num-classes 1000 --batch-size 64 --micro-batch 64 |
         grep -oE '"(activations|total)": [0-9]*' | head -n 2 | tr -dc '0-9\n' | tr '\n' ' ')
     run 90 ./train_gpu --data fake --val-data none --model B/16 --num-classes 1000 --batch-size 64 \
         --micro-batch 64 --steps 20 --out "$tmp/memory" &
@@ -351,6 +408,23 @@ planned_memory() {
     fi
 }
 
+# A run goes on where another kind of device left it.
+other_device() {
+    if run 60 ./train_cpu "${small[@]}" --steps 20 --out "$tmp/cpu" &&
+        run 60 ./train_cpu "${small[@]}" --steps 10 --out "$tmp/cpu-gpu" &&
+        run 60 ./train_gpu --resume "$tmp/cpu-gpu" --steps 20 --precision fp32; then
+        close_losses "10 steps on the CPU, 10 on the GPU" "$tmp/cpu" "$tmp/cpu-gpu" 11 1e-4
+    else
+        result fail "10 steps on the CPU, 10 on the GPU" "$(cat "$tmp/last")"
+    fi
+    if run 60 ./train_gpu "${small[@]}" --steps 10 --precision fp32 --out "$tmp/gpu-cpu" &&
+        run 60 ./train_cpu --resume "$tmp/gpu-cpu" --steps 20; then
+        close_losses "10 steps on the GPU, 10 on the CPU" "$tmp/cpu" "$tmp/gpu-cpu" 1 1e-4
+    else
+        result fail "10 steps on the GPU, 10 on the CPU" "$(cat "$tmp/last")"
+    fi
+}
+
 part_correct() {
     local type f files=()
     build train_cpu vit train_gpu gpu-tests
@@ -366,6 +440,7 @@ part_correct() {
         check "goldens, $type" 60 build/gpu/test_golden --backend cuda --type $type "${files[@]}"
     done
     for type in fp32 tf32 bf16 fp16; do
+        before "20 steps again, $type" "10 steps, resumed for 10, $type" && continue
         local a=$tmp/$type-a b=$tmp/$type-b c=$tmp/$type-c
         local train=(run 60 ./train_gpu "${small[@]}" "${noise[@]}" --precision "$type")
         if ! { "${train[@]}" --steps 20 --out "$a" && "${train[@]}" --steps 20 --out "$b" &&
@@ -377,19 +452,7 @@ part_correct() {
         same "20 steps again, $type" "$a" "$b"
         same "10 steps, resumed for 10, $type" "$a" "$c"
     done
-    if run 60 ./train_cpu "${small[@]}" --steps 20 --out "$tmp/cpu" &&
-        run 60 ./train_cpu "${small[@]}" --steps 10 --out "$tmp/cpu-gpu" &&
-        run 60 ./train_gpu --resume "$tmp/cpu-gpu" --steps 20 --precision fp32; then
-        close_losses "10 steps on the CPU, 10 on the GPU" "$tmp/cpu" "$tmp/cpu-gpu" 11 1e-4
-    else
-        result fail "10 steps on the CPU, 10 on the GPU" "$(cat "$tmp/last")"
-    fi
-    if run 60 ./train_gpu "${small[@]}" --steps 10 --precision fp32 --out "$tmp/gpu-cpu" &&
-        run 60 ./train_cpu --resume "$tmp/gpu-cpu" --steps 20; then
-        close_losses "10 steps on the GPU, 10 on the CPU" "$tmp/cpu" "$tmp/gpu-cpu" 1 1e-4
-    else
-        result fail "10 steps on the GPU, 10 on the CPU" "$(cat "$tmp/last")"
-    fi
+    before "10 steps on the CPU, 10 on the GPU" "10 steps on the GPU, 10 on the CPU" || other_device
     several_ranks
     planned_memory
 }
@@ -409,6 +472,7 @@ part_sanitize() {
         for tool in memcheck racecheck synccheck initcheck; do
             share=$(($(left) / (8 - n)))
             n=$((n + 1))
+            before "$tool, $type" && continue
             run "$share" env TEST_FULL=0 compute-sanitizer --tool $tool --error-exitcode 9 \
                 --print-limit 20 build/gpu/test_ops --backend cuda --type $type
             rc=$?
@@ -452,6 +516,7 @@ ours() { # model, batch
     infer=$(sed -nE 's/^inference +([0-9.]+) images.*/\1/p' "$tmp/now")
     echo "  ours, $1 batch $2: train ${train:-?} infer ${infer:-?} images/s" >&2
     echo "$2 ${train:-0} ${infer:-0}" >>"$tmp/ours"
+    keep ours "$1" "$2 ${train:-0} ${infer:-0}"
 }
 # JSON lines to $tmp/theirs. No batch is begun in the second half of the time.
 theirs() { # model, seconds, batches...
@@ -459,6 +524,7 @@ theirs() { # model, seconds, batches...
     if run "$2" "$python" bench/pytorch_gpu.py "$1" "${@:3}" --mode "$mode" --rounds 3 \
         --seconds $(($2 / 2)); then
         grep '^{' "$tmp/now" | tail -n 1 >>"$tmp/theirs"
+        keep theirs "$1" "$(tail -n 1 "$tmp/theirs")"
         echo "  PyTorch: $(tail -n 1 "$tmp/theirs")" >&2
     else
         echo "  PyTorch, $1: failed: $(cat "$tmp/last")" >&2
@@ -476,18 +542,21 @@ bench_model() { # MODEL[:BATCHES], seconds for it
     local model=${1%%:*} until=$((SECONDS + $2)) r b tb ib line batches their_best=()
     read -ra batches <<<"${usual[${1%%/*}]}"
     [[ $1 == *:* ]] && IFS=, read -ra batches <<<"${1#*:}"
-    rm -f "$tmp/ours" "$tmp/theirs"
-    touch "$tmp/ours" "$tmp/theirs"
+    kept ours "$model" >"$tmp/ours"
+    kept theirs "$model" >"$tmp/theirs"
     echo "$model, batch ${batches[*]}" >&2
-    for b in "${batches[@]}"; do ours "$model" "$b"; done
-    theirs "$model" $(($2 / 2)) "${batches[@]}"
+    for b in "${batches[@]}"; do
+        grep -q "^$b " "$tmp/ours" || ours "$model" "$b"
+    done
+    [ -s "$tmp/theirs" ] || theirs "$model" $(($2 / 2)) "${batches[@]}"
     line=$(tail -n 1 "$tmp/theirs")
     if [ -n "$line" ]; then
         their_best=("$(field "$line" batch)")
         b=$(field "$line" infer_batch)
         [ "$b" != "${their_best[0]}" ] && their_best+=("$b")
     fi
-    for ((r = 2; r <= rounds && SECONDS < until - 60; r++)); do
+    read -r _ _ r <<<"$(best 2)"
+    for ((r = ${r:-1} + 1; r <= rounds && SECONDS < until - 60; r++)); do
         read -r tb _ <<<"$(best 2)"
         read -r ib _ <<<"$(best 3)"
         [ -n "$tb" ] && ours "$model" "$tb"
@@ -512,12 +581,35 @@ bench_model() { # MODEL[:BATCHES], seconds for it
         }' | tee -a "$page"
     line=$(field "$line" note)
     [ -n "$line" ] && [ "$line" != null ] && notes+=("$model, PyTorch: $line")
-    [ -n "$tb" ] && best_batches+=("$model $tb $t")
+    [ -n "$tb" ] && best_batches+=("$model $tb $t ${x:--}")
+}
+
+# Images/s of training: what ./vit plan predicted, what was measured, what the ceilings of this run
+# would allow every operation on its own, and PyTorch.
+in_one_table() {
+    local line model batch speed their plan floor
+    put
+    put "Images/s of training, bf16:"
+    put
+    put "| model | batch | predicted | measured | of predicted | floor | of floor | PyTorch | of PyTorch |"
+    put "|---|---|---|---|---|---|---|---|---|"
+    for line in ${best_batches[@]+"${best_batches[@]}"}; do
+        read -r model batch speed their <<<"$line"
+        plan=$([ -n "$(plan_name)" ] && ./vit plan --json --gpu "$(plan_name)" --model "$model" \
+            --num-classes 1000 --batch-size "$batch" --micro-batch "$batch" 2>>"$log" |
+            sed -n 's/.*"images_per_s": \([0-9.]*\).*/\1/p' | head -n 1)
+        floor=$(kept operations "$model" | tail -n 1)
+        awk -v m="$model" -v b="$batch" -v v="$speed" -v p="$plan" -v f="$floor" -v t="$their" '
+            function rate(x) {return x > 0 ? sprintf("%.0f", x) : "-"}
+            function of(x) {return x > 0 ? sprintf("%.2f", v / x) : ""}
+            BEGIN {printf "| %s | %d | %s | %s | %s | %s | %s | %s | %s |\n", m, b, rate(p), rate(v),
+                of(p), rate(f), of(f), rate(t), of(t)}' | tee -a "$page"
+    done
 }
 
 part_bench() {
-    local model batch speed ceiling='' torch='' mode=${MODE:-default} notes=() best_batches=() share
-    build train_gpu build/gpu/bench_kernels
+    local model batch speed ceiling='' torch='' mode=${MODE:-default} notes=() best_batches=() share their
+    build train_gpu vit build/gpu/bench_kernels
     page_head
     torch=$("$python" -c 'import torch
 print(torch.__version__ if torch.cuda.is_available() else "")' 2>/dev/null)
@@ -551,19 +643,23 @@ print(torch.__version__ if torch.cuda.is_available() else "")' 2>/dev/null)
              printf "Under load: SM clock %.0f MHz on average, %.0f W and %.0f degrees at most.\n",
                  s / n, p, t}}' "$out/clocks.csv" | tee -a "$page"
     for line in ${best_batches[@]+"${best_batches[@]}"}; do
-        read -r model batch speed <<<"$line"
+        read -r model batch speed their <<<"$line"
         put
-        if [ "$(left)" -lt 30 ]; then
+        if [ -n "$(kept operations "$model")" ]; then
+            put "$model, operation by operation: above, before this run was cut off."
+        elif [ "$(left)" -lt 30 ]; then
             put "$model: no time left to look at single operations"
         elif run 120 build/gpu/bench_kernels "$model" "$batch" bf16; then
             put "A training step of $model, batch $batch: $(awk -v b="$batch" -v s="$speed" \
                 'BEGIN {printf "%.2f", 1000 * b / s}') ms. Operation by operation (bench/kernels.c):"
             put
             tee -a "$page" <"$tmp/now"
+            keep operations "$model" "$(sed -n 's/.*floors alone \([0-9]*\).*/\1/p' "$tmp/now")"
         else
             put "$model: bench_kernels failed: $(cat "$tmp/last")"
         fi
     done
+    in_one_table
     # A run that measured nothing of ours has failed.
     [ ${#best_batches[@]} = ${#models[@]} ] || failed=1
 }
