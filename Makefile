@@ -227,11 +227,11 @@ SHELLCHECK = shellcheck -x -P . .ci/run $(filter-out scripts/slurm,$(wildcard sc
 test: report
 	$(SUB) BUILD=$(BUILD) test-programs
 	@test/run $(BUILD)/log \
-	  $(foreach t,$(filter-out %/test_golden %/test_grad %/test_layouts,$(TESTS)),"$t $(SHARED)") \
+	  $(foreach t,$(filter-out %/test_golden %/test_grad %/test_layouts %/test_resume,$(TESTS)),"$t $(SHARED)") \
 	  $(patsubst %,"%",$(filter %/double/test_grad,$(TESTS))) \
 	  $(foreach t,$(filter %/test_golden,$(TESTS)),"$t $(GOLDEN) $(FIXTURES)") \
 	  $(if $(FIXTURES),,"skip: no PyTorch fixtures in $(SHARED)/fixtures") \
-	  $(call LAYOUTS,$(BUILD),,cpu,2 4) \
+	  $(call LAYOUTS,$(BUILD),,cpu,2 4) "$(BUILD)/test_resume" \
 	  "test/test_layers.sh $(BUILD)" \
 	  "check scripts: command -v shellcheck || exit 77; $(SHELLCHECK)" \
 	  "test/test_pack.sh" \
@@ -260,6 +260,8 @@ test-long: report
 	  "as tests: $(MAKE) --no-print-directory test" \
 	  "as sanitizers: TEST_SMALL=1 $(MAKE) --no-print-directory BUILD=build/asan NVCC= EXTRA='$(SANITIZE)' test" \
 	  $(foreach n,2 4,"as every layout on $n: build/test_layouts $n all") \
+	  "as every resume: build/test_resume all" \
+	  "as every plan: TEST_LONG=1 test/test_plan.sh vit train_cpu $(SHARED)" \
 	  "check clang: command -v clang || exit 77; $(MAKE) BUILD=build/clang CC=clang EXTRA=-Werror objects" \
 	  "as cuda by clang: $(MAKE) --no-print-directory BUILD=build/clang CC=clang NVCC= test-cuda" \
 	  $(foreach s,2 3 4 5 6 7,"as stream order $s: VIT_STANDIN_SEED=$s $(MAKE) --no-print-directory test-cuda") \
@@ -272,22 +274,31 @@ test-long: report
 	  "test/mutate.sh"
 
 # Two threads of a block on the same memory without a barrier between: ThreadSanitizer sees CUDA's
-# threads as its own. Everything else has one thread, because it does not understand OpenMP's.
+# threads as its own. So it does the program's: what speaks MPI, loads images, watches the other ranks.
+# Products and loops have one thread, because it does not understand OpenMP's.
 races: report
-	$(SUB) BUILD=$(BUILD) $(STANDIN)/test_ops $(STANDIN)/test_cuda_on_cpu
+	$(SUB) BUILD=$(BUILD) $(PROGRAM) $(STANDIN)/test_ops $(STANDIN)/test_cuda_on_cpu
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 VIT_STARTED=1 test/run $(BUILD)/log \
+	  "test/test_races.sh $(PROGRAM)" \
 	  "$(STANDIN)/test_cuda_on_cpu" \
 	  $(foreach t,fp32 bf16 fp16,"as ops $t: $(STANDIN)/test_ops --backend cuda --type $t")
 
-# valgrind knows no AVX-512: a plain build, and OpenBLAS told to be as plain.
+# valgrind knows no AVX-512: a plain build, and OpenBLAS told to be as plain. Of MPI's own mistakes Open
+# MPI has a list.
 VALGRIND := VIT_STARTED=1 OPENBLAS_CORETYPE=NEHALEM valgrind -q --error-exitcode=9 --leak-check=full \
             --errors-for-leak-kinds=definite
+MPI_KNOWS := $(wildcard /usr/share/openmpi/openmpi-valgrind.supp)
+TWO_RANKS := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 \
+             mpirun -n 2
 TINY := --threads 1 --image-size 16 --patch-size 8 --width 32 --layers 1 --heads 2 --mlp 64 \
         --num-classes 4 --batch-size 4
 valgrind: $(PROGRAM) $(BUILD)/test_checkpoint $(BUILD)/test_options
 	rm -rf $(BUILD)/valgrind-run
 	$(VALGRIND) $(abspath $(PROGRAM)) train --data fake --steps 2 --out $(BUILD)/valgrind-run $(TINY)
 	$(VALGRIND) $(abspath $(PROGRAM)) train --resume $(BUILD)/valgrind-run --steps 3
+	if command -v mpirun && grep -q HAVE_MPI $(BUILD)/have; then rm -rf $(BUILD)/valgrind-ranks; $(TWO_RANKS) \
+	  env $(VALGRIND) --leak-check=no $(MPI_KNOWS:%=--suppressions=%) $(abspath $(PROGRAM)) train --data fake \
+	  --steps 3 --zero 3 --out $(BUILD)/valgrind-ranks $(TINY); fi
 	$(VALGRIND) $(BUILD)/test_options
 	$(VALGRIND) $(BUILD)/test_checkpoint $(SHARED)
 

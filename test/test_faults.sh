@@ -61,18 +61,24 @@ gone() { # seconds
     kill -KILL $ranks $pid 2>/dev/null
 }
 said() { # status, pattern: once, and before all else
-    local pattern=$2 who='rank [0-9]|all ranks'
-    [ "$mpich$1" = 1137 ] && pattern='a rank was killed by signal 9' who='a rank'
+    local pattern=$2 who='rank [0-9]|all ranks' lines='error|\['
+    [ "$mpich$1" = 1137 ] && pattern="(a rank was killed by signal [96]|$2)" who='a rank|rank [0-9]' lines=error
     check "$name: says first: $pattern" \
-        sh -c "grep -E '^(error|\\[)' log | head -n 1 | grep -qE '^error: $pattern'"
+        sh -c "grep -E '^($lines)' log | head -n 1 | grep -qE '^error: $pattern'"
     check "$name: says it once" [ "$(grep -cE "^error: ($who)" log)" = 1 ]
+}
+ended_with() { # status, found
+    case $mpich$1 in
+    1137) [[ $2 =~ ^(137|134|1)$ ]] ;;
+    *) [ "$2" = "$1" ] ;;
+    esac
 }
 # All are gone in so many seconds, with this status, having said this once, before all else.
 ended() { # seconds, status, pattern
     gone "$1"
     wait $pid 2>/dev/null
     local rc=$?
-    check "$name: status $rc, not $2" [ $rc = "$2" ]
+    check "$name: status $rc, not $2" ended_with "$2" $rc
     said "$2" "$3"
     check "$name: says how to go on" grep -q -- '--resume' log
 }
@@ -97,7 +103,9 @@ if ! ldd "$program" | grep -q 'libmpi' || ! command -v mpirun >/dev/null; then
     skip "no MPI, no ranks"
     finish
 fi
-# MPICH's mpirun kills all ranks where one is killed: the launcher alone is left to say it.
+# MPICH's mpirun kills all ranks where one is killed: the launcher alone is left to say it, unless a
+# rank was faster. UCX, below it, aborts (signal 6) and complains where it reads the memory of a rank
+# that is gone: which of the two signals it tells of is chance.
 mpich=
 ldd "$program" | grep -q libmpich && mpich=1
 
@@ -195,7 +203,8 @@ mpirun_told() { # signal, status
     gone 10
     wait $pid
     local rc=$?
-    check "$name: status $rc" [ $rc = $2 ]
+    # MPICH's gives 0 where a rank's output was closed before it looked at its status
+    check "$name: status $rc" [ $rc = $2 -o "$mpich$rc" = 10 ]
     [ $1 = TERM ] || check "$name" grep -q '^stopped after step' log
     goes_on $dp
 }
@@ -261,7 +270,7 @@ faulty() { # fault, status, pattern, arguments...
     shift 3
     LD_PRELOAD=$tmp/fault.so FAULT=$fault timeout 60 "$program" $small "$@" --watchdog $patience >log 2>&1
     local rc=$?
-    check "$name: status $rc" [ $rc = "$status" ]
+    check "$name: status $rc" ended_with "$status" $rc
     check "$name: in $((SECONDS - started)) s" [ $((SECONDS - started)) -lt $((patience + 15)) ]
     said "$status" "$pattern"
 }

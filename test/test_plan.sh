@@ -1,7 +1,9 @@
 #!/bin/bash
 # ./vit plan against what the training program says it takes: test/test_plan.sh VIT TRAIN_CPU [SHARED].
-# Each small configuration (SHARED's fixtures, or two of our own) trains one step by two ranks under
+# Each small configuration (SHARED's fixtures, or two of our own) trains two steps by two ranks under
 # a layout, in turn; its memory line and the bytes that it sends must be those that were forecast.
+# With TEST_LONG=1 each does so under every layout, of four ranks too, and so do the smaller presets;
+# test_plan.c allocates all of them.
 tool=$(realpath "$1")
 train=$(realpath "$2")
 shared=$(realpath -m "${3:-../shared}")
@@ -43,15 +45,17 @@ check "three proposals" grep -q '^3\. ' log
 "$train" --version 2>/dev/null | grep -q 'with.*MPI' && mpi=1
 layouts=("--zero 0" "--zero 1" "--zero 3 --recompute full" "--pp 2" "--tp 2" "--zero 2 --ema 0.9"
     "--zero 3 --no-reshard-after-forward" "--recompute selective --opt sgd")
+of_four=("--zero 3 --ema 0.9" "--pp 2 --zero 1" "--tp 2 --zero 3 --recompute full" "--tp 2 --pp 2"
+    "--pp 2 --zero 2 --recompute selective" "--tp 2 --zero 2 --opt sgd")
 
-against() { # name, flags...
-    local name=$1 words class said
-    shift
+against() { # name, ranks, flags...
+    local name=$1 ranks=$2 words class said
+    shift 2
     local flags=(--batch-size 8 --micro-batch 2 "$@")
-    "$tool" plan --json --gpu xeon-core --world 2 "${flags[@]}" >json 2>log ||
+    "$tool" plan --json --gpu xeon-core --world "$ranks" "${flags[@]}" >json 2>log ||
         { check "$name: plan" false; return; }
     rm -rf run
-    "$train" --data fake:64 --val-data none --steps 2 --log-every 1 --threads 1 --ranks 2 --out run \
+    "$train" --data fake:64 --val-data none --steps 2 --log-every 1 --threads 1 --ranks "$ranks" --out run \
         "${flags[@]}" >log 2>&1 || { check "$name: trains" false; return; }
     words=$(grep '^memory ' log)
     [ "$(value stage)" = 0 ] && for class in weights gradients optimiser activations inputs; do
@@ -73,6 +77,15 @@ config() { # a fixture: its metadata as flags
         sed -nE "s/.*\"${pair%%:*}\": *\"([^\"]*)\".*/--${pair#*:}=\1/p" <<<"$text"
     done
 }
+everywhere() { # name, heads, flags...: under every layout that the heads can be shared out by
+    local name=$1 heads=$2 layout more
+    shift 2
+    for layout in "${layouts[@]/#/2 }" "${of_four[@]/#/4 }"; do
+        [[ $layout == *--tp* ]] && ((heads % 2)) && continue
+        read -ra more <<<"$layout"
+        against "$name, ranks $layout" "${more[0]}" "$@" "${more[@]:1}"
+    done
+}
 if [ -z "${mpi-}" ]; then
     skip "built without MPI: no ranks to compare with"
 else
@@ -81,14 +94,24 @@ else
         case $f in *preprocess* | *deit_tiny* | *'*'*) continue ;; esac
         mapfile -t flags < <(config "$f")
         heads=$(printf '%s\n' "${flags[@]}" | sed -n 's/--heads=//p')
-        layout=${layouts[k % ${#layouts[@]}]}
-        ((heads % 2)) && [ "$layout" = "--tp 2" ] && layout="--pp 2"
-        read -ra more <<<"$layout"
-        against "$(basename "$f" .safetensors), $layout" "${flags[@]}" "${more[@]}"
+        name=$(basename "$f" .safetensors)
+        if [ "${TEST_LONG-}" ]; then
+            everywhere "$name" "$heads" "${flags[@]}"
+        else
+            layout=${layouts[k % ${#layouts[@]}]}
+            ((heads % 2)) && [ "$layout" = "--tp 2" ] && layout="--pp 2"
+            read -ra more <<<"$layout"
+            against "$name, $layout" 2 "${flags[@]}" "${more[@]}"
+        fi
         k=$((k + 1))
     done
     [ $k = 0 ] && skip "no fixtures in $shared: two models of our own"
-    against "Ti/16, --zero 1" --model Ti/16 --layers 3 --image-size 64 --zero 1
-    against "Ti/16, --tp 2" --model Ti/16 --layers 3 --heads 4 --image-size 64 --tp 2
+    against "Ti/16, --zero 1" 2 --model Ti/16 --layers 3 --image-size 64 --zero 1
+    against "Ti/16, --tp 2" 2 --model Ti/16 --layers 3 --heads 4 --image-size 64 --tp 2
+    if [ "${TEST_LONG-}" ]; then
+        for preset in Ti/16:3 S/16:6 B/32:12 B/16:12; do
+            everywhere "${preset%:*}" "${preset#*:}" --model "${preset%:*}" --batch-size 4 --micro-batch 1
+        done
+    fi
 fi
 finish

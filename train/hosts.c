@@ -255,6 +255,7 @@ static void say_farewell(void)
 {
     char host[64] = "";
     gethostname(host, sizeof host - 1);
+    launch_tell(1);
     pthread_mutex_lock(&net.lock);
     bool first = !net.failing;
     net.failing = true;
@@ -295,6 +296,7 @@ static _Noreturn void see_to_the_end(void)
     }
     if (net.speaks) {
         fprintf(stderr, "error: %s\nhint: %s\n", net.what, net.hint);
+        launch_tell(1);
         if (die_hook)
             die_hook();
     }
@@ -948,6 +950,7 @@ World hosts_start(int wanted, bool mpi, char **argv)
     Place p;
     if (!launch_environment(&p, &e))
         die(e.hint, "%s", e.what);
+    launch_tell_at_exit();
     int ranks = p.world.ranks;
     bool fits = wanted <= 1 || wanted == ranks || wanted == p.world.local_ranks ||
                 (!p.world.local_ranks && ranks % wanted == 0);

@@ -3,7 +3,7 @@
  * Nothing here talks to another rank: hosts.c does, above this file. The launcher only opens the
  * socket that its rank 0 will listen on, starts its processes and waits for them.
  *
- * Read in this order: the environment, sockets, the launcher.
+ * Read in this order: the environment, sockets, statuses, the launcher.
  */
 #include "train/launch.h"
 
@@ -260,12 +260,81 @@ int launch_listen(const char *host, int port, char *why, size_t size)
     return fd;
 }
 
+/* ---- statuses ----
+ *
+ * MPICH's mpirun ends with the statuses of all ranks, and of what it has killed itself, ORed; with 0
+ * where a rank's output was closed before it looked at its status. So ranks tell our launcher
+ * themselves, through a pipe that they open by its name: what mpirun starts inherits no files. */
+
+#define STATUS_NAME "VIT_STATUS" /* the pipe's */
+
+static int status_pipe = -1;
+
+void launch_tell(int status)
+{
+    unsigned char byte = (unsigned char)status;
+    if (status_pipe >= 0)
+        (void)!write(status_pipe, &byte, 1);
+}
+
+static void tell_at_exit(int status, void *none)
+{
+    (void)none;
+    launch_tell(status);
+}
+
+void launch_tell_at_exit(void)
+{
+    const char *name = env(STATUS_NAME);
+    status_pipe = name ? open(name, O_WRONLY | O_NONBLOCK | O_CLOEXEC) : -1;
+    unsetenv(STATUS_NAME); /* not for what this process may start */
+    if (status_pipe >= 0)
+        on_exit(tell_at_exit, NULL);
+}
+
+/* Opens the pipe that ranks will find; returns the end that is read. */
+static int open_status_pipe(void)
+{
+    int ends[2];
+    char name[64];
+    if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0)
+        die("raise the limit of open files (ulimit -n)", "cannot make a pipe: %s", strerror(errno));
+    snprintf(name, sizeof name, "/proc/%d/fd/%d", (int)getpid(), ends[1]);
+    setenv(STATUS_NAME, name, 1);
+    return ends[0];
+}
+
+/* The worst that ranks have told: a failure, else the signal that has stopped them. */
+static int told_status(int fd)
+{
+    unsigned char byte;
+    int failed = 0, stopped = 0;
+    while (read(fd, &byte, 1) == 1) {
+        if (byte > 128)
+            stopped = byte;
+        else if (byte > failed)
+            failed = byte;
+    }
+    return failed ? failed : stopped;
+}
+
+/* What mpirun's end means, of which ranks have told `told`. Open MPI's says a rank's signal as we do;
+ * MPICH's as the number alone, unless a rank knows better. */
+static int mpirun_status(int how, int told)
+{
+    int status = WIFSIGNALED(how) ? 128 + WTERMSIG(how) : WEXITSTATUS(how);
+    if (status < 32 && told)
+        return told;
+    return status > 2 && status < 32 ? 128 + status : status;
+}
+
 /* ---- the launcher ---- */
 
 typedef struct {
     pid_t *pid; /* 0: has ended */
     int n, alive;
-    bool mpirun;      /* the one child is mpirun */
+    bool mpirun;      /* the one child is mpirun, */
+    int told;         /* whose ranks tell their statuses here */
     int rank, how;    /* the first failure: whose, and as waitpid says it; 0: none */
     double failed_at; /* the time of it */
     int asked;        /* the signal that has been passed on: ending by it is no failure, */
@@ -345,6 +414,8 @@ static void reap(Family *f)
         if (f->pid[i] && waitpid(f->pid[i], &how, WNOHANG) == f->pid[i]) {
             f->pid[i] = 0;
             f->alive--;
+            if (f->mpirun)
+                how = W_EXITCODE(mpirun_status(how, told_status(f->told)), 0);
             note_end(f, i, how);
         }
 }
@@ -352,8 +423,6 @@ static void reap(Family *f)
 static int explain(const Family *f)
 {
     int status = WIFSIGNALED(f->how) ? 128 + WTERMSIG(f->how) : WEXITSTATUS(f->how);
-    if (f->mpirun && status > 2 && status < 32) /* MPICH's says a signal so, Open MPI's as we do */
-        status += 128;
     int sig = WIFSIGNALED(f->how) || (f->mpirun && status > 128) ? status - 128 : 0;
     char rank[32] = "a rank";
     if (status <= 1 || f->asked || (f->mpirun && status == NO_MPIRUN))
@@ -503,11 +572,12 @@ _Noreturn void launch_mpirun(int ranks, char **argv)
     for (int i = 0; i < COUNT(mpirun_settings); i++)
         setenv(mpirun_settings[i][0], mpirun_settings[i][1], 0);
     name_job(); /* MPICH has none, and runs side by side must not be taken for one */
+    int told = open_status_pipe();
     setenv("VIT_TERMINAL", isatty(STDOUT_FILENO) ? "1" : "0", 1);
     sigset_t before, set = hold_signals(&before);
     pid_t pid = start("mpirun", args, &before);
     if (pid < 0)
         die("raise the limit of processes (ulimit -u)", "cannot start mpirun: %s", strerror(errno));
-    Family f = {.pid = &pid, .n = 1, .alive = 1, .mpirun = true};
+    Family f = {.pid = &pid, .n = 1, .alive = 1, .mpirun = true, .told = told};
     wait_for_all(&f, &set);
 }
