@@ -506,7 +506,7 @@ Loader *loader_open(Dataset *d, const LoaderOptions *o)
     pthread_cond_init(&l->ready, NULL);
     l->thread = xmalloc(sizeof(pthread_t) * l->o.max_workers);
     look_ahead(l, 0);
-    start_workers(l, o->workers > 0 ? o->workers : 1);
+    start_workers(l, o->workers > 0 || o->at_once ? l->o.max_workers : 1);
     return l;
 }
 

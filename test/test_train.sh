@@ -382,6 +382,72 @@ check "features of any batch" sh -c 'for f in f1 f7; do od -An -v -w4 -t f4 -j 1
 check "their names" cmp listed f1.txt
 check "numpy's header" sh -c "head -c 128 f1.npy | tail -c 118 | grep -q \"{'descr': '<f4', 'fortran_order': False, 'shape': (20, 32), }\""
 check "as many numbers" [ "$(wc -c <f1.npy)" = $((128 + 20 * 32 * 4)) ]
+# Decoding runs beside computing. Of pictures after the first batch, and the first product of that
+# batch, each waits here for the other: a program that does one after the other stands still.
+cat >beside.c <<'END'
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+static atomic_int pictures, products, after; /* begun; begun after the first batch; decoded then */
+static void wait_for(atomic_int *n, const char *what)
+{
+    for (int i = 0; i < 2000 && !*n; i++)
+        usleep(10000);
+    if (!*n) {
+        fprintf(stderr, "no %s meanwhile\n", what);
+        _exit(9);
+    }
+}
+typedef int Header(void *, int);
+Header jpeg_read_header;
+int jpeg_read_header(void *d, int image)
+{
+    int late = pictures++ >= atoi(getenv("BATCH"));
+    if (late)
+        wait_for(&products, "product");
+    int result = ((Header *)dlsym(RTLD_NEXT, "jpeg_read_header"))(d, image);
+    after += late;
+    return result;
+}
+typedef void Product(int, int, int, int, int, int, float, const float *, int, const float *, int, float, float *, int);
+Product cblas_sgemm;
+void cblas_sgemm(int o, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda,
+                 const float *b, int ldb, float beta, float *c, int ldc)
+{
+    if (pictures >= atoi(getenv("BATCH"))) {
+        products++;
+        wait_for(&after, "picture");
+    }
+    ((Product *)dlsym(RTLD_NEXT, "cblas_sgemm"))(o, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+END
+if ldd "$binary" | grep -qE 'libasan|libtsan'; then
+    skip "sanitizers and a library that is loaded before them"
+elif ${CC:-cc} -shared -fPIC -o beside.so beside.c -ldl 2>log; then
+    for workers in 0 1; do
+        BATCH=7 LD_PRELOAD=$tmp/beside.so good "eval decodes while it computes, workers $workers" \
+            eval --weights one --micro-batch 7 --workers $workers
+        check "and says how long it waited" grep -qE '^20 images in .* [0-9]+% of the time waiting for data$' log
+        BATCH=7 LD_PRELOAD=$tmp/beside.so good "predict does, workers $workers" \
+            predict --weights one --batch-size 7 --workers $workers folder/val
+    done
+else
+    skip "no compiler for a library that waits"
+fi
+# A list that pauses is answered: here its second name waits for what is said of the first.
+mkfifo list.fifo
+"$binary" predict --weights one - --topk 1 <list.fifo >out 2>log &
+pid=$!
+exec 3>list.fifo
+head -n 1 listed >&3
+check "a list that pauses is answered" wait_for 20 grep -q '%' out
+sed -n 2p listed >&3
+exec 3>&-
+wait $pid
+check "and goes on (status $?)" [ "$(grep -c '%' out)" = 2 ]
 mapfile -t three < <(head -n 3 listed)
 good "attention" predict --weights one "${three[@]}" --attention attention.png
 check "attention is a PNG" sh -c 'head -c 4 attention.png | tail -c 3 | grep -q PNG'

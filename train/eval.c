@@ -127,6 +127,7 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
                              .end = count,
                              .workers = (int)s->o.workers,
                              .max_workers = s->max_workers,
+                             .at_once = true,
                              .neighbours = s->world.local_ranks - 1};
     Loader *loader = reads ? loader_open(d, &options) : NULL;
     Judged j = {.all = xcalloc((size_t)count + 1, sizeof *j.all),
@@ -171,7 +172,8 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
     }
     out->seconds = now() - from;
     if (loader)
-        loader_close(loader);
+        out->waited = loader_stats(loader).waited;
+    loader_close(loader);
     free(targets);
     free(none);
     free(j.labels);
@@ -223,8 +225,8 @@ int command_eval(Session *s)
         die("use a checkpoint from before training diverged", "the model's outputs are not finite");
     results_print(s, s->val, &v);
     write_results(s, &v);
-    printf("%ld images in %.1f s, %.1f images/s\n", m->images, v.seconds,
-           (double)m->images / v.seconds);
+    printf("%ld images in %.1f s, %.1f images/s, %.0f%% of the time waiting for data\n", m->images,
+           v.seconds, (double)m->images / v.seconds, 100 * v.waited / v.seconds);
     printf("top1 %.2f top5 %.2f loss %.4f images %ld\n", m->top1, m->top5, m->loss, m->images);
     evaluation_free(&v);
     return 0;

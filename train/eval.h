@@ -7,7 +7,7 @@
 typedef struct {
     Metrics metrics;
     Outcome *outcomes; /* [images], in the order of the data: the same on all ranks */
-    double seconds;
+    double seconds, waited; /* in all; for images that were not yet decoded, by this rank */
 } Evaluation;
 /* All of d, by all ranks together; `stop` may name a flag that ends it early: false is returned
  * then, and there is nothing in `out`. */

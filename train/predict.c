@@ -1,6 +1,7 @@
 /* predict.c - classes of pictures that are named, by the thousand: what eval does without labels.
  *
- * Pictures are decoded ahead (reader.c) while a batch is computed. Results are all that goes to
+ * Pictures are decoded ahead (reader.c) while a batch is computed; where the device computes by
+ * itself, the results of the batch before are printed meanwhile. Results are all that goes to
  * standard output, in the order of the pictures. One that cannot be read is a line that says so,
  * and the program's status at the end; the others are predicted all the same.
  *
@@ -23,19 +24,25 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What one predict is made of. A batch's pictures that could be read stand side by side. */
+/* A batch: `n` pictures, of which `good` could be read; the pixels of these stand side by side. */
+typedef struct {
+    char **paths;    /* [most] */
+    Error *troubles; /* [most] */
+    uint8_t *pixels; /* [good, image_h, image_w, 3] */
+    int n, good;
+} Pictures;
+
+/* What one predict is made of. */
 typedef struct {
     Session *s;
     char **names; /* [K] of the classes, each may be NULL */
     double *p;    /* [K] */
     int *best;    /* [topk] */
     int topk;
-    /* a batch: `n` pictures, of which `good` could be read */
-    char **paths;    /* [most] */
-    Error *troubles; /* [most] */
-    uint8_t *pixels; /* [good, image_h, image_w, 3] */
-    real *logits;    /* [good, K] */
-    int n, good, most;
+    Pictures batch[2]; /* batch[turn] is being filled, the other is computed or printed */
+    int turn, most;
+    real *logits; /* [good, K] */
+    bool at_once; /* a batch is printed before the next is computed */
     long done, failed;
     /* --features, [rows, D] */
     FileWriter *features;
@@ -241,11 +248,11 @@ static void begin_features(Predict *b)
 }
 
 /* What the head has read of the batch: [good, D]. */
-static void add_features(Predict *b)
+static void add_features(Predict *b, const Pictures *batch)
 {
     const Model *m = b->s->m;
     int D = feature_count(&m->config);
-    size_t n = (size_t)b->good * (size_t)D;
+    size_t n = (size_t)batch->good * (size_t)D;
     Error e = {"", ""};
     if (!b->features)
         return;
@@ -255,9 +262,9 @@ static void add_features(Predict *b)
         row[i] = (float)b->values[i];
     setup_check(file_write(b->features, row, n * sizeof *row, &e), &e);
     free(row);
-    for (int i = 0; i < b->n; i++)
-        if (!*b->troubles[i].what)
-            fprintf(b->rows, "%s\n", b->paths[i]);
+    for (int i = 0; i < batch->n; i++)
+        if (!*batch->troubles[i].what)
+            fprintf(b->rows, "%s\n", batch->paths[i]);
 }
 
 static void end_features(Predict *b)
@@ -318,7 +325,7 @@ static void draw_map(const Predict *b, int tile, const uint8_t *rgb, const float
 
 /* How many pictures can be read is known at the end: the sheet is made for as many as there may be,
  * and cut then. */
-static void draw_attention(Predict *b, int i, const char *path)
+static void draw_attention(Predict *b, const Pictures *batch, int i, const char *path)
 {
     const Config *c = &b->s->config;
     int columns = 2 + b->heads, Np = vit_patches(c);
@@ -331,7 +338,7 @@ static void draw_attention(Predict *b, int i, const char *path)
     attention_maps(b->s->m, i, &a);
     const char *slash = strrchr(path, '/'), *name = b->names[b->best[0]];
     char label[256];
-    const uint8_t *rgb = b->pixels + (size_t)i * vit_image_bytes(c, true);
+    const uint8_t *rgb = batch->pixels + (size_t)i * vit_image_bytes(c, true);
     int tile = b->drawn++ * columns;
     snprintf(label, sizeof label, "%s", slash ? slash + 1 : path);
     draw_map(b, tile, rgb, NULL, &a, label);
@@ -360,43 +367,85 @@ static void end_attention(Predict *b)
 
 /* ---- batches ---- */
 
-static void predict_batch(Predict *b)
+/* What the model says of the batch that was computed last. */
+static void take_outputs(Predict *b, const Pictures *batch)
+{
+    Session *s = b->s;
+    long n = (long)batch->good * s->config.classes;
+    if (!batch->good)
+        return;
+    vit_read_act(s->m, s->m->now->logits, 0, n, b->logits);
+    add_features(b, batch);
+    if (s->o.tta)
+        flip_logits(s, batch->good, batch->pixels, NULL, b->logits);
+}
+
+/* Prints the batch, and empties it. */
+static void print_batch(Predict *b, Pictures *batch)
 {
     Session *s = b->s;
     size_t K = (size_t)s->config.classes;
-    if (b->good) {
-        vit_set_batch(s->m, b->good, b->pixels, true, NULL, NULL);
-        vit_evaluate(s->m);
-        vit_logits(s->m, b->logits);
-    }
-    add_features(b);
-    if (b->good && s->o.tta)
-        flip_logits(s, b->good, b->pixels, NULL, b->logits);
-    for (int i = 0, at = 0; i < b->n; i++) {
-        if (*b->troubles[i].what) {
-            formats[s->o.format].trouble(b, s->results, b->paths[i], &b->troubles[i]);
+    for (int i = 0, at = 0; i < batch->n; i++) {
+        if (*batch->troubles[i].what) {
+            formats[s->o.format].trouble(b, s->results, batch->paths[i], &batch->troubles[i]);
             b->failed++;
         } else {
             rank_classes(b, b->logits + (size_t)at * K);
-            formats[s->o.format].picture(b, s->results, b->paths[i]);
-            draw_attention(b, at++, b->paths[i]);
+            formats[s->o.format].picture(b, s->results, batch->paths[i]);
+            draw_attention(b, batch, at++, batch->paths[i]);
         }
-        free(b->paths[i]);
+        free(batch->paths[i]);
     }
     fflush(s->results);
-    b->done += b->n;
-    b->n = b->good = 0;
+    b->done += batch->n;
+    batch->n = batch->good = 0;
+}
+
+/* Computes the batch that was filled, and prints the one before it meanwhile. */
+static void predict_batch(Predict *b)
+{
+    Model *m = b->s->m;
+    Pictures *filled = &b->batch[b->turn], *before = &b->batch[!b->turn];
+    if (filled->good)
+        vit_set_batch(m, filled->good, filled->pixels, true, NULL, NULL);
+    take_outputs(b, before);
+    if (filled->good)
+        vit_evaluate(m);
+    print_batch(b, before);
+    if (b->at_once) {
+        take_outputs(b, filled);
+        print_batch(b, filled);
+    }
+    b->turn = !b->turn;
 }
 
 static void add_picture(Predict *b, const Picture *p)
 {
     size_t bytes = vit_image_bytes(&b->s->config, true);
-    b->paths[b->n] = xstrdup(p->path);
-    b->troubles[b->n++] = p->trouble;
+    Pictures *batch = &b->batch[b->turn];
+    batch->paths[batch->n] = xstrdup(p->path);
+    batch->troubles[batch->n++] = p->trouble;
     if (!*p->trouble.what)
-        memcpy(b->pixels + (size_t)b->good++ * bytes, p->pixels, bytes);
-    if (b->n == b->most)
+        memcpy(batch->pixels + (size_t)batch->good++ * bytes, p->pixels, bytes);
+    if (batch->n == b->most)
         predict_batch(b);
+}
+
+/* All that there is. */
+static void predict_rest(Predict *b)
+{
+    predict_batch(b);
+    predict_batch(b);
+}
+
+/* A list may come from a program that names pictures one by one and waits for the answer: what it
+ * has named is computed when it pauses. Several ranks must agree on what is in a batch. */
+static const Picture *next_picture(Predict *b, Reader *r)
+{
+    const double pause = 0.1;
+    if (b->s->world.ranks == 1 && !reader_soon(r, pause))
+        predict_rest(b);
+    return reader_next(r);
 }
 
 /* ---- the command ---- */
@@ -423,12 +472,14 @@ static void predict_free(Predict *b)
 {
     for (int k = 0; k < b->s->config.classes; k++)
         free(b->names[k]);
+    for (int i = 0; i < 2; i++) {
+        free(b->batch[i].paths);
+        free(b->batch[i].troubles);
+        free(b->batch[i].pixels);
+    }
     free(b->names);
     free(b->p);
     free(b->best);
-    free(b->paths);
-    free(b->troubles);
-    free(b->pixels);
     free(b->logits);
 }
 
@@ -445,11 +496,13 @@ int command_predict(Session *s)
                  .names = class_names(s, c->classes),
                  .p = xcalloc(K, sizeof *b.p),
                  .topk = s->o.topk < c->classes ? (int)s->o.topk : c->classes,
-                 .paths = xcalloc(most, sizeof *b.paths),
-                 .troubles = xcalloc(most, sizeof *b.troubles),
-                 .pixels = xmalloc(most * vit_image_bytes(c, true)),
                  .logits = xcalloc(most * K, sizeof *b.logits),
-                 .most = s->micro};
+                 .most = s->micro,
+                 .at_once = !s->be->asynchronous || s->o.tta || *s->o.attention};
+    for (int i = 0; i < 2; i++)
+        b.batch[i] = (Pictures){.paths = xcalloc(most, sizeof *b.batch[i].paths),
+                                .troubles = xcalloc(most, sizeof *b.batch[i].troubles),
+                                .pixels = xmalloc(most * vit_image_bytes(c, true))};
     b.best = xcalloc((size_t)b.topk + 1, sizeof *b.best);
     begin_features(&b);
     begin_attention(&b);
@@ -459,9 +512,9 @@ int command_predict(Session *s)
     threads = threads < 64 ? threads : 64;
     Reader *r = reader_open(s->o.files, s->o.n_files, &s->images, threads, s->micro + threads);
     double from = now();
-    for (const Picture *p; (p = reader_next(r));)
+    for (const Picture *p; (p = next_picture(&b, r));)
         add_picture(&b, p);
-    predict_batch(&b);
+    predict_rest(&b);
     double seconds = now() - from;
     long passed = reader_passed(r);
     reader_close(r);

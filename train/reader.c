@@ -1,7 +1,9 @@
 /* reader.c - pictures that are named, decoded ahead. See reader.h.
  *
- * A ring of places: threads take the next name and the next place under one lock, decode, and mark
- * the place as ready; who reads takes places in their order. A damaged picture is a place too.
+ * A ring of places: a thread takes the next name and the next place, decodes, and marks the place as
+ * ready; who reads takes places in their order. A damaged picture is a place too. A list on standard
+ * input may be slow, so names have a lock of their own: whoever waits for one holds up no picture
+ * that is ready.
  *
  * Read in this order: names, threads, reading.
  */
@@ -15,19 +17,21 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum { FREE, TAKEN, READY };
 
 struct Reader {
     Preprocess images;
-    /* names */
+    /* names, under `naming` */
+    pthread_mutex_t naming;
     char **names;
     int n, next; /* names[next] is the next to be looked at */
     bool list;   /* standard input is being read */
     Names below; /* files of the folder that is being read, and the next of them */
     int at;
     long passed;
-    /* places [room] */
+    /* places [room], under `lock`, which is taken after `naming` */
     Picture *pictures;
     int *state, room;
     long taken, given; /* by the threads, to who reads */
@@ -111,20 +115,26 @@ static char *next_path(Reader *r)
 
 /* ---- threads ---- */
 
-/* The lock is held: it waits for a free place and a name to put there. NULL: there are no more. */
+/* A free place with the next name on it, once there are both. NULL: there are no more. */
 static Picture *take_place(Reader *r)
 {
-    while (!r->over && !r->closing && r->state[r->taken % r->room] != FREE)
+    Picture *p = NULL;
+    pthread_mutex_lock(&r->naming); /* until the name has its place, so that they stay in order */
+    char *path = r->over ? NULL : next_path(r);
+    pthread_mutex_lock(&r->lock);
+    while (path && !r->closing && r->state[r->taken % r->room] != FREE)
         pthread_cond_wait(&r->changed, &r->lock);
-    char *path = r->over || r->closing ? NULL : next_path(r);
-    if (!path) {
+    if (path && !r->closing) {
+        p = &r->pictures[r->taken % r->room];
+        p->path = path;
+        r->state[r->taken++ % r->room] = TAKEN;
+    } else {
+        free(path);
         r->over = true;
         pthread_cond_broadcast(&r->changed);
-        return NULL;
     }
-    Picture *p = &r->pictures[r->taken % r->room];
-    r->state[r->taken++ % r->room] = TAKEN;
-    p->path = path;
+    pthread_mutex_unlock(&r->lock);
+    pthread_mutex_unlock(&r->naming);
     return p;
 }
 
@@ -140,15 +150,13 @@ static void *work(void *arg)
 {
     Reader *r = arg;
     Decoder *d = decoder_new();
-    pthread_mutex_lock(&r->lock);
     for (Picture *p; (p = take_place(r));) {
-        pthread_mutex_unlock(&r->lock);
         decode(r, d, p);
         pthread_mutex_lock(&r->lock);
         r->state[p - r->pictures] = READY;
         pthread_cond_broadcast(&r->changed);
+        pthread_mutex_unlock(&r->lock);
     }
-    pthread_mutex_unlock(&r->lock);
     decoder_free(d);
     return NULL;
 }
@@ -164,6 +172,7 @@ Reader *reader_open(char **names, int n, const Preprocess *p, int threads, int r
     r->state = xcalloc((size_t)r->room, sizeof *r->state);
     for (int i = 0; i < r->room; i++)
         r->pictures[i].pixels = xmalloc((size_t)p->out_h * (size_t)p->out_w * 3);
+    pthread_mutex_init(&r->naming, NULL);
     pthread_mutex_init(&r->lock, NULL);
     pthread_cond_init(&r->changed, NULL);
     r->threads = xcalloc((size_t)threads, sizeof *r->threads);
@@ -182,13 +191,42 @@ static void leave_place(Reader *r, long number)
     pthread_cond_broadcast(&r->changed);
 }
 
+/* The lock is held. */
+static bool is_ready(const Reader *r)
+{
+    return r->given < r->taken && r->state[r->given % r->room] == READY;
+}
+
+static bool is_over(const Reader *r)
+{
+    return r->over && r->given == r->taken;
+}
+
+bool reader_soon(Reader *r, double seconds)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    long ns = until.tv_nsec + (long)(seconds * 1e9);
+    until.tv_sec += ns / 1000000000;
+    until.tv_nsec = ns % 1000000000;
+    bool late = false;
+    pthread_mutex_lock(&r->lock);
+    while (!is_ready(r) && !is_over(r) && !(late && r->given == r->taken))
+        if (late)
+            pthread_cond_wait(&r->changed, &r->lock);
+        else
+            late = pthread_cond_timedwait(&r->changed, &r->lock, &until) != 0;
+    bool soon = is_ready(r) || is_over(r);
+    pthread_mutex_unlock(&r->lock);
+    return soon;
+}
+
 const Picture *reader_next(Reader *r)
 {
     pthread_mutex_lock(&r->lock);
     if (r->given > 0 && r->pictures[(r->given - 1) % r->room].path)
         leave_place(r, r->given - 1);
-    while (!(r->given < r->taken && r->state[r->given % r->room] == READY) &&
-           !(r->over && r->given == r->taken))
+    while (!is_ready(r) && !is_over(r))
         pthread_cond_wait(&r->changed, &r->lock);
     const Picture *p = r->given < r->taken ? &r->pictures[r->given++ % r->room] : NULL;
     pthread_mutex_unlock(&r->lock);
@@ -197,9 +235,9 @@ const Picture *reader_next(Reader *r)
 
 long reader_passed(Reader *r)
 {
-    pthread_mutex_lock(&r->lock);
+    pthread_mutex_lock(&r->naming);
     long passed = r->passed;
-    pthread_mutex_unlock(&r->lock);
+    pthread_mutex_unlock(&r->naming);
     return passed;
 }
 
@@ -216,6 +254,7 @@ void reader_close(Reader *r)
         free(r->pictures[i].pixels);
     }
     names_free(&r->below);
+    pthread_mutex_destroy(&r->naming);
     pthread_mutex_destroy(&r->lock);
     pthread_cond_destroy(&r->changed);
     free(r->pictures);

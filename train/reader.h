@@ -17,5 +17,7 @@ typedef struct Reader Reader;
 Reader *reader_open(char **names, int n, const Preprocess *p, int threads, int room);
 /* The next one, NULL at the end; valid until the next call. */
 const Picture *reader_next(Reader *r);
+/* Waits for the next one, or the end. False where it is a name that is missing, for so long. */
+bool reader_soon(Reader *r, double seconds);
 long reader_passed(Reader *r); /* files in folders that are no pictures */
 void reader_close(Reader *r);
