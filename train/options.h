@@ -87,7 +87,8 @@ enum { TTA_NONE, TTA_FLIP };
       "end after so many evaluations without a better top-1; 0: never")                           \
   GROUP("optimiser")                                                                              \
     X(word,   opt, "adamw", "adamw|adam|sgd|lamb", "see backend.h for the formulas")              \
-    X(double, weight_decay, "0.05", "0..", "decoupled for adamw and lamb, L2 for adam and sgd")   \
+    X(double, weight_decay, "0.05", "0..",                                                        \
+      "decoupled for adamw and lamb; L2, through the gradient, for adam and sgd: 0 unless given") \
     X(word,   decay, "matrices", "all|no_1d|matrices",                                            \
       "what is decayed; matrices: weights of two or more dimensions")                             \
     X(double, beta1, "0.9", "0..0.999999999", "decay of the first moment")                        \
