@@ -134,7 +134,8 @@ enum { TTA_NONE, TTA_FLIP };
     X(text,   color_jitter, "", "",                                                               \
       "brightness, contrast, saturation and hue by up to B,C,S,HUE; 0.4 is 0.4,0.4,0.4,0")        \
     X(text,   auto_augment, "", "",                                                               \
-      "imagenet | imagenet-v0 | rand-m9-n2-mstd0.5-inc1 | randaug(2,15), after the colour jitter")\
+      "imagenet | imagenet-v0 | rand-m9-n2-mstd0.5-inc1 | randaug(2,15), after the colour jitter; "\
+      "or 3-augment, before it")                                                                  \
     X(word,   crop, "center", "center|stretch",                                                   \
       "evaluation: centre of the resized image, or the whole stretched")                          \
     X(long,   resize, "0", "0..65536",                                                            \
