@@ -121,6 +121,9 @@ enum { TTA_NONE, TTA_FLIP };
       "within +-H degrees")                                                                       \
   GROUP("start")                                                                                  \
     X(text,   init, "timm", "", "initialiser: jax, timm, torch, megatron, xavier")                \
+    X(word,   position, "learned", "learned|sincos2d|sincos2d_big_vision",                        \
+      "position embeddings: learned; or sines and cosines that stay, as in MAE and MoCo v3, or as "\
+      "big_vision has them, also in place of those of --weights")                                 \
     X(double, head_bias, "0", "", "initial bias of the head (sigmoid loss: about -log K)")        \
     X(double, layer_scale_init, "1e-5", "", "initial layer scale, where --layer-scale is on")     \
   GROUP("images")                                                                                 \

@@ -415,6 +415,11 @@ static void check_config(const Session *s)
     if (c.classes == 0 && !options_config_given(&s->o, "classes"))
         c.classes = 1;
     check_usage(vit_config_check(&c, &why));
+    if (s->o.position != POSITION_LEARNED && (c.width % 4 || c.width < 8))
+        die_usage("give --width such a number, or --position learned",
+                  "--position: sines and cosines of two axes take a multiple of four from 8 on, not "
+                  "a width of %d",
+                  c.width);
 }
 
 /* One process at a time trains in a directory: checkpoints of two would mix. */
@@ -1074,6 +1079,7 @@ Plan setup_plan(const Session *s, bool training)
                   .decay = o->decay,
                   .layer_decay = o->layer_decay,
                   .frozen = s->frozen,
+                  .position = o->position,
                   .clip = o->clip,
                   .split = &s->split,
                   .recompute = parallel_recompute(o),
@@ -1106,6 +1112,7 @@ void setup_model(Session *s, bool training)
         s->state.scaled = plan.scaling.kind != SCALING_NONE;
         check(ckpt_resume(own, s->checkpoint, &s->state, &why));
         vit_set_state(s->m, &s->state.counters);
+        vit_set_positions(s->m);
         if (s->state.seed != (uint64_t)o->seed) /* order and augmentation would not continue */
             die("leave --seed out, or start a new run from --weights",
                 "the run in %s has seed %lu, not %ld", s->checkpoint, (unsigned long)s->state.seed,
@@ -1126,6 +1133,8 @@ void setup_model(Session *s, bool training)
                 strcmp(scheme, "jax") ? "" : "; it starts at zero, where all are alike: 0% right");
         choose_average(s, training);
     }
+    if (training)
+        vit_set_positions(s->m);
     s->state = (RunState){.seed = (uint64_t)o->seed, .best_metric = -1};
 }
 
