@@ -793,6 +793,19 @@ static void test_samples(void)
         data_sample(changing, decoder, 0, epoch, epoch % 3, got);
         CHECK(memcmp(want, got, BYTES) == 0, "epoch %d", epoch);
     }
+    o.images.changes = NULL;
+    o.images.train_crop = TRAIN_CROP_SIMPLE;
+    Dataset *simple = data_open(&o, &e);
+    for (int epoch = 0; epoch < 20 && CHECK(simple != NULL, "%s", e.what); epoch++) {
+        const View v = {17, 0, (uint32_t)epoch, 0};
+        RngStream place = view_draw(v, DRAW_BOX), flip = view_draw(v, DRAW_FLIP);
+        uint8_t want[BYTES], got[BYTES];
+        data_sample(simple, decoder, 0, epoch, 0, got);
+        decoder_open_pixels(decoder, in, 40, 30);
+        decoder_simple_crop(decoder, &o.images, &place, rng_next(&flip) < 0.5, want, &e);
+        CHECK(memcmp(want, got, BYTES) == 0, "simple crop, epoch %d", epoch);
+    }
+    data_close(simple);
     decoder_free(decoder);
     data_close(plain);
     data_close(changing);
@@ -804,6 +817,59 @@ static void test_samples(void)
     free(class);
     free(in);
     free(scratch);
+}
+
+/* Of a picture whose resized whole is known, the simple crop is a part of that, with its mirror
+ * image around: each of the places as often as the others, flipped half the time. */
+static void test_simple_crop(void)
+{
+    enum { W = 40, H = 30, WIDE = SIDE * W / H, PLACES_X = WIDE + 8 - SIDE + 1, PLACES_Y = 9,
+           N = 100 * PLACES_X * PLACES_Y };
+    static int count[2][PLACES_Y][PLACES_X];
+    static uint8_t want[2][PLACES_Y][PLACES_X][BYTES];
+    uint8_t *in = noise(W, H, 8), got[BYTES], whole[3 * WIDE * SIDE];
+    Preprocess p = {.out_w = WIDE, .out_h = SIDE, .filter = FILTER_BICUBIC};
+    Decoder *d = decoder_new();
+    Error e = {"", ""};
+    int strange = 0;
+    decoder_open_pixels(d, in, W, H);
+    CHECK(decoder_crop(d, &p, (Box){0, 0, W, H}, false, whole, &e), "%s", e.what);
+    for (int flip = 0; flip < 2; flip++)
+        for (int i = 0; i < PLACES_Y * PLACES_X * SIDE * SIDE; i++) {
+            int x = i % SIDE, y = i / SIDE % SIDE, place = i / SIDE / SIDE;
+            int left = place % PLACES_X, top = place / PLACES_X;
+            int sx = abs(left - 4 + (flip ? SIDE - 1 - x : x)), sy = abs(top - 4 + y);
+            sx = sx < WIDE ? sx : 2 * (WIDE - 1) - sx;
+            sy = sy < SIDE ? sy : 2 * (SIDE - 1) - sy;
+            memcpy(want[flip][top][left] + 3 * (y * SIDE + x), whole + 3 * (sy * WIDE + sx), 3);
+        }
+    p.out_w = SIDE;
+    for (uint32_t i = 0; i < N; i++) {
+        RngStream rng = view_draw((View){2, i, 0, 0}, DRAW_BOX);
+        int flip = i % 2, found = -1;
+        CHECK(decoder_simple_crop(d, &p, &rng, flip, got, &e), "%s", e.what);
+        for (int k = 0; k < PLACES_Y * PLACES_X && found < 0; k++)
+            if (memcmp(got, want[flip][k / PLACES_X][k % PLACES_X], BYTES) == 0)
+                found = k;
+        strange += found < 0;
+        if (found >= 0)
+            count[flip][found / PLACES_X][found % PLACES_X]++;
+    }
+    CHECK(strange == 0, "%d of %d crops that it cannot make", strange, N);
+    for (int k = 0; k < 2 * PLACES_Y * PLACES_X; k++)
+        CHECK(abs((&count[0][0][0])[k] - 50) < 5 * 7.1, "place %d: %d times", k,
+              (&count[0][0][0])[k]);
+    /* of any size: sanitizers look on */
+    for (int side = 1; side <= 12; side++) {
+        RngStream rng = view_draw((View){3, 1, 0, 0}, DRAW_BOX);
+        p.out_w = side, p.out_h = 13 - side;
+        uint8_t *small = xmalloc(3 * (size_t)side * (size_t)(13 - side));
+        for (int i = 0; i < 50; i++)
+            CHECK(decoder_simple_crop(d, &p, &rng, i % 2, small, &e), "%s", e.what);
+        free(small);
+    }
+    decoder_free(d);
+    free(in);
 }
 
 /* ---- texts ---- */
@@ -903,6 +969,7 @@ int main(int argc, char **argv)
     test_jitter();
     test_views();
     test_samples();
+    test_simple_crop();
     test_texts();
     return check_report();
 }

@@ -100,6 +100,9 @@ enum { TTA_NONE, TTA_FLIP };
       "decay of an average of the weights, which is then evaluated; 0: none")                     \
   GROUP("regularisation")                                                                         \
     X(double, label_smoothing, "0.1", "0..1", "targets (1-s) one-hot + s/K")                      \
+    X(double, target_threshold, "-1", "-1..1",                                                    \
+      "sigmoid loss: targets above it count as 1, others as 0, so that both of two mixed images "  \
+      "are there in full (timm's bce-target-thresh; DeiT III: 0); -1: as they are")               \
     X(double, mixup, "0", "0..1000",                                                              \
       "blend pairs of images: alpha of the Beta distribution of their shares; 0: off")            \
     X(double, cutmix, "0", "0..1000",                                                             \
@@ -128,7 +131,10 @@ enum { TTA_NONE, TTA_FLIP };
     X(double, layer_scale_init, "1e-5", "", "initial layer scale, where --layer-scale is on")     \
   GROUP("images")                                                                                 \
     X(bool,   augment, "true", "",                                                                \
-      "training: random resized crop, flip and the two below; off: as in evaluation")             \
+      "training: random crop, flip and the two below; off: as in evaluation")                     \
+    X(word,   train_crop, "resized", "resized|simple",                                            \
+      "training: random resized crop; or the shorter side to the image's size, 4 mirrored pixels " \
+      "around, and any crop of that (DeiT III's)")                                                \
     X(double, area_min, "0.08", "0..1", "random crop: smallest share of the image")               \
     X(double, area_max, "1", "0..1", "random crop: largest share")                                \
     X(double, ratio_min, "0.75", "0.01..100", "random crop: smallest width / height")             \

@@ -282,6 +282,8 @@ static void check_options(const Options *o)
                   "--patience counts evaluations, --val-data none has none");
     if (o->tta && o->pp > 1)
         die_usage("leave --pp or --tta out", "--tta: the last of %ld stages has no images", o->pp);
+    if (o->target_threshold == 0 && o->label_smoothing > 0)
+        die_usage("give --label-smoothing 0", "--target-threshold 0: smoothed targets are all above 0");
     if (o->epochs <= 0 && o->steps == 0)
         die_usage("give --epochs above 0, or --steps", "--epochs %g trains nothing", o->epochs);
 }
@@ -638,6 +640,9 @@ void setup_config(Session *s)
     if (*o->class_weights && s->config.loss != LOSS_SOFTMAX)
         die_usage("leave --class-weights or --loss sigmoid out",
                   "--class-weights are of the softmax loss alone");
+    if (o->target_threshold >= 0 && s->config.loss != LOSS_SIGMOID)
+        die_usage("give --loss sigmoid, or leave --target-threshold out",
+                  "--target-threshold is of the sigmoid loss alone: several classes may be there");
     parallel_split(s);
     bool known = false;
     for (int i = 0; param_init_names[i]; i++)
@@ -653,6 +658,7 @@ void setup_config(Session *s)
                              .resize = (int)o->resize,
                              .crop_pct = o->crop_pct,
                              .augment = o->augment,
+                             .train_crop = o->train_crop,
                              .area_min = o->area_min,
                              .area_max = o->area_max,
                              .ratio_min = o->ratio_min,
