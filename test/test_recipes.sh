@@ -54,7 +54,7 @@ three_steps() { # recipe, arguments...
 }
 for name in rosetta_b16_pretrain nemo_b16_pretrain nemo_l16_pretrain nemo_h16_pretrain azure_b16_sgd \
     azure_highres graphcore_b16_in1k_pretrain graphcore_b16_in1k_pretrain_lamb deit_ti16_in1k deit3_s16_in1k \
-    augreg_s16_in1k; do
+    augreg_s16_in1k baseline_s16_in1k; do
     three_steps $name --image-size 32
 done
 for name in rosetta_g14_pretrain nemo_h14_pretrain nemo_g14_pretrain nemo_bigG14_pretrain fsdp_10b fsdp_60b \
