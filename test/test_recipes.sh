@@ -109,6 +109,25 @@ bad "more blocks than there are" 'the model has 2 blocks' $tiny --freeze 3 --ste
 bad "no number of blocks" 'no number' $tiny --freeze some --steps 1 --batch-size 16 --out none
 bad "another name for it" 'no such setting' $tiny --linear-probe 1
 
+# ---- fixed positions, hard targets ----
+
+good "fixed positions" $tiny --position sincos2d --steps 2 --batch-size 16 --out sines
+check "are said" grep -q '^learning  all but the positions' log
+check "and written down" grep -q '^position = sincos2d$' sines/config.ini
+good "in place of those of weights" $tiny --weights sgd-16 --position sincos2d --lr 0 --steps 1 --batch-size 16 --out put
+positions() { # run: the first tensor but one of its weights, behind its header
+    local file header
+    file=$(last "$1")/model.safetensors
+    header=$(od -An -tu8 -N8 "$file")
+    tail -c +$((9 + header + 128)) "$file" | head -c $((5 * 128))
+}
+check "are the same ones" [ "$(positions sines | cksum)" = "$(positions put | cksum)" ]
+check "and others than were learned" [ "$(positions sines | cksum)" != "$(positions sgd-16 | cksum)" ]
+bad "no room for two axes of sines" 'a multiple of four' $tiny --width 30 --position sincos2d --steps 1 --out none
+bad "hard targets of a softmax" 'of the sigmoid loss alone' $tiny --target-threshold 0 --label-smoothing 0 --out none
+bad "all targets hard" 'smoothed targets are all above 0' $tiny --loss sigmoid --target-threshold 0 --out none
+good "hard targets" $tiny --loss sigmoid --target-threshold 0.2 --mixup 0.8 --steps 2 --batch-size 16 --out hard
+
 # ---- early stopping ----
 
 good "nothing gets better" $tiny --lr 0 --patience 2 --eval-every 1 --steps 50 --batch-size 16 --out early
