@@ -246,6 +246,7 @@ test: report
 	  "test/test_netns.sh $(PROGRAM)" \
 	  "test/test_tools.sh $(TOOL) $(PROGRAM) $(SHARED)" \
 	  "test/test_zoo.sh $(BUILD) $(TOOL)" \
+	  "test/test_losses.sh $(PROGRAM) $(TOOL)" \
 	  "test/test_plan.sh $(TOOL) $(PROGRAM) $(SHARED)" \
 	  $(call FUZZ_RUNS,3) \
 	  $(CUDA_TESTS) \

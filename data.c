@@ -271,10 +271,16 @@ static bool preprocess(const Dataset *d, Decoder *decoder, View v, uint8_t *out,
     const Preprocess *p = &d->o.images;
     if (!p->augment)
         return decoder_eval(decoder, p, out, e);
-    RngStream box = view_draw(v, DRAW_BOX), flip = view_draw(v, DRAW_FLIP);
-    Box b = image_random_box(&box, decoder_width(decoder), decoder_height(decoder), p->area_min,
-                             p->area_max, p->ratio_min, p->ratio_max);
-    if (!decoder_crop(decoder, p, b, rng_next(&flip) < p->flip, out, e))
+    RngStream box = view_draw(v, DRAW_BOX), mirror = view_draw(v, DRAW_FLIP);
+    bool flip = rng_next(&mirror) < p->flip, ok;
+    if (p->train_crop == TRAIN_CROP_SIMPLE) {
+        ok = decoder_simple_crop(decoder, p, &box, flip, out, e);
+    } else {
+        Box b = image_random_box(&box, decoder_width(decoder), decoder_height(decoder), p->area_min,
+                                 p->area_max, p->ratio_min, p->ratio_max);
+        ok = decoder_crop(decoder, p, b, flip, out, e);
+    }
+    if (!ok)
         return false;
     augment_image(p->changes, v, out, p->out_w, p->out_h,
                   decoder_scratch(decoder, image_op_scratch(p->out_w, p->out_h)));

@@ -152,6 +152,8 @@ static void micro_step(void *arg, int micro, bool backward)
         hosts_at("computing", s->state.step + 1);
         soft_targets(t->targets, labels, n, s->config.classes, o->label_smoothing, t->augment,
                      (long)s->config.image_h * s->config.image_w);
+        if (o->target_threshold >= 0)
+            harden_targets(t->targets, (long)n * s->config.classes, o->target_threshold);
         if (t->weights)
             weigh_targets(t->targets, n, s->config.classes, t->weights);
         vit_set_batch(s->m, n, images, true, t->targets, t->augment);

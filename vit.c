@@ -1316,7 +1316,8 @@ static Model *new_model(const Config *c, const Plan *plan, const Backend *be)
     m->be = be;
     Cut cut = split_cut(&m->split);
     m->layout = layout_new(c, plan->decay, &cut);
-    layout_rates(m->layout, plan->layer_decay > 0 ? plan->layer_decay : 1, plan->frozen);
+    layout_rates(m->layout, plan->layer_decay > 0 ? plan->layer_decay : 1, plan->frozen,
+                 plan->position);
     m->classes = c->classes % m->split.tp.ranks ? (Axis){0, 1, NULL} : m->split.tp;
     m->own = (Units){.layout = m->layout,
                      .be = be,
@@ -1481,4 +1482,22 @@ bool vit_init(Model *m, const char *scheme, uint64_t seed, double head_bias, dou
     if (ok && u->ema)
         m->be->copy(u->ema, u->weights, (size_t)l->n_own * sizeof(real));
     return ok;
+}
+
+void vit_set_positions(Model *m)
+{
+    const Layout *l = m->layout;
+    Units *u = &m->own;
+    for (int i = 0; i < l->unit[0].count && m->plan.position != POSITION_LEARNED; i++) {
+        const Param *p = &l->param[l->unit[0].first + i];
+        long begin, end, at = units_kept(u, p, false, &begin, &end);
+        if (p->role != ROLE_POS || begin == end)
+            continue;
+        real *values = xcalloc((size_t)(end - begin), sizeof *values);
+        param_positions(&l->config, m->plan.position, begin, end - begin, values);
+        units_write(u, u->weights, at, end - begin, values);
+        if (u->ema)
+            units_write(u, u->ema, at, end - begin, values);
+        free(values);
+    }
 }

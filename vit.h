@@ -72,6 +72,7 @@ typedef struct {
     int decay;           /* DECAY_* */
     double layer_decay;  /* of the learning rate (layout_rates); 0: 1 */
     int frozen;          /* units that do not learn (layout_rates) */
+    int position;        /* POSITION_*: whether positions learn (vit_set_positions) */
     OptConfig opt;
     double clip;         /* global norm; 0: off */
     LossScaling scaling;
@@ -170,6 +171,8 @@ int vit_largest_batch(const Config *c, const Plan *plan, const Backend *be, doub
 /* All parameters by param_init's schemes; an average starts where the weights do. */
 bool vit_init(Model *m, const char *scheme, uint64_t seed, double head_bias, double layer_scale,
               Error *e);
+/* Fixed positions as the plan has them, in the weights and their average; none: nothing happens. */
+void vit_set_positions(Model *m);
 
 /* Bytes of one image as vit_set_batch takes it. */
 size_t vit_image_bytes(const Config *c, bool u8);

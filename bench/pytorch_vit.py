@@ -8,10 +8,12 @@ cross-entropy with one-hot targets, backward, clipping to a global norm of 1 and
 a forward pass without gradients. One round times both; medians over the rounds are printed, and the
 peak of resident memory after the training steps. PyTorch gets what it does best in the installed
 version: fused attention, fused AdamW, and OpenBLAS with the kernels that bench/run chose.
-Runs with PyTorch 1.13 and 2.x; needs nothing else.
+Runs with PyTorch 1.13 and 2.x; needs nothing else. losses.py trains the same model from weights of
+ours (from_weights).
 """
 import argparse
 import ctypes
+import json
 import re
 import statistics
 import time
@@ -48,22 +50,22 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    def __init__(self, width):
+    def __init__(self, width, hidden):
         super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
-    def __init__(self, width, heads):
+    def __init__(self, width, heads, hidden):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width)
+        self.mlp = Mlp(width, hidden)
 
     def forward(self, x):
         x = x + self.attn(self.norm1(x))
@@ -80,13 +82,14 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    def __init__(self, image, patch, classes, width, layers, heads):
+    def __init__(self, image, patch, classes, width, layers, heads, hidden=0):
         super().__init__()
+        hidden = hidden or 4 * width
         tokens = 1 + (image // patch) ** 2
         self.patch_embed = PatchEmbed(patch, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, tokens, width))
-        self.blocks = nn.Sequential(*[Block(width, heads) for _ in range(layers)])
+        self.blocks = nn.Sequential(*[Block(width, heads, hidden) for _ in range(layers)])
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, classes)
 
@@ -101,6 +104,28 @@ def initialise(model):
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
+
+
+def read_safetensors(path):
+    """The metadata, and the tensors by name: float32 alone."""
+    with open(path, "rb") as f:
+        header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
+        values = torch.frombuffer(bytearray(f.read()), dtype=torch.float32)
+    metadata = header.pop("__metadata__", {})
+    tensors = {}
+    for name, t in header.items():
+        begin, end = (at // 4 for at in t["data_offsets"])
+        tensors[name] = values[begin:end].reshape(t["shape"])
+    return metadata, tensors
+
+
+def from_weights(path):
+    """The model that a checkpoint of ours holds, and its settings."""
+    c, tensors = read_safetensors(path)
+    names = ["image_h", "patch", "classes", "width", "layers", "heads", "mlp"]
+    model = VisionTransformer(*[int(c[name]) for name in names])
+    model.load_state_dict(tensors)
+    return model, c
 
 
 def adamw(model):

@@ -1,8 +1,9 @@
-/* augment.c - images changed at random: colour jitter, AutoAugment, RandAugment.
+/* augment.c - images changed at random: colour jitter, AutoAugment, RandAugment, 3-Augment.
  *
  * A scheme says which operations there are and how strong each is at levels 0 to 10. AutoAugment
  * draws one of 25 pairs of operations, whose levels and probabilities are fixed; RandAugment draws
- * n operations at one level. What is drawn is a function of the View alone.
+ * n operations at one level. 3-Augment is RandAugment of one operation among three, at any level.
+ * What is drawn is a function of the View alone.
  *
  * Not here: what an operation does to pixels (pixels.c), crop and flip (data.c).
  * Order: the schemes as tables; reading a policy's name; drawing and applying.
@@ -189,11 +190,20 @@ static const Range big_vision_ranges[] = {
     {OP_SOLARIZE_ADD, 0, 110, 0, 255, DOWN, 0},
 };
 
+/* DeiT III's 3-Augment (facebookresearch/deit, augment.py): greyscale, inverted levels from 128 on,
+ * or a Gaussian blur of deviation 0.1 to 2, one of them for each picture. Grey is no colour. */
+static const Range three_ranges[] = {
+    {OP_COLOR, 0, 0, 0, 0, 0, 0},
+    {OP_SOLARIZE, 128, 128, 0, 256, 0, 0},
+    {OP_BLUR, 0.1, 2, 0, 2, 0, 0},
+};
+
 static const Scheme paper = {paper_ranges, COUNT(paper_ranges), paper_pairs};
 static const Scheme v0 = {v0_ranges, COUNT(v0_ranges), v0_pairs};
 static const Scheme timm = {timm_ranges, COUNT(timm_ranges), NULL};
 static const Scheme timm_inc = {timm_inc_ranges, COUNT(timm_inc_ranges), NULL};
 static const Scheme big_vision = {big_vision_ranges, COUNT(big_vision_ranges), NULL};
+static const Scheme three = {three_ranges, COUNT(three_ranges), NULL};
 
 /* ---- reading ---- */
 
@@ -204,8 +214,8 @@ struct Augmentation {
     double n, p, m, mstd, mmax, inc;
 };
 
-static const char *const policies[] = {"imagenet",      "imagenet-v0", "rand-m9-n2-mstd0.5-inc1",
-                                       "randaug(2,15)", "none",        NULL};
+static const char *const policies[] = {
+    "imagenet", "imagenet-v0", "rand-m9-n2-mstd0.5-inc1", "randaug(2,15)", "3-augment", "none", NULL};
 
 /* A number at *at, which moves behind it. */
 static bool number(const char **at, double *out)
@@ -298,12 +308,22 @@ static bool read_big_vision(Augmentation *a, const char *text, Error *e)
     return true;
 }
 
+static void read_three(Augmentation *a)
+{
+    a->scheme = &three;
+    a->n = a->p = 1;
+    a->m = a->mmax = 10;
+    a->mstd = INFINITY; /* uniform */
+}
+
 static bool read_policy(Augmentation *a, const char *text, Error *e)
 {
     if (strcmp(text, "imagenet") == 0)
         a->scheme = &paper;
     else if (strcmp(text, "imagenet-v0") == 0)
         a->scheme = &v0;
+    else if (strcmp(text, "3-augment") == 0)
+        read_three(a);
     if (a->scheme || !*text || strcmp(text, "none") == 0)
         return true;
     if (strncmp(text, "randaug", 7) == 0 && (!text[7] || text[7] == '('))
@@ -313,7 +333,7 @@ static bool read_policy(Augmentation *a, const char *text, Error *e)
     const char *near = nearest(text, policies);
     char hint[200];
     snprintf(hint, sizeof hint,
-             "%s%s%schoose imagenet, imagenet-v0, rand-m9-n2-mstd0.5-inc1 or randaug(2,15)",
+             "%s%s%schoose imagenet, imagenet-v0, rand-m9-n2-mstd0.5-inc1, randaug(2,15) or 3-augment",
              near ? "did you mean " : "", near ? near : "", near ? "? " : "");
     return fail(e, hint, "no --auto-augment is called '%s'", text);
 }
@@ -436,10 +456,13 @@ void augment_image(const Augmentation *a, View v, uint8_t *rgb, int w, int h, ui
     if (!a)
         return;
     Canvas c = {view_draw(v, DRAW_JITTER), rgb, scratch, w, h};
-    color_jitter(&c, a->jitter);
-    c.rng = view_draw(v, DRAW_POLICY);
+    Canvas policy = {view_draw(v, DRAW_POLICY), rgb, scratch, w, h};
+    if (a->scheme != &three) /* which DeiT III has before its jitter */
+        color_jitter(&c, a->jitter);
     if (a->scheme && a->scheme->pairs)
-        auto_augment(&c, a->scheme);
+        auto_augment(&policy, a->scheme);
     else if (a->scheme)
-        rand_augment(&c, a);
+        rand_augment(&policy, a);
+    if (a->scheme == &three)
+        color_jitter(&c, a->jitter);
 }

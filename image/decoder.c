@@ -336,6 +336,16 @@ bool decoder_crop(Decoder *d, const Preprocess *p, Box b, bool flip, uint8_t *ou
     return decoder_resize(d, &r, out, e);
 }
 
+bool decoder_simple_crop(Decoder *d, const Preprocess *p, RngStream *rng, bool flip, uint8_t *out,
+                         Error *e)
+{
+    Resize r = resize_of_simple_crop(rng, d->w, d->h, p, flip);
+    if (!decoder_resize(d, &r, out, e))
+        return false;
+    resize_mirror(&r, out);
+    return true;
+}
+
 bool decoder_eval(Decoder *d, const Preprocess *p, uint8_t *out, Error *e)
 {
     Resize r = resize_of_eval(d->w, d->h, p);

@@ -30,6 +30,9 @@ int decoder_height(const Decoder *d);
 /* Training: the box of the upright picture, resized to out [out_h, out_w, 3], as if there were no
  * pixels beside it; flip mirrors left and right afterwards. Only what is needed is decoded. */
 bool decoder_crop(Decoder *d, const Preprocess *p, Box b, bool flip, uint8_t *out, Error *e);
+/* The same of TRAIN_CROP_SIMPLE, whose place rng says. */
+bool decoder_simple_crop(Decoder *d, const Preprocess *p, RngStream *rng, bool flip, uint8_t *out,
+                         Error *e);
 /* Evaluation. CROP_CENTER: the shorter side to p->resize (the longer side truncated), then the
  * centre out_h x out_w (offset rounded, a smaller picture padded with zeros), all as in
  * torchvision; CROP_STRETCH: straight to size. */

@@ -20,6 +20,7 @@ typedef struct {
 
 enum { FILTER_BILINEAR, FILTER_BICUBIC, FILTER_NEAREST }; /* nearest: image_op alone */
 enum { CROP_CENTER, CROP_STRETCH };
+enum { TRAIN_CROP_RESIZED, TRAIN_CROP_SIMPLE };
 /* exact: as Pillow decodes. fast: JPEG at 1/2, 1/4 or 1/8 scale while at least twice the size that
  * is needed remains. */
 enum { DECODE_EXACT, DECODE_FAST };
@@ -38,7 +39,8 @@ typedef struct {
     int filter, decode; /* FILTER_*, DECODE_* */
     int crop, resize;   /* evaluation: CROP_*, shorter side (0: image_default_resize) */
     double crop_pct;    /* of that: what the crop keeps of the shorter side (0: CROP_PCT) */
-    bool augment;       /* training: random resized crop, flip and `changes`; else evaluation */
+    bool augment;       /* training: random crop, flip and `changes`; else evaluation */
+    int train_crop;     /* TRAIN_CROP_*; areas and ratios are of the resized one */
     double area_min, area_max, ratio_min, ratio_max, flip; /* flip: how probable it is */
     const struct Augmentation *changes;                    /* the caller's, or NULL */
 } Preprocess;

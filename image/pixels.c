@@ -1,13 +1,13 @@
-/* pixels.c - one change of an image's pixels: levels, colours, sharpness, geometry.
+/* pixels.c - one change of an image's pixels: levels, colours, sharpness, blur, geometry.
  *
- * Bit for bit what Pillow computes (ImageOps, ImageEnhance, Image.transform and Image.rotate, and
- * the HSV conversion around torchvision's adjust_hue), with its rounding: bytes between operations,
+ * Bit for bit what Pillow computes (ImageOps, ImageEnhance, GaussianBlur, Image.transform and
+ * Image.rotate, and the HSV conversion around torchvision's adjust_hue), with its rounding: bytes between operations,
  * float in blends, double in geometry. Loops are written so that a compiler makes vectors of them:
  * over bytes where a channel needs no neighbour, else over runs of RUN pixels taken apart into
  * channels.
  *
  * Not here: which change an image gets, and how strong (augment.c).
- * Order: levels; blends; hue; geometry; the table of operations.
+ * Order: levels; blends; blur; hue; geometry; the table of operations.
  */
 #include "image/pixels.h"
 
@@ -222,6 +222,81 @@ static void sharpness(Work *p)
             out[i] = blend((int)((float)all * (1.0f / 13) + 0.5f), v[i], m);
         }
     }
+}
+
+/* ---- blur: three box filters along each axis, whose lengths are fractions ---- */
+
+enum { BOXES = 3, WIDEST = 1 << 12 };
+
+/* A box of 2 radius + 1 pixels, each of weight `inner`, and one beyond either end of weight `edge`:
+ * fixed point with 24 bits. */
+typedef struct {
+    int radius;
+    uint32_t inner, edge;
+} Boxes;
+
+/* The length L + a of a box, BOXES of which have the Gaussian's variance (Gwosdek et al. 2011,
+ * equations 7, 11 and 14), in Pillow's mixture of float and double. */
+static Boxes boxes_of(double deviation)
+{
+    float sigma = (float)deviation, variance = sigma * sigma / BOXES;
+    float length = (float)sqrt(12.0 * (double)variance + 1.0);
+    float whole = (float)floor(((double)length - 1.0) / 2.0);
+    float part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance);
+    part /= 6 * (variance - (whole + 1) * (whole + 1));
+    Boxes b = {.radius = (int)(whole + part)};
+    b.inner = (uint32_t)((float)(1 << 24) / ((whole + part) * 2 + 1));
+    b.edge = ((1 << 24) - (uint32_t)(b.radius * 2 + 1) * b.inner) / 2;
+    return b;
+}
+
+static inline int repeat_edge(int i, int n)
+{
+    int from = i < 0 ? 0 : i;
+    return from < n ? from : n - 1;
+}
+
+/* One box over n bytes that stand together; the sum moves along. */
+static void box_line(const uint8_t *restrict in, uint8_t *restrict out, int n, const Boxes *b)
+{
+    uint32_t sum = 0; /* of the box about pixel -1 */
+    for (int i = -1 - b->radius; i < b->radius; i++)
+        sum += in[repeat_edge(i, n)];
+    for (int i = 0; i < n; i++) {
+        uint32_t left = in[repeat_edge(i - b->radius - 1, n)];
+        sum += in[repeat_edge(i + b->radius, n)] - left;
+        uint32_t ends = left + in[repeat_edge(i + b->radius + 1, n)];
+        out[i] = (uint8_t)((sum * b->inner + ends * b->edge + (1 << 23)) >> 24);
+    }
+}
+
+/* The n values that stand `step` bytes apart from v on. */
+static void blur_line(uint8_t *v, int n, long step, const Boxes *b, uint8_t *scratch)
+{
+    uint8_t *line = scratch, *other = scratch + n;
+    for (int i = 0; i < n; i++)
+        line[i] = v[i * step];
+    for (int pass = 0; pass < BOXES; pass++) {
+        box_line(line, other, n, b);
+        uint8_t *swap = line;
+        line = other;
+        other = swap;
+    }
+    for (int i = 0; i < n; i++)
+        v[i * step] = line[i];
+}
+
+static void blur(Work *p)
+{
+    if (p->m <= 0)
+        return;
+    Boxes b = boxes_of(fmin(p->m, WIDEST));
+    long row = 3L * p->w;
+    for (int y = 0; y < p->h; y++)
+        for (int c = 0; c < 3; c++)
+            blur_line(p->rgb + y * row + c, p->w, 3, &b, p->scratch);
+    for (long i = 0; i < row; i++)
+        blur_line(p->rgb + i, p->h, row, &b, p->scratch);
 }
 
 /* ---- hue ---- */
@@ -513,6 +588,7 @@ static const struct {
     [OP_SHEAR_Y] = {affine, 3},
     [OP_TRANSLATE_X] = {affine, 2},
     [OP_TRANSLATE_Y] = {affine, 5},
+    [OP_BLUR] = {blur, 0},
 };
 
 size_t image_op_scratch(int w, int h)

@@ -275,6 +275,51 @@ Resize resize_of_eval(int w, int h, const Preprocess *p)
     return r;
 }
 
+/* Of `in` pixels resized to `size`, n from a random place on. Images of up to 2 MIRRORED pixels have
+ * less of a border: what is mirrored must be there. */
+static Span anywhere(RngStream *rng, int in, long size, int n)
+{
+    int border = n > 2 * MIRRORED ? MIRRORED : (n - 1) / 2;
+    long at = rng_below(rng, (int)(size + 2 * border - n + 1)) - border; /* in the resized picture */
+    Span s = {0, in, 0, in, size, at > 0 ? at : 0, n, at < 0 ? (int)-at : 0};
+    s.n -= s.pad;
+    if (s.start + s.n > size)
+        s.n = (int)(size - s.start);
+    return s;
+}
+
+/* torchvision's Resize(shorter side), RandomCrop(padding 4, reflect). */
+Resize resize_of_simple_crop(RngStream *rng, int w, int h, const Preprocess *p, bool flip)
+{
+    Resize r = resize_of_crop((Box){0, 0, w, h}, p, flip);
+    long side = image_default_resize(p->out_w, p->out_h, w, h, 1);
+    r.y = anywhere(rng, h, w > h ? side : side * h / w, p->out_h);
+    r.x = anywhere(rng, w, w > h ? side * w / h : side, p->out_w);
+    if (flip)
+        r.x.pad = p->out_w - r.x.n - r.x.pad;
+    return r;
+}
+
+/* Output i, as one between the first and the last that are there; an edge is not repeated. */
+static int mirrored(int i, const Span *s)
+{
+    int first = s->pad, last = s->pad + s->n - 1;
+    if (i < first)
+        return 2 * first - i;
+    return i > last ? 2 * last - i : i;
+}
+
+void resize_mirror(const Resize *r, uint8_t *out)
+{
+    int w = r->p->out_w, h = r->p->out_h;
+    for (int y = 0; y < h; y++)
+        for (int x = 0; x < w; x++) {
+            int from_x = mirrored(x, &r->x), from_y = mirrored(y, &r->y);
+            if (from_x != x || from_y != y)
+                memcpy(out + 3 * ((size_t)y * w + x), out + 3 * ((size_t)from_y * w + from_x), 3);
+        }
+}
+
 double resize_shrink(const Resize *r)
 {
     double x = (r->x.to - r->x.from) / r->x.size, y = (r->y.to - r->y.from) / r->y.size;

@@ -38,6 +38,12 @@ typedef struct {
 /* See decoder_crop and decoder_eval. */
 Resize resize_of_crop(Box b, const Preprocess *p, bool flip);
 Resize resize_of_eval(int w, int h, const Preprocess *p);
+/* DeiT III's simple random crop of a w x h picture: what covers the output, with MIRRORED pixels of
+ * its mirror image around it, and of that any part. Pixels of the mirror image are left out here,
+ * and made of the others by resize_mirror, once they are there. */
+enum { MIRRORED = 4 };
+Resize resize_of_simple_crop(RngStream *rng, int w, int h, const Preprocess *p, bool flip);
+void resize_mirror(const Resize *r, uint8_t *out);
 /* Input pixels per output pixel, of the axis that has fewer. */
 double resize_shrink(const Resize *r);
 /* The same of a version of the w x h picture with rw x rh pixels. */

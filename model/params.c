@@ -164,14 +164,15 @@ Layout *layout_new(const Config *c, int decay, const Cut *cut)
     return l;
 }
 
-void layout_rates(Layout *l, double decay, int frozen)
+void layout_rates(Layout *l, double decay, int frozen, int position)
 {
     int last = l->units - 1;
     l->lowest = frozen < last ? frozen : last;
     for (int i = 0; i < l->chunks; i++) {
         const Param *p = &l->param[l->chunk[i].tensor];
         bool head = p->role == ROLE_HEAD || p->role == ROLE_HEAD_BIAS;
-        bool learns = head || p->unit >= frozen;
+        bool fixed = position != POSITION_LEARNED && p->unit == 0 && p->role == ROLE_POS;
+        bool learns = !fixed && (head || p->unit >= frozen);
         l->chunk[i].rate = learns ? (float)pow(decay, last - p->unit) : 0;
     }
 }
@@ -308,4 +309,22 @@ bool param_init(const Layout *l, const Param *p, const char *scheme, uint64_t se
         out[j] = (real)(width * v);
     }
     return true;
+}
+
+/* Row t of patch (x, y) is sin(w x), cos(w x), sin(w y), cos(w y), a quarter of C each, with the
+ * frequencies w = 10000^(-k/n) of k = 0 .. C/4 - 1: n is C/4, in big_vision one less. Class tokens
+ * have no place: zeros. */
+void param_positions(const Config *c, int position, long first, long n, real *out)
+{
+    int quarter = c->width / 4, across = c->image_w / c->patch;
+    int steps = position == POSITION_BIG_VISION ? quarter - 1 : quarter;
+    for (long j = 0; j < n; j++) {
+        long i = first + j, patch = i / c->width - c->cls_tokens;
+        int column = (int)(i % c->width), part = column / quarter;
+        double place = (double)(part < 2 ? patch % across : patch / across);
+        double angle = place * pow(10000, -(double)(column % quarter) / steps);
+        out[j] = (real)(part % 2 ? cos(angle) : sin(angle));
+        if (patch < 0)
+            out[j] = 0;
+    }
 }

@@ -159,11 +159,16 @@ typedef struct {
 
 Layout *layout_new(const Config *c, int decay, const Cut *cut); /* DECAY_*; layout_free() */
 void layout_free(Layout *l);
+/* Where the position embeddings come from: they learn, or are sines and cosines of their patches'
+ * places and stay so. sincos2d: with MAE's (He et al. 2022) and MoCo v3's frequencies;
+ * sincos2d_big_vision: with those of big_vision's sincos2d, which reach down to 1/10000 itself. */
+enum { POSITION_LEARNED, POSITION_SINCOS, POSITION_BIG_VISION };
+
 /* How fast what learns, of a layout in which all learns alike. Unit u has decay^(L+1-u) of the
  * learning rate, so that the head has all of it (layer-wise decay as in BEiT, Bao et al. 2022; its
  * norm is of the head's unit). Units before `frozen` do not learn; of all L + 2, head.weight and
- * head.bias still do. */
-void layout_rates(Layout *l, double decay, int frozen);
+ * head.bias still do. Positions do not where they are fixed (POSITION_*). */
+void layout_rates(Layout *l, double decay, int frozen, int position);
 
 /* A stretch of elements that stands together in a tensor as files have it and in this rank's part:
  * from element `whole` of the one, `part` of the other on. */
@@ -183,3 +188,5 @@ long param_shard(const Layout *l, const Param *p, int shard, long *begin, long *
 bool param_init(const Layout *l, const Param *p, const char *scheme, uint64_t seed,
                 double head_bias, double layer_scale, long first, long n, real *out, Error *e);
 extern const char *const param_init_names[]; /* NULL-terminated */
+/* Elements first .. first+n-1 of pos_embed [1, T, C], by POSITION_SINCOS or _BIG_VISION. */
+void param_positions(const Config *c, int position, long first, long n, real *out);

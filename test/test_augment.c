@@ -36,6 +36,7 @@ static const char *const op_names[OP_COUNT] = {
     [OP_SHEAR_Y] = "shear_y",
     [OP_TRANSLATE_X] = "translate_x",
     [OP_TRANSLATE_Y] = "translate_y",
+    [OP_BLUR] = "blur",
 };
 
 static int find_op(const char *name, size_t n)
@@ -126,7 +127,7 @@ static void test_neutral(void)
     } neutral[] = {{OP_IDENTITY, 3},   {OP_POSTERIZE, 8}, {OP_SOLARIZE, 256}, {OP_SOLARIZE_ADD, 0},
                    {OP_BRIGHTNESS, 1}, {OP_CONTRAST, 1},  {OP_COLOR, 1},      {OP_SHARPNESS, 1},
                    {OP_ROTATE, 0},     {OP_ROTATE, 360},  {OP_SHEAR_X, 0},    {OP_SHEAR_Y, 0},
-                   {OP_TRANSLATE_X, 0}};
+                   {OP_TRANSLATE_X, 0}, {OP_BLUR, 0}};
     for (int s = 0; s < COUNT(sizes); s++) {
         int w = sizes[s][0], h = sizes[s][1];
         uint8_t *rgb = noise(w, h, (uint32_t)s), *back = xmalloc(3 * (size_t)w * (size_t)h);
@@ -210,6 +211,71 @@ static void test_by_hand(void)
     free(flat);
 }
 
+static uint64_t hash_of(const uint8_t *v, int n)
+{
+    uint64_t h = 14695981039346656037u; /* FNV-1a */
+    for (int i = 0; i < n; i++)
+        h = (h ^ v[i]) * 1099511628211u;
+    return h;
+}
+
+/* What numpy makes of (x*x*7 + y*13 + c*50 + (x*y)%5*40) % 256. */
+static uint8_t *formula(int w, int h)
+{
+    uint8_t *rgb = xmalloc(3 * (size_t)w * (size_t)h);
+    for (int i = 0; i < 3 * w * h; i++) {
+        int c = i % 3, x = i / 3 % w, y = i / 3 / w;
+        rgb[i] = (uint8_t)(x * x * 7 + y * 13 + c * 50 + x * y % 5 * 40);
+    }
+    return rgb;
+}
+
+/* Hashes of Pillow 13.0's filter(ImageFilter.GaussianBlur(deviation)) of such pictures, and of what
+ * else 3-Augment does: torchvision's Grayscale(3) and ImageOps.solarize. */
+static void test_blur(void)
+{
+    static const struct {
+        int w, h;
+        double deviation;
+        uint64_t hash;
+    } pillow[] = {
+        {31, 23, 0.1, 0xfc3d83da0b1c7578u},
+        {31, 23, 0.5, 0x2ae5b286b839ce5au},
+        {31, 23, 1, 0x75fc6c138ad404feu},
+        {31, 23, 1.3, 0x217f02f6ab63e243u},
+        {31, 23, 2, 0xc7e09ce4c0e3c2f8u},
+        {31, 23, 7.5, 0x53efd39e952e15d0u},
+        {1, 9, 0.1, 0xdeecd54dd19d35e9u},
+        {1, 9, 0.5, 0xd96224964188a95du},
+        {1, 9, 1, 0x3f8dfcb4c03abcccu},
+        {1, 9, 1.3, 0x009d120bb2735dd3u},
+        {1, 9, 2, 0xce74598e7da4adffu},
+        {1, 9, 7.5, 0xec878f7f790c62fdu},
+        {224, 3, 0.1, 0x4d3e0abe4528c7f0u},
+        {224, 3, 0.5, 0x3ece8c19e6376e29u},
+        {224, 3, 1, 0x2a48ddea10661c46u},
+        {224, 3, 1.3, 0x1d69148e24942dc4u},
+        {224, 3, 2, 0x5c11238c68372d93u},
+        {224, 3, 7.5, 0xe497761d98137502u},
+        {2, 2, 0.1, 0x62b399aa2fe03f71u},
+        {2, 2, 0.5, 0x4c16cbf78a05ccf9u},
+        {2, 2, 1, 0x728fa7377e4db909u},
+        {2, 2, 1.3, 0x10526463adcd3eb9u},
+        {2, 2, 2, 0x9363a361a1158ce5u},
+    };
+    for (int i = 0; i < COUNT(pillow); i++) {
+        int w = pillow[i].w, h = pillow[i].h;
+        uint8_t *in = formula(w, h);
+        uint64_t got = hash_of(changed(OP_BLUR, pillow[i].deviation, 0, in, w, h), 3 * w * h);
+        CHECK(got == pillow[i].hash, "%d x %d, deviation %g", w, h, pillow[i].deviation);
+        free(in);
+    }
+    uint8_t *in = formula(31, 23);
+    CHECK(hash_of(changed(OP_COLOR, 0, 0, in, 31, 23), 3 * 31 * 23) == 0x21b43aca85d9ef88u);
+    CHECK(hash_of(changed(OP_SOLARIZE, 128, 0, in, 31, 23), 3 * 31 * 23) == 0x45129ade1f4d54b6u);
+    free(in);
+}
+
 /* ---- what is drawn ---- */
 
 /* large enough for equalize, which leaves pictures of up to 255 pixels alone */
@@ -217,10 +283,7 @@ enum { SIDE = 17, BYTES = 3 * SIDE * SIDE, VIEWS = 100000 };
 
 static uint64_t hash(const uint8_t *rgb)
 {
-    uint64_t h = 14695981039346656037u; /* FNV-1a */
-    for (int i = 0; i < BYTES; i++)
-        h = (h ^ rgb[i]) * 1099511628211u;
-    return h;
+    return hash_of(rgb, BYTES);
 }
 
 /* Pictures that may come out, each with its probability and how often it did. */
@@ -511,6 +574,73 @@ static void check_levels(const char *policy, double mean, double sd, double leas
     free(scratch);
 }
 
+/* ---- 3-Augment ---- */
+
+/* Every blur of a picture, GRID of them from 0.1 to 2; and which of them another picture is nearest
+ * to, or 0 where none is near. */
+enum { GRID = 381 };
+
+static double blur_of(const uint8_t (*blurs)[BYTES], const uint8_t *rgb)
+{
+    long least = 4 * BYTES;
+    double nearest = 0;
+    for (int k = 0; k < GRID; k++) {
+        long distance = 0;
+        for (int i = 0; i < BYTES; i++)
+            distance += abs(blurs[k][i] - rgb[i]);
+        if (distance < least) {
+            least = distance;
+            nearest = 0.1 + 1.9 * k / (GRID - 1);
+        }
+    }
+    return nearest;
+}
+
+/* One of three for each picture, of blurs any in 0.1..2; and colour jitter after it, not before. */
+static void test_three(void)
+{
+    enum { N = 1500 };
+    static uint8_t blurred[GRID][BYTES];
+    Error e = {"", ""};
+    Augmentation *a = augmentation_new("", "3-augment", &e), *j = augmentation_new("0.3", "", &e);
+    Augmentation *both = augmentation_new("0.3", "3-augment", &e);
+    uint8_t *in = noise(SIDE, SIDE, 6), rgb[BYTES], two[BYTES];
+    uint8_t *scratch = xmalloc(image_op_scratch(SIDE, SIDE));
+    for (int k = 0; k < GRID; k++)
+        memcpy(blurred[k], changed(OP_BLUR, 0.1 + 1.9 * k / (GRID - 1), 0, in, SIDE, SIDE), BYTES);
+    int grey = 0, solar = 0, blurs = 0;
+    double sum = 0, lo = 2, hi = 0;
+    for (uint32_t i = 0; i < N && CHECK(a && j && both, "%s", e.what); i++) {
+        const View v = {5, i, 0, 0};
+        memcpy(rgb, in, BYTES);
+        memcpy(two, in, BYTES);
+        augment_image(a, v, rgb, SIDE, SIDE, scratch);
+        double deviation = blur_of(blurred, rgb);
+        grey += memcmp(rgb, changed(OP_COLOR, 0, 0, in, SIDE, SIDE), BYTES) == 0;
+        solar += memcmp(rgb, changed(OP_SOLARIZE, 128, 0, in, SIDE, SIDE), BYTES) == 0;
+        if (deviation > 0) {
+            blurs++;
+            sum += deviation;
+            lo = fmin(lo, deviation);
+            hi = fmax(hi, deviation);
+        }
+        augment_image(both, v, two, SIDE, SIDE, scratch);
+        augment_image(j, v, rgb, SIDE, SIDE, scratch);
+        CHECK(memcmp(rgb, two, BYTES) == 0, "picture %u", i);
+    }
+    double sd = sqrt(N * 2 / 9.0), spread = 1.9 / sqrt(12.0 * blurs);
+    CHECK(fabs(grey - N / 3.0) < 5 * sd && fabs(solar - N / 3.0) < 5 * sd &&
+              grey + solar + blurs == N,
+          "%d grey, %d inverted, %d blurred", grey, solar, blurs);
+    CHECK(fabs(sum / blurs - 1.05) < 5 * spread && lo < 0.15 && hi > 1.95, "%g in %g..%g",
+          sum / blurs, lo, hi);
+    augmentation_free(a);
+    augmentation_free(j);
+    augmentation_free(both);
+    free(in);
+    free(scratch);
+}
+
 /* ---- colour jitter ---- */
 
 static void jitter(const char *text, uint32_t sample, const uint8_t *in, int pixels, uint8_t *out)
@@ -585,6 +715,7 @@ static void test_views(void)
                                            "rand-m9-n2-mstd0.5-inc1",
                                            "rand-m9-n3-mstd101-p1",
                                            "randaug(2,15)",
+                                           "3-augment",
                                            ""};
     uint8_t *in = noise(SIDE, SIDE, 3), *scratch = xmalloc(image_op_scratch(SIDE, SIDE));
     for (int k = 0; k < COUNT(policies); k++) {
@@ -662,6 +793,19 @@ static void test_samples(void)
         data_sample(changing, decoder, 0, epoch, epoch % 3, got);
         CHECK(memcmp(want, got, BYTES) == 0, "epoch %d", epoch);
     }
+    o.images.changes = NULL;
+    o.images.train_crop = TRAIN_CROP_SIMPLE;
+    Dataset *simple = data_open(&o, &e);
+    for (int epoch = 0; epoch < 20 && CHECK(simple != NULL, "%s", e.what); epoch++) {
+        const View v = {17, 0, (uint32_t)epoch, 0};
+        RngStream place = view_draw(v, DRAW_BOX), flip = view_draw(v, DRAW_FLIP);
+        uint8_t want[BYTES], got[BYTES];
+        data_sample(simple, decoder, 0, epoch, 0, got);
+        decoder_open_pixels(decoder, in, 40, 30);
+        decoder_simple_crop(decoder, &o.images, &place, rng_next(&flip) < 0.5, want, &e);
+        CHECK(memcmp(want, got, BYTES) == 0, "simple crop, epoch %d", epoch);
+    }
+    data_close(simple);
     decoder_free(decoder);
     data_close(plain);
     data_close(changing);
@@ -673,6 +817,59 @@ static void test_samples(void)
     free(class);
     free(in);
     free(scratch);
+}
+
+/* Of a picture whose resized whole is known, the simple crop is a part of that, with its mirror
+ * image around: each of the places as often as the others, flipped half the time. */
+static void test_simple_crop(void)
+{
+    enum { W = 40, H = 30, WIDE = SIDE * W / H, PLACES_X = WIDE + 8 - SIDE + 1, PLACES_Y = 9,
+           N = 100 * PLACES_X * PLACES_Y };
+    static int count[2][PLACES_Y][PLACES_X];
+    static uint8_t want[2][PLACES_Y][PLACES_X][BYTES];
+    uint8_t *in = noise(W, H, 8), got[BYTES], whole[3 * WIDE * SIDE];
+    Preprocess p = {.out_w = WIDE, .out_h = SIDE, .filter = FILTER_BICUBIC};
+    Decoder *d = decoder_new();
+    Error e = {"", ""};
+    int strange = 0;
+    decoder_open_pixels(d, in, W, H);
+    CHECK(decoder_crop(d, &p, (Box){0, 0, W, H}, false, whole, &e), "%s", e.what);
+    for (int flip = 0; flip < 2; flip++)
+        for (int i = 0; i < PLACES_Y * PLACES_X * SIDE * SIDE; i++) {
+            int x = i % SIDE, y = i / SIDE % SIDE, place = i / SIDE / SIDE;
+            int left = place % PLACES_X, top = place / PLACES_X;
+            int sx = abs(left - 4 + (flip ? SIDE - 1 - x : x)), sy = abs(top - 4 + y);
+            sx = sx < WIDE ? sx : 2 * (WIDE - 1) - sx;
+            sy = sy < SIDE ? sy : 2 * (SIDE - 1) - sy;
+            memcpy(want[flip][top][left] + 3 * (y * SIDE + x), whole + 3 * (sy * WIDE + sx), 3);
+        }
+    p.out_w = SIDE;
+    for (uint32_t i = 0; i < N; i++) {
+        RngStream rng = view_draw((View){2, i, 0, 0}, DRAW_BOX);
+        int flip = i % 2, found = -1;
+        CHECK(decoder_simple_crop(d, &p, &rng, flip, got, &e), "%s", e.what);
+        for (int k = 0; k < PLACES_Y * PLACES_X && found < 0; k++)
+            if (memcmp(got, want[flip][k / PLACES_X][k % PLACES_X], BYTES) == 0)
+                found = k;
+        strange += found < 0;
+        if (found >= 0)
+            count[flip][found / PLACES_X][found % PLACES_X]++;
+    }
+    CHECK(strange == 0, "%d of %d crops that it cannot make", strange, N);
+    for (int k = 0; k < 2 * PLACES_Y * PLACES_X; k++)
+        CHECK(abs((&count[0][0][0])[k] - 50) < 5 * 7.1, "place %d: %d times", k,
+              (&count[0][0][0])[k]);
+    /* of any size: sanitizers look on */
+    for (int side = 1; side <= 12; side++) {
+        RngStream rng = view_draw((View){3, 1, 0, 0}, DRAW_BOX);
+        p.out_w = side, p.out_h = 13 - side;
+        uint8_t *small = xmalloc(3 * (size_t)side * (size_t)(13 - side));
+        for (int i = 0; i < 50; i++)
+            CHECK(decoder_simple_crop(d, &p, &rng, i % 2, small, &e), "%s", e.what);
+        free(small);
+    }
+    decoder_free(d);
+    free(in);
 }
 
 /* ---- texts ---- */
@@ -687,7 +884,8 @@ static void test_texts(void)
                                           {"1e-1,.5,2", "randaug"},
                                           {"", "randaug(1, 10)"},
                                           {"", "imagenet"},
-                                          {"", "imagenet-v0"}};
+                                          {"", "imagenet-v0"},
+                                          {"0.3", "3-augment"}};
     /* and what the message must name */
     static const char *const bad[][3] = {{"x", "", "'x'"},
                                          {"0.4,", "", "'0.4,'"},
@@ -714,6 +912,7 @@ static void test_texts(void)
                                          {"", "rand-inc2", "'inc2'"},
                                          {"", "rand-w0", "'w0'"},
                                          {"", "random", "random"},
+                                         {"", "3-augments", "3-augments"},
                                          {"", "randaug()", "randaug()"},
                                          {"", "randaug(2)", "randaug(2)"},
                                          {"", "randaug(2,15", "randaug(2,15"},
@@ -755,6 +954,8 @@ int main(int argc, char **argv)
     free(path);
     test_neutral();
     test_by_hand();
+    test_blur();
+    test_three();
     test_auto_augment("imagenet", paper, paper_levels);
     test_auto_augment("imagenet-v0", v0, v0_levels);
     test_rand_augment("rand-m9-n1", 1, 0.5, 9, timm_levels, false);
@@ -768,6 +969,7 @@ int main(int argc, char **argv)
     test_jitter();
     test_views();
     test_samples();
+    test_simple_crop();
     test_texts();
     return check_report();
 }

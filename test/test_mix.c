@@ -519,6 +519,14 @@ static void test_targets(void)
     CHECK(fabs((double)t[4 + 3] - 0.85) < 1e-6);
     CHECK(fabs((double)t[8 + 1] - (0.05 + 0.8 * 0.25)) < 1e-6);
     CHECK(fabs((double)t[8 + 0] - (0.05 + 0.8 * 0.75)) < 1e-6);
+    soft_targets(t, labels, 3, 4, 0, a, 100);
+    harden_targets(t, COUNT(t), 0);
+    static const real both[12] = {1, 1, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0};
+    CHECK(memcmp(t, both, sizeof both) == 0);
+    soft_targets(t, labels, 3, 4, 0, a, 100); /* three quarters and one */
+    harden_targets(t, COUNT(t), 0.5);
+    static const real larger[12] = {1, 0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0};
+    CHECK(memcmp(t, larger, sizeof larger) == 0);
 
     Mix m = everything();
     static Augment drawn[N];

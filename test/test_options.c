@@ -64,6 +64,19 @@ static void test_values(void)
     CHECK(PARSE("--classes", "names.txt", "--no-classes", "--no_val_data", "--no-clip"));
     CHECK(options_given(&o, "classes") && !*o.classes && !*o.val_data && o.clip == 0);
     options_free(&o);
+    /* decay is on by itself only where it does not pass through the gradient */
+    CHECK(PARSE("--seed", "1") && o.weight_decay == 0.05);
+    options_free(&o);
+    CHECK(PARSE("--opt", "sgd") && o.weight_decay == 0);
+    options_free(&o);
+    CHECK(PARSE("--opt", "adam") && o.weight_decay == 0);
+    options_free(&o);
+    CHECK(PARSE("--opt", "sgd", "--opt", "lamb") && o.weight_decay == 0.05);
+    options_free(&o);
+    CHECK(PARSE("--weight-decay", "0.1", "--opt", "sgd") && o.weight_decay == 0.1);
+    options_free(&o);
+    CHECK(PARSE("--opt", "sgd", "--weight-decay", "0.2") && o.weight_decay == 0.2);
+    options_free(&o);
     CHECK(PARSE("--epochs", "5", "--steps", "7"));
     CHECK(o.steps == 7 && o.epochs == 0);
     options_free(&o);

@@ -54,7 +54,7 @@ three_steps() { # recipe, arguments...
 }
 for name in rosetta_b16_pretrain nemo_b16_pretrain nemo_l16_pretrain nemo_h16_pretrain azure_b16_sgd \
     azure_highres graphcore_b16_in1k_pretrain graphcore_b16_in1k_pretrain_lamb deit_ti16_in1k deit3_s16_in1k \
-    augreg_s16_in1k; do
+    augreg_s16_in1k baseline_s16_in1k; do
     three_steps $name --image-size 32
 done
 for name in rosetta_g14_pretrain nemo_h14_pretrain nemo_g14_pretrain nemo_bigG14_pretrain fsdp_10b fsdp_60b \
@@ -108,6 +108,25 @@ check "is warned of" grep -q '^warning: what is frozen is random' log
 bad "more blocks than there are" 'the model has 2 blocks' $tiny --freeze 3 --steps 1 --batch-size 16 --out none
 bad "no number of blocks" 'no number' $tiny --freeze some --steps 1 --batch-size 16 --out none
 bad "another name for it" 'no such setting' $tiny --linear-probe 1
+
+# ---- fixed positions, hard targets ----
+
+good "fixed positions" $tiny --position sincos2d --steps 2 --batch-size 16 --out sines
+check "are said" grep -q '^learning  all but the positions' log
+check "and written down" grep -q '^position = sincos2d$' sines/config.ini
+good "in place of those of weights" $tiny --weights sgd-16 --position sincos2d --lr 0 --steps 1 --batch-size 16 --out put
+positions() { # run: the first tensor but one of its weights, behind its header
+    local file header
+    file=$(last "$1")/model.safetensors
+    header=$(od -An -tu8 -N8 "$file")
+    tail -c +$((9 + header + 128)) "$file" | head -c $((5 * 128))
+}
+check "are the same ones" [ "$(positions sines | cksum)" = "$(positions put | cksum)" ]
+check "and others than were learned" [ "$(positions sines | cksum)" != "$(positions sgd-16 | cksum)" ]
+bad "no room for two axes of sines" 'a multiple of four' $tiny --width 30 --position sincos2d --steps 1 --out none
+bad "hard targets of a softmax" 'of the sigmoid loss alone' $tiny --target-threshold 0 --label-smoothing 0 --out none
+bad "all targets hard" 'smoothed targets are all above 0' $tiny --loss sigmoid --target-threshold 0 --out none
+good "hard targets" $tiny --loss sigmoid --target-threshold 0.2 --mixup 0.8 --steps 2 --batch-size 16 --out hard
 
 # ---- early stopping ----
 

@@ -383,6 +383,13 @@ says "validation images" '^b.png: 10 of 30 images of 10 classes'
 for recipe in "$root"/recipes/*.ini; do
     good "show with $(basename "$recipe")" show --recipe "$recipe" --data pics --out recipe.png --count 2
 done
+good "an array in place of a sheet" show --data pics --image-size 32 --count 10 --out a.npy
+check "it has ten images" [ "$(wc -c <a.npy)" = $((128 + 10 * 32 * 32 * 3)) ]
+check "of bytes" grep -aq "'descr': '|u1', 'fortran_order': False, 'shape': (10, 32, 32, 3)" a.npy
+check "and their labels" sh -c "[ \$(wc -l <a.txt) = 10 ] && ! grep -qvE '^[0-9] [a-z]+$' a.txt"
+good "the same in training's order" show --data pics --image-size 32 --count 4 --epoch 0 --batch-size 2 --out b.npy
+check "is the same, and shorter" sh -c "tail -c +129 a.npy | head -c 12288 >a.raw && tail -c +129 b.npy | cmp - a.raw"
+bad "an array of mixed images" 2 'leave --mixup' show --data pics --image-size 32 --count 8 --mixup 1 --out c.npy
 good "a sheet as JPEG" show --data pics --image-size 32 --count 2 --out a.jpg
 check "is one" [ "$(head -c 3 a.jpg | od -An -tx1)" = " ff d8 ff" ]
 good "a sheet called otherwise" show --data pics --image-size 32 --count 2 --out a.pic

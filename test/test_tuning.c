@@ -67,7 +67,7 @@ static void test_rates(void)
             for (int k = 0; k < l->chunks; k++)
                 wrong += l->chunk[k].rate != 1;
             CHECK(wrong == 0, "cut %d: %d chunks are not at the learning rate at first", i, wrong);
-            layout_rates(l, 0.75, frozen);
+            layout_rates(l, 0.75, frozen, POSITION_LEARNED);
             for (int k = 0; k < l->chunks; k++) {
                 double want = rate_of(l->param[l->chunk[k].tensor].name, 0.75, frozen);
                 wrong += fabs((double)l->chunk[k].rate - want) > 1e-7;
@@ -80,7 +80,7 @@ static void test_rates(void)
 
 /* What is frozen keeps its bits, whatever the optimiser and the decay, and all else moves; the norm
  * that clips is that of what learns, and nothing but a backward pass as far as that is needed. */
-static void test_training(int opt, int frozen)
+static void test_training(int opt, int frozen, int position)
 {
     enum { B = 2, K = 3, PIXELS = 8 * 8 * VIT_CHANNELS };
     static uint8_t images[B * PIXELS];
@@ -97,11 +97,13 @@ static void test_training(int opt, int frozen)
                  .decay = DECAY_ALL,
                  .layer_decay = 0.5,
                  .frozen = frozen,
+                 .position = position,
                  .opt = {opt, 0.9, 0.99, 1e-8, 0.9, 0.1, 0.5}};
     Model *m = vit_create(&c, &plan, backend_cpu());
     const Layout *l = m->layout;
     real *was = xcalloc((size_t)l->n_own, sizeof *was), *is = xcalloc((size_t)l->n_own, sizeof *is);
     CHECK(vit_init(m, "torch", 3, 0.1, 1, &e), "%s", e.what);
+    vit_set_positions(m);
     units_read(&m->own, m->own.weights, 0, l->n_own, was);
     for (int step = 0; step < 3; step++) {
         vit_begin_step(m, (uint32_t)step, 0.01, 1);
@@ -116,14 +118,60 @@ static void test_training(int opt, int frozen)
             const Param *p = &l->param[t];
             long at = p->offset;
             bool same = memcmp(was + at, is + at, (size_t)p->n * sizeof *is) == 0;
-            CHECK(same == (rate_of(p->name, 0.5, frozen) == 0), "optimiser %d, %d frozen, %s: %s",
+            bool fixed = position != POSITION_LEARNED && strcmp(p->name, "pos_embed") == 0;
+            CHECK(same == (fixed || rate_of(p->name, 0.5, frozen) == 0), "optimiser %d, %d frozen, %s: %s",
                   opt, frozen, p->name, same ? "has not moved" : "has moved");
         }
     }
+    real table[2 * 16]; /* of the class token, and the first patch */
+    param_positions(&c, position ? position : POSITION_SINCOS, 0, COUNT(table), table);
+    units_read(&m->own, m->own.ema, l->param[1].offset, COUNT(table), is);
+    CHECK(!strcmp(l->param[1].name, "pos_embed") &&
+              (memcmp(table, is, sizeof table) == 0) == (position != POSITION_LEARNED),
+          "position %d: not the positions of its table", position);
     CHECK(isfinite(vit_result(m, 0)->state.grad_norm) && vit_result(m, 0)->state.grad_norm > 0);
     free(was);
     free(is);
     vit_free(m);
+}
+
+/* ---- fixed positions ---- */
+
+/* timm 1.0's build_sincos2d_pos_embed([2, 3], dim=16), whose quarters are sin y, sin x, cos y,
+ * cos x: each is 0 or 1 where its coordinate is 0, else one of these rows. */
+static const double timm_sin[3][4] = {{0, 0, 0, 0},
+                                      {0.841471, 0.09983342, 0.009999833, 0.0009999999},
+                                      {0.9092974, 0.1986693, 0.01999867, 0.001999999}};
+static const double timm_cos[3][4] = {{1, 1, 1, 1},
+                                      {0.5403023, 0.9950042, 0.99995, 0.9999995},
+                                      {-0.4161468, 0.9800666, 0.9998, 0.999998}};
+/* The last row of big_vision's posemb_sincos_2d(2, 3, 16), by numpy in double. */
+static const double big_vision[16] = {
+    9.09297427e-01,  9.26985008e-02, 4.30885605e-03, 1.99999999e-04,
+    -4.16146837e-01, 9.95694224e-01, 9.99990717e-01, 9.99999980e-01,
+    8.41470985e-01,  4.63992235e-02, 2.15443302e-03, 9.99999998e-05,
+    5.40302306e-01,  9.98922976e-01, 9.99997679e-01, 9.99999995e-01};
+
+static void test_positions(void)
+{
+    enum { C = 16, ROWS = 2 + 6 };
+    real all[ROWS * C], some[5];
+    Config c = vit_config_default();
+    c.image_h = 8, c.image_w = 12, c.patch = 4, c.width = C, c.cls_tokens = 2;
+    param_positions(&c, POSITION_SINCOS, 0, ROWS * C, all);
+    for (int i = 0; i < ROWS * C; i++) {
+        int patch = i / C - 2, part = i % C / 4, k = i % 4, x = patch % 3, y = patch / 3;
+        const double (*table)[4] = part % 2 ? timm_cos : timm_sin;
+        double want = patch < 0 ? 0 : table[part < 2 ? x : y][k];
+        CHECK(fabs((double)all[i] - want) < 1e-6, "row %d, column %d: %g", i / C, i % C,
+              (double)all[i]);
+    }
+    param_positions(&c, POSITION_SINCOS, 77, COUNT(some), some);
+    CHECK(memcmp(some, all + 77, sizeof some) == 0);
+    param_positions(&c, POSITION_BIG_VISION, 0, ROWS * C, all);
+    for (int i = 0; i < C; i++)
+        CHECK(fabs((double)all[(ROWS - 1) * C + i] - big_vision[i]) < 1e-6, "column %d: %g", i,
+              (double)all[(ROWS - 1) * C + i]);
 }
 
 static void test_flops(void)
@@ -208,11 +256,12 @@ int main(int argc, char **argv)
         return check_report();
     test_freeze();
     test_rates();
+    test_positions();
     test_flops();
     backend_cpu()->init(&(Device){.threads = 1, .type = F32, .ranks = 1});
     for (int opt = OPT_ADAMW; opt <= OPT_LAMB; opt++)
         for (int frozen = 0; frozen <= LAYERS + 2; frozen++)
-            test_training(opt, frozen);
+            test_training(opt, frozen, (opt + frozen) % 3);
     test_weights();
     files_end();
     return check_report();

@@ -1,11 +1,12 @@
-/* show.c - ./vit show: a contact sheet of the images as the model will see them, with their labels.
+/* show.c - ./vit show: a contact sheet of the images as the model will see them, with their labels;
+ * or these images as numpy's array, for another program to train on.
  *
  * The images come from the loader in the order of training, and go through the CPU backend's
  * patchify with the Augments of their steps, so that mixing, erasing and colour twist are there
  * too; then the normalisation is undone. Flags are those of the training program, from the same
  * table.
  *
- * Read in this order: flags, images, labels, the command.
+ * Read in this order: flags, images, labels, an array, the command.
  */
 #include "tools/tools.h"
 
@@ -18,6 +19,8 @@
 #include "image/draw.h"
 #include "train/results.h"
 #include "train/setup.h"
+#include "util/files.h"
+#include "util/npy.h"
 #include "util/report.h"
 #include "util/text.h"
 
@@ -51,6 +54,11 @@ typedef struct {
     dev *images, *augment_in; /* its inputs */
     dev *patches;             /* [group * Np, 3*P*P] */
     uint8_t *seen;            /* [group, H, W, 3] */
+    Sheet sheet;              /* where they are drawn; or */
+    FileWriter *array;        /* an array [count, H, W, 3] of bytes, and of its labels a line each: */
+    FILE *labels;             /* "3 bees" */
+    char *labels_text;
+    size_t labels_bytes;
 } Viewer;
 
 static dev *device_room(const Session *s, size_t bytes)
@@ -175,18 +183,63 @@ static void label_lines(const Viewer *v, const Dataset *d, const int *labels, in
     }
 }
 
+/* ---- an array ---- */
+
+static bool is_array(const char *path)
+{
+    const char *end = strrchr(path, '.');
+    return end && strcmp(end, ".npy") == 0;
+}
+
+/* The image is what training has, to the bit, where nothing happens to it on the device. */
+static void array_begin(Viewer *v)
+{
+    const Config *c = &v->s->config;
+    char header[NPY_HEADER];
+    Error e = {"", ""};
+    if (v->augment)
+        die_usage("leave --mixup, --cutmix, --erase and --color-twist out, or draw a picture",
+                  "%s: an array has one label an image, and images as they come from the loader",
+                  v->s->o.out);
+    npy_header(header, "|u1", (const long[]){o.count, c->image_h, c->image_w, 3}, 4);
+    v->array = file_create(v->s->o.out, &e);
+    setup_check(v->array && file_write(v->array, header, sizeof header, &e), &e);
+    v->labels = open_memstream(&v->labels_text, &v->labels_bytes);
+    if (!v->labels)
+        die("free some memory", "out of memory");
+}
+
+static void array_end(Viewer *v)
+{
+    const char *path = v->s->o.out;
+    char *names = xasprintf("%.*s.txt", (int)strlen(path) - 4, path);
+    Error e = {"", ""};
+    setup_check(file_publish(v->array, false, &e), &e);
+    fclose(v->labels);
+    setup_check(save_file(names, v->labels_text, v->labels_bytes, false, &e), &e);
+    free(v->labels_text);
+    free(names);
+}
+
 /* ---- the command ---- */
 
-static void show_image(const Viewer *v, const Dataset *d, const Sheet *s, long tile,
-                       const int *labels, int i)
+static void show_image(const Viewer *v, const Dataset *d, long tile, const int *labels, int i)
 {
+    size_t bytes = vit_image_bytes(&v->s->config, true);
+    const uint8_t *seen = v->seen + (size_t)i * bytes;
     char lines[2][256];
+    Error e = {"", ""};
+    if (v->array) {
+        setup_check(file_write(v->array, seen, bytes, &e), &e);
+        fprintf(v->labels, "%d %s\n", labels[i], class_title(v->s, d, labels[i]));
+        return;
+    }
     label_lines(v, d, labels, i, lines);
-    sheet_tile(s, tile, v->seen + (size_t)i * vit_image_bytes(&v->s->config, true), lines);
+    sheet_tile(&v->sheet, tile, seen, lines);
 }
 
 /* Training images in their order: groups from the one that holds the epoch's first image on. */
-static void show_run(Viewer *v, Dataset *d, const Sheet *sheet)
+static void show_run(Viewer *v, Dataset *d)
 {
     long batch = v->s->o.batch_size, start = o.epoch * data_count(d);
     long begin = start - start % batch % v->group;
@@ -199,7 +252,7 @@ static void show_run(Viewer *v, Dataset *d, const Sheet *sheet)
         const Batch *b = loader_next(l);
         view(v, b->images, at / batch, at % batch);
         for (int i = at < start ? (int)(start - at) : 0; i < v->group && drawn < o.count; i++)
-            show_image(v, d, sheet, drawn++, b->labels, i);
+            show_image(v, d, drawn++, b->labels, i);
     }
     loader_close(l);
 }
@@ -208,7 +261,7 @@ static void show_run(Viewer *v, Dataset *d, const Sheet *sheet)
  *   --same  the one that comes first in --epoch, as epoch after epoch sees it, and behind it those
  *           that it may be mixed with
  *   --val   samples all over the set, which is sorted by class; nothing is mixed */
-static void show_chosen(Viewer *v, Dataset *d, const Sheet *sheet)
+static void show_chosen(Viewer *v, Dataset *d)
 {
     size_t bytes = vit_image_bytes(&v->s->config, true);
     long n = data_count(d), first = o.val ? 0 : data_order(d, o.epoch, 0);
@@ -224,22 +277,25 @@ static void show_chosen(Viewer *v, Dataset *d, const Sheet *sheet)
             labels[i] = data_sample(d, decoder, sample, epoch, 0, images + (size_t)i * bytes);
         }
         view(v, images, k, 0);
-        show_image(v, d, sheet, k, labels, 0);
+        show_image(v, d, k, labels, 0);
     }
     decoder_free(decoder);
     free(images);
     free(labels);
 }
 
-static void write_title(const Session *s, const Sheet *sheet, const char *spec)
+static void sheet_begin(Viewer *v, const char *spec)
 {
+    const Session *s = v->s;
     char title[256], from[64] = "";
     if (!o.val)
         snprintf(from, sizeof from, ", epoch %ld%s, seed %ld", o.epoch, o.same ? " and on" : "",
                  s->o.seed);
     snprintf(title, sizeof title, "%s: %s images%s, %d x %d", spec,
              o.val ? "validation" : "training", from, s->config.image_h, s->config.image_w);
-    sheet_title(sheet, title);
+    v->sheet = sheet_new(s->config.image_w, s->config.image_h, v->group > 1 ? 2 : 1, (int)o.count,
+                         (int)o.columns, "lower --count, --columns or --image-size");
+    sheet_title(&v->sheet, title);
 }
 
 /* Pictures are the same on every machine: what a recipe says of its own is not asked for here. */
@@ -270,14 +326,18 @@ static int run_show(const Command *c, int argc, char **argv)
     Viewer v = viewer_new(&s, !o.val);
     if (o.val && !o.same && o.count > data_count(d))
         o.count = data_count(d);
-    Sheet sheet = sheet_new(s.config.image_w, s.config.image_h, v.group > 1 ? 2 : 1, (int)o.count,
-                            (int)o.columns, "lower --count, --columns or --image-size");
-    write_title(&s, &sheet, spec);
-    (o.same || o.val ? show_chosen : show_run)(&v, d, &sheet);
-    setup_check(canvas_write(&sheet.canvas, s.o.out, &e), &e);
+    if (is_array(s.o.out))
+        array_begin(&v);
+    else
+        sheet_begin(&v, spec);
+    (o.same || o.val ? show_chosen : show_run)(&v, d);
+    if (v.array)
+        array_end(&v);
+    else
+        setup_check(canvas_write(&v.sheet.canvas, s.o.out, &e), &e);
     printf("%s: %ld of %ld images of %d classes\n", s.o.out, o.count, data_count(d),
            data_classes(d));
-    free(sheet.canvas.rgb);
+    free(v.sheet.canvas.rgb);
     viewer_free(&v);
     data_close(d);
     session_free(&s);
@@ -296,7 +356,9 @@ const Command command_show = {
     .usage = "--data DIR --out grid.png [--count 32] [...]",
     .help = "Draws a contact sheet of the images as the model will see them, in the order of "
             "training, with their\nlabels; where images are mixed, with the shares of both. All "
-            "flags of the training program that\nsay what becomes of images do the same here.\n",
+            "flags of the training program that\nsay what becomes of images do the same here. A "
+            "name that ends in .npy gets the images themselves, bytes\n[count, H, W, 3], and "
+            "beside it a .txt their labels, so that another program can train on the same.\n",
     .flags = flags,
     .n_flags = COUNT(flags),
     .run = run_show,

@@ -198,6 +198,12 @@ void soft_targets(real *targets, const int *labels, int n, int K, double smoothi
     }
 }
 
+void harden_targets(real *targets, long n, double threshold)
+{
+    for (long i = 0; i < n; i++)
+        targets[i] = (double)targets[i] > threshold;
+}
+
 /* ---- flags ---- */
 
 bool mix_parse_twist(const char *text, double twist[4], Error *e)

@@ -44,6 +44,8 @@ void mix_batch(const Mix *m, uint64_t seed, uint32_t step, uint32_t first, int n
  * the larger share. */
 void soft_targets(real *targets, const int *labels, int n, int K, double smoothing,
                   const Augment *augment, long pixels);
+/* Each of n targets becomes 1 where it is above the threshold, and else 0. */
+void harden_targets(real *targets, long n, double threshold);
 
 /* ---- the draws by themselves ---- */
 

@@ -87,7 +87,8 @@ enum { TTA_NONE, TTA_FLIP };
       "end after so many evaluations without a better top-1; 0: never")                           \
   GROUP("optimiser")                                                                              \
     X(word,   opt, "adamw", "adamw|adam|sgd|lamb", "see backend.h for the formulas")              \
-    X(double, weight_decay, "0.05", "0..", "decoupled for adamw and lamb, L2 for adam and sgd")   \
+    X(double, weight_decay, "0.05", "0..",                                                        \
+      "decoupled for adamw and lamb; L2, through the gradient, for adam and sgd: 0 unless given") \
     X(word,   decay, "matrices", "all|no_1d|matrices",                                            \
       "what is decayed; matrices: weights of two or more dimensions")                             \
     X(double, beta1, "0.9", "0..0.999999999", "decay of the first moment")                        \
@@ -99,6 +100,9 @@ enum { TTA_NONE, TTA_FLIP };
       "decay of an average of the weights, which is then evaluated; 0: none")                     \
   GROUP("regularisation")                                                                         \
     X(double, label_smoothing, "0.1", "0..1", "targets (1-s) one-hot + s/K")                      \
+    X(double, target_threshold, "-1", "-1..1",                                                    \
+      "sigmoid loss: targets above it count as 1, others as 0, so that both of two mixed images "  \
+      "are there in full (timm's bce-target-thresh; DeiT III: 0); -1: as they are")               \
     X(double, mixup, "0", "0..1000",                                                              \
       "blend pairs of images: alpha of the Beta distribution of their shares; 0: off")            \
     X(double, cutmix, "0", "0..1000",                                                             \
@@ -120,11 +124,17 @@ enum { TTA_NONE, TTA_FLIP };
       "within +-H degrees")                                                                       \
   GROUP("start")                                                                                  \
     X(text,   init, "timm", "", "initialiser: jax, timm, torch, megatron, xavier")                \
+    X(word,   position, "learned", "learned|sincos2d|sincos2d_big_vision",                        \
+      "position embeddings: learned; or sines and cosines that stay, as in MAE and MoCo v3, or as "\
+      "big_vision has them, also in place of those of --weights")                                 \
     X(double, head_bias, "0", "", "initial bias of the head (sigmoid loss: about -log K)")        \
     X(double, layer_scale_init, "1e-5", "", "initial layer scale, where --layer-scale is on")     \
   GROUP("images")                                                                                 \
     X(bool,   augment, "true", "",                                                                \
-      "training: random resized crop, flip and the two below; off: as in evaluation")             \
+      "training: random crop, flip and the two below; off: as in evaluation")                     \
+    X(word,   train_crop, "resized", "resized|simple",                                            \
+      "training: random resized crop; or the shorter side to the image's size, 4 mirrored pixels " \
+      "around, and any crop of that (DeiT III's)")                                                \
     X(double, area_min, "0.08", "0..1", "random crop: smallest share of the image")               \
     X(double, area_max, "1", "0..1", "random crop: largest share")                                \
     X(double, ratio_min, "0.75", "0.01..100", "random crop: smallest width / height")             \
@@ -133,7 +143,8 @@ enum { TTA_NONE, TTA_FLIP };
     X(text,   color_jitter, "", "",                                                               \
       "brightness, contrast, saturation and hue by up to B,C,S,HUE; 0.4 is 0.4,0.4,0.4,0")        \
     X(text,   auto_augment, "", "",                                                               \
-      "imagenet | imagenet-v0 | rand-m9-n2-mstd0.5-inc1 | randaug(2,15), after the colour jitter")\
+      "imagenet | imagenet-v0 | rand-m9-n2-mstd0.5-inc1 | randaug(2,15), after the colour jitter; "\
+      "or 3-augment, before it")                                                                  \
     X(word,   crop, "center", "center|stretch",                                                   \
       "evaluation: centre of the resized image, or the whole stretched")                          \
     X(long,   resize, "0", "0..65536",                                                            \

@@ -15,6 +15,7 @@
 #include "train/flip.h"
 #include "train/reader.h"
 #include "util/files.h"
+#include "util/npy.h"
 #include "util/machine.h"
 #include "util/report.h"
 #include "util/text.h"
@@ -206,23 +207,6 @@ static const struct {
 
 /* ---- features ---- */
 
-/* numpy's format 1.0: magic, version, length of the rest, then a Python dict with blanks behind it
- * up to NPY_HEADER bytes. How many rows there are is known at the end. */
-enum { NPY_HEADER = 128 };
-
-static void npy_header(char out[NPY_HEADER], long rows, int D)
-{
-    char text[NPY_HEADER - 9];
-    snprintf(text, sizeof text, "{'descr': '<f4', 'fortran_order': False, 'shape': (%ld, %d), }",
-             rows, D);
-    memset(out, ' ', NPY_HEADER);
-    memcpy(out, "\x93NUMPY\x01\x00", 8);
-    out[8] = NPY_HEADER - 10;
-    out[9] = 0;
-    memcpy(out + 10, text, strlen(text));
-    out[NPY_HEADER - 1] = '\n';
-}
-
 static int feature_count(const Config *c)
 {
     return c->representation ? c->representation : vit_features(c);
@@ -238,7 +222,7 @@ static void begin_features(Predict *b)
     if (!end || strcmp(end, ".npy") != 0)
         die_usage("give it a name such as features.npy; the names of the images go to features.txt",
                   "--features %s does not end in .npy", path);
-    npy_header(header, 0, feature_count(&b->s->config));
+    npy_header(header, "<f4", (const long[]){0, feature_count(&b->s->config)}, 2);
     b->features = file_create(path, &e);
     setup_check(b->features && file_write(b->features, header, sizeof header, &e), &e);
     b->rows = open_memstream(&b->rows_text, &b->rows_bytes);
@@ -276,7 +260,7 @@ static void end_features(Predict *b)
         return;
     int D = feature_count(&b->s->config);
     long rows = b->done - b->failed;
-    npy_header(header, rows, D);
+    npy_header(header, "<f4", (const long[]){rows, D}, 2); /* how many is known at the end */
     bool ok = file_sync(b->features, &e) &&
               file_write_at(b->features, header, sizeof header, 0, &e) &&
               file_publish(b->features, false, &e);

@@ -282,6 +282,8 @@ static void check_options(const Options *o)
                   "--patience counts evaluations, --val-data none has none");
     if (o->tta && o->pp > 1)
         die_usage("leave --pp or --tta out", "--tta: the last of %ld stages has no images", o->pp);
+    if (o->target_threshold == 0 && o->label_smoothing > 0)
+        die_usage("give --label-smoothing 0", "--target-threshold 0: smoothed targets are all above 0");
     if (o->epochs <= 0 && o->steps == 0)
         die_usage("give --epochs above 0, or --steps", "--epochs %g trains nothing", o->epochs);
 }
@@ -415,6 +417,11 @@ static void check_config(const Session *s)
     if (c.classes == 0 && !options_config_given(&s->o, "classes"))
         c.classes = 1;
     check_usage(vit_config_check(&c, &why));
+    if (s->o.position != POSITION_LEARNED && (c.width % 4 || c.width < 8))
+        die_usage("give --width such a number, or --position learned",
+                  "--position: sines and cosines of two axes take a multiple of four from 8 on, not "
+                  "a width of %d",
+                  c.width);
 }
 
 /* One process at a time trains in a directory: checkpoints of two would mix. */
@@ -633,6 +640,9 @@ void setup_config(Session *s)
     if (*o->class_weights && s->config.loss != LOSS_SOFTMAX)
         die_usage("leave --class-weights or --loss sigmoid out",
                   "--class-weights are of the softmax loss alone");
+    if (o->target_threshold >= 0 && s->config.loss != LOSS_SIGMOID)
+        die_usage("give --loss sigmoid, or leave --target-threshold out",
+                  "--target-threshold is of the sigmoid loss alone: several classes may be there");
     parallel_split(s);
     bool known = false;
     for (int i = 0; param_init_names[i]; i++)
@@ -648,6 +658,7 @@ void setup_config(Session *s)
                              .resize = (int)o->resize,
                              .crop_pct = o->crop_pct,
                              .augment = o->augment,
+                             .train_crop = o->train_crop,
                              .area_min = o->area_min,
                              .area_max = o->area_max,
                              .ratio_min = o->ratio_min,
@@ -1074,6 +1085,7 @@ Plan setup_plan(const Session *s, bool training)
                   .decay = o->decay,
                   .layer_decay = o->layer_decay,
                   .frozen = s->frozen,
+                  .position = o->position,
                   .clip = o->clip,
                   .split = &s->split,
                   .recompute = parallel_recompute(o),
@@ -1106,6 +1118,7 @@ void setup_model(Session *s, bool training)
         s->state.scaled = plan.scaling.kind != SCALING_NONE;
         check(ckpt_resume(own, s->checkpoint, &s->state, &why));
         vit_set_state(s->m, &s->state.counters);
+        vit_set_positions(s->m);
         if (s->state.seed != (uint64_t)o->seed) /* order and augmentation would not continue */
             die("leave --seed out, or start a new run from --weights",
                 "the run in %s has seed %lu, not %ld", s->checkpoint, (unsigned long)s->state.seed,
@@ -1126,6 +1139,8 @@ void setup_model(Session *s, bool training)
                 strcmp(scheme, "jax") ? "" : "; it starts at zero, where all are alike: 0% right");
         choose_average(s, training);
     }
+    if (training)
+        vit_set_positions(s->m);
     s->state = (RunState){.seed = (uint64_t)o->seed, .best_metric = -1};
 }
 

@@ -17,6 +17,7 @@ static const struct {
     {"b", "--batch-size"},
     {"batch", "--batch-size"},
     {"bce-loss", "--loss sigmoid"},
+    {"bce-target-thresh", "--target-threshold"},
     {"bf16", "--precision bf16"},
     {"bs", "--batch-size"},
     {"cb-loss", "--class-weights balanced"},

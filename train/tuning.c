@@ -67,6 +67,8 @@ void tuning_describe(const Model *m, bool started)
         if (!started)
             warn("what is frozen is random: give --weights");
     }
+    if (p->position != POSITION_LEARNED)
+        printf("learning  all but the positions, which are fixed sines and cosines (--position)\n");
     if (p->layer_decay != 1 && frozen <= layers)
         printf("learning  at the learning rate times %g for each layer below the head: %.2g of it "
                "%s\n",
