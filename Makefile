@@ -28,6 +28,8 @@ FLAGS    := -std=c11 -D_GNU_SOURCE $(CFLAGS) $(ARCH) -fno-math-errno -fno-trappi
 ZEROED   := $(firstword $(foreach v,zero pattern,$(shell echo 'int x;' | $(CC) -ftrivial-auto-var-init=$v \
             -x c -c -o /dev/null - 2>/dev/null && echo -ftrivial-auto-var-init=$v)))
 %/image/formats.o: ZERO = $(ZEROED)
+# What rounds to 8 bits in the end may leave out the rounding between a product and its sum.
+$(foreach f,ops linear layers attention,%/cpu/bf16_$f.o): ZERO = -ffp-contract=fast
 # What is optional is found by the same probes, which leave -D flags and -l flags behind.
 # MPI names its compiler, which knows its flags; MPI= builds without it.
 MPI      ?= mpicc

@@ -15,6 +15,10 @@
 #include "backend.h"
 #include "cpu/bf16.h"
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 /* Sixteen floats, and what they are made of and become: one register of AVX-512, two of AVX2, four
  * of NEON. */
 typedef float f32x16 __attribute__((vector_size(64)));
@@ -33,16 +37,25 @@ static inline uint16_t *bf16_row(Tensor t, long i)
 
 static inline f32x16 bf16_widen(u16x16 x)
 {
+#ifdef __AVX512F__ /* what gcc 12 makes of the other has four instructions more */
+    return (f32x16)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)x), 16);
+#else
     return (f32x16)(__builtin_convertvector(x, u32x16) << 16);
+#endif
 }
 
-/* To nearest, ties to even; what is no number stays none. */
+/* To nearest, ties to even; what is no number stays none. The instruction takes what is below
+ * 2^-126 as 0. */
 static inline u16x16 bf16_round(f32x16 x)
 {
+#ifdef __AVX512BF16__
+    return (u16x16)_mm512_cvtneps_pbh((__m512)x);
+#else
     u32x16 bits = (u32x16)x, up = bits + 0x7FFF + (bits >> 16 & 1);
     u32x16 nan = (u32x16)(x != x);
     up = (nan & (bits | 0x400000)) | (~nan & up);
     return __builtin_convertvector(up >> 16, u16x16);
+#endif
 }
 
 static inline f32x16 bf16_load(const uint16_t *p)
