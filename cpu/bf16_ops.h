@@ -19,6 +19,9 @@
 #include <immintrin.h>
 #endif
 
+/* No such vector is passed between files, so that it does not matter how that would be done. */
+#pragma GCC diagnostic ignored "-Wpsabi"
+
 /* Sixteen floats, and what they are made of and become: one register of AVX-512, two of AVX2, four
  * of NEON. */
 typedef float f32x16 __attribute__((vector_size(64)));
@@ -117,12 +120,16 @@ static inline f32x16 f32_all(float x)
 
 static inline float f32_sum(f32x16 x)
 {
+#ifdef __AVX512F__
+    return _mm512_reduce_add_ps((__m512)x);
+#else
     float s[LANES];
     f32_store(s, x);
     for (int k = LANES / 2; k; k /= 2)
         for (int i = 0; i < k; i++)
             s[i] += s[i + k];
     return s[0];
+#endif
 }
 
 /* e^x, 2 ulp, sixteen at a time: x = k ln2 + r, e^r by a polynomial, 2^k by building the exponent.
