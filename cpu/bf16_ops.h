@@ -19,9 +19,6 @@
 #include <immintrin.h>
 #endif
 
-/* No such vector is passed between files, so that it does not matter how that would be done. */
-#pragma GCC diagnostic ignored "-Wpsabi"
-
 /* Sixteen floats, and what they are made of and become: one register of AVX-512, two of AVX2, four
  * of NEON. */
 typedef float f32x16 __attribute__((vector_size(64)));
