@@ -1,0 +1,270 @@
+/* bf16_product.c - matrix products of bf16 operands: packing, the kernels, blocks.
+ *
+ * As Goto and van de Geijn (2008) and BLIS have it. Both operands are packed, so that the kernel
+ * reads memory in order: A in panels of MR rows, B in panels of NR columns, of KC steps of the sum
+ * each. The kernel keeps MR x NR sums in registers, and for each step multiplies NR numbers of B by
+ * each of MR numbers of A. B is packed once for all threads; a thread packs the rows of A that its
+ * block needs. C's blocks are made one after another in the thread's own memory, and each is
+ * handed on when it is whole.
+ *
+ * A packed operand is made of 32-bit units: a bf16 widened to float, or a pair of bf16 that follow
+ * each other in the sum, which vdpbf16ps multiplies and adds in one instruction. Whether that is
+ * faster depends on the machine: Zen 4 does one of them where it does one multiplication of
+ * floats, Intel's cores half a one for two.
+ *
+ * The order of every sum is fixed by K alone: bits depend on neither threads nor blocks.
+ *
+ * Order: units, packing, kernels, blocks.
+ */
+#include "cpu/bf16_product.h"
+
+#include "cpu/bf16_ops.h"
+#include "util/util.h"
+
+#include <omp.h>
+#include <stdlib.h>
+
+/* A kernel's sums fill the registers: 24 of 32 with AVX-512, 12 of 16 with AVX2, 24 of 32 NEON. */
+#ifdef __AVX512F__
+enum { MR = 8, NV = 3 };
+#else
+enum { MR = 6, NV = 1 };
+#endif
+enum { NR = NV * LANES, KC = 384 }; /* KC: units */
+
+static int by = PRODUCTS_WIDENED;
+
+void bf16_products_by(int how)
+{
+    by = how;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Units */
+
+/* Numbers of bf16 in one */
+static inline int per_unit(void)
+{
+    return by == PRODUCTS_PAIRS ? 2 : 1;
+}
+
+/* Sixteen units of n <= 16 (pairs: 32) bf16 that lie side by side; what is beyond is 0 */
+static inline u32x16 units_of(const uint16_t *p, long n, int per)
+{
+    if (per == 1)
+        return (u32x16)(n >= LANES ? bf16_load(p) : n > 0 ? bf16_load_some(p, n) : (f32x16){0});
+    u32x16 x = {0};
+    if (n >= 2 * LANES)
+        memcpy(&x, p, sizeof x);
+    else if (n > 0)
+        memcpy(&x, p, (size_t)n * sizeof *p);
+    return x;
+}
+
+/* Elements of a and b by turns, of their first halves and of their second ones */
+static inline u32x16 turns_low(u32x16 a, u32x16 b)
+{
+    const u32x16 by_turns = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+    return __builtin_shuffle(a, b, by_turns);
+}
+
+static inline u32x16 turns_high(u32x16 a, u32x16 b)
+{
+    const u32x16 by_turns = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return __builtin_shuffle(a, b, by_turns);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Packing: a panel is `width` units of step 0, those of step 1, and so on. Its source is rows that
+ * run along the sum (turned: along the panel's width). `some` of the width exist, and `sum` numbers
+ * of the sum; what is missing is 0. */
+
+enum { TURN = 8 }; /* rows that are turned together */
+
+/* Rows that run along the sum: eight of them become sixteen steps, in three rounds of taking turns.
+ */
+static void pack_rows(uint32_t *out, int width, const uint16_t *p, long ld, int some, int sum,
+                      int per)
+{
+    int steps = (sum + per - 1) / per;
+    for (int j = 0; j < width; j += TURN) {
+        int group = width - j < TURN ? width - j : TURN;
+        for (int s = 0; s < steps; s += LANES) {
+            u32x16 x[TURN], y[TURN];
+            for (int i = 0; i < TURN; i++) {
+                bool exists = i < group && j + i < some;
+                x[i] = units_of(p + (exists ? (j + i) * ld : 0) + (long)s * per,
+                                exists ? sum - (long)s * per : 0, per);
+            }
+            for (int round = 0; round < 3; round++) {
+                for (int i = 0; i < TURN / 2; i++) {
+                    y[2 * i] = turns_low(x[i], x[i + TURN / 2]);
+                    y[2 * i + 1] = turns_high(x[i], x[i + TURN / 2]);
+                }
+                memcpy(x, y, sizeof x);
+            }
+            const uint32_t *step = (const uint32_t *)x;
+            int n = steps - s < LANES ? steps - s : LANES;
+            uint32_t *to = out + (long)s * width + j;
+            for (int k = 0; k < n; k++, to += width, step += TURN)
+                memcpy(to, step, (size_t)group * sizeof *to);
+        }
+    }
+}
+
+/* Rows that run along the panel's width: as they are, or two at a time by turns */
+static void pack_columns(uint32_t *out, int width, const uint16_t *p, long ld, int some, int sum,
+                         int per)
+{
+    for (int k = 0; k < sum; k += per, out += width)
+        for (int j = 0; j < width; j += LANES) {
+            int n = width - j < LANES ? width - j : LANES;
+            const uint16_t *row = p + k * ld + j, *next = row + ld;
+            u32x16 x = units_of(row, some - j < LANES ? some - j : LANES, 1);
+            if (per == 2) {
+                u32x16 y = {0};
+                if (k + 1 < sum)
+                    y = units_of(next, some - j < LANES ? some - j : LANES, 1);
+                x = x >> 16 | y; /* the first of a pair is the lower half */
+            }
+            memcpy(out + j, &x, (size_t)n * sizeof *out);
+        }
+}
+
+/* `width` from `at` on of `all`, steps of KC from k on */
+static void pack(uint32_t *out, int width, Tensor t, bool along_sum, int at, int all, int k, int K)
+{
+    int per = per_unit(), some = all - at < width ? all - at : width;
+    int sum = K - k < KC * per ? K - k : KC * per;
+    const uint16_t *p = (const uint16_t *)t.p + (along_sum ? at * t.ld + k : k * t.ld + at);
+    if (along_sum)
+        pack_rows(out, width, p, t.ld, some, sum, per);
+    else
+        pack_columns(out, width, p, t.ld, some, sum, per);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Kernels: c [MR,NR] (+)= a [steps,MR]^T b [steps,NR] */
+
+#define KERNEL(name, multiply_add)                                                                 \
+    static void name(int steps, const uint32_t *a, const uint32_t *b, float *c, bool add)          \
+    {                                                                                              \
+        f32x16 sum[MR][NV];                                                                        \
+        for (int i = 0; i < MR; i++)                                                               \
+            for (int v = 0; v < NV; v++)                                                           \
+                sum[i][v] = add ? f32_load(c + i * BLOCK_COLUMNS + v * LANES) : (f32x16){0};       \
+        for (int s = 0; s < steps; s++, a += MR, b += NR) {                                        \
+            u32x16 y[NV];                                                                          \
+            memcpy(y, b, sizeof y);                                                                \
+            for (int i = 0; i < MR; i++) {                                                         \
+                u32x16 x = a[i] - (u32x16){0};                                                     \
+                for (int v = 0; v < NV; v++)                                                       \
+                    sum[i][v] = multiply_add(x, y[v], sum[i][v]);                                  \
+            }                                                                                      \
+        }                                                                                          \
+        for (int i = 0; i < MR; i++)                                                               \
+            for (int v = 0; v < NV; v++)                                                           \
+                f32_store(c + i * BLOCK_COLUMNS + v * LANES, sum[i][v]);                           \
+    }
+
+#define FLOATS(x, y, sum) ((f32x16)(x) * (f32x16)(y) + (sum))
+KERNEL(kernel_widened, FLOATS)
+
+#ifdef __AVX512BF16__
+#define PAIRS(x, y, sum) \
+    (f32x16) _mm512_dpbf16_ps((__m512)(sum), (__m512bh)(x), (__m512bh)(y))
+KERNEL(kernel_pairs, PAIRS)
+#else
+#define kernel_pairs kernel_widened /* never called: bf16_products_by is not asked for it */
+#endif
+
+/* ------------------------------------------------------------------------------------------------
+ * Blocks */
+
+/* What a product needs besides its operands: B packed, and for each thread A packed and a block */
+typedef struct {
+    uint32_t *b, *a;
+    float *c;
+    long a_size, c_size;
+} Room;
+
+static long round_up(long n, long to)
+{
+    return (n + to - 1) / to * to;
+}
+
+/* Room for n units, 64-byte aligned; it grows to the largest request and stays. */
+static uint32_t *room_of(size_t n)
+{
+    static uint32_t *p;
+    static size_t size;
+    if (n > size) {
+        free(p);
+        size = n;
+        p = aligned_alloc(64, size * sizeof *p / 64 * 64 + 64);
+        if (!p)
+            die("give a smaller --micro-batch", "no memory for %zu MB of packed operands",
+                size * sizeof *p >> 20);
+    }
+    return p;
+}
+
+/* Panel j of step block k in B packed: its place, panels of a step block side by side */
+static uint32_t *panel_of(const Room *room, const Product *p, int j, int k)
+{
+    long panels = round_up(p->N, NR) / NR;
+    return room->b + ((long)k * panels + j) * KC * NR;
+}
+
+/* One block of C: for each step block, A's rows are packed and meet all of B's panels. */
+static void make_block(const Product *p, const Room *room, int thread, Block *block)
+{
+    int per = per_unit(), steps_all = (p->K + per - 1) / per;
+    uint32_t *a = room->a + thread * room->a_size;
+    float *c = room->c + thread * room->c_size;
+    for (int k = 0; k * KC < steps_all; k++) {
+        int steps = steps_all - k * KC < KC ? steps_all - k * KC : KC;
+        for (int i = 0; i < block->rows; i += MR)
+            pack(a + (long)i * KC, MR, p->a, !p->a_turned, block->row + i, p->M, k * KC * per,
+                 p->K);
+        for (int j = 0; j < block->columns; j += NR)
+            for (int i = 0; i < block->rows; i += MR) {
+                const uint32_t *b = panel_of(room, p, (block->column + j) / NR, k);
+                float *to = c + (long)i * BLOCK_COLUMNS + j;
+                if (by == PRODUCTS_PAIRS)
+                    kernel_pairs(steps, a + (long)i * KC, b, to, k > 0);
+                else
+                    kernel_widened(steps, a + (long)i * KC, b, to, k > 0);
+            }
+    }
+    block->c = c;
+    p->take(p->op, block);
+}
+
+void bf16_product(const Product *p)
+{
+    int per = per_unit(), step_blocks = (int)round_up(p->K, KC * per) / (KC * per);
+    int panels = (int)round_up(p->N, NR) / NR, threads = omp_get_max_threads();
+    int down = (p->M + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    int across = (p->N + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
+    Room room = {.a_size = (long)BLOCK_ROWS * KC, .c_size = (long)BLOCK_ROWS * BLOCK_COLUMNS};
+    size_t b_size = (size_t)panels * (size_t)step_blocks * KC * NR;
+    room.b = room_of(b_size + (size_t)threads * (size_t)(room.a_size + room.c_size));
+    room.a = room.b + b_size;
+    room.c = (float *)(room.a + threads * room.a_size);
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+        for (int i = 0; i < panels * step_blocks; i++)
+            pack(panel_of(&room, p, i % panels, i / panels), NR, p->b, p->b_turned,
+                 i % panels * NR, p->N, i / panels * KC * per, p->K);
+#pragma omp for schedule(dynamic)
+        for (int i = 0; i < down * across; i++) {
+            Block block = {.row = i / across * BLOCK_ROWS, .column = i % across * BLOCK_COLUMNS};
+            block.rows = p->M - block.row < BLOCK_ROWS ? p->M - block.row : BLOCK_ROWS;
+            block.columns =
+                p->N - block.column < BLOCK_COLUMNS ? p->N - block.column : BLOCK_COLUMNS;
+            make_block(p, &room, omp_get_thread_num(), &block);
+        }
+    }
+}
