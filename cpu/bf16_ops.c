@@ -28,18 +28,22 @@ float *bf16_group_sums(int count, long n)
     return memset(bf16_scratch(size), 0, size * sizeof(float));
 }
 
-void bf16_sum_groups(dev *out, const float *partial, long n)
+void bf16_sum_rows(dev *out, const float *x, int rows, long n)
 {
     float *sum = (float *)out;
-    if (!out)
-        return;
 #pragma omp parallel for simd schedule(static)
     for (long j = 0; j < n; j++) {
-        float s = partial[j];
-        for (int g = 1; g < BF16_GROUPS; g++)
-            s += partial[g * n + j];
+        float s = x[j];
+        for (int i = 1; i < rows; i++)
+            s += x[i * n + j];
         sum[j] = s;
     }
+}
+
+void bf16_sum_groups(dev *out, const float *partial, long n)
+{
+    if (out)
+        bf16_sum_rows(out, partial, BF16_GROUPS, n);
 }
 
 void bf16_column_sums(dev *out, Tensor x, long rows, long n)

@@ -178,6 +178,8 @@ static inline long bf16_group_begin(long rows, int g)
 float *bf16_group_sums(int count, long n);
 /* out [n] = the partial sums [BF16_GROUPS, n] added up; out NULL: not wanted */
 void bf16_sum_groups(dev *out, const float *partial, long n);
+/* out[j] = sum over i of x[i][j] in order, for x [rows, n] */
+void bf16_sum_rows(dev *out, const float *x, int rows, long n);
 /* out[j] = sum over r of x[r][j], for x [rows, n] and out [n] */
 void bf16_column_sums(dev *out, Tensor x, long rows, long n);
 /* Room for n floats of the op that runs: not beside bf16_group_sums, which takes the same. */

@@ -30,7 +30,7 @@ enum { MR = 8, NV = 3 };
 #else
 enum { MR = 6, NV = 1 };
 #endif
-enum { NR = NV * LANES, KC = 384 }; /* KC: units */
+enum { NR = NV * LANES, KC = 192 }; /* KC: units; a panel of B stays in the first cache */
 
 static int by = PRODUCTS_WIDENED;
 
@@ -80,67 +80,86 @@ static inline u32x16 turns_high(u32x16 a, u32x16 b)
  * of the sum; what is missing is 0. */
 
 enum { TURN = 8 }; /* rows that are turned together */
+#define INLINE static inline __attribute__((always_inline)) /* once for each width and unit */
 
-/* Rows that run along the sum: eight of them become sixteen steps, in three rounds of taking turns.
+/* x [TURN] vectors of 16 steps each become 16 steps of TURN units, in three rounds of taking turns
  */
-static void pack_rows(uint32_t *out, int width, const uint16_t *p, long ld, int some, int sum,
-                      int per)
+INLINE void turn(u32x16 x[TURN])
+{
+    u32x16 y[TURN];
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < TURN / 2; i++) {
+            y[2 * i] = turns_low(x[i], x[i + TURN / 2]);
+            y[2 * i + 1] = turns_high(x[i], x[i + TURN / 2]);
+        }
+        memcpy(x, y, sizeof y);
+    }
+}
+
+/* Rows that run along the sum */
+INLINE void pack_rows(uint32_t *out, const int width, const uint16_t *p, long ld, int some, int sum,
+                      const int per)
 {
     int steps = (sum + per - 1) / per;
     for (int j = 0; j < width; j += TURN) {
-        int group = width - j < TURN ? width - j : TURN;
+        const int group = width - j < TURN ? width - j : TURN;
         for (int s = 0; s < steps; s += LANES) {
-            u32x16 x[TURN], y[TURN];
-            for (int i = 0; i < TURN; i++) {
-                bool exists = i < group && j + i < some;
-                x[i] = units_of(p + (exists ? (j + i) * ld : 0) + (long)s * per,
-                                exists ? sum - (long)s * per : 0, per);
-            }
-            for (int round = 0; round < 3; round++) {
-                for (int i = 0; i < TURN / 2; i++) {
-                    y[2 * i] = turns_low(x[i], x[i + TURN / 2]);
-                    y[2 * i + 1] = turns_high(x[i], x[i + TURN / 2]);
-                }
-                memcpy(x, y, sizeof x);
-            }
-            const uint32_t *step = (const uint32_t *)x;
-            int n = steps - s < LANES ? steps - s : LANES;
+            u32x16 x[TURN];
             uint32_t *to = out + (long)s * width + j;
-            for (int k = 0; k < n; k++, to += width, step += TURN)
-                memcpy(to, step, (size_t)group * sizeof *to);
+            int left = sum - s * per, n = steps - s < LANES ? steps - s : LANES;
+            for (int i = 0; i < TURN; i++)
+                x[i] = i < group && j + i < some
+                           ? units_of(p + (j + i) * ld + s * per, left, per)
+                           : (u32x16){0};
+            turn(x);
+            const uint32_t *step = (const uint32_t *)x;
+            for (int k = 0; k < n; k++)
+                memcpy(to + k * width, step + k * TURN, (size_t)group * sizeof *to);
         }
     }
 }
 
 /* Rows that run along the panel's width: as they are, or two at a time by turns */
-static void pack_columns(uint32_t *out, int width, const uint16_t *p, long ld, int some, int sum,
-                         int per)
+INLINE void pack_columns(uint32_t *out, const int width, const uint16_t *p, long ld, int some,
+                         int sum, const int per)
 {
     for (int k = 0; k < sum; k += per, out += width)
         for (int j = 0; j < width; j += LANES) {
-            int n = width - j < LANES ? width - j : LANES;
-            const uint16_t *row = p + k * ld + j, *next = row + ld;
-            u32x16 x = units_of(row, some - j < LANES ? some - j : LANES, 1);
-            if (per == 2) {
-                u32x16 y = {0};
-                if (k + 1 < sum)
-                    y = units_of(next, some - j < LANES ? some - j : LANES, 1);
-                x = x >> 16 | y; /* the first of a pair is the lower half */
-            }
+            const int n = width - j < LANES ? width - j : LANES;
+            const uint16_t *row = p + k * ld + j;
+            u32x16 x = units_of(row, some - j, 1);
+            if (per == 2)
+                x = x >> 16 | (k + 1 < sum ? units_of(row + ld, some - j, 1) : (u32x16){0});
             memcpy(out + j, &x, (size_t)n * sizeof *out);
         }
 }
 
-/* `width` from `at` on of `all`, steps of KC from k on */
-static void pack(uint32_t *out, int width, Tensor t, bool along_sum, int at, int all, int k, int K)
+/* A panel from row or column `at` of `all` on, KC steps of the sum from `k` of K on */
+INLINE void pack(uint32_t *out, const int width, Tensor t, bool along_sum, int at, int all, int k,
+                 int K, const int per)
 {
-    int per = per_unit(), some = all - at < width ? all - at : width;
-    int sum = K - k < KC * per ? K - k : KC * per;
+    int some = all - at < width ? all - at : width, sum = K - k < KC * per ? K - k : KC * per;
     const uint16_t *p = (const uint16_t *)t.p + (along_sum ? at * t.ld + k : k * t.ld + at);
     if (along_sum)
         pack_rows(out, width, p, t.ld, some, sum, per);
     else
         pack_columns(out, width, p, t.ld, some, sum, per);
+}
+
+static void pack_a(uint32_t *out, const Product *p, int row, int k)
+{
+    if (by == PRODUCTS_PAIRS)
+        pack(out, MR, p->a, !p->a_turned, row, p->M, k, p->K, 2);
+    else
+        pack(out, MR, p->a, !p->a_turned, row, p->M, k, p->K, 1);
+}
+
+static void pack_b(uint32_t *out, const Product *p, int column, int k)
+{
+    if (by == PRODUCTS_PAIRS)
+        pack(out, NR, p->b, p->b_turned, column, p->N, k, p->K, 2);
+    else
+        pack(out, NR, p->b, p->b_turned, column, p->N, k, p->K, 1);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -225,8 +244,7 @@ static void make_block(const Product *p, const Room *room, int thread, Block *bl
     for (int k = 0; k * KC < steps_all; k++) {
         int steps = steps_all - k * KC < KC ? steps_all - k * KC : KC;
         for (int i = 0; i < block->rows; i += MR)
-            pack(a + (long)i * KC, MR, p->a, !p->a_turned, block->row + i, p->M, k * KC * per,
-                 p->K);
+            pack_a(a + (long)i * KC, p, block->row + i, k * KC * per);
         for (int j = 0; j < block->columns; j += NR)
             for (int i = 0; i < block->rows; i += MR) {
                 const uint32_t *b = panel_of(room, p, (block->column + j) / NR, k);
@@ -241,11 +259,23 @@ static void make_block(const Product *p, const Room *room, int thread, Block *bl
     p->take(p->op, block);
 }
 
+/* Rows of a block: as many blocks as make them equal for two or four threads */
+static int block_rows(int M)
+{
+    int blocks = (M + BLOCK_ROWS - 1) / BLOCK_ROWS, even = (int)round_up(blocks, 4);
+    return (int)round_up((M + even - 1) / even, MR);
+}
+
+int bf16_row_blocks(int M)
+{
+    return (M + block_rows(M) - 1) / block_rows(M);
+}
+
 void bf16_product(const Product *p)
 {
     int per = per_unit(), step_blocks = (int)round_up(p->K, KC * per) / (KC * per);
     int panels = (int)round_up(p->N, NR) / NR, threads = omp_get_max_threads();
-    int down = (p->M + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    int down = bf16_row_blocks(p->M), rows = block_rows(p->M);
     int across = (p->N + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
     Room room = {.a_size = (long)BLOCK_ROWS * KC, .c_size = (long)BLOCK_ROWS * BLOCK_COLUMNS};
     size_t b_size = (size_t)panels * (size_t)step_blocks * KC * NR;
@@ -256,12 +286,13 @@ void bf16_product(const Product *p)
     {
 #pragma omp for schedule(static)
         for (int i = 0; i < panels * step_blocks; i++)
-            pack(panel_of(&room, p, i % panels, i / panels), NR, p->b, p->b_turned,
-                 i % panels * NR, p->N, i / panels * KC * per, p->K);
+            pack_b(panel_of(&room, p, i % panels, i / panels), p, i % panels * NR,
+                   i / panels * KC * per);
 #pragma omp for schedule(dynamic)
         for (int i = 0; i < down * across; i++) {
-            Block block = {.row = i / across * BLOCK_ROWS, .column = i % across * BLOCK_COLUMNS};
-            block.rows = p->M - block.row < BLOCK_ROWS ? p->M - block.row : BLOCK_ROWS;
+            Block block = {.number = i / across, .column = i % across * BLOCK_COLUMNS};
+            block.row = block.number * rows;
+            block.rows = p->M - block.row < rows ? p->M - block.row : rows;
             block.columns =
                 p->N - block.column < BLOCK_COLUMNS ? p->N - block.column : BLOCK_COLUMNS;
             make_block(p, &room, omp_get_thread_num(), &block);

@@ -8,11 +8,12 @@
 #include "backend.h"
 
 /* Rows and columns of a block of C, at most: `c` has rows BLOCK_COLUMNS floats apart. */
-enum { BLOCK_ROWS = 96, BLOCK_COLUMNS = 768 };
+enum { BLOCK_ROWS = 192, BLOCK_COLUMNS = 768 };
 typedef struct {
     const float *c;
     int row, rows;       /* its first row in C, and how many there are */
     int column, columns; /* the same of columns */
+    int number;          /* of its rows among the blocks of rows, which do not depend on threads */
 } Block;
 
 typedef struct {
@@ -26,6 +27,8 @@ typedef struct {
 } Product;
 
 void bf16_product(const Product *p);
+/* How many blocks of rows a product of M rows has */
+int bf16_row_blocks(int M);
 
 /* How products are made: by instructions that multiply pairs of bf16, or by fp32's, of operands
  * that are widened on their way to them: the same numbers, added in another order. */
