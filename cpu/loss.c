@@ -48,8 +48,8 @@ void loss_of_image(const Loss *a, const StepState *state, int b, const real *z, 
     double scale = a->scale * state->loss_scale;
     const real *y = (const real *)a->targets + (long)b * K;
     real *stats = (real *)a->stats + 3L * (state->sample0 + (uint32_t)b);
-    double loss = a->kind == LOSS_SOFTMAX ? softmax_row(z, y, dz, K, scale)
-                                          : sigmoid_row(z, y, dz, K, scale);
+    double loss =
+        a->kind == LOSS_SOFTMAX ? softmax_row(z, y, dz, K, scale) : sigmoid_row(z, y, dz, K, scale);
     for (int k = 1; k < K; k++)
         label = y[k] > y[label] ? k : label;
     for (int k = 0; k < K; k++) /* not >=, so that NaN counts as above */

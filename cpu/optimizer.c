@@ -1,7 +1,7 @@
-/* optimizer.c - gradient norm, Adam, SGD, LAMB and loss scaling on the CPU: the entries of backend.h
- * of these names, whose formulas are there. All work on chunks: pieces of one tensor's parameters,
- * side by side in buffers of all parameters. A thread takes a chunk, and does all that has to be
- * done to it while it is in cache: weights, their average, their rounded copy. */
+/* optimizer.c - gradient norm, Adam, SGD, LAMB and loss scaling on the CPU: the entries of
+ * backend.h of these names, whose formulas are there. All work on chunks: pieces of one tensor's
+ * parameters, side by side in buffers of all parameters. A thread takes a chunk, and does all that
+ * has to be done to it while it is in cache: weights, their average, their rounded copy. */
 #include "cpu/optimizer.h"
 
 #include "cpu/bf16.h"
