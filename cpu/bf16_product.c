@@ -39,6 +39,15 @@ void bf16_products_by(int how)
     by = how;
 }
 
+bool bf16_products_can_pair(void)
+{
+#ifdef __AVX512BF16__
+    return true; /* compiled for this machine, or for one that has it */
+#else
+    return false;
+#endif
+}
+
 /* ------------------------------------------------------------------------------------------------
  * Units */
 

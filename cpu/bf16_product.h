@@ -34,3 +34,5 @@ int bf16_row_blocks(int M);
  * that are widened on their way to them: the same numbers, added in another order. */
 enum { PRODUCTS_WIDENED, PRODUCTS_PAIRS };
 void bf16_products_by(int how);
+/* Whether this program and this CPU have the instruction for pairs */
+bool bf16_products_can_pair(void);
