@@ -1026,8 +1026,8 @@ static void take_buffers(int threads)
 static void cpu_init(const Device *d)
 {
     if (d->type != F32 || d->tf32)
-        die_usage("leave --precision out, or build for a GPU",
-                  "the CPU computes in fp32 alone; it has no other --precision");
+        die_usage("give --precision fp32 or bf16, or build for a GPU",
+                  "the CPU computes in fp32 and bf16; it has no other --precision");
     int threads = d->threads;
     if (d->ranks > 1) {
         backend_cpu_need_mpi();

@@ -567,15 +567,15 @@ static FILE *keep_results(void)
 static void start_device(Session *s)
 {
     Options *o = &s->o;
-    s->be = backend_cuda ? backend_cuda() : backend_cpu();
+    if (o->precision == PRECISION_AUTO)
+        o->precision = backend_cuda ? PRECISION_BF16 : PRECISION_FP32;
+    s->type = types[o->precision];
+    s->be = backend_cuda ? backend_cuda() : s->type == BF16 ? backend_cpu_bf16() : backend_cpu();
     start_ranks(s);
     s->results = stdout;
     if (strcmp(o->command, "predict") == 0 && s->world.rank == 0)
         s->results = keep_results();
     hosts_at("starting its device", 0);
-    if (o->precision == PRECISION_AUTO)
-        o->precision = backend_cuda ? PRECISION_BF16 : PRECISION_FP32;
-    s->type = types[o->precision];
     s->be->init(&(Device){.threads = (int)o->threads,
                           .type = s->type,
                           .tf32 = o->precision == PRECISION_TF32,
