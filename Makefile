@@ -30,7 +30,7 @@ ZEROED   := $(firstword $(foreach v,zero pattern,$(shell echo 'int x;' | $(CC) -
 %/image/formats.o: OWN = $(ZEROED)
 # What rounds to 8 bits in the end may leave out the rounding between a product and its sum. No vector is
 # passed between files, so that it does not matter how that would be done (-Wno-psabi).
-$(foreach f,ops linear layers attention,%/cpu/bf16_$f.o): OWN = -ffp-contract=fast -Wno-psabi
+$(foreach f,ops product linear layers attention,%/cpu/bf16_$f.o): OWN = -ffp-contract=fast -Wno-psabi
 # What is optional is found by the same probes, which leave -D flags and -l flags behind.
 # MPI names its compiler, which knows its flags; MPI= builds without it.
 MPI      ?= mpicc

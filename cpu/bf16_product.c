@@ -51,6 +51,9 @@ bool bf16_products_can_pair(void)
 /* ------------------------------------------------------------------------------------------------
  * Units */
 
+/* Compiled once for each width of a panel and each kind of unit */
+#define INLINE static inline __attribute__((always_inline))
+
 /* Numbers of bf16 in one */
 static inline int per_unit(void)
 {
@@ -58,7 +61,7 @@ static inline int per_unit(void)
 }
 
 /* Sixteen units of n <= 16 (pairs: 32) bf16 that lie side by side; what is beyond is 0 */
-static inline u32x16 units_of(const uint16_t *p, long n, int per)
+INLINE u32x16 units_of(const uint16_t *p, long n, int per)
 {
     if (per == 1)
         return (u32x16)(n >= LANES ? bf16_load(p) : n > 0 ? bf16_load_some(p, n) : (f32x16){0});
@@ -89,7 +92,6 @@ static inline u32x16 turns_high(u32x16 a, u32x16 b)
  * of the sum; what is missing is 0. */
 
 enum { TURN = 8 }; /* rows that are turned together */
-#define INLINE static inline __attribute__((always_inline)) /* once for each width and unit */
 
 /* x [TURN] vectors of 16 steps each become 16 steps of TURN units, in three rounds of taking turns
  */
@@ -121,6 +123,10 @@ INLINE void pack_rows(uint32_t *out, const int width, const uint16_t *p, long ld
                            ? units_of(p + (j + i) * ld + s * per, left, per)
                            : (u32x16){0};
             turn(x);
+            if (width == TURN && n == LANES) {
+                memcpy(to, x, sizeof x);
+                continue;
+            }
             const uint32_t *step = (const uint32_t *)x;
             for (int k = 0; k < n; k++)
                 memcpy(to + k * width, step + k * TURN, (size_t)group * sizeof *to);
@@ -128,17 +134,31 @@ INLINE void pack_rows(uint32_t *out, const int width, const uint16_t *p, long ld
     }
 }
 
+typedef uint16_t u16x8 __attribute__((vector_size(16)));
+typedef uint32_t u32x8 __attribute__((vector_size(32)));
+
+/* Eight numbers of a row, of which `some` exist, in the upper halves of units */
+INLINE u32x8 uppers(const uint16_t *p, int some)
+{
+    u16x8 x = {0};
+    if (some >= TURN)
+        memcpy(&x, p, sizeof x);
+    for (int i = 0; some < TURN && i < some; i++)
+        x[i] = p[i];
+    return __builtin_convertvector(x, u32x8) << 16;
+}
+
 /* Rows that run along the panel's width: as they are, or two at a time by turns */
 INLINE void pack_columns(uint32_t *out, const int width, const uint16_t *p, long ld, int some,
                          int sum, const int per)
 {
     for (int k = 0; k < sum; k += per, out += width)
-        for (int j = 0; j < width; j += LANES) {
-            const int n = width - j < LANES ? width - j : LANES;
+        for (int j = 0; j < width; j += TURN) {
+            const int n = width - j < TURN ? width - j : TURN;
             const uint16_t *row = p + k * ld + j;
-            u32x16 x = units_of(row, some - j, 1);
+            u32x8 x = uppers(row, some - j);
             if (per == 2)
-                x = x >> 16 | (k + 1 < sum ? units_of(row + ld, some - j, 1) : (u32x16){0});
+                x = k + 1 < sum ? x >> 16 | uppers(row + ld, some - j) : x >> 16;
             memcpy(out + j, &x, (size_t)n * sizeof *out);
         }
 }
