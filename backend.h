@@ -417,6 +417,8 @@ typedef struct Backend {
 const Backend *backend_cpu(void);
 /* The same of tensors in bf16: not in a program that computes in double. */
 const Backend *backend_cpu_bf16(void);
+/* Whether this CPU multiplies bf16 faster than floats. */
+bool backend_cpu_bf16_pays(void);
 /* Only in programs that were built with nvcc: elsewhere the name is NULL. */
 const Backend *backend_cuda(void) __attribute__((weak));
 #define PROGRAM (backend_cuda ? "./train_gpu" : "./train_cpu")

@@ -9,7 +9,7 @@
 
 /* vdpbf16ps is worth it on AMD's cores from Zen 4 on, which do one where they do one multiplication
  * of floats. Intel's do half a one for two, so that floats win by a factor of nearly 2 there. */
-static bool pairs_are_faster(void)
+bool backend_cpu_bf16_pays(void)
 {
 #ifdef __x86_64__
     __builtin_cpu_init();
@@ -26,12 +26,12 @@ static const char *const words[] = {"floats", "pairs"};
 static void choose_products(void)
 {
     const char *word = getenv("VIT_BF16_PRODUCTS");
-    how = pairs_are_faster() ? PRODUCTS_PAIRS : PRODUCTS_WIDENED;
-    for (int i = 0; word && i < COUNT(words); i++)
-        if (strcmp(word, words[i]) == 0)
-            how = i;
+    how = backend_cpu_bf16_pays() ? PRODUCTS_PAIRS : PRODUCTS_WIDENED;
+    for (how = word ? 0 : how; word && strcmp(word, words[how]) != 0; how++)
+        if (how + 1 == COUNT(words))
+            die_usage("floats or pairs", "VIT_BF16_PRODUCTS is '%s'", word);
     if (how == PRODUCTS_PAIRS && !bf16_products_can_pair())
-        die_usage("leave VIT_BF16_PRODUCTS out", "this program was built without AVX512-BF16");
+        die_usage("leave VIT_BF16_PRODUCTS out", "there is no AVX512-BF16 in this program");
     bf16_products_by(how);
 }
 
