@@ -148,47 +148,52 @@ INLINE u32x8 uppers(const uint16_t *p, int some)
     return __builtin_convertvector(x, u32x8) << 16;
 }
 
-/* Rows that run along the panel's width: as they are, or two at a time by turns */
-INLINE void pack_columns(uint32_t *out, const int width, const uint16_t *p, long ld, int some,
-                         int sum, const int per)
+/* Rows that run along the panel's width: as they are, or two at a time by turns. Some panels side
+ * by side, `size` units from one to the next: then whole lines of cache are read at a time. */
+INLINE void pack_columns(uint32_t *out, const int width, int panels, long size, const uint16_t *p,
+                         long ld, int some, int sum, const int per)
 {
-    for (int k = 0; k < sum; k += per, out += width)
-        for (int j = 0; j < width; j += TURN) {
-            const int n = width - j < TURN ? width - j : TURN;
-            const uint16_t *row = p + k * ld + j;
-            u32x8 x = uppers(row, some - j);
-            if (per == 2)
-                x = k + 1 < sum ? x >> 16 | uppers(row + ld, some - j) : x >> 16;
-            memcpy(out + j, &x, (size_t)n * sizeof *out);
-        }
+    for (int k = 0; k < sum; k += per, out += width, p += per * ld)
+        for (int i = 0; i < panels; i++)
+            for (int j = 0; j < width; j += TURN) {
+                const int n = width - j < TURN ? width - j : TURN, at = i * width + j;
+                u32x8 x = uppers(p + at, some - at);
+                if (per == 2)
+                    x = k + 1 < sum ? x >> 16 | uppers(p + ld + at, some - at) : x >> 16;
+                memcpy(out + i * size + j, &x, (size_t)n * sizeof *out);
+            }
 }
 
-/* A panel from row or column `at` of `all` on, KC steps of the sum from `k` of K on */
-INLINE void pack(uint32_t *out, const int width, Tensor t, bool along_sum, int at, int all, int k,
-                 int K, const int per)
+/* Panels from row or column `at` of `all` on, KC steps of the sum from `k` of K on */
+INLINE void pack(uint32_t *out, const int width, int panels, long size, Tensor t, bool along_sum,
+                 int at, int all, int k, int K, const int per)
 {
-    int some = all - at < width ? all - at : width, sum = K - k < KC * per ? K - k : KC * per;
+    int sum = K - k < KC * per ? K - k : KC * per;
     const uint16_t *p = (const uint16_t *)t.p + (along_sum ? at * t.ld + k : k * t.ld + at);
-    if (along_sum)
-        pack_rows(out, width, p, t.ld, some, sum, per);
-    else
-        pack_columns(out, width, p, t.ld, some, sum, per);
+    for (int i = 0; along_sum && i < panels; i++)
+        pack_rows(out + i * size, width, p + i * width * t.ld, t.ld, all - at - i * width, sum, per);
+    if (!along_sum)
+        pack_columns(out, width, panels, size, p, t.ld, all - at, sum, per);
 }
 
-static void pack_a(uint32_t *out, const Product *p, int row, int k)
+/* From one panel to the next: of A, not a whole number of pages, which would all be in one place
+ * of the cache */
+enum { A_SIZE = KC * MR + LANES, B_SIZE = KC * NR };
+
+static void pack_a(uint32_t *out, const Product *p, int row, int panels, int k)
 {
     if (by == PRODUCTS_PAIRS)
-        pack(out, MR, p->a, !p->a_turned, row, p->M, k, p->K, 2);
+        pack(out, MR, panels, A_SIZE, p->a, !p->a_turned, row, p->M, k, p->K, 2);
     else
-        pack(out, MR, p->a, !p->a_turned, row, p->M, k, p->K, 1);
+        pack(out, MR, panels, A_SIZE, p->a, !p->a_turned, row, p->M, k, p->K, 1);
 }
 
-static void pack_b(uint32_t *out, const Product *p, int column, int k)
+static void pack_b(uint32_t *out, const Product *p, int column, int panels, int k)
 {
     if (by == PRODUCTS_PAIRS)
-        pack(out, NR, p->b, p->b_turned, column, p->N, k, p->K, 2);
+        pack(out, NR, panels, B_SIZE, p->b, p->b_turned, column, p->N, k, p->K, 2);
     else
-        pack(out, NR, p->b, p->b_turned, column, p->N, k, p->K, 1);
+        pack(out, NR, panels, B_SIZE, p->b, p->b_turned, column, p->N, k, p->K, 1);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -261,7 +266,18 @@ static uint32_t *room_of(size_t n)
 static uint32_t *panel_of(const Room *room, const Product *p, int j, int k)
 {
     long panels = round_up(p->N, NR) / NR;
-    return room->b + ((long)k * panels + j) * KC * NR;
+    return room->b + ((long)k * panels + j) * B_SIZE;
+}
+
+enum { TOGETHER = 4 }; /* panels of B that are packed side by side */
+
+/* Part i of n of a panel of B, on its way from memory while the panel before it is used */
+INLINE void fetch_part(const uint32_t *panel, int i, int n)
+{
+    enum { LINE = 16, LINES = B_SIZE / LINE };
+    int part = (LINES + n - 1) / n;
+    for (int k = i * part; k < (i + 1) * part; k++)
+        __builtin_prefetch(panel + (long)k * LINE, 0, 2);
 }
 
 /* One block of C: for each step block, A's rows are packed and meet all of B's panels. */
@@ -272,16 +288,17 @@ static void make_block(const Product *p, const Room *room, int thread, Block *bl
     float *c = room->c + thread * room->c_size;
     for (int k = 0; k * KC < steps_all; k++) {
         int steps = steps_all - k * KC < KC ? steps_all - k * KC : KC;
-        for (int i = 0; i < block->rows; i += MR)
-            pack_a(a + (long)i * KC, p, block->row + i, k * KC * per);
+        pack_a(a, p, block->row, (block->rows + MR - 1) / MR, k * KC * per);
         for (int j = 0; j < block->columns; j += NR)
             for (int i = 0; i < block->rows; i += MR) {
                 const uint32_t *b = panel_of(room, p, (block->column + j) / NR, k);
+                const uint32_t *panel = a + (long)(i / MR) * A_SIZE;
                 float *to = c + (long)i * BLOCK_COLUMNS + j;
+                fetch_part(b + B_SIZE, i / MR, (block->rows + MR - 1) / MR);
                 if (by == PRODUCTS_PAIRS)
-                    kernel_pairs(steps, a + (long)i * KC, b, to, k > 0);
+                    kernel_pairs(steps, panel, b, to, k > 0);
                 else
-                    kernel_widened(steps, a + (long)i * KC, b, to, k > 0);
+                    kernel_widened(steps, panel, b, to, k > 0);
             }
     }
     block->c = c;
@@ -306,17 +323,21 @@ void bf16_product(const Product *p)
     int panels = (int)round_up(p->N, NR) / NR, threads = omp_get_max_threads();
     int down = bf16_row_blocks(p->M), rows = block_rows(p->M);
     int across = (p->N + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
-    Room room = {.a_size = (long)BLOCK_ROWS * KC, .c_size = (long)BLOCK_ROWS * BLOCK_COLUMNS};
-    size_t b_size = (size_t)panels * (size_t)step_blocks * KC * NR;
+    int groups = (panels + TOGETHER - 1) / TOGETHER;
+    Room room = {.a_size = (long)(BLOCK_ROWS / MR + 1) * A_SIZE,
+                 .c_size = (long)BLOCK_ROWS * BLOCK_COLUMNS};
+    size_t b_size = (size_t)panels * (size_t)step_blocks * B_SIZE;
     room.b = room_of(b_size + (size_t)threads * (size_t)(room.a_size + room.c_size));
     room.a = room.b + b_size;
     room.c = (float *)(room.a + threads * room.a_size);
 #pragma omp parallel
     {
 #pragma omp for schedule(static)
-        for (int i = 0; i < panels * step_blocks; i++)
-            pack_b(panel_of(&room, p, i % panels, i / panels), p, i % panels * NR,
-                   i / panels * KC * per);
+        for (int i = 0; i < groups * step_blocks; i++) {
+            int k = i / groups, j = i % groups * TOGETHER;
+            pack_b(panel_of(&room, p, j, k), p, j * NR,
+                   panels - j < TOGETHER ? panels - j : TOGETHER, k * KC * per);
+        }
 #pragma omp for schedule(dynamic)
         for (int i = 0; i < down * across; i++) {
             Block block = {.number = i / across, .column = i % across * BLOCK_COLUMNS};
