@@ -55,7 +55,7 @@ bool bf16_products_can_pair(void)
 #define INLINE static inline __attribute__((always_inline))
 
 /* Numbers of bf16 in one */
-static inline int per_unit(void)
+int bf16_per_unit(void)
 {
     return by == PRODUCTS_PAIRS ? 2 : 1;
 }
@@ -283,7 +283,7 @@ INLINE void fetch_part(const uint32_t *panel, int i, int n)
 /* One block of C: for each step block, A's rows are packed and meet all of B's panels. */
 static void make_block(const Product *p, const Room *room, int thread, Block *block)
 {
-    int per = per_unit(), steps_all = (p->K + per - 1) / per;
+    int per = bf16_per_unit(), steps_all = (p->K + per - 1) / per;
     uint32_t *a = room->a + thread * room->a_size;
     float *c = room->c + thread * room->c_size;
     for (int k = 0; k * KC < steps_all; k++) {
@@ -319,7 +319,7 @@ int bf16_row_blocks(int M)
 
 void bf16_product(const Product *p)
 {
-    int per = per_unit(), step_blocks = (int)round_up(p->K, KC * per) / (KC * per);
+    int per = bf16_per_unit(), step_blocks = (int)round_up(p->K, KC * per) / (KC * per);
     int panels = (int)round_up(p->N, NR) / NR, threads = omp_get_max_threads();
     int down = bf16_row_blocks(p->M), rows = block_rows(p->M);
     int across = (p->N + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;

@@ -34,5 +34,7 @@ int bf16_row_blocks(int M);
  * that are widened on their way to them: the same numbers, added in another order. */
 enum { PRODUCTS_WIDENED, PRODUCTS_PAIRS };
 void bf16_products_by(int how);
+/* Numbers of bf16 in a unit of a packed operand: 1 or 2 */
+int bf16_per_unit(void);
 /* Whether this program and this CPU have the instruction for pairs */
 bool bf16_products_can_pair(void);
