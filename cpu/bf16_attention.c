@@ -49,17 +49,6 @@ typedef struct {
     bool add; /* to what is in c */
 } Units;
 
-#define FLOATS(x, y, sum) ((f32x16)(x) * (f32x16)(y) + (sum))
-#ifdef __AVX512BF16__
-#define PAIRS(x, y, sum) (f32x16) _mm512_dpbf16_ps((__m512)(sum), (__m512bh)(x), (__m512bh)(y))
-#else
-/* The first of a pair is the lower half, so that it is the second one's error when that is read as
- * a float: it is cut off. */
-#define UPPER(x)         ((f32x16)((x)&0xFFFF0000u))
-#define LOWER(x)         ((f32x16)((x) << 16))
-#define PAIRS(x, y, sum) (UPPER(x) * UPPER(y) + (LOWER(x) * LOWER(y) + (sum)))
-#endif
-
 /* ROWS x n vectors of c, over n_steps steps of both operands */
 #define KERNEL(name, n, multiply_add)                                                             \
     static void name(const Units *u, const uint32_t *a, const uint32_t *b, float *c, int n_steps, \

@@ -145,6 +145,19 @@ static inline f32x16 f32_exp(f32x16 x)
     return p * (f32x16)(((u32x16)shifted + 127) << 23);
 }
 
+/* sum + x y for sixteen units of 32 bits: floats, or pairs of bf16, whose products are both added.
+ * Without the instruction for pairs the same, slowly: for tests. */
+#define FLOATS(x, y, sum) ((f32x16)(x) * (f32x16)(y) + (sum))
+#ifdef __AVX512BF16__
+#define PAIRS(x, y, sum) (f32x16) _mm512_dpbf16_ps((__m512)(sum), (__m512bh)(x), (__m512bh)(y))
+#else
+/* The first of a pair is the lower half, so that it is the second one's error when that is read as
+ * a float: it is cut off. */
+#define UPPER(x)         ((f32x16)((x)&0xFFFF0000u))
+#define LOWER(x)         ((f32x16)((x) << 16))
+#define PAIRS(x, y, sum) (UPPER(x) * UPPER(y) + (LOWER(x) * LOWER(y) + (sum)))
+#endif
+
 /* n numbers one way and the other */
 static inline void bf16_to_floats(float *y, const uint16_t *x, long n)
 {

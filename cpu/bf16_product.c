@@ -32,20 +32,11 @@ enum { MR = 6, NV = 1 };
 #endif
 enum { NR = NV * LANES, KC = 192 }; /* KC: units; a panel of B stays in the first cache */
 
-static int by = PRODUCTS_WIDENED;
+static int by = PRODUCTS_FLOATS;
 
 void bf16_products_by(int how)
 {
     by = how;
-}
-
-bool bf16_products_can_pair(void)
-{
-#ifdef __AVX512BF16__
-    return true; /* compiled for this machine, or for one that has it */
-#else
-    return false;
-#endif
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -220,16 +211,8 @@ static void pack_b(uint32_t *out, const Product *p, int column, int panels, int 
                 f32_store(c + i * BLOCK_COLUMNS + v * LANES, sum[i][v]);                           \
     }
 
-#define FLOATS(x, y, sum) ((f32x16)(x) * (f32x16)(y) + (sum))
-KERNEL(kernel_widened, FLOATS)
-
-#ifdef __AVX512BF16__
-#define PAIRS(x, y, sum) \
-    (f32x16) _mm512_dpbf16_ps((__m512)(sum), (__m512bh)(x), (__m512bh)(y))
+KERNEL(kernel_floats, FLOATS)
 KERNEL(kernel_pairs, PAIRS)
-#else
-#define kernel_pairs kernel_widened /* never called: bf16_products_by is not asked for it */
-#endif
 
 /* ------------------------------------------------------------------------------------------------
  * Blocks */
@@ -298,7 +281,7 @@ static void make_block(const Product *p, const Room *room, int thread, Block *bl
                 if (by == PRODUCTS_PAIRS)
                     kernel_pairs(steps, panel, b, to, k > 0);
                 else
-                    kernel_widened(steps, panel, b, to, k > 0);
+                    kernel_floats(steps, panel, b, to, k > 0);
             }
     }
     block->c = c;

@@ -32,9 +32,7 @@ int bf16_row_blocks(int M);
 
 /* How products are made: by instructions that multiply pairs of bf16, or by fp32's, of operands
  * that are widened on their way to them: the same numbers, added in another order. */
-enum { PRODUCTS_WIDENED, PRODUCTS_PAIRS };
+enum { PRODUCTS_FLOATS, PRODUCTS_PAIRS };
 void bf16_products_by(int how);
 /* Numbers of bf16 in a unit of a packed operand: 1 or 2 */
 int bf16_per_unit(void);
-/* Whether this program and this CPU have the instruction for pairs */
-bool bf16_products_can_pair(void);

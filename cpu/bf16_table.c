@@ -11,9 +11,9 @@
  * of floats. Intel's do half a one for two, so that floats win by a factor of nearly 2 there. */
 bool backend_cpu_bf16_pays(void)
 {
-#ifdef __x86_64__
+#ifdef __AVX512BF16__
     __builtin_cpu_init();
-    return bf16_products_can_pair() && __builtin_cpu_is("amd");
+    return __builtin_cpu_is("amd");
 #else
     return false;
 #endif
@@ -26,12 +26,10 @@ static const char *const words[] = {"floats", "pairs"};
 static void choose_products(void)
 {
     const char *word = getenv("VIT_BF16_PRODUCTS");
-    how = backend_cpu_bf16_pays() ? PRODUCTS_PAIRS : PRODUCTS_WIDENED;
+    how = backend_cpu_bf16_pays() ? PRODUCTS_PAIRS : PRODUCTS_FLOATS;
     for (how = word ? 0 : how; word && strcmp(word, words[how]) != 0; how++)
         if (how + 1 == COUNT(words))
             die_usage("floats or pairs", "VIT_BF16_PRODUCTS is '%s'", word);
-    if (how == PRODUCTS_PAIRS && !bf16_products_can_pair())
-        die_usage("leave VIT_BF16_PRODUCTS out", "there is no AVX512-BF16 in this program");
     bf16_products_by(how);
 }
 
