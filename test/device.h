@@ -22,7 +22,7 @@ static struct {
     const Backend *be;
     const char *name; /* of the type */
     int type;
-    bool tf32, full, measure, verbose;
+    bool cpu, tf32, full, measure, verbose;
     char **argv; /* as main was given it: for who starts the program again */
 } under;
 
@@ -68,6 +68,7 @@ static int device_options(int argc, char **argv)
         die_usage("use the float build", "the CUDA backend has no double");
     const char *all = getenv("TEST_FULL");
     under.be = !cpu ? backend_cuda() : bf16 ? backend_cpu_bf16() : backend_cpu();
+    under.cpu = cpu;
     under.name = types[k];
     under.type = (int[]){F32, F32, BF16, F16}[k];
     under.tf32 = k == 1;
