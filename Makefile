@@ -27,7 +27,10 @@ FLAGS    := -std=c11 -D_GNU_SOURCE $(CFLAGS) $(ARCH) -fno-math-errno -fno-trappi
 # zeros, such a picture is the same in every thread.
 ZEROED   := $(firstword $(foreach v,zero pattern,$(shell echo 'int x;' | $(CC) -ftrivial-auto-var-init=$v \
             -x c -c -o /dev/null - 2>/dev/null && echo -ftrivial-auto-var-init=$v)))
-%/image/formats.o: ZERO = $(ZEROED)
+%/image/formats.o: OWN = $(ZEROED)
+# What rounds to 8 bits in the end may leave out the rounding between a product and its sum. No vector is
+# passed between files, so that it does not matter how that would be done (-Wno-psabi).
+$(foreach f,ops product linear layers attention,%/cpu/bf16_$f.o): OWN = -ffp-contract=fast -Wno-psabi
 # What is optional is found by the same probes, which leave -D flags and -l flags behind.
 # MPI names its compiler, which knows its flags; MPI= builds without it.
 MPI      ?= mpicc
@@ -115,7 +118,7 @@ say = @mkdir -p $(@D); echo "  $1 $@"
 define flavour
 $1/%.o: %.c Makefile | $(BUILD)/found
 	$$(call say,CC  )
-	$(Q)$(CC) $(FLAGS) $$(ZERO) $2 $$(HAVE) -MMD -MP -c -o $$@ $$<
+	$(Q)$(CC) $(FLAGS) $$(OWN) $2 $$(HAVE) -MMD -MP -c -o $$@ $$<
 endef
 $(eval $(call flavour,$(BUILD)/float,))
 $(eval $(call flavour,$(BUILD)/double,-DREAL=double))

@@ -21,8 +21,8 @@
  *    same sequence of calls every time and can be captured and replayed. */
 
 /* A matrix operand: rows of `ld` elements from one to the next. `type` and, for 8-bit types,
- * `scale` say how its elements are stored; the CPU knows F32 alone, stored as `real`. U64 is the
- * type of counters. */
+ * `scale` say how its elements are stored; backend_cpu knows F32 alone, stored as `real`. U64 is
+ * the type of counters. */
 enum { F32, BF16, F16, E4M3, E5M2, U64 };
 typedef struct {
     dev *p;
@@ -415,6 +415,10 @@ typedef struct Backend {
 } Backend;
 
 const Backend *backend_cpu(void);
+/* The same of tensors in bf16: not in a program that computes in double. */
+const Backend *backend_cpu_bf16(void);
+/* Whether this CPU multiplies bf16 faster than floats. */
+bool backend_cpu_bf16_pays(void);
 /* Only in programs that were built with nvcc: elsewhere the name is NULL. */
 const Backend *backend_cuda(void) __attribute__((weak));
 #define PROGRAM (backend_cuda ? "./train_gpu" : "./train_cpu")

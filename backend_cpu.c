@@ -8,12 +8,16 @@
  * number of threads, except inside OpenBLAS.
  *
  * Order: memory; sums over rows; dropout; elementary functions; linear layers; patches and
- * embedding; residual step and norm; attention; pooling and loss; norms and optimisers; the device
- * itself and the table. What the machine is, and the new start where OpenBLAS has chosen slow
- * kernels, are in util/machine.c.
+ * embedding; residual step and norm; attention; pooling and loss; the device itself and the table.
+ * In cpu/ are patches.c and loss.c, one row and one image at a time, and optimizer.c, which serve
+ * 16-bit types too. What the machine is, and the new start where OpenBLAS has chosen slow kernels,
+ * are in util/machine.c.
  */
 #include "backend.h"
 #include "cpu/bf16.h"
+#include "cpu/loss.h"
+#include "cpu/optimizer.h"
+#include "cpu/patches.h"
 #include "cpu/ranks.h"
 #include "util/machine.h"
 #include "util/rng.h"
@@ -165,6 +169,7 @@ static size_t cpu_scratch_bytes(UNUSED const Sizes *s)
 static void cpu_bind(dev *s, UNUSED dev *scratch_memory, UNUSED size_t bytes)
 {
     state = (const StepState *)(void *)s;
+    optimizer_bind(s);
 }
 
 /* Room for the op that runs: it grows to the largest request and stays. */
@@ -510,108 +515,13 @@ static void cpu_linear_backward_weight(const LinearBackwardWeight *a)
 /* ------------------------------------------------------------------------------------------------
  * Patches and embedding */
 
-static const Augment *augment_of(const Patchify *a, int b)
-{
-    static const Augment none = {.lambda = 1};
-    return a->augment ? (const Augment *)a->augment + b : &none;
-}
-
-/* The three bytes of a pixel of image b, in u8 images [B,H,W,3] */
-static const uint8_t *pixel_bytes(const Patchify *a, int b, int y, int x)
-{
-    return (const uint8_t *)a->images + (((long)b * a->H + y) * a->W + x) * VIT_CHANNELS;
-}
-
-static bool in_rect(const Rect *r, int y, int x)
-{
-    return y >= r->y && y < r->y + r->h && x >= r->x && x < r->x + r->w;
-}
-
-/* Pixel (row y, column x) of channel c of image b, as Augment wants it before images are mixed:
- * erased, or clamp(M rgb / 255 + t, 0, 1) and then (v - mean) / std. Colours are in double, as the
- * table of normalised bytes is. lut[c][v]: that table */
-static real augmented(const Patchify *a, int b, int c, int y, int x, real lut[3][256])
-{
-    const Augment *g = augment_of(a, b);
-    if (g->erase && in_rect(&g->erased, y, x)) {
-        if (g->erase == ERASE_ZERO)
-            return 0;
-        Philox r = rng_block(state->seed, (uint32_t)((c * a->H + y) * a->W + x),
-                             state->sample0 + (uint32_t)b, state->step, RNG_ERASE, 0);
-        return (real)rng_normal(rng_unit(r.v[0]), rng_unit(r.v[1]));
-    }
-    const uint8_t *in = pixel_bytes(a, b, y, x);
-    if (!g->use_colour)
-        return lut[c][in[c]];
-    double v = (double)g->colour[9 + c];
-    for (int k = 0; k < 3; k++)
-        v += (double)g->colour[3 * c + k] * in[k] / 255.0;
-    return (real)((CLAMP(v, 0, 1) - a->mean[c]) / a->std[c]);
-}
-
-/* out [n] += scale * n pixels of a row of channel c of image b, from (y, x) on. Three kinds: float
- * images [B,3,H,W], which are taken as they are; bytes that `augmented` changes; bytes that are
- * only normalised, by a table. */
-static void row_add(real *out, const Patchify *a, int b, int c, int y, int x, int n, real scale,
-                    real lut[3][256])
-{
-    const Augment *g = augment_of(a, b);
-    if (scale == 0)
-        return;
-    if (!a->u8) {
-        const real *in = host(a->images) + (((long)b * VIT_CHANNELS + c) * a->H + y) * a->W + x;
-        for (int j = 0; j < n; j++)
-            out[j] += scale * in[j];
-    } else if (g->use_colour || g->erase) {
-        for (int j = 0; j < n; j++)
-            out[j] += scale * augmented(a, b, c, y, x + j, lut);
-    } else {
-        const uint8_t *in = pixel_bytes(a, b, y, x) + c;
-        for (int j = 0; j < n; j++)
-            out[j] += scale * lut[c][in[j * VIT_CHANNELS]];
-    }
-}
-
-/* out [3,P,P] += patch (py, px) of image b: pixels in `cut` with weight `inside`, the others with
- * weight `outside`. A row that meets `cut` has three parts: left of it, in it, right of it. */
-static void patch_add(real *out, const Patchify *a, int b, int py, int px, Rect cut, real inside,
-                      real outside, real lut[3][256])
-{
-    const int P = a->P, x0 = px * P, x1 = x0 + P;
-    int from = cut.x < x0 ? x0 : cut.x, to = MIN(cut.x + cut.w, x1);
-    for (int c = 0; c < VIT_CHANNELS; c++)
-        for (int i = 0; i < P; i++) {
-            real *o = out + (c * P + i) * P;
-            int y = py * P + i;
-            if (from >= to || y < cut.y || y >= cut.y + cut.h) {
-                row_add(o, a, b, c, y, x0, P, outside, lut);
-                continue;
-            }
-            row_add(o, a, b, c, y, x0, from - x0, outside, lut);
-            row_add(o + from - x0, a, b, c, y, from, to - from, inside, lut);
-            row_add(o + to - x0, a, b, c, y, to, x1 - to, outside, lut);
-        }
-}
-
-/* images -> out [B*Np, 3*P*P], a row a patch. Each is the sum of two: image b outside `cut` with
- * weight lambda, and its partner, with weight 1 in `cut` and 1 - lambda outside. */
+/* images -> out [B*Np, 3*P*P], a row a patch */
 static void cpu_patchify(const Patchify *a)
 {
-    int gh = a->H / a->P, gw = a->W / a->P, n = VIT_CHANNELS * a->P * a->P;
-    real lut[3][256];
-    for (int c = 0; c < VIT_CHANNELS; c++)
-        for (int v = 0; v < 256; v++)
-            lut[c][v] = (real)((v / 255.0 - a->mean[c]) / a->std[c]);
-
+    const Patches p = patches_of(a, state);
 #pragma omp parallel for schedule(static)
-    for (int i = 0; i < a->B * gh * gw; i++) {
-        int b = i / (gh * gw), py = i / gw % gh, px = i % gw;
-        const Augment *g = augment_of(a, b);
-        real *out = row(a->out, i), lambda = (real)g->lambda;
-        memset(out, 0, (size_t)n * sizeof(real));
-        patch_add(out, a, b, py, px, g->cut, 0, lambda, lut);
-        patch_add(out, a, g->partner, py, px, g->cut, 1, 1 - lambda, lut);
-    }
+    for (int i = 0; i < p.rows; i++)
+        patches_row(row(a->out, i), &p, i);
 }
 
 /* x = drop(concat(cls, patches) + pos): x [B*T,C] has, for each image, cls_tokens rows of cls and
@@ -1054,84 +964,12 @@ static void cpu_pool_backward(const Pool *a)
     }
 }
 
-/* One image's loss, with z, y, dz [K] logits, targets and gradient (NULL: not wanted). In double:
- * both are sums over up to thousands of classes, and cost nothing beside the rest.
- *   loss = sum_k y_k (lse - z_k),  lse = log(sum(exp(z)))
- *   dz   = scale (softmax(z) sum(y) - y) */
-static double softmax_row(const real *z, const real *y, real *dz, int K, double scale)
-{
-    double top = (double)largest(z, K), sum = 0, mass = 0, loss = 0;
-    for (int k = 0; k < K; k++)
-        sum += exp((double)z[k] - top);
-    double lse = top + log(sum);
-    for (int k = 0; k < K; k++) {
-        if (y[k] != 0) /* 0 times an infinite lse - z is no loss */
-            loss += (double)y[k] * (lse - (double)z[k]);
-        mass += (double)y[k];
-    }
-    for (int k = 0; dz && k < K; k++)
-        dz[k] = (real)(scale * (exp((double)z[k] - lse) * mass - (double)y[k]));
-    return loss;
-}
-
-/* The same for binary cross-entropies, written so that no exponential overflows:
- *   loss = sum_k max(z,0) - z y + log(1 + e^-|z|)
- *   dz   = scale (sigmoid(z) - y) */
-static double sigmoid_row(const real *z, const real *y, real *dz, int K, double scale)
-{
-    double loss = 0;
-    for (int k = 0; k < K; k++) {
-        double v = (double)z[k], e = exp(-fabs(v));
-        loss += (v > 0 ? v : 0) - v * (double)y[k] + log1p(e);
-        if (dz)
-            dz[k] = (real)(scale * ((v >= 0 ? 1 : e) / (1 + e) - (double)y[k]));
-    }
-    return loss;
-}
-
-/* For each image: loss, dlogits [B,K], and stats {loss, top-1 hit, top-5 hit}. The label is the
- * first of the largest targets, and `above` counts the logits that are not below its own. */
+/* For each image: loss, dlogits [B,K], and stats {loss, top-1 hit, top-5 hit} */
 static void cpu_loss(const Loss *a)
 {
-    int K = a->K;
-    double scale = a->scale * state->loss_scale;
 #pragma omp parallel for schedule(static)
-    for (int b = 0; b < a->B; b++) {
-        const real *z = row(a->logits, b), *y = host(a->targets) + (long)b * K;
-        real *dz = a->dlogits.p ? row(a->dlogits, b) : NULL;
-        real *stats = host(a->stats) + 3L * (state->sample0 + (uint32_t)b);
-        double loss = a->kind == LOSS_SOFTMAX ? softmax_row(z, y, dz, K, scale)
-                                              : sigmoid_row(z, y, dz, K, scale);
-        int label = 0, above = 0;
-        for (int k = 1; k < K; k++)
-            label = y[k] > y[label] ? k : label;
-        for (int k = 0; k < K; k++) /* not >=, so that NaN counts as above */
-            above += k != label && !(z[k] < z[label]);
-        bool finite = isfinite(z[label]);
-        stats[0] = (real)loss;
-        stats[1] = finite && above < 1;
-        stats[2] = finite && above < 5;
-    }
-}
-
-/* ------------------------------------------------------------------------------------------------
- * Norms and optimisers, over chunks: pieces of one tensor's parameters, side by side in buffers of
- * all parameters. A thread takes a chunk. */
-
-/* In double: a float sum of thousands of squares would be off by more than clipping should be. */
-static double chunk_squares(const real *x, int n)
-{
-    double s = 0;
-#pragma omp simd reduction(+ : s)
-    for (int i = 0; i < n; i++)
-        s += (double)x[i] * (double)x[i];
-    return s;
-}
-
-/* Of a chunk of x; 0 of a copy, which counts on another rank, and of what is frozen */
-static real counted_squares(const Chunk *c, const real *x)
-{
-    return c->flags & CHUNK_COPY || c->rate == 0 ? 0 : (real)chunk_squares(x, c->n);
+    for (int b = 0; b < a->B; b++)
+        loss_of_image(a, state, b, row(a->logits, b), a->dlogits.p ? row(a->dlogits, b) : NULL);
 }
 
 /* How much of x [rows,cols] is near fp16's largest number, 65504 */
@@ -1145,209 +983,6 @@ static void cpu_count_large(Tensor x, int rows, int cols)
             large += !(fabs((double)row(x, r)[j]) <= 0.125 * 65504);
     s->large += (uint64_t)large;
     s->counted += (uint64_t)rows * (uint64_t)cols;
-}
-
-/* partial[i] = sum of squares of chunk i */
-static void cpu_sum_squares(dev *partial, const dev *x, const dev *chunks, int n)
-{
-    const Chunk *c = (const Chunk *)chunks;
-#pragma omp parallel for schedule(static)
-    for (int i = 0; i < n; i++)
-        host(partial)[i] = counted_squares(&c[i], host(x) + c[i].offset);
-}
-
-/* grad_norm = sqrt(sum of partial) / loss_scale, clip = min(1, max_norm / (grad_norm + 1e-6)),
- * where 1e-6 is torch.nn.utils.clip_grad_norm_'s. A norm that is not finite skips the step: a
- * single NaN or infinity among the gradients makes it so. */
-static void cpu_finish_norm(const dev *partial, int n, double max_norm)
-{
-    StepState *s = (StepState *)state;
-    double sum = 0;
-    for (int i = 0; i < n; i++)
-        sum += (double)host(partial)[i];
-    s->grad_norm = sqrt(sum) / s->loss_scale;
-    s->skip = !isfinite(s->grad_norm);
-    s->clip = 1;
-    if (max_norm > 0 && !s->skip) {
-        double c = max_norm / (s->grad_norm + 1e-6);
-        s->clip = c < 1 ? c : 1;
-    }
-    s->t += !s->skip;
-    s->skipped += s->skip;
-}
-
-/* fp32 needs none. */
-static void cpu_round_weights(UNUSED const OptStep *a)
-{
-}
-
-/* The next step's loss scale (see LossScaling). A skipped step counts towards giving up only where
- * the scale was at its lowest already, or is not ours to lower. */
-static void cpu_scale_loss(const LossScaling *c)
-{
-    StepState *s = (StepState *)state;
-    bool lowest = c->kind <= SCALING_STATIC || s->loss_scale <= 1;
-    double scale = s->loss_scale;
-    s->skipped_in_row = s->skip ? s->skipped_in_row + lowest : 0;
-    if (c->kind == SCALING_DYNAMIC && s->skip) {
-        s->good_steps = 0;
-        s->patience -= s->patience > 0;
-        if (s->patience == 0)
-            scale *= 0.5;
-    } else if (c->kind == SCALING_DYNAMIC && ++s->good_steps >= (uint32_t)c->interval) {
-        s->good_steps = 0;
-        s->patience = (uint32_t)c->hysteresis;
-        scale *= 2;
-    } else if (c->kind == SCALING_AUTO) {
-        scale *= s->skip || (double)s->large > 1e-7 * (double)s->counted ? 0.5 : 2;
-        s->large = s->counted = 0;
-    }
-    if (c->kind >= SCALING_DYNAMIC)
-        s->loss_scale = CLAMP(scale, 1, 4294967296.0);
-}
-
-/* One chunk's part of each buffer, n elements (NULL where there is none; n is 0 of what is frozen),
- * its learning rate and weight decay */
-typedef struct {
-    real *w, *grad, *m, *v, *ema;
-    int n;
-    double lr, decay;
-} Slice;
-
-static Slice slice_of(const OptStep *a, int k)
-{
-    const Chunk *c = (const Chunk *)a->chunks + k;
-    long at = c->offset;
-    return (Slice){.w = host(dev_at(a->w, at, F32)),
-                   .grad = host(dev_at(a->grad, at, F32)),
-                   .m = host(dev_at(a->exp_avg, at, F32)),
-                   .v = host(dev_at(a->exp_avg_sq, at, F32)),
-                   .ema = host(dev_at(a->ema, at, F32)),
-                   .n = c->rate > 0 ? c->n : 0,
-                   .lr = state->lr * (double)c->rate,
-                   .decay = c->flags & CHUNK_DECAY ? a->opt->weight_decay : 0};
-}
-
-/* What every gradient is multiplied by: the clipping, and the loss scale taken out again */
-static real gradient_scale(void)
-{
-    return (real)(state->clip / state->loss_scale);
-}
-
-/* ema = decay ema + (1 - decay) w, decay rising to its value; a chunk at a time, while w is in
- * cache
- */
-static void update_ema(const OptStep *a, const Slice *s)
-{
-    real decay = (real)fmin(a->opt->ema_decay, (1.0 + state->t) / (10.0 + state->t));
-    for (int i = 0; s->ema && i < s->n; i++)
-        s->ema[i] = decay * s->ema[i] + (1 - decay) * s->w[i];
-}
-
-/* m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, w = keep w - step m / (sqrt(v) root2 + eps): step and
- * root2 have the corrections 1 - b^t of mh and vh in them, once for all parameters. */
-static void cpu_adam(const OptStep *a)
-{
-    const OptConfig *o = a->opt;
-    if (state->skip)
-        return;
-    double c1 = 1 - pow(o->beta1, state->t), c2 = 1 - pow(o->beta2, state->t);
-    real b1 = (real)o->beta1, b2 = (real)o->beta2, eps = (real)o->eps, gscale = gradient_scale();
-    real a1 = (real)(1 - o->beta1), a2 = (real)(1 - o->beta2); /* 1 - 0.999f is off by 1e-5 */
-    real root2 = (real)(1 / sqrt(c2));
-#pragma omp parallel for schedule(static)
-    for (int k = 0; k < a->n; k++) {
-        const Slice s = slice_of(a, k);
-        real step = (real)(s.lr / c1);
-        real keep = o->kind == OPT_ADAMW ? (real)(1 - s.lr * s.decay) : 1;
-        real l2 = o->kind == OPT_ADAM ? (real)s.decay : 0;
-#pragma omp simd
-        for (int i = 0; i < s.n; i++) {
-            real g = gscale * s.grad[i] + l2 * s.w[i];
-            s.m[i] = b1 * s.m[i] + a1 * g;
-            s.v[i] = b2 * s.v[i] + a2 * g * g;
-            real root = DOUBLE ? (real)sqrt((double)s.v[i]) : (real)sqrtf((float)s.v[i]);
-            s.w[i] = keep * s.w[i] - step * s.m[i] / (root * root2 + eps);
-        }
-        update_ema(a, &s);
-    }
-}
-
-/* m = momentum m + g + wd w, w = w - lr m */
-static void cpu_sgd(const OptStep *a)
-{
-    if (state->skip)
-        return;
-    real gscale = gradient_scale();
-    bool fresh = state->t <= 1; /* the buffer starts as the first gradient */
-    real momentum = fresh ? 0 : (real)a->opt->momentum;
-#pragma omp parallel for schedule(static)
-    for (int k = 0; k < a->n; k++) {
-        const Slice s = slice_of(a, k);
-        real lr = (real)s.lr, wd = (real)s.decay;
-#pragma omp simd
-        for (int i = 0; i < s.n; i++) {
-            s.m[i] = momentum * s.m[i] + gscale * s.grad[i] + wd * s.w[i];
-            s.w[i] -= lr * s.m[i];
-        }
-        update_ema(a, &s);
-    }
-}
-
-/* The moments as Adam's, u = mh / (sqrt(vh) + eps) + wd w in place of the gradient, and the sums of
- * squares of w and u, norms[0][k] and norms[1][k]: the step's length needs whole tensors' norms. */
-static void cpu_lamb_direction(const OptStep *a)
-{
-    const OptConfig *o = a->opt;
-    if (state->skip)
-        return;
-    real c1 = (real)(1 / (1 - pow(o->beta1, state->t)));
-    real c2 = (real)(1 / (1 - pow(o->beta2, state->t)));
-    real a1 = (real)(1 - o->beta1), a2 = (real)(1 - o->beta2);
-    real b1 = (real)o->beta1, b2 = (real)o->beta2, gscale = gradient_scale();
-#pragma omp parallel for schedule(static)
-    for (int k = 0; k < a->n; k++) {
-        const Chunk *c = (const Chunk *)a->chunks + k;
-        const Slice s = slice_of(a, k);
-        real wd = (real)s.decay, *u = s.grad;
-        for (int i = 0; i < s.n; i++) {
-            real g = gscale * u[i];
-            s.m[i] = b1 * s.m[i] + a1 * g;
-            s.v[i] = b2 * s.v[i] + a2 * g * g;
-            u[i] = s.m[i] * c1 / ((real)sqrt((double)(s.v[i] * c2)) + (real)o->eps) + wd * s.w[i];
-        }
-        host(a->norms)[k] = counted_squares(c, s.w);
-        host(a->norms)[a->n + k] = counted_squares(c, u);
-    }
-}
-
-/* w = w - lr |w| / |u| u, the norms over a tensor: chunks k..end-1. Vectors, and tensors where
- * either norm is 0, have 1 in place of the ratio. */
-static void cpu_lamb_apply(const OptStep *a)
-{
-    const Chunk *chunks = (const Chunk *)a->chunks;
-    const real *norms = host(a->norms);
-    if (state->skip)
-        return;
-    for (int k = 0; k < a->n;) {
-        int end = k;
-        double ww = 0, uu = 0;
-        for (; end < a->n && chunks[end].tensor == chunks[k].tensor; end++) {
-            ww += (double)norms[end];
-            uu += (double)norms[a->n + end];
-        }
-        bool trust = !(chunks[k].flags & CHUNK_1D) && ww > 0 && uu > 0;
-        double ratio = trust ? sqrt(ww) / sqrt(uu) : 1;
-#pragma omp parallel for schedule(static)
-        for (int i = k; i < end; i++) {
-            const Slice s = slice_of(a, i);
-            real lr = (real)(s.lr * ratio);
-            for (int j = 0; j < s.n; j++)
-                s.w[j] -= lr * s.grad[j];
-            update_ema(a, &s);
-        }
-        k = end;
-    }
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -1391,8 +1026,8 @@ static void take_buffers(int threads)
 static void cpu_init(const Device *d)
 {
     if (d->type != F32 || d->tf32)
-        die_usage("leave --precision out, or build for a GPU",
-                  "the CPU computes in fp32 alone; it has no other --precision");
+        die_usage("give --precision fp32 or bf16, or build for a GPU",
+                  "the CPU computes in fp32 and bf16; it has no other --precision");
     int threads = d->threads;
     if (d->ranks > 1) {
         backend_cpu_need_mpi();
@@ -1480,14 +1115,14 @@ const Backend *backend_cpu(void)
         .pool_backward = cpu_pool_backward,
         .loss = cpu_loss,
         .count_large = cpu_count_large,
-        .sum_squares = cpu_sum_squares,
-        .finish_norm = cpu_finish_norm,
-        .adam = cpu_adam,
-        .sgd = cpu_sgd,
-        .lamb_direction = cpu_lamb_direction,
-        .lamb_apply = cpu_lamb_apply,
-        .round_weights = cpu_round_weights,
-        .scale_loss = cpu_scale_loss,
+        .sum_squares = optimizer_sum_squares,
+        .finish_norm = optimizer_finish_norm,
+        .adam = optimizer_adam,
+        .sgd = optimizer_sgd,
+        .lamb_direction = optimizer_lamb_direction,
+        .lamb_apply = optimizer_lamb_apply,
+        .round_weights = optimizer_round_weights,
+        .scale_loss = optimizer_scale_loss,
         .split = ranks_split,
         .all_reduce = ranks_all_reduce,
         .reduce_scatter = ranks_reduce_scatter,

@@ -22,7 +22,7 @@ static struct {
     const Backend *be;
     const char *name; /* of the type */
     int type;
-    bool tf32, full, measure, verbose;
+    bool cpu, tf32, full, measure, verbose;
     char **argv; /* as main was given it: for who starts the program again */
 } under;
 
@@ -59,12 +59,16 @@ static int device_options(int argc, char **argv)
         die_usage("cpu or cuda", "unknown backend '%s'", backend);
     if (!cpu && !backend_cuda)
         die_usage("use --backend cpu", "the CUDA backend is not linked into this program");
-    if (cpu && k > 0)
-        die_usage("use --type fp32", "the CPU backend knows no %s", type);
+    bool bf16 = k == 2;
+    if (cpu && k > 0 && !bf16)
+        die_usage("use --type fp32 or bf16", "the CPU backend knows no %s", type);
+    if (bf16 && sizeof(real) != sizeof(float))
+        die_usage("use the float build", "bf16 has no double");
     if (!cpu && sizeof(real) != sizeof(float))
         die_usage("use the float build", "the CUDA backend has no double");
     const char *all = getenv("TEST_FULL");
-    under.be = cpu ? backend_cpu() : backend_cuda();
+    under.be = !cpu ? backend_cuda() : bf16 ? backend_cpu_bf16() : backend_cpu();
+    under.cpu = cpu;
     under.name = types[k];
     under.type = (int[]){F32, F32, BF16, F16}[k];
     under.tf32 = k == 1;

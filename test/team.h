@@ -25,7 +25,7 @@ const char *__asan_default_options(void)
 
 static bool team_possible(void)
 {
-    if (under.be != backend_cpu())
+    if (!under.cpu)
         return true;
 #ifndef HAVE_MPI
     SKIP("built without MPI");
@@ -44,7 +44,7 @@ static void team_start(int ranks)
     char devices[16];
     snprintf(devices, sizeof devices, "%d", ranks);
     setenv("VIT_STANDIN_DEVICES", devices, 0);
-    team = hosts_start(ranks, under.be == backend_cpu(), under.argv);
+    team = hosts_start(ranks, under.cpu, under.argv);
     under.be->init(&(Device){.threads = 1,
                              .type = under.type,
                              .tf32 = under.tf32,

@@ -59,7 +59,10 @@ bad "unknown initialiser" 2 'jaxx' $fake --init jaxx
 bad "unknown augmentation" 2 'did you mean imagenet' --data /nonexistent --auto-augment imagnet
 bad "part of an augmentation" 2 'called .x3' --data /nonexistent --auto-augment rand-m9-x3
 bad "colour jitter" 2 'hue' --data /nonexistent --color-jitter 0.4,0.4,0.4,0.6
-bad "bf16 on a CPU" 2 'fp32' $fake --precision bf16
+bad "tf32 on a CPU" 2 'fp32 and bf16' $fake --precision tf32
+bad "fp16 on a CPU" 2 'fp32 and bf16' $fake --precision fp16
+VIT_BF16_PRODUCTS=halves vit $fake --precision bf16
+refused "products that there are not" 2 'VIT_BF16_PRODUCTS is .halves'
 bad "eval without weights" 2 'needs --weights' eval --data fake
 bad "predict without images" 2 'needs images' predict --weights x.safetensors
 printf '\357\273\277steps = 0\r\nepochs = 0\r\n' >marked.ini

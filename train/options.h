@@ -171,7 +171,7 @@ enum { TTA_NONE, TTA_FLIP };
       "GPU: fast is NCCL's choice, the same sums every time on the same machines; ordered pins "  \
       "its ring: to compare bits with other machines, slower beyond a few GPUs")                  \
     X(word,   precision, "auto", "auto|fp32|tf32|bf16|fp16",                                      \
-      "auto: bf16 on a GPU; the CPU computes in fp32 alone")                                      \
+      "auto: bf16 on a GPU; on a CPU fp32, and bf16 for eval and predict where it is faster")     \
     X(word,   loss_scaling, "default", "default|none|static|dynamic|auto",                        \
       "of fp16 gradients; default: dynamic with fp16, else none")                                 \
     X(double, loss_scale, "65536", "1..4294967296", "the first loss scale")                       \

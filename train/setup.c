@@ -173,6 +173,10 @@ static const char *said(const Settings *asked, const char *name)
     return value ? value : "";
 }
 
+/* Words of --precision, and what they mean for the model and for its matrix products. */
+enum { PRECISION_AUTO, PRECISION_FP32, PRECISION_TF32, PRECISION_BF16, PRECISION_FP16 };
+static const int types[] = {F32, F32, F32, BF16, F16}; /* of activations and working weights */
+
 /* The run's config.ini, and what of it does not hold for this process. */
 static void apply_run(Session *s, const Settings *asked)
 {
@@ -181,7 +185,7 @@ static void apply_run(Session *s, const Settings *asked)
     char *ini = xasprintf("%s/config.ini", s->run_dir);
     bool train = strcmp(o->command, "train") == 0;
     check(options_file(o, ini, &why));
-    if (!backend_cuda) /* a run of the GPU goes on here, in fp32 */
+    if (!backend_cuda && !(train && o->precision == PRECISION_BF16)) /* other devices' */
         check(options_set(o, "precision", "auto", "", &why));
     /* how many processes there are is for this device to say, and for a launcher */
     check(options_set(o, backend_cuda ? "ranks" : "gpus", "1", "", &why));
@@ -532,10 +536,6 @@ static void use_preset(const char *name, Config *c)
     die_usage(hint, "no model is called '%s'", name);
 }
 
-/* Words of --precision, and what they mean for the model and for its matrix products. */
-enum { PRECISION_AUTO, PRECISION_FP32, PRECISION_TF32, PRECISION_BF16, PRECISION_FP16 };
-static const int types[] = {F32, F32, F32, BF16, F16}; /* of activations and working weights */
-
 enum { COLLECTIVES_FAST, COLLECTIVES_ORDERED };
 
 /* Which process this is. Ranks other than the first keep silent. */
@@ -570,19 +570,30 @@ static FILE *keep_results(void)
     return results;
 }
 
+/* A GPU computes in bf16. A CPU trains in fp32, and applies weights in bf16 where it multiplies
+ * that faster. */
+static void choose_precision(Session *s)
+{
+    Options *o = &s->o;
+    bool applies = strcmp(o->command, "eval") == 0 || strcmp(o->command, "predict") == 0;
+    bool fast = backend_cuda || (applies && backend_cpu_bf16_pays());
+    s->chosen_bf16 = !backend_cuda && o->precision == PRECISION_AUTO && fast;
+    if (o->precision == PRECISION_AUTO)
+        o->precision = fast ? PRECISION_BF16 : PRECISION_FP32;
+    s->type = types[o->precision];
+    s->be = backend_cuda ? backend_cuda() : s->type == BF16 ? backend_cpu_bf16() : backend_cpu();
+}
+
 /* Processes are started before the device is: it cannot be shared with a copy of the process. */
 static void start_device(Session *s)
 {
     Options *o = &s->o;
-    s->be = backend_cuda ? backend_cuda() : backend_cpu();
+    choose_precision(s);
     start_ranks(s);
     s->results = stdout;
     if (strcmp(o->command, "predict") == 0 && s->world.rank == 0)
         s->results = keep_results();
     hosts_at("starting its device", 0);
-    if (o->precision == PRECISION_AUTO)
-        o->precision = backend_cuda ? PRECISION_BF16 : PRECISION_FP32;
-    s->type = types[o->precision];
     s->be->init(&(Device){.threads = (int)o->threads,
                           .type = s->type,
                           .tf32 = o->precision == PRECISION_TF32,
@@ -631,6 +642,8 @@ void setup_config(Session *s)
         describe_recipe(s);
     s->be->describe(device, sizeof device);
     report_line("device    %s; with %s, %s", device, s->be->built, formats_built);
+    if (s->chosen_bf16)
+        report_line("          in bf16, within some tenths of a point of fp32 (--precision fp32)");
     if (machine_restarted())
         report_line("note: %s", machine_restarted());
     if (s->changed) /* a run that goes on may do so with other settings, but not in silence */

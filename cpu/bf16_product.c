@@ -1,0 +1,334 @@
+/* bf16_product.c - matrix products of bf16 operands: packing, the kernels, blocks.
+ *
+ * As Goto and van de Geijn (2008) and BLIS have it. Both operands are packed, so that the kernel
+ * reads memory in order: A in panels of MR rows, B in panels of NR columns, of KC steps of the sum
+ * each. The kernel keeps MR x NR sums in registers, and for each step multiplies NR numbers of B by
+ * each of MR numbers of A. B is packed once for all threads; a thread packs the rows of A that its
+ * block needs. C's blocks are made one after another in the thread's own memory, and each is
+ * handed on when it is whole.
+ *
+ * A packed operand is made of 32-bit units: a bf16 widened to float, or a pair of bf16 that follow
+ * each other in the sum, which vdpbf16ps multiplies and adds in one instruction. Whether that is
+ * faster depends on the machine: Zen 4 does one of them where it does one multiplication of
+ * floats, Intel's cores half a one for two.
+ *
+ * The order of every sum is fixed by K alone: bits depend on neither threads nor blocks.
+ *
+ * Order: units, packing, kernels, blocks.
+ */
+#include "cpu/bf16_product.h"
+
+#include "cpu/bf16_ops.h"
+#include "util/util.h"
+
+#include <omp.h>
+#include <stdlib.h>
+
+/* A kernel's sums fill the registers: 24 of 32 with AVX-512, 12 of 16 with AVX2, 24 of 32 NEON. */
+#ifdef __AVX512F__
+enum { MR = 8, NV = 3 };
+#else
+enum { MR = 6, NV = 1 };
+#endif
+enum { NR = NV * LANES, KC = 192 }; /* KC: units; a panel of B stays in the first cache */
+
+static int by = PRODUCTS_FLOATS;
+
+void bf16_products_by(int how)
+{
+    by = how;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Units */
+
+/* Compiled once for each width of a panel and each kind of unit */
+#define INLINE static inline __attribute__((always_inline))
+
+/* Numbers of bf16 in one */
+int bf16_per_unit(void)
+{
+    return by == PRODUCTS_PAIRS ? 2 : 1;
+}
+
+/* Sixteen units of n <= 16 (pairs: 32) bf16 that lie side by side; what is beyond is 0 */
+INLINE u32x16 units_of(const uint16_t *p, long n, int per)
+{
+    if (per == 1)
+        return (u32x16)(n >= LANES ? bf16_load(p) : n > 0 ? bf16_load_some(p, n) : (f32x16){0});
+    u32x16 x = {0};
+    if (n >= 2 * LANES)
+        memcpy(&x, p, sizeof x);
+    else if (n > 0)
+        memcpy(&x, p, (size_t)n * sizeof *p);
+    return x;
+}
+
+/* Elements of a and b by turns, of their first halves and of their second ones */
+static inline u32x16 turns_low(u32x16 a, u32x16 b)
+{
+    const u32x16 by_turns = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+    return __builtin_shuffle(a, b, by_turns);
+}
+
+static inline u32x16 turns_high(u32x16 a, u32x16 b)
+{
+    const u32x16 by_turns = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return __builtin_shuffle(a, b, by_turns);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Packing: a panel is `width` units of step 0, those of step 1, and so on. Its source is rows that
+ * run along the sum (turned: along the panel's width). `some` of the width exist, and `sum` numbers
+ * of the sum; what is missing is 0. */
+
+enum { TURN = 8 }; /* rows that are turned together */
+
+/* x [TURN] vectors of 16 steps each become 16 steps of TURN units, in three rounds of taking turns
+ */
+INLINE void turn(u32x16 x[TURN])
+{
+    u32x16 y[TURN];
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < TURN / 2; i++) {
+            y[2 * i] = turns_low(x[i], x[i + TURN / 2]);
+            y[2 * i + 1] = turns_high(x[i], x[i + TURN / 2]);
+        }
+        memcpy(x, y, sizeof y);
+    }
+}
+
+/* Rows that run along the sum */
+INLINE void pack_rows(uint32_t *out, const int width, const uint16_t *p, long ld, int some, int sum,
+                      const int per)
+{
+    int steps = (sum + per - 1) / per;
+    for (int j = 0; j < width; j += TURN) {
+        const int group = width - j < TURN ? width - j : TURN;
+        for (int s = 0; s < steps; s += LANES) {
+            u32x16 x[TURN];
+            uint32_t *to = out + (long)s * width + j;
+            int left = sum - s * per, n = steps - s < LANES ? steps - s : LANES;
+            for (int i = 0; i < TURN; i++)
+                x[i] = i < group && j + i < some
+                           ? units_of(p + (j + i) * ld + s * per, left, per)
+                           : (u32x16){0};
+            turn(x);
+            if (width == TURN && n == LANES) {
+                memcpy(to, x, sizeof x);
+                continue;
+            }
+            const uint32_t *step = (const uint32_t *)x;
+            for (int k = 0; k < n; k++)
+                memcpy(to + k * width, step + k * TURN, (size_t)group * sizeof *to);
+        }
+    }
+}
+
+typedef uint16_t u16x8 __attribute__((vector_size(16)));
+typedef uint32_t u32x8 __attribute__((vector_size(32)));
+
+/* Eight numbers of a row, of which `some` exist, in the upper halves of units */
+INLINE u32x8 uppers(const uint16_t *p, int some)
+{
+    u16x8 x = {0};
+    if (some >= TURN)
+        memcpy(&x, p, sizeof x);
+    for (int i = 0; some < TURN && i < some; i++)
+        x[i] = p[i];
+    return __builtin_convertvector(x, u32x8) << 16;
+}
+
+/* Rows that run along the panel's width: as they are, or two at a time by turns. Some panels side
+ * by side, `size` units from one to the next: then whole lines of cache are read at a time. */
+INLINE void pack_columns(uint32_t *out, const int width, int panels, long size, const uint16_t *p,
+                         long ld, int some, int sum, const int per)
+{
+    for (int k = 0; k < sum; k += per, out += width, p += per * ld)
+        for (int i = 0; i < panels; i++)
+            for (int j = 0; j < width; j += TURN) {
+                const int n = width - j < TURN ? width - j : TURN, at = i * width + j;
+                u32x8 x = uppers(p + at, some - at);
+                if (per == 2)
+                    x = k + 1 < sum ? x >> 16 | uppers(p + ld + at, some - at) : x >> 16;
+                memcpy(out + i * size + j, &x, (size_t)n * sizeof *out);
+            }
+}
+
+/* Panels from row or column `at` of `all` on, KC steps of the sum from `k` of K on */
+INLINE void pack(uint32_t *out, const int width, int panels, long size, Tensor t, bool along_sum,
+                 int at, int all, int k, int K, const int per)
+{
+    int sum = K - k < KC * per ? K - k : KC * per;
+    const uint16_t *p = (const uint16_t *)t.p + (along_sum ? at * t.ld + k : k * t.ld + at);
+    for (int i = 0; along_sum && i < panels; i++)
+        pack_rows(out + i * size, width, p + i * width * t.ld, t.ld, all - at - i * width, sum, per);
+    if (!along_sum)
+        pack_columns(out, width, panels, size, p, t.ld, all - at, sum, per);
+}
+
+/* From one panel to the next: of A, not a whole number of pages, which would all be in one place
+ * of the cache */
+enum { A_SIZE = KC * MR + LANES, B_SIZE = KC * NR };
+
+static void pack_a(uint32_t *out, const Product *p, int row, int panels, int k)
+{
+    if (by == PRODUCTS_PAIRS)
+        pack(out, MR, panels, A_SIZE, p->a, !p->a_turned, row, p->M, k, p->K, 2);
+    else
+        pack(out, MR, panels, A_SIZE, p->a, !p->a_turned, row, p->M, k, p->K, 1);
+}
+
+static void pack_b(uint32_t *out, const Product *p, int column, int panels, int k)
+{
+    if (by == PRODUCTS_PAIRS)
+        pack(out, NR, panels, B_SIZE, p->b, p->b_turned, column, p->N, k, p->K, 2);
+    else
+        pack(out, NR, panels, B_SIZE, p->b, p->b_turned, column, p->N, k, p->K, 1);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Kernels: c [MR,NR] (+)= a [steps,MR]^T b [steps,NR] */
+
+#define KERNEL(name, multiply_add)                                                                 \
+    static void name(int steps, const uint32_t *a, const uint32_t *b, float *c, bool add)          \
+    {                                                                                              \
+        f32x16 sum[MR][NV];                                                                        \
+        for (int i = 0; i < MR; i++)                                                               \
+            for (int v = 0; v < NV; v++)                                                           \
+                sum[i][v] = add ? f32_load(c + i * BLOCK_COLUMNS + v * LANES) : (f32x16){0};       \
+        for (int s = 0; s < steps; s++, a += MR, b += NR) {                                        \
+            u32x16 y[NV];                                                                          \
+            memcpy(y, b, sizeof y);                                                                \
+            for (int i = 0; i < MR; i++) {                                                         \
+                u32x16 x = a[i] - (u32x16){0};                                                     \
+                for (int v = 0; v < NV; v++)                                                       \
+                    sum[i][v] = multiply_add(x, y[v], sum[i][v]);                                  \
+            }                                                                                      \
+        }                                                                                          \
+        for (int i = 0; i < MR; i++)                                                               \
+            for (int v = 0; v < NV; v++)                                                           \
+                f32_store(c + i * BLOCK_COLUMNS + v * LANES, sum[i][v]);                           \
+    }
+
+KERNEL(kernel_floats, FLOATS)
+KERNEL(kernel_pairs, PAIRS)
+
+/* ------------------------------------------------------------------------------------------------
+ * Blocks */
+
+/* What a product needs besides its operands: B packed, and for each thread A packed and a block */
+typedef struct {
+    uint32_t *b, *a;
+    float *c;
+    long a_size, c_size;
+} Room;
+
+static long round_up(long n, long to)
+{
+    return (n + to - 1) / to * to;
+}
+
+/* Room for n units, 64-byte aligned; it grows to the largest request and stays. */
+static uint32_t *room_of(size_t n)
+{
+    static uint32_t *p;
+    static size_t size;
+    if (n > size) {
+        free(p);
+        size = n;
+        p = aligned_alloc(64, size * sizeof *p / 64 * 64 + 64);
+        if (!p)
+            die("give a smaller --micro-batch", "no memory for %zu MB of packed operands",
+                size * sizeof *p >> 20);
+    }
+    return p;
+}
+
+/* Panel j of step block k in B packed: its place, panels of a step block side by side */
+static uint32_t *panel_of(const Room *room, const Product *p, int j, int k)
+{
+    long panels = round_up(p->N, NR) / NR;
+    return room->b + ((long)k * panels + j) * B_SIZE;
+}
+
+enum { TOGETHER = 4 }; /* panels of B that are packed side by side */
+
+/* Part i of n of a panel of B, on its way from memory while the panel before it is used */
+INLINE void fetch_part(const uint32_t *panel, int i, int n)
+{
+    enum { LINE = 16, LINES = B_SIZE / LINE };
+    int part = (LINES + n - 1) / n;
+    for (int k = i * part; k < (i + 1) * part; k++)
+        __builtin_prefetch(panel + (long)k * LINE, 0, 2);
+}
+
+/* One block of C: for each step block, A's rows are packed and meet all of B's panels. */
+static void make_block(const Product *p, const Room *room, int thread, Block *block)
+{
+    int per = bf16_per_unit(), steps_all = (p->K + per - 1) / per;
+    uint32_t *a = room->a + thread * room->a_size;
+    float *c = room->c + thread * room->c_size;
+    for (int k = 0; k * KC < steps_all; k++) {
+        int steps = steps_all - k * KC < KC ? steps_all - k * KC : KC;
+        pack_a(a, p, block->row, (block->rows + MR - 1) / MR, k * KC * per);
+        for (int j = 0; j < block->columns; j += NR)
+            for (int i = 0; i < block->rows; i += MR) {
+                const uint32_t *b = panel_of(room, p, (block->column + j) / NR, k);
+                const uint32_t *panel = a + (long)(i / MR) * A_SIZE;
+                float *to = c + (long)i * BLOCK_COLUMNS + j;
+                fetch_part(b + B_SIZE, i / MR, (block->rows + MR - 1) / MR);
+                if (by == PRODUCTS_PAIRS)
+                    kernel_pairs(steps, panel, b, to, k > 0);
+                else
+                    kernel_floats(steps, panel, b, to, k > 0);
+            }
+    }
+    block->c = c;
+    p->take(p->op, block);
+}
+
+/* Rows of a block: as many blocks as make them equal for two or four threads */
+static int block_rows(int M)
+{
+    int blocks = (M + BLOCK_ROWS - 1) / BLOCK_ROWS, even = (int)round_up(blocks, 4);
+    return (int)round_up((M + even - 1) / even, MR);
+}
+
+int bf16_row_blocks(int M)
+{
+    return (M + block_rows(M) - 1) / block_rows(M);
+}
+
+void bf16_product(const Product *p)
+{
+    int per = bf16_per_unit(), step_blocks = (int)round_up(p->K, KC * per) / (KC * per);
+    int panels = (int)round_up(p->N, NR) / NR, threads = omp_get_max_threads();
+    int down = bf16_row_blocks(p->M), rows = block_rows(p->M);
+    int across = (p->N + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
+    int groups = (panels + TOGETHER - 1) / TOGETHER;
+    Room room = {.a_size = (long)(BLOCK_ROWS / MR + 1) * A_SIZE,
+                 .c_size = (long)BLOCK_ROWS * BLOCK_COLUMNS};
+    size_t b_size = (size_t)panels * (size_t)step_blocks * B_SIZE;
+    room.b = room_of(b_size + (size_t)threads * (size_t)(room.a_size + room.c_size));
+    room.a = room.b + b_size;
+    room.c = (float *)(room.a + threads * room.a_size);
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+        for (int i = 0; i < groups * step_blocks; i++) {
+            int k = i / groups, j = i % groups * TOGETHER;
+            pack_b(panel_of(&room, p, j, k), p, j * NR,
+                   panels - j < TOGETHER ? panels - j : TOGETHER, k * KC * per);
+        }
+#pragma omp for schedule(dynamic)
+        for (int i = 0; i < down * across; i++) {
+            Block block = {.number = i / across, .column = i % across * BLOCK_COLUMNS};
+            block.row = block.number * rows;
+            block.rows = p->M - block.row < rows ? p->M - block.row : rows;
+            block.columns =
+                p->N - block.column < BLOCK_COLUMNS ? p->N - block.column : BLOCK_COLUMNS;
+            make_block(p, &room, omp_get_thread_num(), &block);
+        }
+    }
+}

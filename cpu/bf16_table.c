@@ -1,0 +1,85 @@
+/* bf16_table.c - the CPU backend whose tensors are bf16: the oracle's table with the ops of
+ * bf16_*.c in their places, and how this machine makes its products. */
+#include "cpu/bf16_ops.h"
+#include "cpu/bf16_product.h"
+#include "util/util.h"
+
+#include <omp.h>
+#include <stdlib.h>
+
+/* vdpbf16ps is worth it on AMD's cores from Zen 4 on, which do one where they do one multiplication
+ * of floats. Intel's do half a one for two, so that floats win by a factor of nearly 2 there. */
+bool backend_cpu_bf16_pays(void)
+{
+#ifdef __AVX512BF16__
+    __builtin_cpu_init();
+    return __builtin_cpu_is("amd");
+#else
+    return false;
+#endif
+}
+
+static int how;
+static const char *const words[] = {"floats", "pairs"};
+
+/* VIT_BF16_PRODUCTS=floats or pairs decides otherwise: for tests. */
+static void choose_products(void)
+{
+    const char *word = getenv("VIT_BF16_PRODUCTS");
+    how = backend_cpu_bf16_pays() ? PRODUCTS_PAIRS : PRODUCTS_FLOATS;
+    for (how = word ? 0 : how; word && strcmp(word, words[how]) != 0; how++)
+        if (how + 1 == COUNT(words))
+            die_usage("floats or pairs", "VIT_BF16_PRODUCTS is '%s'", word);
+    bf16_products_by(how);
+}
+
+static void bf16_init(const Device *d)
+{
+    Device floats = *d;
+    if (d->type != BF16)
+        die_usage("use --precision fp32 or bf16", "the CPU computes in fp32 and bf16");
+    floats.type = F32;
+    backend_cpu()->init(&floats);
+    choose_products();
+}
+
+static void bf16_bind(dev *state, dev *scratch, size_t bytes)
+{
+    backend_cpu()->bind(state, scratch, bytes);
+    bf16_state = (const StepState *)(void *)state;
+}
+
+static void bf16_describe(char *out, size_t size)
+{
+    backend_cpu()->describe(out, size);
+    size_t n = strlen(out);
+    snprintf(out + n, size - n, ", bf16 products by %s",
+             how == PRODUCTS_PAIRS ? "AVX512-BF16" : "fp32's instructions");
+}
+
+const Backend *backend_cpu_bf16(void)
+{
+    static Backend table;
+    table = *backend_cpu();
+    table.init = bf16_init;
+    table.bind = bf16_bind;
+    table.describe = bf16_describe;
+    table.linear_forward = bf16_linear_forward;
+    table.linear_backward_input = bf16_linear_backward_input;
+    table.linear_backward_weight = bf16_linear_backward_weight;
+    table.activate = bf16_activate;
+    table.patchify = bf16_patchify;
+    table.embed_forward = bf16_embed_forward;
+    table.embed_backward = bf16_embed_backward;
+    table.residual_norm_forward = bf16_residual_norm_forward;
+    table.residual_norm_backward = bf16_residual_norm_backward;
+    table.head_norm_forward = bf16_head_norm_forward;
+    table.head_norm_backward = bf16_head_norm_backward;
+    table.attention_forward = bf16_attention_forward;
+    table.attention_backward = bf16_attention_backward;
+    table.pool_forward = bf16_pool_forward;
+    table.pool_backward = bf16_pool_backward;
+    table.loss = bf16_loss;
+    table.count_large = bf16_count_large;
+    return &table;
+}
