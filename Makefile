@@ -49,7 +49,7 @@ CUDALIBS := -L$(CUDA_DIR)/lib64 -Wl,-rpath,$(CUDA_DIR)/lib64 -lcublasLt $(NCCL) 
 
 # The same source as plain C++, run on the CPU by the stand-ins of test/cuda_on_cpu.
 CXX      := $(if $(findstring clang,$(CC)),clang++,g++)
-CXXFLAGS  = -std=c++20 -D_GNU_SOURCE $(CFLAGS) $(ARCH) -fopenmp -Wall -Wextra -Wno-unknown-pragmas \
+CXXFLAGS  = -std=c++20 -D_GNU_SOURCE $(CFLAGS) $(ARCH) -fopenmp -Wall -Wextra -Wno-unknown-pragmas -Wno-psabi \
             $(if $(findstring clang,$(CC)),-Wno-pass-failed) -Itest/cuda_on_cpu -I. \
             -I/usr/include/$(TRIPLE)/openblas-openmp $(EXTRA)
 STANDIN  := $(BUILD)/standin
