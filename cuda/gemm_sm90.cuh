@@ -279,14 +279,14 @@ template <class E> struct Patch {
     }
 };
 
-/* The thread's 16 numbers of one row of a patch, and their pairs as they are rounded */
-template <class E> __device__ inline void round_pairs(uint32_t (&pair)[8], const float (&v)[16])
+/* Eight numbers of a thread's 32 of a patch, and their four pairs as they are rounded */
+template <class E> __device__ inline void round_pairs(uint32_t *pair, const float (&v)[8])
 {
-    each<8>([&](int j) { pair[j] = pack<E>(v[2 * j], v[2 * j + 1]); });
+    each<4>([&](int j) { pair[j] = pack<E>(v[2 * j], v[2 * j + 1]); });
 }
-template <class E> __device__ inline void unpack_pairs(float (&v)[16], const uint32_t (&pair)[8])
+template <class E> __device__ inline void unpack_pairs(float (&v)[8], const uint32_t *pair)
 {
-    each<8>([&](int j) {
+    each<4>([&](int j) {
         Pack<E, 2> two;
         memcpy(&two, &pair[j], sizeof two);
         v[2 * j] = to_float(two.v[0]);
@@ -357,30 +357,35 @@ __device__ inline void sm90_end(const float (&sums)[Tile::HALVES][Tile::N / 2], 
                 if (column < x.N)
                     bias[j] = *(const uint32_t *)((const E *)x.bias + column);
             });
-        each<2>([&](int i) {
-            float v[1][16], w[16];
-            each<16>([&](int k) { v[0][k] = sums[h][32 * c + k / 2 * 4 + 2 * i + k % 2]; });
-            if constexpr (END != END_SLOPE) {
-                unpack_pairs<E>(w, bias);
-                each<16>([&](int k) { v[0][k] += w[k]; });
-            }
-            if (END == END_PLAIN && adds) {
-                unpack_pairs<E>(w, in.pair[i]);
-                each<16>([&](int k) { v[0][k] += w[k]; });
-            } else if constexpr (END == END_ACT) {
-                round_pairs<E>(pre.pair[i], v[0]);
-                unpack_pairs<E>(v[0], pre.pair[i]);
-                act_forward(v, ACT);
-            } else if constexpr (END == END_SLOPE) {
-                float z[1][16];
-                unpack_pairs<E>(z[0], in.pair[i]);
-                act_backward(v, z, ACT);
-            }
-            round_pairs<E>(out.pair[i], v[0]);
-            if constexpr (END == END_SLOPE) {
-                unpack_pairs<E>(w, out.pair[i]);
-                each<16>([&](int k) { column_sums[k] = (h || i ? column_sums[k] : 0) + w[k]; });
-            }
+        each<4>([&](int q) { /* four pairs of a row */
+                             const int i = q / 2, j = q % 2 * 4;
+                             float v[1][8], w[1][8];
+                             each<8>([&](int k) {
+                                 v[0][k] = sums[h][32 * c + (j + k / 2) * 4 + 2 * i + k % 2];
+                             });
+                             if constexpr (END != END_SLOPE) {
+                                 unpack_pairs<E>(w[0], bias + j);
+                                 each<8>([&](int k) { v[0][k] += w[0][k]; });
+                             }
+                             if (END == END_PLAIN && adds) {
+                                 unpack_pairs<E>(w[0], in.pair[i] + j);
+                                 each<8>([&](int k) { v[0][k] += w[0][k]; });
+                             } else if constexpr (END == END_ACT) {
+                                 round_pairs<E>(pre.pair[i] + j, v[0]);
+                                 unpack_pairs<E>(v[0], pre.pair[i] + j);
+                                 act_forward(v, ACT);
+                             } else if constexpr (END == END_SLOPE) {
+                                 unpack_pairs<E>(w[0], in.pair[i] + j);
+                                 act_backward(v, w, ACT);
+                             }
+                             round_pairs<E>(out.pair[i] + j, v[0]);
+                             if constexpr (END == END_SLOPE) {
+                                 unpack_pairs<E>(w[0], out.pair[i] + j);
+                                 each<8>([&](int k) {
+                                     column_sums[2 * j + k] =
+                                         (h || i ? column_sums[2 * j + k] : 0) + w[0][k];
+                                 });
+                             }
         });
         if (END == END_ACT && x.pre)
             at.store((E *)x.pre, x.ldpre, pre);
