@@ -251,7 +251,7 @@ static TensorMap read_map(const CUtensorMap *map, const Place &place)
 /* ------------------------------------------------------------------------------------------------
  * Tensor copies. */
 
-static uint32_t box_bytes(const TensorMap &m)
+uint32_t box_bytes(const TensorMap &m)
 {
     return m.box[0] * m.box[1] * m.box[2] * m.element;
 }
