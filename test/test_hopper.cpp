@@ -720,6 +720,11 @@ static void test_whole_product()
     CHECK(multiplies<none>(256, 128, 320, 12));
     CHECK(multiplies<none>(200, 120, 200, 12)); /* edges: rows, columns, k */
 }
+__global__ void initialises(int)
+{
+    mbarrier_init(dynamic_tiles<uint64_t>(), 1);
+}
+
 static int scenario(const std::string &name)
 {
 #define X(mistake, words)                                                                         \
@@ -730,7 +735,10 @@ static int scenario(const std::string &name)
     }
     MISTAKES(X)
 #undef X
-    return 2;
+    if (name != "old_gpu")
+        return 2;
+    launch(initialises, 1, 1, 64, nullptr, 0);
+    return cudaDeviceSynchronize() != cudaSuccess;
 }
 static void test_mistakes()
 {
@@ -739,10 +747,12 @@ static void test_mistakes()
         must_die(#mistake, words);
     MISTAKES(X)
 #undef X
+    must_die("old_gpu", "sm_90a on a GPU of compute capability 8.0", "VIT_STANDIN_SM=80");
 }
 
 int main(int argc, char **argv)
 {
+    setenv("VIT_STANDIN_SM", "90", 0);
     if (argc > 1 && access(argv[1], F_OK)) /* the path of the fixtures is for other tests */
         return scenario(argv[1]);
     test_swizzles();
