@@ -504,14 +504,264 @@ static void test_products()
     test_types<e5m2, e5m2, 24>("e5m2 e5m2", E5M2, E5M2);
 }
 
+/* ------------------------------------------------------------------------------------------------
+ * C [M,N] = A [M,K] B [N,K]^T in the usual form, right or with one mistake: 384 threads, the first warp
+ * group copies, the other two multiply 64 rows each; persistent, two stages. */
+
+/* clang-format off */
+#define MISTAKES(X) /* name, what it must say; "wrong": its result, "": either */                  \
+    X(none, "")                                                                                   \
+    X(full_not_waited, "")                                                                        \
+    X(full_wrong_parity, "")                                                                      \
+    X(empty_wrong_parity, "deadlock")                                                             \
+    X(empty_not_waited, "")                                                                       \
+    X(empty_too_early, "")                                                                        \
+    X(empty_count, "mbarrier at")                                                                 \
+    X(bytes_too_few, "")                                                                          \
+    X(bytes_too_many, "bytes missing")                                                            \
+    X(no_init_fence, "without mbarrier_init_fence")                                               \
+    X(no_init_barrier, "is not initialised")                                                      \
+    X(no_wgmma_fence, "without wgmma_fence")                                                      \
+    X(no_commit, "")                                                                              \
+    X(no_wgmma_wait, "")                                                                          \
+    X(one_group_less, "")                                                                         \
+    X(registers_read_early, "wrong")                                                              \
+    X(registers_written_early, "was written before")                                              \
+    X(operand_overwritten, "before it was waited for")                                            \
+    X(wrong_swizzle, "wrong")                                                                     \
+    X(wrong_stride, "")                                                                           \
+    X(k_not_advanced, "wrong")                                                                    \
+    X(no_proxy_fence, "without fence_proxy_async")                                                \
+    X(no_named_barrier, "")                                                                       \
+    X(other_count, "barrier 1 of")                                                               \
+    X(too_few_arrive, "named_barrier_sync")                                                       \
+    X(store_not_waited, "")                                                                       \
+    X(left_while_storing, "leaves the kernel")                                                    \
+    X(too_many_registers, "registers together")
+enum Mistake {
+#define X(name, words) name,
+    MISTAKES(X)
+#undef X
+};
+/* clang-format on */
+
+constexpr int TM = 128, TN = 64, TK = 64, STAGES = 2, A_BYTES = TM * TK * 2, B_BYTES = TN * TK * 2;
+constexpr int STAGE = A_BYTES + B_BYTES, C_BYTES = TM * TN * 2;
+constexpr int SMEM = STAGES * STAGE + C_BYTES + 64;
+
+struct Pipe { /* shared memory */
+    char *s;
+    uint64_t *full, *empty;
+    __device__ Pipe()
+    {
+        s = dynamic_tiles<char>();
+        full = reinterpret_cast<uint64_t *>(s + STAGES * STAGE + C_BYTES);
+        empty = full + STAGES;
+    }
+    __device__ char *stage(int i) const { return s + i % STAGES * STAGE; }
+    __device__ char *c(int group) const { return s + STAGES * STAGE + group * C_BYTES / 2; }
+};
+
+template <Mistake M>
+__device__ void copy_tiles(const Pipe &p, const CUtensorMap &a, const CUtensorMap &b, int tiles,
+                           int across, int steps)
+{
+    int i = 0;
+    for (int tile = int(blockIdx.x); tile < tiles; tile += int(gridDim.x))
+        for (int k = 0; k < steps; k++, i++) {
+            uint64_t *full = p.full + i % STAGES;
+            const uint32_t parity = uint32_t(i / STAGES & 1) ^ (M == empty_wrong_parity ? 0 : 1);
+            if (M != empty_not_waited)
+                mbarrier_wait(p.empty + i % STAGES, parity);
+            const int bytes = M == bytes_too_few ? A_BYTES : M == bytes_too_many ? STAGE + 16 : STAGE;
+            mbarrier_arrive_expect(full, uint32_t(bytes));
+            tma_load_2d(p.stage(i), &a, full, k * TK, tile / across * TM);
+            tma_load_2d(p.stage(i) + A_BYTES, &b, full, k * TK, tile % across * TN);
+        }
+}
+
+/* d to shared memory as bf16, with the swizzle of c's map, and on to c. */
+template <Mistake M>
+__device__ void store_tile(const Pipe &p, const CUtensorMap &c, const float (&d)[TN / 2], int group,
+                           int row, int column)
+{
+    const int t = int(threadIdx.x) % 128, lane = t % 32, barrier = 1 + group;
+    const int count = M == too_few_arrive ? 256 : 128;
+    if (t == 0 && M != store_not_waited)
+        tma_store_read_wait<0>();
+    if (M == other_count)
+        named_barrier_sync(1, group ? 128 : 256);
+    named_barrier_sync(barrier, count);
+    for (int j = 0; j < TN / 16; j++) { /* 16 columns: lane 8i + r brings row r of matrix i */
+        uint32_t r[4];
+        for (int i = 0; i < 4; i++)
+            r[i] = pack<bf16>(d[8 * j + 2 * i], d[8 * j + 2 * i + 1]);
+        const int line = t / 32 * 16 + lane / 8 % 2 * 8 + lane % 8, chunk = 2 * j + lane / 16;
+        stmatrix_x4(p.c(group) + line * 128 + (chunk ^ line % 8) * 16, r);
+    }
+    if (M != no_proxy_fence)
+        fence_proxy_async();
+    if (M != no_named_barrier)
+        named_barrier_sync(barrier, count);
+    if (t == 0) {
+        tma_store_2d(&c, p.c(group), column, row + 64 * group);
+        tma_store_commit();
+    }
+}
+
+template <Mistake M>
+__device__ void multiply_tiles(const Pipe &p, const CUtensorMap &c, int tiles, int across, int steps)
+{
+    const int group = int(threadIdx.x) / 128 - 1, t = int(threadIdx.x) % 128;
+    int i = 0;
+    for (int tile = int(blockIdx.x); tile < tiles; tile += int(gridDim.x)) {
+        float d[TN / 2], early = 0;
+        for (int k = 0; k < steps; k++, i++) {
+            const uint32_t parity = uint32_t(i / STAGES & 1) ^ (M == full_wrong_parity ? 1 : 0);
+            if (M != full_not_waited)
+                mbarrier_wait(p.full + i % STAGES, parity);
+            const Swizzle swizzle = M == wrong_swizzle ? SWIZZLE_NONE : SWIZZLE_128;
+            const uint32_t stride = M == wrong_stride ? 2048 : 1024;
+            uint64_t a = wgmma_operand(p.stage(i) + group * A_BYTES / 2, swizzle, stride);
+            uint64_t b = wgmma_operand(p.stage(i) + A_BYTES, swizzle, stride);
+            if (M != no_wgmma_fence)
+                wgmma_fence(d);
+            for (int j = 0; j < TK / 16; j++) {
+                const uint32_t bytes = M == k_not_advanced ? 0 : uint32_t(j * 32);
+                wgmma<bf16, bf16>(d, wgmma_advance(a, bytes), wgmma_advance(b, bytes), k + j > 0);
+            }
+            if (M == registers_written_early)
+                d[3] = 0;
+            if (M == registers_read_early)
+                early = d[0];
+            if (M != no_commit)
+                wgmma_commit();
+            if (M == operand_overwritten)
+                *reinterpret_cast<float *>(p.stage(i) + 4 * t) = 1;
+            if (t == 0 && M == empty_too_early)
+                mbarrier_arrive(p.empty + i % STAGES);
+            wgmma_wait<1>(d); /* the products of the step before have been read, too */
+            if (t == 0 && k > 0 && M != empty_too_early)
+                mbarrier_arrive(p.empty + (i - 1) % STAGES);
+        }
+        if (M != no_wgmma_wait)
+            M == one_group_less ? wgmma_wait<1>(d) : wgmma_wait<0>(d);
+        if (t == 0 && M != empty_too_early)
+            mbarrier_arrive(p.empty + (i - 1) % STAGES);
+        d[0] += early * 0;
+        store_tile<M>(p, c, d, group, tile / across * TM, tile % across * TN);
+    }
+    if (t == 0 && M != left_while_storing)
+        tma_store_wait<0>();
+}
+
+template <Mistake M>
+__global__ void __launch_bounds__(384, 1)
+    whole_product(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b,
+                  const __grid_constant__ CUtensorMap c, int tiles, int across, int steps)
+{
+    const Pipe p;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < STAGES; i++) {
+            mbarrier_init(p.full + i, 1);
+            mbarrier_init(p.empty + i, M == empty_count ? 3 : 2);
+        }
+        if (M != no_init_fence)
+            mbarrier_init_fence();
+    }
+    if (M != no_init_barrier)
+        __syncthreads();
+    if (threadIdx.x < 128) {
+        registers_release<40>();
+        if (threadIdx.x < 32 && elect_one())
+            copy_tiles<M>(p, a, b, tiles, across, steps);
+    } else {
+        registers_take < M == too_many_registers ? 240 : 232 > ();
+        multiply_tiles<M>(p, c, tiles, across, steps);
+    }
+}
+
+/* Small whole numbers, so that every result is exact; sizes that leave boxes at the edges. */
+template <Mistake M> static bool multiplies(int m, int n, int k, int trials)
+{
+    std::vector<bf16> a(size_t(m * k)), b(size_t(n * k));
+    for (size_t i = 0; i < a.size(); i++)
+        a[i] = bf16(roundf(noise(unsigned(i)) * 1.4f));
+    for (size_t i = 0; i < b.size(); i++)
+        b[i] = bf16(roundf(noise(unsigned(i) + 77777u) * 1.4f));
+    bf16 *da = device(a), *db = device(b), *dc = device(std::vector<bf16>(size_t(m * n)));
+    CUtensorMap ma, mb, mc;
+    const uint64_t um = uint64_t(m), un = uint64_t(n), uk = uint64_t(k);
+    bool right = tensor_map<bf16>(&ma, da, {uk, um}, {2, 2 * uk}, {TK, TM}, SWIZZLE_128) &&
+                 tensor_map<bf16>(&mb, db, {uk, un}, {2, 2 * uk}, {TK, TN}, SWIZZLE_128) &&
+                 tensor_map<bf16>(&mc, dc, {un, um}, {2, 2 * un}, {TN, TM / 2}, SWIZZLE_128);
+    const int down = (m + TM - 1) / TM, across = (n + TN - 1) / TN;
+    for (int trial = 0; right && trial < trials; trial++) {
+        OK(cudaMemset(dc, 0xFF, size_t(m * n) * 2));
+        launch(whole_product<M>, dim3(unsigned(1 + trial % 3)), 384, SMEM, nullptr, ma, mb, mc,
+               down * across, across, (k + TK - 1) / TK);
+        std::vector<bf16> c = host(dc, size_t(m * n));
+        for (int i = 0; i < m * n; i++) {
+            float sum = 0;
+            for (int j = 0; j < k; j++)
+                sum += float(a[size_t(i / n * k + j)]) * float(b[size_t(i % n * k + j)]);
+            right &= float(c[size_t(i)]) == sum;
+        }
+    }
+    OK(cudaFree(da));
+    OK(cudaFree(db));
+    OK(cudaFree(dc));
+    return right;
+}
+
+static void test_whole_product()
+{
+    CHECK(multiplies<none>(128, 64, 64, 6));
+    CHECK(multiplies<none>(256, 128, 320, 12));
+    CHECK(multiplies<none>(200, 120, 200, 12)); /* edges: rows, columns, k */
+}
+__global__ void initialises(int)
+{
+    mbarrier_init(dynamic_tiles<uint64_t>(), 1);
+}
+
+static int scenario(const std::string &name)
+{
+#define X(mistake, words)                                                                         \
+    if (name == #mistake) {                                                                       \
+        bool right = multiplies<mistake>(256, 128, 320, 12);                                      \
+        puts(right ? "right" : "wrong");                                                          \
+        return !right;                                                                            \
+    }
+    MISTAKES(X)
+#undef X
+    if (name != "old_gpu")
+        return 2;
+    launch(initialises, 1, 1, 64, nullptr, 0);
+    return cudaDeviceSynchronize() != cudaSuccess;
+}
+static void test_mistakes()
+{
+#define X(mistake, words)                                                                         \
+    if (mistake != none)                                                                          \
+        must_die(#mistake, words);
+    MISTAKES(X)
+#undef X
+    must_die("old_gpu", "sm_90a on a GPU of compute capability 8.0", "VIT_STANDIN_SM=80");
+}
+
 int main(int argc, char **argv)
 {
-    (void)argc, (void)argv;
+    setenv("VIT_STANDIN_SM", "90", 0);
+    if (argc > 1 && access(argv[1], F_OK)) /* the path of the fixtures is for other tests */
+        return scenario(argv[1]);
     test_swizzles();
     test_edges();
     test_maps();
     test_fragments();
     test_layouts();
     test_products();
+    test_whole_product();
+    test_mistakes();
     return check_report();
 }

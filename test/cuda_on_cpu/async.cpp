@@ -28,6 +28,9 @@ Async &async()
     Async &a = *b.async;
     if (a.active)
         return a;
+    if (capability() != 90)
+        block_error(self(), "instructions of sm_90a on a GPU of compute capability %d.%d: "
+                            "VIT_STANDIN_SM=90", capability() / 10, capability() % 10);
     a.active = true;
     a.proxy.assign(b.bytes, char(0xFF));
     a.timing = b.random->below(2) ? LATE : Timing(1 + b.random->below(2));
@@ -251,7 +254,7 @@ static TensorMap read_map(const CUtensorMap *map, const Place &place)
 /* ------------------------------------------------------------------------------------------------
  * Tensor copies. */
 
-static uint32_t box_bytes(const TensorMap &m)
+uint32_t box_bytes(const TensorMap &m)
 {
     return m.box[0] * m.box[1] * m.box[2] * m.element;
 }

@@ -52,6 +52,8 @@ struct TensorMap { /* what CUtensorMap holds here */
     uint32_t swizzle; /* CUtensorMapSwizzle */
 };
 
+uint32_t box_bytes(const TensorMap &m);
+
 /* ---- state ---- */
 
 struct Mbarrier {

@@ -90,6 +90,18 @@ static int bytes_of(Narrow type)
 /* ------------------------------------------------------------------------------------------------
  * Computing. */
 
+/* A chunk of 0xFF bytes may be one that a copy under way is going to fill. */
+static void check_arrived(uint32_t at, const char *p, const LateProduct &l)
+{
+    static const std::vector<char> empty(16, char(0xFF));
+    if (memcmp(p, empty.data(), 16))
+        return;
+    for (const Load &load : async().loads)
+        if (at >= load.to && at < load.to + box_bytes(load.map))
+            block_error(self(), "the product of line %d reads where the tensor copy of line %d is "
+                                "under way", l.line, load.line);
+}
+
 /* x[k * k_step + mn * mn_step] of an operand of `rows` m or n. */
 static void fetch(float *x, const Operand &o, Narrow type, int rows, int k_step, int mn_step,
                   const LateProduct &l)
@@ -106,6 +118,7 @@ static void fetch(float *x, const Operand &o, Narrow type, int rows, int k_step,
             if (memcmp(seen, p, 16))
                 block_error(self(), "the product of line %d reads what was written without "
                                     "fence_proxy_async(), or before it was waited for", l.line);
+            check_arrived(at, p, l);
             for (int e = 0; e < in_chunk; e++) {
                 int mn = o.mn_major ? i * in_chunk + e : i, kk = o.mn_major ? j : j * in_chunk + e;
                 x[kk * k_step + mn * mn_step] =
