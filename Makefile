@@ -52,7 +52,7 @@ CUDALIBS := -L$(CUDA_DIR)/lib64 -Wl,-rpath,$(CUDA_DIR)/lib64 -lcublasLt $(NCCL) 
 
 # The same source as plain C++, run on the CPU by the stand-ins of test/cuda_on_cpu.
 CXX      := $(if $(findstring clang,$(CC)),clang++,g++)
-CXXFLAGS  = -std=c++20 -D_GNU_SOURCE $(CFLAGS) $(ARCH) -fopenmp -Wall -Wextra -Wno-unknown-pragmas \
+CXXFLAGS  = -std=c++20 -D_GNU_SOURCE $(CFLAGS) $(ARCH) -fopenmp -Wall -Wextra -Wno-unknown-pragmas -Wno-psabi \
             $(if $(findstring clang,$(CC)),-Wno-pass-failed) -Itest/cuda_on_cpu -I. \
             -I/usr/include/$(TRIPLE)/openblas-openmp $(EXTRA)
 STANDIN  := $(BUILD)/standin
@@ -76,7 +76,7 @@ PTXAS    := $(BUILD)/gpu/backend_cuda.ptxas
 TESTS    := $(patsubst test/%.c,$(BUILD)/%,$(wildcard test/test_*.c)) \
             $(patsubst test/%.c,$(BUILD)/double/%,$(wildcard test/test_grad.c test/test_golden.c))
 STANDIN_TESTS := $(addprefix $(STANDIN)/,train_gpu test_ops test_golden test_layouts \
-  test_cuda_on_cpu test_cuda_ranks)
+  test_cuda_on_cpu test_hopper test_cuda_ranks)
 # Fuzz targets, with sanitizers: under test/fuzz/driver.c by the compiler that is there, or under
 # libFuzzer by clang.
 SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
@@ -150,7 +150,7 @@ kernels-report: $(GPU_OBJ)
 
 # The fibers themselves are told to ThreadSanitizer by hand.
 ifneq ($(findstring fsanitize=thread,$(EXTRA)),)
-$(STANDIN)/kernel.o: CXXFLAGS += -fno-sanitize=thread -DSTANDIN_TSAN
+$(addprefix $(STANDIN)/,kernel.o async.o wgmma.o): CXXFLAGS += -fno-sanitize=thread -DSTANDIN_TSAN
 endif
 
 # Programs: what each is made of, and one way to link them.
@@ -167,6 +167,7 @@ $(TOOL): $(TOOL_OBJ) $(LIB); $(link)
 $(GPUPROGRAM): $(TRAIN) $(LIB) $(GPU_OBJ); $(link)
 $(STANDIN)/train_gpu: $(TRAIN) $(LIB) $(STANDIN)/backend_cuda.o $(STANDIN_OBJ); $(link)
 $(STANDIN)/test_cuda_on_cpu: $(STANDIN)/test_cuda_on_cpu.o $(STANDIN_OBJ); $(link)
+$(STANDIN)/test_hopper: $(STANDIN)/test_hopper.o $(STANDIN_OBJ); $(link)
 $(STANDIN)/test_cuda_ranks: $(STANDIN)/test_cuda_ranks.o $(LIB) $(STANDIN)/backend_cuda.o $(STANDIN_OBJ); $(link)
 $(BUILD)/test_%: $(BUILD)/float/test/test_%.o $(LIB); $(link)
 $(BUILD)/double/test_%: $(BUILD)/double/test/test_%.o $(LIB64); $(link)
@@ -211,9 +212,12 @@ LAYOUTS = $(foreach n,$4,"as layouts $3 on $n: $1/test_layouts $2 $n") \
 # test/run runs each argument as a command, and ends with `N passed, N failed, N skipped`.
 # Gradients are checked in double alone: finite differences say nothing in float. The CUDA backend is
 # compiled by nvcc where that is found, and tested on the stand-ins everywhere.
-CUDA_TESTS := "$(STANDIN)/test_cuda_on_cpu" "$(STANDIN)/test_cuda_ranks" \
+OWN := VIT_STANDIN_SM=90 VIT_GEMM=sm90# products of our own, made wherever they can be
+CUDA_TESTS := "$(STANDIN)/test_cuda_on_cpu" "$(STANDIN)/test_hopper" "$(STANDIN)/test_cuda_ranks" \
   $(foreach t,fp32 tf32 bf16 fp16,"as ops $t: $(STANDIN)/test_ops --backend cuda --type $t") \
   $(foreach t,fp32 tf32 bf16 fp16,"as goldens $t: $(STANDIN)/test_golden --backend cuda --type $t $(GOLDEN) $(FIXTURES)") \
+  $(foreach t,bf16 fp16,$(foreach w,0 1,"as ops $t by own products ($w): $(OWN):$w $(STANDIN)/test_ops --backend cuda --type $t")) \
+  "as goldens bf16 by own products: $(OWN) $(STANDIN)/test_golden --backend cuda --type bf16 $(GOLDEN) $(FIXTURES)" \
   $(call LAYOUTS,$(STANDIN),--backend cuda,fp32,2) \
   $(call LAYOUTS,$(STANDIN),--backend cuda --type bf16,bf16,2) \
   "test/test_cuda.sh $(STANDIN)/train_gpu $(PROGRAM) $(SHARED) $(GPUPROGRAM)"

@@ -1,4 +1,5 @@
-/* gemm.cuh - matrix products by cuBLASLt, and the linear layers made of them.
+/* gemm.cuh - matrix products by cuBLASLt or by kernels of our own, and the linear layers made of
+ * them.
  *
  * The library multiplies column-major matrices; a row-major matrix [rows, cols] with leading
  * dimension ld is the column-major [cols, rows] with the same ld, so that every product below is
@@ -6,12 +7,15 @@
  * library guesses; here each is timed once, on a step's own operands, and held against the others'
  * results, before the product is made for the first time: a run and its repetition have the same
  * bits. The choice is kept: in a file per GPU and library version, and in the run's directory,
- * since another algorithm adds in another order.
+ * since another algorithm adds in another order. On Hopper products of our own (cuda/gemm_sm90.cuh)
+ * are timed beside the library's, and those that do what it cannot beside its product and a pass
+ * over the result: what is not faster is never used.
  *
  * Order: a product and its key, choosing an algorithm, keeping choices, linear layers.
  */
 #pragma once
 
+#include "cuda/gemm_sm90.cuh"
 #include "cuda/layers.cuh"
 
 #include <cublasLt.h>
@@ -47,12 +51,22 @@ struct Product {
     const void *bias = nullptr; /* [m] */
     void *aux = nullptr;        /* [m,n]: what goes into GELU */
     long ldaux = 0;
+    /* What products of our own do, and the library's where an epilogue says it: D = act(aux) with
+     * aux = op(A) op(B) + bias. With `slope`, D = op(A) op(B) act'(aux), and its sums over n. */
+    int act = ACT_NONE;
+    bool slope = false;
+    dev *sums = nullptr; /* [m] or NULL */
 
     Product(const Tensor &a, bool ta, const Tensor &b, bool tb, const Tensor &d, long m, long n,
             long k)
         : A(a.p), B(b.p), ta(ta), tb(tb), D(d.p), m(m), n(n), k(k), lda(a.ld), ldb(b.ld), ldd(d.ld),
           in(b.type), out(d.type)
     {
+    }
+    bool library() const /* can it do that? */
+    {
+        return !act || epilogue == CUBLASLT_EPILOGUE_GELU_BIAS ||
+               epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
     }
 };
 
@@ -84,7 +98,10 @@ static std::string product_key(const Product &p)
              p.aux ? p.ldaux : 0, p.in, p.out, cu.device.tf32, (int)p.epilogue, p.C != NULL,
              alignment(p.A), alignment(p.B), alignment(p.C), alignment(p.D), alignment(p.aux),
              alignment(p.bias));
-    return text;
+    std::string key = text;
+    if (!p.library())
+        key += " act" + std::to_string(p.act) + (p.slope ? p.sums ? " slope, sums" : " slope" : "");
+    return key;
 }
 
 /* The library's descriptions of a product, destroyed with the object. */
@@ -129,12 +146,59 @@ struct Description {
     Description(const Description &) = delete;
 };
 
-static cublasStatus_t multiply(const Product &p, const Description &x,
-                               const cublasLtMatmulAlgo_t &algo)
+/* ------------------------------------------------------------------------------------------------
+ * Products of our own */
+
+/* VIT_GEMM, for tests: `sm90` or `sm90:N` makes them wherever they can be, in the Nth way there is,
+ * and times nothing; `cublaslt` makes none. */
+static struct {
+    bool own, library;
+    size_t way;
+} forced;
+long cuda_own_products; /* how many have been launched */
+
+static void read_forced()
 {
-    float one = 1, beta = p.C ? 1.0f : 0.0f;
-    return cublasLtMatmul(lt, x.op, &one, p.A, x.a, p.B, x.b, &beta, p.C ? p.C : p.D, x.c, p.D, x.d,
-                          &algo, workspace, workspace_bytes, cu.stream);
+    const char *said = getenv("VIT_GEMM");
+    forced = {};
+    if (!said || !*said)
+        return;
+    forced.library = strcmp(said, "cublaslt") == 0;
+    forced.own = strcmp(said, "sm90") == 0 || sscanf(said, "sm90:%zu", &forced.way) == 1;
+    if (!forced.library && !forced.own)
+        die("sm90, sm90:1, ... or cublaslt", "VIT_GEMM=%s names no matrix products", said);
+    if (forced.own && !sm90_here())
+        die("leave VIT_GEMM out", "VIT_GEMM=%s: this program has no such products for an sm_%d%d",
+            said, cu.gpu.major, cu.gpu.minor);
+}
+
+/* The same product by rows: D^T [n,m] = op(B)^T [n,k] op(A)^T [k,m] */
+static OwnProduct own_product(const Product &p)
+{
+    OwnProduct o = {};
+    o.type = p.in;
+    o.A = p.B, o.lda = p.ldb, o.a_along_k = !p.tb;
+    o.B = p.A, o.ldb = p.lda, o.b_along_k = p.ta;
+    o.end = p.slope ? END_SLOPE : p.act ? END_ACT : p.out == F32 ? END_SUM : END_PLAIN;
+    o.act = p.act;
+    o.x.M = (int)p.n, o.x.N = (int)p.m, o.x.K = (int)p.k;
+    o.x.parts = 1;
+    o.x.D = p.D, o.x.ldd = p.ldd;
+    o.x.bias = p.bias;
+    o.x.addend = p.slope ? p.aux : p.C;
+    o.x.ldadd = p.slope ? p.ldaux : p.ldc;
+    o.x.pre = p.act && !p.slope ? p.aux : nullptr;
+    o.x.ldpre = p.ldaux;
+    o.sums = (float *)p.sums;
+    o.room = workspace, o.room_size = workspace_bytes;
+    return o;
+}
+
+/* The ways to make it; none: it isn't for them. */
+static std::vector<int> own_ways(const Product &p)
+{
+    bool types = p.out == F32 ? !p.C && !p.bias : p.out == p.in;
+    return types && !forced.library ? sm90_ways(own_product(p)) : std::vector<int>();
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -142,6 +206,7 @@ static cublasStatus_t multiply(const Product &p, const Description &x,
 
 struct Choice {
     cublasLtMatmulAlgo_t algo;
+    int own;       /* not 0: a way to make it by ourselves, and no algorithm of the library's */
     bool known;    /* false: the library can't do this product, or other kernels do it faster */
     bool measured; /* by timing; else the library's own guess */
     bool final;    /* it will not be timed any more */
@@ -151,6 +216,18 @@ struct Choice {
 /* Candidates under one limit of workspace: the first one alone, where nothing is timed, or all. */
 enum { FEW = 8, MOST = 64 };
 using Choices = std::map<std::string, Choice>;
+static cublasStatus_t multiply(const Product &p, const Description &x, const Choice &c)
+{
+    float one = 1, beta = p.C ? 1.0f : 0.0f;
+    if (c.own) {
+        sm90_multiply(own_product(p), c.own);
+        cuda_own_products++;
+        return CUBLAS_STATUS_SUCCESS;
+    }
+    return cublasLtMatmul(lt, x.op, &one, p.A, x.a, p.B, x.b, &beta, p.C ? p.C : p.D, x.c, p.D, x.d,
+                          &c.algo, workspace, workspace_bytes, cu.stream);
+}
+
 static Choices shared;       /* the same in all ranks: the first one's */
 static Choices own;          /* of products that other ranks may not have: in evaluation */
 static bool choices_changed; /* since they were written to the cache */
@@ -169,6 +246,8 @@ static std::vector<Choice> candidates(const Product &p, const Description &x, in
 {
     static cublasLtMatmulHeuristicResult_t found[MOST];
     std::vector<Choice> list;
+    if (!p.library())
+        return list;
     for (size_t limit : {workspace_bytes, workspace_bytes / 4, (size_t)0}) {
         cublasLtMatmulPreference_t want;
         CHECK_CUBLAS(cublasLtMatmulPreferenceCreate(&want));
@@ -204,11 +283,14 @@ static std::vector<Choice> candidates(const Product &p, const Description &x, in
     return list;
 }
 
-/* Whether the library can do this product with this algorithm, in the memory that there is */
-static bool fits(const Description &x, const cublasLtMatmulAlgo_t &algo)
+/* Whether this product can be made so, in the memory that there is */
+static bool fits(const Product &p, const Description &x, const Choice &c)
 {
     cublasLtMatmulHeuristicResult_t result;
-    return cublasLtMatmulAlgoCheck(lt, x.op, x.a, x.b, x.c, x.d, &algo, &result) ==
+    const std::vector<int> ways = c.own ? own_ways(p) : std::vector<int>();
+    if (c.own || !p.library())
+        return std::count(ways.begin(), ways.end(), c.own) > 0;
+    return cublasLtMatmulAlgoCheck(lt, x.op, x.a, x.b, x.c, x.d, &c.algo, &result) ==
                CUBLAS_STATUS_SUCCESS &&
            result.workspaceSize <= workspace_bytes;
 }
@@ -228,9 +310,21 @@ static void add_split_sums(const Product &p, const Description &x, std::vector<C
             };
             bool ok = set(CUBLASLT_ALGO_CONFIG_SPLITK_NUM, parts) &&
                       set(CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, scheme);
-            if (ok && fits(x, c.algo))
+            if (ok && fits(p, x, c))
                 list.push_back(c);
         }
+}
+
+/* Those of our own, behind the three that all are compared with. */
+static void add_own(const Product &p, std::vector<Choice> &list)
+{
+    const size_t front = std::min<size_t>(list.size(), 3);
+    for (int way : own_ways(p)) {
+        Choice c = {};
+        c.own = way;
+        c.known = c.final = true;
+        list.insert(list.begin() + (long)front, c);
+    }
 }
 
 /* Milliseconds of one call of f, which launches kernels, among several in a row. One in front, and
@@ -294,11 +388,10 @@ static Sketch launch_sketch(const Product &p)
 }
 
 /* Of the algorithm's result; empty where it does not work. */
-static Sketch try_algorithm(const Product &p, const Description &x,
-                            const cublasLtMatmulAlgo_t &algo)
+static Sketch try_algorithm(const Product &p, const std::function<cublasStatus_t()> &make)
 {
     launch_sketch(p); /* what is there becomes NaN */
-    if (multiply(p, x, algo) != CUBLAS_STATUS_SUCCESS) {
+    if (make() != CUBLAS_STATUS_SUCCESS) {
         (void)cudaGetLastError();
         return {};
     }
@@ -306,6 +399,10 @@ static Sketch try_algorithm(const Product &p, const Description &x,
     wait_stream(cu.stream);
     CHECK_CUDA(cudaMemcpy(s.data(), workspace, s.size() * sizeof(float), cudaMemcpyDefault));
     return s;
+}
+static Sketch try_algorithm(const Product &p, const Description &x, const Choice &c)
+{
+    return try_algorithm(p, [&] { return multiply(p, x, c); });
 }
 
 /* How far two right results may be from each other: relative norm. 16 bits: fewer than all elements
@@ -358,21 +455,37 @@ static void leave_agreeing(std::vector<Entrant> &all, double allowed)
         e.choice.compared = norm2(best) > 0;
 }
 
+/* Other kernels that do what the product does, or none. */
+using Instead = std::function<void()>;
+
+/* What the library cannot do is compared with what is done instead, which is no candidate itself.
+ */
+static std::vector<Entrant> compared_with(const Product &p, const Instead &instead)
+{
+    if (p.library() || !instead)
+        return {};
+    auto make = [&] {
+        instead();
+        return CUBLAS_STATUS_SUCCESS;
+    };
+    return {{Choice(), try_algorithm(p, make), INFINITY}};
+}
+
 /* Every candidate once, to see whether it works and what it makes, and once for its time; three
  * times those that are not slow. It ends after so many seconds, with those that had their turn. */
 static std::vector<Entrant> try_all(const Product &p, const Description &x,
-                                    const std::vector<Choice> &list)
+                                    const std::vector<Choice> &list, const Instead &instead)
 {
     const double until = now() + 3;
     float best = INFINITY, about = 1;
-    std::vector<Entrant> all;
+    std::vector<Entrant> all = compared_with(p, instead);
     for (const Choice &c : list) {
         if (!all.empty() && now() > until)
             break;
-        Sketch result = try_algorithm(p, x, c.algo);
+        Sketch result = try_algorithm(p, x, c);
         if (result.empty())
             continue;
-        auto again = [&] { return sample(about, [&] { CHECK_CUBLAS(multiply(p, x, c.algo)); }); };
+        auto again = [&] { return sample(about, [&] { CHECK_CUBLAS(multiply(p, x, c)); }); };
         float ms = again();
         if (ms <= 2 * best) { /* clocks rise with the first ones */
             about = std::min(about, ms);
@@ -386,11 +499,11 @@ static std::vector<Entrant> try_all(const Product &p, const Description &x,
 
 /* The best few of all candidates in turns. *ms: its time */
 static Choice fastest_of(const Product &p, const Description &x, const std::vector<Choice> &list,
-                         float *ms)
+                         const Instead &instead, float *ms)
 {
     enum { FINALISTS = 5, ROUNDS = 5 };
-    std::vector<Entrant> all = try_all(p, x, list);
-    Choice guess = all.empty() ? Choice() : all[0].choice;
+    std::vector<Entrant> all = try_all(p, x, list, instead);
+    Choice guess = all.empty() ? Choice() : all[p.library() ? 0 : all.size() - 1].choice;
     leave_agreeing(all, allowed_difference(p));
     if (all.empty()) /* nothing works, or nothing can be compared: it is tried again */
         return guess;
@@ -402,7 +515,7 @@ static Choice fastest_of(const Product &p, const Description &x, const std::vect
     for (int r = 0; all.size() > 1 && r < ROUNDS; r++)
         for (size_t i = 0; i < all.size(); i++)
             times[i].push_back(
-                sample(all[i].ms, [&] { CHECK_CUBLAS(multiply(p, x, all[i].choice.algo)); }));
+                sample(all[i].ms, [&] { CHECK_CUBLAS(multiply(p, x, all[i].choice)); }));
     for (size_t i = 0; all.size() > 1 && i < all.size(); i++)
         all[i].ms = median(times[i]);
     const Entrant &best = *std::min_element(
@@ -416,16 +529,18 @@ static Choice fastest_of(const Product &p, const Description &x, const std::vect
 /* Whether what was chosen when there was nothing to compare (gradients below a new head are zero)
  * makes what others make. */
 static bool confirmed(const Product &p, const Description &x, const std::vector<Choice> &list,
-                      Choice &was)
+                      const Instead &instead, Choice &was)
 {
     std::vector<Entrant> all;
     for (size_t i = 0; i <= std::min<size_t>(list.size(), 3); i++) {
         const Choice &c = i == 0 ? was : list[i - 1];
-        Sketch result = try_algorithm(p, x, c.algo);
+        Sketch result = try_algorithm(p, x, c);
         if (!result.empty())
             all.push_back({c, result, (float)i});
     }
     std::rotate(all.begin(), all.begin() + !all.empty(), all.end()); /* the others have their say */
+    for (const Entrant &e : compared_with(p, instead))
+        all.insert(all.begin(), e);
     leave_agreeing(all, allowed_difference(p));
     for (const Entrant &e : all)
         if (e.ms == 0)
@@ -462,26 +577,24 @@ static bool may_time()
     return cu.device.measure && choosing.time && !timing && !capturing();
 }
 
-/* Other kernels that do what the product does, or none. */
-using Instead = std::function<void()>;
-
 /* By timing. `was`: what was chosen before, if that is to be confirmed. */
 static Choice choose_by_time(const Product &p, const Description &x, const Choice *was,
                              const Instead &instead)
 {
     std::vector<Choice> list = candidates(p, x, MOST);
     add_split_sums(p, x, list);
+    add_own(p, list);
     if (list.empty())
         return Choice();
     timing = true;
     Choice c = elsewhere(p, was ? *was : list[0], [&](const Product &q) {
         Choice before = was ? *was : Choice();
         float ms = INFINITY;
-        if (was && was->measured && (!was->known || confirmed(q, x, list, before)))
+        if (was && was->measured && (!was->known || confirmed(q, x, list, instead, before)))
             return before;
-        Choice now = fastest_of(q, x, list, &ms);
+        Choice now = fastest_of(q, x, list, instead, &ms);
         /* 2%: among equals, one kernel rather than two */
-        if (now.measured && instead && sample(ms, instead) < 0.98f * ms)
+        if (now.measured && now.known && instead && sample(ms, instead) < 0.98f * ms)
             now.known = median({sample(ms, instead), sample(ms, instead), sample(ms, instead)}) >=
                         0.98f * ms;
         return now;
@@ -494,7 +607,7 @@ static Choice choose_by_time(const Product &p, const Description &x, const Choic
 static Choice choose_by_guess(const Product &p, const Description &x, bool *launched)
 {
     for (const Choice &c : candidates(p, x, FEW)) {
-        *launched = multiply(p, x, c.algo) == CUBLAS_STATUS_SUCCESS;
+        *launched = multiply(p, x, c) == CUBLAS_STATUS_SUCCESS;
         if (*launched)
             return c;
         (void)cudaGetLastError();
@@ -539,6 +652,8 @@ static Choice *known_choice(const std::string &key)
 /* Whether product() would choose now. */
 static bool undecided(const Product &p)
 {
+    if (forced.own && !own_ways(p).empty())
+        return false;
     const Choice *c = known_choice(product_key(p));
     return may_time() && (!c || !c->final);
 }
@@ -547,12 +662,21 @@ static bool undecided(const Product &p)
 static bool product_part(const Product &p, const Instead &instead)
 {
     Description x(p);
+    const std::vector<int> ways = own_ways(p);
+    if (!p.library() && ways.empty())
+        return false;
+    if (forced.own && !ways.empty()) {
+        Choice own = {};
+        own.own = ways[std::min(forced.way, ways.size() - 1)];
+        CHECK_CUBLAS(multiply(p, x, own));
+        return true;
+    }
     std::string key = product_key(p);
     Choice *c = known_choice(key);
     bool launched = false;
     /* what a file says is held to what the library says, in every rank alike: they have the same
      * GPUs and libraries */
-    if (c && c->known && !c->checked && !fits(x, c->algo))
+    if (c && c->known && !c->checked && !fits(p, x, *c))
         c = nullptr;
     if (!c || (!c->final && may_time())) {
         Choice chosen = choose(p, x, c, instead, &launched);
@@ -560,7 +684,7 @@ static bool product_part(const Product &p, const Instead &instead)
     }
     c->checked = true;
     if (c->known && !launched)
-        CHECK_CUBLAS(multiply(p, x, c->algo));
+        CHECK_CUBLAS(multiply(p, x, *c));
     return c->known;
 }
 
@@ -590,6 +714,8 @@ static bool product(const Product &p, const Instead &instead = nullptr)
     long term = std::max(p.ta ? 1 : p.lda, p.tb ? p.ldb : 1);
     long columns = std::max(1L, (cuda_product_limit - 1) / column);
     long terms = std::max(1L, (cuda_product_limit - 1) / term);
+    if (!p.library() && (p.n > columns || p.k > terms))
+        return false;
     if (p.n > columns)
         return in_parts(p.n, columns, [&](long at, long n) {
             Product q = p;
@@ -621,8 +747,9 @@ static void product_or_die(const Product &p)
 }
 
 /* ------------------------------------------------------------------------------------------------
- * Keeping choices: a line names GPU and library, then one line per product: key, tab, algorithm, or
- * `-` where other kernels are faster; `?` follows one whose result has not been compared yet */
+ * Keeping choices: a line names GPU and library, then one line per product: key, tab, algorithm
+ * (`sm90:` and a number: a product of our own), or `-` where other kernels are faster; `?` follows
+ * one whose result has not been compared yet */
 
 static std::string choices_title()
 {
@@ -674,8 +801,11 @@ static void take_choices(Choices &into, const std::string &text, const char *pat
              sscanf(line.c_str() + tab + 1 + 2 * n, "%2x", &b) == 1;
              n++)
             bytes[n] = (unsigned char)b;
-        const std::string after = tab == std::string::npos ? "" : line.substr(tab + 1 + 2 * n);
-        c.known = n == sizeof c.algo && (after == "" || after == "?");
+        std::string after = tab == std::string::npos ? "" : line.substr(tab + 1 + 2 * n);
+        int end_of_way = 0;
+        if (n == 0 && sscanf(after.c_str(), "sm90:%d%n", &c.own, &end_of_way) == 1)
+            after = after.substr((size_t)end_of_way);
+        c.known = (n == sizeof c.algo || c.own > 0) && (after == "" || after == "?");
         if (!c.known && !(n == 0 && after == "-"))
             continue; /* damaged: it is measured again */
         c.measured = true;
@@ -694,7 +824,9 @@ static void write_choices(const Choices &list, const char *path)
         if (!c.measured)
             continue;
         text += key + "\t" + (c.known ? "" : "-");
-        for (size_t i = 0; c.known && i < sizeof c.algo; i++) {
+        if (c.known && c.own)
+            text += "sm90:" + std::to_string(c.own);
+        for (size_t i = 0; c.known && !c.own && i < sizeof c.algo; i++) {
             char hex[3];
             snprintf(hex, sizeof hex, "%02x", ((const unsigned char *)&c.algo)[i]);
             text += hex;
@@ -752,23 +884,35 @@ static void gemm_init()
             cu.gpu.totalGlobalMem > (size_t)16 << 30 ? (size_t)128 << 20 : (size_t)16 << 20;
         CHECK_CUDA(cudaMalloc(&workspace, workspace_bytes));
     }
+    read_forced();
     std::string cache = cu.device.measure ? choices_cache() : "";
     if (cu.device.measure)
         take_choices(shared, read_for_all(cache.c_str()), cache.c_str(), false);
 }
 
 /* ------------------------------------------------------------------------------------------------
- * Linear layers. What the library's epilogues can do in the same pass they do; the rest is done by
- * linear_tail and input_tail of layers.cuh. */
+ * Linear layers. What follows a product is done in it where the library's epilogues or products of
+ * our own can do that; the rest by linear_tail and input_tail of layers.cuh. */
+
+/* The product q and what follows it at once, if that is faster than `apart`. Where that is to be
+ * found out, all ranks choose how to do it apart before the first one times it. */
+static bool in_one(const Product &q, const Instead &apart)
+{
+    if (!q.library() && own_ways(q).empty())
+        return false;
+    if (undecided(q))
+        apart();
+    return product(q, apart);
+}
 
 static bool usable_bias(const dev *bias)
 {
     return bias && alignment(bias) >= 16;
 }
 
-/* y^T = w x^T: bias and residual go into the product where nothing stands between them, GELU where
- * it is the library's (tanh), 16 bits hide how it is computed, and `activate` need not do the same:
- * the library's is of the sum before it is rounded. */
+/* y^T = w x^T: bias and residual go into the product where nothing stands between them, and GELU
+ * where 16 bits hide how it is computed: by products of our own, or by the library's, which is the
+ * tanh form, and of the sum before it is rounded, so that `activate` would not do the same. */
 static void cuda_linear_forward(const LinearForward *a)
 {
     const bool keep = a->act && a->pre.p, bias = usable_bias(a->bias);
@@ -799,19 +943,18 @@ static void cuda_linear_forward(const LinearForward *a)
         if (rest || a->act || a->drop.p > 0 || add)
             linear_tail(a, to, rest ? a->bias : NULL);
     };
-    bool fuse = a->act == ACT_GELU_TANH && a->y.type != F32 && (a->kept || !keep);
-    fuse = fuse && bias && a->drop.p <= 0 && !a->residual.p;
-    fuse = fuse && a->out % 8 == 0 && wide_rows(a->y) && wide_rows(a->pre);
-    if (fuse) {
+    const bool alone = whole && a->act && a->act != ACT_SWIGLU && a->drop.p <= 0 && !a->residual.p;
+    if (alone && a->y.type != F32) {
         Product q = p;
-        q.epilogue = keep ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_BIAS;
+        q.act = a->act;
         q.D = a->y.p;
         q.ldd = a->y.ld;
         q.aux = keep ? a->pre.p : NULL;
         q.ldaux = a->pre.ld;
-        if (undecided(q)) /* all ranks choose how to do it apart, before the first one times that */
-            apart();
-        if (product(q, apart))
+        bool fits = bias && a->out % 8 == 0 && wide_rows(a->y) && wide_rows(a->pre);
+        if (fits && a->act == ACT_GELU_TANH && (a->kept || !keep))
+            q.epilogue = keep ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_BIAS;
+        if (in_one(q, apart))
             return;
     }
     apart();
@@ -825,9 +968,22 @@ static void cuda_linear_backward_input(const LinearBackwardInput *a)
     Product p(a->w, false, a->dy, false, to, a->in, a->rows, a->out);
     p.C = a->accumulate ? a->dx.p : NULL;
     p.ldc = a->dx.ld;
-    product_or_die(p);
-    if (a->act || a->dbias || a->drop.p > 0)
-        input_tail(a);
+    const Instead apart = [&] {
+        product_or_die(p);
+        if (a->act || a->dbias || a->drop.p > 0)
+            input_tail(a);
+    };
+    if (a->act && a->act != ACT_SWIGLU && a->drop.p <= 0 && a->dx.type != F32) {
+        Product q = p;
+        q.act = a->act;
+        q.slope = true;
+        q.aux = a->pre.p;
+        q.ldaux = a->pre.ld;
+        q.sums = a->dbias;
+        if (in_one(q, apart))
+            return;
+    }
+    apart();
 }
 
 /* dw^T = x^T dy, in full precision whatever the operands are */

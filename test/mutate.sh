@@ -121,6 +121,20 @@ cuda/layers.cuh | s/room\[warp \* 32 + lane\] = sum;/room[warp * 32 + lane] = -s
 cuda/optimizer.cuh | s/^    if (s->skip)$/    if (!s->skip)/
 cuda/optimizer.cuh | s/(double)c.rate \* (double)ratio/(double)ratio/
 cuda/optimizer.cuh | s/c.n = c.rate > 0 ? c.n : 0;/;/
+cuda/gemm_sm90.cuh | s/mbarrier_wait(t.empty + stage, ring.parity() ^ 1);/;/
+cuda/gemm_sm90.cuh | s/mbarrier_wait(t.empty + stage, ring.parity() ^ 1);/mbarrier_wait(t.empty + stage, ring.parity());/
+cuda/gemm_sm90.cuh | s/mbarrier_wait(t.full + stage, ring.parity());/;/
+cuda/gemm_sm90.cuh | s/^            mbarrier_init_fence();/            ;/
+cuda/gemm_sm90.cuh | s/wgmma_wait<1>();/wgmma_wait<2>();/
+cuda/gemm_sm90.cuh | s/wgmma_wait<0>(sums\[h\]);/wgmma_wait<1>(sums[h]);/
+cuda/gemm_sm90.cuh | s/wgmma_fence(sums\[h\]);/;/
+cuda/gemm_sm90.cuh | s/SWIZZLE_128, 8 \* SLAB_ROW, SLAB)/SWIZZLE_64, 8 * SLAB_ROW, SLAB)/
+cuda/gemm_sm90.cuh | s/i > 0 || k > 0/true/
+cuda/gemm_sm90.cuh | s/ring.at += u.blocks;/;/
+cuda/gemm_sm90.cuh | s/__syncwarp(); \/\* what was there has been read/\/* what was there has been read/
+cuda/gemm_sm90.cuh | s/named_barrier_sync(1 + group, SM90_GROUP);$/;/
+cuda/gemm_sm90.cuh | s/row + r < M \&\& column + c < N/row + r < M/
+cuda/gemm_sm90.cuh | s/for (int p = 1; p < parts; p++)/for (int p = 2; p < parts; p++)/
 cuda/gemm.cuh | s/p.C ? 1.0f : 0.0f/p.C ? 0.0f : 1.0f/
 backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(cu.stream, event_of(t), 0));/;/
 backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(copies, event_of(after), 0));/;/
@@ -181,6 +195,12 @@ late_tests() {
 }
 cuda_tests() {
     case $1 in
+    cuda/gemm_sm90.cuh)
+        for way in 0 1; do
+            VIT_STANDIN_SM=90 VIT_GEMM=sm90:$way build/standin/test_ops --backend cuda --type bf16 ||
+                return 1
+        done
+        ;;
     cuda/*)
         build/standin/test_ops --backend cuda --type bf16 &&
             build/standin/test_ops --backend cuda --type fp32

@@ -5,89 +5,15 @@
  * their own, which must die with the right words. Orders are drawn anew at every launch and every
  * synchronisation, so a mistake is tried several times. It does not test the CUDA backend.
  */
-#include "check.h"
+#include "on_cpu.h"
 
-#include "cuda/launch.cuh"
 #include "cuda/ptx.cuh"
 
 #include <algorithm>
 #include <cmath>
 #include <cublasLt.h>
 #include <nccl.h>
-#include <string>
 #include <sys/wait.h>
-#include <unistd.h>
-#include <vector>
-
-#ifndef __has_feature
-#define __has_feature(x) 0
-#endif
-#if defined(__SANITIZE_THREAD__) || __has_feature(thread_sanitizer)
-constexpr bool tsan = true;
-#else
-constexpr bool tsan = false;
-#endif
-#if defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer)
-constexpr bool asan = true;
-#else
-constexpr bool asan = false;
-#endif
-
-/* TSan's processes sleep for a second before they end, unless told otherwise. */
-extern "C" const char *__tsan_default_options()
-{
-    return "atexit_sleep_ms=0";
-}
-
-void cuda_check(cudaError_t e, const char *what)
-{
-    if (e == cudaSuccess)
-        return;
-    printf("FAIL %s: %s\n", what, cudaGetErrorString(e));
-    exit(1);
-}
-#define OK(call) cuda_check(call, #call)
-
-/* Device memory with the contents of a vector, and back. */
-template <class T> static T *device(const std::vector<T> &v)
-{
-    T *p;
-    OK(cudaMalloc(&p, v.size() * sizeof(T)));
-    OK(cudaMemcpy(p, v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice));
-    return p;
-}
-template <class T> static std::vector<T> host(const T *p, size_t n)
-{
-    std::vector<T> v(n);
-    OK(cudaMemcpy(v.data(), p, n * sizeof(T), cudaMemcpyDeviceToHost));
-    return v;
-}
-static float noise(unsigned i) /* in -1..1 */
-{
-    i = (i + 1) * 2654435761u;
-    i = (i ^ i >> 15) * 2246822519u;
-    return float(int(i ^ i >> 13)) / 2147483648.0f;
-}
-
-/* Runs this program with an argument; its output and whether it ended well. */
-static bool run_scenario(const std::string &settings, const char *name, std::string *said)
-{
-    char exe[512] = "", line[512];
-    if (readlink("/proc/self/exe", exe, sizeof exe - 1) < 0)
-        return false;
-    FILE *p = popen((settings + " '" + exe + "' " + name + " 2>&1").c_str(), "r");
-    said->clear();
-    while (p && fgets(line, sizeof line, p))
-        *said += line;
-    return p && pclose(p) == 0;
-}
-static void must_die(const char *name, const char *words, const char *settings = "")
-{
-    std::string said;
-    bool well = run_scenario(settings, name, &said);
-    CHECK(!well, "%s ended well", name);
-    CHECK(said.find(words) != std::string::npos, "%s said: %.600s", name, said.c_str());
-}
 
 /* ------------------------------------------------------------------------------------------------
  * Kernels: meeting points, layouts, orders. */

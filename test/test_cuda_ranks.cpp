@@ -4,7 +4,7 @@
  * after LIMIT seconds is killed and counts as hung. What ops compute is tested by test_ops.c, whole
  * runs by test_cuda.sh.
  *
- * Order: ranks; choices of algorithms; timing them; ends; groups and collectives; tickets; graphs;
+ * Order: ranks; choices of algorithms; timing them; products of our own; ends; groups and collectives; tickets; graphs;
  * settings.
  */
 #include "check.h"
@@ -396,7 +396,161 @@ static void test_gelu()
              }), 1, 0);
 }
 
-/* Matrices of more elements than a kernel counts: in parts. */
+/* ------------------------------------------------------------------------------------------------
+ * Products of our own, which Hopper alone has, are chosen where they are faster: here the library
+ * has one algorithm, which is slow, or all of its own. */
+
+extern long cuda_own_products;
+
+static int launches()
+{
+    return standin::products[0] + standin::products[1] + standin::products[2];
+}
+
+static void hopper(bool slow)
+{
+    setenv("VIT_STANDIN_SM", "90", 1);
+    set_bits("FAIL", slow ? 6 : 0);
+    set_bits("SLOW", slow ? 1 : 0);
+    set_bits("MS", 150);
+}
+static Tensor half_of(const Tensor &t)
+{
+    return {t.p, N, BF16, NULL};
+}
+/* y = x w^T; GELU, its slope with a bias gradient, and a weight gradient */
+static void half_forward(void *act)
+{
+    LinearForward a = {};
+    a.y = half_of(y), a.x = half_of(x), a.w = half_of(w);
+    a.act = act ? ACT_GELU : ACT_NONE;
+    a.tokens = 1;
+    a.rows = a.in = a.out = N;
+    be->linear_forward(&a);
+}
+static void half_slope(void *)
+{
+    LinearBackwardInput a = {};
+    a.dx = half_of(y), a.dy = half_of(x), a.w = half_of(w), a.pre = half_of(x);
+    a.act = ACT_GELU;
+    a.tokens = 1;
+    a.rows = a.in = a.out = N;
+    a.dbias = dev_at(y.p, N * N, BF16);
+    be->linear_backward_input(&a);
+}
+static void half_weight(void *)
+{
+    LinearBackwardWeight a = {};
+    a.dw = y.p, a.dy = half_of(x), a.x = half_of(w);
+    a.rows = a.in = a.out = N;
+    be->linear_backward_weight(&a);
+}
+static char act;
+static const struct {
+    const char *name;
+    void (*body)(void *);
+    void *arg;
+} own_bodies[] = {{"a product", half_forward, NULL},
+                  {"GELU", half_forward, &act},
+                  {"GELU's slope", half_slope, NULL},
+                  {"a weight gradient", half_weight, NULL}};
+static int number; /* of one of them */
+
+/* Random numbers, the same in every process */
+static void fill_halves()
+{
+    static uint16_t a[2 * N * N];
+    unsigned state = 1;
+    for (uint16_t &v : a) {
+        state = state * 1664525u + 1013904223u;
+        v = uint16_t((state >> 31) << 15 | (0x3F00 + (state >> 24 & 0x7F)));
+    }
+    be->upload(x.p, a, sizeof a);
+    for (uint16_t &v : a)
+        v = uint16_t(v ^ 0x8003);
+    be->upload(w.p, a, sizeof a);
+}
+static void run_own()
+{
+    fill_halves();
+    be->run(uint64_t(100 + number), true, own_bodies[number].body, own_bodies[number].arg);
+}
+/* How many lines of the file have a product of our own, or the library's, or none */
+static std::string kinds()
+{
+    std::string all;
+    be->algorithms(file, true);
+    FILE *f = fopen(file, "r");
+    char line[2048];
+    while (f && fgets(line, sizeof line, f))
+        if (const char *tab = strchr(line, '\t'))
+            all += strncmp(tab + 1, "sm90:", 5) == 0 ? "own " : tab[1] == '-' ? "- " : "library ";
+    if (f)
+        fclose(f);
+    return all;
+}
+static int own_chosen(bool slow)
+{
+    hopper(slow);
+    start(true);
+    run_own();
+    long before = cuda_own_products;
+    run_own();
+    std::string k = kinds();
+    printf("%s\n", k.c_str());
+    bool own = cuda_own_products > before, written = k.find("own") != std::string::npos;
+    return own == slow && written == slow ? 0 : 3;
+}
+/* The file is enough: nothing is timed. */
+static int own_from_file()
+{
+    hopper(false);
+    start(true);
+    be->algorithms(file, false);
+    run_own();
+    be->wait(be->mark());
+    printf("%ld of our own, %d of the library's\n", cuda_own_products, launches());
+    return cuda_own_products == 1 && launches() == 0 ? 0 : 3;
+}
+static int not_forced(const char *value, const char *sm)
+{
+    setenv("VIT_STANDIN_SM", sm, 1);
+    setenv("VIT_GEMM", value, 1);
+    start(false);
+    run_own();
+    return 3;
+}
+static void test_own()
+{
+    for (number = 0; number < 4; number++) {
+        const char *name = own_bodies[number].name;
+        must_end(name, run(1, [] { return own_chosen(false); }), 1, 0);
+        must_end(name, run(1, [] { return own_chosen(true); }), 1, 0);
+        must_end(name, run(1, own_from_file), 1, 0);
+        must_end(name, run(1, [] { /* another GPU has none */
+                     set_bits("FAIL", 6);
+                     set_bits("SLOW", 1);
+                     start(true);
+                     run_own();
+                     return cuda_own_products ? 3 : 0;
+                 }), 1, 0);
+        must_end(name, run(1, [] {
+                     hopper(true);
+                     setenv("VIT_GEMM", "cublaslt", 1);
+                     start(true);
+                     run_own();
+                     return cuda_own_products ? 3 : 0;
+                 }), 1, 0);
+    }
+    number = 0;
+    must_end("VIT_GEMM=sm90", run(1, [] { return not_forced("sm90", "90") + cuda_own_products; }), 1,
+             4);
+    must_end("no Hopper", run(1, [] { return not_forced("sm90", "80"); }), 1, 1);
+    must_end("no such products", run(1, [] { return not_forced("mine", "90"); }), 1, 1);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Matrices of more elements than a kernel counts: in parts. */
 static void backward(void *)
 {
     LinearBackwardWeight weight = {};
@@ -405,10 +559,6 @@ static void backward(void *)
     weight.x = w;
     weight.rows = weight.in = weight.out = N;
     be->linear_backward_weight(&weight);
-}
-static int launches()
-{
-    return standin::products[0] + standin::products[1] + standin::products[2];
 }
 static int in_parts(bool measure)
 {
@@ -993,6 +1143,7 @@ int main()
     test_samples();
     test_first_bits();
     test_gelu();
+    test_own();
     test_parts();
     test_memory();
     test_failing();

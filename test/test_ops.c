@@ -132,6 +132,10 @@ static const LinearCase linear_cases[] = {
     {3 * 65, 33, 47, ACT_SWIGLU, 65, 5, 1, 1, 1, 0, 0.2, 0},
     {2 * 33, 20, 28, ACT_SWIGLU, 33, 0, 0, 1, 1, 0, 0.5, 0},
     {2 * 40, 72, 136, ACT_SWIGLU, 40, 16, 1, 1, 1, 0, 0.3, 0},
+    /* packs of 16 bytes everywhere, and no multiple of a tile's size: products of our own */
+    {3 * 129, 136, 264, ACT_GELU, 129, 16, 1, 1, 0, 0, 0, 0},
+    {2 * 129, 72, 392, ACT_GELU_TANH, 129, 32, 1, 0, 0, 0, 0, 0},
+    {2 * 197, 264, 520, ACT_NONE, 197, 16, 1, 0, 1, 1, 0, 0},
     {3 * 257, 192, 384, ACT_GELU, 257, 0, 1, 1, 0, 0, 0, 1},
     {3 * 197, 384, 192, ACT_NONE, 197, 0, 1, 0, 1, 0, 0, 1},
 };

@@ -11,11 +11,13 @@
  *
  * Read: Worker, then meet_warp and meet_block, go_on (who runs next), run_block, run_kernel.
  */
-#include "standin.h"
+#include "async.h"
 
 #include <boost/context/detail/fcontext.hpp>
 #include <numeric>
 #include <omp.h>
+#include <stdarg.h>
+#include <string>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -80,7 +82,8 @@ struct Thread {
 };
 
 struct Warp {
-    unsigned exists, ready, met, at_barrier, exited; /* sets of lanes; the running one is ready */
+    /* sets of lanes; the running one is ready */
+    unsigned exists, ready, met, at_barrier, stopped, exited;
     void *operands[32];
     Thread threads[32];
 };
@@ -106,6 +109,7 @@ struct Worker {
     char *sync; /* TSan: one address per warp, then the block's */
     Fiber main;
     std::vector<Fiber *> idle, all;
+    Block block; /* what async.cpp knows of it */
 
     Thread &running()
     {
@@ -118,23 +122,37 @@ static thread_local Worker *worker;
 /* ------------------------------------------------------------------------------------------------
  * Messages. */
 
+/* Threads that wait in the same place are one line. */
 static void describe_waiting(Worker &w)
 {
-    int lines = 0;
-    for (int i = 0; i < w.threads && lines < 12; i++) {
-        Warp &p = w.warps[i / 32];
-        unsigned bit = 1u << i % 32;
+    std::string last;
+    int lines = 0, first = 0;
+    for (int i = 0; i <= w.threads && lines < 24; i++) {
+        std::string here;
+        Warp &p = w.warps[i / 32 % 32];
         Thread &t = p.threads[i % 32];
-        if (p.exited & bit)
-            continue;
-        if ((p.met | p.at_barrier) & bit) {
-            fprintf(stderr, "    thread %u,%u,%u waits in %s, line %d", t.index.x, t.index.y,
-                    t.index.z, t.what, t.line);
+        unsigned bit = 1u << i % 32;
+        if (i < w.threads && (p.met | p.at_barrier | p.stopped) & bit & ~p.exited) {
+            char text[256], mask[32] = "";
             if (p.met & bit)
-                fprintf(stderr, ", mask %08x", t.mask);
-            fprintf(stderr, "\n");
+                snprintf(mask, sizeof mask, ", mask %08x", t.mask);
+            const char *detail = async_detail(w.block.async, i);
+            snprintf(text, sizeof text, "in %s, line %d%s%s%s", t.what, t.line, mask,
+                     *detail ? ": " : "", detail);
+            here = text;
+        }
+        if (here == last)
+            continue;
+        if (!last.empty()) {
+            uint3 at = w.warps[first / 32].threads[first % 32].index;
+            fprintf(stderr, "    thread %u,%u,%u", at.x, at.y, at.z);
+            if (i - first > 1)
+                fprintf(stderr, " and %d more", i - first - 1);
+            fprintf(stderr, " %s %s\n", i - first > 1 ? "wait" : "waits", last.c_str());
             lines++;
         }
+        last = here;
+        first = i;
     }
     fprintf(stderr, "    %d of %d threads have left the kernel\n", w.exited, w.threads);
 }
@@ -246,10 +264,12 @@ static unsigned pick(unsigned set, Order order, Random &random)
 /* Chooses the next thread and makes it the running one; false: the block has ended. */
 static bool choose(Worker &w)
 {
-    if (!w.ready) {
+    async_chance(w.block.async);
+    while (!w.ready) {
         if (w.exited == w.threads)
             return false;
-        kernel_error(w, "deadlock: every thread waits");
+        if (!async_advance(w.block.async))
+            kernel_error(w, "deadlock: every thread waits");
     }
     if (w.interleave || !(w.ready >> w.warp & 1))
         w.warp = pick(w.ready, w.warp_order, w.random);
@@ -301,6 +321,7 @@ static void run_thread(Worker &w)
     for (unsigned left = p.met; left; left &= left - 1)
         if (p.threads[__builtin_ctz(left)].mask & bit)
             kernel_error(w, "leaves the kernel while its warp waits for it");
+    async_leave(w.block.async);
     t.copies.clear();
     p.ready &= ~bit;
     p.exited |= bit;
@@ -466,6 +487,63 @@ void meet_block(const char *what, int line)
     meet_block_count(false, what, line);
 }
 
+/* ------------------------------------------------------------------------------------------------
+ * For async.cpp. */
+
+Block &block()
+{
+    return worker->block;
+}
+int self()
+{
+    return int(worker->warp * 32 + worker->lane);
+}
+void says(const char *what, int line)
+{
+    Thread &t = worker->running();
+    t.what = what, t.line = line;
+}
+void stop()
+{
+    Worker &w = *worker;
+    Warp &p = w.warps[w.warp];
+    unsigned bit = 1u << w.lane;
+    p.stopped |= bit;
+    p.ready &= ~bit;
+    if (!p.ready)
+        w.ready &= ~(1u << w.warp);
+    go_on(w, w.running());
+}
+void may_go(int thread)
+{
+    unsigned warp = unsigned(thread) / 32, bit = 1u << thread % 32;
+    worker->warps[warp].stopped &= ~bit;
+    worker->warps[warp].ready |= bit;
+    worker->ready |= 1u << warp;
+}
+void order_release([[maybe_unused]] void *address)
+{
+#ifdef STANDIN_TSAN
+    __tsan_release(address);
+#endif
+}
+void order_acquire([[maybe_unused]] void *address)
+{
+#ifdef STANDIN_TSAN
+    __tsan_acquire(address);
+#endif
+}
+void block_error(int thread, const char *fmt, ...)
+{
+    char text[256];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    worker->warp = unsigned(thread) / 32, worker->lane = unsigned(thread) % 32;
+    kernel_error(*worker, text);
+}
+
 struct Ballot {
     bool predicate;
     unsigned result;
@@ -544,7 +622,7 @@ constexpr size_t GUARD = 128;
 static void *fresh_memory(size_t bytes)
 {
     void *p;
-    if (posix_memalign(&p, 128, bytes + GUARD ? bytes + GUARD : 1))
+    if (posix_memalign(&p, 1024, bytes + GUARD ? bytes + GUARD : 1))
         die("no memory for a block");
     return p;
 }
@@ -580,17 +658,20 @@ static void run_block(Worker &w, const Kernel &k, unsigned long long number)
         Warp &p = w.warps[i];
         int lanes = w.threads - 32 * i;
         p.exists = p.ready = lanes >= 32 ? 0xFFFFFFFFu : (1u << lanes) - 1;
-        p.met = p.at_barrier = p.exited = 0;
+        p.met = p.at_barrier = p.stopped = p.exited = 0;
         for (int j = 0; j < lanes && j < 32; j++) {
             p.threads[j].fiber = nullptr;
             p.threads[j].committed = 0;
             p.threads[j].line = 0;
         }
     }
+    w.block = {w.threads, w.smem, w.smem_bytes, &w.random, w.block.async};
+    async_begin(w.block.async);
     w.ready = 0xFFFFFFFFu >> (32 - warps);
     w.warp = pick(w.ready, w.warp_order, w.random);
     choose(w);
     jump(&w.main, fiber_of(w));
+    async_end(w.block.async);
     check_guard(w);
 }
 

@@ -81,6 +81,8 @@ void progress();
  * where cudaGraphInstantiate was asked for that. Nothing here runs by it. */
 int replayed_priority();
 
+/* Compute capability times ten. */
+int capability();
 /* Graphs that are ready to be launched. */
 int graphs();
 /* Whether nothing has been queued since the host last waited for something. */

@@ -999,6 +999,10 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream)
     release(begin);
     return cudaSuccess;
 }
+int standin::capability()
+{
+    return g().sm;
+}
 int standin::graphs()
 {
     return g().graphs;

@@ -1,0 +1,666 @@
+/* gemm_sm90.cuh - matrix products of our own for Hopper, with the ends that cuBLASLt lacks there.
+ *
+ * A product is D [M,N] = A [M,K] B [K,N], sums in float, of bf16 or fp16. What may follow it in the
+ * same kernel, while the sums are in registers:
+ *
+ *   PLAIN   D = A B + bias + addend
+ *   ACT     pre = A B + bias, D = act(pre), of pre as it is rounded: what `activate` makes again
+ *   SLOPE   D = (A B) act'(pre), and the column sums of D, which are a bias gradient
+ *   SUM     D = A B in float, with the sum over K cut into parts that are added in order
+ *
+ * These save passes over memory: on B/16 GELU after the product costs 10 us an image and its slope
+ * 13 (estimates, as all times here are: NOTHING IN THIS FILE HAS RUN ON A GPU). It is one more
+ * candidate in the timing of gemm.cuh, and is used only where it is faster.
+ *
+ * How it works. A block stays on its multiprocessor and takes one unit of work after another. Its
+ * three warp groups divide the labour. One thread of the first, the producer, fetches: it asks the
+ * copy engine (TMA) for 64 terms of A and B at a time, into a ring of stages in shared memory. The
+ * other two groups consume: their products (wgmma) read the stages where they lie and keep the sums
+ * in registers, 128 in each thread. Two barriers for each stage are all they say to each other:
+ *
+ *   full    the copy engine has written all bytes of the stage       producer -> consumers
+ *   empty   every warp that reads it has done so                     consumers -> producer
+ *
+ * There are two ways to share tiles between the consumers:
+ *
+ *   together    both work on one tile of 128x256, 64 rows each. It needs the fewest bytes from the
+ *               L2: 48 KiB for 1,024 cycles of products. What follows a product waits for its end.
+ *   ping-pong   each works on a tile of 128x128 of its own, in turns: while one multiplies, the
+ * other does what follows. It needs a third more bytes (32 KiB for 512 cycles), and pays where what
+ * follows takes long: GELU is 25 instructions an element.
+ *
+ * Read in this order:
+ *   1. Tiles      sizes, shared memory, which unit is whose turn
+ *   2. Producer   from global to shared memory
+ *   3. Consumer   products
+ *   4. Ends       what follows, through a patch of shared memory that belongs to a warp
+ *   5. Kernel
+ *   6. Host       which products these kernels take, and how
+ */
+#pragma once
+
+#include "cuda/layers.cuh"
+#include "cuda/sm90.cuh"
+
+#include <algorithm>
+#include <vector>
+
+enum End { END_PLAIN, END_ACT, END_SLOPE, END_SUM };
+
+/* What the kernels are told besides the maps of A and B. Rows may be any number; N, what rows of D
+ * and of the operands below are apart, and all addresses allow packs of 16 bytes. */
+struct Sm90Args {
+    int M, N, K;
+    int parts;          /* that the sum over K is cut into; 1 but for END_SUM */
+    void *D;            /* END_SUM: float [parts][M, ldd] */
+    const void *bias;   /* [N] or NULL */
+    const void *addend; /* END_PLAIN: [M,N] or NULL, may be D; END_SLOPE: pre */
+    void *pre;          /* END_ACT: [M,N] or NULL */
+    float *sums;        /* END_SLOPE: [tiles of rows][N] column sums of each, or NULL */
+    long ldd, ldadd, ldpre;
+};
+
+/* ------------------------------------------------------------------------------------------------
+ * 1. Tiles
+ *
+ * In shared memory every matrix is made of slabs of 64 rows of 128 bytes, whose 16-byte chunks the
+ * copy engine mixes (SWIZZLE_128), so that neither copies nor products meet in a bank. Along K, a
+ * row is 64 terms of one row of A or column of B; across, it is 64 rows of A or columns of B at one
+ * term, which is how they lie in memory where the product is by dy^T or by w untransposed. */
+
+enum { SLAB_ROW = 128, SLAB = 64 * SLAB_ROW }; /* bytes */
+enum { SM90_GROUP = 128, SM90_THREADS = 3 * SM90_GROUP };
+enum { PATCH_STRIDE = 64 + 8, PATCH = 16 * PATCH_STRIDE }; /* 16-bit numbers; see Patch */
+
+template <bool PINGPONG> struct Sm90Tile {
+    static constexpr int M = 128, N = PINGPONG ? 128 : 256, K = 64;
+    static constexpr int HALVES = PINGPONG ? 2 : 1;            /* of 64 rows, that a group owns */
+    static constexpr int READERS = PINGPONG ? 4 : 8;           /* warps that read a stage */
+    static constexpr int STAGES = PINGPONG ? 6 : 4;            /* 192 KiB either way */
+    static constexpr int A = M * K * 2, STAGE = A + N * K * 2; /* bytes */
+
+    unsigned char *stages;  /* [STAGES]: A's slabs, then B's */
+    uint64_t *full, *empty; /* [STAGES] */
+    uint16_t *patch;        /* one for each of 8 warps */
+    float *sums;            /* [2 groups][4 warps][N] */
+
+    __device__ inline Sm90Tile()
+    {
+        stages = dynamic_tiles<unsigned char>();
+        full = (uint64_t *)(stages + STAGES * STAGE);
+        empty = full + STAGES;
+        patch = (uint16_t *)(stages + STAGES * STAGE + 128);
+        sums = (float *)(patch + 8 * PATCH);
+    }
+    static constexpr size_t bytes(End end)
+    {
+        return STAGES * STAGE + 128 + 8 * PATCH * 2 + (end == END_SLOPE ? 2 * 4 * N * 4 : 0);
+    }
+};
+
+/* The ring: what is fetched and read is counted in blocks of 64 terms, by producer and consumers
+ * alike. Barriers' phases have parity 0 the first time around. */
+template <int STAGES> struct Ring {
+    uint32_t at = 0;
+    __device__ inline uint32_t stage() const
+    {
+        return at % STAGES;
+    }
+    __device__ inline uint32_t parity() const
+    {
+        return at / STAGES % 2;
+    }
+};
+
+/* One unit of work: a tile, and which blocks of 64 terms. Tiles that are worked on at the same time
+ * shall share what they read while it is in the L2: they lie in bands of 16 rows of tiles, and
+ * within a band column after column. 132 of them are about 16 x 8 tiles. */
+struct Sm90Unit {
+    int m, n, part;    /* tile, and part of the sum */
+    int first, blocks; /* the part's, of 64 terms */
+
+    static constexpr int BAND = 16;
+    template <class Tile> __host__ __device__ static long count(const Sm90Args &x, Tile *)
+    {
+        return ((x.M + Tile::M - 1L) / Tile::M) * ((x.N + Tile::N - 1) / Tile::N) * x.parts;
+    }
+    template <class Tile> __device__ inline Sm90Unit(const Sm90Args &x, int unit, Tile *)
+    {
+        const int rows = (x.M + Tile::M - 1) / Tile::M, columns = (x.N + Tile::N - 1) / Tile::N;
+        const int tile = unit % (rows * columns), band = tile / (BAND * columns);
+        const int height = min(BAND, rows - band * BAND), place = tile % (BAND * columns);
+        const int all = (x.K + Tile::K - 1) / Tile::K;
+        part = unit / (rows * columns);
+        m = band * BAND + place % height;
+        n = place / height;
+        first = (int)((long)all * part / x.parts);
+        blocks = (int)((long)all * (part + 1) / x.parts) - first;
+    }
+};
+
+/* ------------------------------------------------------------------------------------------------
+ * 2. Producer, one thread */
+
+/* 64 terms from `k` on, of SIZE rows of A or columns of B from `at` on */
+template <int SIZE, bool ALONG_K>
+__device__ inline void sm90_fetch(unsigned char *to, const CUtensorMap *map, uint64_t *full, int k,
+                                  int at)
+{
+    if constexpr (ALONG_K) {
+        tma_load_2d(to, map, full, k, at);
+    } else {
+#pragma unroll
+        for (int i = 0; i < SIZE; i += 64)
+            tma_load_2d(to + i / 64 * SLAB, map, full, at + i, k);
+    }
+}
+
+template <bool A_ALONG_K, bool B_ALONG_K, class Tile>
+__device__ inline void sm90_produce(const Tile &t, const CUtensorMap *a, const CUtensorMap *b,
+                                    const Sm90Args &x)
+{
+    const int units = (int)Sm90Unit::count(x, (Tile *)0);
+    Ring<Tile::STAGES> ring;
+    for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
+        const Sm90Unit u(x, unit, (Tile *)0);
+        for (int i = 0; i < u.blocks; i++, ring.at++) {
+            const uint32_t stage = ring.stage();
+            unsigned char *to = t.stages + stage * Tile::STAGE;
+            const int k = (u.first + i) * Tile::K;
+            mbarrier_wait(t.empty + stage, ring.parity() ^ 1); /* the first time: at once */
+            mbarrier_arrive_expect(t.full + stage, Tile::STAGE);
+            sm90_fetch<Tile::M, A_ALONG_K>(to, a, t.full + stage, k, u.m * Tile::M);
+            sm90_fetch<Tile::N, B_ALONG_K>(to + Tile::A, b, t.full + stage, k, u.n * Tile::N);
+        }
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * 3. Consumer: sums [HALVES][64, N] of one unit, by a group of four warps */
+
+template <class E, bool A_ALONG_K, bool B_ALONG_K, class Tile>
+__device__ inline void sm90_consume(float (&sums)[Tile::HALVES][Tile::N / 2], const Tile &t,
+                                    Ring<Tile::STAGES> &ring, int blocks, int first_slab)
+{
+    constexpr int STEP = 16, A_STEP = A_ALONG_K ? 2 * STEP : STEP * SLAB_ROW,
+                  B_STEP = B_ALONG_K ? 2 * STEP : STEP * SLAB_ROW; /* bytes of 16 terms */
+    const bool reports = threadIdx.x % 32 == 0;
+    for (int i = 0; i < blocks; i++, ring.at++) {
+        const uint32_t stage = ring.stage();
+        const unsigned char *from = t.stages + stage * Tile::STAGE;
+        const uint64_t a = wgmma_operand(from + first_slab * SLAB, SWIZZLE_128, 8 * SLAB_ROW, SLAB);
+        const uint64_t b = wgmma_operand(from + Tile::A, SWIZZLE_128, 8 * SLAB_ROW, SLAB);
+        mbarrier_wait(t.full + stage, ring.parity());
+        each<Tile::HALVES>([&](int h) { wgmma_fence(sums[h]); });
+        each<Tile::K / STEP>([&](int k) {
+            each<Tile::HALVES>([&](int h) {
+                wgmma<E, E, !A_ALONG_K, !B_ALONG_K>(sums[h],
+                                                    wgmma_advance(a, h * SLAB + k * A_STEP),
+                                                    wgmma_advance(b, k * B_STEP), i > 0 || k > 0);
+            });
+        });
+        wgmma_commit();
+        wgmma_wait<1>(); /* those of the block before have read their stage */
+        if (i > 0 && reports)
+            mbarrier_arrive(t.empty + (ring.at - 1) % Tile::STAGES);
+    }
+    each<Tile::HALVES>([&](int h) { wgmma_wait<0>(sums[h]); });
+    if (blocks > 0 && reports)
+        mbarrier_arrive(t.empty + (ring.at - 1) % Tile::STAGES);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * 4. Ends
+ *
+ * A thread has pairs of neighbours of a row, eight columns apart: four bytes here and there, of
+ * which memory wants 128 in a row. So 16 rows of 64 columns at a time go through a patch of shared
+ * memory, in both directions. It belongs to one warp, which needs no barrier but its own. */
+
+/* Rows g and g + 8, columns 8j + 2t and the next (g = lane / 4, t = lane % 4) */
+struct Fragment {
+    uint32_t pair[2][8];
+};
+struct Packs {
+    uint4 v[4];
+};
+
+template <class E> struct Patch {
+    uint16_t *room;        /* [16][PATCH_STRIDE], which puts a quad's rows into different banks */
+    int row, column, M, N; /* its first ones, and how many there are in all */
+    int lane;
+
+    /* f(i, row, column in the patch, is it there) of the thread's four packs of 8 columns */
+    template <class F> __device__ inline void each_pack(F f) const
+    {
+        each<4>([&](int i) {
+            const int r = 4 * i + lane / 8, c = lane % 8 * 8;
+            f(i, r, c, row + r < M && column + c < N);
+        });
+    }
+    __device__ inline Packs load(const E *from, long ld) const
+    {
+        Packs p;
+        each_pack([&](int i, int r, int c, bool there) {
+            p.v[i] = there ? *(const uint4 *)(from + (row + r) * ld + column + c)
+                           : make_uint4(0, 0, 0, 0);
+        });
+        return p;
+    }
+    __device__ inline Fragment spread(const Packs &p) const
+    {
+        Fragment f;
+        __syncwarp(); /* what was there has been read */
+        each_pack(
+            [&](int i, int r, int c, bool) { *(uint4 *)(room + r * PATCH_STRIDE + c) = p.v[i]; });
+        __syncwarp();
+        each<2>([&](int i) {
+            each<8>([&](int j) {
+                f.pair[i][j] = *(const uint32_t *)(room + (lane / 4 + 8 * i) * PATCH_STRIDE +
+                                                   8 * j + lane % 4 * 2);
+            });
+        });
+        return f;
+    }
+    __device__ inline void store(E *to, long ld, const Fragment &f) const
+    {
+        __syncwarp();
+        each<2>([&](int i) {
+            each<8>([&](int j) {
+                *(uint32_t *)(room + (lane / 4 + 8 * i) * PATCH_STRIDE + 8 * j + lane % 4 * 2) =
+                    f.pair[i][j];
+            });
+        });
+        __syncwarp();
+        each_pack([&](int, int r, int c, bool there) {
+            if (there)
+                *(uint4 *)(to + (row + r) * ld + column + c) =
+                    *(const uint4 *)(room + r * PATCH_STRIDE + c);
+        });
+    }
+};
+
+/* Eight numbers of a thread's 32 of a patch, and their four pairs as they are rounded */
+template <class E> __device__ inline void round_pairs(uint32_t *pair, const float (&v)[8])
+{
+    each<4>([&](int j) { pair[j] = pack<E>(v[2 * j], v[2 * j + 1]); });
+}
+template <class E> __device__ inline void unpack_pairs(float (&v)[8], const uint32_t *pair)
+{
+    each<4>([&](int j) {
+        Pack<E, 2> two;
+        memcpy(&two, &pair[j], sizeof two);
+        v[2 * j] = to_float(two.v[0]);
+        v[2 * j + 1] = to_float(two.v[1]);
+    });
+}
+
+/* Column sums of a tile's rows that a group owns: a thread has them of its own rows, the patch's 64
+ * columns in turn. Eight lanes have the same columns, and then four warps do: always added in the
+ * same order. */
+__device__ inline void sum_lanes(float *room, const float (&sums)[16], int lane)
+{
+    each<16>([&](int c) {
+        float s = sums[c];
+        for (int d = 4; d < 32; d *= 2)
+            s += __shfl_xor_sync(0xffffffffu, s, d);
+        if (lane < 4)
+            room[c / 2 * 8 + lane * 2 + c % 2] = s;
+    });
+}
+template <int N>
+__device__ inline void sum_warps(const float *room, float *out, int group, int thread, int columns)
+{
+    named_barrier_sync(1 + group, SM90_GROUP);
+    for (int c = thread; c < N && c < columns; c += SM90_GROUP)
+        out[c] = room[c] + room[N + c] + room[2 * N + c] + room[3 * N + c];
+    named_barrier_sync(1 + group, SM90_GROUP); /* they may be written again */
+}
+
+/* What follows the product of a unit; `group` is 0 or 1. Everything is unrolled: what indexes sums
+ * must be known when this is compiled. */
+template <class E, End END, int ACT, class Tile>
+__device__ inline void sm90_end(const float (&sums)[Tile::HALVES][Tile::N / 2], const Tile &t,
+                                const Sm90Args &x, const Sm90Unit &u, int group)
+{
+    constexpr int PATCHES = Tile::N / 64 * Tile::HALVES; /* halves of the same columns in turn */
+    const int thread = threadIdx.x % SM90_GROUP, warp = thread / 32, lane = thread % 32;
+    const int first = u.m * Tile::M + (Tile::HALVES == 1 ? 64 * group : 0) + 16 * warp;
+    auto patch = [&](int p) {
+        return Patch<E>{t.patch + (4 * group + warp) * PATCH,
+                        first + p % Tile::HALVES * 64,
+                        u.n * Tile::N + p / Tile::HALVES * 64,
+                        x.M,
+                        x.N,
+                        lane};
+    };
+    constexpr bool AHEAD = Tile::READERS == 8; /* in ping-pong the other group has work meanwhile */
+    const bool adds = END != END_ACT && x.addend;
+    float column_sums[16];
+    Packs next;
+    if (AHEAD && adds)
+        next = patch(0).load((const E *)x.addend, x.ldadd);
+    each<PATCHES>([&](int p) {
+        const Patch<E> at = patch(p);
+        const int c = p / Tile::HALVES, h = p % Tile::HALVES;
+        Fragment in, pre, out;
+        uint32_t bias[8] = {};
+        if (adds) {
+            if (!AHEAD)
+                next = at.load((const E *)x.addend, x.ldadd);
+            in = at.spread(next);
+            if (AHEAD && p + 1 < PATCHES) /* arrives while this one is used */
+                next = patch(p + 1).load((const E *)x.addend, x.ldadd);
+        }
+        if (END != END_SLOPE && x.bias)
+            each<8>([&](int j) {
+                const int column = at.column + 8 * j + lane % 4 * 2;
+                if (column < x.N)
+                    bias[j] = *(const uint32_t *)((const E *)x.bias + column);
+            });
+        each<4>([&](int q) { /* four pairs of a row */
+                             const int i = q / 2, j = q % 2 * 4;
+                             float v[1][8], w[1][8];
+                             each<8>([&](int k) {
+                                 v[0][k] = sums[h][32 * c + (j + k / 2) * 4 + 2 * i + k % 2];
+                             });
+                             if constexpr (END != END_SLOPE) {
+                                 unpack_pairs<E>(w[0], bias + j);
+                                 each<8>([&](int k) { v[0][k] += w[0][k]; });
+                             }
+                             if (END == END_PLAIN && adds) {
+                                 unpack_pairs<E>(w[0], in.pair[i] + j);
+                                 each<8>([&](int k) { v[0][k] += w[0][k]; });
+                             } else if constexpr (END == END_ACT) {
+                                 round_pairs<E>(pre.pair[i] + j, v[0]);
+                                 unpack_pairs<E>(v[0], pre.pair[i] + j);
+                                 act_forward(v, ACT);
+                             } else if constexpr (END == END_SLOPE) {
+                                 unpack_pairs<E>(w[0], in.pair[i] + j);
+                                 act_backward(v, w, ACT);
+                             }
+                             round_pairs<E>(out.pair[i] + j, v[0]);
+                             if constexpr (END == END_SLOPE) {
+                                 unpack_pairs<E>(w[0], out.pair[i] + j);
+                                 each<8>([&](int k) {
+                                     column_sums[2 * j + k] =
+                                         (h || i ? column_sums[2 * j + k] : 0) + w[0][k];
+                                 });
+                             }
+        });
+        if (END == END_ACT && x.pre)
+            at.store((E *)x.pre, x.ldpre, pre);
+        at.store((E *)x.D, x.ldd, out);
+        if (END == END_SLOPE && x.sums && h + 1 == Tile::HALVES)
+            sum_lanes(t.sums + (4 * group + warp) * Tile::N + 64 * c, column_sums, lane);
+    });
+    if constexpr (END == END_SLOPE)
+        if (x.sums) {
+            static_assert(Tile::HALVES == 2, "a group has all rows of a tile");
+            sum_warps<Tile::N>(t.sums + 4 * group * Tile::N,
+                               x.sums + (long)u.m * x.N + u.n * Tile::N, group, thread,
+                               x.N - u.n * Tile::N);
+        }
+}
+
+/* Sums in float need no patch: a quad writes 32 bytes of a row, which is a whole sector. */
+template <class Tile>
+__device__ inline void sm90_end_sum(const float (&sums)[Tile::HALVES][Tile::N / 2],
+                                    const Sm90Args &x, const Sm90Unit &u, int group)
+{
+    const int thread = threadIdx.x % SM90_GROUP, warp = thread / 32, lane = thread % 32;
+    const int row = u.m * Tile::M + (Tile::HALVES == 1 ? 64 * group : 0) + 16 * warp + lane / 4;
+    const int column = u.n * Tile::N + lane % 4 * 2;
+    float *to = (float *)x.D + (long)u.part * x.M * x.ldd + column;
+    each<Tile::HALVES>([&](int h) {
+        each<Tile::N / 4>([&](int i) {
+            const int r = row + 64 * h + i % 2 * 8, c = i / 2 * 8;
+            if (r < x.M && column + c < x.N)
+                *(float2 *)(to + r * x.ldd + c) = make_float2(sums[h][2 * i], sums[h][2 * i + 1]);
+        });
+    });
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * 5. Kernel
+ *
+ * Grid: a block for each multiprocessor, or for each unit if there are fewer. A block begins with
+ * 168 registers a thread, of which the producers leave most to the consumers. Compiled for another
+ * GPU it is empty, and refuses to be launched. */
+template <class E, bool PINGPONG, bool A_ALONG_K, bool B_ALONG_K, End END, int ACT>
+__global__ void __launch_bounds__(HAS_SM90 ? SM90_THREADS : 32, 1)
+    gemm_sm90_kernel(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b,
+                     const Sm90Args x)
+{
+    if constexpr (HAS_SM90) {
+        launched_within<SM90_THREADS>();
+        using Tile = Sm90Tile<PINGPONG>;
+        const Tile t;
+        const int group = (int)threadIdx.x / SM90_GROUP - 1; /* -1: the producer's */
+        if (threadIdx.x == 0) {
+            for (int i = 0; i < Tile::STAGES; i++) {
+                mbarrier_init(t.full + i, 1);
+                mbarrier_init(t.empty + i, Tile::READERS);
+            }
+            mbarrier_init_fence();
+        }
+        __syncthreads();
+        if (group < 0) {
+            registers_release<24>();
+            if (threadIdx.x == 0)
+                sm90_produce<A_ALONG_K, B_ALONG_K>(t, &a, &b, x);
+        } else {
+            registers_take<240>();
+            const int units = (int)Sm90Unit::count(x, (Tile *)0);
+            Ring<Tile::STAGES> ring;
+            for (int unit = blockIdx.x, n = 0; unit < units; unit += gridDim.x, n++) {
+                const Sm90Unit u(x, unit, (Tile *)0);
+                if (PINGPONG && n % 2 != group) { /* the other's */
+                    ring.at += u.blocks;
+                    continue;
+                }
+                float sums[Tile::HALVES][Tile::N / 2];
+                sm90_consume<E, A_ALONG_K, B_ALONG_K>(sums, t, ring, u.blocks,
+                                                      PINGPONG ? 0 : group);
+                if constexpr (END == END_SUM)
+                    sm90_end_sum<Tile>(sums, x, u, group);
+                else
+                    sm90_end<E, END, ACT>(sums, t, x, u, group);
+            }
+        }
+    }
+}
+
+/* to[i] = the sum over parts of from[part][i], in order; four numbers a thread. Three parts of a
+ * weight of B/16's MLP: 38 MB, 9 us of the product's 700. */
+static __global__ void add_parts_kernel(float4 *to, const float4 *from, int parts, long quads)
+{
+    for (long i = (long)blockIdx.x * blockDim.x + threadIdx.x; i < quads;
+         i += (long)gridDim.x * blockDim.x) {
+        float4 sum = from[i];
+#pragma unroll 4
+        for (int p = 1; p < parts; p++) {
+            const float4 v = from[p * quads + i];
+            sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
+        }
+        to[i] = sum;
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * 6. Host */
+
+/* What is asked for. A "way" to do it is a number other than 0, which may be kept: whether groups
+ * play ping-pong, and twice the number of parts. */
+struct OwnProduct {
+    int type; /* BF16 or F16, of A, B and what is not a sum */
+    const void *A, *B;
+    long lda, ldb;
+    bool a_along_k, b_along_k; /* do A's rows, and B's columns, lie in memory in one piece? */
+    End end;
+    int act;
+    Sm90Args x;       /* parts, and END_SLOPE's sums, are filled in here */
+    float *sums;      /* END_SLOPE: [N] column sums or NULL */
+    void *room;       /* for sums on their way */
+    size_t room_size; /* bytes */
+};
+
+template <class T> static bool sm90_packs(const T *p, long ld, int size)
+{
+    return !p || (aligned((const dev *)p) && ld * size % 16 == 0);
+}
+
+/* Whether this GPU runs the kernels, and this program has them. */
+static bool sm90_here()
+{
+    static const bool here = [] {
+        cudaFuncAttributes a;
+        const void *kernel = (const void *)gemm_sm90_kernel<bf16, true, true, true, END_PLAIN, 0>;
+        return cu.gpu.major == 9 && cu.gpu.minor == 0 && tensor_map_encoder() &&
+               (size_t)cu.smem >= Sm90Tile<true>::bytes(END_SLOPE) &&
+               cudaFuncGetAttributes(&a, kernel) == cudaSuccess &&
+               a.maxThreadsPerBlock >= SM90_THREADS;
+    }();
+    return here;
+}
+
+static bool sm90_takes(const OwnProduct &p)
+{
+    const Sm90Args &x = p.x;
+    const int out = p.end == END_SUM ? 4 : 2;
+    if (!sm90_here() || (p.type != BF16 && p.type != F16) || x.K <= 0 || x.N % 8 != 0)
+        return false;
+    if (p.act && p.act != ACT_GELU && p.act != ACT_GELU_TANH)
+        return false;
+    if (!sm90_packs(p.A, p.lda, 2) || !sm90_packs(p.B, p.ldb, 2) || !sm90_packs(x.D, x.ldd, out))
+        return false;
+    if (!sm90_packs(x.addend, x.ldadd, 2) || !sm90_packs(x.pre, x.ldpre, 2) ||
+        (uintptr_t)x.bias % 4 != 0)
+        return false;
+    switch (p.end) {
+    case END_PLAIN:
+        return p.a_along_k;
+    case END_ACT:
+        return p.a_along_k && p.b_along_k;
+    case END_SLOPE:
+        return p.a_along_k && !p.b_along_k;
+    default:
+        return !p.a_along_k && !p.b_along_k;
+    }
+}
+
+/* Cycles that a weight gradient takes with its sum in so many parts: 1,024 for 64 terms of a tile,
+ * and 2,400 bytes of parts that go to memory and back in each. */
+static double sm90_cycles(const OwnProduct &p, int parts)
+{
+    using Tile = Sm90Tile<false>;
+    Sm90Args x = p.x;
+    x.parts = parts;
+    const double rounds = ceil_div(Sm90Unit::count(x, (Tile *)0), cu.gpu.multiProcessorCount);
+    const double terms = ceil_div(ceil_div(x.K, Tile::K), parts);
+    return rounds * terms * 1024 + (parts > 1 ? parts * 8.0 * x.M * x.N / 2400 : 0);
+}
+
+/* The ways worth trying, the likeliest first; none: the product is not for these kernels. */
+static std::vector<int> sm90_ways(const OwnProduct &p)
+{
+    enum { MOST_PARTS = 32, TRIED = 4 };
+    if (!sm90_takes(p))
+        return {};
+    if (p.end == END_PLAIN)
+        return {2, 3};
+    const size_t sums = (size_t)ceil_div(p.x.M, Sm90Tile<true>::M) * (size_t)p.x.N * sizeof(float);
+    if (p.end == END_SLOPE && p.sums && sums > p.room_size)
+        return {};
+    if (p.end != END_SUM)
+        return {3};
+    std::vector<int> ways;
+    const size_t whole = (size_t)p.x.M * (size_t)p.x.N * sizeof(float);
+    const int blocks = ceil_div(p.x.K, Sm90Tile<false>::K);
+    for (int parts = 1; parts <= MOST_PARTS && parts <= blocks; parts++)
+        if (parts == 1 || (p.x.ldd == p.x.N && parts * whole <= p.room_size))
+            ways.push_back(2 * parts);
+    std::stable_sort(ways.begin(), ways.end(),
+                     [&](int a, int b) { return sm90_cycles(p, a / 2) < sm90_cycles(p, b / 2); });
+    ways.resize(std::min<size_t>(ways.size(), TRIED));
+    return ways;
+}
+
+/* A map of A [rows, K], or of B [K, columns] as [columns, K], in boxes of 64 terms */
+template <class E>
+static CUtensorMap sm90_map(const void *p, long ld, bool along_k, int rows, int K, int tile)
+{
+    CUtensorMap map;
+    const uint64_t inner = (uint64_t)(along_k ? K : rows), outer = (uint64_t)(along_k ? rows : K);
+    const uint64_t size[2] = {inner, outer}, stride[2] = {sizeof(E), (uint64_t)ld * sizeof(E)};
+    const uint32_t box[2] = {64, along_k ? (uint32_t)tile : 64};
+    if (!tensor_map<E, 2>(&map, p, size, stride, box, SWIZZLE_128))
+        die("VIT_GEMM=cublaslt does without this program's own products",
+            "the driver refuses a map of a matrix [%d,%d]", rows, K);
+    return map;
+}
+
+template <class E, bool PINGPONG, bool A_ALONG_K, bool B_ALONG_K, End END, int ACT>
+static void sm90_launch(const OwnProduct &p)
+{
+    using Tile = Sm90Tile<PINGPONG>;
+    const long units = Sm90Unit::count(p.x, (Tile *)0);
+    const int grid = (int)std::min(units, (long)cu.gpu.multiProcessorCount);
+    launch(gemm_sm90_kernel<E, PINGPONG, A_ALONG_K, B_ALONG_K, END, ACT>, grid, SM90_THREADS,
+           Tile::bytes(END), cu.stream, sm90_map<E>(p.A, p.lda, A_ALONG_K, p.x.M, p.x.K, Tile::M),
+           sm90_map<E>(p.B, p.ldb, B_ALONG_K, p.x.N, p.x.K, Tile::N), p.x);
+}
+
+/* dw, whose sum over all rows of a batch may be cut into parts */
+template <class E> static void sm90_sum(OwnProduct p, int parts)
+{
+    void *const D = p.x.D;
+    p.x.parts = parts;
+    if (parts > 1)
+        p.x.D = p.room;
+    sm90_launch<E, false, false, false, END_SUM, 0>(p);
+    const long quads = (long)p.x.M * p.x.N / 4;
+    if (parts > 1)
+        launch(add_parts_kernel, (unsigned)std::min(ceil_div(quads, 256), 1 << 16), 256, 0,
+               cu.stream, (float4 *)D, (const float4 *)p.room, parts, quads);
+}
+
+template <class E> static void sm90_slope(OwnProduct p)
+{
+    if (p.sums)
+        p.x.sums = (float *)p.room;
+    if (p.act == ACT_GELU)
+        sm90_launch<E, true, true, false, END_SLOPE, ACT_GELU>(p);
+    else
+        sm90_launch<E, true, true, false, END_SLOPE, ACT_GELU_TANH>(p);
+    if (p.sums)
+        sum_ranges(Sums{{p.sums}}, 1, p.x.sums, ceil_div(p.x.M, Sm90Tile<true>::M), p.x.N);
+}
+
+template <class E> static void sm90_by_end(const OwnProduct &p, int way)
+{
+    const bool pingpong = way % 2;
+    if (p.end == END_SUM)
+        sm90_sum<E>(p, way / 2);
+    else if (p.end == END_SLOPE)
+        sm90_slope<E>(p);
+    else if (p.end == END_ACT && p.act == ACT_GELU)
+        sm90_launch<E, true, true, true, END_ACT, ACT_GELU>(p);
+    else if (p.end == END_ACT)
+        sm90_launch<E, true, true, true, END_ACT, ACT_GELU_TANH>(p);
+    else if (p.b_along_k && pingpong)
+        sm90_launch<E, true, true, true, END_PLAIN, 0>(p);
+    else if (p.b_along_k)
+        sm90_launch<E, false, true, true, END_PLAIN, 0>(p);
+    else if (pingpong)
+        sm90_launch<E, true, true, false, END_PLAIN, 0>(p);
+    else
+        sm90_launch<E, false, true, false, END_PLAIN, 0>(p);
+}
+/* In one of sm90_ways(p) */
+static void sm90_multiply(const OwnProduct &p, int way)
+{
+    if (p.type == BF16)
+        sm90_by_end<bf16>(p, way);
+    else
+        sm90_by_end<fp16>(p, way);
+}
