@@ -212,12 +212,12 @@ LAYOUTS = $(foreach n,$4,"as layouts $3 on $n: $1/test_layouts $2 $n") \
 # test/run runs each argument as a command, and ends with `N passed, N failed, N skipped`.
 # Gradients are checked in double alone: finite differences say nothing in float. The CUDA backend is
 # compiled by nvcc where that is found, and tested on the stand-ins everywhere.
-OWN := VIT_STANDIN_SM=90 VIT_GEMM=sm90# products of our own, made wherever they can be
+FORCED := VIT_STANDIN_SM=90 VIT_GEMM=sm90# products of our own, made wherever they can be
 CUDA_TESTS := "$(STANDIN)/test_cuda_on_cpu" "$(STANDIN)/test_hopper" "$(STANDIN)/test_cuda_ranks" \
   $(foreach t,fp32 tf32 bf16 fp16,"as ops $t: $(STANDIN)/test_ops --backend cuda --type $t") \
   $(foreach t,fp32 tf32 bf16 fp16,"as goldens $t: $(STANDIN)/test_golden --backend cuda --type $t $(GOLDEN) $(FIXTURES)") \
-  $(foreach t,bf16 fp16,$(foreach w,0 1,"as ops $t by own products ($w): $(OWN):$w $(STANDIN)/test_ops --backend cuda --type $t")) \
-  "as goldens bf16 by own products: $(OWN) $(STANDIN)/test_golden --backend cuda --type bf16 $(GOLDEN) $(FIXTURES)" \
+  $(foreach t,bf16 fp16,$(foreach w,0 1,"as ops $t by own products ($w): $(FORCED):$w $(STANDIN)/test_ops --backend cuda --type $t")) \
+  "as goldens bf16 by own products: $(FORCED) $(STANDIN)/test_golden --backend cuda --type bf16 $(GOLDEN) $(FIXTURES)" \
   $(call LAYOUTS,$(STANDIN),--backend cuda,fp32,2) \
   $(call LAYOUTS,$(STANDIN),--backend cuda --type bf16,bf16,2) \
   "test/test_cuda.sh $(STANDIN)/train_gpu $(PROGRAM) $(SHARED) $(GPUPROGRAM)"
