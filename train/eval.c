@@ -141,9 +141,11 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
         hosts_at("reading images to evaluate", s->state.step);
         const Batch *b = reads && n ? loader_next(loader) : NULL;
         hosts_at("evaluating", s->state.step);
-        if (b)
+        const uint8_t *images = reads ? none : NULL;
+        if (b) {
+            images = b->images;
             soft_targets(targets, b->labels, b->n, K, 0, NULL, 0);
-        const uint8_t *images = b ? b->images : none;
+        }
         vit_set_batch(s->m, n ? n : 1, images, true, reads ? targets : NULL, NULL);
         take_outcomes(s, &j);
         vit_evaluate(s->m);
@@ -154,7 +156,7 @@ bool evaluate(Session *s, Dataset *d, const volatile int *stop, Evaluation *out)
         else if (asks && n)
             read_labels(s, j.labels, n);
         if (s->o.tta)
-            take_flipped(s, &j, reads ? images : NULL, reads ? targets : NULL);
+            take_flipped(s, &j, images, reads ? targets : NULL);
         done += n;
         report_progress("evaluating", (long)(done * dp->ranks), count,
                         done * dp->ranks / (now() - from));
