@@ -288,3 +288,15 @@ __device__ __forceinline__ float ex2_approx(float x)
     return y;
 #endif
 }
+
+/* The smaller one, or NaN where either is: fminf would take the other. */
+__device__ __forceinline__ float min_nan(float x, float y)
+{
+#ifdef CUDA_ON_CPU
+    return x < y || x != x ? x : y;
+#else
+    float z;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+    return z;
+#endif
+}
