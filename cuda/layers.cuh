@@ -543,6 +543,12 @@ static void cuda_residual_norm_forward(const ResidualNorm *a)
     });
 }
 
+/* Whether row r of dx is written, whatever was there */
+__device__ inline bool is_fresh(const ResidualNorm &a, long r)
+{
+    return a.fresh == 1 || (a.fresh && (uint32_t)r % (uint32_t)a.fresh);
+}
+
 /* The norm's and the residual step's gradients, with n = (x - mean) * rstd and g = dy * gamma:
  *
  *   dx      += rstd * (g - mean(g) - n * mean(g n))   (NORM false: left as it is)
@@ -551,7 +557,8 @@ static void cuda_residual_norm_forward(const ResidualNorm *a)
  * and column sums: dgamma of dy n, dbeta of dy, dls of dx * s * drop(branch), dbias of dbranch as
  * stored, or of dx as stored. A block takes a range of rows, M at a time, and a thread R packs of
  * columns of each, so that its sums over the range stay in registers; between its two looks at a
- * pack the block adds up the means. partial: [SUMS][ranges][C]. Reads x, dy, dx, writes dx:
+ * pack the block adds up the means. Where R > 1 the sums take most registers, and the packs are
+ * fetched again for the second look. partial: [SUMS][ranges][C]. Reads x, dy, dx, writes dx:
  * 310 MB, floor 72 us; with dbranch 90 us. BRANCH: dbranch or dls is wanted. */
 enum { SUM_DGAMMA, SUM_DBETA, SUM_DBIAS, SUM_DLS, SUMS };
 enum { NORM_THREADS = 512 }; /* at most, in a block and about in a multiprocessor */
@@ -563,39 +570,51 @@ __global__ void __launch_bounds__(NORM_THREADS)
                                   float *partial)
 {
     launched_within<NORM_THREADS>();
-    constexpr int M = NORM_ROWS<R>;
+    constexpr int M = NORM_ROWS<R>, HELD = R == 1 ? R : 0, PACKS = HELD ? HELD : 1;
     const int warps = (int)blockDim.x / 32, warp = (int)threadIdx.x / 32;
     const long end = range_begin(a.rows, blockIdx.x + 1, gridDim.x);
     float *room = dynamic_smem<float>(); /* [2][warps][2*M], used in turn */
-    float sum[SUMS][R][N] = {}, gamma[R][N] = {};
+    float sum[SUMS][R][N] = {}, gamma[PACKS][N] = {};
     const float per_column = 1.0f / (float)a.C;
-    auto column = [&](int j) { return (j * (int)blockDim.x + (int)threadIdx.x) * N; };
-    if constexpr (NORM)
-#pragma unroll
-        for (int j = 0; j < R; j++)
-            if (column(j) < a.C)
-                load(gamma[j], (const E *)a.gamma + column(j));
+    auto column = [&](int j) {
+        return (j * (int)blockDim.x + (HELD ? (int)threadIdx.x : made_here((int)threadIdx.x))) * N;
+    };
+    auto load_gamma = [&](int j) {
+        each<N>([&](int k) { gamma[HELD ? j : 0][k] = 0; });
+        if (column(j) < a.C)
+            load(gamma[HELD ? j : 0], (const E *)a.gamma + column(j));
+    };
+    if constexpr (NORM && HELD)
+        load_gamma(0);
 
     int turn = 0;
     for (long r0 = range_begin(a.rows, blockIdx.x, gridDim.x); r0 < end; r0 += M, turn ^= 1) {
-        Pack<E, N> x[M][R], dy[M][R], dx[M][R];
+        Pack<E, N> x[M][PACKS], dy[M][PACKS], dx[M][PACKS];
         float mean[M] = {}, rstd[M] = {}, total[2 * M] = {};
-#pragma unroll
-        for (int m = 0; m < M; m++) { /* the last row again, where there is none */
-            long r = r0 + m < end ? r0 + m : end - 1;
+        auto fetch = [&](int m, int j, bool for_means) {
+            long r = r0 + m < end ? r0 + m : end - 1;  /* the last row again, where there is none */
+            int col = column(j) < a.C ? column(j) : 0; /* beyond: times a gamma of 0 */
+            int at = HELD ? j : 0;
+            if (!for_means)
+                dx[m][at] = !NORM || !is_fresh(a, r)
+                                ? fetch_pack<E, N>(row_of<E>(a.dx, r) + col)
+                                : Pack<E, N>{};
             if constexpr (NORM) {
+                x[m][at] = fetch_pack<E, N>(row_of<E>(a.x, r) + col);
+                dy[m][at] = fetch_pack<E, N>(row_of<E>(a.dy, r) + col);
+                if (!HELD)
+                    load_gamma(j);
+            }
+        };
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+            if constexpr (NORM) {
+                long r = r0 + m < end ? r0 + m : end - 1;
                 mean[m] = ((const float *)a.mean)[r];
                 rstd[m] = ((const float *)a.rstd)[r];
             }
-#pragma unroll
-            for (int j = 0; j < R; j++) {
-                int col = column(j) < a.C ? column(j) : 0; /* beyond: times a gamma of 0 */
-                dx[m][j] = fetch_pack<E, N>(row_of<E>(a.dx, r) + col);
-                if constexpr (NORM) {
-                    x[m][j] = fetch_pack<E, N>(row_of<E>(a.x, r) + col);
-                    dy[m][j] = fetch_pack<E, N>(row_of<E>(a.dy, r) + col);
-                }
-            }
+            if constexpr (HELD)
+                fetch(m, 0, false);
         }
 
         if constexpr (NORM) { /* total[2m] = mean(g), total[2m+1] = mean(g n) of row r0 + m */
@@ -604,11 +623,16 @@ __global__ void __launch_bounds__(NORM_THREADS)
             for (int m = 0; m < M; m++) {
                 float g_sum = 0, gn_sum = 0;
 #pragma unroll
-                for (int i = 0; i < R * N; i++) {
-                    float n = (to_float(x[m][i / N].v[i % N]) - mean[m]) * rstd[m];
-                    float g = to_float(dy[m][i / N].v[i % N]) * gamma[i / N][i % N];
-                    g_sum += g;
-                    gn_sum += g * n;
+                for (int j = 0; j < R; j++) {
+                    const int at = HELD ? j : 0;
+                    if constexpr (!HELD)
+                        fetch(m, j, true);
+                    each<N>([&](int k) {
+                        float n = (to_float(x[m][at].v[k]) - mean[m]) * rstd[m];
+                        float g = to_float(dy[m][at].v[k]) * gamma[at][k];
+                        g_sum += g;
+                        gn_sum += g * n;
+                    });
                 }
                 g_sum = warp_sum(g_sum);
                 gn_sum = warp_sum(gn_sum);
@@ -632,17 +656,20 @@ __global__ void __launch_bounds__(NORM_THREADS)
             long r = r0 + m;
 #pragma unroll
             for (int j = 0; j < R; j++) {
-                int col = column(j);
+                const int col = column(j), at = HELD ? j : 0;
                 if (r >= end || col >= a.C)
                     continue;
+                if constexpr (!HELD)
+                    fetch(m, j, false);
                 float d[N];
-                Pack<E, N> stored = dx[m][j]; /* what is read as this layer's gradient */
+                Pack<E, N> stored = dx[m][at]; /* what is read as this layer's gradient */
                 unpack(d, stored);
                 if constexpr (NORM) {
                     each<N>([&](int k) {
-                        float n = (to_float(x[m][j].v[k]) - mean[m]) * rstd[m];
-                        float dyk = to_float(dy[m][j].v[k]);
-                        d[k] += rstd[m] * (dyk * gamma[j][k] - total[2 * m] - n * total[2 * m + 1]);
+                        float n = (to_float(x[m][at].v[k]) - mean[m]) * rstd[m];
+                        float dyk = to_float(dy[m][at].v[k]);
+                        d[k] +=
+                            rstd[m] * (dyk * gamma[at][k] - total[2 * m] - n * total[2 * m + 1]);
                         sum[SUM_DGAMMA][j][k] += dyk * n;
                         sum[SUM_DBETA][j][k] += dyk;
                     });

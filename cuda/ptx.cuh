@@ -300,3 +300,13 @@ __device__ __forceinline__ float min_nan(float x, float y)
     return z;
 #endif
 }
+
+/* x, hidden from the compiler: what is made of it in a loop is made there each time, and is not kept
+ * in registers that are needed for other things. */
+__device__ __forceinline__ int made_here(int x)
+{
+#ifndef CUDA_ON_CPU
+    asm volatile("mov.b32 %0, %0;" : "+r"(x));
+#endif
+    return x;
+}

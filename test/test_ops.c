@@ -667,10 +667,12 @@ static void norm_row(const Mat *const m[4], long r, double *dx, double *dgamma, 
         dx[r * C + j] += rstd * (d[j] - mean_d - n[j] * mean_dn);
 }
 
-/* Two orders of roundings: what follows dx may be made of the stored one, or of the exact one. */
-static void norm_backward(const NormCase *c)
+/* Two orders of roundings: what follows dx may be made of the stored one, or of the exact one. Rows
+ * of dx that are fresh hold no numbers before. */
+static void norm_backward(const NormCase *c, int fresh)
 {
-    begin(PLAIN, "residual_norm_backward B %d tokens %d C %d", c->B, c->tokens, c->C);
+    begin(PLAIN, "residual_norm_backward B %d tokens %d C %d fresh %d", c->B, c->tokens, c->C,
+          fresh);
     long rows = (long)c->B * c->tokens, C = c->C, normed = c->norm * rows, normed_C = c->norm * C;
     bool changed = c->drop > 0 || c->path > 0 || c->ls; /* else dbranch is dx and not wanted */
     Mat *x = mat("x", IN, rows, C, c->pad), *branch = mat("branch", IN, rows, C, c->pad / 2);
@@ -683,6 +685,11 @@ static void norm_backward(const NormCase *c)
     Mat *mean = real_vec("mean", IN, normed), *rstd = real_vec("rstd", IN, normed);
     for (long r = 0; r < normed; r++)
         moments(x->v + r * C, C, 1e-2, &mean->v[r], &rstd->v[r]);
+    for (long i = 0; fresh && i < rows * C; i++)
+        dx->v[i] = i / C % fresh || fresh == 1 ? NAN : dx->v[i];
+    push(dx);
+    for (long i = 0; fresh && i < rows * C; i++)
+        dx->v[i] = isnan(dx->v[i]) ? 0 : dx->v[i];
     if (mean)
         push(mean);
     if (rstd)
@@ -704,7 +711,8 @@ static void norm_backward(const NormCase *c)
                       .dgamma = pointer(dgamma),
                       .dbeta = pointer(dbeta),
                       .dls = pointer(dls),
-                      .dbias = pointer(dbias)};
+                      .dbias = pointer(dbias),
+                      .fresh = fresh};
     be->residual_norm_backward(&a);
     int n = ways(dbranch, c->norm ? 2 : 1);
     if (dls)
@@ -2070,7 +2078,11 @@ static void layer_cases(void)
         patchify(&patch_cases[i]);
     for (int i = 0; i < COUNT(norm_cases); i++) {
         norm_forward(&norm_cases[i]);
-        norm_backward(&norm_cases[i]);
+        norm_backward(&norm_cases[i], 0);
+        if (norm_cases[i].norm) {
+            norm_backward(&norm_cases[i], 1);
+            norm_backward(&norm_cases[i], 3);
+        }
     }
     for (int backward = 0; backward < 2; backward++) {
         for (int kind = ACT_GELU; kind <= ACT_TANH; kind++)
