@@ -198,7 +198,7 @@ typedef struct {
  * s = 0 with probability `path.p`, else 1/(1-path.p), once per sample (stochastic depth).
  * LayerNorm over C: Ba et al. 2016; rstd = 1/sqrt(var + eps), biased variance.
  * Backward, with dx the gradient of the residual stream:
- *   dx      += LayerNorm'(dy)                    (gamma NULL: left as it is)
+ *   dx      += LayerNorm'(dy)                    (gamma NULL: left as it is; see fresh)
  *   dbranch  = s * gamma_ls * drop(dx)           (dbranch.p NULL: it is dx itself)
  *   dgamma, dbeta [C] with the norm; dls, dbias [C], column sums of dbranch, where not NULL */
 typedef struct {
@@ -212,6 +212,8 @@ typedef struct {
     /* backward: x is the norm's input (x_out of the forward pass) */
     Tensor dy, dx, dbranch;
     dev *dgamma, *dbeta, *dls, *dbias;
+    int fresh; /* with gamma. 0: dx is added to; 1: it is written, whatever was there; n: rows 0, n,
+                * 2n ... are added to, the others written */
 } ResidualNorm;
 
 /* Softmax attention, every head: out = drop(softmax(q k^T / sqrt(hs))) v, for the first Tq of the

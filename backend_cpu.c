@@ -631,7 +631,7 @@ static void cpu_residual_norm_forward(const ResidualNorm *a)
     }
 }
 
-/* LayerNorm's gradient for row r, with n = (x - mean) * rstd, the means over C:
+/* LayerNorm's gradient for row r, with n = (x - mean) * rstd, the means over C; a fresh dx is 0 before
  *   dx     += rstd * (dy gamma - mean(dy gamma) - n mean(dy gamma n))
  *   dgamma += dy n,  dbeta += dy */
 static void norm_backward_row(const ResidualNorm *a, long r, real *dgamma, real *dbeta)
@@ -649,6 +649,8 @@ static void norm_backward_row(const ResidualNorm *a, long r, real *dgamma, real 
     }
     s1 /= (real)C;
     s2 /= (real)C;
+    if (a->fresh == 1 || (a->fresh && r % a->fresh))
+        memset(dx, 0, (size_t)C * sizeof *dx);
     for (int j = 0; j < C; j++)
         dx[j] += rstd * (dy[j] * gamma[j] - s1 - (x[j] - mean) * rstd * s2);
 }

@@ -53,7 +53,7 @@ typedef struct {
     long end;           /* ends before this position; 0: never */
     int workers;        /* threads; 0: as many as it turns out to take, up to max_workers */
     int max_workers;
-    bool at_once; /* all of max_workers from the start: for what is over before it turns out */
+    bool at_once;   /* all of max_workers from the start: for what is over before it turns out */
     int neighbours; /* ranks on this machine that read their shares of the same batches, besides
                        this */
 } LoaderOptions;

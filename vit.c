@@ -508,8 +508,8 @@ static void pool_backward(const Model *m, const Micro *b, dev *dx, dev *dpooled)
     }
 }
 
-/* From dlogits to the stream after the last block. Where the class rows alone were read, the
- * others' gradient is zero: dstream begins as zeros, and the norm adds to the rows it read. */
+/* From dlogits to the stream after the last block, whose gradient begins here. Where the class rows
+ * alone were read, that of the others is zero: the last block knows, or finds zeros. */
 static void head_backward(Model *m, Micro *b)
 {
     const Config *c = &m->config;
@@ -536,12 +536,13 @@ static void head_backward(Model *m, Micro *b)
     sum_parts(m, &m->classes, R ? drep : dpooled, B, R ? R : D);
     if (R) /* dpooled [B,D] */
         linear_backward(m, g.rep_w, g.rep_b, dpooled, drep, pooled, w.rep_w, B, D, R);
-    be->zero(m->dstream, (size_t)B * T * C * type_size(m->plan.type)); /* the sum starts here */
+    if (c->pool == POOL_CLS && !class_rows_only(m, c->layers - 1))
+        be->zero(m->dstream, (size_t)B * T * C * type_size(m->plan.type));
     if (c->fc_norm) {
         be->residual_norm_backward(&(ResidualNorm){ /* the gradient of found, [B,C] of dstream */
             .x = mat(b->found, C), .gamma = w.fc_norm_w, .mean = b->final_mean,
             .rstd = b->final_rstd, .rows = B, .C = C, .tokens = 1, .dy = dpooled,
-            .dx = mat(m->dstream, C), .dgamma = g.fc_norm_w, .dbeta = g.fc_norm_b});
+            .dx = mat(m->dstream, C), .dgamma = g.fc_norm_w, .dbeta = g.fc_norm_b, .fresh = 1});
         be->copy(m->dpooled, m->dstream, (size_t)B * C * type_size(m->plan.type));
         pool_backward(m, b, m->dstream, m->dpooled);
     } else {
@@ -553,7 +554,7 @@ static void head_backward(Model *m, Micro *b)
             .x = mat(b->stream[c->layers], r.ld), .gamma = w.norm_w, .mean = b->final_mean,
             .rstd = b->final_rstd, .rows = r.n, .C = C, .tokens = r.Tq,
             .dy = c->pool == POOL_CLS ? dpooled : mat(m->dy, C), .dx = mat(m->dstream, r.ld),
-            .dgamma = g.norm_w, .dbeta = g.norm_b});
+            .dgamma = g.norm_w, .dbeta = g.norm_b, .fresh = 1});
     }
     unit_reduce(&m->own, u, b->number, b->last);
 }
@@ -652,10 +653,10 @@ static void block_backward(Model *m, Micro *b, int l)
         linear_backward(m, g.qkv_w, dbias, dy, dqkv, mat(a->norm1_y, C), w.qkv_w, B * T, C, 3 * A);
     }
     sum_parts(m, tp, dy, B * T, C);
-    be->residual_norm_backward(&(ResidualNorm){ /* dstream += LN1'(dy) */
+    be->residual_norm_backward(&(ResidualNorm){ /* dstream += LN1'(dy), all rows from here on */
         .x = mat(b->stream[l], C), .gamma = w.norm1_w, .mean = a->norm1_mean,
         .rstd = a->norm1_rstd, .rows = B * T, .C = C, .tokens = T, .dy = dy,
-        .dx = mat(m->dstream, C), .dgamma = g.norm1_w, .dbeta = g.norm1_b});
+        .dx = mat(m->dstream, C), .dgamma = g.norm1_w, .dbeta = g.norm1_b, .fresh = few ? T : 0});
     watch(m, mat(m->dstream, C), B * T, C);
     unit_reduce(&m->own, l + 1, b->number, b->last);
 }
@@ -684,11 +685,10 @@ static void embed_backward(Model *m, Micro *b)
 
     if (c->norm_pre) { /* the one norm that is not beside the stream but in it */
         dx = mat(m->dbranch, C);
-        m->be->zero(m->dbranch, (size_t)B * T * C * type_size(m->plan.type));
         m->be->residual_norm_backward(&(ResidualNorm){ /* dbranch [B,T,C] = LN'(dstream) */
             .x = mat(b->embed_x, C), .gamma = w.norm_w, .mean = b->embed_mean,
             .rstd = b->embed_rstd, .rows = B * T, .C = C, .tokens = T, .dy = mat(m->dstream, C),
-            .dx = dx, .dgamma = g.norm_w, .dbeta = g.norm_b});
+            .dx = dx, .dgamma = g.norm_w, .dbeta = g.norm_b, .fresh = 1});
     }
     m->be->embed_backward(&(Embed){ /* patch_out [B*Np, C] becomes its own gradient */
         .x = dx, .patches = mat(b->patch_out, C), .cls = g.cls_token, .pos = g.pos_embed,

@@ -3,6 +3,8 @@
  *   build/bench_data pipelines IMAGES SCRATCH [PYTHON]     one thread: ours and the peers' in turn
  *   build/bench_data workers   IMAGES SCRATCH [PYTHON]     the loader with 1, 2, ... threads
  *   build/bench_data large     IMAGES SCRATCH [PYTHON]     512 to 32768 pixels a side
+ *   build/bench_data opening   IMAGES SCRATCH [PYTHON]     a folder of many files
+ *   build/bench_data decoding  IMAGES SCRATCH              what eval decodes, alone: two numbers
  *
  * bench/run_data calls it and says what the variables are. IMAGES is a data set of class folders,
  * or "" for pictures drawn here; SCRATCH gets copies of them, 256 pixels on the shorter side, as
@@ -13,7 +15,7 @@
  * images per second of the thread's CPU time, which another load on the machine disturbs less than
  * the clock on the wall; medians over the rounds, ratios within a round.
  *
- * Order: clocks and medians; the peers; pictures; the three parts.
+ * Order: clocks and medians; the peers; pictures; the parts.
  */
 #include "data.h"
 #include "datasets/tar.h"
@@ -22,6 +24,7 @@
 #include "image/resize.h"
 #include "image/write.h"
 #include "util/files.h"
+#include "util/machine.h"
 #include "util/rng.h"
 
 #include <errno.h>
@@ -41,7 +44,7 @@
 
 enum { SIZE = 224, SHORT_SIDE = 256, SHORT_QUALITY = 92, MOST_IMAGES = 1000, MOST_ROUNDS = 100 };
 
-static const char *scratch, *python;
+static const char *images, *scratch, *python;
 static int rounds = 10;
 static bool small; /* SHORT=1: less of everything that takes long */
 
@@ -898,6 +901,32 @@ static void part_opening(void)
     free(dir);
 }
 
+/* ---- decoding ---- */
+
+/* For bench/run_data: the seconds in which IMAGES are decoded as eval has them decoded, and nothing
+ * else is done; on the clock and of all cores. */
+static void part_decoding(void)
+{
+    DataOptions o = evaluation(images);
+    Dataset *d = open_or_say(&o);
+    if (!d)
+        exit(1);
+    double from = now();
+    Loader *l = loader_open(d, &(LoaderOptions){.batch = BATCH,
+                                                .end = data_count(d),
+                                                .max_workers = machine_cores(),
+                                                .at_once = true});
+    while (loader_next(l))
+        continue;
+    struct rusage u;
+    getrusage(RUSAGE_SELF, &u);
+    printf("%.3f %.3f\n", now() - from,
+           (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
+               1e-6 * (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec));
+    loader_close(l);
+    data_close(d);
+}
+
 static int number(const char *name, int otherwise)
 {
     const char *s = getenv(name);
@@ -913,9 +942,11 @@ int main(int argc, char **argv)
     } parts[] = {{"pipelines", part_pipelines, true},
                  {"workers", part_workers, true},
                  {"large", part_large, false},
-                 {"opening", part_opening, false}};
+                 {"opening", part_opening, false},
+                 {"decoding", part_decoding, false}};
     if (argc < 4)
         die_usage("bench/run_data calls it", "bench_data PART IMAGES SCRATCH [PYTHON]");
+    images = argv[2];
     scratch = argv[3];
     python = argc > 4 ? argv[4] : "";
     small = number("SHORT", 0);
@@ -927,11 +958,11 @@ int main(int argc, char **argv)
     for (int i = 0; i < COUNT(parts); i++)
         if (strcmp(argv[1], parts[i].name) == 0) {
             if (parts[i].needs_images) {
-                make_sources(argv[2]);
+                make_sources(images);
                 peers_open();
             }
             parts[i].run();
             return 0;
         }
-    die_usage("pipelines, workers, large or opening", "no part '%s'", argv[1]);
+    die_usage("pipelines, workers, large, opening or decoding", "no part '%s'", argv[1]);
 }

@@ -409,7 +409,7 @@ __device__ inline void branch_scale(float (&scale)[N], const ResidualNorm &a, co
 }
 
 /* Blocks of 128 threads that run at once on a multiprocessor, for as many numbers in registers */
-template <int N, int R> constexpr int NORM_BLOCKS = N * R > 32 ? N / 2 : N * R > 24 ? 5 : 6;
+template <int N, int R> constexpr int NORM_BLOCKS = N *R > 32 ? N / 2 : N *R > 24 ? 5 : 6;
 
 /* x_out = x + s * ls * drop(branch), y = LayerNorm(x_out); shapes [rows, C]. A warp takes a row,
  * then the one `warps` further down; its lanes hold the row in R packs of N numbers each (R = 0: in
@@ -543,6 +543,12 @@ static void cuda_residual_norm_forward(const ResidualNorm *a)
     });
 }
 
+/* Whether row r of dx is written, whatever was there */
+__device__ inline bool is_fresh(const ResidualNorm &a, long r)
+{
+    return a.fresh == 1 || (a.fresh && (uint32_t)r % (uint32_t)a.fresh);
+}
+
 /* The norm's and the residual step's gradients, with n = (x - mean) * rstd and g = dy * gamma:
  *
  *   dx      += rstd * (g - mean(g) - n * mean(g n))   (NORM false: left as it is)
@@ -551,7 +557,8 @@ static void cuda_residual_norm_forward(const ResidualNorm *a)
  * and column sums: dgamma of dy n, dbeta of dy, dls of dx * s * drop(branch), dbias of dbranch as
  * stored, or of dx as stored. A block takes a range of rows, M at a time, and a thread R packs of
  * columns of each, so that its sums over the range stay in registers; between its two looks at a
- * pack the block adds up the means. partial: [SUMS][ranges][C]. Reads x, dy, dx, writes dx:
+ * pack the block adds up the means. Where R > 1 the sums take most registers, and the packs are
+ * fetched again for the second look. partial: [SUMS][ranges][C]. Reads x, dy, dx, writes dx:
  * 310 MB, floor 72 us; with dbranch 90 us. BRANCH: dbranch or dls is wanted. */
 enum { SUM_DGAMMA, SUM_DBETA, SUM_DBIAS, SUM_DLS, SUMS };
 enum { NORM_THREADS = 512 }; /* at most, in a block and about in a multiprocessor */
@@ -563,39 +570,51 @@ __global__ void __launch_bounds__(NORM_THREADS)
                                   float *partial)
 {
     launched_within<NORM_THREADS>();
-    constexpr int M = NORM_ROWS<R>;
+    constexpr int M = NORM_ROWS<R>, HELD = R == 1 ? R : 0, PACKS = HELD ? HELD : 1;
     const int warps = (int)blockDim.x / 32, warp = (int)threadIdx.x / 32;
     const long end = range_begin(a.rows, blockIdx.x + 1, gridDim.x);
     float *room = dynamic_smem<float>(); /* [2][warps][2*M], used in turn */
-    float sum[SUMS][R][N] = {}, gamma[R][N] = {};
+    float sum[SUMS][R][N] = {}, gamma[PACKS][N] = {};
     const float per_column = 1.0f / (float)a.C;
-    auto column = [&](int j) { return (j * (int)blockDim.x + (int)threadIdx.x) * N; };
-    if constexpr (NORM)
-#pragma unroll
-        for (int j = 0; j < R; j++)
-            if (column(j) < a.C)
-                load(gamma[j], (const E *)a.gamma + column(j));
+    auto column = [&](int j) {
+        return (j * (int)blockDim.x + (HELD ? (int)threadIdx.x : made_here((int)threadIdx.x))) * N;
+    };
+    auto load_gamma = [&](int j) {
+        each<N>([&](int k) { gamma[HELD ? j : 0][k] = 0; });
+        if (column(j) < a.C)
+            load(gamma[HELD ? j : 0], (const E *)a.gamma + column(j));
+    };
+    if constexpr (NORM && HELD)
+        load_gamma(0);
 
     int turn = 0;
     for (long r0 = range_begin(a.rows, blockIdx.x, gridDim.x); r0 < end; r0 += M, turn ^= 1) {
-        Pack<E, N> x[M][R], dy[M][R], dx[M][R];
+        Pack<E, N> x[M][PACKS], dy[M][PACKS], dx[M][PACKS];
         float mean[M] = {}, rstd[M] = {}, total[2 * M] = {};
-#pragma unroll
-        for (int m = 0; m < M; m++) { /* the last row again, where there is none */
-            long r = r0 + m < end ? r0 + m : end - 1;
+        auto fetch = [&](int m, int j, bool for_means) {
+            long r = r0 + m < end ? r0 + m : end - 1;  /* the last row again, where there is none */
+            int col = column(j) < a.C ? column(j) : 0; /* beyond: times a gamma of 0 */
+            int at = HELD ? j : 0;
+            if (!for_means)
+                dx[m][at] = !NORM || !is_fresh(a, r)
+                                ? fetch_pack<E, N>(row_of<E>(a.dx, r) + col)
+                                : Pack<E, N>{};
             if constexpr (NORM) {
+                x[m][at] = fetch_pack<E, N>(row_of<E>(a.x, r) + col);
+                dy[m][at] = fetch_pack<E, N>(row_of<E>(a.dy, r) + col);
+                if (!HELD)
+                    load_gamma(j);
+            }
+        };
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+            if constexpr (NORM) {
+                long r = r0 + m < end ? r0 + m : end - 1;
                 mean[m] = ((const float *)a.mean)[r];
                 rstd[m] = ((const float *)a.rstd)[r];
             }
-#pragma unroll
-            for (int j = 0; j < R; j++) {
-                int col = column(j) < a.C ? column(j) : 0; /* beyond: times a gamma of 0 */
-                dx[m][j] = fetch_pack<E, N>(row_of<E>(a.dx, r) + col);
-                if constexpr (NORM) {
-                    x[m][j] = fetch_pack<E, N>(row_of<E>(a.x, r) + col);
-                    dy[m][j] = fetch_pack<E, N>(row_of<E>(a.dy, r) + col);
-                }
-            }
+            if constexpr (HELD)
+                fetch(m, 0, false);
         }
 
         if constexpr (NORM) { /* total[2m] = mean(g), total[2m+1] = mean(g n) of row r0 + m */
@@ -604,11 +623,16 @@ __global__ void __launch_bounds__(NORM_THREADS)
             for (int m = 0; m < M; m++) {
                 float g_sum = 0, gn_sum = 0;
 #pragma unroll
-                for (int i = 0; i < R * N; i++) {
-                    float n = (to_float(x[m][i / N].v[i % N]) - mean[m]) * rstd[m];
-                    float g = to_float(dy[m][i / N].v[i % N]) * gamma[i / N][i % N];
-                    g_sum += g;
-                    gn_sum += g * n;
+                for (int j = 0; j < R; j++) {
+                    const int at = HELD ? j : 0;
+                    if constexpr (!HELD)
+                        fetch(m, j, true);
+                    each<N>([&](int k) {
+                        float n = (to_float(x[m][at].v[k]) - mean[m]) * rstd[m];
+                        float g = to_float(dy[m][at].v[k]) * gamma[at][k];
+                        g_sum += g;
+                        gn_sum += g * n;
+                    });
                 }
                 g_sum = warp_sum(g_sum);
                 gn_sum = warp_sum(gn_sum);
@@ -632,17 +656,20 @@ __global__ void __launch_bounds__(NORM_THREADS)
             long r = r0 + m;
 #pragma unroll
             for (int j = 0; j < R; j++) {
-                int col = column(j);
+                const int col = column(j), at = HELD ? j : 0;
                 if (r >= end || col >= a.C)
                     continue;
+                if constexpr (!HELD)
+                    fetch(m, j, false);
                 float d[N];
-                Pack<E, N> stored = dx[m][j]; /* what is read as this layer's gradient */
+                Pack<E, N> stored = dx[m][at]; /* what is read as this layer's gradient */
                 unpack(d, stored);
                 if constexpr (NORM) {
                     each<N>([&](int k) {
-                        float n = (to_float(x[m][j].v[k]) - mean[m]) * rstd[m];
-                        float dyk = to_float(dy[m][j].v[k]);
-                        d[k] += rstd[m] * (dyk * gamma[j][k] - total[2 * m] - n * total[2 * m + 1]);
+                        float n = (to_float(x[m][at].v[k]) - mean[m]) * rstd[m];
+                        float dyk = to_float(dy[m][at].v[k]);
+                        d[k] +=
+                            rstd[m] * (dyk * gamma[at][k] - total[2 * m] - n * total[2 * m + 1]);
                         sum[SUM_DGAMMA][j][k] += dyk * n;
                         sum[SUM_DBETA][j][k] += dyk;
                     });
@@ -723,8 +750,7 @@ static void cuda_residual_norm_backward(const ResidualNorm *a)
 {
     Tensor none = {};
     bool wide = wide_access(a->C, a->dx.type, a->gamma ? a->x : none, a->gamma ? a->dy : none,
-                            a->dx, a->dbranch, a->dls ? a->branch : none, a->gamma, a->ls,
-                            a->drop);
+                            a->dx, a->dbranch, a->dls ? a->branch : none, a->gamma, a->ls, a->drop);
     by_pack(a->dx.type, wide, [&](auto e, auto width) {
         int packs = norm_packs(a->C, width);
         if (packs == 1)
@@ -946,7 +972,8 @@ static void cuda_head_norm_backward(const HeadNorm *a)
  * Linear layers: what the matrix product's epilogue does not do. GELU (Hendrycks & Gimpel 2016) is
  * x Phi(x), with Phi by erf, by its tanh approximation or by sigmoid(1.702 x). Where Phi is small,
  * 1 + erf and 1 + tanh cancel and would leave few of bf16's 8 bits below x = -4; the forms here
- * keep them, and cost less: one exponential and one reciprocal serve a function and its slope.
+ * keep them, and cost less: one exponential and one reciprocal serve a function and its slope, and
+ * in 16-bit types an exponential alone.
  *
  * HALVES is 2 for ACT_SWIGLU, whose rows have gates in the left half and values in the right one,
  * else 1. */
@@ -974,6 +1001,65 @@ __device__ inline float normal_below(float x, float e)
     return x < 0 ? tail : 1 - tail;
 }
 
+/* c0 + c1 u + c2 u^2 + ... */
+__device__ inline float polynomial(float, float c)
+{
+    return c;
+}
+template <class... C> __device__ inline float polynomial(float u, float c, C... more)
+{
+    return polynomial(u, more...) * u + c;
+}
+
+/* GELU by erf in 16-bit types, whose rounding hides what shorter polynomials miss. With u = |x|,
+ * the tail t(u) = Phi(-u) and h(u) = t - u phi(u), phi being the normal density:
+ *
+ *   gelu(x) = max(x, 0) - u t(u)         log2 t(u) is the first polynomial
+ *   gelu'(x) = h(u), or 1 - h(u) above 0       h(u) e^(u^2/2) the second one
+ *
+ * Our own fits, minimax on [0, 6]: of t to 2.6e-4 in bf16, 3e-5 in fp16, relative where u t(u) is
+ * above 1e-7; of h to 3.4e-4 and 2.6e-5, relative where |h| is above 1e-3. So before rounding gelu
+ * is within 0.07 ulp. Beyond 16 both are 0, and u stops there, lest a power overflow; NaN stays. */
+__device__ inline float log2_tail(bf16, float u)
+{
+    return polynomial(u, -1.00038218f, -1.14600372f, -0.470125496f, -0.0443369411f, 0.00480792532f,
+                      -0.000228220961f);
+}
+__device__ inline float log2_tail(fp16, float u)
+{
+    return polynomial(u, -1.00004327f, -1.15047884f, -0.460578471f, -0.0517568141f, 0.00740626687f,
+                      -0.000646581175f, 2.52131158e-05f);
+}
+__device__ inline float scaled_slope(bf16, float u)
+{
+    return polynomial(u, 0.499830484f, -0.794259012f, 0.23377645f, -0.101270042f, 0.0289907791f,
+                      -0.00470780581f, 0.000321075699f);
+}
+__device__ inline float scaled_slope(fp16, float u)
+{
+    return polynomial(u, 0.499986917f, -0.797443807f, 0.24711287f, -0.124813274f, 0.0499011278f,
+                      -0.014680177f, 0.00288478704f, -0.000330521725f, 1.64733174e-05f);
+}
+template <class E> __device__ inline float gelu_erf(float x)
+{
+    if constexpr (sizeof(E) == 2) {
+        float u = min_nan(fabsf(x), 16);
+        return fmaxf(x, 0) - u * ex2_approx(log2_tail(E(), u));
+    } else {
+        return x * normal_below(x, bell(x));
+    }
+}
+template <class E> __device__ inline float gelu_erf_slope(float x)
+{
+    if constexpr (sizeof(E) == 2) {
+        float u = min_nan(fabsf(x), 16), h = bell(u) * scaled_slope(E(), u);
+        return x < 0 ? h : 1 - h;
+    } else {
+        float e = bell(x);
+        return normal_below(x, e) + x * 0.398942280f * e;
+    }
+}
+
 /* 1 / (1 + e^-2u) and the same of -u, as (1 + tanh u) / 2 and (1 - tanh u) / 2 */
 __device__ inline void sigmoids(float u, float *plus, float *minus)
 {
@@ -988,7 +1074,8 @@ __device__ inline float gelu_tanh_inner(float x)
 }
 
 /* v[0] = act(v) */
-template <int HALVES, int N> __device__ inline void act_forward(float (&v)[HALVES][N], int act)
+template <class E, int HALVES, int N>
+__device__ inline void act_forward(float (&v)[HALVES][N], int act)
 {
     float plus, minus;
     if constexpr (HALVES == 2) {
@@ -997,7 +1084,7 @@ template <int HALVES, int N> __device__ inline void act_forward(float (&v)[HALVE
             v[0][k] *= plus * v[1][k];
         });
     } else if (act == ACT_GELU) {
-        each<N>([&](int k) { v[0][k] *= normal_below(v[0][k], bell(v[0][k])); });
+        each<N>([&](int k) { v[0][k] = gelu_erf<E>(v[0][k]); });
     } else if (act == ACT_GELU_TANH || act == ACT_QUICK_GELU) {
         each<N>([&](int k) {
             sigmoids(act == ACT_QUICK_GELU ? 0.851f * v[0][k] : gelu_tanh_inner(v[0][k]), &plus,
@@ -1011,7 +1098,7 @@ template <int HALVES, int N> __device__ inline void act_forward(float (&v)[HALVE
 
 /* d *= act'(x). Of two halves, d comes with the gradient of y in its right one; with x = (g, v) and
  * s = sigmoid(g), it becomes d v (s + g s (1 - s)) and d g s. */
-template <int HALVES, int N>
+template <class E, int HALVES, int N>
 __device__ inline void act_backward(float (&d)[HALVES][N], const float (&x)[HALVES][N], int act)
 {
     float plus, minus;
@@ -1023,10 +1110,7 @@ __device__ inline void act_backward(float (&d)[HALVES][N], const float (&x)[HALV
             d[1][k] = dy * g * plus;
         });
     } else if (act == ACT_GELU) {
-        each<N>([&](int k) {
-            float e = bell(x[0][k]);
-            d[0][k] *= normal_below(x[0][k], e) + x[0][k] * 0.398942280f * e;
-        });
+        each<N>([&](int k) { d[0][k] *= gelu_erf_slope<E>(x[0][k]); });
     } else if (act == ACT_GELU_TANH) {
         each<N>([&](int k) {
             float inner = 0.797884561f * (1 + 3 * 0.044715f * x[0][k] * x[0][k]);
@@ -1096,7 +1180,7 @@ __global__ void linear_tail_kernel(LinearForward a, Tensor product, const E *bia
                 if (bias && product.p != a.y.p)
                     unpack(pre[h], store(row_of<E>(product, r) + h * a.out + col, pre[h]));
             });
-            act_forward(pre, a.act);
+            act_forward<E>(pre, a.act);
             if (mask.keep)
                 drop_pack(v, mask, state, mask.element((int)r % a.tokens, (int)col),
                           (uint32_t)((int)r / a.tokens));
@@ -1159,7 +1243,7 @@ __global__ void __launch_bounds__(TAIL_THREADS, HALVES == 2 ? 5 : 8)
             if (mask.keep)
                 drop_pack(d[HALVES - 1], mask, state, mask.element((int)r % a.tokens, (int)col),
                           (uint32_t)((int)r / a.tokens));
-            act_backward(d, x, a.act);
+            act_backward<E>(d, x, a.act);
             each<HALVES>([&](int h) {
                 unpack(d[h], store(row_of<E>(a.dx, r) + h * a.in + col, d[h]));
                 each<N>([&](int k) { sum[h][k] += d[h][k]; });

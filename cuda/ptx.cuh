@@ -288,3 +288,25 @@ __device__ __forceinline__ float ex2_approx(float x)
     return y;
 #endif
 }
+
+/* The smaller one, or NaN where either is: fminf would take the other. */
+__device__ __forceinline__ float min_nan(float x, float y)
+{
+#ifdef CUDA_ON_CPU
+    return x < y || x != x ? x : y;
+#else
+    float z;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+    return z;
+#endif
+}
+
+/* x, hidden from the compiler: what is made of it in a loop is made there each time, and is not kept
+ * in registers that are needed for other things. */
+__device__ __forceinline__ int made_here(int x)
+{
+#ifndef CUDA_ON_CPU
+    asm volatile("mov.b32 %0, %0;" : "+r"(x));
+#endif
+    return x;
+}

@@ -1169,7 +1169,8 @@ static void test_repeats(void)
     data_close(d);
 }
 
-/* A reader that waits gets more workers, up to the limit; one that does not keeps the first. */
+/* A reader that waits gets more workers, up to the limit; one that does not keeps the first, or all
+ * that it has asked for at once. */
 static void test_automatic_workers(void)
 {
     Error e;
@@ -1179,6 +1180,10 @@ static void test_automatic_workers(void)
     Dataset *d = data_open(&o, &e);
     if (!CHECK(d != NULL, "%s", e.what))
         return;
+    Loader *all = loader_open(
+        d, &(LoaderOptions){.batch = 16, .end = 400, .max_workers = 3, .at_once = true});
+    CHECK(loader_stats(all).workers == 3, "%d workers", loader_stats(all).workers);
+    loader_close(all);
     for (int slow = 0; slow < 2; slow++) {
         Loader *l = loader_open(
             d, &(LoaderOptions){.batch = 16, .end = slow ? 400 : 4000, .max_workers = 3});

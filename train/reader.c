@@ -1,9 +1,9 @@
 /* reader.c - pictures that are named, decoded ahead. See reader.h.
  *
- * A ring of places: a thread takes the next name and the next place, decodes, and marks the place as
- * ready; who reads takes places in their order. A damaged picture is a place too. A list on standard
- * input may be slow, so names have a lock of their own: whoever waits for one holds up no picture
- * that is ready.
+ * A ring of places: a thread takes the next name and the next place, decodes, and marks the place
+ * as ready; who reads takes places in their order. A damaged picture is a place too. A list on
+ * standard input may be slow, so names have a lock of their own: whoever waits for one holds up no
+ * picture that is ready.
  *
  * Read in this order: names, threads, reading.
  */
