@@ -215,7 +215,8 @@ struct Augmentation {
 };
 
 static const char *const policies[] = {
-    "imagenet", "imagenet-v0", "rand-m9-n2-mstd0.5-inc1", "randaug(2,15)", "3-augment", "none", NULL};
+    "imagenet", "imagenet-v0", "rand-m9-n2-mstd0.5-inc1", "randaug(2,15)", "3-augment",
+    "none",     NULL};
 
 /* A number at *at, which moves behind it. */
 static bool number(const char **at, double *out)
@@ -332,9 +333,10 @@ static bool read_policy(Augmentation *a, const char *text, Error *e)
         return read_timm(a, text, e);
     const char *near = nearest(text, policies);
     char hint[200];
-    snprintf(hint, sizeof hint,
-             "%s%s%schoose imagenet, imagenet-v0, rand-m9-n2-mstd0.5-inc1, randaug(2,15) or 3-augment",
-             near ? "did you mean " : "", near ? near : "", near ? "? " : "");
+    snprintf(
+        hint, sizeof hint,
+        "%s%s%schoose imagenet, imagenet-v0, rand-m9-n2-mstd0.5-inc1, randaug(2,15) or 3-augment",
+        near ? "did you mean " : "", near ? near : "", near ? "? " : "");
     return fail(e, hint, "no --auto-augment is called '%s'", text);
 }
 

@@ -1,10 +1,10 @@
 /* pixels.c - one change of an image's pixels: levels, colours, sharpness, blur, geometry.
  *
  * Bit for bit what Pillow computes (ImageOps, ImageEnhance, GaussianBlur, Image.transform and
- * Image.rotate, and the HSV conversion around torchvision's adjust_hue), with its rounding: bytes between operations,
- * float in blends, double in geometry. Loops are written so that a compiler makes vectors of them:
- * over bytes where a channel needs no neighbour, else over runs of RUN pixels taken apart into
- * channels.
+ * Image.rotate, and the HSV conversion around torchvision's adjust_hue), with its rounding: bytes
+ * between operations, float in blends, double in geometry. Loops are written so that a compiler
+ * makes vectors of them: over bytes where a channel needs no neighbour, else over runs of RUN
+ * pixels taken apart into channels.
  *
  * Not here: which change an image gets, and how strong (augment.c).
  * Order: levels; blends; blur; hue; geometry; the table of operations.

@@ -275,12 +275,13 @@ Resize resize_of_eval(int w, int h, const Preprocess *p)
     return r;
 }
 
-/* Of `in` pixels resized to `size`, n from a random place on. Images of up to 2 MIRRORED pixels have
- * less of a border: what is mirrored must be there. */
+/* Of `in` pixels resized to `size`, n from a random place on. Images of up to 2 MIRRORED pixels
+ * have less of a border: what is mirrored must be there. */
 static Span anywhere(RngStream *rng, int in, long size, int n)
 {
     int border = n > 2 * MIRRORED ? MIRRORED : (n - 1) / 2;
-    long at = rng_below(rng, (int)(size + 2 * border - n + 1)) - border; /* in the resized picture */
+    long at =
+        rng_below(rng, (int)(size + 2 * border - n + 1)) - border; /* in the resized picture */
     Span s = {0, in, 0, in, size, at > 0 ? at : 0, n, at < 0 ? (int)-at : 0};
     s.n -= s.pad;
     if (s.start + s.n > size)

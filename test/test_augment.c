@@ -124,9 +124,9 @@ static void test_neutral(void)
     static const struct {
         int op;
         double m;
-    } neutral[] = {{OP_IDENTITY, 3},   {OP_POSTERIZE, 8}, {OP_SOLARIZE, 256}, {OP_SOLARIZE_ADD, 0},
-                   {OP_BRIGHTNESS, 1}, {OP_CONTRAST, 1},  {OP_COLOR, 1},      {OP_SHARPNESS, 1},
-                   {OP_ROTATE, 0},     {OP_ROTATE, 360},  {OP_SHEAR_X, 0},    {OP_SHEAR_Y, 0},
+    } neutral[] = {{OP_IDENTITY, 3},    {OP_POSTERIZE, 8}, {OP_SOLARIZE, 256}, {OP_SOLARIZE_ADD, 0},
+                   {OP_BRIGHTNESS, 1},  {OP_CONTRAST, 1},  {OP_COLOR, 1},      {OP_SHARPNESS, 1},
+                   {OP_ROTATE, 0},      {OP_ROTATE, 360},  {OP_SHEAR_X, 0},    {OP_SHEAR_Y, 0},
                    {OP_TRANSLATE_X, 0}, {OP_BLUR, 0}};
     for (int s = 0; s < COUNT(sizes); s++) {
         int w = sizes[s][0], h = sizes[s][1];
@@ -239,28 +239,17 @@ static void test_blur(void)
         double deviation;
         uint64_t hash;
     } pillow[] = {
-        {31, 23, 0.1, 0xfc3d83da0b1c7578u},
-        {31, 23, 0.5, 0x2ae5b286b839ce5au},
-        {31, 23, 1, 0x75fc6c138ad404feu},
-        {31, 23, 1.3, 0x217f02f6ab63e243u},
-        {31, 23, 2, 0xc7e09ce4c0e3c2f8u},
-        {31, 23, 7.5, 0x53efd39e952e15d0u},
-        {1, 9, 0.1, 0xdeecd54dd19d35e9u},
-        {1, 9, 0.5, 0xd96224964188a95du},
-        {1, 9, 1, 0x3f8dfcb4c03abcccu},
-        {1, 9, 1.3, 0x009d120bb2735dd3u},
-        {1, 9, 2, 0xce74598e7da4adffu},
-        {1, 9, 7.5, 0xec878f7f790c62fdu},
-        {224, 3, 0.1, 0x4d3e0abe4528c7f0u},
-        {224, 3, 0.5, 0x3ece8c19e6376e29u},
-        {224, 3, 1, 0x2a48ddea10661c46u},
-        {224, 3, 1.3, 0x1d69148e24942dc4u},
-        {224, 3, 2, 0x5c11238c68372d93u},
-        {224, 3, 7.5, 0xe497761d98137502u},
-        {2, 2, 0.1, 0x62b399aa2fe03f71u},
-        {2, 2, 0.5, 0x4c16cbf78a05ccf9u},
-        {2, 2, 1, 0x728fa7377e4db909u},
-        {2, 2, 1.3, 0x10526463adcd3eb9u},
+        {31, 23, 0.1, 0xfc3d83da0b1c7578u}, {31, 23, 0.5, 0x2ae5b286b839ce5au},
+        {31, 23, 1, 0x75fc6c138ad404feu},   {31, 23, 1.3, 0x217f02f6ab63e243u},
+        {31, 23, 2, 0xc7e09ce4c0e3c2f8u},   {31, 23, 7.5, 0x53efd39e952e15d0u},
+        {1, 9, 0.1, 0xdeecd54dd19d35e9u},   {1, 9, 0.5, 0xd96224964188a95du},
+        {1, 9, 1, 0x3f8dfcb4c03abcccu},     {1, 9, 1.3, 0x009d120bb2735dd3u},
+        {1, 9, 2, 0xce74598e7da4adffu},     {1, 9, 7.5, 0xec878f7f790c62fdu},
+        {224, 3, 0.1, 0x4d3e0abe4528c7f0u}, {224, 3, 0.5, 0x3ece8c19e6376e29u},
+        {224, 3, 1, 0x2a48ddea10661c46u},   {224, 3, 1.3, 0x1d69148e24942dc4u},
+        {224, 3, 2, 0x5c11238c68372d93u},   {224, 3, 7.5, 0xe497761d98137502u},
+        {2, 2, 0.1, 0x62b399aa2fe03f71u},   {2, 2, 0.5, 0x4c16cbf78a05ccf9u},
+        {2, 2, 1, 0x728fa7377e4db909u},     {2, 2, 1.3, 0x10526463adcd3eb9u},
         {2, 2, 2, 0x9363a361a1158ce5u},
     };
     for (int i = 0; i < COUNT(pillow); i++) {
@@ -823,8 +812,14 @@ static void test_samples(void)
  * image around: each of the places as often as the others, flipped half the time. */
 static void test_simple_crop(void)
 {
-    enum { W = 40, H = 30, WIDE = SIDE * W / H, PLACES_X = WIDE + 8 - SIDE + 1, PLACES_Y = 9,
-           N = 100 * PLACES_X * PLACES_Y };
+    enum {
+        W = 40,
+        H = 30,
+        WIDE = SIDE * W / H,
+        PLACES_X = WIDE + 8 - SIDE + 1,
+        PLACES_Y = 9,
+        N = 100 * PLACES_X * PLACES_Y
+    };
     static int count[2][PLACES_Y][PLACES_X];
     static uint8_t want[2][PLACES_Y][PLACES_X][BYTES];
     uint8_t *in = noise(W, H, 8), got[BYTES], whole[3 * WIDE * SIDE];

@@ -119,8 +119,9 @@ static void test_training(int opt, int frozen, int position)
             long at = p->offset;
             bool same = memcmp(was + at, is + at, (size_t)p->n * sizeof *is) == 0;
             bool fixed = position != POSITION_LEARNED && strcmp(p->name, "pos_embed") == 0;
-            CHECK(same == (fixed || rate_of(p->name, 0.5, frozen) == 0), "optimiser %d, %d frozen, %s: %s",
-                  opt, frozen, p->name, same ? "has not moved" : "has moved");
+            CHECK(same == (fixed || rate_of(p->name, 0.5, frozen) == 0),
+                  "optimiser %d, %d frozen, %s: %s", opt, frozen, p->name,
+                  same ? "has not moved" : "has moved");
         }
     }
     real table[2 * 16]; /* of the class token, and the first patch */
@@ -147,10 +148,9 @@ static const double timm_cos[3][4] = {{1, 1, 1, 1},
                                       {-0.4161468, 0.9800666, 0.9998, 0.999998}};
 /* The last row of big_vision's posemb_sincos_2d(2, 3, 16), by numpy in double. */
 static const double big_vision[16] = {
-    9.09297427e-01,  9.26985008e-02, 4.30885605e-03, 1.99999999e-04,
-    -4.16146837e-01, 9.95694224e-01, 9.99990717e-01, 9.99999980e-01,
-    8.41470985e-01,  4.63992235e-02, 2.15443302e-03, 9.99999998e-05,
-    5.40302306e-01,  9.98922976e-01, 9.99997679e-01, 9.99999995e-01};
+    9.09297427e-01, 9.26985008e-02, 4.30885605e-03, 1.99999999e-04, -4.16146837e-01, 9.95694224e-01,
+    9.99990717e-01, 9.99999980e-01, 8.41470985e-01, 4.63992235e-02, 2.15443302e-03,  9.99999998e-05,
+    5.40302306e-01, 9.98922976e-01, 9.99997679e-01, 9.99999995e-01};
 
 static void test_positions(void)
 {
@@ -161,7 +161,7 @@ static void test_positions(void)
     param_positions(&c, POSITION_SINCOS, 0, ROWS * C, all);
     for (int i = 0; i < ROWS * C; i++) {
         int patch = i / C - 2, part = i % C / 4, k = i % 4, x = patch % 3, y = patch / 3;
-        const double (*table)[4] = part % 2 ? timm_cos : timm_sin;
+        const double(*table)[4] = part % 2 ? timm_cos : timm_sin;
         double want = patch < 0 ? 0 : table[part < 2 ? x : y][k];
         CHECK(fabs((double)all[i] - want) < 1e-6, "row %d, column %d: %g", i / C, i % C,
               (double)all[i]);

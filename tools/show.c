@@ -55,8 +55,8 @@ typedef struct {
     dev *patches;             /* [group * Np, 3*P*P] */
     uint8_t *seen;            /* [group, H, W, 3] */
     Sheet sheet;              /* where they are drawn; or */
-    FileWriter *array;        /* an array [count, H, W, 3] of bytes, and of its labels a line each: */
-    FILE *labels;             /* "3 bees" */
+    FileWriter *array; /* an array [count, H, W, 3] of bytes, and of its labels a line each: */
+    FILE *labels;      /* "3 bees" */
     char *labels_text;
     size_t labels_bytes;
 } Viewer;

@@ -361,8 +361,8 @@ static void replace_others(Options *o, const Field *f)
         o->val_fraction = 0;
     if (strcmp(f->name, "val_fraction") == 0 && o->val_fraction > 0)
         set(o, find("val_data"), "", "", "", NULL);
-    /* the default of weight_decay is of a decoupled one: 0.05 of a weight through the gradient wears
-     * pretrained weights away within some hundred steps */
+    /* the default of weight_decay is of a decoupled one: 0.05 of a weight through the gradient
+     * wears pretrained weights away within some hundred steps */
     const Field *decay = find("weight_decay");
     bool decoupled = o->opt == OPT_ADAMW || o->opt == OPT_LAMB;
     if (strcmp(f->name, "opt") == 0 && !o->given[decay - fields])

@@ -287,7 +287,8 @@ static void check_options(const Options *o)
     if (o->tta && o->pp > 1)
         die_usage("leave --pp or --tta out", "--tta: the last of %ld stages has no images", o->pp);
     if (o->target_threshold == 0 && o->label_smoothing > 0)
-        die_usage("give --label-smoothing 0", "--target-threshold 0: smoothed targets are all above 0");
+        die_usage("give --label-smoothing 0",
+                  "--target-threshold 0: smoothed targets are all above 0");
     if (o->epochs <= 0 && o->steps == 0)
         die_usage("give --epochs above 0, or --steps", "--epochs %g trains nothing", o->epochs);
 }
@@ -422,10 +423,11 @@ static void check_config(const Session *s)
         c.classes = 1;
     check_usage(vit_config_check(&c, &why));
     if (s->o.position != POSITION_LEARNED && (c.width % 4 || c.width < 8))
-        die_usage("give --width such a number, or --position learned",
-                  "--position: sines and cosines of two axes take a multiple of four from 8 on, not "
-                  "a width of %d",
-                  c.width);
+        die_usage(
+            "give --width such a number, or --position learned",
+            "--position: sines and cosines of two axes take a multiple of four from 8 on, not "
+            "a width of %d",
+            c.width);
 }
 
 /* One process at a time trains in a directory: checkpoints of two would mix. */

@@ -10,7 +10,8 @@ void npy_header(char out[NPY_HEADER], const char *type, const long *shape, int n
     char sizes[48] = "", text[NPY_HEADER - 10];
     int at = 0;
     for (int i = 0; i < n; i++)
-        at += snprintf(sizes + at, sizeof sizes - (size_t)at, i + 1 < n ? "%ld, " : "%ld", shape[i]);
+        at +=
+            snprintf(sizes + at, sizeof sizes - (size_t)at, i + 1 < n ? "%ld, " : "%ld", shape[i]);
     if (n == 1) /* a tuple of one */
         snprintf(sizes + at, sizeof sizes - (size_t)at, ",");
     snprintf(text, sizeof text, "{'descr': '%s', 'fortran_order': False, 'shape': (%s), }", type,

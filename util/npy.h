@@ -1,4 +1,5 @@
-/* npy.h - the header of an array as numpy saves it (format 1.0); the elements follow, row by row. */
+/* npy.h - the header of an array as numpy saves it (format 1.0); the elements follow, row by row.
+ */
 #pragma once
 
 #include "util/util.h"
