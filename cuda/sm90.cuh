@@ -441,9 +441,9 @@ __device__ __forceinline__ void stmatrix_x4(void *row, const uint32_t (&r)[4] SM
 }
 /* A kernel that was launched by launch_dependent() may run while the one before it in the stream
  * still does. It must not read what that one writes, nor write what that one uses, before this. */
-__device__ __forceinline__ void dependent_wait()
+__device__ __forceinline__ void dependent_wait(SM90_LINE1)
 {
-    SM90(asm volatile("griddepcontrol.wait;" ::: "memory"), standin::dependent_wait());
+    SM90(asm volatile("griddepcontrol.wait;" ::: "memory"), standin::dependent_wait(line));
 }
 /* The next kernel may begin once every block has said so or ended. */
 __device__ __forceinline__ void dependent_launch()
