@@ -223,8 +223,8 @@ template <int R> __device__ __forceinline__ void wgmma_pin([[maybe_unused]] floa
 #endif
 }
 /* Before the first product, and again where ordinary code has touched since what products use of
- * registers: name all accumulators. (Products of one shape may follow each other on one d without.)
- */
+ * registers, A too: name all accumulators. (Products of one shape may follow each other on one d
+ * without. Where ptxas says that it has added one, C7519, this stands too early.) */
 template <int... R> __device__ __forceinline__ void wgmma_fence(float (&...d)[R])
 {
     (wgmma_pin(d), ...);

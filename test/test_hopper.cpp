@@ -311,11 +311,10 @@ __global__ void one_product(const uint4 *image, int chunks, uint64_t a_layout, u
     for (int i = 0; i < N / 2; i++)
         d[i] = 1;
     uint32_t a[4] = {};
+    for (int i = 0; registers && i < 4; i++)
+        a[i] = registers[4 * t + i];
     wgmma_fence(d);
     for (int k = 0; k < times; k++) {
-        if (registers)
-            for (int i = 0; i < 4; i++)
-                a[i] = registers[4 * t + i];
         if (!registers)
             wgmma<A, B, mn_a, mn_b>(d, base + a_layout, base + b_layout, k > 0);
         else if constexpr (!mn_a)
@@ -720,6 +719,19 @@ static void test_whole_product()
     CHECK(multiplies<none>(256, 128, 320, 12));
     CHECK(multiplies<none>(200, 120, 200, 12)); /* edges: rows, columns, k */
 }
+/* A in registers is made anew for the second product, and no fence tells it. */
+__global__ void a_written(float *out)
+{
+    float d[4];
+    uint32_t a[4] = {1, 2, 3, 4};
+    wgmma_fence(d);
+    wgmma<bf16, bf16>(d, a, wgmma_operand(dynamic_tiles<char>(), SWIZZLE_NONE, 128), false);
+    a[0] = 5;
+    wgmma<bf16, bf16>(d, a, wgmma_operand(dynamic_tiles<char>(), SWIZZLE_NONE, 128), true);
+    wgmma_commit();
+    wgmma_wait<0>(d);
+    out[threadIdx.x] = d[0];
+}
 __global__ void initialises(int)
 {
     mbarrier_init(dynamic_tiles<uint64_t>(), 1);
@@ -735,9 +747,12 @@ static int scenario(const std::string &name)
     }
     MISTAKES(X)
 #undef X
-    if (name != "old_gpu")
+    if (name == "old_gpu")
+        launch(initialises, 1, 1, 64, nullptr, 0);
+    else if (name == "a_written")
+        launch(a_written, 1, 128, 4096, nullptr, device(std::vector<float>(128)));
+    else
         return 2;
-    launch(initialises, 1, 1, 64, nullptr, 0);
     return cudaDeviceSynchronize() != cudaSuccess;
 }
 static void test_mistakes()
@@ -747,6 +762,7 @@ static void test_mistakes()
         must_die(#mistake, words);
     MISTAKES(X)
 #undef X
+    must_die("a_written", "A in registers was written since wgmma_fence()");
     must_die("old_gpu", "sm_90a on a GPU of compute capability 8.0", "VIT_STANDIN_SM=80");
 }
 

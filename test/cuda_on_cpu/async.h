@@ -108,6 +108,10 @@ struct Flight { /* registers that products under way write */
     std::shared_ptr<Accumulator> m;
     unsigned long last; /* product */
 };
+struct Registers { /* A, as a product since the last fence has read it */
+    const void *at;
+    uint32_t a[4];
+};
 struct AsyncThread {
     std::vector<Store> stores;
     unsigned store_groups;
@@ -115,6 +119,7 @@ struct AsyncThread {
     unsigned long issued;             /* products */
     std::deque<unsigned long> groups; /* `issued` at each commit */
     std::vector<Flight> flights;
+    std::vector<Registers> read;
     unsigned long waits_for; /* all before this product to be issued; 0: nothing */
     char detail[128];        /* of what it waits for */
 };

@@ -239,6 +239,17 @@ static LateProduct &next_product(WarpGroup &g, const AsyncThread &t, const Produ
     return l;
 }
 
+/* A from registers, copied: the compiler gives what is written later other registers. */
+static void keep_registers(AsyncThread &t, LateProduct &l, const Product &p)
+{
+    for (const Registers &r : t.read)
+        if (r.at == p.registers_at && memcmp(r.a, p.registers, sizeof r.a))
+            block_error(self(), "A in registers was written since wgmma_fence()");
+    t.read.push_back({p.registers_at, {}});
+    memcpy(t.read.back().a, p.registers, sizeof p.registers);
+    memcpy(&l.a[size_t(self() % 128 * 4)], p.registers, sizeof p.registers);
+}
+
 static void wake_waiting(Async &a, int group, unsigned long issued)
 {
     for (int i = group * 128; i < group * 128 + 128; i++) {
@@ -277,7 +288,7 @@ void wgmma_issue(float *d, const Product &p, int line)
     if (first)
         take_over(p, *l.d, d);
     if (p.a_in_registers)
-        std::copy(p.registers, p.registers + 4, &l.a[size_t(self() % 128 * 4)]);
+        keep_registers(t, l, p);
     f.last = ++t.issued;
     if (++l.issued < 128)
         return;
@@ -292,7 +303,9 @@ void wgmma_issue(float *d, const Product &p, int line)
 
 void wgmma_fence()
 {
-    async().threads[size_t(self())].fenced = true;
+    AsyncThread &t = async().threads[size_t(self())];
+    t.fenced = true;
+    t.read.clear();
 }
 void wgmma_commit()
 {
