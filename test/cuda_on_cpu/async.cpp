@@ -1,9 +1,10 @@
-/* async.cpp - mbarriers, tensor copies, named barriers and what else belongs to Hopper but products.
+/* async.cpp - mbarriers, tensor copies, named barriers and what else belongs to Hopper but
+ * products.
  *
  * A copy to shared memory fills its destination with 0xFF bytes when it is issued, and happens, by
  * the seed of the block, at once, at some later time, or when no thread can go on without: then
- * copies under way happen in a random order. A copy to global memory reads shared memory when that is
- * waited for, and writes when that is waited for or its thread ends.
+ * copies under way happen in a random order. A copy to global memory reads shared memory when that
+ * is waited for, and writes when that is waited for or its thread ends.
  *
  * Read: async(), the two images of shared memory; mbarriers; maps; copies; the rest.
  */
@@ -29,8 +30,10 @@ Async &async()
     if (a.active)
         return a;
     if (capability() != 90)
-        block_error(self(), "instructions of sm_90a on a GPU of compute capability %d.%d: "
-                            "VIT_STANDIN_SM=90", capability() / 10, capability() % 10);
+        block_error(self(),
+                    "instructions of sm_90a on a GPU of compute capability %d.%d: "
+                    "VIT_STANDIN_SM=90",
+                    capability() / 10, capability() % 10);
     a.active = true;
     a.proxy.assign(b.bytes, char(0xFF));
     a.timing = b.random->below(2) ? LATE : Timing(1 + b.random->below(2));
@@ -178,7 +181,8 @@ static uint32_t element_bytes(CUtensorMapDataType type)
     static const uint32_t bytes[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2};
     return unsigned(type) < sizeof bytes / sizeof *bytes ? bytes[type] : 0;
 }
-/* What the driver asks for; where a box is narrower than its swizzle, its layout is not modelled. */
+/* What the driver asks for; where a box is narrower than its swizzle, its layout is not modelled.
+ */
 static bool valid(const TensorMap &m)
 {
     if (!m.element || m.dimensions < 2 || m.dimensions > 3 || uintptr_t(m.address) % 16)
@@ -301,8 +305,10 @@ static void happen(Load l)
         uint32_t address = chunk_address(l.map, l.to, offset / 16 * 16) + offset % 16;
         for (char *to : {shared(address, n), proxy(address)}) {
             if (!untouched(to, n))
-                block_error(l.thread, "the destination of the tensor copy of line %d was written "
-                                      "while that was under way", l.line);
+                block_error(l.thread,
+                            "the destination of the tensor copy of line %d was written "
+                            "while that was under way",
+                            l.line);
             if (from)
                 memcpy(to, from, n);
             else
@@ -349,8 +355,10 @@ static void read_box(Store &s)
     each_piece(s.map, s.place, [&](uint32_t offset, const char *to, uint32_t n) {
         uint32_t address = chunk_address(s.map, s.from, offset / 16 * 16) + offset % 16;
         if (to && memcmp(shared(address, n), proxy(address), n))
-            block_error(self(), "the tensor store of line %d reads what was written without "
-                                "fence_proxy_async(), or before it was waited for", s.line);
+            block_error(self(),
+                        "the tensor store of line %d reads what was written without "
+                        "fence_proxy_async(), or before it was waited for",
+                        s.line);
         memcpy(&s.data[offset], proxy(address), n);
     });
 }
@@ -478,10 +486,6 @@ void stmatrix_x4(void *row, const uint32_t (&r)[4], int line)
     memcpy(row, m.row, sizeof m.row);
 }
 
-void dependent_wait()
-{
-}
-
 /* ------------------------------------------------------------------------------------------------
  * For kernel.cpp. */
 
@@ -510,8 +514,10 @@ void async_leave(Async *a)
     products_leave(t);
     for (Store &s : t.stores) {
         if (!s.read)
-            block_error(self(), "leaves the kernel while the tensor store of line %d may still "
-                                "read shared memory", s.line);
+            block_error(self(),
+                        "leaves the kernel while the tensor store of line %d may still "
+                        "read shared memory",
+                        s.line);
         write_box(s);
     }
     t.stores.clear();
