@@ -439,6 +439,16 @@ part_correct() {
         check "ops, $type" 100 env TEST_FULL=1 build/gpu/test_ops --backend cuda --type $type
         check "goldens, $type" 60 build/gpu/test_golden --backend cuda --type $type "${files[@]}"
     done
+    if [ "$(smi compute_cap | head -n 1)" = 9.0 ]; then # products of our own, wherever they can be
+        for type in bf16 fp16; do
+            for way in 0 1; do
+                check "ops by own products ($way), $type" 60 env TEST_FULL=1 VIT_GEMM=sm90:$way \
+                    build/gpu/test_ops --backend cuda --type $type
+            done
+            check "goldens by own products, $type" 60 env VIT_GEMM=sm90 \
+                build/gpu/test_golden --backend cuda --type $type "${files[@]}"
+        done
+    fi
     for type in fp32 tf32 bf16 fp16; do
         before "20 steps again, $type" "10 steps, resumed for 10, $type" && continue
         local a=$tmp/$type-a b=$tmp/$type-b c=$tmp/$type-c
