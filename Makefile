@@ -219,8 +219,8 @@ CUDA_TESTS := "$(STANDIN)/test_cuda_on_cpu" "$(STANDIN)/test_cuda_ranks" \
   "$(STANDIN)/test_bf16" \
   "test/test_cuda.sh $(STANDIN)/train_gpu $(PROGRAM) $(SHARED) $(GPUPROGRAM)"
 
-# The CPU's backend of bf16, multiplying in both of its ways whatever this machine is fast at.
-CPU_BF16 := $(foreach p,floats pairs, \
+# The CPU's backend of bf16, multiplying in each of its ways whatever this machine is fast at.
+CPU_BF16 := $(foreach p,floats pairs onednn, \
   "as ops bf16 by $p: VIT_BF16_PRODUCTS=$p $(BUILD)/test_ops --type bf16" \
   "as goldens bf16 by $p: VIT_BF16_PRODUCTS=$p $(BUILD)/test_golden --type bf16 $(GOLDEN) $(FIXTURES)") \
   $(call LAYOUTS,$(BUILD),--type bf16,cpu bf16,2)

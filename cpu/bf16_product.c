@@ -18,6 +18,7 @@
  */
 #include "cpu/bf16_product.h"
 
+#include "cpu/bf16_onednn.h"
 #include "cpu/bf16_ops.h"
 #include "util/util.h"
 
@@ -289,7 +290,7 @@ static void make_block(const Product *p, const Room *room, int thread, Block *bl
 }
 
 /* Rows of a block: as many blocks as make them equal for two or four threads */
-static int block_rows(int M)
+int bf16_block_rows(int M)
 {
     int blocks = (M + BLOCK_ROWS - 1) / BLOCK_ROWS, even = (int)round_up(blocks, 4);
     return (int)round_up((M + even - 1) / even, MR);
@@ -297,16 +298,20 @@ static int block_rows(int M)
 
 int bf16_row_blocks(int M)
 {
-    return (M + block_rows(M) - 1) / block_rows(M);
+    return (M + bf16_block_rows(M) - 1) / bf16_block_rows(M);
 }
 
 void bf16_product(const Product *p)
 {
     int per = bf16_per_unit(), step_blocks = (int)round_up(p->K, KC * per) / (KC * per);
     int panels = (int)round_up(p->N, NR) / NR, threads = omp_get_max_threads();
-    int down = bf16_row_blocks(p->M), rows = block_rows(p->M);
+    int down = bf16_row_blocks(p->M), rows = bf16_block_rows(p->M);
     int across = (p->N + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
     int groups = (panels + TOGETHER - 1) / TOGETHER;
+    if (by == PRODUCTS_ONEDNN) {
+        onednn_product(p);
+        return;
+    }
     Room room = {.a_size = (long)(BLOCK_ROWS / MR + 1) * A_SIZE,
                  .c_size = (long)BLOCK_ROWS * BLOCK_COLUMNS};
     size_t b_size = (size_t)panels * (size_t)step_blocks * B_SIZE;

@@ -27,12 +27,14 @@ typedef struct {
 } Product;
 
 void bf16_product(const Product *p);
-/* How many blocks of rows a product of M rows has */
+/* How many rows a block of a product of M rows has, and how many such blocks there are */
+int bf16_block_rows(int M);
 int bf16_row_blocks(int M);
 
-/* How products are made: by instructions that multiply pairs of bf16, or by fp32's, of operands
- * that are widened on their way to them: the same numbers, added in another order. */
-enum { PRODUCTS_FLOATS, PRODUCTS_PAIRS };
+/* How products are made: by fp32's instructions, of operands that are widened on their way to them;
+ * by instructions that multiply pairs of bf16; or by oneDNN. The same numbers, added in other
+ * orders. */
+enum { PRODUCTS_FLOATS, PRODUCTS_PAIRS, PRODUCTS_ONEDNN };
 void bf16_products_by(int how);
 /* Numbers of bf16 in a unit of a packed operand: 1 or 2 */
 int bf16_per_unit(void);
