@@ -161,7 +161,7 @@ static void multiply(const Key *k, const void *a, const void *b, float *c)
 /* ------------------------------------------------------------------------------------------------
  * Stretches of rows and columns */
 
-enum { STRETCH = 8 }; /* blocks of rows that are multiplied together */
+enum { STRETCH = 32 * ROW_GROUP }; /* rows that are multiplied together */
 
 /* Number i of the element in row `row` and column `column` of an operand of the product */
 static const void *place(Tensor t, bool turned, long row, long column)
@@ -169,17 +169,16 @@ static const void *place(Tensor t, bool turned, long row, long column)
     return (const uint16_t *)t.p + (turned ? column * t.ld + row : row * t.ld + column);
 }
 
-static void hand_on(const Product *p, const float *c, int first, int n, int column, int columns)
+/* c: rows `row` .. `end` - 1 of the product */
+static void hand_on(const Product *p, const float *c, int row, int end, int column, int columns)
 {
-    int rows = bf16_block_rows(p->M);
 #pragma omp parallel for schedule(dynamic)
-    for (int i = 0; i < n; i++) {
-        Block block = {.c = c + (long)i * rows * BLOCK_COLUMNS,
-                       .number = first + i,
-                       .row = (first + i) * rows,
+    for (int r = row; r < end; r += ROW_GROUP) {
+        Block block = {.c = c + (long)(r - row) * BLOCK_COLUMNS,
+                       .row = r,
+                       .rows = end - r < ROW_GROUP ? end - r : ROW_GROUP,
                        .column = column,
                        .columns = columns};
-        block.rows = p->M - block.row < rows ? p->M - block.row : rows;
         p->take(p->op, &block);
     }
 }
@@ -187,23 +186,21 @@ static void hand_on(const Product *p, const float *c, int first, int n, int colu
 void onednn_product(const Product *p)
 {
     static float *c;
-    int rows = bf16_block_rows(p->M), blocks = bf16_row_blocks(p->M);
     if (!engine) {
         CHECK_DNNL(dnnl_engine_create(&engine, dnnl_cpu, 0));
         CHECK_DNNL(dnnl_stream_create(&stream, engine, dnnl_stream_default_flags));
-        c = xmalloc((size_t)STRETCH * BLOCK_ROWS * BLOCK_COLUMNS * sizeof *c);
+        c = xmalloc((size_t)STRETCH * BLOCK_COLUMNS * sizeof *c);
     }
     for (int column = 0; column < p->N; column += BLOCK_COLUMNS)
-        for (int first = 0; first < blocks; first += STRETCH) {
-            int n = blocks - first < STRETCH ? blocks - first : STRETCH, row = first * rows;
-            Key k = {.M = p->M - row < n * rows ? p->M - row : n * rows,
+        for (int row = 0; row < p->M; row += STRETCH) {
+            Key k = {.M = p->M - row < STRETCH ? p->M - row : STRETCH,
                      .N = p->N - column < BLOCK_COLUMNS ? p->N - column : BLOCK_COLUMNS,
                      .K = p->K,
                      .lda = p->a.ld,
                      .ldb = p->b.ld,
                      .turned = p->a_turned + 2 * p->b_turned};
             multiply(&k, place(p->a, p->a_turned, row, 0), place(p->b, p->b_turned, 0, column), c);
-            hand_on(p, c, first, n, column, (int)k.N);
+            hand_on(p, c, row, row + (int)k.M, column, (int)k.N);
         }
 }
 
