@@ -75,7 +75,7 @@ GPU_OBJ  := $(BUILD)/gpu/backend_cuda.o
 PTXAS    := $(BUILD)/gpu/backend_cuda.ptxas
 TESTS    := $(patsubst test/%.c,$(BUILD)/%,$(wildcard test/test_*.c)) \
             $(patsubst test/%.c,$(BUILD)/double/%,$(wildcard test/test_grad.c test/test_golden.c))
-STANDIN_TESTS := $(addprefix $(STANDIN)/,train_gpu test_ops test_golden test_layouts \
+STANDIN_TESTS := $(addprefix $(STANDIN)/,train_gpu test_ops test_golden test_layouts test_bf16 \
   test_cuda_on_cpu test_hopper test_cuda_ranks)
 # Fuzz targets, with sanitizers: under test/fuzz/driver.c by the compiler that is there, or under
 # libFuzzer by clang.
@@ -220,7 +220,14 @@ CUDA_TESTS := "$(STANDIN)/test_cuda_on_cpu" "$(STANDIN)/test_hopper" "$(STANDIN)
   "as goldens bf16 by own products: $(FORCED) $(STANDIN)/test_golden --backend cuda --type bf16 $(GOLDEN) $(FIXTURES)" \
   $(call LAYOUTS,$(STANDIN),--backend cuda,fp32,2) \
   $(call LAYOUTS,$(STANDIN),--backend cuda --type bf16,bf16,2) \
+  "$(STANDIN)/test_bf16" \
   "test/test_cuda.sh $(STANDIN)/train_gpu $(PROGRAM) $(SHARED) $(GPUPROGRAM)"
+
+# The CPU's backend of bf16, multiplying in each of its ways whatever this machine is fast at.
+CPU_BF16 := $(foreach p,floats pairs onednn, \
+  "as ops bf16 by $p: VIT_BF16_PRODUCTS=$p $(BUILD)/test_ops --type bf16" \
+  "as goldens bf16 by $p: VIT_BF16_PRODUCTS=$p $(BUILD)/test_golden --type bf16 $(GOLDEN) $(FIXTURES)") \
+  $(call LAYOUTS,$(BUILD),--type bf16,cpu bf16,2)
 
 test-cuda: report
 	$(SUB) BUILD=$(BUILD) $(PROGRAM) standin
@@ -239,6 +246,7 @@ test: report
 	  $(foreach t,$(filter %/test_golden,$(TESTS)),"$t $(GOLDEN) $(FIXTURES)") \
 	  $(if $(FIXTURES),,"skip: no PyTorch fixtures in $(SHARED)/fixtures") \
 	  $(call LAYOUTS,$(BUILD),,cpu,2 4) "$(BUILD)/test_resume" \
+	  $(CPU_BF16) \
 	  "test/test_layers.sh $(BUILD)" \
 	  "check scripts: command -v shellcheck || exit 77; $(SHELLCHECK)" \
 	  "test/test_pack.sh" \

@@ -1,14 +1,15 @@
 /* bench: how fast the model trains and infers, as a fraction of what the matrix product reaches.
  *
- *   build/bench [MODEL BATCH [ROUNDS]]     MODEL is a preset or `cifar`: Ti with patch 4 at 32x32,
- *                                          10 classes; without arguments: B/16, Ti/16 and cifar
+ *   build/bench [MODEL BATCH [ROUNDS [fp32|bf16]]]   MODEL is a preset or `cifar`: Ti with patch 4
+ *                                          at 32x32, 10 classes; without arguments: B/16, Ti/16 and
+ *                                          cifar
  *
  * One round times a training step, a forward pass, and then the bare matrix products of that step
  * (every linear layer's forward, input-gradient and weight-gradient shape, without epilogues), so
  * that all three see the same machine at the same time; medians over the rounds are printed.
  *   sgemm     FLOPs of those products / their time
  *   fraction  images/s * FLOPs per image / sgemm, attention counted in the FLOPs, training = 3
- * forward Each model runs in a process of its own, so that its peak memory is its own.
+ * forward, and in bf16 as well: what it is more than 1 is what bf16 is worth. Each model runs in a process of its own, so that its peak memory is its own.
  */
 #include "vit.h"
 
@@ -111,15 +112,16 @@ static double peak_gib(void)
 }
 
 /* A model on random images, ready to step. */
-static Model *prepare(const Config *c, int B)
+static Model *prepare(const Config *c, int B, int type)
 {
     Error e;
     Plan plan = {.max_batch = B,
                  .training = true,
+                 .type = type,
                  .clip = 1,
                  .decay = DECAY_NO_1D,
                  .opt = {OPT_ADAMW, 0.9, 0.999, 1e-8, 0, 0.05, 0}};
-    Model *m = vit_create(c, &plan, backend_cpu());
+    Model *m = vit_create(c, &plan, type == BF16 ? backend_cpu_bf16() : backend_cpu());
     if (!vit_init(m, "timm", 1, 0, 1e-5, &e))
         die(e.hint, "%s", e.what);
     size_t bytes = (size_t)B * vit_image_bytes(c, true);
@@ -144,10 +146,10 @@ static void step(Model *m, uint32_t number)
 
 enum { MAX_ROUNDS = 200 };
 
-static void run(const char *name, const Config *c, int B, int rounds)
+static void run(const char *name, const Config *c, int B, int rounds, int type)
 {
     const Backend *be = backend_cpu();
-    Model *m = prepare(c, B);
+    Model *m = prepare(c, B, type);
     double train[MAX_ROUNDS], infer[MAX_ROUNDS], gemm[MAX_ROUNDS], gemm_forward[MAX_ROUNDS];
     double flops = 0, flops_forward = 0, peak = 0;
     dev *buffers[3];
@@ -170,21 +172,22 @@ static void run(const char *name, const Config *c, int B, int rounds)
         fraction[r] = B * 3 * per_image / train[r] / (flops / gemm[r]);
         fraction_forward[r] = B * per_image / infer[r] / (flops_forward / gemm_forward[r]);
     }
-    printf("%-10s batch %-3d train %8.2f images/s  fraction %.3f   infer %8.2f images/s  "
+    printf("%-10s %s batch %-3d train %8.2f images/s  fraction %.3f   infer %8.2f images/s  "
            "fraction %.3f   sgemm %.0f GFLOP/s   peak %.2f GiB\n",
-           name, B, B / median(train, rounds), median(fraction, rounds), B / median(infer, rounds),
+           name, type == BF16 ? "bf16" : "fp32", B, B / median(train, rounds), median(fraction, rounds), B / median(infer, rounds),
            median(fraction_forward, rounds), flops / median(gemm, rounds) * 1e-9, peak);
     fflush(stdout);
     vit_free(m);
 }
 
-static void run_apart(const char *name, const Config *c, int B, int rounds)
+static void run_apart(const char *name, const Config *c, int B, int rounds, int type)
 {
     fflush(stdout);
     pid_t child = fork(); /* before any thread exists in this process */
     if (child == 0) {
-        backend_cpu()->init(&(Device){.ranks = 1});
-        run(name, c, B, rounds);
+        const Backend *be = type == BF16 ? backend_cpu_bf16() : backend_cpu();
+        be->init(&(Device){.type = type, .ranks = 1});
+        run(name, c, B, rounds, type);
         _exit(0);
     }
     int status;
@@ -223,11 +226,12 @@ int main(int argc, char **argv)
         int rounds = argc > 3 ? atoi(argv[3]) : 5, batch = atoi(argv[2]);
         if (!model_config(argv[1], &c) || batch < 1 || rounds < 1 || rounds > MAX_ROUNDS)
             die_usage("build/bench B/16 16 5", "no such model, batch or number of rounds");
-        run_apart(argv[1], &c, batch, rounds);
+        bool bf16 = argc > 4 && strcmp(argv[4], "bf16") == 0;
+        run_apart(argv[1], &c, batch, rounds, bf16 ? BF16 : F32);
         return 0;
     }
     for (int i = 0; i < COUNT(all); i++)
         if (model_config(all[i].name, &c))
-            run_apart(all[i].name, &c, all[i].batch, all[i].rounds);
+            run_apart(all[i].name, &c, all[i].batch, all[i].rounds, F32);
     return 0;
 }

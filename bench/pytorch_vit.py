@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """The model and the step of bench.c in PyTorch, for numbers side by side.
 
-    pytorch_vit.py --model B/16 --batch 16 --rounds 5 --threads 2
+    pytorch_vit.py --model B/16 --batch 16 --rounds 5 --threads 2 [--bf16] [--compile]
 
 A Vision Transformer with timm's structure and names; a training step is forward, softmax
 cross-entropy with one-hot targets, backward, clipping to a global norm of 1 and AdamW; inference is
 a forward pass without gradients. One round times both; medians over the rounds are printed, and the
 peak of resident memory after the training steps. PyTorch gets what it does best in the installed
-version: fused attention, fused AdamW, and OpenBLAS with the kernels that bench/run chose.
+version: fused attention, fused AdamW, and OpenBLAS with the kernels that bench/run chose; with --bf16
+autocast, whose weights, gradients and AdamW are fp32 as ours; with --compile torch.compile.
 Runs with PyTorch 1.13 and 2.x; needs nothing else. losses.py trains the same model from weights of
 ours (from_weights).
 """
@@ -140,9 +141,11 @@ def adamw(model):
         return torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.999))
 
 
-def train_step(model, optimiser, images, targets):
+def train_step(model, optimiser, images, targets, bf16):
     optimiser.zero_grad(set_to_none=True)
-    F.cross_entropy(model(images), targets).backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        logits = model(images)
+    F.cross_entropy(logits.float(), targets).backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimiser.step()
 
@@ -181,6 +184,8 @@ def main():
     parser.add_argument("--model", choices=sorted(MODELS), default="B/16")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--threads", type=int, default=0, help="0: as PyTorch chooses")
     o = parser.parse_args()
     if o.threads:
@@ -191,18 +196,22 @@ def main():
     model = VisionTransformer(*MODELS[o.model])
     initialise(model)
     optimiser = adamw(model)
+    if o.compile:
+        model = torch.compile(model)
     images = torch.randn(o.batch, 3, image, image)
     targets = F.one_hot(torch.arange(o.batch) % classes, classes).float()
 
     def train():
         model.train()
-        train_step(model, optimiser, images, targets)
+        train_step(model, optimiser, images, targets, o.bf16)
 
     def infer():
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=o.bf16):
             model(images)
 
+    if o.compile:
+        infer()
     train()  # the first step touches every page and allocates the optimiser's state
     train_times, infer_times = [], []
     for _ in range(o.rounds):
@@ -211,7 +220,8 @@ def main():
     train_rate = o.batch / statistics.median(train_times)
     infer_rate = o.batch / statistics.median(infer_times)
     print(f"torch {torch.__version__}, {blas()}, {torch.get_num_threads()} threads: "
-          f"{o.model} batch {o.batch}  train {train_rate:.2f} images/s  "
+          f"{o.model}{' bf16' if o.bf16 else ''}{' compiled' if o.compile else ''} "
+          f"batch {o.batch}  train {train_rate:.2f} images/s  "
           f"infer {infer_rate:.2f} images/s  peak {peak_gib():.2f} GiB")
 
 

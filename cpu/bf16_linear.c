@@ -255,7 +255,7 @@ void bf16_linear_forward(const LinearForward *a)
 /* ------------------------------------------------------------------------------------------------
  * Backward */
 
-/* What a block needs to know, and the sums [blocks of rows, all columns of dx] of dx's columns */
+/* What a block needs to know, and the sums [groups of rows, all columns of dx] of dx's columns */
 typedef struct {
     const LinearBackwardInput *a;
     float *sums; /* NULL: not wanted */
@@ -296,10 +296,10 @@ static void input_block(const void *op, const Block *b)
     const LinearBackwardInput *a = o->a;
     bool gated = a->act == ACT_SWIGLU;
     long width = gated ? 2L * a->in : a->in;
-    float *sums = o->sums ? o->sums + b->number * width + b->column : NULL;
     float d[BLOCK_COLUMNS];
     for (int i = 0; i < b->rows; i++) {
         long r = b->row + i;
+        float *sums = o->sums ? o->sums + r / ROW_GROUP * width + b->column : NULL;
         uint16_t *dx = bf16_row(a->dx, r) + b->column;
         const uint16_t *pre = a->act ? bf16_row(a->pre, r) + b->column : NULL;
         memcpy(d, b->c + (long)i * BLOCK_COLUMNS, (size_t)b->columns * sizeof *d);
@@ -320,11 +320,11 @@ static void input_block(const void *op, const Block *b)
 /* dx = drop(dy w) act'(pre): dy [rows,out], w [out,in] */
 void bf16_linear_backward_input(const LinearBackwardInput *a)
 {
-    int width = a->act == ACT_SWIGLU ? 2 * a->in : a->in, blocks = bf16_row_blocks(a->rows);
+    int width = a->act == ACT_SWIGLU ? 2 * a->in : a->in, groups = (a->rows + ROW_GROUP - 1) / ROW_GROUP;
     InputOp op = {.a = a};
     if (a->dbias) {
-        op.sums = bf16_scratch((size_t)blocks * (size_t)width);
-        memset(op.sums, 0, (size_t)blocks * (size_t)width * sizeof *op.sums);
+        op.sums = bf16_scratch((size_t)groups * (size_t)width);
+        memset(op.sums, 0, (size_t)groups * (size_t)width * sizeof *op.sums);
     }
     bf16_product(&(Product){.M = a->rows,
                             .N = a->in,
@@ -334,7 +334,7 @@ void bf16_linear_backward_input(const LinearBackwardInput *a)
                             .take = input_block,
                             .op = &op});
     if (a->dbias)
-        bf16_sum_rows(a->dbias, op.sums, blocks, width);
+        bf16_sum_rows(a->dbias, op.sums, groups, width);
 }
 
 static void weight_block(const void *op, const Block *b)

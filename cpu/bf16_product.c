@@ -18,9 +18,11 @@
  */
 #include "cpu/bf16_product.h"
 
+#include "cpu/bf16_onednn.h"
 #include "cpu/bf16_ops.h"
 #include "util/util.h"
 
+#include <math.h>
 #include <omp.h>
 #include <stdlib.h>
 
@@ -162,7 +164,8 @@ INLINE void pack(uint32_t *out, const int width, int panels, long size, Tensor t
     int sum = K - k < KC * per ? K - k : KC * per;
     const uint16_t *p = (const uint16_t *)t.p + (along_sum ? at * t.ld + k : k * t.ld + at);
     for (int i = 0; along_sum && i < panels; i++)
-        pack_rows(out + i * size, width, p + i * width * t.ld, t.ld, all - at - i * width, sum, per);
+        pack_rows(out + i * size, width, p + i * width * t.ld, t.ld, all - at - i * width, sum,
+                  per);
     if (!along_sum)
         pack_columns(out, width, panels, size, p, t.ld, all - at, sum, per);
 }
@@ -288,25 +291,34 @@ static void make_block(const Product *p, const Room *room, int thread, Block *bl
     p->take(p->op, block);
 }
 
-/* Rows of a block: as many blocks as make them equal for two or four threads */
-static int block_rows(int M)
+int bf16_block_rows(const Product *p, int threads)
 {
-    int blocks = (M + BLOCK_ROWS - 1) / BLOCK_ROWS, even = (int)round_up(blocks, 4);
-    return (int)round_up((M + even - 1) / even, MR);
-}
-
-int bf16_row_blocks(int M)
-{
-    return (M + block_rows(M) - 1) / block_rows(M);
+    /* what a row costs, since B is read again for every block */
+    static const double cost[] = {1.2, 1.05, 1.015, 1};
+    int across = (p->N + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS, best = BLOCK_ROWS;
+    double least = INFINITY;
+    for (int i = COUNT(cost); i > 0; i--) {
+        int rows = i * ROW_GROUP, blocks = (p->M + rows - 1) / rows * across;
+        double time = (blocks + threads - 1) / threads * rows * cost[i - 1];
+        if (time < least) {
+            least = time;
+            best = rows;
+        }
+    }
+    return best;
 }
 
 void bf16_product(const Product *p)
 {
     int per = bf16_per_unit(), step_blocks = (int)round_up(p->K, KC * per) / (KC * per);
     int panels = (int)round_up(p->N, NR) / NR, threads = omp_get_max_threads();
-    int down = bf16_row_blocks(p->M), rows = block_rows(p->M);
+    int rows = bf16_block_rows(p, threads), down = (p->M + rows - 1) / rows;
     int across = (p->N + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
     int groups = (panels + TOGETHER - 1) / TOGETHER;
+    if (by == PRODUCTS_ONEDNN) {
+        onednn_product(p);
+        return;
+    }
     Room room = {.a_size = (long)(BLOCK_ROWS / MR + 1) * A_SIZE,
                  .c_size = (long)BLOCK_ROWS * BLOCK_COLUMNS};
     size_t b_size = (size_t)panels * (size_t)step_blocks * B_SIZE;
@@ -323,8 +335,7 @@ void bf16_product(const Product *p)
         }
 #pragma omp for schedule(dynamic)
         for (int i = 0; i < down * across; i++) {
-            Block block = {.number = i / across, .column = i % across * BLOCK_COLUMNS};
-            block.row = block.number * rows;
+            Block block = {.row = i / across * rows, .column = i % across * BLOCK_COLUMNS};
             block.rows = p->M - block.row < rows ? p->M - block.row : rows;
             block.columns =
                 p->N - block.column < BLOCK_COLUMNS ? p->N - block.column : BLOCK_COLUMNS;

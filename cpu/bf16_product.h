@@ -9,11 +9,12 @@
 
 /* Rows and columns of a block of C, at most: `c` has rows BLOCK_COLUMNS floats apart. */
 enum { BLOCK_ROWS = 192, BLOCK_COLUMNS = 768 };
+/* A block has a whole number of such groups of rows, which no number of threads changes. */
+enum { ROW_GROUP = 48 };
 typedef struct {
     const float *c;
     int row, rows;       /* its first row in C, and how many there are */
     int column, columns; /* the same of columns */
-    int number;          /* of its rows among the blocks of rows, which do not depend on threads */
 } Block;
 
 typedef struct {
@@ -27,12 +28,13 @@ typedef struct {
 } Product;
 
 void bf16_product(const Product *p);
-/* How many blocks of rows a product of M rows has */
-int bf16_row_blocks(int M);
+/* How many rows a block has where so many threads are to end together */
+int bf16_block_rows(const Product *p, int threads);
 
-/* How products are made: by instructions that multiply pairs of bf16, or by fp32's, of operands
- * that are widened on their way to them: the same numbers, added in another order. */
-enum { PRODUCTS_FLOATS, PRODUCTS_PAIRS };
+/* How products are made: by fp32's instructions, of operands that are widened on their way to them;
+ * by instructions that multiply pairs of bf16; or by oneDNN. The same numbers, added in other
+ * orders. */
+enum { PRODUCTS_FLOATS, PRODUCTS_PAIRS, PRODUCTS_ONEDNN };
 void bf16_products_by(int how);
 /* Numbers of bf16 in a unit of a packed operand: 1 or 2 */
 int bf16_per_unit(void);

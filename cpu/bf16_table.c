@@ -1,5 +1,6 @@
 /* bf16_table.c - the CPU backend whose tensors are bf16: the oracle's table with the ops of
  * bf16_*.c in their places, and how this machine makes its products. */
+#include "cpu/bf16_onednn.h"
 #include "cpu/bf16_ops.h"
 #include "cpu/bf16_product.h"
 #include "util/util.h"
@@ -9,7 +10,7 @@
 
 /* vdpbf16ps is worth it on AMD's cores from Zen 4 on, which do one where they do one multiplication
  * of floats. Intel's do half a one for two, so that floats win by a factor of nearly 2 there. */
-bool backend_cpu_bf16_pays(void)
+static bool pairs_are_faster(void)
 {
 #ifdef __AVX512BF16__
     __builtin_cpu_init();
@@ -19,18 +20,24 @@ bool backend_cpu_bf16_pays(void)
 #endif
 }
 
-static int how;
-static const char *const words[] = {"floats", "pairs"};
-
-/* VIT_BF16_PRODUCTS=floats or pairs decides otherwise: for tests. */
-static void choose_products(void)
+/* PRODUCTS_*; VIT_BF16_PRODUCTS decides otherwise, for tests. */
+static int products(void)
 {
+    static const char *const words[] = {"floats", "pairs", "onednn"};
     const char *word = getenv("VIT_BF16_PRODUCTS");
-    how = backend_cpu_bf16_pays() ? PRODUCTS_PAIRS : PRODUCTS_FLOATS;
-    for (how = word ? 0 : how; word && strcmp(word, words[how]) != 0; how++)
-        if (how + 1 == COUNT(words))
-            die_usage("floats or pairs", "VIT_BF16_PRODUCTS is '%s'", word);
-    bf16_products_by(how);
+    if (!word && onednn_has_amx())
+        return PRODUCTS_ONEDNN;
+    if (!word)
+        return pairs_are_faster() ? PRODUCTS_PAIRS : PRODUCTS_FLOATS;
+    for (int i = 0; i < COUNT(words); i++)
+        if (strcmp(word, words[i]) == 0)
+            return i;
+    die_usage("floats, pairs or onednn", "VIT_BF16_PRODUCTS is '%s'", word);
+}
+
+bool backend_cpu_bf16_pays(void)
+{
+    return products() != PRODUCTS_FLOATS;
 }
 
 static void bf16_init(const Device *d)
@@ -40,7 +47,7 @@ static void bf16_init(const Device *d)
         die_usage("use --precision fp32 or bf16", "the CPU computes in fp32 and bf16");
     floats.type = F32;
     backend_cpu()->init(&floats);
-    choose_products();
+    bf16_products_by(products());
 }
 
 static void bf16_bind(dev *state, dev *scratch, size_t bytes)
@@ -53,8 +60,10 @@ static void bf16_describe(char *out, size_t size)
 {
     backend_cpu()->describe(out, size);
     size_t n = strlen(out);
-    snprintf(out + n, size - n, ", bf16 products by %s",
-             how == PRODUCTS_PAIRS ? "AVX512-BF16" : "fp32's instructions");
+    int how = products();
+    const char *by[] = {"fp32's instructions: half the memory, little time saved",
+                        "AVX512-BF16", onednn_version()};
+    snprintf(out + n, size - n, ", bf16 products by %s", by[how]);
 }
 
 const Backend *backend_cpu_bf16(void)

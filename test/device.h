@@ -11,6 +11,8 @@
  */
 #pragma once
 
+#include "check.h"
+#include "cpu/bf16_onednn.h"
 #include "vit.h"
 
 #include <math.h>
@@ -66,6 +68,11 @@ static int device_options(int argc, char **argv)
         die_usage("use the float build", "bf16 has no double");
     if (!cpu && sizeof(real) != sizeof(float))
         die_usage("use the float build", "the CUDA backend has no double");
+    const char *products = getenv("VIT_BF16_PRODUCTS");
+    if (cpu && bf16 && products && strcmp(products, "onednn") == 0 && !onednn_there()) {
+        SKIP("built without oneDNN");
+        exit(check_report());
+    }
     const char *all = getenv("TEST_FULL");
     under.be = !cpu ? backend_cuda() : bf16 ? backend_cpu_bf16() : backend_cpu();
     under.cpu = cpu;
