@@ -454,7 +454,9 @@ static void loss(Model *m, Micro *b, double scale)
  * dstream [B,T,C] is the gradient of the residual stream, wherever the pass has come to. The stream
  * itself hands it on unchanged, and each branch adds its own part: dx is the one operand that is
  * accumulated. A bias's gradient comes from the operation that makes its dy, where it costs no pass
- * of its own. Activations' gradients live in the model's scratch, one block's at a time. */
+ * of its own: the norm that finishes dstream also leaves its column sums, which are the gradient of
+ * the bias before it, fc2's of the next block, where nothing comes between. Activations' gradients
+ * live in the model's scratch, one block's at a time. */
 
 /* Automatic loss scaling looks at the gradients of activations. */
 static void watch(const Model *m, Tensor gradient, int rows, int cols)
@@ -554,7 +556,8 @@ static void head_backward(Model *m, Micro *b)
             .x = mat(b->stream[c->layers], r.ld), .gamma = w.norm_w, .mean = b->final_mean,
             .rstd = b->final_rstd, .rows = r.n, .C = C, .tokens = r.Tq,
             .dy = c->pool == POOL_CLS ? dpooled : mat(m->dy, C), .dx = mat(m->dstream, r.ld),
-            .dgamma = g.norm_w, .dbeta = g.norm_b, .fresh = 1});
+            .dgamma = g.norm_w, .dbeta = g.norm_b, .dbias = m->dstream_sums, .fresh = 1});
+        m->has_sums = true;
     }
     unit_reduce(&m->own, u, b->number, b->last);
 }
@@ -609,10 +612,14 @@ static void block_backward(Model *m, Micro *b, int l)
     dev *dbias = c->qk_norm ? g.qkv_b : NULL; /* else attention_backward makes it */
 
     /* MLP */
-    be->residual_norm_backward(&(ResidualNorm){ /* dbranch [B,Tq,C] */
-        .branch = mat(a->branch2, C), .ls = w.ls2, .drop = drop(b, c->dropout, RNG_FC2_DROPOUT, l),
-        .path = path(m, b, RNG_MLP_PATH, l), .rows = r.n, .C = C, .tokens = r.Tq, .dx = dx,
-        .dbranch = dbranch_out, .dls = g.ls2, .dbias = g.fc2_b});
+    if (plain && m->has_sums && g.fc2_b)
+        be->copy(g.fc2_b, m->dstream_sums, (size_t)C * sizeof(real));
+    else
+        be->residual_norm_backward(&(ResidualNorm){ /* dbranch [B,Tq,C] */
+            .branch = mat(a->branch2, C), .ls = w.ls2,
+            .drop = drop(b, c->dropout, RNG_FC2_DROPOUT, l), .path = path(m, b, RNG_MLP_PATH, l),
+            .rows = r.n, .C = C, .tokens = r.Tq, .dx = dx, .dbranch = dbranch_out, .dls = g.ls2,
+            .dbias = g.fc2_b});
     be->linear_backward_weight(&(LinearBackwardWeight){ /* fc2_w [C,F] */
         .dw = g.fc2_w, .dy = dbranch, .x = mat(a->gelu, F), .rows = r.n, .in = F, .out = C});
     be->linear_backward_input(&(LinearBackwardInput){ /* dwide [B,Tq,F1], before the GELU */
@@ -656,7 +663,9 @@ static void block_backward(Model *m, Micro *b, int l)
     be->residual_norm_backward(&(ResidualNorm){ /* dstream += LN1'(dy), all rows from here on */
         .x = mat(b->stream[l], C), .gamma = w.norm1_w, .mean = a->norm1_mean,
         .rstd = a->norm1_rstd, .rows = B * T, .C = C, .tokens = T, .dy = dy,
-        .dx = mat(m->dstream, C), .dgamma = g.norm1_w, .dbeta = g.norm1_b, .fresh = few ? T : 0});
+        .dx = mat(m->dstream, C), .dgamma = g.norm1_w, .dbeta = g.norm1_b,
+        .dbias = m->dstream_sums, .fresh = few ? T : 0});
+    m->has_sums = true;
     watch(m, mat(m->dstream, C), B * T, C);
     unit_reduce(&m->own, l + 1, b->number, b->last);
 }
@@ -704,6 +713,7 @@ static void embed_backward(Model *m, Micro *b)
 static void backward(Model *m, Micro *b)
 {
     m->be->bind(m->state_dev, m->scratch, m->scratch_bytes);
+    m->has_sums = false;
     for (int u = m->split.end - 1; u >= lowest_unit(m); u--) {
         if (u > m->config.layers) {
             head_backward(m, b);
@@ -1221,6 +1231,7 @@ static void plan_activations(Model *m, Arena *a)
     m->drep = take(a, ACT, B * c->representation);
     m->dpooled = take(a, ACT, B * vit_features(c));
     m->dstream = take(a, ACT, B * T * C);
+    m->dstream_sums = take(a, STAT, C);
     m->dbranch = take(a, ACT, B * T * C);
     m->dy = take(a, ACT, B * T * C);
     m->dwide = take(a, ACT, B * T * F1);

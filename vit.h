@@ -142,6 +142,8 @@ typedef struct Model {
     dev **streams;    /* [group]: the residual stream before each of its blocks but the first */
     dev *branch;     /* a branch's output on its way into the residual stream */
     dev *dstream, *dbranch, *dy, *dwide, *dqkv, *dpooled, *drep; /* gradients */
+    dev *dstream_sums;    /* real [C], column sums of dstream, */
+    bool has_sums;        /* where the pass has just made them */
     Ticket returned; /* dstream, on its way to the stage before */
     dev *delta;      /* of attention_backward */
     dev *scratch;    /* the backend's */

@@ -22,6 +22,14 @@
 
 const char *const time_names[] = {"products",  "attention",   "passes over memory",
                                   "optimiser", "collectives", "pipeline bubble"};
+const char *const kernel_names[] = {
+    "products forward", "products, inputs' gradients", "products, weights' gradients",
+    "attention", "attention backward", "norms", "norms backward", "activation",
+    "activation backward, its bias", "other biases' gradients", "patches, embedding, pooling, loss",
+    "copies and clears", "optimiser", "collectives"};
+static const int part_of[] = {PRODUCTS,  PRODUCTS, PRODUCTS, ATTENTION, ATTENTION, PASSES, PASSES,
+                              PASSES,    PASSES,   PASSES,   PASSES,    PASSES,    OPTIMISER,
+                              COLLECTIVES};
 const char *const sent_names[] = {"gradients", "weights", "tensor parallel sums",
                                   "streams between stages", "statistics and norms"};
 
@@ -39,7 +47,7 @@ typedef struct {
 
 static struct {
     const Job *job;
-    double now, part[TIME_PARTS];
+    double now, part[TIME_PARTS], kernel[KERNELS], floor[KERNELS];
     double talked, sent[SENT_KINDS], messages[SENT_KINDS];
     Message *message; /* [n]; a ticket is its number + 1 */
     long n;
@@ -47,10 +55,12 @@ static struct {
     double allocated;
 } clk;
 
-static void spend(int part, double seconds)
+static void spend(int kernel, double seconds, double floor)
 {
     clk.now += seconds;
-    clk.part[part] += seconds;
+    clk.part[part_of[kernel]] += seconds;
+    clk.kernel[kernel] += seconds;
+    clk.floor[kernel] += floor;
 }
 
 static const Gpu *gpu(void)
@@ -63,18 +73,21 @@ static double size_of(const Tensor *x)
     return x->p ? (double)type_size(x->type) : 0;
 }
 
-static void pass(double bytes)
+static void pass(int kernel, double bytes)
 {
-    spend(PASSES, gpu_pass(gpu(), bytes));
+    spend(kernel, gpu_pass(gpu(), bytes), gpu_floor(gpu(), F32, false, 0, bytes));
 }
 
 /* ------------------------------------------------------------------------------------------------
  * Operations. What the CUDA backend does in the product is free here, what it does beside it is a
  * pass: GELU by erf always, by tanh in the backward pass and with dropout. */
 
-static void product(int type, double M, double N, double K, double out_bytes)
+static void product(int kernel, int type, double M, double N, double K, double out_bytes)
 {
-    spend(PRODUCTS, gpu_product(gpu(), type, clk.job->tf32, M, N, K, out_bytes));
+    bool tf32 = clk.job->tf32;
+    double bytes = (M * K + K * N) * (double)type_size(type) + M * N * out_bytes;
+    spend(kernel, gpu_product(gpu(), type, tf32, M, N, K, out_bytes),
+          gpu_floor(gpu(), type, tf32, 2 * M * N * K, bytes));
 }
 
 static void clock_linear_forward(const LinearForward *a)
@@ -82,56 +95,57 @@ static void clock_linear_forward(const LinearForward *a)
     int columns = a->act == ACT_SWIGLU ? 2 * a->out : a->out;
     double y = (double)a->rows * columns * size_of(&a->y);
     bool fused = a->act == ACT_NONE || (a->act == ACT_GELU_TANH && a->y.type != F32 && a->kept);
-    product(a->x.type, a->rows, columns, a->in, size_of(&a->y));
+    product(PRODUCTS_FORWARD, a->x.type, a->rows, columns, a->in, size_of(&a->y));
     if (!fused || a->drop.p > 0)
-        pass(2 * y);
+        pass(ACT_FORWARD, 2 * y);
 }
 
 static void clock_linear_backward_input(const LinearBackwardInput *a)
 {
     double dx = (double)a->rows * a->in * size_of(&a->dx);
-    product(a->dy.type, a->rows, a->in, a->out, size_of(&a->dx));
+    product(PRODUCTS_INPUT, a->dy.type, a->rows, a->in, a->out, size_of(&a->dx));
     if (a->act || a->drop.p > 0)
-        pass(3 * dx); /* reads dx and what the activation was of */
+        pass(ACT_BACKWARD, 3 * dx); /* reads dx and what the activation was of */
     else if (a->dbias)
-        pass(dx);
+        pass(BIAS_SUMS, dx);
 }
 
 static void clock_linear_backward_weight(const LinearBackwardWeight *a)
 {
-    product(a->dy.type, a->out, a->in, a->rows, sizeof(float));
+    product(PRODUCTS_WEIGHT, a->dy.type, a->out, a->in, a->rows, sizeof(float));
     if (a->dbias)
-        pass((double)a->rows * a->out * size_of(&a->dy));
+        pass(BIAS_SUMS, (double)a->rows * a->out * size_of(&a->dy));
 }
 
 static void clock_activate(const LinearForward *a)
 {
-    pass(2.0 * a->rows * a->out * size_of(&a->y));
+    pass(ACT_FORWARD, 2.0 * a->rows * a->out * size_of(&a->y));
 }
 
 static void clock_patchify(const Patchify *a)
 {
     double pixels = (double)a->B * a->H * a->W * VIT_CHANNELS;
-    pass(pixels * ((a->u8 ? 1 : 4) + size_of(&a->out)));
+    pass(ENDS, pixels * ((a->u8 ? 1 : 4) + size_of(&a->out)));
 }
 
 static void clock_embed(const Embed *a)
 {
-    pass(2.0 * a->B * a->T * a->C * size_of(&a->x));
+    pass(ENDS, 2.0 * a->B * a->T * a->C * size_of(&a->x));
 }
 
 static void clock_norm_forward(const ResidualNorm *a)
 {
     double matrices = 1 + (a->branch.p != NULL) + (a->x_out.p && a->branch.p) + (a->gamma != NULL);
-    pass(matrices * a->rows * a->C * size_of(&a->x));
+    pass(NORMS_FORWARD, matrices * a->rows * a->C * size_of(&a->x));
 }
 
-/* With a norm: reads x, dy and dx, writes dx. */
+/* With a norm: reads x, dy and dx where it is not fresh, writes dx. */
 static void clock_norm_backward(const ResidualNorm *a)
 {
-    double matrices = (a->gamma ? 4 : 1) + (a->dbranch.p ? 1 : 0) + (a->dls ? 1 : 0);
+    double norm = a->fresh ? 3 : 4, matrices = (a->gamma ? norm : 1) + (a->dbranch.p ? 1 : 0) + (a->dls ? 1 : 0);
     if (a->gamma || a->dbranch.p || a->dbias)
-        pass(matrices * a->rows * a->C * size_of(&a->dx));
+        pass(a->gamma || a->dbranch.p ? NORMS_BACKWARD : BIAS_SUMS,
+             matrices * a->rows * a->C * size_of(&a->dx));
 }
 
 /* Four numbers of C a token are read or written, and eight in the backward pass, where the
@@ -141,7 +155,9 @@ static void attention(const Attention *a, bool backward)
     double width = (double)a->heads * a->hs, e = size_of(&a->qkv);
     double flop = (backward ? 10.0 : 4.0) * a->B * a->Tq * a->T * width;
     double bytes = (backward ? 8.0 : 4.0) * a->B * a->T * width * e;
-    spend(ATTENTION, gpu_attention(gpu(), a->qkv.type, flop, bytes, backward));
+    spend(backward ? ATTENTION_BACKWARD : ATTENTION_FORWARD,
+          gpu_attention(gpu(), a->qkv.type, flop, bytes, backward),
+          gpu_floor(gpu(), a->qkv.type, false, flop, bytes));
 }
 
 static void clock_attention_forward(const Attention *a)
@@ -154,31 +170,42 @@ static void clock_attention_backward(const Attention *a)
     attention(a, true);
 }
 
-static void clock_head_norm(const HeadNorm *a) /* forward: x twice, input; backward the same */
+/* Forward: x twice, input; backward the same. */
+static void head_norm(const HeadNorm *a, int kernel)
 {
-    pass(3.0 * a->rows * a->heads * a->hs * size_of(&a->x));
+    pass(kernel, 3.0 * a->rows * a->heads * a->hs * size_of(&a->x));
+}
+
+static void clock_head_norm_forward(const HeadNorm *a)
+{
+    head_norm(a, NORMS_FORWARD);
+}
+
+static void clock_head_norm_backward(const HeadNorm *a)
+{
+    head_norm(a, NORMS_BACKWARD);
 }
 
 static void clock_pool(const Pool *a)
 {
-    pass(((double)a->T + 1) * a->B * a->C * size_of(&a->x));
+    pass(ENDS, ((double)a->T + 1) * a->B * a->C * size_of(&a->x));
 }
 
 static void clock_loss(const Loss *a)
 {
-    pass((double)a->B * a->K * (2 * size_of(&a->logits) + sizeof(real)));
+    pass(ENDS, (double)a->B * a->K * (2 * size_of(&a->logits) + sizeof(real)));
 }
 
 static void clock_count_large(Tensor x, int rows, int cols)
 {
-    pass((double)rows * cols * size_of(&x));
+    pass(COPIES, (double)rows * cols * size_of(&x));
 }
 
 /* ---- the update: bytes of each element of this rank's shards ---- */
 
 static void update(double bytes)
 {
-    spend(OPTIMISER, gpu_pass(gpu(), bytes * clk.elements));
+    pass(UPDATE, bytes * clk.elements);
 }
 
 static void clock_sum_squares(dev *partial, const dev *x, const dev *chunks, int n)
@@ -194,7 +221,7 @@ static double touched(const OptStep *a, int moments)
     double work = a->work_type == F32 ? 0 : (double)type_size(a->work_type);
     double away = clk.job->plan.offload ? 25e9 : 0;
     if (away > 0)
-        spend(OPTIMISER, (4.0 * moments + (a->ema ? 4 : 0)) * clk.elements / away);
+        spend(UPDATE, (4.0 * moments + (a->ema ? 4 : 0)) * clk.elements / away, 0);
     return 8 + (away > 0 ? 0 : 8.0 * moments + (a->ema ? 8 : 0)) + 4 + work;
 }
 
@@ -226,7 +253,7 @@ static void clock_round_weights(const OptStep *a)
 static void clock_finish_norm(const dev *partial, int n, double most)
 {
     (void)partial, (void)most;
-    spend(OPTIMISER, gpu_pass(gpu(), 4.0 * n));
+    pass(UPDATE, 4.0 * n);
 }
 
 static void clock_scale_loss(const LossScaling *s)
@@ -294,25 +321,25 @@ static void clock_wait(Ticket t)
 static void clock_copy(dev *to, const dev *from, size_t bytes)
 {
     (void)to, (void)from;
-    pass(2 * (double)bytes);
+    pass(COPIES, 2 * (double)bytes);
 }
 
 static void clock_zero(dev *to, size_t bytes)
 {
     (void)to;
-    pass((double)bytes);
+    pass(COPIES, (double)bytes);
 }
 
 static void clock_convert(dev *to, int to_type, const dev *from, int from_type, long n)
 {
     (void)to, (void)from;
-    pass((double)n * (double)(type_size(to_type) + type_size(from_type)));
+    pass(COPIES, (double)n * (double)(type_size(to_type) + type_size(from_type)));
 }
 
 static void clock_add(dev *sum, const dev *x, long n)
 {
     (void)sum, (void)x;
-    pass(12.0 * (double)n);
+    pass(COPIES, 12.0 * (double)n);
 }
 
 static void clock_run(uint64_t key, bool together, void (*body)(void *), void *arg)
@@ -397,7 +424,7 @@ static void clock_join(Ticket t)
 {
     double end = t ? clk.message[t - 1].end : 0;
     if (end > clk.now)
-        spend(COLLECTIVES, end - clk.now);
+        spend(MESSAGES, end - clk.now, 0);
 }
 
 static double clock_sent(void)
@@ -450,8 +477,8 @@ const Backend *backend_clock(const Job *j)
         .residual_norm_backward = clock_norm_backward,
         .attention_forward = clock_attention_forward,
         .attention_backward = clock_attention_backward,
-        .head_norm_forward = clock_head_norm,
-        .head_norm_backward = clock_head_norm,
+        .head_norm_forward = clock_head_norm_forward,
+        .head_norm_backward = clock_head_norm_backward,
         .pool_forward = clock_pool,
         .pool_backward = clock_pool,
         .loss = clock_loss,
@@ -565,6 +592,7 @@ enum { FIRST_MICRO, OTHER_MICRO, LAST_MICRO, MICROS };
 typedef struct {
     double forward[MICROS], backward[MICROS], update;
     double busy[MICROS + 1][TIME_PARTS]; /* of both passes; then the update */
+    double kernel[MICROS + 1][KERNELS], floor[MICROS + 1][KERNELS];
     double sent[MICROS + 1][SENT_KINDS], messages[MICROS + 1][SENT_KINDS];
     double talked[MICROS + 1];
 } Stage;
@@ -572,10 +600,14 @@ typedef struct {
 static void take_counts(Stage *s, int i)
 {
     memcpy(s->busy[i], clk.part, sizeof clk.part);
+    memcpy(s->kernel[i], clk.kernel, sizeof clk.kernel);
+    memcpy(s->floor[i], clk.floor, sizeof clk.floor);
     memcpy(s->sent[i], clk.sent, sizeof clk.sent);
     memcpy(s->messages[i], clk.messages, sizeof clk.messages);
     s->talked[i] = clk.talked;
     memset(clk.part, 0, sizeof clk.part);
+    memset(clk.kernel, 0, sizeof clk.kernel);
+    memset(clk.floor, 0, sizeof clk.floor);
     memset(clk.sent, 0, sizeof clk.sent);
     memset(clk.messages, 0, sizeof clk.messages);
     clk.talked = 0;
@@ -714,6 +746,10 @@ static void add_up(const Stage *s, long micros, Forecast *f)
         double n = count_of(i, micros);
         for (int k = 0; k < TIME_PARTS; k++)
             f->part[k] += n * s->busy[i][k];
+        for (int k = 0; k < KERNELS; k++) {
+            f->kernel[k] += n * s->kernel[i][k];
+            f->floor[k] += n * s->floor[i][k];
+        }
         for (int k = 0; k < SENT_KINDS; k++) {
             f->sent[k] += n * s->sent[i][k];
             f->messages[k] += n * s->messages[i][k];
@@ -740,6 +776,8 @@ Forecast job_forecast(const Job *j)
             busiest = one;
     }
     memcpy(f.part, busiest.part, sizeof f.part);
+    memcpy(f.kernel, busiest.kernel, sizeof f.kernel);
+    memcpy(f.floor, busiest.floor, sizeof f.floor);
     f.talked = busiest.talked;
     f.waited = busiest.part[COLLECTIVES];
     f.seconds = busiest.seconds;

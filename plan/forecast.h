@@ -25,6 +25,11 @@ typedef struct {
  */
 enum { PRODUCTS, ATTENTION, PASSES, OPTIMISER, COLLECTIVES, BUBBLE, TIME_PARTS };
 extern const char *const time_names[TIME_PARTS];
+/* The same by what a step's kernels do; the last of them is the collectives'. */
+enum { PRODUCTS_FORWARD, PRODUCTS_INPUT, PRODUCTS_WEIGHT, ATTENTION_FORWARD, ATTENTION_BACKWARD,
+       NORMS_FORWARD, NORMS_BACKWARD, ACT_FORWARD, ACT_BACKWARD, BIAS_SUMS, ENDS, COPIES, UPDATE,
+       MESSAGES, KERNELS };
+extern const char *const kernel_names[KERNELS];
 /* What the first rank sends in a step. */
 enum { SENT_GRADIENTS, SENT_WEIGHTS, SENT_SUMS, SENT_STREAM, SENT_NORMS, SENT_KINDS };
 extern const char *const sent_names[SENT_KINDS];
@@ -37,6 +42,8 @@ typedef struct {
 } Needs;
 typedef struct {
     double seconds, part[TIME_PARTS]; /* of a step; they add up to it */
+    double kernel[KERNELS];           /* so do these, but for BUBBLE, */
+    double floor[KERNELS];            /* and what gpu_floor says of each */
     double waited;                    /* of collectives, what nothing hides; of `talked` in all */
     double talked;
     double sent[SENT_KINDS], messages[SENT_KINDS]; /* bytes, calls */

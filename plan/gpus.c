@@ -55,6 +55,8 @@ const int gpu_count = COUNT(gpus);
  * InfiniBand as NCCL's own tests report it. Ethernet: 100 Gbit/s for a machine, and of TCP through
  * the host a sixth, which is fitted to Azure's V100 without InfiniBand (docs/scaling.md). */
 #define STREAMED     0.74
+#define ALONE_FLOP   0.80 /* an H200 has given 790 TFLOP/s to one large bf16 product, */
+#define ALONE_BYTES  0.90 /* and 4.3 TB/s to one large copy */
 #define FULL_REACHED 0.90 /* of `full`, by plain multiply-adds */
 #define LINK_REACHED 0.80
 #define INSIDE       4e-6 /* seconds of a message between GPUs of one machine */
@@ -148,6 +150,11 @@ double gpu_product(const Gpu *g, int type, bool tf32, double M, double N, double
 double gpu_pass(const Gpu *g, double bytes)
 {
     return bytes / (g->bandwidth * (g->processors ? STREAMED : 1)) + g->launch;
+}
+
+double gpu_floor(const Gpu *g, int type, bool tf32, double flop, double bytes)
+{
+    return fmax(flop / (gpu_peak(g, type, tf32) * ALONE_FLOP), bytes / (g->bandwidth * ALONE_BYTES));
 }
 
 /* In fp32 with plain multiply-adds, half of whose rate is taken for reached. */

@@ -48,6 +48,9 @@ double gpu_product(const Gpu *g, int type, bool tf32, double M, double N, double
 double gpu_attention(const Gpu *g, int type, double flop, double bytes, bool backward);
 /* A pass over so many bytes of memory. */
 double gpu_pass(const Gpu *g, double bytes);
+/* What no kernel can stay below: so many FLOP of products at the rate of one large one alone, or so
+ * many bytes at that of one large copy, whichever takes longer. */
+double gpu_floor(const Gpu *g, int type, bool tf32, double flop, double bytes);
 
 /* Ranks that talk, `here` of them on each machine. */
 typedef struct {

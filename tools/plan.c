@@ -22,7 +22,7 @@
 static struct {
     long world, per_machine, gbit, images, data_rate;
     const char *gpu, *link;
-    bool json;
+    bool json, kernels;
 } flag = {.per_machine = 8, .images = 1281167, .gpu = "h200", .link = "ib"};
 
 static const Flag flags[] = {
@@ -37,6 +37,8 @@ static const Flag flags[] = {
      1, 1L << 50},
     {"data-rate", "N", "images/s that all cores of a machine decode (bench/results) [not known]",
      FLAG_NUMBER, &flag.data_rate, 1, 1L << 40},
+    {"kernels", "", "also microseconds an image of each kind of kernel", FLAG_SWITCH, &flag.kernels,
+     0, 0},
     {"json", "", "one object instead of text", FLAG_SWITCH, &flag.json, 0, 0},
 };
 
@@ -260,6 +262,22 @@ static void print_time(const Proposal *p)
         }
 }
 
+/* Of an image and a GPU; the floor is what gpu_floor says. */
+static void print_kernels(const Planned *p, const Proposal *one)
+{
+    const Forecast *f = &one->forecast;
+    double images = (double)p->batch / one->job.ranks, all[2] = {0};
+    printf("kernels   microseconds an image, and the floor:\n");
+    for (int i = 0; i < KERNELS; i++) {
+        if (f->kernel[i] > 0)
+            printf("          %8.2f %8.2f  %s\n", 1e6 * f->kernel[i] / images,
+                   1e6 * f->floor[i] / images, kernel_names[i]);
+        all[0] += 1e6 * f->kernel[i] / images;
+        all[1] += 1e6 * f->floor[i] / images;
+    }
+    printf("          %8.2f %8.2f  sum\n", all[0], all[1]);
+}
+
 /* Three digits and more: "38820", "48.52" */
 typedef struct {
     char s[32];
@@ -324,6 +342,8 @@ static void print_text(const Planned *p)
             print_why(one);
         print_memory(one);
         print_time(one);
+        if (flag.kernels)
+            print_kernels(p, one);
         print_cost(p, one);
     }
     print_estimate(p->job.cluster.gpu);
@@ -363,6 +383,14 @@ static void json_proposal(FILE *f, const Planned *p, const Proposal *one)
         fputs(i ? ", " : "", f);
         json_name(f, time_names[i]);
         fprintf(f, "%.6g", x->part[i]);
+    }
+    for (int k = 0; k < 2; k++) {
+        fprintf(f, "},\n  \"%s\": {", k ? "floors" : "kernels");
+        for (int i = 0; i < KERNELS; i++) {
+            fputs(i ? ", " : "", f);
+            json_name(f, kernel_names[i]);
+            fprintf(f, "%.6g", k ? x->floor[i] : x->kernel[i]);
+        }
     }
     fprintf(f, "},\n  \"talked\": %.6g, \"waited\": %.6g, \"sent\": {", x->talked, x->waited);
     for (int i = 0; i < SENT_KINDS; i++) {
