@@ -293,10 +293,10 @@ test-long: report
 # threads as its own. So it does the program's: what speaks MPI, loads images, watches the other ranks.
 # Products and loops have one thread, because it does not understand OpenMP's.
 races: report
-	$(SUB) BUILD=$(BUILD) $(PROGRAM) $(STANDIN)/test_ops $(STANDIN)/test_cuda_on_cpu
+	$(SUB) BUILD=$(BUILD) $(PROGRAM) $(STANDIN)/test_ops $(STANDIN)/test_cuda_on_cpu $(STANDIN)/test_hopper
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 VIT_STARTED=1 test/run $(BUILD)/log \
 	  "test/test_races.sh $(PROGRAM)" \
-	  "$(STANDIN)/test_cuda_on_cpu" \
+	  "$(STANDIN)/test_cuda_on_cpu" "$(STANDIN)/test_hopper" \
 	  $(foreach t,fp32 bf16 fp16,"as ops $t: $(STANDIN)/test_ops --backend cuda --type $t")
 
 # valgrind knows no AVX-512: a plain build, and OpenBLAS told to be as plain. Of MPI's own mistakes Open

@@ -295,9 +295,20 @@ static void test_fragments()
     }
 }
 
+/* A descriptor but for where shared memory begins, as an argument that is not taken for a pointer. */
+struct Where {
+    uint32_t odd, high, low;
+    explicit Where(uint64_t d) : odd(1), high(uint32_t(d >> 32)), low(uint32_t(d))
+    {
+    }
+    __device__ uint64_t get() const
+    {
+        return uint64_t(high) << 32 | low;
+    }
+};
 /* d [64,N] = a b with `image` as shared memory; a at 0 or, with a non-null registers, from there. */
 template <class A, class B, int N, bool mn_a, bool mn_b>
-__global__ void one_product(const uint4 *image, int chunks, uint64_t a_layout, uint64_t b_layout,
+__global__ void one_product(const uint4 *image, int chunks, Where a_layout, Where b_layout,
                             const uint32_t *registers, float *out, int times)
 {
     uint4 *s = dynamic_tiles<uint4>();
@@ -316,9 +327,9 @@ __global__ void one_product(const uint4 *image, int chunks, uint64_t a_layout, u
     wgmma_fence(d);
     for (int k = 0; k < times; k++) {
         if (!registers)
-            wgmma<A, B, mn_a, mn_b>(d, base + a_layout, base + b_layout, k > 0);
+            wgmma<A, B, mn_a, mn_b>(d, base + a_layout.get(), base + b_layout.get(), k > 0);
         else if constexpr (!mn_a)
-            wgmma<A, B, mn_a, mn_b>(d, a, base + b_layout, k > 0);
+            wgmma<A, B, mn_a, mn_b>(d, a, base + b_layout.get(), k > 0);
     }
     wgmma_commit();
     wgmma_wait<0>(d);
@@ -376,7 +387,7 @@ template <int N, bool mn, bool is_b> static void test_layout(const Layout &l)
     uint32_t *registers = device(identity());
     float *out = device(std::vector<float>(N / 2 * 128));
     launch(one_product<fp16, fp16, N, mn && !is_b, mn && is_b>, 1, 128, image.size() * 2, nullptr,
-           (const uint4 *)d_image, int(image.size() / 8), mine, is_b ? mine : other,
+           (const uint4 *)d_image, int(image.size() / 8), Where(mine), Where(is_b ? mine : other),
            (const uint32_t *)(is_b ? registers : nullptr), out, 1);
     std::vector<float> got = host(out, N / 2 * 128);
     int wrong = 0;
@@ -468,8 +479,8 @@ static void test_types(const char *name, const AnyNarrow &ta, const AnyNarrow &t
     float *out = device(std::vector<float>(N / 2 * 128));
     for (int which = 0; which < 2; which++) {
         launch(one_product<A, B, N, false, false>, 1, 128, image.size(), nullptr,
-               (const uint4 *)d_image, int(image.size() / 16), descriptor(0, 256, 16, SWIZZLE_32),
-               descriptor(half, 256, 16, SWIZZLE_32),
+               (const uint4 *)d_image, int(image.size() / 16), Where(descriptor(0, 256, 16, SWIZZLE_32)),
+               Where(descriptor(half, 256, 16, SWIZZLE_32)),
                (const uint32_t *)(which ? d_registers : nullptr), out, times);
         std::vector<float> got = host(out, N / 2 * 128);
         double worst = 0;

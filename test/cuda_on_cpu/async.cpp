@@ -70,6 +70,7 @@ uint32_t swizzled(uint32_t address, unsigned bytes)
 
 void fence_proxy_async()
 {
+    const Unseen unseen;
     Async &a = async();
     Block &b = block();
     constexpr size_t step = 1024;
@@ -107,6 +108,7 @@ static Mbarrier &mbarrier_at(const uint64_t *bar, const char *what, int line)
 
 void mbarrier_init(uint64_t *bar, uint32_t count, int line)
 {
+    const Unseen unseen;
     uint32_t address = mark_of(bar, "mbarrier_init", line);
     if (!count || count >= 1u << 20)
         block_error(self(), "an mbarrier for %u threads", count);
@@ -117,6 +119,7 @@ void mbarrier_init(uint64_t *bar, uint32_t count, int line)
 }
 void mbarrier_init_fence()
 {
+    const Unseen unseen;
     for (auto &bar : async().bars)
         bar.second.fenced = true;
 }
@@ -146,6 +149,7 @@ static void announce(Mbarrier &m, long bytes, int thread)
 
 void mbarrier_arrive(uint64_t *bar, uint32_t bytes, int line)
 {
+    const Unseen unseen;
     Mbarrier &m = mbarrier_at(bar, bytes ? "mbarrier_arrive_expect" : "mbarrier_arrive", line);
     order_release(bar);
     announce(m, long(bytes), self());
@@ -155,6 +159,7 @@ void mbarrier_arrive(uint64_t *bar, uint32_t bytes, int line)
 }
 void mbarrier_wait(uint64_t *bar, uint32_t parity, int line)
 {
+    const Unseen unseen;
     Mbarrier &m = mbarrier_at(bar, "mbarrier_wait", line);
     if (parity > 1)
         block_error(self(), "an mbarrier's parity is 0 or 1, not %u", parity);
@@ -330,6 +335,7 @@ static void one_happens(Async &a)
 
 void tma_load(void *to, const CUtensorMap *map, uint64_t *bar, Place place, int line)
 {
+    const Unseen unseen;
     Async &a = async();
     Mbarrier &m = mbarrier_at(bar, "tma_load", line);
     if (!m.fenced)
@@ -373,6 +379,7 @@ static void write_box(Store &s)
 
 void tma_store(const CUtensorMap *map, const void *from, Place place, int line)
 {
+    const Unseen unseen;
     says("tma_store", line);
     AsyncThread &t = async().threads[size_t(self())];
     Store s = {read_map(map, place), place, shared_address(from), line, t.store_groups, false, {}};
@@ -384,10 +391,12 @@ void tma_store(const CUtensorMap *map, const void *from, Place place, int line)
 }
 void tma_store_commit()
 {
+    const Unseen unseen;
     async().threads[size_t(self())].store_groups++;
 }
 void tma_store_wait(unsigned groups_left, bool only_read)
 {
+    const Unseen unseen;
     AsyncThread &t = async().threads[size_t(self())];
     size_t kept = 0;
     for (Store &s : t.stores) {
@@ -407,6 +416,7 @@ void tma_store_wait(unsigned groups_left, bool only_read)
 
 void named_barrier(int id, int threads, bool wait, int line)
 {
+    const Unseen unseen;
     says(wait ? "named_barrier_sync" : "named_barrier_arrive", line);
     if (id < 1 || id > 15)
         block_error(self(), "there are named barriers 1 to 15, not %d", id);
@@ -437,6 +447,7 @@ void named_barrier(int id, int threads, bool wait, int line)
 /* A multiprocessor has 65536 registers; a block begins with as many a thread as fit. */
 void set_registers(int registers, bool more, int line)
 {
+    const Unseen unseen;
     says(more ? "registers_take" : "registers_release", line);
     Async &a = async();
     int begin = std::min(65536 / block().threads / 8 * 8, 256);
@@ -496,6 +507,7 @@ void async_begin(Async *a)
 }
 bool async_advance(Async *a)
 {
+    const Unseen unseen;
     if (!a || !a->active || a->loads.empty())
         return false;
     one_happens(*a);
@@ -503,11 +515,13 @@ bool async_advance(Async *a)
 }
 void async_chance(Async *a)
 {
+    const Unseen unseen;
     if (a && a->active && a->timing == SOMETIME && !a->loads.empty() && !block().random->below(8))
         one_happens(*a);
 }
 void async_leave(Async *a)
 {
+    const Unseen unseen;
     if (!a || !a->active)
         return;
     AsyncThread &t = a->threads[size_t(self())];
@@ -524,6 +538,7 @@ void async_leave(Async *a)
 }
 void async_end(Async *a)
 {
+    const Unseen unseen;
     if (!a || !a->active)
         return;
     for (Load &l : a->loads)

@@ -35,7 +35,12 @@ int self();                            /* the running thread's number */
 void says(const char *what, int line); /* where it is, for messages */
 void stop();                           /* it goes on after go_on() */
 void may_go(int thread);
-/* For ThreadSanitizer: what came before a release is before what follows an acquire. */
+/* For ThreadSanitizer: while there is one, it does not look at this thread, who does the stand-in's
+ * work; what came before a release is before what follows an acquire. */
+struct Unseen {
+    Unseen();
+    ~Unseen();
+};
 void order_release(void *address);
 void order_acquire(void *address);
 /* Ends the process; `thread` is who did it. */

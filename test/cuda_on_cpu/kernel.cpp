@@ -553,6 +553,14 @@ void dependent_wait(int line)
     w.early.waiting.push_back(self());
     stop();
 }
+Unseen::Unseen()
+{
+    tsan_ignore(true);
+}
+Unseen::~Unseen()
+{
+    tsan_ignore(false);
+}
 void order_release([[maybe_unused]] void *address)
 {
 #ifdef STANDIN_TSAN

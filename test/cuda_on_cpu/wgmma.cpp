@@ -263,6 +263,7 @@ static void wake_waiting(Async &a, int group, unsigned long issued)
 
 void wgmma_issue(float *d, const Product &p, int line)
 {
+    const Unseen unseen;
     says("wgmma", line);
     Async &a = async();
     const int group = self() / 128;
@@ -303,12 +304,14 @@ void wgmma_issue(float *d, const Product &p, int line)
 
 void wgmma_fence()
 {
+    const Unseen unseen;
     AsyncThread &t = async().threads[size_t(self())];
     t.fenced = true;
     t.read.clear();
 }
 void wgmma_commit()
 {
+    const Unseen unseen;
     AsyncThread &t = async().threads[size_t(self())];
     t.groups.push_back(t.issued);
 }
@@ -331,6 +334,7 @@ static void deliver(AsyncThread &t, unsigned long end)
 }
 void wgmma_wait(unsigned groups_left)
 {
+    const Unseen unseen;
     Async &a = async();
     AsyncThread &t = a.threads[size_t(self())];
     WarpGroup &g = a.groups[size_t(self() / 128)];
