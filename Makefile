@@ -277,9 +277,9 @@ test-long: report
 # Two threads of a block on the same memory without a barrier between: ThreadSanitizer sees CUDA's
 # threads as its own. Everything else has one thread, because it does not understand OpenMP's.
 races: report
-	$(SUB) BUILD=$(BUILD) $(STANDIN)/test_ops $(STANDIN)/test_cuda_on_cpu
+	$(SUB) BUILD=$(BUILD) $(STANDIN)/test_ops $(STANDIN)/test_cuda_on_cpu $(STANDIN)/test_hopper
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 VIT_STARTED=1 test/run $(BUILD)/log \
-	  "$(STANDIN)/test_cuda_on_cpu" \
+	  "$(STANDIN)/test_cuda_on_cpu" "$(STANDIN)/test_hopper" \
 	  $(foreach t,fp32 bf16 fp16,"as ops $t: $(STANDIN)/test_ops --backend cuda --type $t")
 
 # valgrind knows no AVX-512: a plain build, and OpenBLAS told to be as plain.

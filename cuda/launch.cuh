@@ -29,18 +29,12 @@ inline void launch_allow_smem(const void *kernel, size_t bytes)
     most = bytes;
 }
 
-/* kernel<<<grid, block, smem_bytes, stream>>>(args...), checked. */
+/* Starts a kernel as `config` says, with shared memory allowed and errors checked. */
 template <class... P, class... A>
-void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem_bytes, cudaStream_t stream,
-            A &&...args)
+void launch_as(const cudaLaunchConfig_t &config, void (*kernel)(P...), A &&...args)
 {
-    if (smem_bytes > 48 * 1024)
-        launch_allow_smem((const void *)kernel, smem_bytes);
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid;
-    config.blockDim = block;
-    config.dynamicSmemBytes = smem_bytes;
-    config.stream = stream;
+    if (config.dynamicSmemBytes > 48 * 1024)
+        launch_allow_smem((const void *)kernel, config.dynamicSmemBytes);
     cudaError_t e = cudaLaunchKernelEx(&config, kernel, std::forward<A>(args)...);
     if (e != cudaSuccess) {
         const char *name = nullptr;
@@ -50,6 +44,38 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem_bytes, cuda
 #endif
         cuda_check(e, name ? name : "a kernel");
     }
+}
+
+/* kernel<<<grid, block, smem_bytes, stream>>>(args...), checked. */
+template <class... P, class... A>
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem_bytes, cudaStream_t stream,
+            A &&...args)
+{
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = smem_bytes;
+    config.stream = stream;
+    launch_as(config, kernel, std::forward<A>(args)...);
+}
+
+/* The same for a kernel that may begin before the one in front of it in the stream has ended: until
+ * it calls dependent_wait() (cuda/sm90.cuh), it neither reads nor overwrites what that one uses. */
+template <class... P, class... A>
+void launch_dependent(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem_bytes,
+                      cudaStream_t stream, A &&...args)
+{
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = smem_bytes;
+    config.stream = stream;
+    config.attrs = &early;
+    config.numAttrs = 1;
+    launch_as(config, kernel, std::forward<A>(args)...);
 }
 
 /* First in a kernel with launch bounds of MOST threads: a GPU refuses a larger block, and the

@@ -223,8 +223,8 @@ template <int R> __device__ __forceinline__ void wgmma_pin([[maybe_unused]] floa
 #endif
 }
 /* Before the first product, and again where ordinary code has touched since what products use of
- * registers: name all accumulators. (Products of one shape may follow each other on one d without.)
- */
+ * registers, A too: name all accumulators. (Products of one shape may follow each other on one d
+ * without. Where ptxas says that it has added one, C7519, this stands too early.) */
 template <int... R> __device__ __forceinline__ void wgmma_fence(float (&...d)[R])
 {
     (wgmma_pin(d), ...);
@@ -441,9 +441,9 @@ __device__ __forceinline__ void stmatrix_x4(void *row, const uint32_t (&r)[4] SM
 }
 /* A kernel that was launched by launch_dependent() may run while the one before it in the stream
  * still does. It must not read what that one writes, nor write what that one uses, before this. */
-__device__ __forceinline__ void dependent_wait()
+__device__ __forceinline__ void dependent_wait(SM90_LINE1)
 {
-    SM90(asm volatile("griddepcontrol.wait;" ::: "memory"), standin::dependent_wait());
+    SM90(asm volatile("griddepcontrol.wait;" ::: "memory"), standin::dependent_wait(line));
 }
 /* The next kernel may begin once every block has said so or ended. */
 __device__ __forceinline__ void dependent_launch()

@@ -1,7 +1,7 @@
 /* on_cpu.h - what tests of the stand-in for CUDA share: device memory, and programs with a mistake.
  *
- * Those run as `test_NAME SCENARIO` in a process of their own, which must die, or end badly, with the
- * right words.
+ * Those run as `test_NAME SCENARIO` in a process of their own, which must die, or end badly, with
+ * the right words.
  */
 #pragma once
 
@@ -75,7 +75,8 @@ static bool run_scenario(const std::string &settings, const char *name, std::str
         *said += line;
     return p && pclose(p) == 0;
 }
-[[maybe_unused]] static void must_die(const char *name, const char *words, const char *settings = "")
+[[maybe_unused]] static void must_die(const char *name, const char *words,
+                                      const char *settings = "")
 {
     std::string said;
     bool well = run_scenario(settings, name, &said);

@@ -295,9 +295,20 @@ static void test_fragments()
     }
 }
 
+/* A descriptor but for where shared memory begins, as an argument that is not taken for a pointer. */
+struct Where {
+    uint32_t odd, high, low;
+    explicit Where(uint64_t d) : odd(1), high(uint32_t(d >> 32)), low(uint32_t(d))
+    {
+    }
+    __device__ uint64_t get() const
+    {
+        return uint64_t(high) << 32 | low;
+    }
+};
 /* d [64,N] = a b with `image` as shared memory; a at 0 or, with a non-null registers, from there. */
 template <class A, class B, int N, bool mn_a, bool mn_b>
-__global__ void one_product(const uint4 *image, int chunks, uint64_t a_layout, uint64_t b_layout,
+__global__ void one_product(const uint4 *image, int chunks, Where a_layout, Where b_layout,
                             const uint32_t *registers, float *out, int times)
 {
     uint4 *s = dynamic_tiles<uint4>();
@@ -311,15 +322,14 @@ __global__ void one_product(const uint4 *image, int chunks, uint64_t a_layout, u
     for (int i = 0; i < N / 2; i++)
         d[i] = 1;
     uint32_t a[4] = {};
+    for (int i = 0; registers && i < 4; i++)
+        a[i] = registers[4 * t + i];
     wgmma_fence(d);
     for (int k = 0; k < times; k++) {
-        if (registers)
-            for (int i = 0; i < 4; i++)
-                a[i] = registers[4 * t + i];
         if (!registers)
-            wgmma<A, B, mn_a, mn_b>(d, base + a_layout, base + b_layout, k > 0);
+            wgmma<A, B, mn_a, mn_b>(d, base + a_layout.get(), base + b_layout.get(), k > 0);
         else if constexpr (!mn_a)
-            wgmma<A, B, mn_a, mn_b>(d, a, base + b_layout, k > 0);
+            wgmma<A, B, mn_a, mn_b>(d, a, base + b_layout.get(), k > 0);
     }
     wgmma_commit();
     wgmma_wait<0>(d);
@@ -377,7 +387,7 @@ template <int N, bool mn, bool is_b> static void test_layout(const Layout &l)
     uint32_t *registers = device(identity());
     float *out = device(std::vector<float>(N / 2 * 128));
     launch(one_product<fp16, fp16, N, mn && !is_b, mn && is_b>, 1, 128, image.size() * 2, nullptr,
-           (const uint4 *)d_image, int(image.size() / 8), mine, is_b ? mine : other,
+           (const uint4 *)d_image, int(image.size() / 8), Where(mine), Where(is_b ? mine : other),
            (const uint32_t *)(is_b ? registers : nullptr), out, 1);
     std::vector<float> got = host(out, N / 2 * 128);
     int wrong = 0;
@@ -469,8 +479,8 @@ static void test_types(const char *name, const AnyNarrow &ta, const AnyNarrow &t
     float *out = device(std::vector<float>(N / 2 * 128));
     for (int which = 0; which < 2; which++) {
         launch(one_product<A, B, N, false, false>, 1, 128, image.size(), nullptr,
-               (const uint4 *)d_image, int(image.size() / 16), descriptor(0, 256, 16, SWIZZLE_32),
-               descriptor(half, 256, 16, SWIZZLE_32),
+               (const uint4 *)d_image, int(image.size() / 16), Where(descriptor(0, 256, 16, SWIZZLE_32)),
+               Where(descriptor(half, 256, 16, SWIZZLE_32)),
                (const uint32_t *)(which ? d_registers : nullptr), out, times);
         std::vector<float> got = host(out, N / 2 * 128);
         double worst = 0;
@@ -720,6 +730,19 @@ static void test_whole_product()
     CHECK(multiplies<none>(256, 128, 320, 12));
     CHECK(multiplies<none>(200, 120, 200, 12)); /* edges: rows, columns, k */
 }
+/* A in registers is made anew for the second product, and no fence tells it. */
+__global__ void a_written(float *out)
+{
+    float d[4];
+    uint32_t a[4] = {1, 2, 3, 4};
+    wgmma_fence(d);
+    wgmma<bf16, bf16>(d, a, wgmma_operand(dynamic_tiles<char>(), SWIZZLE_NONE, 128), false);
+    a[0] = 5;
+    wgmma<bf16, bf16>(d, a, wgmma_operand(dynamic_tiles<char>(), SWIZZLE_NONE, 128), true);
+    wgmma_commit();
+    wgmma_wait<0>(d);
+    out[threadIdx.x] = d[0];
+}
 __global__ void initialises(int)
 {
     mbarrier_init(dynamic_tiles<uint64_t>(), 1);
@@ -735,9 +758,12 @@ static int scenario(const std::string &name)
     }
     MISTAKES(X)
 #undef X
-    if (name != "old_gpu")
+    if (name == "old_gpu")
+        launch(initialises, 1, 1, 64, nullptr, 0);
+    else if (name == "a_written")
+        launch(a_written, 1, 128, 4096, nullptr, device(std::vector<float>(128)));
+    else
         return 2;
-    launch(initialises, 1, 1, 64, nullptr, 0);
     return cudaDeviceSynchronize() != cudaSuccess;
 }
 static void test_mistakes()
@@ -747,7 +773,80 @@ static void test_mistakes()
         must_die(#mistake, words);
     MISTAKES(X)
 #undef X
+    must_die("a_written", "A in registers was written since wgmma_fence()");
     must_die("old_gpu", "sm_90a on a GPU of compute capability 8.0", "VIT_STANDIN_SM=80");
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Dependent launches: the second kernel begins early, and must wait before it reads what the first one
+ * writes, or writes what that reads. */
+
+__global__ void first_kernel(const float *in, float *out)
+{
+    dependent_launch();
+    out[blockIdx.x * 32 + threadIdx.x] = in[blockIdx.x * 32 + threadIdx.x] + 1;
+}
+template <bool read_after, bool write_after>
+__global__ void second_kernel(float *in, const float *out, float *twice)
+{
+    const unsigned i = blockIdx.x * 32 + threadIdx.x;
+    float early = read_after ? 0 : out[i];
+    if (!write_after)
+        in[i] = -5;
+    dependent_wait();
+    twice[i] = 2 * (read_after ? out[i] : early);
+    in[i] = -5;
+}
+/* How many of the trials are right, in a stream or as a graph. */
+template <bool read_after, bool write_after> static int depends(bool graph)
+{
+    const unsigned n = 96;
+    float *in = device(std::vector<float>(n)), *out = device(std::vector<float>(n));
+    float *twice = device(std::vector<float>(n));
+    cudaStream_t s;
+    cudaGraph_t g;
+    cudaGraphExec_t exec = nullptr;
+    OK(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking));
+    auto both = [&] {
+        launch(first_kernel, 3, 32, 0, s, (const float *)in, out);
+        launch_dependent(second_kernel<read_after, write_after>, 3, 32, 0, s, in,
+                         (const float *)out, twice);
+    };
+    if (graph) {
+        OK(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal));
+        both();
+        OK(cudaStreamEndCapture(s, &g));
+        OK(cudaGraphInstantiate(&exec, g, 0));
+        OK(cudaGraphDestroy(g));
+    }
+    int right = 0;
+    for (int trial = 0; trial < 24; trial++) {
+        OK(cudaMemsetAsync(in, 0, n * 4, s));
+        OK(cudaMemsetAsync(out, 0xFF, n * 4, s));
+        if (graph)
+            OK(cudaGraphLaunch(exec, s));
+        else
+            both();
+        OK(cudaStreamSynchronize(s));
+        right += host(twice, n) == std::vector<float>(n, 2) && host(in, n) == std::vector<float>(n, -5);
+    }
+    if (graph)
+        OK(cudaGraphExecDestroy(exec));
+    OK(cudaStreamDestroy(s));
+    OK(cudaFree(in));
+    OK(cudaFree(out));
+    OK(cudaFree(twice));
+    return right;
+}
+static void test_dependent()
+{
+    for (bool graph : {false, true}) {
+        int right = depends<true, true>(graph), early_read = depends<false, true>(graph);
+        int early_write = depends<true, false>(graph);
+        CHECK(right == 24, "%d of 24, graph %d", right, graph);
+        CHECK(early_read < 24 || tsan, "reading early does not show, graph %d", graph);
+        CHECK(early_write < 24 || tsan, "writing early does not show, graph %d", graph);
+    }
 }
 
 int main(int argc, char **argv)
@@ -762,6 +861,7 @@ int main(int argc, char **argv)
     test_layouts();
     test_products();
     test_whole_product();
+    test_dependent();
     test_mistakes();
     return check_report();
 }

@@ -1,9 +1,10 @@
-/* async.cpp - mbarriers, tensor copies, named barriers and what else belongs to Hopper but products.
+/* async.cpp - mbarriers, tensor copies, named barriers and what else belongs to Hopper but
+ * products.
  *
  * A copy to shared memory fills its destination with 0xFF bytes when it is issued, and happens, by
  * the seed of the block, at once, at some later time, or when no thread can go on without: then
- * copies under way happen in a random order. A copy to global memory reads shared memory when that is
- * waited for, and writes when that is waited for or its thread ends.
+ * copies under way happen in a random order. A copy to global memory reads shared memory when that
+ * is waited for, and writes when that is waited for or its thread ends.
  *
  * Read: async(), the two images of shared memory; mbarriers; maps; copies; the rest.
  */
@@ -29,8 +30,10 @@ Async &async()
     if (a.active)
         return a;
     if (capability() != 90)
-        block_error(self(), "instructions of sm_90a on a GPU of compute capability %d.%d: "
-                            "VIT_STANDIN_SM=90", capability() / 10, capability() % 10);
+        block_error(self(),
+                    "instructions of sm_90a on a GPU of compute capability %d.%d: "
+                    "VIT_STANDIN_SM=90",
+                    capability() / 10, capability() % 10);
     a.active = true;
     a.proxy.assign(b.bytes, char(0xFF));
     a.timing = b.random->below(2) ? LATE : Timing(1 + b.random->below(2));
@@ -67,6 +70,7 @@ uint32_t swizzled(uint32_t address, unsigned bytes)
 
 void fence_proxy_async()
 {
+    const Unseen unseen;
     Async &a = async();
     Block &b = block();
     constexpr size_t step = 1024;
@@ -104,6 +108,7 @@ static Mbarrier &mbarrier_at(const uint64_t *bar, const char *what, int line)
 
 void mbarrier_init(uint64_t *bar, uint32_t count, int line)
 {
+    const Unseen unseen;
     uint32_t address = mark_of(bar, "mbarrier_init", line);
     if (!count || count >= 1u << 20)
         block_error(self(), "an mbarrier for %u threads", count);
@@ -114,6 +119,7 @@ void mbarrier_init(uint64_t *bar, uint32_t count, int line)
 }
 void mbarrier_init_fence()
 {
+    const Unseen unseen;
     for (auto &bar : async().bars)
         bar.second.fenced = true;
 }
@@ -143,6 +149,7 @@ static void announce(Mbarrier &m, long bytes, int thread)
 
 void mbarrier_arrive(uint64_t *bar, uint32_t bytes, int line)
 {
+    const Unseen unseen;
     Mbarrier &m = mbarrier_at(bar, bytes ? "mbarrier_arrive_expect" : "mbarrier_arrive", line);
     order_release(bar);
     announce(m, long(bytes), self());
@@ -152,6 +159,7 @@ void mbarrier_arrive(uint64_t *bar, uint32_t bytes, int line)
 }
 void mbarrier_wait(uint64_t *bar, uint32_t parity, int line)
 {
+    const Unseen unseen;
     Mbarrier &m = mbarrier_at(bar, "mbarrier_wait", line);
     if (parity > 1)
         block_error(self(), "an mbarrier's parity is 0 or 1, not %u", parity);
@@ -178,7 +186,8 @@ static uint32_t element_bytes(CUtensorMapDataType type)
     static const uint32_t bytes[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2};
     return unsigned(type) < sizeof bytes / sizeof *bytes ? bytes[type] : 0;
 }
-/* What the driver asks for; where a box is narrower than its swizzle, its layout is not modelled. */
+/* What the driver asks for; where a box is narrower than its swizzle, its layout is not modelled.
+ */
 static bool valid(const TensorMap &m)
 {
     if (!m.element || m.dimensions < 2 || m.dimensions > 3 || uintptr_t(m.address) % 16)
@@ -301,8 +310,10 @@ static void happen(Load l)
         uint32_t address = chunk_address(l.map, l.to, offset / 16 * 16) + offset % 16;
         for (char *to : {shared(address, n), proxy(address)}) {
             if (!untouched(to, n))
-                block_error(l.thread, "the destination of the tensor copy of line %d was written "
-                                      "while that was under way", l.line);
+                block_error(l.thread,
+                            "the destination of the tensor copy of line %d was written "
+                            "while that was under way",
+                            l.line);
             if (from)
                 memcpy(to, from, n);
             else
@@ -324,6 +335,7 @@ static void one_happens(Async &a)
 
 void tma_load(void *to, const CUtensorMap *map, uint64_t *bar, Place place, int line)
 {
+    const Unseen unseen;
     Async &a = async();
     Mbarrier &m = mbarrier_at(bar, "tma_load", line);
     if (!m.fenced)
@@ -349,8 +361,10 @@ static void read_box(Store &s)
     each_piece(s.map, s.place, [&](uint32_t offset, const char *to, uint32_t n) {
         uint32_t address = chunk_address(s.map, s.from, offset / 16 * 16) + offset % 16;
         if (to && memcmp(shared(address, n), proxy(address), n))
-            block_error(self(), "the tensor store of line %d reads what was written without "
-                                "fence_proxy_async(), or before it was waited for", s.line);
+            block_error(self(),
+                        "the tensor store of line %d reads what was written without "
+                        "fence_proxy_async(), or before it was waited for",
+                        s.line);
         memcpy(&s.data[offset], proxy(address), n);
     });
 }
@@ -365,6 +379,7 @@ static void write_box(Store &s)
 
 void tma_store(const CUtensorMap *map, const void *from, Place place, int line)
 {
+    const Unseen unseen;
     says("tma_store", line);
     AsyncThread &t = async().threads[size_t(self())];
     Store s = {read_map(map, place), place, shared_address(from), line, t.store_groups, false, {}};
@@ -376,10 +391,12 @@ void tma_store(const CUtensorMap *map, const void *from, Place place, int line)
 }
 void tma_store_commit()
 {
+    const Unseen unseen;
     async().threads[size_t(self())].store_groups++;
 }
 void tma_store_wait(unsigned groups_left, bool only_read)
 {
+    const Unseen unseen;
     AsyncThread &t = async().threads[size_t(self())];
     size_t kept = 0;
     for (Store &s : t.stores) {
@@ -399,6 +416,7 @@ void tma_store_wait(unsigned groups_left, bool only_read)
 
 void named_barrier(int id, int threads, bool wait, int line)
 {
+    const Unseen unseen;
     says(wait ? "named_barrier_sync" : "named_barrier_arrive", line);
     if (id < 1 || id > 15)
         block_error(self(), "there are named barriers 1 to 15, not %d", id);
@@ -429,6 +447,7 @@ void named_barrier(int id, int threads, bool wait, int line)
 /* A multiprocessor has 65536 registers; a block begins with as many a thread as fit. */
 void set_registers(int registers, bool more, int line)
 {
+    const Unseen unseen;
     says(more ? "registers_take" : "registers_release", line);
     Async &a = async();
     int begin = std::min(65536 / block().threads / 8 * 8, 256);
@@ -478,10 +497,6 @@ void stmatrix_x4(void *row, const uint32_t (&r)[4], int line)
     memcpy(row, m.row, sizeof m.row);
 }
 
-void dependent_wait()
-{
-}
-
 /* ------------------------------------------------------------------------------------------------
  * For kernel.cpp. */
 
@@ -492,6 +507,7 @@ void async_begin(Async *a)
 }
 bool async_advance(Async *a)
 {
+    const Unseen unseen;
     if (!a || !a->active || a->loads.empty())
         return false;
     one_happens(*a);
@@ -499,25 +515,30 @@ bool async_advance(Async *a)
 }
 void async_chance(Async *a)
 {
+    const Unseen unseen;
     if (a && a->active && a->timing == SOMETIME && !a->loads.empty() && !block().random->below(8))
         one_happens(*a);
 }
 void async_leave(Async *a)
 {
+    const Unseen unseen;
     if (!a || !a->active)
         return;
     AsyncThread &t = a->threads[size_t(self())];
     products_leave(t);
     for (Store &s : t.stores) {
         if (!s.read)
-            block_error(self(), "leaves the kernel while the tensor store of line %d may still "
-                                "read shared memory", s.line);
+            block_error(self(),
+                        "leaves the kernel while the tensor store of line %d may still "
+                        "read shared memory",
+                        s.line);
         write_box(s);
     }
     t.stores.clear();
 }
 void async_end(Async *a)
 {
+    const Unseen unseen;
     if (!a || !a->active)
         return;
     for (Load &l : a->loads)

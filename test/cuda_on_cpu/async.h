@@ -35,7 +35,12 @@ int self();                            /* the running thread's number */
 void says(const char *what, int line); /* where it is, for messages */
 void stop();                           /* it goes on after go_on() */
 void may_go(int thread);
-/* For ThreadSanitizer: what came before a release is before what follows an acquire. */
+/* For ThreadSanitizer: while there is one, it does not look at this thread, who does the stand-in's
+ * work; what came before a release is before what follows an acquire. */
+struct Unseen {
+    Unseen();
+    ~Unseen();
+};
 void order_release(void *address);
 void order_acquire(void *address);
 /* Ends the process; `thread` is who did it. */
@@ -60,7 +65,7 @@ struct Mbarrier {
     uint32_t count, pending;
     long bytes; /* announced and not yet written */
     unsigned phase;
-    bool fenced; /* copies may use it */
+    bool fenced;                                   /* copies may use it */
     std::vector<std::pair<int, unsigned>> waiting; /* threads, their parity */
 };
 
@@ -108,6 +113,10 @@ struct Flight { /* registers that products under way write */
     std::shared_ptr<Accumulator> m;
     unsigned long last; /* product */
 };
+struct Registers { /* A, as a product since the last fence has read it */
+    const void *at;
+    uint32_t a[4];
+};
 struct AsyncThread {
     std::vector<Store> stores;
     unsigned store_groups;
@@ -115,8 +124,9 @@ struct AsyncThread {
     unsigned long issued;             /* products */
     std::deque<unsigned long> groups; /* `issued` at each commit */
     std::vector<Flight> flights;
-    unsigned long waits_for;          /* all before this product to be issued; 0: nothing */
-    char detail[128];                 /* of what it waits for */
+    std::vector<Registers> read;
+    unsigned long waits_for; /* all before this product to be issued; 0: nothing */
+    char detail[128];        /* of what it waits for */
 };
 
 enum Timing { LATE, AT_ONCE, SOMETIME };
@@ -134,18 +144,18 @@ struct Async {
     int elected;                /* lane */
 };
 
-Async &async(); /* of the block; the first call begins it */
+Async &async();                               /* of the block; the first call begins it */
 char *shared(uint32_t address, size_t bytes); /* null: not in the block's shared memory */
 char *proxy(uint32_t address);
 uint32_t swizzled(uint32_t address, unsigned bytes);
 
 /* ---- for kernel.cpp ---- */
 
-void async_begin(Async *a);      /* a block begins */
-bool async_advance(Async *a);    /* nobody can go on: let something happen; false: nothing is left */
-void async_chance(Async *a);     /* threads change */
-void async_leave(Async *a);      /* a thread leaves the kernel */
-void async_end(Async *a);        /* the block ends */
+void async_begin(Async *a);   /* a block begins */
+bool async_advance(Async *a); /* nobody can go on: let something happen; false: nothing is left */
+void async_chance(Async *a);  /* threads change */
+void async_leave(Async *a);   /* a thread leaves the kernel */
+void async_end(Async *a);     /* the block ends */
 const char *async_detail(Async *a, int thread); /* what it waits for */
 /* wgmma.cpp */
 void products_leave(AsyncThread &t);

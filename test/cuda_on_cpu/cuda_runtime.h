@@ -497,12 +497,20 @@ struct cudaFuncAttributes {
     int maxThreadsPerBlock, numRegs, ptxVersion, binaryVersion;
     int maxDynamicSharedSizeBytes, preferredShmemCarveout;
 };
-struct cudaLaunchAttribute;
+enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
+union cudaLaunchAttributeValue {
+    char pad[64];
+    int programmaticStreamSerializationAllowed;
+};
+struct cudaLaunchAttribute {
+    cudaLaunchAttributeID id;
+    cudaLaunchAttributeValue val;
+};
 struct cudaLaunchConfig_t {
     dim3 gridDim, blockDim;
     size_t dynamicSmemBytes;
     cudaStream_t stream;
-    cudaLaunchAttribute *attrs; /* ignored: they only tune */
+    cudaLaunchAttribute *attrs;
     unsigned numAttrs;
 };
 cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute what, int value);

@@ -54,15 +54,17 @@ struct Product {
     int n;
     bool mn_a, mn_b, accumulate, a_in_registers;
     uint64_t a, b;         /* descriptors */
-    uint32_t registers[4]; /* or A */
+    uint32_t registers[4]; /* or A, and where it was */
+    const void *registers_at;
 };
 void wgmma_issue(float *d, const Product &p, int line);
 template <class A, class B>
 void wgmma(float *d, int n, uint64_t a, uint64_t b, bool mn_a, bool mn_b, bool accumulate, int line)
 {
-    wgmma_issue(d,
-                {NarrowOf<A>::type, NarrowOf<B>::type, n, mn_a, mn_b, accumulate, false, a, b, {}},
-                line);
+    wgmma_issue(
+        d,
+        {NarrowOf<A>::type, NarrowOf<B>::type, n, mn_a, mn_b, accumulate, false, a, b, {}, nullptr},
+        line);
 }
 template <class A, class B>
 void wgmma(float *d, int n, const uint32_t (&a)[4], uint64_t b, bool mn_a, bool mn_b,
@@ -78,7 +80,8 @@ void wgmma(float *d, int n, const uint32_t (&a)[4], uint64_t b, bool mn_a, bool 
                  true,
                  0,
                  b,
-                 {a[0], a[1], a[2], a[3]}},
+                 {a[0], a[1], a[2], a[3]},
+                 a},
                 line);
 }
 void wgmma_fence();
@@ -90,7 +93,7 @@ bool elect_one(int line);
 void named_barrier(int id, int threads, bool wait, int line);
 void set_registers(int registers, bool more, int line);
 void stmatrix_x4(void *row, const uint32_t (&r)[4], int line);
-void dependent_wait();
+void dependent_wait(int line); /* kernel.cpp */
 
 } // namespace standin
 

@@ -14,11 +14,14 @@
 #include "async.h"
 
 #include <boost/context/detail/fcontext.hpp>
+#include <condition_variable>
+#include <mutex>
 #include <numeric>
 #include <omp.h>
 #include <stdarg.h>
 #include <string>
 #include <sys/mman.h>
+#include <thread>
 #include <unistd.h>
 
 #ifdef STANDIN_ASAN
@@ -91,6 +94,12 @@ struct Warp {
 enum Order { FORWARD, REVERSE, RANDOM };
 constexpr unsigned TURNS = 16;
 
+/* A block that has begun before the kernel in front of its own has ended. */
+struct Early {
+    std::vector<int> waiting;       /* threads, for that kernel */
+    std::function<void()> the_rest; /* returns when it has ended; empty: it has */
+};
+
 /* What one OS thread needs to run blocks. */
 struct Worker {
     Warp warps[32];
@@ -110,6 +119,7 @@ struct Worker {
     Fiber main;
     std::vector<Fiber *> idle, all;
     Block block; /* what async.cpp knows of it */
+    Early early;
 
     Thread &running()
     {
@@ -261,6 +271,19 @@ static unsigned pick(unsigned set, Order order, Random &random)
     return (unsigned(__builtin_ctz(turned)) + turn) & 31u;
 }
 
+/* Nobody can go on but who waits in dependent_wait(): now is the time for the kernel before. */
+static bool others_end(Worker &w)
+{
+    if (w.early.waiting.empty())
+        return false;
+    w.early.the_rest();
+    w.early.the_rest = nullptr;
+    for (int thread : w.early.waiting)
+        may_go(thread);
+    w.early.waiting.clear();
+    return true;
+}
+
 /* Chooses the next thread and makes it the running one; false: the block has ended. */
 static bool choose(Worker &w)
 {
@@ -268,7 +291,7 @@ static bool choose(Worker &w)
     while (!w.ready) {
         if (w.exited == w.threads)
             return false;
-        if (!async_advance(w.block.async))
+        if (!async_advance(w.block.async) && !others_end(w))
             kernel_error(w, "deadlock: every thread waits");
     }
     if (w.interleave || !(w.ready >> w.warp & 1))
@@ -521,6 +544,23 @@ void may_go(int thread)
     worker->warps[warp].ready |= bit;
     worker->ready |= 1u << warp;
 }
+void dependent_wait(int line)
+{
+    Worker &w = *worker;
+    if (!w.early.the_rest)
+        return;
+    says("dependent_wait", line);
+    w.early.waiting.push_back(self());
+    stop();
+}
+Unseen::Unseen()
+{
+    tsan_ignore(true);
+}
+Unseen::~Unseen()
+{
+    tsan_ignore(false);
+}
 void order_release([[maybe_unused]] void *address)
 {
 #ifdef STANDIN_TSAN
@@ -728,7 +768,8 @@ static void run_blocks(const Kernel &k, const BlockOrder &order, unsigned long l
         unsigned long long i = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
         if (i >= order.n)
             break;
-        run_block(w, k, order(i));
+        if ((long long)order(i) != k.done)
+            run_block(w, k, order(i));
     }
     w.kernel = nullptr;
 }
@@ -766,6 +807,72 @@ void run_kernel(const Kernel &k)
         run_blocks(k, order, &next);
     }
     order_launch(true);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * A block of the next kernel, which begins early: on an OS thread of its own, since the kernel in
+ * front of it runs in the middle. */
+
+struct Helper {
+    std::mutex lock;
+    std::condition_variable change;
+    std::function<void()> job;
+    pid_t process = getpid();
+
+    Helper()
+    {
+        std::thread([this] {
+            std::unique_lock<std::mutex> hold(lock);
+            for (;;) {
+                change.wait(hold, [&] { return bool(job); });
+                hold.unlock();
+                job();
+                hold.lock();
+                job = nullptr;
+                change.notify_all();
+            }
+        }).detach();
+    }
+};
+
+long long run_early(const Kernel &k, const std::function<void()> &others)
+{
+    if (tsan) { /* who knows one OS thread */
+        others();
+        return -1;
+    }
+    static Helper *helper;
+    if (!helper || helper->process != getpid()) /* threads are not copied by fork() */
+        helper = new Helper;
+    Helper &h = *helper;
+    unsigned long long n = (unsigned long long)k.grid.x * k.grid.y * k.grid.z;
+    unsigned long long number = Random{k.seed}.next() % n;
+    bool reached = false, ended = false; /* dependent_wait(), the other kernel */
+    std::unique_lock<std::mutex> hold(h.lock);
+    h.job = [&] {
+        if (!worker)
+            worker = new Worker();
+        Worker &w = *worker;
+        w.early.the_rest = [&] {
+            std::unique_lock<std::mutex> hold(h.lock);
+            reached = true;
+            h.change.notify_all();
+            h.change.wait(hold, [&] { return ended; });
+        };
+        prepare(w, k);
+        run_block(w, k, number);
+        w.early.the_rest = nullptr;
+        w.kernel = nullptr;
+    };
+    h.change.notify_all();
+    h.change.wait(hold, [&] { return reached || !h.job; });
+    hold.unlock();
+    others();
+    hold.lock();
+    ended = true;
+    h.change.notify_all();
+    h.change.wait(hold, [&] { return !h.job; });
+    return (long long)number;
 }
 
 } // namespace standin

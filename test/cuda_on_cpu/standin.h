@@ -58,8 +58,12 @@ struct Kernel {
     dim3 grid, block;
     size_t smem;
     uint64_t seed;
+    long long done = -1; /* a block that has run already */
 };
 void run_kernel(const Kernel &k);
+/* Lets one block of `k` begin before `others`, which it waits for in dependent_wait(); both have run
+ * when this returns. Returns the block's number. */
+long long run_early(const Kernel &k, const std::function<void()> &others);
 const char *function_name(const void *function);
 
 /* Work of a queue: returns true when done, false to be asked again (NCCL waits for a peer). It is

@@ -48,12 +48,20 @@ struct Op {
 using standin::Capture;
 using OpPtr = std::shared_ptr<Op>;
 
+/* A kernel in a queue, and the one behind it that may begin early. */
+struct Launched {
+    standin::Kernel kernel;
+    std::shared_ptr<Launched> dependent;
+};
 struct CUstream_st {
     bool blocking; /* takes part in the legacy stream's rules */
-    OpPtr last;
+    OpPtr last = nullptr;
     Capture *capture = nullptr;
-    std::vector<int> frontier; /* while capturing: what the next node depends on */
+    std::vector<int> frontier = {}; /* while capturing: what the next node depends on */
     int priority = 0;
+    std::shared_ptr<Launched> kernel = nullptr; /* launched last, */
+    OpPtr kernel_op = nullptr; /* and its place: this, or while capturing that */
+    int kernel_node = -1;
 };
 struct CUevent_st {
     bool timing;
@@ -106,7 +114,7 @@ struct State {
     /* queues */
     std::vector<OpPtr> ready;
     std::vector<CUstream_st *> streams;
-    CUstream_st null{true, nullptr, nullptr, {}, 0};
+    CUstream_st null{true};
     int replayed_priority = 0;
     int graphs = 0;
     bool idle = true; /* see standin::idle() */
@@ -676,7 +684,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags)
     API;
     if (!s || flags > cudaStreamNonBlocking)
         return result(cudaErrorInvalidValue);
-    *s = new CUstream_st{!(flags & cudaStreamNonBlocking), nullptr, nullptr, {}, 0};
+    *s = new CUstream_st{!(flags & cudaStreamNonBlocking)};
     g().streams.push_back(*s);
     return cudaSuccess;
 }
@@ -1138,6 +1146,37 @@ void standin::check_words(const void *kernel, const void *argument, size_t bytes
                 function_name(kernel), (void *)p, at);
     }
 }
+/* Whether the kernel may begin before the one in front of it has ended (programmatic dependent
+ * launch); only where nothing is between the two does the stand-in let it. */
+static bool begins_early(const cudaLaunchConfig_t &c)
+{
+    for (unsigned i = 0; i < c.numAttrs; i++)
+        if (c.attrs[i].id == cudaLaunchAttributeProgrammaticStreamSerialization &&
+            c.attrs[i].val.programmaticStreamSerializationAllowed)
+            return true;
+    return false;
+}
+static bool nothing_since_kernel(const CUstream_st &s)
+{
+    if (!s.kernel)
+        return false;
+    if (s.capture)
+        return s.frontier.size() == 1 && s.frontier[0] == s.kernel_node;
+    return s.kernel_op && s.last == s.kernel_op && !s.kernel_op->done;
+}
+/* Every other time, one of the dependent kernel's blocks begins first. */
+static void run_launched(Launched &l)
+{
+    l.kernel.seed = g().random.next();
+    auto whole = [&] {
+        run_kernel(l.kernel);
+        l.kernel.done = -1;
+    };
+    if (!l.dependent || g().random.below(2))
+        return whole();
+    l.dependent->kernel.seed = g().random.next();
+    l.dependent->kernel.done = run_early(l.dependent->kernel, whole);
+}
 cudaError_t standin::launch(const cudaLaunchConfig_t &c, const void *kernel,
                             std::function<void()> thread)
 {
@@ -1152,13 +1191,22 @@ cudaError_t standin::launch(const cudaLaunchConfig_t &c, const void *kernel,
         return result(cudaErrorInvalidConfiguration);
     if (c.dynamicSmemBytes > size_t(smem_of(kernel)))
         return result(cudaErrorInvalidValue);
-    auto k =
-        std::make_shared<Kernel>(Kernel{std::move(thread), kernel, n, b, c.dynamicSmemBytes, 0});
-    return result(enqueue(c.stream, [k] {
-        k->seed = g().random.next();
-        run_kernel(*k);
+    const bool dependent = begins_early(c);
+    if (dependent && g().sm < 90)
+        return result(cudaErrorNotSupported);
+    auto l = std::make_shared<Launched>(
+        Launched{{std::move(thread), kernel, n, b, c.dynamicSmemBytes, 0}, nullptr});
+    CUstream_st *s = resolve(c.stream);
+    if (dependent && nothing_since_kernel(*s))
+        s->kernel->dependent = l;
+    cudaError_t e = enqueue(c.stream, [l] {
+        run_launched(*l);
         return true;
-    }));
+    });
+    s->kernel = l;
+    s->kernel_op = s->capture ? nullptr : s->last;
+    s->kernel_node = s->capture && s->frontier.size() == 1 ? s->frontier[0] : -1;
+    return result(e);
 }
 
 /* ------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 /* wgmma.cpp - products of warp groups, which happen behind the threads' backs.
  *
  * A product is issued when all 128 threads have issued it. It reads its operands and is computed
- * then, or, by the seed, only when a thread waits for it; either way a thread's registers hold NOTHING
- * until that thread has waited. Products on the same registers follow each other as a chain, whose
- * sums are kept as a matrix.
+ * then, or, by the seed, only when a thread waits for it; either way a thread's registers hold
+ * NOTHING until that thread has waited. Products on the same registers follow each other as a
+ * chain, whose sums are kept as a matrix.
  *
  * Read: where an element is in shared memory; issuing; computing; waiting.
  */
@@ -52,8 +52,10 @@ static void check_operand(uint64_t d, const Operand &o)
     if (d >> 49 & 7)
         block_error(self(), "a matrix descriptor with a base offset, which is not modelled");
     if (o.width > 16 && o.start % (8 * o.width) >= o.width)
-        block_error(self(), "a matrix with a swizzle of %u bytes begins at %u: not within the "
-                            "first of 8 rows", o.width, o.start);
+        block_error(self(),
+                    "a matrix with a swizzle of %u bytes begins at %u: not within the "
+                    "first of 8 rows",
+                    o.width, o.start);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -98,8 +100,10 @@ static void check_arrived(uint32_t at, const char *p, const LateProduct &l)
         return;
     for (const Load &load : async().loads)
         if (at >= load.to && at < load.to + box_bytes(load.map))
-            block_error(self(), "the product of line %d reads where the tensor copy of line %d is "
-                                "under way", l.line, load.line);
+            block_error(self(),
+                        "the product of line %d reads where the tensor copy of line %d is "
+                        "under way",
+                        l.line, load.line);
 }
 
 /* x[k * k_step + mn * mn_step] of an operand of `rows` m or n. */
@@ -113,11 +117,14 @@ static void fetch(float *x, const Operand &o, Narrow type, int rows, int k_step,
             uint32_t at = chunk(o, uint32_t(i), uint32_t(j));
             const char *seen = shared(at, 16);
             if (!seen)
-                block_error(self(), "the product of line %d reads outside of shared memory", l.line);
+                block_error(self(), "the product of line %d reads outside of shared memory",
+                            l.line);
             const char *p = proxy(at);
             if (memcmp(seen, p, 16))
-                block_error(self(), "the product of line %d reads what was written without "
-                                    "fence_proxy_async(), or before it was waited for", l.line);
+                block_error(self(),
+                            "the product of line %d reads what was written without "
+                            "fence_proxy_async(), or before it was waited for",
+                            l.line);
             check_arrived(at, p, l);
             for (int e = 0; e < in_chunk; e++) {
                 int mn = o.mn_major ? i * in_chunk + e : i, kk = o.mn_major ? j : j * in_chunk + e;
@@ -232,6 +239,17 @@ static LateProduct &next_product(WarpGroup &g, const AsyncThread &t, const Produ
     return l;
 }
 
+/* A from registers, copied: the compiler gives what is written later other registers. */
+static void keep_registers(AsyncThread &t, LateProduct &l, const Product &p)
+{
+    for (const Registers &r : t.read)
+        if (r.at == p.registers_at && memcmp(r.a, p.registers, sizeof r.a))
+            block_error(self(), "A in registers was written since wgmma_fence()");
+    t.read.push_back({p.registers_at, {}});
+    memcpy(t.read.back().a, p.registers, sizeof p.registers);
+    memcpy(&l.a[size_t(self() % 128 * 4)], p.registers, sizeof p.registers);
+}
+
 static void wake_waiting(Async &a, int group, unsigned long issued)
 {
     for (int i = group * 128; i < group * 128 + 128; i++) {
@@ -245,6 +263,7 @@ static void wake_waiting(Async &a, int group, unsigned long issued)
 
 void wgmma_issue(float *d, const Product &p, int line)
 {
+    const Unseen unseen;
     says("wgmma", line);
     Async &a = async();
     const int group = self() / 128;
@@ -270,7 +289,7 @@ void wgmma_issue(float *d, const Product &p, int line)
     if (first)
         take_over(p, *l.d, d);
     if (p.a_in_registers)
-        std::copy(p.registers, p.registers + 4, &l.a[size_t(self() % 128 * 4)]);
+        keep_registers(t, l, p);
     f.last = ++t.issued;
     if (++l.issued < 128)
         return;
@@ -285,10 +304,14 @@ void wgmma_issue(float *d, const Product &p, int line)
 
 void wgmma_fence()
 {
-    async().threads[size_t(self())].fenced = true;
+    const Unseen unseen;
+    AsyncThread &t = async().threads[size_t(self())];
+    t.fenced = true;
+    t.read.clear();
 }
 void wgmma_commit()
 {
+    const Unseen unseen;
     AsyncThread &t = async().threads[size_t(self())];
     t.groups.push_back(t.issued);
 }
@@ -311,6 +334,7 @@ static void deliver(AsyncThread &t, unsigned long end)
 }
 void wgmma_wait(unsigned groups_left)
 {
+    const Unseen unseen;
     Async &a = async();
     AsyncThread &t = a.threads[size_t(self())];
     WarpGroup &g = a.groups[size_t(self() / 128)];
@@ -338,7 +362,8 @@ void wgmma_wait(unsigned groups_left)
 void products_leave(AsyncThread &t)
 {
     if (!t.flights.empty())
-        block_error(self(), "leaves the kernel while products are under way, or were not committed");
+        block_error(self(),
+                    "leaves the kernel while products are under way, or were not committed");
 }
 
 } // namespace standin
