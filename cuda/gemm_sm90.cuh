@@ -16,18 +16,19 @@
  * three warp groups divide the labour. One thread of the first, the producer, fetches: it asks the
  * copy engine (TMA) for 64 terms of A and B at a time, into a ring of stages in shared memory. The
  * other two groups consume: their products (wgmma) read the stages where they lie and keep the sums
- * in registers, 128 in each thread. Two barriers for each stage are all they say to each other:
+ * in registers, 128 in each thread. Barriers in shared memory are all they say to each other:
  *
  *   full    the copy engine has written all bytes of the stage       producer -> consumers
  *   empty   every warp that reads it has done so                     consumers -> producer
+ *   turn    the other group has begun its last product (ping-pong)   consumer -> consumer
  *
  * There are two ways to share tiles between the consumers:
  *
  *   together    both work on one tile of 128x256, 64 rows each. It needs the fewest bytes from the
  *               L2: 48 KiB for 1,024 cycles of products. What follows a product waits for its end.
- *   ping-pong   each works on a tile of 128x128 of its own, in turns: while one multiplies, the
- * other does what follows. It needs a third more bytes (32 KiB for 512 cycles), and pays where what
- * follows takes long: GELU is 25 instructions an element.
+ *   ping-pong   each works on a tile of 128x128 of its own, in turns: while one multiplies, the other
+ *               does what follows. It needs a third more bytes (32 KiB for 512 cycles), and pays
+ *               where what follows takes long: GELU is 25 instructions an element.
  *
  * Read in this order:
  *   1. Tiles      sizes, shared memory, which unit is whose turn
@@ -73,6 +74,7 @@ enum { SM90_GROUP = 128, SM90_THREADS = 3 * SM90_GROUP };
 enum { PATCH_STRIDE = 64 + 8, PATCH = 16 * PATCH_STRIDE }; /* 16-bit numbers; see Patch */
 
 template <bool PINGPONG> struct Sm90Tile {
+    static constexpr bool TURNS = PINGPONG;
     static constexpr int M = 128, N = PINGPONG ? 128 : 256, K = 64;
     static constexpr int HALVES = PINGPONG ? 2 : 1;            /* of 64 rows, that a group owns */
     static constexpr int READERS = PINGPONG ? 4 : 8;           /* warps that read a stage */
@@ -81,6 +83,7 @@ template <bool PINGPONG> struct Sm90Tile {
 
     unsigned char *stages;  /* [STAGES]: A's slabs, then B's */
     uint64_t *full, *empty; /* [STAGES] */
+    uint64_t *turn;         /* [2]: of each group, where they play ping-pong */
     uint16_t *patch;        /* one for each of 8 warps */
     float *sums;            /* [2 groups][4 warps][N] */
 
@@ -89,6 +92,7 @@ template <bool PINGPONG> struct Sm90Tile {
         stages = dynamic_tiles<unsigned char>();
         full = (uint64_t *)(stages + STAGES * STAGE);
         empty = full + STAGES;
+        turn = empty + STAGES;
         patch = (uint16_t *)(stages + STAGES * STAGE + 128);
         sums = (float *)(patch + 8 * PATCH);
     }
@@ -176,15 +180,22 @@ __device__ inline void sm90_produce(const Tile &t, const CUtensorMap *a, const C
 }
 
 /* ------------------------------------------------------------------------------------------------
- * 3. Consumer: sums [HALVES][64, N] of one unit, by a group of four warps */
+ * 3. Consumer: sums [HALVES][64, N] of the block's unit number n, by a group of four warps
+ *
+ * In ping-pong a group's turn comes when the other has begun its last product. Without that, it
+ * could be a whole round of the ring ahead of what is fetched, where a barrier's parity says
+ * nothing: that of the phase two before is the same. */
 
 template <class E, bool A_ALONG_K, bool B_ALONG_K, class Tile>
 __device__ inline void sm90_consume(float (&sums)[Tile::HALVES][Tile::N / 2], const Tile &t,
-                                    Ring<Tile::STAGES> &ring, int blocks, int first_slab)
+                                    Ring<Tile::STAGES> &ring, int blocks, int n, int group)
 {
     constexpr int STEP = 16, A_STEP = A_ALONG_K ? 2 * STEP : STEP * SLAB_ROW,
                   B_STEP = B_ALONG_K ? 2 * STEP : STEP * SLAB_ROW; /* bytes of 16 terms */
+    const int first_slab = Tile::HALVES == 1 ? group : 0;
     const bool reports = threadIdx.x % 32 == 0;
+    if (Tile::TURNS && n > 0)
+        mbarrier_wait(t.turn + group, (n - 1) / 2 % 2);
     for (int i = 0; i < blocks; i++, ring.at++) {
         const uint32_t stage = ring.stage();
         const unsigned char *from = t.stages + stage * Tile::STAGE;
@@ -204,6 +215,8 @@ __device__ inline void sm90_consume(float (&sums)[Tile::HALVES][Tile::N / 2], co
         if (i > 0 && reports)
             mbarrier_arrive(t.empty + (ring.at - 1) % Tile::STAGES);
     }
+    if (Tile::TURNS && reports)
+        mbarrier_arrive(t.turn + (group ^ 1));
     each<Tile::HALVES>([&](int h) { wgmma_wait<0>(sums[h]); });
     if (blocks > 0 && reports)
         mbarrier_arrive(t.empty + (ring.at - 1) % Tile::STAGES);
@@ -441,6 +454,8 @@ __global__ void __launch_bounds__(HAS_SM90 ? SM90_THREADS : 32, 1)
                 mbarrier_init(t.full + i, 1);
                 mbarrier_init(t.empty + i, Tile::READERS);
             }
+            for (int i = 0; i < 2; i++)
+                mbarrier_init(t.turn + i, 4);
             mbarrier_init_fence();
         }
         __syncthreads();
@@ -459,8 +474,7 @@ __global__ void __launch_bounds__(HAS_SM90 ? SM90_THREADS : 32, 1)
                     continue;
                 }
                 float sums[Tile::HALVES][Tile::N / 2];
-                sm90_consume<E, A_ALONG_K, B_ALONG_K>(sums, t, ring, u.blocks,
-                                                      PINGPONG ? 0 : group);
+                sm90_consume<E, A_ALONG_K, B_ALONG_K>(sums, t, ring, u.blocks, n, group);
                 if constexpr (END == END_SUM)
                     sm90_end_sum<Tile>(sums, x, u, group);
                 else
