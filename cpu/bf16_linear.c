@@ -1,9 +1,9 @@
 /* bf16_linear.c - linear layers on 16-bit tensors: products, and what follows them while a block of
  * the product is in cache.
  *
- * Rounded is what is stored, and as where a GPU stores it: `pre` once, with its bias; y once, made
- * of `pre` as it was stored, so that it can be made again; a gradient once, behind the slope. Bias
- * gradients are sums of gradients as they were stored.
+ * Rounded is where a GPU stores a number in between, so that the two differ by the order of sums
+ * alone: `pre` with its bias; y, made of `pre` as it was stored; a gradient before its slope and
+ * dropout, and behind them. Bias gradients are sums of gradients as they were stored.
  *
  * Order: activations, forward, backward.
  */
@@ -261,6 +261,13 @@ typedef struct {
     float *sums; /* NULL: not wanted */
 } InputOp;
 
+/* x [n] as bf16 has it */
+static void round_floats(float *x, int n)
+{
+    for (int k = 0; k < n; k += LANES)
+        f32_store(x + k, bf16_widen(bf16_round(f32_load(x + k))));
+}
+
 /* dx = x rounded, and sums += what was stored; [n] */
 static void store_and_sum(uint16_t *dx, const float *x, float *sums, int n)
 {
@@ -303,6 +310,8 @@ static void input_block(const void *op, const Block *b)
         uint16_t *dx = bf16_row(a->dx, r) + b->column;
         const uint16_t *pre = a->act ? bf16_row(a->pre, r) + b->column : NULL;
         memcpy(d, b->c + (long)i * BLOCK_COLUMNS, (size_t)b->columns * sizeof *d);
+        if (a->act || a->drop.p > 0)
+            round_floats(d, b->columns);
         drop_part(d, b->columns, b->column, a->in, r, a->tokens, &a->drop);
         if (gated) {
             gate_row(dx, d, pre, sums, b->columns, a->in);

@@ -24,9 +24,10 @@ typedef struct {
 } Shape;
 
 static const Shape shapes[] = {
-    {"cls, erf", 112, 8, 48, 3, 3, 192, 10, POOL_CLS, ACT_GELU, 0},
+    {"cls, erf", 48, 8, 48, 3, 3, 192, 10, POOL_CLS, ACT_GELU, 0},
+    {"gap, erf, 197 tokens", 112, 8, 64, 2, 2, 136, 17, POOL_GAP, ACT_GELU, 0},
     {"gap, tanh, dropout", 48, 8, 64, 2, 2, 136, 17, POOL_GAP, ACT_GELU_TANH, 0.1},
-    {"cls, swiglu", 56, 8, 72, 3, 4, 100, 5, POOL_CLS, ACT_SWIGLU, 0},
+    {"gap, swiglu", 56, 8, 72, 2, 3, 100, 5, POOL_GAP, ACT_SWIGLU, 0},
 };
 
 enum { B = 4 };

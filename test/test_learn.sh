@@ -39,6 +39,8 @@ if [ -e "$weights" ] && [ -d "$shared/data/hymenoptera" ]; then
     "$binary" --data "$shared/data/hymenoptera" --weights "$weights" --out insects >log 2>&1
     check "fine-tuning DeiT-Tiny ends well" [ $? = 0 ]
     check "it reaches 95%" best insects 95
+    "$binary" --data "$shared/data/hymenoptera" --weights "$weights" --precision bf16 --out half >log 2>&1
+    check "fine-tuning in bf16 reaches 95% too" best half 95
     "$binary" --recipe "$root/recipes/finetune_small.ini" --data "$shared/data/hymenoptera" \
         --weights "$weights" --out recipe --epochs 0.1 --val-data none >log 2>&1
     for key in opt momentum lr schedule clip weight-decay label-smoothing batch-size; do

@@ -140,6 +140,14 @@ static const LinearCase linear_cases[] = {
     {3 * 197, 384, 192, ACT_NONE, 197, 0, 1, 0, 1, 0, 0, 1},
 };
 
+/* Wider than a block of any backend's products, and with sums longer than one of its steps */
+static const LinearCase wide_cases[] = {
+    {50, 24, 1600, ACT_GELU, 25, 3, 1, 1, 0, 0, 0.2, 0},
+    {50, 820, 40, ACT_GELU_TANH, 25, 5, 1, 1, 1, 0, 0.2, 0},
+    {40, 24, 800, ACT_SWIGLU, 20, 8, 1, 1, 1, 0, 0.3, 0},
+    {40, 800, 24, ACT_SWIGLU, 20, 0, 1, 1, 0, 0, 0.3, 0},
+};
+
 /* Eight orders of roundings: the activation of the exact sum, as a fused epilogue has it, or of the
  * one in memory; what follows it, of the exact activation or of the one in memory; and all that for
  * a bias that is added to the exact product, or to the one in memory. */
@@ -2112,6 +2120,16 @@ static void layer_cases(void)
         }
 }
 
+static void wide_layers(void)
+{
+    for (int i = 0; i < COUNT(wide_cases); i++) {
+        linear_forward(&wide_cases[i], false);
+        linear_backward_input(&wide_cases[i]);
+        linear_backward_weight(&wide_cases[i]);
+        activate(&wide_cases[i]);
+    }
+}
+
 /* Masks of some columns, or heads, of wider matrices: from a multiple of four and from others on.
  */
 static void part_cases(void)
@@ -2210,6 +2228,7 @@ static void run_cases(void)
         layer_cases();
         part_cases();
         update_cases();
+        wide_layers();
         for (int i = 1; i < 10; i += 4)
             keep_rates(i / 10.0);
         char zeros[GUARD] = {0}, after[GUARD];

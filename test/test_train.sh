@@ -179,6 +179,28 @@ good "and continued" --resume e --steps 24
 good "not stopped" $full --schedule constant --out f
 same "12 + 12 steps are 24" e f
 
+# In bf16: the same bits again and on other numbers of threads; continued as it was begun.
+half="$full --schedule constant --precision bf16"
+good "in bf16" $half --out half
+check "says how it multiplies" grep -q '^device .*bf16 products by ' log
+good "in bf16, on one thread" $half --out half2 --threads 1
+same "bf16 has the same bits on one thread" half half2
+good "in bf16, stopped half way" $half --steps 12 --out half12
+good "in bf16, continued" --resume half12 --steps 24
+same "bf16: 12 + 12 steps are 24" half half12
+good "the same in fp32" $full --schedule constant --out whole
+check "has nearly the same losses: $(field half loss | tail -n 1), $(field whole loss | tail -n 1)" \
+    awk -v a="$(field half loss | tail -n 1)" -v b="$(field whole loss | tail -n 1)" \
+    'BEGIN { exit !(a > 0.97 * b && a < 1.03 * b && a != b) }'
+good "a run in bf16 evaluated" eval --weights half --precision bf16
+good "in fp32" eval --weights half --precision fp32
+export VIT_BF16_PRODUCTS=pairs # a CPU that multiplies bf16 faster
+good "where bf16 is faster" eval --weights half
+check "eval computes in it and says so" grep -q 'in bf16, .*--precision fp32' log
+good "but training" $fake --steps 1 --out single
+check "does not" sh -c "! grep -q bf16 log"
+unset VIT_BF16_PRODUCTS
+
 # Killed twice at arbitrary points of a run of a few seconds, then resumed to its end.
 long="$full --steps 1500 --width 96 --batch-size 32 --save-every 20 --eval-every 100"
 good "a longer run" $long --out j
@@ -674,15 +696,20 @@ if [ -n "${TEST_SMALL-}" ]; then
     skip "DeiT-Tiny on 250 images: too slow here"
 elif [ -e "$deit" ]; then
     good "DeiT-Tiny" eval --data "$shared/data/imagenet_sample" --weights "$deit" \
-        --classes "$shared/data/imagenet_classes.txt"
+        --classes "$shared/data/imagenet_classes.txt" --precision fp32
     line=$(tail -n 1 log)
     check "DeiT-Tiny reaches 84.00 and 95.20 within one image: $line" \
         awk -v line="$line" 'BEGIN { split(line, f, " ")
             exit !(f[2] >= 83.59 && f[2] <= 84.41 && f[4] >= 94.79 && f[4] <= 95.61 && f[8] == 250) }'
+    good "DeiT-Tiny in bf16" eval --data "$shared/data/imagenet_sample" --weights "$deit" \
+        --classes "$shared/data/imagenet_classes.txt" --precision bf16
+    check "loses no more than one image by it: $(tail -n 1 log)" \
+        awk -v half="$(tail -n 1 log)" -v line="$line" 'BEGIN { split(half, h, " "); split(line, f, " ")
+            d = h[2] - f[2]; exit !(d > -0.41 && d < 0.41 && h[8] == 250) }'
     if ${PYTHON:-python3} "$here/weights/deit.py" "$deit" forms >log 2>&1; then
         for form in hub hf deit.pth deit.npz; do # the same network, in other files
             good "DeiT-Tiny as $form" eval --data "$shared/data/imagenet_sample" --weights forms/$form \
-                --classes "$shared/data/imagenet_classes.txt"
+                --classes "$shared/data/imagenet_classes.txt" --precision fp32
             check "has the same accuracy: $(tail -n 1 log)" [ "$(tail -n 1 log)" = "$line" ]
         done
     else
