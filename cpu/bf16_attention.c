@@ -36,7 +36,7 @@ enum { ROWS = 6, VECTORS = 4 };
 #else
 enum { ROWS = 6, VECTORS = 1 };
 #endif
-enum { STEPS = 96 }; /* at a time: what B has of them, 64 columns wide, fits half of the L1 cache */
+enum { STEPS = 256 }; /* at a time: what B has of them, 64 columns wide, fits half of the L1 cache */
 
 /* A's unit (i, s) is a[i * a_row + s * a_step], so that A may also be read by columns. `rows` is
  * rounded up to ROWS: A and c have that many. `columns` is a multiple of LANES. */
@@ -162,7 +162,8 @@ static inline void transpose(u32x16 *x)
     const u32x16 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
     const u32x16 high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     u32x16 y[LANES];
-    for (int round = 0; round < 4; round++) {
+    _Pragma("GCC unroll 4") for (int round = 0; round < 4; round++)
+    {
         u32x16 *from = round % 2 ? y : x, *to = round % 2 ? x : y;
         _Pragma("GCC unroll 8") for (int i = 0; i < LANES / 2; i++)
         {
@@ -190,25 +191,22 @@ static void pack_turned(uint32_t *out, long ld, const uint16_t *p, long ldp, int
         }
 }
 
-/* n floats of a row, rounded, as units along it; out may be x. n is a multiple of LANES. */
-static void round_along(uint32_t *out, const float *x, int n, int per)
+/* Sixteen floats from column j on of a row of units along it, rounded */
+static inline void put_along(uint32_t *row, int j, f32x16 x, int per)
 {
-    for (int j = 0; j < n; j += LANES)
-        if (per == 2)
-            bf16_store((uint16_t *)out + j, f32_load(x + j));
-        else
-            f32_store((float *)out + j, bf16_widen(bf16_round(f32_load(x + j))));
+    if (per == 2)
+        bf16_store((uint16_t *)row + j, x);
+    else
+        f32_store((float *)row + j, bf16_widen(bf16_round(x)));
 }
 
-/* The same of `per` rows, as units across them */
-static void round_across(uint32_t *out, const float *x, long ld, int n, int per)
+/* x, and below it y, as units across their rows */
+static inline void put_across(uint32_t *row, int j, f32x16 x, f32x16 y, int per)
 {
-    for (int j = 0; j < n; j += LANES) {
-        u32x16 y = (u32x16)bf16_widen(bf16_round(f32_load(x + j)));
-        if (per == 2)
-            y = y >> 16 | (u32x16)bf16_widen(bf16_round(f32_load(x + ld + j)));
-        memcpy(out + j, &y, sizeof y);
-    }
+    u32x16 units = (u32x16)bf16_widen(bf16_round(x));
+    if (per == 2)
+        units = units >> 16 | (u32x16)bf16_widen(bf16_round(y));
+    memcpy(row + j, &units, sizeof units);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -216,14 +214,14 @@ static void round_across(uint32_t *out, const float *x, long ld, int n, int per)
 
 /* Query rows whose S is in the L1 cache, and rows that wait together for the products that sum over
  * queries */
-enum { TILE = 4 * ROWS, BLOCK = 3 * TILE };
+enum { TILE = 8 * ROWS, BLOCK = 2 * TILE };
 
 /* Places in the thread's room; forward has no need of those below `sums` */
 typedef struct {
     uint32_t *kt, *vt;    /* [hs steps, N]: k^T, v^T */
     uint32_t *k, *v;      /* [T steps, D] */
     uint32_t *q, *dout;   /* [TILE, D]: rows */
-    float *s, *dp, *mask; /* [TILE, N], [TILE, N], [N] */
+    float *s, *dp, *mask; /* [TILE, N], [TILE, N], [2, N] */
     float *sums;          /* [TILE, D] */
     uint32_t *pt, *dst;   /* [BLOCK steps, N]: P M and dS, a row a step */
     uint32_t *qs, *douts; /* [BLOCK steps, D] */
@@ -263,7 +261,7 @@ static size_t share_out(Places *at, uint32_t *room, const Head *h, bool backward
         {&at->dout, TILE * D, backward},
         {&at->s, TILE * N, true},
         {&at->dp, TILE * N, backward},
-        {&at->mask, N, true},
+        {&at->mask, 2 * N, true},
         {&at->sums, TILE * D, true},
         {&at->pt, BLOCK * N, backward},
         {&at->dst, BLOCK * N, backward},
@@ -344,25 +342,28 @@ static inline void hide_beyond(float *s, const Head *h)
 }
 
 /* mask [N] = M of query row i of a head: elements of [heads,T,T] per sample, where this rank's
- * heads are drop.first and on */
-static void dropout_row(float *mask, const Head *h, int i)
+ * heads are drop.first and on. Without dropout it stays as it was made for row 0: ones. */
+static void mask_row(float *mask, const Head *h, int i)
 {
     const Drop *d = &h->a->drop;
     int T = h->a->T;
+    if (i > 0 && d->p <= 0)
+        return;
     for (int j = 0; j < h->N; j++)
         mask[j] = 1;
-    bf16_drop_elements(mask, T, ((long)(d->first + h->h) * T + i) * T, h->b, d);
+    if (d->p > 0)
+        bf16_drop_elements(mask, T, ((long)(d->first + h->h) * T + i) * T, h->b, d);
 }
 
-/* S of query rows i0.. of a head, before the factor 1/sqrt(hs); rows up to a multiple of ROWS */
-static void scores(const Head *h, int n)
+/* s [n,N] = A [n,hs] B [hs,N], B being k^T or v^T: S, before the factor 1/sqrt(hs), or dP */
+static void scores(const Head *h, const uint32_t *a, const uint32_t *b, float *s, int n)
 {
-    multiply(&(Units){.a = h->at.q,
+    multiply(&(Units){.a = a,
                       .a_row = h->D,
                       .a_step = 1,
-                      .b = h->at.kt,
+                      .b = b,
                       .ldb = h->N,
-                      .c = h->at.s,
+                      .c = s,
                       .ldc = h->N,
                       .rows = n,
                       .columns = h->N,
@@ -374,14 +375,12 @@ static void scores(const Head *h, int n)
  * Forward */
 
 /* s [N] becomes exp(s - top) M in units; returns 1 / sum(exp(s - top)). */
-static float softmax_row(float *s, const Head *h, int i)
+static inline float softmax_row(float *s, const Head *h, int i, const int per)
 {
-    const bool drop = h->a->drop.p > 0;
     f32x16 tops = f32_all(-INFINITY), sums = {0};
     float *mask = h->at.mask, lane[LANES];
     hide_beyond(s, h);
-    if (drop)
-        dropout_row(mask, h, i);
+    mask_row(mask, h, i);
     for (int j = 0; j < h->N; j += LANES)
         tops = f32_max(f32_load(s + j), tops);
     f32_store(lane, tops);
@@ -391,24 +390,31 @@ static float softmax_row(float *s, const Head *h, int i)
     for (int j = 0; j < h->N; j += LANES) {
         f32x16 p = exp2_of((f32_load(s + j) - top) * h->scale2);
         sums += p;
-        if (drop)
-            p *= f32_load(mask + j);
-        f32_store(s + j, p);
+        put_along((uint32_t *)s, j, p * f32_load(mask + j), per);
     }
-    round_along((uint32_t *)s, s, h->N, h->per);
     float sum = f32_sum(sums);
     h->lse[i] = top * h->scale + logf(sum);
     return 1 / sum;
 }
 
-/* y [n] = factor x, rounded */
-static void store_row(uint16_t *y, const float *x, float factor, int n)
+/* y [n] = factor x, rounded; sums [n] += y, where it is not NULL */
+static void store_row(uint16_t *y, const float *x, float factor, int n, float *sums)
 {
-    int j = 0;
-    for (; j + LANES <= n; j += LANES)
-        bf16_store(y + j, f32_load(x + j) * factor);
-    if (j < n)
-        bf16_store_some(y + j, f32_load(x + j) * factor, n - j);
+    for (int j = 0; j < n; j += LANES) {
+        int some = MIN(n - j, LANES);
+        f32x16 z = f32_load(x + j) * factor;
+        if (some == LANES)
+            bf16_store(y + j, z);
+        else
+            bf16_store_some(y + j, z, some);
+        if (!sums)
+            continue;
+        z = bf16_widen(bf16_round(z));
+        if (some == LANES)
+            f32_store(sums + j, f32_load(sums + j) + z);
+        for (int k = 0; some < LANES && k < some; k++)
+            sums[j + k] += z[k];
+    }
 }
 
 static void head_forward(const Head *h, float *unused)
@@ -423,9 +429,10 @@ static void head_forward(const Head *h, float *unused)
         int n = MIN(a->Tq - i0, TILE);
         float factor[TILE];
         pack_along(at->q, D, h->q + i0 * h->ld, h->ld, n, hs, h->per);
-        scores(h, n);
+        scores(h, at->q, at->kt, at->s, n);
         for (int i = 0; i < n; i++)
-            factor[i] = softmax_row(at->s + i * h->N, h, i0 + i);
+            factor[i] = h->per == 2 ? softmax_row(at->s + i * h->N, h, i0 + i, 2)
+                                    : softmax_row(at->s + i * h->N, h, i0 + i, 1);
         multiply(&(Units){.a = (uint32_t *)at->s,
                           .a_row = h->N,
                           .a_step = 1,
@@ -439,7 +446,7 @@ static void head_forward(const Head *h, float *unused)
                  h->per);
         for (int i = 0; i < n; i++)
             store_row(bf16_row(a->out, (long)h->b * a->Tq + i0 + i) + h->h * hs, at->sums + i * D,
-                      factor[i], hs);
+                      factor[i], hs, NULL);
     }
 }
 
@@ -466,71 +473,67 @@ static float row_dot(const uint16_t *x, const uint16_t *y, int n)
     return f32_sum(sum);
 }
 
-/* p and d [N], query row i of S and dP, become P M and dS. */
-static void score_gradient(float *p, float *d, const Head *h, int i)
+/* `per` query rows from i on, of which `rows` exist: s and d have S and dP; P M and dS go to a row
+ * of units across them. Of pairs, d has dS in units along it besides: else those are the same. */
+static inline void score_gradient(float *s, float *d, uint32_t *pt, uint32_t *dst, const Head *h,
+                                  int i, int rows, const int per)
 {
     const Attention *a = h->a;
-    const bool drop = a->drop.p > 0;
-    const float *mask = h->at.mask;
-    long row = (long)h->b * a->Tq + i, first = (long)h->h * a->hs;
-    float D = row_dot(bf16_row(a->dout, row) + first, bf16_row(a->out, row) + first, a->hs);
-    float lse = h->lse[i] * LOG2E;
-    hide_beyond(p, h);
-    if (drop)
-        dropout_row(h->at.mask, h, i);
-    for (int j = 0; j < h->N; j += LANES) {
-        f32x16 x = exp2_of(f32_load(p + j) * h->scale2 - lse), dx = f32_load(d + j);
-        f32x16 m = drop ? f32_load(mask + j) : f32_all(1);
-        f32_store(d + j, x * (m * dx - D));
-        f32_store(p + j, x * m);
+    long row = (long)h->b * a->Tq + i, first = (long)h->h * a->hs, N = h->N;
+    float D[2] = {0}, lse[2] = {INFINITY, INFINITY}, *mask = h->at.mask;
+    for (int r = 0; r < rows; r++) {
+        D[r] =
+            row_dot(bf16_row(a->dout, row + r) + first, bf16_row(a->out, row + r) + first, a->hs);
+        lse[r] = h->lse[i + r] * LOG2E;
+        hide_beyond(s + r * N, h);
+        mask_row(mask + r * N, h, i + r);
+    }
+    if (rows < per) { /* its lse says that P is 0 */
+        memset(s + N, 0, (size_t)N * sizeof *s);
+        memset(d + N, 0, (size_t)N * sizeof *d);
+    }
+    for (int j = 0; j < N; j += LANES) {
+        f32x16 p[2] = {{0}}, dx[2] = {{0}};
+        for (int r = 0; r < per; r++) {
+            f32x16 x = exp2_of(f32_load(s + r * N + j) * h->scale2 - lse[r]);
+            f32x16 m = f32_load(mask + (a->drop.p > 0 ? r * N : 0) + j);
+            p[r] = x * m;
+            dx[r] = x * (m * f32_load(d + r * N + j) - D[r]);
+        }
+        put_across(pt, j, p[0], p[1], per);
+        put_across(dst, j, dx[0], dx[1], per);
+        for (int r = 0; per == 2 && r < 2; r++)
+            put_along((uint32_t *)(d + r * N), j, dx[r], per);
     }
 }
 
-/* sums [n] += x [n] where sums is not NULL, of x as it was rounded */
-static void add_row(float *sums, const uint16_t *x, int n)
-{
-    for (int j = 0; sums && j < n; j++)
-        sums[j] += (float)bf16_to_real(x[j]);
-}
-
-/* TILE query rows from i0 on, the first of their block at `block`: S, dP, dq, and P M and dS to
- * the places where they wait */
-static void tile_backward(const Head *h, int block, int i0, int n, float *dq_sums)
+/* TILE query rows from i0 on, of the block that began with `block`: S, dP, dq; P M and dS to the
+ * places where they wait */
+static void tile_backward(const Head *h, int block, int i0, int n, float *sums)
 {
     const Attention *a = h->a;
     const Places *at = &h->at;
-    int N = h->N, D = h->D, hs = a->hs, steps = (i0 - block) / h->per;
-    long row = (long)h->b * a->Tq + i0;
+    const int N = h->N, D = h->D, hs = a->hs, per = h->per;
+    long row = (long)h->b * a->Tq + i0, step = (i0 - block) / per;
     const uint16_t *dout = bf16_row(a->dout, row) + h->h * hs, *q = h->q + i0 * h->ld;
-    pack_along(at->q, D, q, h->ld, n, hs, h->per);
-    pack_along(at->dout, D, dout, a->dout.ld, n, hs, h->per);
-    pack_across(at->qs + (long)steps * D, D, q, h->ld, n, hs, h->per);
-    pack_across(at->douts + (long)steps * D, D, dout, a->dout.ld, n, hs, h->per);
-    scores(h, n);
-    multiply(&(Units){.a = at->dout,
-                      .a_row = D,
-                      .a_step = 1,
-                      .b = at->vt,
-                      .ldb = N,
-                      .c = at->dp,
-                      .ldc = N,
-                      .rows = n,
-                      .columns = N,
-                      .steps = h->hs_steps},
-             h->per);
-    for (int i = 0; i < n; i++)
-        score_gradient(at->s + i * N, at->dp + i * N, h, i0 + i);
-    if (n % h->per) { /* the second of the last pair */
-        memset(at->s + n * N, 0, (size_t)N * sizeof(float));
-        memset(at->dp + n * N, 0, (size_t)N * sizeof(float));
+    uint32_t *qs = at->qs + step * D, *douts = at->douts + step * D;
+    uint32_t *pt = at->pt + step * N, *dst = at->dst + step * N;
+    pack_across(qs, D, q, h->ld, n, hs, per);
+    pack_across(douts, D, dout, a->dout.ld, n, hs, per);
+    if (per == 2) {
+        pack_along(at->q, D, q, h->ld, n, hs, per);
+        pack_along(at->dout, D, dout, a->dout.ld, n, hs, per);
     }
-    for (int i = 0; i < n; i += h->per, steps++) {
-        round_across(at->pt + (long)steps * N, at->s + i * N, N, N, h->per);
-        round_across(at->dst + (long)steps * N, at->dp + i * N, N, N, h->per);
+    scores(h, per == 2 ? at->q : qs, at->kt, at->s, n);
+    scores(h, per == 2 ? at->dout : douts, at->vt, at->dp, n);
+    for (int i = 0; i < n; i += per, pt += N) {
+        float *s = at->s + i * N, *d = at->dp + i * N;
+        if (per == 2)
+            score_gradient(s, d, pt, dst + i / 2 * N, h, i0 + i, MIN(n - i, 2), 2);
+        else
+            score_gradient(s, d, pt, dst + i * N, h, i0 + i, 1, 1);
     }
-    for (int i = 0; i < n; i++)
-        round_along((uint32_t *)(at->dp + i * N), at->dp + i * N, N, h->per);
-    multiply(&(Units){.a = (uint32_t *)at->dp,
+    multiply(&(Units){.a = per == 2 ? (uint32_t *)at->dp : dst,
                       .a_row = N,
                       .a_step = 1,
                       .b = at->k,
@@ -540,12 +543,10 @@ static void tile_backward(const Head *h, int block, int i0, int n, float *dq_sum
                       .rows = n,
                       .columns = D,
                       .steps = h->T_steps},
-             h->per);
-    for (int i = 0; i < n; i++) {
-        uint16_t *dq = bf16_row(a->dqkv, (long)h->b * a->T + i0 + i) + h->h * hs;
-        store_row(dq, at->sums + i * D, h->scale, hs);
-        add_row(dq_sums, dq, hs);
-    }
+             per);
+    for (int i = 0; i < n; i++)
+        store_row(bf16_row(a->dqkv, (long)h->b * a->T + i0 + i) + h->h * hs, at->sums + i * D,
+                  h->scale, hs, sums);
 }
 
 static void head_backward(const Head *h, float *sums)
@@ -581,10 +582,8 @@ static void head_backward(const Head *h, float *sums)
     }
     for (int j = 0; j < T; j++) {
         uint16_t *dk = bf16_row(a->dqkv, (long)h->b * T + j) + C + h->h * hs, *dv = dk + C;
-        store_row(dk, at->dk + j * D, h->scale, hs);
-        store_row(dv, at->dv + j * D, 1, hs);
-        add_row(sums ? sums + C : NULL, dk, hs);
-        add_row(sums ? sums + 2 * C : NULL, dv, hs);
+        store_row(dk, at->dk + j * D, h->scale, hs, sums ? sums + C : NULL);
+        store_row(dv, at->dv + j * D, 1, hs, sums ? sums + 2 * C : NULL);
     }
 }
 
