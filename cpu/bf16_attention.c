@@ -21,6 +21,7 @@
 #include <omp.h>
 
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define UNUSED    __attribute__((unused))
 
 static long round_up(long n, long to)
 {
@@ -36,7 +37,9 @@ enum { ROWS = 6, VECTORS = 4 };
 #else
 enum { ROWS = 6, VECTORS = 1 };
 #endif
-enum { STEPS = 256 }; /* at a time: what B has of them, 64 columns wide, fits half of the L1 cache */
+enum {
+    STEPS = 256
+}; /* at a time: what B has of them, 64 columns wide, fits half of the L1 cache */
 
 /* A's unit (i, s) is a[i * a_row + s * a_step], so that A may also be read by columns. `rows` is
  * rounded up to ROWS: A and c have that many. `columns` is a multiple of LANES. */
@@ -110,6 +113,18 @@ static void multiply(const Units *u, int per)
  * Packing rows of n bf16 into rows of units. The sum runs along the rows, or across them: then a
  * row of units is made of one row, or of two by turns. */
 
+/* One head's columns of a matrix of the model's */
+typedef struct {
+    uint16_t *p;
+    long ld;
+    int rows, n;
+} Rows;
+
+static inline uint16_t *row_of(Rows x, long i)
+{
+    return x.p + i * x.ld;
+}
+
 /* Sixteen units of n bf16 that lie side by side; what is beyond is 0 */
 static inline u32x16 units_along(const uint16_t *p, long n, int per)
 {
@@ -133,26 +148,24 @@ static inline u32x16 units_across(const uint16_t *p, const uint16_t *below, long
     return x >> 16 | y; /* the first of a pair is the lower half */
 }
 
-/* A's operand: out [rows,ld] of rows of n bf16 */
-static void pack_along(uint32_t *out, long ld, const uint16_t *p, long ldp, int rows, int n,
-                       int per)
+/* A's operand: out [n,ld], of rows i0.. of x */
+static void pack_along(uint32_t *out, long ld, Rows x, int i0, int n, int per)
 {
-    for (int i = 0; i < rows; i++)
-        for (int s = 0; s * per < n; s += LANES) {
-            u32x16 x = units_along(p + i * ldp + s * per, n - s * per, per);
-            memcpy(out + i * ld + s, &x, sizeof x);
+    for (int i = 0; i < n; i++, out += ld)
+        for (int s = 0; s * per < x.n; s += LANES) {
+            u32x16 units = units_along(row_of(x, i0 + i) + s * per, x.n - s * per, per);
+            memcpy(out + s, &units, sizeof units);
         }
 }
 
-/* B's: out [steps,ld], a step of `per` rows, columns beyond n up to the next multiple of 16 zero */
-static void pack_across(uint32_t *out, long ld, const uint16_t *p, long ldp, int rows, int n,
-                        int per)
+/* B's: out [steps,ld], a step of `per` of n rows; up to a whole vector columns are zero */
+static void pack_across(uint32_t *out, long ld, Rows x, int i0, int n, int per)
 {
-    for (int i = 0; i < rows; i += per, out += ld)
-        for (int j = 0; j < n; j += LANES) {
-            const uint16_t *at = p + i * ldp + j;
-            u32x16 x = units_across(at, i + 1 < rows ? at + ldp : NULL, n - j, per);
-            memcpy(out + j, &x, sizeof x);
+    for (int i = 0; i < n; i += per, out += ld)
+        for (int j = 0; j < x.n; j += LANES) {
+            const uint16_t *at = row_of(x, i0 + i) + j, *below = i + 1 < n ? at + x.ld : NULL;
+            u32x16 units = units_across(at, below, x.n - j, per);
+            memcpy(out + j, &units, sizeof units);
         }
 }
 
@@ -173,21 +186,20 @@ static inline void transpose(u32x16 *x)
     }
 }
 
-/* B's operand where the sum runs along the rows: out [steps,ld], columns beyond `rows` up to the
- * next multiple of 16 zero */
-static void pack_turned(uint32_t *out, long ld, const uint16_t *p, long ldp, int rows, int n,
-                        int per)
+/* B's where the sum runs along the rows: out [steps,ld], a column of each row of x; up to a whole
+ * vector columns are zero */
+static void pack_turned(uint32_t *out, long ld, Rows x, int per)
 {
-    int steps = (n + per - 1) / per;
-    for (int j = 0; j < rows; j += LANES)
+    int steps = (x.n + per - 1) / per;
+    for (int j = 0; j < x.rows; j += LANES)
         for (int s = 0; s < steps; s += LANES) {
-            u32x16 x[LANES];
+            u32x16 units[LANES];
             for (int i = 0; i < LANES; i++)
-                x[i] =
-                    units_along(p + (j + i) * ldp + s * per, j + i < rows ? n - s * per : 0, per);
-            transpose(x);
+                units[i] = units_along(row_of(x, j + i) + s * per,
+                                       j + i < x.rows ? x.n - s * per : 0, per);
+            transpose(units);
             for (int i = 0; i < LANES && s + i < steps; i++)
-                memcpy(out + (s + i) * ld + j, &x[i], sizeof x[i]);
+                memcpy(out + (s + i) * ld + j, &units[i], sizeof units[i]);
         }
 }
 
@@ -231,73 +243,83 @@ typedef struct {
 typedef struct {
     const Attention *a;
     Places at;
+    Rows q, k, v, out, dout, dq, dk, dv;
     int b, h; /* image, head */
     int D, N; /* hs and T, rounded up to whole vectors */
     int per;  /* numbers in a unit */
     int hs_steps, T_steps;
-    long ld; /* of qkv */
-    const uint16_t *q, *k, *v;
     float scale, scale2; /* 1 / sqrt(hs), and the same for exponents to base 2 */
     float *lse;          /* [Tq] */
 } Head;
 
 #define LOG2E 1.44269504f
 
-/* How many units all places take; where `room` is given, it is shared out. A row that is read by
- * columns is ROWS longer, since rows of results are rounded up to that. */
+/* The next n units of `room`, after the `taken` ones; NULL where they are only counted */
+static void *take(uint32_t *room, size_t *taken, size_t n)
+{
+    uint32_t *place = room ? room + *taken : NULL;
+    *taken += (size_t)round_up((long)n, LANES);
+    return place;
+}
+
+/* Shares `room` out; returns how many units that takes. A row that is read by columns is longer,
+ * since rows of results are rounded up to ROWS. */
 static size_t share_out(Places *at, uint32_t *room, const Head *h, bool backward)
 {
-    const size_t T = (size_t)round_up(h->a->T, 2), N = (size_t)h->N + LANES, D = (size_t)h->D;
-    const struct {
-        void *place;
-        size_t size;
-        bool wanted;
-    } all[] = {
-        {&at->kt, D * N, true},
-        {&at->vt, D * N, backward},
-        {&at->k, T * D, backward},
-        {&at->v, T * D, !backward},
-        {&at->q, TILE * D, true},
-        {&at->dout, TILE * D, backward},
-        {&at->s, TILE * N, true},
-        {&at->dp, TILE * N, backward},
-        {&at->mask, 2 * N, true},
-        {&at->sums, TILE * D, true},
-        {&at->pt, BLOCK * N, backward},
-        {&at->dst, BLOCK * N, backward},
-        {&at->qs, BLOCK * D, backward},
-        {&at->douts, BLOCK * D, backward},
-        {&at->dk, (T + ROWS) * D, backward},
-        {&at->dv, (T + ROWS) * D, backward},
-    };
+    const size_t T = (size_t)h->a->T + ROWS, N = (size_t)h->N + LANES, D = (size_t)h->D;
     size_t n = 0;
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-        uint32_t *place = room && all[i].wanted ? room + n : NULL;
-        memcpy(all[i].place, &place, sizeof place);
-        n += all[i].wanted ? (size_t)round_up((long)all[i].size, LANES) : 0;
-    }
+    at->kt = take(room, &n, D * N);
+    at->q = take(room, &n, TILE * D);
+    at->s = take(room, &n, TILE * N);
+    at->mask = take(room, &n, 2 * N);
+    at->sums = take(room, &n, TILE * D);
+    at->v = take(room, &n, backward ? 0 : T * D);
+    if (!backward)
+        return n;
+    at->k = take(room, &n, T * D);
+    at->vt = take(room, &n, D * N);
+    at->dout = take(room, &n, TILE * D);
+    at->dp = take(room, &n, TILE * N);
+    at->pt = take(room, &n, BLOCK * N);
+    at->dst = take(room, &n, BLOCK * N);
+    at->qs = take(room, &n, BLOCK * D);
+    at->douts = take(room, &n, BLOCK * D);
+    at->dk = take(room, &n, T * D);
+    at->dv = take(room, &n, T * D);
     return n;
+}
+
+/* Of a matrix with `rows` rows for each image: those of image b, and a head's columns from `column`
+ * on. p NULL stays NULL. */
+static Rows rows_of(Tensor t, int rows, int b, long column, int hs)
+{
+    return (Rows){t.p ? bf16_row(t, (long)b * rows) + column : NULL, t.ld, rows, hs};
 }
 
 static Head head_of(const Attention *a, long i)
 {
-    long C = (long)a->heads * a->hs;
-    Head h = {.a = a,
-              .b = (int)(i / a->heads),
-              .h = (int)(i % a->heads),
-              .D = (int)round_up(a->hs, LANES),
-              .N = (int)round_up(a->T, LANES),
-              .per = bf16_per_unit(),
-              .ld = a->qkv.ld,
-              .scale = (float)(1 / sqrt(a->hs)),
-              .scale2 = (float)(1.4426950408889634 / sqrt(a->hs))};
-    h.hs_steps = (a->hs + h.per - 1) / h.per;
-    h.T_steps = (a->T + h.per - 1) / h.per;
-    h.q = bf16_row(a->qkv, (long)h.b * a->T) + h.h * a->hs;
-    h.k = h.q + C;
-    h.v = h.k + C;
-    h.lse = (float *)a->lse + i * a->Tq;
-    return h;
+    const int hs = a->hs, T = a->T, Tq = a->Tq, b = (int)(i / a->heads), h = (int)(i % a->heads);
+    const int per = bf16_per_unit();
+    const long C = (long)a->heads * hs, first = (long)h * hs;
+    return (Head){.a = a,
+                  .q = rows_of(a->qkv, T, b, first, hs),
+                  .k = rows_of(a->qkv, T, b, first + C, hs),
+                  .v = rows_of(a->qkv, T, b, first + 2 * C, hs),
+                  .out = rows_of(a->out, Tq, b, first, hs),
+                  .dout = rows_of(a->dout, Tq, b, first, hs),
+                  .dq = rows_of(a->dqkv, T, b, first, hs),
+                  .dk = rows_of(a->dqkv, T, b, first + C, hs),
+                  .dv = rows_of(a->dqkv, T, b, first + 2 * C, hs),
+                  .b = b,
+                  .h = h,
+                  .D = (int)round_up(hs, LANES),
+                  .N = (int)round_up(T, LANES),
+                  .per = per,
+                  .hs_steps = (hs + per - 1) / per,
+                  .T_steps = (T + per - 1) / per,
+                  .scale = (float)(1 / sqrt(hs)),
+                  .scale2 = (float)(1.4426950408889634 / sqrt(hs)),
+                  .lse = (float *)a->lse + i * Tq};
 }
 
 /* f(head, sums) for every head of every image; sums [B,3C] is behind the threads' rooms */
@@ -310,13 +332,36 @@ static float *each_head(const Attention *a, bool backward, void (*f)(const Head 
     float *room = bf16_scratch(threads * size + n_sums + LANES), *sums;
     room += -(uintptr_t)room / sizeof(float) % LANES; /* to the next whole vector */
     sums = room + threads * size;
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(static)
     for (long i = 0; i < (long)a->B * a->heads; i++) {
         Head h = head_of(a, i);
         share_out(&h.at, (uint32_t *)room + (size_t)omp_get_thread_num() * size, &h, backward);
         f(&h, n_sums ? sums + (size_t)h.b * C3 + h.h * a->hs : NULL);
     }
     return n_sums ? sums : NULL;
+}
+
+/* Rows of one head lie far apart, where no machine guesses the next one: those from i0 on, as many
+ * as a tile has, are told to it before the products that keep it busy meanwhile. */
+static inline void fetch(Rows x, int i0, const int write)
+{
+    enum { LINE = 32 }; /* bf16 */
+    for (int i = i0; i < MIN(x.rows, i0 + TILE); i++)
+        for (int j = 0; j < x.n; j += LINE)
+            __builtin_prefetch(row_of(x, i) + j, write);
+}
+
+/* What the next tile will read, and the next head, which this thread is likely to take */
+static void fetch_next(const Head *h, int i0)
+{
+    Rows k = h->k, v = h->v;
+    fetch(h->q, i0 + TILE, 0);
+    if (h->h + 1 == h->a->heads)
+        return;
+    k.p += k.n;
+    v.p += v.n;
+    fetch(k, i0, 0);
+    fetch(v, i0, 0);
 }
 
 /* 2^x for x that is not above 127, relative error 1e-7; 2^-126 below that. Our own fit to 2^f on
@@ -371,6 +416,22 @@ static void scores(const Head *h, const uint32_t *a, const uint32_t *b, float *s
              h->per);
 }
 
+/* sums [n,D] = A [n,T] B [T,D], A being P M or dS, B v or k */
+static void sums_over_keys(const Head *h, const uint32_t *a, const uint32_t *b, int n)
+{
+    multiply(&(Units){.a = a,
+                      .a_row = h->N,
+                      .a_step = 1,
+                      .b = b,
+                      .ldb = h->D,
+                      .c = h->at.sums,
+                      .ldc = h->D,
+                      .rows = n,
+                      .columns = h->D,
+                      .steps = h->T_steps},
+             h->per);
+}
+
 /* ------------------------------------------------------------------------------------------------
  * Forward */
 
@@ -397,56 +458,43 @@ static inline float softmax_row(float *s, const Head *h, int i, const int per)
     return 1 / sum;
 }
 
-/* y [n] = factor x, rounded; sums [n] += y, where it is not NULL */
-static void store_row(uint16_t *y, const float *x, float factor, int n, float *sums)
+/* Row i of y = factor x, rounded; sums [n] += what y has, where they are not NULL. */
+static void store_row(Rows y, int i, const float *x, float factor, float *sums)
 {
-    for (int j = 0; j < n; j += LANES) {
-        int some = MIN(n - j, LANES);
-        f32x16 z = f32_load(x + j) * factor;
+    for (int j = 0; j < y.n; j += LANES) {
+        uint16_t *to = row_of(y, i) + j;
+        int some = MIN(y.n - j, LANES);
+        f32x16 z = f32_load(x + j) * factor, stored = bf16_widen(bf16_round(z));
         if (some == LANES)
-            bf16_store(y + j, z);
+            bf16_store(to, z);
         else
-            bf16_store_some(y + j, z, some);
-        if (!sums)
-            continue;
-        z = bf16_widen(bf16_round(z));
-        if (some == LANES)
-            f32_store(sums + j, f32_load(sums + j) + z);
-        for (int k = 0; some < LANES && k < some; k++)
-            sums[j + k] += z[k];
+            bf16_store_some(to, z, some);
+        if (sums && some == LANES)
+            f32_store(sums + j, f32_load(sums + j) + stored);
+        for (int k = 0; sums && some < LANES && k < some; k++)
+            sums[j + k] += stored[k];
     }
 }
 
-static void head_forward(const Head *h, float *unused)
+static void head_forward(const Head *h, UNUSED float *sums)
 {
-    const Attention *a = h->a;
     const Places *at = &h->at;
-    int T = a->T, hs = a->hs, D = h->D;
-    (void)unused;
-    pack_turned(at->kt, h->N, h->k, h->ld, T, hs, h->per);
-    pack_across(at->v, D, h->v, h->ld, T, hs, h->per);
-    for (int i0 = 0; i0 < a->Tq; i0 += TILE) {
-        int n = MIN(a->Tq - i0, TILE);
+    const int N = h->N, D = h->D, per = h->per, Tq = h->a->Tq;
+    pack_turned(at->kt, N, h->k, per);
+    pack_across(at->v, D, h->v, 0, h->v.rows, per);
+    for (int i0 = 0; i0 < Tq; i0 += TILE) {
+        int n = MIN(Tq - i0, TILE);
         float factor[TILE];
-        pack_along(at->q, D, h->q + i0 * h->ld, h->ld, n, hs, h->per);
+        pack_along(at->q, D, h->q, i0, n, per);
+        fetch(h->out, i0, 1);
+        fetch_next(h, i0);
         scores(h, at->q, at->kt, at->s, n);
         for (int i = 0; i < n; i++)
-            factor[i] = h->per == 2 ? softmax_row(at->s + i * h->N, h, i0 + i, 2)
-                                    : softmax_row(at->s + i * h->N, h, i0 + i, 1);
-        multiply(&(Units){.a = (uint32_t *)at->s,
-                          .a_row = h->N,
-                          .a_step = 1,
-                          .b = at->v,
-                          .ldb = D,
-                          .c = at->sums,
-                          .ldc = D,
-                          .rows = n,
-                          .columns = D,
-                          .steps = h->T_steps},
-                 h->per);
+            factor[i] = per == 2 ? softmax_row(at->s + i * N, h, i0 + i, 2)
+                                 : softmax_row(at->s + i * N, h, i0 + i, 1);
+        sums_over_keys(h, (uint32_t *)at->s, at->v, n);
         for (int i = 0; i < n; i++)
-            store_row(bf16_row(a->out, (long)h->b * a->Tq + i0 + i) + h->h * hs, at->sums + i * D,
-                      factor[i], hs, NULL);
+            store_row(h->out, i0 + i, at->sums + i * D, factor[i], NULL);
     }
 }
 
@@ -461,11 +509,12 @@ void bf16_attention_forward(const Attention *a)
  *   dq = dS k / sqrt(hs),  dk = dS^T q / sqrt(hs),  dv = (M P)^T dout
  * Of BLOCK query rows, P M and dS wait as units for the two sums over queries. */
 
-/* x . y, [n] */
-static float row_dot(const uint16_t *x, const uint16_t *y, int n)
+/* dout . out of query row i */
+static float row_dot(const Head *h, int i)
 {
+    const uint16_t *x = row_of(h->dout, i), *y = row_of(h->out, i);
     f32x16 sum = {0};
-    int j = 0;
+    int j = 0, n = h->out.n;
     for (; j + LANES <= n; j += LANES)
         sum += bf16_load(x + j) * bf16_load(y + j);
     if (j < n)
@@ -478,15 +527,13 @@ static float row_dot(const uint16_t *x, const uint16_t *y, int n)
 static inline void score_gradient(float *s, float *d, uint32_t *pt, uint32_t *dst, const Head *h,
                                   int i, int rows, const int per)
 {
-    const Attention *a = h->a;
-    long row = (long)h->b * a->Tq + i, first = (long)h->h * a->hs, N = h->N;
+    const long N = h->N, next_mask = h->a->drop.p > 0 ? N : 0; /* without dropout all are alike */
     float D[2] = {0}, lse[2] = {INFINITY, INFINITY}, *mask = h->at.mask;
     for (int r = 0; r < rows; r++) {
-        D[r] =
-            row_dot(bf16_row(a->dout, row + r) + first, bf16_row(a->out, row + r) + first, a->hs);
+        D[r] = row_dot(h, i + r);
         lse[r] = h->lse[i + r] * LOG2E;
         hide_beyond(s + r * N, h);
-        mask_row(mask + r * N, h, i + r);
+        mask_row(mask + r * next_mask, h, i + r);
     }
     if (rows < per) { /* its lse says that P is 0 */
         memset(s + N, 0, (size_t)N * sizeof *s);
@@ -496,7 +543,7 @@ static inline void score_gradient(float *s, float *d, uint32_t *pt, uint32_t *ds
         f32x16 p[2] = {{0}}, dx[2] = {{0}};
         for (int r = 0; r < per; r++) {
             f32x16 x = exp2_of(f32_load(s + r * N + j) * h->scale2 - lse[r]);
-            f32x16 m = f32_load(mask + (a->drop.p > 0 ? r * N : 0) + j);
+            f32x16 m = f32_load(mask + r * next_mask + j);
             p[r] = x * m;
             dx[r] = x * (m * f32_load(d + r * N + j) - D[r]);
         }
@@ -509,81 +556,78 @@ static inline void score_gradient(float *s, float *d, uint32_t *pt, uint32_t *ds
 
 /* TILE query rows from i0 on, of the block that began with `block`: S, dP, dq; P M and dS to the
  * places where they wait */
-static void tile_backward(const Head *h, int block, int i0, int n, float *sums)
+static void tile_backward(const Head *h, int block, int i0, int n, float *dq_sums)
 {
-    const Attention *a = h->a;
     const Places *at = &h->at;
-    const int N = h->N, D = h->D, hs = a->hs, per = h->per;
-    long row = (long)h->b * a->Tq + i0, step = (i0 - block) / per;
-    const uint16_t *dout = bf16_row(a->dout, row) + h->h * hs, *q = h->q + i0 * h->ld;
-    uint32_t *qs = at->qs + step * D, *douts = at->douts + step * D;
-    uint32_t *pt = at->pt + step * N, *dst = at->dst + step * N;
-    pack_across(qs, D, q, h->ld, n, hs, per);
-    pack_across(douts, D, dout, a->dout.ld, n, hs, per);
+    const int N = h->N, D = h->D, per = h->per, step = (i0 - block) / per;
+    uint32_t *qs = at->qs + (long)step * D, *douts = at->douts + (long)step * D;
+    uint32_t *pt = at->pt + (long)step * N, *dst = at->dst + (long)step * N;
+    pack_across(qs, D, h->q, i0, n, per);
+    pack_across(douts, D, h->dout, i0, n, per);
     if (per == 2) {
-        pack_along(at->q, D, q, h->ld, n, hs, per);
-        pack_along(at->dout, D, dout, a->dout.ld, n, hs, per);
+        pack_along(at->q, D, h->q, i0, n, per);
+        pack_along(at->dout, D, h->dout, i0, n, per);
     }
+    fetch(h->out, i0, 0);
+    fetch(h->dq, i0, 1);
+    fetch(h->dout, i0 + TILE, 0);
+    fetch_next(h, i0);
     scores(h, per == 2 ? at->q : qs, at->kt, at->s, n);
     scores(h, per == 2 ? at->dout : douts, at->vt, at->dp, n);
-    for (int i = 0; i < n; i += per, pt += N) {
+    for (int i = 0; i < n; i += per) {
         float *s = at->s + i * N, *d = at->dp + i * N;
+        long to = (long)(i / per) * N;
         if (per == 2)
-            score_gradient(s, d, pt, dst + i / 2 * N, h, i0 + i, MIN(n - i, 2), 2);
+            score_gradient(s, d, pt + to, dst + to, h, i0 + i, MIN(n - i, 2), 2);
         else
-            score_gradient(s, d, pt, dst + i * N, h, i0 + i, 1, 1);
+            score_gradient(s, d, pt + to, dst + to, h, i0 + i, 1, 1);
     }
-    multiply(&(Units){.a = per == 2 ? (uint32_t *)at->dp : dst,
-                      .a_row = N,
-                      .a_step = 1,
-                      .b = at->k,
-                      .ldb = D,
-                      .c = at->sums,
-                      .ldc = D,
-                      .rows = n,
-                      .columns = D,
-                      .steps = h->T_steps},
-             per);
+    sums_over_keys(h, per == 2 ? (uint32_t *)at->dp : dst, at->k, n);
     for (int i = 0; i < n; i++)
-        store_row(bf16_row(a->dqkv, (long)h->b * a->T + i0 + i) + h->h * hs, at->sums + i * D,
-                  h->scale, hs, sums);
+        store_row(h->dq, i0 + i, at->sums + i * D, h->scale, dq_sums);
+}
+
+/* c [T,D] (+)= A^T B, sums over the n queries of a block: A P M or dS, B dout or q */
+static void sums_over_queries(const Head *h, float *c, const uint32_t *a, const uint32_t *b, int n,
+                              bool add)
+{
+    multiply(&(Units){.a = a,
+                      .a_row = 1,
+                      .a_step = h->N,
+                      .b = b,
+                      .ldb = h->D,
+                      .c = c,
+                      .ldc = h->D,
+                      .rows = h->a->T,
+                      .columns = h->D,
+                      .steps = (n + h->per - 1) / h->per,
+                      .add = add},
+             h->per);
 }
 
 static void head_backward(const Head *h, float *sums)
 {
-    const Attention *a = h->a;
     const Places *at = &h->at;
-    int T = a->T, hs = a->hs, D = h->D, N = h->N, C = a->heads * hs;
+    const int T = h->a->T, Tq = h->a->Tq, C = h->a->heads * h->a->hs;
+    float *dk_sums = sums ? sums + C : NULL, *dv_sums = sums ? sums + 2 * C : NULL;
     for (int k = 0; sums && k < 3; k++)
-        memset(sums + k * C, 0, (size_t)hs * sizeof(float));
-    pack_turned(at->kt, N, h->k, h->ld, T, hs, h->per);
-    pack_turned(at->vt, N, h->v, h->ld, T, hs, h->per);
-    pack_across(at->k, D, h->k, h->ld, T, hs, h->per);
-    for (int block = 0; block < a->Tq; block += BLOCK) {
-        int end = MIN(a->Tq, block + BLOCK);
-        for (int i0 = block; i0 < end; i0 += TILE)
-            tile_backward(h, block, i0, MIN(end - i0, TILE), sums);
-        Units u = {.a = at->pt,
-                   .a_row = 1,
-                   .a_step = N,
-                   .b = at->douts,
-                   .ldb = D,
-                   .c = at->dv,
-                   .ldc = D,
-                   .rows = T,
-                   .columns = D,
-                   .steps = (end - block + h->per - 1) / h->per,
-                   .add = block > 0};
-        multiply(&u, h->per);
-        u.a = at->dst;
-        u.b = at->qs;
-        u.c = at->dk;
-        multiply(&u, h->per);
+        memset(sums + k * C, 0, (size_t)h->a->hs * sizeof(float));
+    pack_turned(at->kt, h->N, h->k, h->per);
+    pack_turned(at->vt, h->N, h->v, h->per);
+    pack_across(at->k, h->D, h->k, 0, T, h->per);
+    for (int block = 0; block < Tq; block += BLOCK) {
+        int n = MIN(Tq - block, BLOCK);
+        for (int i = 0; i < n; i += TILE) {
+            tile_backward(h, block, block + i, MIN(n - i, TILE), sums);
+            fetch(h->dk, block + i, 1);
+            fetch(h->dv, block + i, 1);
+        }
+        sums_over_queries(h, at->dv, at->pt, at->douts, n, block > 0);
+        sums_over_queries(h, at->dk, at->dst, at->qs, n, block > 0);
     }
     for (int j = 0; j < T; j++) {
-        uint16_t *dk = bf16_row(a->dqkv, (long)h->b * T + j) + C + h->h * hs, *dv = dk + C;
-        store_row(dk, at->dk + j * D, h->scale, hs, sums ? sums + C : NULL);
-        store_row(dv, at->dv + j * D, 1, hs, sums ? sums + 2 * C : NULL);
+        store_row(h->dk, j, at->dk + j * h->D, h->scale, dk_sums);
+        store_row(h->dv, j, at->dv + j * h->D, 1, dv_sums);
     }
 }
 
