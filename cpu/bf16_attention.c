@@ -22,6 +22,11 @@
 
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define UNUSED    __attribute__((unused))
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
 
 static long round_up(long n, long to)
 {
@@ -31,15 +36,14 @@ static long round_up(long n, long to)
 /* ------------------------------------------------------------------------------------------------
  * Products of units: c [rows,columns] (+)= A [rows,steps] B [steps,columns] */
 
-/* A kernel's sums fill the registers: 24 of 32 with AVX-512 or NEON, 12 of 16 with AVX2. */
+/* A kernel's sums fill the registers: 24 of 32 with AVX-512 or NEON, 12 of 16 with AVX2. STEPS at a
+ * time, so that what B has of them in a panel of columns stays near. */
 #ifdef __AVX512F__
-enum { ROWS = 6, VECTORS = 4 };
+enum { VECTORS = 4 };
 #else
-enum { ROWS = 6, VECTORS = 1 };
+enum { VECTORS = 1 };
 #endif
-enum {
-    STEPS = 256
-}; /* at a time: what B has of them, 64 columns wide, fits half of the L1 cache */
+enum { ROWS = 6, STEPS = 256 };
 
 /* A's unit (i, s) is a[i * a_row + s * a_step], so that A may also be read by columns. `rows` is
  * rounded up to ROWS: A and c have that many. `columns` is a multiple of LANES. */
@@ -52,41 +56,53 @@ typedef struct {
     bool add; /* to what is in c */
 } Units;
 
-/* ROWS x n vectors of c, over n_steps steps of both operands */
-#define KERNEL(name, n, multiply_add)                                                             \
-    static void name(const Units *u, const uint32_t *a, const uint32_t *b, float *c, int n_steps, \
-                     bool add)                                                                    \
-    {                                                                                             \
-        f32x16 sum[ROWS][n];                                                                      \
-        _Pragma("GCC unroll 8") for (int i = 0; i < ROWS; i++)                                    \
-            _Pragma("GCC unroll 8") for (int v = 0; v < n; v++) sum[i][v] =                       \
-                add ? f32_load(c + i * u->ldc + v * LANES) : (f32x16){0};                         \
-        for (int s = 0; s < n_steps; s++, a += u->a_step, b += u->ldb) {                          \
-            u32x16 y[n];                                                                          \
-            memcpy(y, b, sizeof y);                                                               \
-            _Pragma("GCC unroll 8") for (int i = 0; i < ROWS; i++)                                \
-            {                                                                                     \
-                u32x16 x = a[i * u->a_row] - (u32x16){0};                                         \
-                _Pragma("GCC unroll 8") for (int v = 0; v < n; v++) sum[i][v] =                   \
-                    multiply_add(x, y[v], sum[i][v]);                                             \
-            }                                                                                     \
-        }                                                                                         \
-        _Pragma("GCC unroll 8") for (int i = 0; i < ROWS; i++)                                    \
-            _Pragma("GCC unroll 8") for (int v = 0; v < n; v++)                                   \
-                f32_store(c + i * u->ldc + v * LANES, sum[i][v]);                                 \
+/* ROWS rows of n vectors of c, over `steps` of both operands. n and `per` are constants wherever it
+ * is called, so that the sums are registers. */
+static inline __attribute__((always_inline)) void tile(const Units *u, const uint32_t *a,
+                                                       const uint32_t *b, float *c, int steps,
+                                                       bool add, const int n, const int per)
+{
+    f32x16 sum[ROWS][VECTORS];
+    UNROLL
+    for (int i = 0; i < ROWS; i++)
+        UNROLL
+    for (int v = 0; v < n; v++)
+        sum[i][v] = add ? f32_load(c + i * u->ldc + v * LANES) : (f32x16){0};
+    for (int s = 0; s < steps; s++, a += u->a_step, b += u->ldb) {
+        u32x16 y[VECTORS];
+        memcpy(y, b, (size_t)n * sizeof *y);
+        UNROLL
+        for (int i = 0; i < ROWS; i++) {
+            u32x16 x = a[i * u->a_row] - (u32x16){0};
+            UNROLL
+            for (int v = 0; v < n; v++)
+                sum[i][v] = per == 2 ? PAIRS(x, y[v], sum[i][v]) : FLOATS(x, y[v], sum[i][v]);
+        }
     }
+    UNROLL
+    for (int i = 0; i < ROWS; i++)
+        UNROLL
+    for (int v = 0; v < n; v++)
+        f32_store(c + i * u->ldc + v * LANES, sum[i][v]);
+}
 
-typedef void Kernel(const Units *u, const uint32_t *a, const uint32_t *b, float *c, int n_steps,
+typedef void Kernel(const Units *u, const uint32_t *a, const uint32_t *b, float *c, int steps,
                     bool add);
-KERNEL(floats_1, 1, FLOATS)
-KERNEL(pairs_1, 1, PAIRS)
+#define KERNEL(name, n, per)                                                                    \
+    static void name(const Units *u, const uint32_t *a, const uint32_t *b, float *c, int steps, \
+                     bool add)                                                                  \
+    {                                                                                           \
+        tile(u, a, b, c, steps, add, n, per);                                                   \
+    }
+KERNEL(floats_1, 1, 1)
+KERNEL(pairs_1, 1, 2)
 #ifdef __AVX512F__
-KERNEL(floats_2, 2, FLOATS)
-KERNEL(floats_3, 3, FLOATS)
-KERNEL(floats_4, 4, FLOATS)
-KERNEL(pairs_2, 2, PAIRS)
-KERNEL(pairs_3, 3, PAIRS)
-KERNEL(pairs_4, 4, PAIRS)
+KERNEL(floats_2, 2, 1)
+KERNEL(floats_3, 3, 1)
+KERNEL(floats_4, 4, 1)
+KERNEL(pairs_2, 2, 2)
+KERNEL(pairs_3, 3, 2)
+KERNEL(pairs_4, 4, 2)
 static Kernel *const kernels[2][VECTORS] = {{floats_1, floats_2, floats_3, floats_4},
                                             {pairs_1, pairs_2, pairs_3, pairs_4}};
 #else
@@ -175,11 +191,11 @@ static inline void transpose(u32x16 *x)
     const u32x16 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
     const u32x16 high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     u32x16 y[LANES];
-    _Pragma("GCC unroll 4") for (int round = 0; round < 4; round++)
-    {
+    UNROLL
+    for (int round = 0; round < 4; round++) {
         u32x16 *from = round % 2 ? y : x, *to = round % 2 ? x : y;
-        _Pragma("GCC unroll 8") for (int i = 0; i < LANES / 2; i++)
-        {
+        UNROLL
+        for (int i = 0; i < LANES / 2; i++) {
             to[2 * i] = __builtin_shuffle(from[i], from[i + LANES / 2], low);
             to[2 * i + 1] = __builtin_shuffle(from[i], from[i + LANES / 2], high);
         }
@@ -528,13 +544,15 @@ static float row_dot(const Head *h, int i)
 static inline void score_gradient(float *s, float *d, uint32_t *pt, uint32_t *dst, const Head *h,
                                   int i, int rows, const int per)
 {
-    const long N = h->N, next_mask = h->a->drop.p > 0 ? N : 0; /* without dropout all are alike */
-    float D[2] = {0}, lse[2] = {INFINITY, INFINITY}, *mask = h->at.mask;
+    const long N = h->N;
+    float D[2] = {0}, lse[2] = {INFINITY, INFINITY}, *mask[2] = {h->at.mask, h->at.mask};
+    if (rows == 2 && h->a->drop.p > 0) /* else all masks are alike */
+        mask[1] += N;
     for (int r = 0; r < rows; r++) {
         D[r] = row_dot(h, i + r);
         lse[r] = h->lse[i + r] * LOG2E;
         hide_beyond(s + r * N, h);
-        mask_row(mask + r * next_mask, h, i + r);
+        mask_row(mask[r], h, i + r);
     }
     if (rows < per) { /* its lse says that P is 0 */
         memset(s + N, 0, (size_t)N * sizeof *s);
@@ -544,7 +562,7 @@ static inline void score_gradient(float *s, float *d, uint32_t *pt, uint32_t *ds
         f32x16 p[2] = {{0}}, dx[2] = {{0}};
         for (int r = 0; r < per; r++) {
             f32x16 x = exp2_of(f32_load(s + r * N + j) * h->scale2 - lse[r]);
-            f32x16 m = f32_load(mask + r * next_mask + j);
+            f32x16 m = f32_load(mask[r] + j);
             p[r] = x * m;
             dx[r] = x * (m * f32_load(d + r * N + j) - D[r]);
         }
