@@ -22,11 +22,6 @@
 
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define UNUSED    __attribute__((unused))
-#ifdef __clang__
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
 
 static long round_up(long n, long to)
 {
@@ -188,16 +183,14 @@ static void pack_across(uint32_t *out, long ld, Rows x, int i0, int n, int per)
 /* x [16,16] transposed: in each of four rounds the numbers of two rows take turns. */
 static inline void transpose(u32x16 *x)
 {
-    const u32x16 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
-    const u32x16 high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     u32x16 y[LANES];
     UNROLL
     for (int round = 0; round < 4; round++) {
         u32x16 *from = round % 2 ? y : x, *to = round % 2 ? x : y;
         UNROLL
         for (int i = 0; i < LANES / 2; i++) {
-            to[2 * i] = __builtin_shuffle(from[i], from[i + LANES / 2], low);
-            to[2 * i + 1] = __builtin_shuffle(from[i], from[i + LANES / 2], high);
+            to[2 * i] = turns_low(from[i], from[i + LANES / 2]);
+            to[2 * i + 1] = turns_high(from[i], from[i + LANES / 2]);
         }
     }
 }
@@ -359,25 +352,28 @@ static float *each_head(const Attention *a, bool backward, void (*f)(const Head 
 
 /* Rows of one head lie far apart, where no machine guesses the next one: those from i0 on, as many
  * as a tile has, are told to it before the products that keep it busy meanwhile. */
-static inline void fetch(Rows x, int i0, const int write)
+static void fetch(Rows x, int i0, bool write)
 {
     enum { LINE = 32 }; /* bf16 */
     for (int i = i0; i < MIN(x.rows, i0 + TILE); i++)
         for (int j = 0; j < x.n; j += LINE)
-            __builtin_prefetch(row_of(x, i) + j, write);
+            if (write)
+                __builtin_prefetch(row_of(x, i) + j, 1);
+            else
+                __builtin_prefetch(row_of(x, i) + j, 0);
 }
 
 /* What the next tile will read, and the next head, which this thread is likely to take */
 static void fetch_next(const Head *h, int i0)
 {
     Rows k = h->k, v = h->v;
-    fetch(h->q, i0 + TILE, 0);
+    fetch(h->q, i0 + TILE, false);
     if (h->h + 1 == h->a->heads)
         return;
     k.p += k.n;
     v.p += v.n;
-    fetch(k, i0, 0);
-    fetch(v, i0, 0);
+    fetch(k, i0, false);
+    fetch(v, i0, false);
 }
 
 /* 2^x for x that is not above 127, relative error 1e-7; 0 below -64, which is nothing beside the
@@ -503,7 +499,7 @@ static void head_forward(const Head *h, UNUSED float *sums)
         int n = MIN(Tq - i0, TILE);
         float factor[TILE];
         pack_along(at->q, D, h->q, i0, n, per);
-        fetch(h->out, i0, 1);
+        fetch(h->out, i0, true);
         fetch_next(h, i0);
         scores(h, at->q, at->kt, at->s, n);
         for (int i = 0; i < n; i++)
@@ -587,9 +583,9 @@ static void tile_backward(const Head *h, int block, int i0, int n, float *dq_sum
         pack_along(at->q, D, h->q, i0, n, per);
         pack_along(at->dout, D, h->dout, i0, n, per);
     }
-    fetch(h->out, i0, 0);
-    fetch(h->dq, i0, 1);
-    fetch(h->dout, i0 + TILE, 0);
+    fetch(h->out, i0, false);
+    fetch(h->dq, i0, true);
+    fetch(h->dout, i0 + TILE, false);
     fetch_next(h, i0);
     scores(h, per == 2 ? at->q : qs, at->kt, at->s, n);
     scores(h, per == 2 ? at->dout : douts, at->vt, at->dp, n);
@@ -638,8 +634,8 @@ static void head_backward(const Head *h, float *sums)
         int n = MIN(Tq - block, BLOCK);
         for (int i = 0; i < n; i += TILE) {
             tile_backward(h, block, block + i, MIN(n - i, TILE), sums);
-            fetch(h->dk, block + i, 1);
-            fetch(h->dv, block + i, 1);
+            fetch(h->dk, block + i, true);
+            fetch(h->dv, block + i, true);
         }
         sums_over_queries(h, at->dv, at->pt, at->douts, n, block > 0);
         sums_over_queries(h, at->dk, at->dst, at->qs, n, block > 0);
