@@ -351,8 +351,9 @@ static float *each_head(const Attention *a, bool backward, void (*f)(const Head 
 }
 
 /* Rows of one head lie far apart, where no machine guesses the next one: those from i0 on, as many
- * as a tile has, are told to it before the products that keep it busy meanwhile. */
-static void fetch(Rows x, int i0, bool write)
+ * as a tile has, are told to it before the products that keep it busy meanwhile. Never a call,
+ * which compilers find to have no effect. */
+static inline __attribute__((always_inline)) void fetch(Rows x, int i0, const bool write)
 {
     enum { LINE = 32 }; /* bf16 */
     for (int i = i0; i < MIN(x.rows, i0 + TILE); i++)
