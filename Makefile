@@ -343,7 +343,7 @@ help:
 	@echo "make demo       build it, make a data set, train a small Vision Transformer (2 minutes)"
 	@echo "make test       all tests; SHARED=DIR says where the PyTorch fixtures and data are"
 	@echo "make test-cuda  of these, the tests of the CUDA backend, which need no GPU"
-	@echo "make races      the same under ThreadSanitizer: EXTRA='-O1 -g -fsanitize=thread' BUILD=build/tsan"
+	@echo "make races      kernels and ranks under ThreadSanitizer: EXTRA='-O1 -g -fsanitize=thread' BUILD=build/tsan"
 	@echo "make kernels-report  registers, shared memory, spills and occupancy of the CUDA kernels"
 	@echo "make gpu-tests  build what scripts/gpu_check.sh runs on a GPU"
 	@echo "make fuzz       fuzz targets (test/fuzz) for FUZZ_SECONDS each, with libFuzzer where clang has it"

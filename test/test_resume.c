@@ -1,11 +1,12 @@
 /* test_resume [all]: a run that was saved under one layout goes on under each other.
  *
- * The program starts itself again as 1 and 2 ranks (`all`: 4 and 8 too), first to `save`: under each
- * layout (tensor parallel x stages x ZeRO) a model trains two steps, is saved, and trains three more.
- * Then all are started once more, to `go on`: under each layout every one of these checkpoints is
- * resumed and saved again, which must give the same bytes (parameters, moments, average, counters),
- * and trains three steps. Its losses and norms must be those of the run that was saved: the same
- * bits where both add up gradients in the same order, else within 1e-5. Dropout and drop path are on.
+ * The program starts itself again as 1 and 2 ranks (`all`: as 4 and 8 too), first to `save`: under
+ * each layout (tensor parallel x stages x ZeRO) a model trains two steps, is saved, and trains three
+ * more. Then all are started once more, to go `on`: under each layout every one of these
+ * checkpoints is resumed and saved again, which must give the same bytes (parameters, moments,
+ * average, counters), and trains three steps. Its losses and norms must be those of the run that was
+ * saved: the same bits where both add up gradients in the same order, else within 1e-5. Dropout and
+ * drop path are on.
  *
  * Order: layouts, training, saving, going on, main.
  */
@@ -128,7 +129,8 @@ static void micro_batch(void *ctx, int micro, bool backward)
         vit_micro_backward(m, micro, micro == way->micros - 1);
         return;
     }
-    vit_set_batch(m, MICRO, reads ? images[first] : NULL, true, reads ? targets[first] : NULL, NULL);
+    vit_set_batch(m, MICRO, reads ? images[first] : NULL, true, reads ? targets[first] : NULL,
+                  NULL);
     vit_micro_forward(m, first, BATCH);
 }
 
@@ -163,7 +165,8 @@ static void save(Model *m, const char *dir, RunState run)
     CkptRanks ranks = {team.rank, team.ranks, hosts_sum};
     Error e = {"", ""};
     run.counters = *vit_state(m);
-    CHECK(ckpt_save(&m->own, dir, &run, 0, team.ranks > 1 ? &ranks : NULL, &e), "%s: %s", dir, e.what);
+    CHECK(ckpt_save(&m->own, dir, &run, 0, team.ranks > 1 ? &ranks : NULL, &e), "%s: %s", dir,
+          e.what);
 }
 
 static void write_losses(const char *dir, const Trained *t)
@@ -266,8 +269,8 @@ static void go_on(const char *dir)
     Trained t = train_on(m);
     double worst = furthest(&t, &saved);
     bool alike = t.tp == saved.tp && t.dp == saved.dp && t.by_micro == saved.by_micro;
-    CHECK(worst <= (alike ? 0 : gate), "%s under %s: losses or norms are off by %.2e", dir, way->name,
-          worst);
+    CHECK(worst <= (alike ? 0 : gate), "%s under %s: losses or norms are off by %.2e", dir,
+          way->name, worst);
     if (f)
         fclose(f);
     vit_free(m);

@@ -262,9 +262,10 @@ int launch_listen(const char *host, int port, char *why, size_t size)
 
 /* ---- statuses ----
  *
- * MPICH's mpirun ends with the statuses of all ranks, and of what it has killed itself, ORed; with
- * 0 where a rank's output was closed before it looked at its status. So ranks tell our launcher
- * themselves, through a pipe that they open by its name: what mpirun starts inherits no files. */
+ * MPICH's mpirun ends with the statuses of all ranks ORed, of those too that it has killed itself;
+ * with 0 where a rank's output was closed before it looked at its status. So ranks tell our
+ * launcher themselves, through a pipe that they open by its name: what mpirun starts inherits no
+ * files. */
 
 #define STATUS_NAME "VIT_STATUS" /* the pipe's */
 
@@ -318,8 +319,8 @@ static int told_status(int fd)
     return failed ? failed : stopped;
 }
 
-/* What mpirun's end means, of which ranks have told `told`. Open MPI's says a rank's signal as we
- * do; MPICH's as the number alone, unless a rank knows better. */
+/* What mpirun's end means, whose ranks have told `told`. Open MPI's says a rank's signal as we do;
+ * MPICH's as the number alone, unless a rank knows better. */
 static int mpirun_status(int how, int told)
 {
     int status = WIFSIGNALED(how) ? 128 + WTERMSIG(how) : WEXITSTATUS(how);
