@@ -301,8 +301,8 @@ __device__ __forceinline__ float min_nan(float x, float y)
 #endif
 }
 
-/* x, hidden from the compiler: what is made of it in a loop is made there each time, and is not kept
- * in registers that are needed for other things. */
+/* x, hidden from the compiler: what is made of it in a loop is made there each time, and is not
+ * kept in registers that are needed for other things. */
 __device__ __forceinline__ int made_here(int x)
 {
 #ifndef CUDA_ON_CPU
