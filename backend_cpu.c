@@ -632,7 +632,7 @@ static void cpu_residual_norm_forward(const ResidualNorm *a)
     }
 }
 
-/* LayerNorm's gradient for row r, with n = (x - mean) * rstd, the means over C; a fresh dx was 0
+/* LayerNorm's gradient for row r, with n = (x - mean) * rstd, the means over C (fresh: dx from 0):
  *   dx     += rstd * (dy gamma - mean(dy gamma) - n mean(dy gamma n))
  *   dgamma += dy n,  dbeta += dy */
 static void norm_backward_row(const ResidualNorm *a, long r, real *dgamma, real *dbeta)

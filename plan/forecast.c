@@ -22,14 +22,34 @@
 
 const char *const time_names[] = {"products",  "attention",   "passes over memory",
                                   "optimiser", "collectives", "pipeline bubble"};
-const char *const kernel_names[] = {
-    "products forward", "products, inputs' gradients", "products, weights' gradients",
-    "attention", "attention backward", "norms", "norms backward", "activation",
-    "activation backward, its bias", "other biases' gradients", "patches, embedding, pooling, loss",
-    "copies and clears", "optimiser", "collectives"};
-static const int part_of[] = {PRODUCTS,  PRODUCTS, PRODUCTS, ATTENTION, ATTENTION, PASSES, PASSES,
-                              PASSES,    PASSES,   PASSES,   PASSES,    PASSES,    OPTIMISER,
-                              COLLECTIVES};
+const char *const kernel_names[] = {"products forward",
+                                    "products, inputs' gradients",
+                                    "products, weights' gradients",
+                                    "attention",
+                                    "attention backward",
+                                    "norms",
+                                    "norms backward",
+                                    "activation",
+                                    "activation backward, its bias",
+                                    "other biases' gradients",
+                                    "patches, embedding, pooling, loss",
+                                    "copies and clears",
+                                    "optimiser",
+                                    "collectives"};
+static const int part_of[KERNELS] = {[PRODUCTS_FORWARD] = PRODUCTS,
+                                     [PRODUCTS_INPUT] = PRODUCTS,
+                                     [PRODUCTS_WEIGHT] = PRODUCTS,
+                                     [ATTENTION_FORWARD] = ATTENTION,
+                                     [ATTENTION_BACKWARD] = ATTENTION,
+                                     [NORMS_FORWARD] = PASSES,
+                                     [NORMS_BACKWARD] = PASSES,
+                                     [ACT_FORWARD] = PASSES,
+                                     [ACT_BACKWARD] = PASSES,
+                                     [BIAS_SUMS] = PASSES,
+                                     [ENDS] = PASSES,
+                                     [COPIES] = PASSES,
+                                     [UPDATE] = OPTIMISER,
+                                     [MESSAGES] = COLLECTIVES};
 const char *const sent_names[] = {"gradients", "weights", "tensor parallel sums",
                                   "streams between stages", "statistics and norms"};
 
@@ -142,7 +162,7 @@ static void clock_norm_forward(const ResidualNorm *a)
 /* With a norm: reads x, dy and dx where it is not fresh, writes dx. */
 static void clock_norm_backward(const ResidualNorm *a)
 {
-    double norm = a->fresh ? 3 : 4, matrices = (a->gamma ? norm : 1) + (a->dbranch.p ? 1 : 0) + (a->dls ? 1 : 0);
+    double matrices = (a->dbranch.p ? 1 : 0) + (a->dls ? 1 : 0) + (a->gamma ? 4 - !!a->fresh : 1);
     if (a->gamma || a->dbranch.p || a->dbias)
         pass(a->gamma || a->dbranch.p ? NORMS_BACKWARD : BIAS_SUMS,
              matrices * a->rows * a->C * size_of(&a->dx));

@@ -26,9 +26,13 @@ typedef struct {
 enum { PRODUCTS, ATTENTION, PASSES, OPTIMISER, COLLECTIVES, BUBBLE, TIME_PARTS };
 extern const char *const time_names[TIME_PARTS];
 /* The same by what a step's kernels do; the last of them is the collectives'. */
-enum { PRODUCTS_FORWARD, PRODUCTS_INPUT, PRODUCTS_WEIGHT, ATTENTION_FORWARD, ATTENTION_BACKWARD,
-       NORMS_FORWARD, NORMS_BACKWARD, ACT_FORWARD, ACT_BACKWARD, BIAS_SUMS, ENDS, COPIES, UPDATE,
-       MESSAGES, KERNELS };
+/* clang-format off */
+enum {
+    PRODUCTS_FORWARD, PRODUCTS_INPUT, PRODUCTS_WEIGHT, ATTENTION_FORWARD, ATTENTION_BACKWARD,
+    NORMS_FORWARD, NORMS_BACKWARD, ACT_FORWARD, ACT_BACKWARD, BIAS_SUMS, ENDS, COPIES, UPDATE,
+    MESSAGES, KERNELS
+};
+/* clang-format on */
 extern const char *const kernel_names[KERNELS];
 /* What the first rank sends in a step. */
 enum { SENT_GRADIENTS, SENT_WEIGHTS, SENT_SUMS, SENT_STREAM, SENT_NORMS, SENT_KINDS };

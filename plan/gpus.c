@@ -154,7 +154,9 @@ double gpu_pass(const Gpu *g, double bytes)
 
 double gpu_floor(const Gpu *g, int type, bool tf32, double flop, double bytes)
 {
-    return fmax(flop / (gpu_peak(g, type, tf32) * ALONE_FLOP), bytes / (g->bandwidth * ALONE_BYTES));
+    bool fitted = !g->processors; /* a CPU's figures are those that it reaches */
+    double rate = gpu_peak(g, type, tf32) * (fitted ? 1 : ALONE_FLOP);
+    return fmax(flop / rate, bytes / (g->bandwidth * (fitted ? 1 : ALONE_BYTES)));
 }
 
 /* In fp32 with plain multiply-adds, half of whose rate is taken for reached. */

@@ -29,7 +29,7 @@
 #include "util/rng.h"
 
 enum { GUARD = 256 }; /* bytes */
-enum { SCRATCH_BYTES = 8 << 20, MAX_MATS = 24, MAX_CASES = 640, WAYS = 8 };
+enum { SCRATCH_BYTES = 8 << 20, MAX_MATS = 24, MAX_CASES = 768, WAYS = 8 };
 enum { IN, OUT, INOUT, SCRATCH }; /* scratch: may end as anything */
 enum { GEMM, EXACT };             /* do the bits of a case depend on the number of threads? */
 enum { PLAIN, PRODUCT, ATTENTION };

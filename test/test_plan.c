@@ -234,6 +234,14 @@ static void check_sum(const Forecast *f, const char *name)
         sum += f->part[i];
     }
     CHECK(fabs(sum - f->seconds) < 1e-9 * sum, "%s: %g, in all %g", name, sum, f->seconds);
+    sum = f->part[BUBBLE];
+    for (int i = 0; i < KERNELS; i++) {
+        CHECK(f->floor[i] <= f->kernel[i], "%s: %s take %g s, at the least %g", name,
+              kernel_names[i], f->kernel[i], f->floor[i]);
+        sum += f->kernel[i];
+    }
+    CHECK(fabs(sum - f->seconds) < 1e-9 * sum, "%s: %g by kernels, in all %g", name, sum,
+          f->seconds);
     CHECK(f->mfu > 0 && f->mfu < 1, "%s: MFU %g", name, f->mfu);
 }
 
