@@ -184,14 +184,14 @@ template <int N> __device__ __forceinline__ void tma_store_wait()
  *
  * A and B in shared memory are named by descriptors. K-major: k runs fastest in memory, as in rows
  * of A and in columns of B. MN-major (16-bit types only): m or n runs fastest. A matrix is made of
- * atoms of 8 rows of W bytes, which is what a tensor copy with that swizzle leaves (SWIZZLE_NONE: W
- * = 16):
+ * atoms, 8 rows of W bytes each, as a tensor copy with that swizzle leaves them; without a swizzle
+ * W is 16.
  *
- *     K-major    `stride` bytes from 8 rows (of m or n) to the next 8 rows; `leading` counts only
- *                without a swizzle: bytes from 16 bytes of k to the next 16. Steps along k within W
- * are added to p: 32 bytes a product. MN-major   a row of W bytes is W/2 of m or n, one k; `stride`
- * bytes from 8 k to the next 8 k, `leading` bytes from W/2 of m or n to the next W/2. (Without a
- * swizzle they swap: `leading` to the next 8 k, `stride` to the next 8 of m or n.)
+ *   - K-major: `stride` bytes from 8 rows (of m or n) to the next 8. `leading` counts only without
+ *     a swizzle: bytes from 16 bytes of k to the next 16. With one, a product further along k is 32
+ *     bytes further within the row.
+ *   - MN-major: a row is W/2 of m or n at one k. `stride` bytes from 8 k to the next 8, `leading`
+ *     bytes from W/2 of m or n to the next. Without a swizzle these two change places.
  */
 
 __device__ __forceinline__ uint64_t wgmma_operand(const void *p, Swizzle swizzle, uint32_t stride,

@@ -1,10 +1,9 @@
 #!/bin/bash
 # Mutation check: flip a sign (or drop a factor) in each op, and see the suite fail.
 #
-#   test/mutate.sh [BUILD [cpu|bf16|ranks|cuda [I/N]]]   BUILD holds the objects of an ordinary build
-#                                                        (default: build); cpu, bf16, ranks or cuda:
-#                                                        those mutants alone; I/N: every Nth of them
-#                                                        from the Ith
+#   test/mutate.sh [BUILD [cpu|bf16|ranks|cuda|hopper [I/N]]]   BUILD holds the objects of an ordinary
+#                                         build (default: build); cpu, bf16, ranks, cuda or hopper:
+#                                         those mutants alone; I/N: every Nth of them from the Ith
 #
 # Each line of a table is `file | sed expression`. Mutants of the model and the CPU backend must fail
 # the finite differences (test_grad), the tests of single operations or the goldens, in double; sums
@@ -13,9 +12,11 @@
 # stand-ins, whose streams are late.
 # Mutants of the CUDA backend run on the stand-ins: kernels must fail test_ops, what orders streams (a
 # wait left out, a buffer used too early) must fail training (test_cuda.sh) under one of a few orders.
+# Mutants of the stand-in for Hopper must fail test_hopper: it computes something else, or no longer
+# sees a mistake.
 # A mutant that survives, or an expression that no longer changes its file, is a failure.
 # All of it happens in a copy of the tree, which the Makefile builds.
-build=${1:-build} which=${2:-cpu bf16 ranks cuda} part=${3:-1/1}
+build=${1:-build} which=${2:-cpu bf16 ranks cuda hopper} part=${3:-1/1}
 tree=$build/mutants
 export VIT_STARTED=1 # the models are tiny: any kernels do
 passed=0 failed=0 number=0
@@ -168,6 +169,48 @@ cpu/optimizer.c | s/!a->stochastic || c->rate == 0/!a->stochastic/
 TABLE
 }
 
+hopper_mutants() {
+    cat <<'TABLE'
+test/cuda_on_cpu/async.cpp | s/(address >> 7)/(address >> 8)/
+test/cuda_on_cpu/async.cpp | s/(bytes \/ 16 - 1)/7/
+test/cuda_on_cpu/async.cpp | s/memcpy(&a.proxy\[i\], b.smem + i, n);/;/
+test/cuda_on_cpu/async.cpp | s/if (m.pending || m.bytes)/if (m.pending)/
+test/cuda_on_cpu/async.cpp | s/if (m.pending || m.bytes)/if (m.bytes)/
+test/cuda_on_cpu/async.cpp | s/if ((m.phase \& 1) == parity)/if ((m.phase \& 1) != parity)/
+test/cuda_on_cpu/async.cpp | s/announce(m, -long(box_bytes/announce(m, long(box_bytes/
+test/cuda_on_cpu/async.cpp | s/uint64_t(y) >= m.size\[1\]/uint64_t(y) > m.size[1]/
+test/cuda_on_cpu/async.cpp | s/uint64_t(z) >= m.size\[2\]/uint64_t(z) > m.size[2]/
+test/cuda_on_cpu/async.cpp | s/std::min(end - (x + c), 16l)/16l/
+test/cuda_on_cpu/async.cpp | s/std::max(-(x + c), 0l)/0l/
+test/cuda_on_cpu/async.cpp | s/a.timing = .*/a.timing = AT_ONCE;/
+test/cuda_on_cpu/async.cpp | s/if (to \&\& memcmp(shared(address, n)/if (to \&\& false \&\& memcmp(shared(address, n)/
+test/cuda_on_cpu/async.cpp | s/        if (!s.read)/        if (false)/
+test/cuda_on_cpu/async.cpp | s/    if (++n.arrived == threads) {/    if (++n.arrived == threads - 1) {/
+test/cuda_on_cpu/async.cpp | s/from\[lane \/ 8\]/from[lane % 4]/
+test/cuda_on_cpu/async.cpp | s/    if (sum > 65536)/    if (sum > 69632)/
+test/cuda_on_cpu/async.cpp | s/    if (!m.fenced)/    if (false)/
+test/cuda_on_cpu/wgmma.cpp | s/mn \* o.stride + k % 8 \* 16 + k \/ 8 \* o.leading/mn * o.leading + k % 8 * 16 + k \/ 8 * o.stride/
+test/cuda_on_cpu/wgmma.cpp | s/mn \/ n \* o.leading + k % 8 \* w + k \/ 8 \* o.stride/mn \/ n * o.stride + k % 8 * w + k \/ 8 * o.leading/
+test/cuda_on_cpu/wgmma.cpp | s/mn % 8 \* 16 + mn \/ 8 \* o.stride + k \* o.leading/mn % 8 * 16 + mn \/ 8 * o.leading + k * o.stride/
+test/cuda_on_cpu/wgmma.cpp | s/return n == 1 ? at : swizzled(at, w);/return at;/
+test/cuda_on_cpu/wgmma.cpp | s/widths\[\] = {16, 128, 64, 32}/widths[] = {16, 32, 64, 128}/
+test/cuda_on_cpu/wgmma.cpp | s/r % 2 \* 8;/r \/ 2 * 8;/
+test/cuda_on_cpu/wgmma.cpp | s/ldexpf(float(m), -9)/ldexpf(float(m), -10)/
+test/cuda_on_cpu/wgmma.cpp | s/half_float(uint16_t(\*p << 8))/half_float(uint16_t(*p << 7))/
+test/cuda_on_cpu/wgmma.cpp | s/l.p.accumulate ? d\[j\] + sum\[j\] : sum\[j\]/d[j] + sum[j]/
+test/cuda_on_cpu/wgmma.cpp | s/f((row + 8) \* n/f((row + 1) * n/
+test/cuda_on_cpu/wgmma.cpp | s/block().random->below(2) == 0/true/
+test/cuda_on_cpu/wgmma.cpp | s/if (memcmp(seen, p, 16))/if (false)/
+test/cuda_on_cpu/wgmma.cpp | s/    t.fenced = false;/    ;/
+test/cuda_on_cpu/wgmma.cpp | s/        if (f.last > end) {/        if (false) {/
+test/cuda_on_cpu/wgmma.cpp | s/d\[i\] = __uint_as_float(NOTHING);/;/
+test/cuda_on_cpu/wgmma.cpp | s/    compute_to(g, std::max(end, g.done));/    ;/
+test/cuda_on_cpu/kernel.cpp | s/    if (!w.early.the_rest)/    if (true)/
+test/cuda_on_cpu/stream.cpp | s/l.dependent || g().random.below(2)/l.dependent || true/
+test/cuda_on_cpu/stream.cpp | s/s.frontier\[0\] == s.kernel_node/false/
+TABLE
+}
+
 rm -rf "$tree"
 mkdir -p "$tree/build"
 git ls-files -z | xargs -0 cp -a --parents -t "$tree"
@@ -242,6 +285,9 @@ cuda_tests() {
         ;;
     esac
 }
+hopper_tests() {
+    timeout 120 build/standin/test_hopper
+}
 [[ $which == *cpu* ]] && each -O3 "$(echo build/double/test_{grad,ops,golden,reduce})" \
     cpu_tests < <(mutants)
 [[ $which == *bf16* ]] && each -O3 build/test_ops bf16_tests < <(bf16_mutants)
@@ -249,5 +295,6 @@ cuda_tests() {
 [[ $which == *ranks* ]] && each -O1 build/standin/test_layouts late_tests < <(late_mutants)
 [[ $which == *cuda* ]] && each -O1 "build/standin/test_ops build/standin/train_gpu" \
     cuda_tests < <(cuda_mutants)
+[[ $which == *hopper* ]] && each -O1 build/standin/test_hopper hopper_tests < <(hopper_mutants)
 echo "$passed passed, $failed failed, 0 skipped"
 [ $failed = 0 ]

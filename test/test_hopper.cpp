@@ -1,10 +1,11 @@
 /* test_hopper.cpp - tests of the stand-in for Hopper's instructions (test/cuda_on_cpu/async.cpp,
  * wgmma.cpp) through their wrappers in cuda/sm90.cuh.
  *
- * Where bytes lie is pinned by tables worked out by hand from the PTX ISA (section numbers of version
- * 9.0), since a kernel and the stand-in could misread it alike. What goes wrong on a GPU is a small
- * matrix product in the usual form (one warp copies, two warp groups multiply) with one mistake each:
- * it must compute something wrong or end with a report. It does not test the CUDA backend.
+ * Where bytes lie is pinned by tables worked out by hand from the PTX ISA (section numbers of
+ * version 9.0), since a kernel and the stand-in could misread it alike. What goes wrong on a GPU is
+ * a small matrix product in the usual form (one warp copies, two warp groups multiply) with one
+ * mistake each: it must compute something wrong or end with a report. It does not test the CUDA
+ * backend.
  */
 #include "on_cpu.h"
 
@@ -18,8 +19,9 @@ using fp16 = __half;
 /* ------------------------------------------------------------------------------------------------
  * Tensor copies: where each 16 bytes of a box go. */
 
-/* 5.5.7 Swizzling modes: lines of 128 bytes of shared memory, the number of the chunk at each place.
- * 32 and 64 bytes: lines hold several rows of the box. */
+/* 5.5.7 Swizzling modes: lines of 128 bytes of shared memory, the number of the chunk at each
+ * place. 32 and 64 bytes: lines hold several rows of the box. */
+/* clang-format off */
 static const int swizzle_tables[4][8][8] = {
     {{0, 1, 2, 3, 4, 5, 6, 7}, {0, 1, 2, 3, 4, 5, 6, 7}, {0, 1, 2, 3, 4, 5, 6, 7},
      {0, 1, 2, 3, 4, 5, 6, 7}, {0, 1, 2, 3, 4, 5, 6, 7}, {0, 1, 2, 3, 4, 5, 6, 7},
@@ -34,6 +36,7 @@ static const int swizzle_tables[4][8][8] = {
      {3, 2, 1, 0, 7, 6, 5, 4}, {4, 5, 6, 7, 0, 1, 2, 3}, {5, 4, 7, 6, 1, 0, 3, 2},
      {6, 7, 4, 5, 2, 3, 0, 1}, {7, 6, 5, 4, 3, 2, 1, 0}},
 };
+/* clang-format on */
 
 /* One box to shared memory at `offset`, as it lies there to `out`, and with another map back. */
 __global__ void through(const __grid_constant__ CUtensorMap from,
@@ -86,7 +89,8 @@ static void test_swizzles()
     bf16 *dx = device(x), *back = device(std::vector<bf16>(x.size()));
     uint16_t *out = device(std::vector<uint16_t>(64 * 64));
     for (int mode = 0; mode < 4; mode++)
-        for (int trial = 0; trial < 4; trial++) { /* at another line of the pattern: 5.5.7, offsets */
+        for (int trial = 0; trial < 4;
+             trial++) { /* at another line of the pattern: 5.5.7, offsets */
             const uint32_t columns = uint32_t(sizes[mode] / 2), rows = 1024 / uint32_t(sizes[mode]);
             CUtensorMap from, to;
             CHECK(tensor_map<bf16>(&from, dx, {64, 64}, {2, 128}, {columns, rows}, Swizzle(mode)));
@@ -98,8 +102,8 @@ static void test_swizzles()
             int wrong = 0;
             for (uint32_t i = 0; i < 512; i++) {
                 uint32_t line = i / 64, chunk = i / 8 % 8;
-                uint32_t place = line * 8 +
-                                 uint32_t(swizzle_tables[mode][(line + uint32_t(trial)) % 8][chunk]);
+                uint32_t place =
+                    line * 8 + uint32_t(swizzle_tables[mode][(line + uint32_t(trial)) % 8][chunk]);
                 uint32_t element = place * 8 + i % 8;
                 uint32_t row = 16 + element / columns, column = element % columns;
                 wrong += got[i] != bits(x[row * 64 + column]);
@@ -118,8 +122,8 @@ static void test_swizzles()
     OK(cudaFree(out));
 }
 
-/* Boxes that lie partly outside of a tensor [z][y][x] with rows of its own length: zeros come in, and
- * nothing goes out. */
+/* Boxes that lie partly outside of a tensor [z][y][x] with rows of its own length: zeros come in,
+ * and nothing goes out. */
 static void test_edges()
 {
     const int X = 50, Y = 7, Z = 3, LD = 56;
@@ -131,7 +135,8 @@ static void test_edges()
     const uint32_t box[3] = {32, 4, 2};
     CHECK(tensor_map<bf16>(&from, dx, size, stride, box, SWIZZLE_64));
     CHECK(tensor_map<bf16>(&to, back, size, stride, box, SWIZZLE_64));
-    const int places[][3] = {{0, 0, 0}, {32, 4, 1}, {45, 5, 2}, {-3, -2, 0}, {-40, 0, 0}, {60, 0, 1}};
+    const int places[][3] = {{0, 0, 0},   {32, 4, 1},  {45, 5, 2},
+                             {-3, -2, 0}, {-40, 0, 0}, {60, 0, 1}};
     for (auto &p : places) {
         OK(cudaMemset(back, 0, x.size() * 2));
         launch(through, 1, 32, 2048, nullptr, from, to, p[0], p[1], p[2], 512, 1024, 1, out);
@@ -182,9 +187,9 @@ static void test_maps()
 /* ------------------------------------------------------------------------------------------------
  * Products: where elements of operands are. */
 
-/* 9.7.15.5.1.2.1.3 Canonical layouts, for 16-bit types (T = 8), in units of 16 bytes. K-major: for each
- * of 16 rows its two chunks along k. MN-major: for each of 16 k its chunks along m or n, as many as
- * two atoms have. `stride`, `leading`: bytes. */
+/* 9.7.15.5.1.2.1.3 Canonical layouts, for 16-bit types (T = 8), in units of 16 bytes. K-major: for
+ * each of 16 rows its two chunks along k. MN-major: for each of 16 k its chunks along m or n, as
+ * many as two atoms have. `stride`, `leading`: bytes. */
 struct Layout {
     const char *name;
     bool mn_major;
@@ -291,11 +296,13 @@ static void test_fragments()
               p[1]);
     for (auto &p : places_a) { /* a[r] is d[2r], d[2r+1] of an accumulator of 16 columns */
         int i = p[1] % 2 * 2 + p[1] / 2 * 4;
-        CHECK(row_of(p[0], i) == p[2] && column_of(p[0], i) == p[3], "thread %d, a[%d]", p[0], p[1]);
+        CHECK(row_of(p[0], i) == p[2] && column_of(p[0], i) == p[3], "thread %d, a[%d]", p[0],
+              p[1]);
     }
 }
 
-/* A descriptor but for where shared memory begins, as an argument that is not taken for a pointer. */
+/* A descriptor but for where shared memory begins, as an argument that is not taken for a pointer.
+ */
 struct Where {
     uint32_t odd, high, low;
     explicit Where(uint64_t d) : odd(1), high(uint32_t(d >> 32)), low(uint32_t(d))
@@ -306,7 +313,8 @@ struct Where {
         return uint64_t(high) << 32 | low;
     }
 };
-/* d [64,N] = a b with `image` as shared memory; a at 0 or, with a non-null registers, from there. */
+/* d [64,N] = a b with `image` as shared memory; A from there, or from registers where they are
+ * given. `times` products, of which the second begins anew. */
 template <class A, class B, int N, bool mn_a, bool mn_b>
 __global__ void one_product(const uint4 *image, int chunks, Where a_layout, Where b_layout,
                             const uint32_t *registers, float *out, int times)
@@ -327,9 +335,9 @@ __global__ void one_product(const uint4 *image, int chunks, Where a_layout, Wher
     wgmma_fence(d);
     for (int k = 0; k < times; k++) {
         if (!registers)
-            wgmma<A, B, mn_a, mn_b>(d, base + a_layout.get(), base + b_layout.get(), k > 0);
+            wgmma<A, B, mn_a, mn_b>(d, base + a_layout.get(), base + b_layout.get(), k > 1);
         else if constexpr (!mn_a)
-            wgmma<A, B, mn_a, mn_b>(d, a, base + b_layout.get(), k > 0);
+            wgmma<A, B, mn_a, mn_b>(d, a, base + b_layout.get(), k > 1);
     }
     wgmma_commit();
     wgmma_wait<0>(d);
@@ -344,8 +352,8 @@ static uint64_t descriptor(uint64_t begin, uint64_t stride, uint64_t leading, Sw
     return begin >> 4 | leading >> 4 << 16 | stride >> 4 << 32 | code[swizzle] << 62;
 }
 
-/* Element (mn, k) of an operand in a layout of the tables, in an image of 16-bit numbers. What a table
- * does not show goes on in the same steps. */
+/* Element (mn, k) of an operand in a layout of the tables, in an image of 16-bit numbers. What a
+ * table does not show goes on in the same steps. */
 static size_t place(const Layout &l, int mn, int k)
 {
     if (!l.mn_major)
@@ -386,9 +394,9 @@ template <int N, bool mn, bool is_b> static void test_layout(const Layout &l)
     fp16 *d_image = device(image);
     uint32_t *registers = device(identity());
     float *out = device(std::vector<float>(N / 2 * 128));
-    launch(one_product<fp16, fp16, N, mn && !is_b, mn && is_b>, 1, 128, image.size() * 2, nullptr,
-           (const uint4 *)d_image, int(image.size() / 8), Where(mine), Where(is_b ? mine : other),
-           (const uint32_t *)(is_b ? registers : nullptr), out, 1);
+    launch(one_product < fp16, fp16, N, mn && !is_b, mn && is_b >, 1, 128, image.size() * 2,
+           nullptr, (const uint4 *)d_image, int(image.size() / 8), Where(mine),
+           Where(is_b ? mine : other), (const uint32_t *)(is_b ? registers : nullptr), out, 1);
     std::vector<float> got = host(out, N / 2 * 128);
     int wrong = 0;
     for (int t = 0; t < 128; t++)
@@ -423,8 +431,9 @@ static void test_layouts()
     }
 }
 
-/* Against sums in double: every type, A from shared memory and from registers, products in a chain. */
-struct AnyNarrow { /* how a byte or two read as a number, written anew */
+/* Against sums in double: every type, A from shared memory and from registers, products in a chain.
+ */
+struct AnyNarrow {          /* how a byte or two read as a number, written anew */
     int exponent, mantissa; /* bits */
     int bytes;
 };
@@ -432,13 +441,14 @@ static double number(const AnyNarrow &t, uint32_t b)
 {
     uint32_t e = b >> t.mantissa & ((1u << t.exponent) - 1), m = b & ((1u << t.mantissa) - 1);
     int bias = (1 << (t.exponent - 1)) - 1;
-    double x = e ? ldexp(1 + ldexp(m, -t.mantissa), int(e) - bias)
-                 : ldexp(m, 1 - bias - t.mantissa);
+    double x =
+        e ? ldexp(1 + ldexp(m, -t.mantissa), int(e) - bias) : ldexp(m, 1 - bias - t.mantissa);
     return b >> (t.exponent + t.mantissa) & 1 ? -x : x;
 }
 constexpr AnyNarrow BF16{8, 7, 2}, FP16{5, 10, 2}, E4M3{4, 3, 1}, E5M2{5, 2, 1};
 
-/* Bits of moderate numbers, no NaNs: exponents around the bias, and now and then the smallest ones */
+/* Bits of moderate numbers, no NaNs: exponents around the bias, and now and then the smallest ones
+ */
 static uint32_t some_bits(const AnyNarrow &t, unsigned i)
 {
     uint32_t r = unsigned(noise(i) * 1e6f + 2e6f) * 2654435761u >> 8;
@@ -479,7 +489,8 @@ static void test_types(const char *name, const AnyNarrow &ta, const AnyNarrow &t
     float *out = device(std::vector<float>(N / 2 * 128));
     for (int which = 0; which < 2; which++) {
         launch(one_product<A, B, N, false, false>, 1, 128, image.size(), nullptr,
-               (const uint4 *)d_image, int(image.size() / 16), Where(descriptor(0, 256, 16, SWIZZLE_32)),
+               (const uint4 *)d_image, int(image.size() / 16),
+               Where(descriptor(0, 256, 16, SWIZZLE_32)),
                Where(descriptor(half, 256, 16, SWIZZLE_32)),
                (const uint32_t *)(which ? d_registers : nullptr), out, times);
         std::vector<float> got = host(out, N / 2 * 128);
@@ -488,15 +499,15 @@ static void test_types(const char *name, const AnyNarrow &ta, const AnyNarrow &t
             for (int i = 0; i < N / 2; i++) {
                 double sum = 0, size = 0;
                 for (int kk = 0; kk < k; kk++) {
-                    double x = a[size_t(row_of(t, i) * k + kk)] *
-                               b[size_t(column_of(t, i) * k + kk)];
+                    double x =
+                        a[size_t(row_of(t, i) * k + kk)] * b[size_t(column_of(t, i) * k + kk)];
                     sum += x, size += fabs(x);
                 }
-                double off = fabs(got[size_t(i * 128 + t)] - times * sum) / (times * size + 1e-30);
+                double off = fabs(got[size_t(i * 128 + t)] - 2 * sum) / (2 * size + 1e-30);
                 worst = off >= 0 ? fmax(worst, off) : INFINITY;
             }
-        CHECK(worst < 1e-6, "%s, A from %s: off by %g", name,
-              which ? "registers" : "shared memory", worst);
+        CHECK(worst < 1e-6, "%s, A from %s: off by %g", name, which ? "registers" : "shared memory",
+              worst);
     }
     OK(cudaFree(d_image));
     OK(cudaFree(d_registers));
@@ -515,8 +526,8 @@ static void test_products()
 }
 
 /* ------------------------------------------------------------------------------------------------
- * C [M,N] = A [M,K] B [N,K]^T in the usual form, right or with one mistake: 384 threads, the first warp
- * group copies, the other two multiply 64 rows each; persistent, two stages. */
+ * C [M,N] = A [M,K] B [N,K]^T in the usual form, right or with one mistake: 384 threads, the first
+ * warp group copies, the other two multiply 64 rows each; persistent, two stages. */
 
 /* clang-format off */
 #define MISTAKES(X) /* name, what it must say; "wrong": its result, "": either */                  \
@@ -532,6 +543,7 @@ static void test_products()
     X(no_init_fence, "without mbarrier_init_fence")                                               \
     X(no_init_barrier, "is not initialised")                                                      \
     X(no_wgmma_fence, "without wgmma_fence")                                                      \
+    X(one_wgmma_fence, "without wgmma_fence")                                                     \
     X(no_commit, "")                                                                              \
     X(no_wgmma_wait, "")                                                                          \
     X(one_group_less, "")                                                                         \
@@ -568,8 +580,14 @@ struct Pipe { /* shared memory */
         full = reinterpret_cast<uint64_t *>(s + STAGES * STAGE + C_BYTES);
         empty = full + STAGES;
     }
-    __device__ char *stage(int i) const { return s + i % STAGES * STAGE; }
-    __device__ char *c(int group) const { return s + STAGES * STAGE + group * C_BYTES / 2; }
+    __device__ char *stage(int i) const
+    {
+        return s + i % STAGES * STAGE;
+    }
+    __device__ char *c(int group) const
+    {
+        return s + STAGES * STAGE + group * C_BYTES / 2;
+    }
 };
 
 template <Mistake M>
@@ -583,7 +601,9 @@ __device__ void copy_tiles(const Pipe &p, const CUtensorMap &a, const CUtensorMa
             const uint32_t parity = uint32_t(i / STAGES & 1) ^ (M == empty_wrong_parity ? 0 : 1);
             if (M != empty_not_waited)
                 mbarrier_wait(p.empty + i % STAGES, parity);
-            const int bytes = M == bytes_too_few ? A_BYTES : M == bytes_too_many ? STAGE + 16 : STAGE;
+            const int bytes = M == bytes_too_few    ? A_BYTES
+                              : M == bytes_too_many ? STAGE + 16
+                                                    : STAGE;
             mbarrier_arrive_expect(full, uint32_t(bytes));
             tma_load_2d(p.stage(i), &a, full, k * TK, tile / across * TM);
             tma_load_2d(p.stage(i) + A_BYTES, &b, full, k * TK, tile % across * TN);
@@ -620,7 +640,8 @@ __device__ void store_tile(const Pipe &p, const CUtensorMap &c, const float (&d)
 }
 
 template <Mistake M>
-__device__ void multiply_tiles(const Pipe &p, const CUtensorMap &c, int tiles, int across, int steps)
+__device__ void multiply_tiles(const Pipe &p, const CUtensorMap &c, int tiles, int across,
+                               int steps)
 {
     const int group = int(threadIdx.x) / 128 - 1, t = int(threadIdx.x) % 128;
     int i = 0;
@@ -634,7 +655,7 @@ __device__ void multiply_tiles(const Pipe &p, const CUtensorMap &c, int tiles, i
             const uint32_t stride = M == wrong_stride ? 2048 : 1024;
             uint64_t a = wgmma_operand(p.stage(i) + group * A_BYTES / 2, swizzle, stride);
             uint64_t b = wgmma_operand(p.stage(i) + A_BYTES, swizzle, stride);
-            if (M != no_wgmma_fence)
+            if (M != no_wgmma_fence && !(M == one_wgmma_fence && i > 0))
                 wgmma_fence(d);
             for (int j = 0; j < TK / 16; j++) {
                 const uint32_t bytes = M == k_not_advanced ? 0 : uint32_t(j * 32);
@@ -646,8 +667,10 @@ __device__ void multiply_tiles(const Pipe &p, const CUtensorMap &c, int tiles, i
                 early = d[0];
             if (M != no_commit)
                 wgmma_commit();
+            if (M == operand_overwritten) /* by one who knows that all have issued */
+                named_barrier_sync(1 + group, 128);
             if (M == operand_overwritten)
-                *reinterpret_cast<float *>(p.stage(i) + 4 * t) = 1;
+                *reinterpret_cast<float *>(p.stage(i) + group * A_BYTES / 2 + 4 * t) = 1;
             if (t == 0 && M == empty_too_early)
                 mbarrier_arrive(p.empty + i % STAGES);
             wgmma_wait<1>(d); /* the products of the step before have been read, too */
@@ -686,7 +709,7 @@ __global__ void __launch_bounds__(384, 1)
         if (threadIdx.x < 32 && elect_one())
             copy_tiles<M>(p, a, b, tiles, across, steps);
     } else {
-        registers_take < M == too_many_registers ? 240 : 232 > ();
+        registers_take<M == too_many_registers ? 240 : 232>();
         multiply_tiles<M>(p, c, tiles, across, steps);
     }
 }
@@ -750,11 +773,11 @@ __global__ void initialises(int)
 
 static int scenario(const std::string &name)
 {
-#define X(mistake, words)                                                                         \
-    if (name == #mistake) {                                                                       \
-        bool right = multiplies<mistake>(256, 128, 320, 12);                                      \
-        puts(right ? "right" : "wrong");                                                          \
-        return !right;                                                                            \
+#define X(mistake, words)                                    \
+    if (name == #mistake) {                                  \
+        bool right = multiplies<mistake>(256, 128, 320, 12); \
+        puts(right ? "right" : "wrong");                     \
+        return !right;                                       \
     }
     MISTAKES(X)
 #undef X
@@ -768,8 +791,8 @@ static int scenario(const std::string &name)
 }
 static void test_mistakes()
 {
-#define X(mistake, words)                                                                         \
-    if (mistake != none)                                                                          \
+#define X(mistake, words) \
+    if (mistake != none)  \
         must_die(#mistake, words);
     MISTAKES(X)
 #undef X
@@ -778,8 +801,8 @@ static void test_mistakes()
 }
 
 /* ------------------------------------------------------------------------------------------------
- * Dependent launches: the second kernel begins early, and must wait before it reads what the first one
- * writes, or writes what that reads. */
+ * Dependent launches: the second kernel begins early, and must wait before it reads what the first
+ * one writes, or writes what that reads. */
 
 __global__ void first_kernel(const float *in, float *out)
 {
@@ -828,7 +851,8 @@ template <bool read_after, bool write_after> static int depends(bool graph)
         else
             both();
         OK(cudaStreamSynchronize(s));
-        right += host(twice, n) == std::vector<float>(n, 2) && host(in, n) == std::vector<float>(n, -5);
+        right +=
+            host(twice, n) == std::vector<float>(n, 2) && host(in, n) == std::vector<float>(n, -5);
     }
     if (graph)
         OK(cudaGraphExecDestroy(exec));
