@@ -1,5 +1,4 @@
-/* gemm.cuh - matrix products by cuBLASLt or by kernels of our own, and the linear layers made of
- * them.
+/* gemm.cuh - matrix products, by cuBLASLt or of our own, and the linear layers made of them.
  *
  * The library multiplies column-major matrices; a row-major matrix [rows, cols] with leading
  * dimension ld is the column-major [cols, rows] with the same ld, so that every product below is
@@ -155,7 +154,7 @@ static struct {
     bool own, library;
     size_t way;
 } forced;
-long cuda_own_products; /* how many have been launched */
+long cuda_own_products; /* how many have been launched; for tests */
 
 static void read_forced()
 {
@@ -458,8 +457,7 @@ static void leave_agreeing(std::vector<Entrant> &all, double allowed)
 /* Other kernels that do what the product does, or none. */
 using Instead = std::function<void()>;
 
-/* What the library cannot do is compared with what is done instead, which is no candidate itself.
- */
+/* What the library cannot do is compared with what is done instead, itself no candidate. */
 static std::vector<Entrant> compared_with(const Product &p, const Instead &instead)
 {
     if (p.library() || !instead)
