@@ -17,6 +17,7 @@
 #include "cuda/layers.cuh"
 #include "cuda/attention.cuh"
 #include "cuda/gemm.cuh"
+#include "cuda/attention_sm90.cuh"
 #include "cuda/optimizer.cuh"
 
 #include <unistd.h>

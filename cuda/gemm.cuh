@@ -1,5 +1,4 @@
-/* gemm.cuh - matrix products by cuBLASLt or by kernels of our own, and the linear layers made of
- * them.
+/* gemm.cuh - matrix products, by cuBLASLt or of our own, and the linear layers made of them.
  *
  * The library multiplies column-major matrices; a row-major matrix [rows, cols] with leading
  * dimension ld is the column-major [cols, rows] with the same ld, so that every product below is
@@ -149,13 +148,13 @@ struct Description {
 /* ------------------------------------------------------------------------------------------------
  * Products of our own */
 
-/* VIT_GEMM, for tests: `sm90` or `sm90:N` makes them wherever they can be, in the Nth way there is,
- * and times nothing; `cublaslt` makes none. */
+/* VIT_GEMM, for tests (of attention_sm90.cuh too): `sm90` or `sm90:N` makes them wherever they can
+ * be, in the Nth way there is, and times nothing; `cublaslt` makes none. */
 static struct {
     bool own, library;
     size_t way;
 } forced;
-long cuda_own_products; /* how many have been launched */
+long cuda_own_products; /* how many have been launched; for tests */
 
 static void read_forced()
 {
@@ -458,8 +457,7 @@ static void leave_agreeing(std::vector<Entrant> &all, double allowed)
 /* Other kernels that do what the product does, or none. */
 using Instead = std::function<void()>;
 
-/* What the library cannot do is compared with what is done instead, which is no candidate itself.
- */
+/* What the library cannot do is compared with what is done instead, itself no candidate. */
 static std::vector<Entrant> compared_with(const Product &p, const Instead &instead)
 {
     if (p.library() || !instead)
@@ -686,6 +684,54 @@ static bool product_part(const Product &p, const Instead &instead)
     if (c->known && !launched)
         CHECK_CUBLAS(multiply(p, x, *c));
     return c->known;
+}
+
+/* Whether kernels of our own for Hopper make `out` [rows, columns] faster than `portable`: found
+ * out, kept and forced as for products. */
+static Choice time_own(const Tensor &out, long rows, long columns, const Instead &ours,
+                       const Instead &portable)
+{
+    const Product p(out, false, out, false, out, columns, rows, 0);
+    auto made = [&](const Instead &f) {
+        return try_algorithm(p, [&] {
+            f();
+            return CUBLAS_STATUS_SUCCESS;
+        });
+    };
+    auto ms = [&](const Instead &f) {
+        const float about = sample(1, f);
+        return median({sample(about, f), sample(about, f), sample(about, f)});
+    };
+    Choice c = {};
+    timing = true;
+    const Sketch right = made(portable), mine = made(ours);
+    c.own = 1;
+    c.compared = norm2(right) > 0;
+    c.known = agree(mine, right, 2 * allowed_difference(p)) && ms(ours) < 0.98f * ms(portable);
+    c.measured = true;
+    timing = false;
+    return c;
+}
+static bool own_is_faster(const std::string &key, const Tensor &out, long rows, long columns,
+                          const Instead &ours, const Instead &portable)
+{
+    if (forced.own || forced.library)
+        return forced.own;
+    Choice *c = known_choice(key);
+    if (!c || (!c->final && may_time())) {
+        Choice now = {};
+        const bool time = may_time();
+        if (time)
+            settle();
+        if (time && (cu.device.rank == 0 || !choosing.together))
+            now = time_own(out, rows, columns, ours, portable);
+        if (choosing.together)
+            cu.device.broadcast(&now, sizeof now);
+        now.final = !cu.device.measure || (time && (now.compared || !now.known));
+        choices_changed |= now.measured;
+        c = &((alone() ? own : shared)[key] = now);
+    }
+    return c->known && c->own;
 }
 
 /* Elements of a matrix that is multiplied at once: kernels may count them in 32 bits. Tests lower

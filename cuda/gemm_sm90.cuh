@@ -165,6 +165,8 @@ __device__ inline void sm90_produce(const Tile &t, const CUtensorMap *a, const C
 {
     const int units = (int)Sm90Unit::count(x, (Tile *)0);
     Ring<Tile::STAGES> ring;
+    tma_prefetch(a);
+    tma_prefetch(b);
     for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
         const Sm90Unit u(x, unit, (Tile *)0);
         for (int i = 0; i < u.blocks; i++, ring.at++) {

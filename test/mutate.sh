@@ -139,6 +139,13 @@ cuda/gemm_sm90.cuh | s/__syncwarp(); \/\* what was there has been read/\/* what 
 cuda/gemm_sm90.cuh | s/named_barrier_sync(1 + group, SM90_GROUP);$/;/
 cuda/gemm_sm90.cuh | s/row + r < M \&\& column + c < N/row + r < M/
 cuda/gemm_sm90.cuh | s/for (int p = 1; p < parts; p++)/for (int p = 2; p < parts; p++)/
+cuda/attention_sm90.cuh | s/column + lane % 4 \* 2 + e % 2 >= a.T/column + lane % 4 * 2 + e % 2 > a.T/
+cuda/attention_sm90.cuh | s/mbarrier_wait(at.there, 0);/;/
+cuda/attention_sm90.cuh | s/mbarrier_wait(at.there + 1, 0);/;/
+cuda/attention_sm90.cuh | s/wgmma_fence(o);/;/
+cuda/attention_sm90.cuh | s/wgmma_wait<0>(o);/wgmma_wait<1>(o);/
+cuda/attention_sm90.cuh | s/top\[r\] = quad_max(top\[r\]);/;/
+cuda/attention_sm90.cuh | s/sum\[r\] = quad_sum(sum\[r\]);/;/
 cuda/gemm.cuh | s/p.C ? 1.0f : 0.0f/p.C ? 0.0f : 1.0f/
 backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(cu.stream, event_of(t), 0));/;/
 backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(copies, event_of(after), 0));/;/
@@ -267,7 +274,7 @@ late_tests() {
 }
 cuda_tests() {
     case $1 in
-    cuda/gemm_sm90.cuh)
+    cuda/*_sm90.cuh)
         for way in 0 1; do
             VIT_STANDIN_SM=90 VIT_GEMM=sm90:$way build/standin/test_ops --backend cuda --type bf16 ||
                 return 1

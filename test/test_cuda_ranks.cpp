@@ -512,6 +512,29 @@ static int own_from_file()
     printf("%ld of our own, %d of the library's\n", cuda_own_products, launches());
     return cuda_own_products == 1 && launches() == 0 ? 0 : 3;
 }
+/* Attention of 20 tokens: one of two kernels, and the file says which. */
+static void half_attention(void *)
+{
+    enum { T = 20, HS = 16 };
+    Attention a = {};
+    a.qkv = {x.p, 3 * HS, BF16, NULL};
+    a.out = {y.p, HS, BF16, NULL};
+    a.lse = w.p;
+    a.B = a.heads = 1;
+    a.T = a.Tq = T;
+    a.hs = HS;
+    be->attention_forward(&a);
+}
+static int attention_chosen()
+{
+    hopper(false);
+    start(true);
+    fill_halves();
+    be->run(TRAIN, true, half_attention, NULL);
+    std::string k = kinds();
+    printf("%s\n", k.c_str());
+    return k == "own " || k == "- " ? 0 : 3;
+}
 static int not_forced(const char *value, const char *sm)
 {
     setenv("VIT_STANDIN_SM", sm, 1);
@@ -542,6 +565,7 @@ static void test_own()
                      return cuda_own_products ? 3 : 0;
                  }), 1, 0);
     }
+    must_end("attention", run(1, attention_chosen), 1, 0);
     number = 0;
     must_end("VIT_GEMM=sm90", run(1, [] { return not_forced("sm90", "90") + cuda_own_products; }), 1,
              4);

@@ -1,0 +1,271 @@
+/* attention_sm90.cuh - softmax attention's forward pass for Hopper: all keys of a head at once.
+ *
+ * The same as attention_forward_kernel of attention.cuh, of bf16 and fp16 without dropout, where a
+ * head's keys fit a warp group's registers: up to 272, which are the 197 and 257 tokens of pictures
+ * of 224 pixels. Then softmax needs one pass: no running maximum, nothing is scaled again. It is a
+ * candidate beside the portable kernel and used where it is faster; NOTHING HERE HAS RUN ON A GPU.
+ *
+ * A block is one head. Its thread 0 asks the copy engine for k, q and v, in this order. Two warp
+ * groups then take the head's queries in turns, 64 at a time:
+ *
+ *   S [64, KEYS] = q k^T        wgmma; 104 or 136 sums in each thread
+ *   P = exp(S - max)            16 bits; columns beyond T are zero
+ *   O [64, D] = P v / sum       wgmma, P from registers, where S has left it as A is wanted
+ *
+ * Read: sizes, the kernel, the host's part.
+ */
+#pragma once
+
+#include "cuda/attention.cuh"
+#include "cuda/gemm.cuh"
+
+struct Attention90 {
+    void *out;
+    float *lse; /* [B, heads, Tq] */
+    long ld_out;
+    int T, Tq, heads, hs;
+    float scale, scale2; /* 1/sqrt(hs), and the same for exponents to base 2 */
+};
+
+/* Rows are 128 bytes, 64 columns of a head; a head has as many slabs of them as that takes. What is
+ * beyond hs is zero. Keys beyond T are those of the next image, or zero. */
+template <int D, int KEYS> struct Head90 {
+    static constexpr int SLABS = (D + 63) / 64;
+    static constexpr int PARTS = KEYS > 256 ? 2 : 1; /* that k, v and S come in */
+    static constexpr int PART = KEYS / PARTS;
+    static constexpr int ROWS = KEYS * SLAB_ROW, PATCHES = 4 * PATCH * 2; /* bytes */
+    static constexpr int QUERIES = SLABS * SLAB > PATCHES ? SLABS *SLAB : PATCHES;
+    static constexpr int GROUPS = 2, THREADS = GROUPS * SM90_GROUP;
+    static_assert(PART % 8 == 0 && KEYS % 16 == 0 && D % 16 == 0, "what wgmma takes");
+
+    unsigned char *k, *v, *q; /* [SLABS][KEYS], the same, [tiles of QUERIES bytes][SLABS][64] rows;
+                               * each becomes its group's patches when it has been multiplied */
+    uint64_t *there;          /* [2]: k and q; v */
+
+    __device__ inline Head90(int tiles)
+    {
+        k = dynamic_tiles<unsigned char>();
+        v = k + SLABS * ROWS;
+        q = v + SLABS * ROWS;
+        there = (uint64_t *)(q + tiles * QUERIES);
+    }
+    static size_t bytes(int tiles)
+    {
+        return 2 * SLABS * ROWS + (size_t)tiles * QUERIES + 16;
+    }
+};
+
+/* keys, queries: maps of qkv as [B*T, 3 heads, hs], in boxes of PART and of 64 rows of 64 columns
+ */
+template <class Head>
+__device__ inline void fetch_head(const Head &at, const CUtensorMap *keys,
+                                  const CUtensorMap *queries, const Attention90 &a, int b, int h)
+{
+    const int tiles = (a.Tq + 63) / 64, row = b * a.T;
+    auto rows = [&](unsigned char *to, int head, uint64_t *there) {
+        for (int i = 0; i < Head::SLABS * Head::PARTS; i++)
+            tma_load_3d(to + i * Head::PART * SLAB_ROW, keys, there, i / Head::PARTS * 64, head,
+                        row + i % Head::PARTS * Head::PART);
+    };
+    mbarrier_arrive_expect(at.there, Head::SLABS * (Head::ROWS + tiles * SLAB));
+    rows(at.k, a.heads + h, at.there);
+    for (int i = 0; i < tiles * Head::SLABS; i++)
+        tma_load_3d(at.q + i / Head::SLABS * Head::QUERIES + i % Head::SLABS * SLAB, queries,
+                    at.there, i % Head::SLABS * 64, h, row + i / Head::SLABS * 64);
+    mbarrier_arrive_expect(at.there + 1, Head::SLABS * Head::ROWS);
+    rows(at.v, 2 * a.heads + h, at.there + 1);
+}
+
+/* Grid: B * heads. 2 Tq T hs FLOPs, twice; every byte once. One layer of B/16 at batch 256: 310 MB,
+ * 72 us, and 133 M exponentials, 36 us, for which the other block's products need not wait
+ * (estimates). */
+template <class E, int D, int KEYS>
+__global__ void __launch_bounds__(HAS_SM90 ? 256 : 32, KEYS > 208 ? 1 : 2)
+    attention_sm90_kernel(const __grid_constant__ CUtensorMap keys,
+                          const __grid_constant__ CUtensorMap queries, const Attention90 a)
+{
+    if constexpr (HAS_SM90) {
+        using Head = Head90<D, KEYS>;
+        constexpr int PART = Head::PART;
+        launched_within<Head::THREADS>();
+        const int h = blockIdx.x % a.heads, b = blockIdx.x / a.heads, tiles = (a.Tq + 63) / 64;
+        const int thread = threadIdx.x % SM90_GROUP, warp = thread / 32, lane = thread % 32;
+        const Head at(tiles);
+        if (threadIdx.x == 0) {
+            mbarrier_init(at.there, 1);
+            mbarrier_init(at.there + 1, 1);
+            mbarrier_init_fence();
+            fetch_head(at, &keys, &queries, a, b, h);
+        }
+        __syncthreads();
+        const uint64_t k = wgmma_operand(at.k, SWIZZLE_128, 8 * SLAB_ROW, SLAB);
+        const uint64_t v = wgmma_operand(at.v, SWIZZLE_128, 8 * SLAB_ROW, Head::ROWS);
+        for (int tile = threadIdx.x / SM90_GROUP; tile < tiles; tile += Head::GROUPS) {
+            const uint64_t q =
+                wgmma_operand(at.q + tile * Head::QUERIES, SWIZZLE_128, 8 * SLAB_ROW, SLAB);
+            float s[Head::PARTS][PART / 2], o[D / 2], top[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+            mbarrier_wait(at.there, 0);
+            each<Head::PARTS>([&](int i) { wgmma_fence(s[i]); });
+            each<D / 16>(
+                [&](int c) { /* 16 columns of a head: 32 bytes of rows of a slab */
+                             each<Head::PARTS>([&](int i) {
+                                 wgmma<E, E>(s[i], wgmma_advance(q, c / 4 * SLAB + c % 4 * 32),
+                                             wgmma_advance(k, c / 4 * Head::ROWS +
+                                                                  i * PART * SLAB_ROW + c % 4 * 32),
+                                             c > 0);
+                             });
+                });
+            wgmma_commit();
+            each<Head::PARTS>([&](int i) { wgmma_wait<0>(s[i]); });
+            named_barrier_sync(1 + threadIdx.x / SM90_GROUP,
+                               SM90_GROUP); /* q is room for patches */
+
+            /* rows g and g + 8 of 16; columns 8j + 2t and the next */
+            each<Head::PARTS>([&](int i) {
+                each<PART / 8>([&](int j) {
+                    const int column = i * PART + 8 * j;
+                    each<4>([&](int e) {
+                        float &x = s[i][4 * j + e];
+                        if (column + 8 > a.T && column + lane % 4 * 2 + e % 2 >= a.T)
+                            x = -INFINITY;
+                        top[e / 2] = fmaxf(top[e / 2], x);
+                    });
+                });
+            });
+            uint32_t p[KEYS / 16][4];
+            each<2>([&](int r) { top[r] = quad_max(top[r]); });
+            each<KEYS / 8>([&](int n) {
+                float x[4];
+                each<4>([&](int e) {
+                    x[e] = ex2_approx(fmaf(s[n * 8 / PART][n * 8 % PART / 2 + e], a.scale2,
+                                           -top[e / 2] * a.scale2));
+                    sum[e / 2] += x[e];
+                });
+                p[n / 2][n % 2 * 2] = pack<E>(x[0], x[1]);
+                p[n / 2][n % 2 * 2 + 1] = pack<E>(x[2], x[3]);
+            });
+
+            mbarrier_wait(at.there + 1, 0);
+            wgmma_fence(o);
+            each<KEYS / 16>([&](int c) {
+                wgmma<E, E, false, true>(o, p[c], wgmma_advance(v, c * 16 * SLAB_ROW), c > 0);
+            });
+            wgmma_commit();
+            const int row = tile * 64 + 16 * warp;
+            float factor[2];
+            each<2>([&](int r) { /* while that goes on */
+                                 sum[r] = quad_sum(sum[r]);
+                                 factor[r] = 1 / sum[r];
+                                 const int mine = row + lane / 4 + 8 * r;
+                                 if (lane % 4 == 0 && mine < a.Tq)
+                                     a.lse[((long)b * a.heads + h) * a.Tq + mine] =
+                                         top[r] * a.scale + logf(sum[r]);
+            });
+            wgmma_wait<0>(o);
+            E *to = (E *)a.out + (long)b * a.Tq * a.ld_out + h * a.hs;
+            each<Head::SLABS>([&](int c) {
+                Fragment f;
+                each<16>([&](int n) {
+                    const int i = n / 8, j = 8 * c + n % 8;
+                    if (8 * j < D)
+                        f.pair[i][n % 8] = pack<E>(o[(4 * j + 2 * i) % (D / 2)] * factor[i],
+                                                   o[(4 * j + 2 * i + 1) % (D / 2)] * factor[i]);
+                    else
+                        f.pair[i][n % 8] = 0;
+                });
+                const Patch<E> patch = {(uint16_t *)(at.q + tile * Head::QUERIES) + warp * PATCH,
+                                        row,
+                                        64 * c,
+                                        a.Tq,
+                                        a.hs,
+                                        lane};
+                patch.store(to, a.ld_out, f);
+            });
+        }
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Host */
+
+/* f(Width<D>(), Width<KEYS>()) for what there are kernels of; false: there is none. */
+template <class F> static bool by_head90(int hs, int T, F f)
+{
+    if (hs <= 64 && T <= 208)
+        f(Width<64>(), Width<208>());
+    else if (hs <= 64 && T <= 272)
+        f(Width<64>(), Width<272>());
+    else if (hs <= 80 && T <= 272)
+        f(Width<80>(), Width<272>());
+    else if (hs <= 96 && T <= 272)
+        f(Width<96>(), Width<272>());
+    else if (hs <= 112 && T <= 272)
+        f(Width<112>(), Width<272>());
+    else
+        return false;
+    return true;
+}
+
+static bool attention90_takes(const Attention *a)
+{
+    bool fits = false;
+    if (!sm90_here() || a->qkv.type == F32 || a->drop.p > 0 || a->hs % 8 != 0)
+        return false;
+    if (!wide_rows(a->qkv) || !wide_rows(a->out))
+        return false;
+    by_head90(a->hs, a->T, [&](auto d, auto keys) {
+        fits = Head90<d, keys>::bytes(ceil_div(a->Tq, 64)) <= (size_t)cu.smem;
+    });
+    return fits;
+}
+
+template <class E> static CUtensorMap rows_of_heads(const Attention *a, int rows)
+{
+    CUtensorMap map;
+    const uint64_t size[3] = {(uint64_t)a->hs, 3 * (uint64_t)a->heads, (uint64_t)a->B * a->T};
+    const uint64_t stride[3] = {sizeof(E), a->hs * sizeof(E), (uint64_t)a->qkv.ld * sizeof(E)};
+    const uint32_t box[3] = {64, 1, (uint32_t)rows};
+    if (!tensor_map<E, 3>(&map, a->qkv.p, size, stride, box, SWIZZLE_128))
+        die("VIT_GEMM=cublaslt does without this program's own kernels for Hopper",
+            "the driver refuses a map of %d heads of %d", a->heads, a->hs);
+    return map;
+}
+template <class E> static void attention90_launch(const Attention *a)
+{
+    const Attention90 args = {a->out.p,
+                              ptr<float>(a->lse),
+                              a->out.ld,
+                              a->T,
+                              a->Tq,
+                              a->heads,
+                              a->hs,
+                              (float)(1 / sqrt((double)a->hs)),
+                              (float)(1.4426950408889634 / sqrt((double)a->hs))};
+    by_head90(a->hs, a->T, [&](auto d, auto keys) {
+        using Head = Head90<d, keys>;
+        launch(attention_sm90_kernel<E, d, keys>, (unsigned)(a->B * a->heads), Head::THREADS,
+               Head::bytes(ceil_div(a->Tq, 64)), cu.stream, rows_of_heads<E>(a, Head::PART),
+               rows_of_heads<E>(a, 64), args);
+    });
+}
+static void attention90_forward(const Attention *a)
+{
+    if (a->qkv.type == BF16)
+        attention90_launch<bf16>(a);
+    else
+        attention90_launch<fp16>(a);
+}
+
+static void cuda_attention_forward(const Attention *a)
+{
+    const Instead ours = [&] { attention90_forward(a); }, portable = [&] { attention_forward(a); };
+    char key[128];
+    snprintf(key, sizeof key, "attention %dx%dx%d %d heads of %d ld%ld,%ld t%d", a->B, a->Tq, a->T,
+             a->heads, a->hs, a->qkv.ld, a->out.ld, a->qkv.type);
+    const bool taken = attention90_takes(a);
+    if (taken &&
+        own_is_faster(key, a->out, (long)a->B * a->Tq, (long)a->heads * a->hs, ours, portable))
+        ours();
+    else
+        portable();
+}
