@@ -175,6 +175,7 @@ $(STANDIN)/test_%: $(BUILD)/float/test/test_%.o $(LIB) $(STANDIN)/backend_cuda.o
 $(BUILD)/zoo: $(BUILD)/double/test/zoo.o $(LIB64); $(link)
 $(BUILD)/bench: $(BUILD)/float/bench/bench.o $(LIB); $(link)
 $(BUILD)/bench_data: $(BUILD)/float/bench/data.o $(LIB); $(link)
+$(BUILD)/bench_kernels: $(BUILD)/float/bench/kernels.o $(LIB); $(link)
 $(BUILD)/gpu/bench_kernels: $(BUILD)/float/bench/kernels.o $(LIB) $(GPU_OBJ); $(link)
 $(STANDIN)/bench_kernels: $(BUILD)/float/bench/kernels.o $(LIB) $(STANDIN)/backend_cuda.o $(STANDIN_OBJ); $(link)
 # The program's code is what a fuzzer's coverage is of, not the targets or their driver.

@@ -15,6 +15,7 @@
  */
 #include "backend.h"
 #include "cpu/bf16.h"
+#include "cpu/dropout.h"
 #include "cpu/loss.h"
 #include "cpu/optimizer.h"
 #include "cpu/patches.h"
@@ -242,17 +243,17 @@ static void column_sums(dev *out, Tensor x, long rows, long n)
  * it is never stored, and backward makes the forward pass's again. */
 
 /* x[i] *= mask of element first + i, 0 or 1/(1-p), for x [n] of one sample, counted within the
- * micro-batch. One call of rng_block serves four elements. */
+ * micro-batch */
 static void drop_elements(real *x, long n, long first, long sample, const Drop *d)
 {
-    uint32_t keep = rng_threshold(d->p);
+    uint32_t keep = rng_threshold(d->p), room[DROPOUT_MOST];
     real kept = (real)(1 / (1 - d->p));
-    for (long i = 0; i < n;) {
-        long element = first + i;
-        Philox r = rng_block(state->seed, (uint32_t)(element / 4),
-                             state->sample0 + (uint32_t)sample, state->step, d->purpose, d->layer);
-        for (long k = element % 4; k < 4 && i < n; k++, i++)
-            x[i] *= r.v[k] >= keep ? kept : 0;
+    for (long i = 0, count; i < n; i += count) {
+        count = n - i;
+        const uint32_t *r = dropout_numbers(room, first + i, &count, sample, d, state);
+#pragma omp simd
+        for (long k = 0; k < count; k++)
+            x[i + k] *= r[k] >= keep ? kept : 0;
     }
 }
 

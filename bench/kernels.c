@@ -2,12 +2,13 @@
  *
  *   build/gpu/bench_kernels [MODEL [BATCH [bf16|fp16|fp32|tf32 [REPEAT]]]]     default: B/16 256
  * bf16
+ *   build/bench_kernels B/16 8 bf16 2        on the CPU, of bf16 or fp32
  *
  * Every operation of a step is called REPEAT times in a row on random numbers, through the Backend
  * table, and timed from outside; what a step does with it is its time by its count. The floor is
  * the larger of FLOPs and bytes over what this machine reaches, both measured first: a product of
- * 8192 x 8192 x 8192 and a large copy (bytes read plus bytes written). Bytes count each input and
- * output once, as far as it has to come from memory. Prints a table in Markdown.
+ * 8192 x 8192 x 8192 (on a CPU 2048) and a large copy (bytes read plus bytes written). Bytes count
+ * each input and output once, as far as it has to come from memory. Prints a table in Markdown.
  * What a sum of single operations does not show: launches between them, and a cache that the
  * operation before has filled with something else.
  */
@@ -339,16 +340,16 @@ static void copy_much(void)
 {
     be->copy(x, z, (size_t)R * (size_t)(3 * C) * size);
 }
-enum { SQUARE = 8192 };
+static int square_side = 8192;
 static dev *square[3];
 static void square_product(void)
 {
-    be->linear_forward(&(LinearForward){.y = mat(square[2], SQUARE),
-                                        .x = mat(square[0], SQUARE),
-                                        .w = mat(square[1], SQUARE),
-                                        .rows = SQUARE,
-                                        .in = SQUARE,
-                                        .out = SQUARE,
+    be->linear_forward(&(LinearForward){.y = mat(square[2], square_side),
+                                        .x = mat(square[0], square_side),
+                                        .w = mat(square[1], square_side),
+                                        .rows = square_side,
+                                        .in = square_side,
+                                        .out = square_side,
                                         .tokens = 1});
 }
 
@@ -434,7 +435,14 @@ int main(int argc, char **argv)
     if (B < 1 || repeat < 1)
         die_usage("bench_kernels MODEL BATCH TYPE REPEAT", "a batch of %d, %d times", B, repeat);
     T = vit_tokens(&c), R = B * T, C = c.width, F = c.mlp, H = c.heads, K = c.classes;
-    be = backend_cuda ? backend_cuda() : backend_cpu();
+    const double unit = backend_cuda ? 1e-12 : 1e-9;
+    const char prefix = backend_cuda ? 'T' : 'G';
+    if (backend_cuda) {
+        be = backend_cuda();
+    } else {
+        be = type == BF16 ? backend_cpu_bf16() : backend_cpu();
+        square_side = 2048;
+    }
     be->init(&(Device){.type = type, .tf32 = precision == 3, .measure = true, .ranks = 1});
     set_up();
 
@@ -445,8 +453,8 @@ int main(int argc, char **argv)
         copied = atof(getenv("PEAK_BYTES"));
     } else {
         for (int i = 0; i < 3; i++)
-            square[i] = noise((long)SQUARE * SQUARE, type, 1);
-        peak = 2.0 * SQUARE * SQUARE * SQUARE / seconds(square_product);
+            square[i] = noise((long)square_side * square_side, type, 1);
+        peak = 2.0 * pow(square_side, 3) / seconds(square_product);
         copied = 2 * 3 * tokens / seconds(copy_much);
     }
 
@@ -499,19 +507,20 @@ int main(int argc, char **argv)
     };
     be->describe(text, sizeof text);
     printf("%s, %s, batch %d: %s\n\n", model, name, B, text);
-    printf(
-        "Ceilings: matrix product %.0f TFLOP/s, copy %.2f TB/s. One launch of each operation:\n\n",
-        peak * 1e-12, copied * 1e-12);
-    printf(
-        "| operation | in a step | us | TFLOP/s | TB/s | floor, us | time/floor | ms in a step |\n"
-        "|---|---|---|---|---|---|---|---|\n");
+    printf("Ceilings: matrix product %.0f %cFLOP/s, copy %.2f %cB/s. One launch of each "
+           "operation:\n\n",
+           peak * unit, prefix, copied * unit, prefix);
+    printf("| operation | in a step | us | %cFLOP/s | %cB/s | floor, us | time/floor | ms in a "
+           "step |\n"
+           "|---|---|---|---|---|---|---|---|\n",
+           prefix, prefix);
     double all = 0, floors = 0;
     for (int i = 0; i < COUNT(ops); i++) {
         double t = seconds(ops[i].op), floor_s = fmax(ops[i].flops / peak, ops[i].bytes / copied);
         all += t * ops[i].count;
         floors += floor_s * ops[i].count;
         printf("| %s | %.0f | %.1f | %.0f | %.2f | %.1f | %.2f | %.2f |\n", ops[i].name,
-               ops[i].count, 1e6 * t, 1e-12 * ops[i].flops / t, 1e-12 * ops[i].bytes / t,
+               ops[i].count, 1e6 * t, unit * ops[i].flops / t, unit * ops[i].bytes / t,
                1e6 * floor_s, t / floor_s, 1e3 * t * ops[i].count);
         fflush(stdout);
     }

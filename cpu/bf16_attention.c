@@ -21,6 +21,7 @@
 #include <omp.h>
 
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define UNUSED    __attribute__((unused))
 
 static long round_up(long n, long to)
 {
@@ -30,13 +31,14 @@ static long round_up(long n, long to)
 /* ------------------------------------------------------------------------------------------------
  * Products of units: c [rows,columns] (+)= A [rows,steps] B [steps,columns] */
 
-/* A kernel's sums fill the registers: 24 of 32 with AVX-512 or NEON, 12 of 16 with AVX2. */
+/* A kernel's sums fill the registers: 24 of 32 with AVX-512 or NEON, 12 of 16 with AVX2. STEPS at a
+ * time, so that what B has of them in a panel of columns stays near. */
 #ifdef __AVX512F__
-enum { ROWS = 6, VECTORS = 4 };
+enum { VECTORS = 4 };
 #else
-enum { ROWS = 6, VECTORS = 1 };
+enum { VECTORS = 1 };
 #endif
-enum { STEPS = 96 }; /* at a time: what B has of them, 64 columns wide, fits half of the L1 cache */
+enum { ROWS = 6, STEPS = 256 };
 
 /* A's unit (i, s) is a[i * a_row + s * a_step], so that A may also be read by columns. `rows` is
  * rounded up to ROWS: A and c have that many. `columns` is a multiple of LANES. */
@@ -49,41 +51,53 @@ typedef struct {
     bool add; /* to what is in c */
 } Units;
 
-/* ROWS x n vectors of c, over n_steps steps of both operands */
-#define KERNEL(name, n, multiply_add)                                                             \
-    static void name(const Units *u, const uint32_t *a, const uint32_t *b, float *c, int n_steps, \
-                     bool add)                                                                    \
-    {                                                                                             \
-        f32x16 sum[ROWS][n];                                                                      \
-        _Pragma("GCC unroll 8") for (int i = 0; i < ROWS; i++)                                    \
-            _Pragma("GCC unroll 8") for (int v = 0; v < n; v++) sum[i][v] =                       \
-                add ? f32_load(c + i * u->ldc + v * LANES) : (f32x16){0};                         \
-        for (int s = 0; s < n_steps; s++, a += u->a_step, b += u->ldb) {                          \
-            u32x16 y[n];                                                                          \
-            memcpy(y, b, sizeof y);                                                               \
-            _Pragma("GCC unroll 8") for (int i = 0; i < ROWS; i++)                                \
-            {                                                                                     \
-                u32x16 x = a[i * u->a_row] - (u32x16){0};                                         \
-                _Pragma("GCC unroll 8") for (int v = 0; v < n; v++) sum[i][v] =                   \
-                    multiply_add(x, y[v], sum[i][v]);                                             \
-            }                                                                                     \
-        }                                                                                         \
-        _Pragma("GCC unroll 8") for (int i = 0; i < ROWS; i++)                                    \
-            _Pragma("GCC unroll 8") for (int v = 0; v < n; v++)                                   \
-                f32_store(c + i * u->ldc + v * LANES, sum[i][v]);                                 \
+/* ROWS rows of n vectors of c, over `steps` of both operands. n and `per` are constants wherever it
+ * is called, so that the sums are registers. */
+static inline __attribute__((always_inline)) void tile(const Units *u, const uint32_t *a,
+                                                       const uint32_t *b, float *c, int steps,
+                                                       bool add, const int n, const int per)
+{
+    f32x16 sum[ROWS][VECTORS];
+    UNROLL
+    for (int i = 0; i < ROWS; i++)
+        UNROLL
+    for (int v = 0; v < n; v++)
+        sum[i][v] = add ? f32_load(c + i * u->ldc + v * LANES) : (f32x16){0};
+    for (int s = 0; s < steps; s++, a += u->a_step, b += u->ldb) {
+        u32x16 y[VECTORS];
+        memcpy(y, b, (size_t)n * sizeof *y);
+        UNROLL
+        for (int i = 0; i < ROWS; i++) {
+            u32x16 x = a[i * u->a_row] - (u32x16){0};
+            UNROLL
+            for (int v = 0; v < n; v++)
+                sum[i][v] = per == 2 ? PAIRS(x, y[v], sum[i][v]) : FLOATS(x, y[v], sum[i][v]);
+        }
     }
+    UNROLL
+    for (int i = 0; i < ROWS; i++)
+        UNROLL
+    for (int v = 0; v < n; v++)
+        f32_store(c + i * u->ldc + v * LANES, sum[i][v]);
+}
 
-typedef void Kernel(const Units *u, const uint32_t *a, const uint32_t *b, float *c, int n_steps,
+typedef void Kernel(const Units *u, const uint32_t *a, const uint32_t *b, float *c, int steps,
                     bool add);
-KERNEL(floats_1, 1, FLOATS)
-KERNEL(pairs_1, 1, PAIRS)
+#define KERNEL(name, n, per)                                                                    \
+    static void name(const Units *u, const uint32_t *a, const uint32_t *b, float *c, int steps, \
+                     bool add)                                                                  \
+    {                                                                                           \
+        tile(u, a, b, c, steps, add, n, per);                                                   \
+    }
+KERNEL(floats_1, 1, 1)
+KERNEL(pairs_1, 1, 2)
 #ifdef __AVX512F__
-KERNEL(floats_2, 2, FLOATS)
-KERNEL(floats_3, 3, FLOATS)
-KERNEL(floats_4, 4, FLOATS)
-KERNEL(pairs_2, 2, PAIRS)
-KERNEL(pairs_3, 3, PAIRS)
-KERNEL(pairs_4, 4, PAIRS)
+KERNEL(floats_2, 2, 1)
+KERNEL(floats_3, 3, 1)
+KERNEL(floats_4, 4, 1)
+KERNEL(pairs_2, 2, 2)
+KERNEL(pairs_3, 3, 2)
+KERNEL(pairs_4, 4, 2)
 static Kernel *const kernels[2][VECTORS] = {{floats_1, floats_2, floats_3, floats_4},
                                             {pairs_1, pairs_2, pairs_3, pairs_4}};
 #else
@@ -110,6 +124,18 @@ static void multiply(const Units *u, int per)
  * Packing rows of n bf16 into rows of units. The sum runs along the rows, or across them: then a
  * row of units is made of one row, or of two by turns. */
 
+/* One head's columns of a matrix of the model's */
+typedef struct {
+    uint16_t *p;
+    long ld;
+    int rows, n;
+} Rows;
+
+static inline uint16_t *row_of(Rows x, long i)
+{
+    return x.p + i * x.ld;
+}
+
 /* Sixteen units of n bf16 that lie side by side; what is beyond is 0 */
 static inline u32x16 units_along(const uint16_t *p, long n, int per)
 {
@@ -133,82 +159,75 @@ static inline u32x16 units_across(const uint16_t *p, const uint16_t *below, long
     return x >> 16 | y; /* the first of a pair is the lower half */
 }
 
-/* A's operand: out [rows,ld] of rows of n bf16 */
-static void pack_along(uint32_t *out, long ld, const uint16_t *p, long ldp, int rows, int n,
-                       int per)
+/* A's operand: out [n,ld], of rows i0.. of x */
+static void pack_along(uint32_t *out, long ld, Rows x, int i0, int n, int per)
 {
-    for (int i = 0; i < rows; i++)
-        for (int s = 0; s * per < n; s += LANES) {
-            u32x16 x = units_along(p + i * ldp + s * per, n - s * per, per);
-            memcpy(out + i * ld + s, &x, sizeof x);
+    for (int i = 0; i < n; i++, out += ld)
+        for (int s = 0; s * per < x.n; s += LANES) {
+            u32x16 units = units_along(row_of(x, i0 + i) + s * per, x.n - s * per, per);
+            memcpy(out + s, &units, sizeof units);
         }
 }
 
-/* B's: out [steps,ld], a step of `per` rows, columns beyond n up to the next multiple of 16 zero */
-static void pack_across(uint32_t *out, long ld, const uint16_t *p, long ldp, int rows, int n,
-                        int per)
+/* B's: out [steps,ld], a step of `per` of n rows; up to a whole vector columns are zero */
+static void pack_across(uint32_t *out, long ld, Rows x, int i0, int n, int per)
 {
-    for (int i = 0; i < rows; i += per, out += ld)
-        for (int j = 0; j < n; j += LANES) {
-            const uint16_t *at = p + i * ldp + j;
-            u32x16 x = units_across(at, i + 1 < rows ? at + ldp : NULL, n - j, per);
-            memcpy(out + j, &x, sizeof x);
+    for (int i = 0; i < n; i += per, out += ld)
+        for (int j = 0; j < x.n; j += LANES) {
+            const uint16_t *at = row_of(x, i0 + i) + j, *below = i + 1 < n ? at + x.ld : NULL;
+            u32x16 units = units_across(at, below, x.n - j, per);
+            memcpy(out + j, &units, sizeof units);
         }
 }
 
 /* x [16,16] transposed: in each of four rounds the numbers of two rows take turns. */
 static inline void transpose(u32x16 *x)
 {
-    const u32x16 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
-    const u32x16 high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     u32x16 y[LANES];
+    UNROLL
     for (int round = 0; round < 4; round++) {
         u32x16 *from = round % 2 ? y : x, *to = round % 2 ? x : y;
-        _Pragma("GCC unroll 8") for (int i = 0; i < LANES / 2; i++)
-        {
-            to[2 * i] = __builtin_shuffle(from[i], from[i + LANES / 2], low);
-            to[2 * i + 1] = __builtin_shuffle(from[i], from[i + LANES / 2], high);
+        UNROLL
+        for (int i = 0; i < LANES / 2; i++) {
+            to[2 * i] = turns_low(from[i], from[i + LANES / 2]);
+            to[2 * i + 1] = turns_high(from[i], from[i + LANES / 2]);
         }
     }
 }
 
-/* B's operand where the sum runs along the rows: out [steps,ld], columns beyond `rows` up to the
- * next multiple of 16 zero */
-static void pack_turned(uint32_t *out, long ld, const uint16_t *p, long ldp, int rows, int n,
-                        int per)
+/* B's where the sum runs along the rows: out [steps,ld], a column of each row of x; up to a whole
+ * vector columns are zero */
+static void pack_turned(uint32_t *out, long ld, Rows x, int per)
 {
-    int steps = (n + per - 1) / per;
-    for (int j = 0; j < rows; j += LANES)
+    int steps = (x.n + per - 1) / per;
+    for (int j = 0; j < x.rows; j += LANES)
         for (int s = 0; s < steps; s += LANES) {
-            u32x16 x[LANES];
+            u32x16 units[LANES];
             for (int i = 0; i < LANES; i++)
-                x[i] =
-                    units_along(p + (j + i) * ldp + s * per, j + i < rows ? n - s * per : 0, per);
-            transpose(x);
+                units[i] = units_along(row_of(x, j + i) + s * per,
+                                       j + i < x.rows ? x.n - s * per : 0, per);
+            transpose(units);
             for (int i = 0; i < LANES && s + i < steps; i++)
-                memcpy(out + (s + i) * ld + j, &x[i], sizeof x[i]);
+                memcpy(out + (s + i) * ld + j, &units[i], sizeof units[i]);
         }
 }
 
-/* n floats of a row, rounded, as units along it; out may be x. n is a multiple of LANES. */
-static void round_along(uint32_t *out, const float *x, int n, int per)
+/* Sixteen floats from column j on of a row of units along it, rounded */
+static inline void put_along(uint32_t *row, int j, f32x16 x, int per)
 {
-    for (int j = 0; j < n; j += LANES)
-        if (per == 2)
-            bf16_store((uint16_t *)out + j, f32_load(x + j));
-        else
-            f32_store((float *)out + j, bf16_widen(bf16_round(f32_load(x + j))));
+    if (per == 2)
+        bf16_store((uint16_t *)row + j, x);
+    else
+        f32_store((float *)row + j, bf16_widen(bf16_round(x)));
 }
 
-/* The same of `per` rows, as units across them */
-static void round_across(uint32_t *out, const float *x, long ld, int n, int per)
+/* x, and below it y, as units across their rows */
+static inline void put_across(uint32_t *row, int j, f32x16 x, f32x16 y, int per)
 {
-    for (int j = 0; j < n; j += LANES) {
-        u32x16 y = (u32x16)bf16_widen(bf16_round(f32_load(x + j)));
-        if (per == 2)
-            y = y >> 16 | (u32x16)bf16_widen(bf16_round(f32_load(x + ld + j)));
-        memcpy(out + j, &y, sizeof y);
-    }
+    u32x16 units = (u32x16)bf16_widen(bf16_round(x));
+    if (per == 2)
+        units = units >> 16 | (u32x16)bf16_widen(bf16_round(y));
+    memcpy(row + j, &units, sizeof units);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -216,14 +235,14 @@ static void round_across(uint32_t *out, const float *x, long ld, int n, int per)
 
 /* Query rows whose S is in the L1 cache, and rows that wait together for the products that sum over
  * queries */
-enum { TILE = 4 * ROWS, BLOCK = 3 * TILE };
+enum { TILE = 8 * ROWS, BLOCK = 2 * TILE };
 
 /* Places in the thread's room; forward has no need of those below `sums` */
 typedef struct {
     uint32_t *kt, *vt;    /* [hs steps, N]: k^T, v^T */
     uint32_t *k, *v;      /* [T steps, D] */
     uint32_t *q, *dout;   /* [TILE, D]: rows */
-    float *s, *dp, *mask; /* [TILE, N], [TILE, N], [N] */
+    float *s, *dp, *mask; /* [TILE, N], [TILE, N], [2, N] */
     float *sums;          /* [TILE, D] */
     uint32_t *pt, *dst;   /* [BLOCK steps, N]: P M and dS, a row a step */
     uint32_t *qs, *douts; /* [BLOCK steps, D] */
@@ -233,73 +252,83 @@ typedef struct {
 typedef struct {
     const Attention *a;
     Places at;
+    Rows q, k, v, out, dout, dq, dk, dv;
     int b, h; /* image, head */
     int D, N; /* hs and T, rounded up to whole vectors */
     int per;  /* numbers in a unit */
     int hs_steps, T_steps;
-    long ld; /* of qkv */
-    const uint16_t *q, *k, *v;
     float scale, scale2; /* 1 / sqrt(hs), and the same for exponents to base 2 */
     float *lse;          /* [Tq] */
 } Head;
 
 #define LOG2E 1.44269504f
 
-/* How many units all places take; where `room` is given, it is shared out. A row that is read by
- * columns is ROWS longer, since rows of results are rounded up to that. */
+/* The next n units of `room`, after the `taken` ones; NULL where they are only counted */
+static void *take(uint32_t *room, size_t *taken, size_t n)
+{
+    uint32_t *place = room ? room + *taken : NULL;
+    *taken += (size_t)round_up((long)n, LANES);
+    return place;
+}
+
+/* Shares `room` out; returns how many units that takes. A row that is read by columns is longer,
+ * since rows of results are rounded up to ROWS. */
 static size_t share_out(Places *at, uint32_t *room, const Head *h, bool backward)
 {
-    const size_t T = (size_t)round_up(h->a->T, 2), N = (size_t)h->N + LANES, D = (size_t)h->D;
-    const struct {
-        void *place;
-        size_t size;
-        bool wanted;
-    } all[] = {
-        {&at->kt, D * N, true},
-        {&at->vt, D * N, backward},
-        {&at->k, T * D, backward},
-        {&at->v, T * D, !backward},
-        {&at->q, TILE * D, true},
-        {&at->dout, TILE * D, backward},
-        {&at->s, TILE * N, true},
-        {&at->dp, TILE * N, backward},
-        {&at->mask, N, true},
-        {&at->sums, TILE * D, true},
-        {&at->pt, BLOCK * N, backward},
-        {&at->dst, BLOCK * N, backward},
-        {&at->qs, BLOCK * D, backward},
-        {&at->douts, BLOCK * D, backward},
-        {&at->dk, (T + ROWS) * D, backward},
-        {&at->dv, (T + ROWS) * D, backward},
-    };
+    const size_t T = (size_t)h->a->T + ROWS, N = (size_t)h->N + LANES, D = (size_t)h->D;
     size_t n = 0;
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-        uint32_t *place = room && all[i].wanted ? room + n : NULL;
-        memcpy(all[i].place, &place, sizeof place);
-        n += all[i].wanted ? (size_t)round_up((long)all[i].size, LANES) : 0;
-    }
+    at->kt = take(room, &n, D * N);
+    at->q = take(room, &n, TILE * D);
+    at->s = take(room, &n, TILE * N);
+    at->mask = take(room, &n, 2 * N);
+    at->sums = take(room, &n, TILE * D);
+    at->v = take(room, &n, backward ? 0 : T * D);
+    if (!backward)
+        return n;
+    at->k = take(room, &n, T * D);
+    at->vt = take(room, &n, D * N);
+    at->dout = take(room, &n, TILE * D);
+    at->dp = take(room, &n, TILE * N);
+    at->pt = take(room, &n, BLOCK * N);
+    at->dst = take(room, &n, BLOCK * N);
+    at->qs = take(room, &n, BLOCK * D);
+    at->douts = take(room, &n, BLOCK * D);
+    at->dk = take(room, &n, T * D);
+    at->dv = take(room, &n, T * D);
     return n;
+}
+
+/* Of a matrix with `rows` rows for each image: those of image b, and a head's columns from `column`
+ * on. p NULL stays NULL. */
+static Rows rows_of(Tensor t, int rows, int b, long column, int hs)
+{
+    return (Rows){t.p ? bf16_row(t, (long)b * rows) + column : NULL, t.ld, rows, hs};
 }
 
 static Head head_of(const Attention *a, long i)
 {
-    long C = (long)a->heads * a->hs;
-    Head h = {.a = a,
-              .b = (int)(i / a->heads),
-              .h = (int)(i % a->heads),
-              .D = (int)round_up(a->hs, LANES),
-              .N = (int)round_up(a->T, LANES),
-              .per = bf16_per_unit(),
-              .ld = a->qkv.ld,
-              .scale = (float)(1 / sqrt(a->hs)),
-              .scale2 = (float)(1.4426950408889634 / sqrt(a->hs))};
-    h.hs_steps = (a->hs + h.per - 1) / h.per;
-    h.T_steps = (a->T + h.per - 1) / h.per;
-    h.q = bf16_row(a->qkv, (long)h.b * a->T) + h.h * a->hs;
-    h.k = h.q + C;
-    h.v = h.k + C;
-    h.lse = (float *)a->lse + i * a->Tq;
-    return h;
+    const int hs = a->hs, T = a->T, Tq = a->Tq, b = (int)(i / a->heads), h = (int)(i % a->heads);
+    const int per = bf16_per_unit();
+    const long C = (long)a->heads * hs, first = (long)h * hs;
+    return (Head){.a = a,
+                  .q = rows_of(a->qkv, T, b, first, hs),
+                  .k = rows_of(a->qkv, T, b, first + C, hs),
+                  .v = rows_of(a->qkv, T, b, first + 2 * C, hs),
+                  .out = rows_of(a->out, Tq, b, first, hs),
+                  .dout = rows_of(a->dout, Tq, b, first, hs),
+                  .dq = rows_of(a->dqkv, T, b, first, hs),
+                  .dk = rows_of(a->dqkv, T, b, first + C, hs),
+                  .dv = rows_of(a->dqkv, T, b, first + 2 * C, hs),
+                  .b = b,
+                  .h = h,
+                  .D = (int)round_up(hs, LANES),
+                  .N = (int)round_up(T, LANES),
+                  .per = per,
+                  .hs_steps = (hs + per - 1) / per,
+                  .T_steps = (T + per - 1) / per,
+                  .scale = (float)(1 / sqrt(hs)),
+                  .scale2 = (float)(1.4426950408889634 / sqrt(hs)),
+                  .lse = (float *)a->lse + i * Tq};
 }
 
 /* f(head, sums) for every head of every image; sums [B,3C] is behind the threads' rooms */
@@ -312,7 +341,7 @@ static float *each_head(const Attention *a, bool backward, void (*f)(const Head 
     float *room = bf16_scratch(threads * size + n_sums + LANES), *sums;
     room += -(uintptr_t)room / sizeof(float) % LANES; /* to the next whole vector */
     sums = room + threads * size;
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(static)
     for (long i = 0; i < (long)a->B * a->heads; i++) {
         Head h = head_of(a, i);
         share_out(&h.at, (uint32_t *)room + (size_t)omp_get_thread_num() * size, &h, backward);
@@ -321,11 +350,38 @@ static float *each_head(const Attention *a, bool backward, void (*f)(const Head 
     return n_sums ? sums : NULL;
 }
 
-/* 2^x for x that is not above 127, relative error 1e-7; 2^-126 below that. Our own fit to 2^f on
- * -1/2 .. 1/2; the integer part is added to the exponent. */
+/* Rows of one head lie far apart, where no machine guesses the next one: those from i0 on, as many
+ * as a tile has, are told to it before the products that keep it busy meanwhile. Never a call,
+ * which compilers find to have no effect. */
+static inline __attribute__((always_inline)) void fetch(Rows x, int i0, const bool write)
+{
+    enum { LINE = 32 }; /* bf16 */
+    for (int i = i0; i < MIN(x.rows, i0 + TILE); i++)
+        for (int j = 0; j < x.n; j += LINE)
+            if (write)
+                __builtin_prefetch(row_of(x, i) + j, 1);
+            else
+                __builtin_prefetch(row_of(x, i) + j, 0);
+}
+
+/* What the next tile will read, and the next head, which this thread is likely to take */
+static void fetch_next(const Head *h, int i0)
+{
+    Rows k = h->k, v = h->v;
+    fetch(h->q, i0 + TILE, false);
+    if (h->h + 1 == h->a->heads)
+        return;
+    k.p += k.n;
+    v.p += v.n;
+    fetch(k, i0, false);
+    fetch(v, i0, false);
+}
+
+/* 2^x for x that is not above 127, relative error 1e-7; 0 below -64, which is nothing beside the
+ * largest: numbers near the smallest that there are would cost a hundred times their share. Our own
+ * fit to 2^f on -1/2 .. 1/2; the integer part is added to the exponent. */
 static inline f32x16 exp2_of(f32x16 x)
 {
-    x = f32_max(f32_all(-126.0f), x);
     f32x16 shifted = x + 12582912.0f; /* 1.5 * 2^23: the integer in the low bits */
     f32x16 f = x - (shifted - 12582912.0f);
     f32x16 p = 0.00132764713f * f + 0.00967554189f;
@@ -333,7 +389,8 @@ static inline f32x16 exp2_of(f32x16 x)
     p = p * f + 0.240221202f;
     p = p * f + 0.693146944f;
     p = p * f + 1.0f;
-    return (f32x16)((u32x16)p + ((u32x16)shifted << 23));
+    u32x16 nothing = (u32x16)(x < -64.0f);
+    return (f32x16)(((u32x16)p + ((u32x16)shifted << 23)) & ~nothing);
 }
 
 /* Keys beyond T are infinitely far. */
@@ -344,25 +401,28 @@ static inline void hide_beyond(float *s, const Head *h)
 }
 
 /* mask [N] = M of query row i of a head: elements of [heads,T,T] per sample, where this rank's
- * heads are drop.first and on */
-static void dropout_row(float *mask, const Head *h, int i)
+ * heads are drop.first and on. Without dropout it stays as it was made for row 0: ones. */
+static void mask_row(float *mask, const Head *h, int i)
 {
     const Drop *d = &h->a->drop;
     int T = h->a->T;
+    if (i > 0 && d->p <= 0)
+        return;
     for (int j = 0; j < h->N; j++)
         mask[j] = 1;
-    bf16_drop_elements(mask, T, ((long)(d->first + h->h) * T + i) * T, h->b, d);
+    if (d->p > 0)
+        bf16_drop_elements(mask, T, ((long)(d->first + h->h) * T + i) * T, h->b, d);
 }
 
-/* S of query rows i0.. of a head, before the factor 1/sqrt(hs); rows up to a multiple of ROWS */
-static void scores(const Head *h, int n)
+/* s [n,N] = A [n,hs] B [hs,N], B being k^T or v^T: S, before the factor 1/sqrt(hs), or dP */
+static void scores(const Head *h, const uint32_t *a, const uint32_t *b, float *s, int n)
 {
-    multiply(&(Units){.a = h->at.q,
+    multiply(&(Units){.a = a,
                       .a_row = h->D,
                       .a_step = 1,
-                      .b = h->at.kt,
+                      .b = b,
                       .ldb = h->N,
-                      .c = h->at.s,
+                      .c = s,
                       .ldc = h->N,
                       .rows = n,
                       .columns = h->N,
@@ -370,18 +430,32 @@ static void scores(const Head *h, int n)
              h->per);
 }
 
+/* sums [n,D] = A [n,T] B [T,D], A being P M or dS, B v or k */
+static void sums_over_keys(const Head *h, const uint32_t *a, const uint32_t *b, int n)
+{
+    multiply(&(Units){.a = a,
+                      .a_row = h->N,
+                      .a_step = 1,
+                      .b = b,
+                      .ldb = h->D,
+                      .c = h->at.sums,
+                      .ldc = h->D,
+                      .rows = n,
+                      .columns = h->D,
+                      .steps = h->T_steps},
+             h->per);
+}
+
 /* ------------------------------------------------------------------------------------------------
  * Forward */
 
 /* s [N] becomes exp(s - top) M in units; returns 1 / sum(exp(s - top)). */
-static float softmax_row(float *s, const Head *h, int i)
+static inline float softmax_row(float *s, const Head *h, int i, const int per)
 {
-    const bool drop = h->a->drop.p > 0;
     f32x16 tops = f32_all(-INFINITY), sums = {0};
     float *mask = h->at.mask, lane[LANES];
     hide_beyond(s, h);
-    if (drop)
-        dropout_row(mask, h, i);
+    mask_row(mask, h, i);
     for (int j = 0; j < h->N; j += LANES)
         tops = f32_max(f32_load(s + j), tops);
     f32_store(lane, tops);
@@ -391,55 +465,50 @@ static float softmax_row(float *s, const Head *h, int i)
     for (int j = 0; j < h->N; j += LANES) {
         f32x16 p = exp2_of((f32_load(s + j) - top) * h->scale2);
         sums += p;
-        if (drop)
-            p *= f32_load(mask + j);
-        f32_store(s + j, p);
+        put_along((uint32_t *)s, j, p * f32_load(mask + j), per);
     }
-    round_along((uint32_t *)s, s, h->N, h->per);
     float sum = f32_sum(sums);
     h->lse[i] = top * h->scale + logf(sum);
     return 1 / sum;
 }
 
-/* y [n] = factor x, rounded */
-static void store_row(uint16_t *y, const float *x, float factor, int n)
+/* Row i of y = factor x, rounded; sums [n] += what y has, where they are not NULL. */
+static void store_row(Rows y, int i, const float *x, float factor, float *sums)
 {
-    int j = 0;
-    for (; j + LANES <= n; j += LANES)
-        bf16_store(y + j, f32_load(x + j) * factor);
-    if (j < n)
-        bf16_store_some(y + j, f32_load(x + j) * factor, n - j);
+    for (int j = 0; j < y.n; j += LANES) {
+        uint16_t *to = row_of(y, i) + j;
+        int some = MIN(y.n - j, LANES);
+        f32x16 z = f32_load(x + j) * factor, stored = bf16_widen(bf16_round(z));
+        if (some == LANES)
+            bf16_store(to, z);
+        else
+            bf16_store_some(to, z, some);
+        if (sums && some == LANES)
+            f32_store(sums + j, f32_load(sums + j) + stored);
+        for (int k = 0; sums && some < LANES && k < some; k++)
+            sums[j + k] += stored[k];
+    }
 }
 
-static void head_forward(const Head *h, float *unused)
+static void head_forward(const Head *h, UNUSED float *sums)
 {
-    const Attention *a = h->a;
     const Places *at = &h->at;
-    int T = a->T, hs = a->hs, D = h->D;
-    (void)unused;
-    pack_turned(at->kt, h->N, h->k, h->ld, T, hs, h->per);
-    pack_across(at->v, D, h->v, h->ld, T, hs, h->per);
-    for (int i0 = 0; i0 < a->Tq; i0 += TILE) {
-        int n = MIN(a->Tq - i0, TILE);
+    const int N = h->N, D = h->D, per = h->per, Tq = h->a->Tq;
+    pack_turned(at->kt, N, h->k, per);
+    pack_across(at->v, D, h->v, 0, h->v.rows, per);
+    for (int i0 = 0; i0 < Tq; i0 += TILE) {
+        int n = MIN(Tq - i0, TILE);
         float factor[TILE];
-        pack_along(at->q, D, h->q + i0 * h->ld, h->ld, n, hs, h->per);
-        scores(h, n);
+        pack_along(at->q, D, h->q, i0, n, per);
+        fetch(h->out, i0, true);
+        fetch_next(h, i0);
+        scores(h, at->q, at->kt, at->s, n);
         for (int i = 0; i < n; i++)
-            factor[i] = softmax_row(at->s + i * h->N, h, i0 + i);
-        multiply(&(Units){.a = (uint32_t *)at->s,
-                          .a_row = h->N,
-                          .a_step = 1,
-                          .b = at->v,
-                          .ldb = D,
-                          .c = at->sums,
-                          .ldc = D,
-                          .rows = n,
-                          .columns = D,
-                          .steps = h->T_steps},
-                 h->per);
+            factor[i] = per == 2 ? softmax_row(at->s + i * N, h, i0 + i, 2)
+                                 : softmax_row(at->s + i * N, h, i0 + i, 1);
+        sums_over_keys(h, (uint32_t *)at->s, at->v, n);
         for (int i = 0; i < n; i++)
-            store_row(bf16_row(a->out, (long)h->b * a->Tq + i0 + i) + h->h * hs, at->sums + i * D,
-                      factor[i], hs);
+            store_row(h->out, i0 + i, at->sums + i * D, factor[i], NULL);
     }
 }
 
@@ -454,11 +523,12 @@ void bf16_attention_forward(const Attention *a)
  *   dq = dS k / sqrt(hs),  dk = dS^T q / sqrt(hs),  dv = (M P)^T dout
  * Of BLOCK query rows, P M and dS wait as units for the two sums over queries. */
 
-/* x . y, [n] */
-static float row_dot(const uint16_t *x, const uint16_t *y, int n)
+/* dout . out of query row i */
+static float row_dot(const Head *h, int i)
 {
+    const uint16_t *x = row_of(h->dout, i), *y = row_of(h->out, i);
     f32x16 sum = {0};
-    int j = 0;
+    int j = 0, n = h->out.n;
     for (; j + LANES <= n; j += LANES)
         sum += bf16_load(x + j) * bf16_load(y + j);
     if (j < n)
@@ -466,125 +536,114 @@ static float row_dot(const uint16_t *x, const uint16_t *y, int n)
     return f32_sum(sum);
 }
 
-/* p and d [N], query row i of S and dP, become P M and dS. */
-static void score_gradient(float *p, float *d, const Head *h, int i)
+/* `per` query rows from i on, of which `rows` exist: s and d have S and dP; P M and dS go to a row
+ * of units across them. Of pairs, d has dS in units along it besides: else those are the same. */
+static inline void score_gradient(float *s, float *d, uint32_t *pt, uint32_t *dst, const Head *h,
+                                  int i, int rows, const int per)
 {
-    const Attention *a = h->a;
-    const bool drop = a->drop.p > 0;
-    const float *mask = h->at.mask;
-    long row = (long)h->b * a->Tq + i, first = (long)h->h * a->hs;
-    float D = row_dot(bf16_row(a->dout, row) + first, bf16_row(a->out, row) + first, a->hs);
-    float lse = h->lse[i] * LOG2E;
-    hide_beyond(p, h);
-    if (drop)
-        dropout_row(h->at.mask, h, i);
-    for (int j = 0; j < h->N; j += LANES) {
-        f32x16 x = exp2_of(f32_load(p + j) * h->scale2 - lse), dx = f32_load(d + j);
-        f32x16 m = drop ? f32_load(mask + j) : f32_all(1);
-        f32_store(d + j, x * (m * dx - D));
-        f32_store(p + j, x * m);
+    const long N = h->N;
+    float D[2] = {0}, lse[2] = {INFINITY, INFINITY}, *mask[2] = {h->at.mask, h->at.mask};
+    if (rows == 2 && h->a->drop.p > 0) /* else all masks are alike */
+        mask[1] += N;
+    for (int r = 0; r < rows; r++) {
+        D[r] = row_dot(h, i + r);
+        lse[r] = h->lse[i + r] * LOG2E;
+        hide_beyond(s + r * N, h);
+        mask_row(mask[r], h, i + r);
+    }
+    if (rows < per) { /* its lse says that P is 0 */
+        memset(s + N, 0, (size_t)N * sizeof *s);
+        memset(d + N, 0, (size_t)N * sizeof *d);
+    }
+    for (int j = 0; j < N; j += LANES) {
+        f32x16 p[2] = {{0}}, dx[2] = {{0}};
+        for (int r = 0; r < per; r++) {
+            f32x16 x = exp2_of(f32_load(s + r * N + j) * h->scale2 - lse[r]);
+            f32x16 m = f32_load(mask[r] + j);
+            p[r] = x * m;
+            dx[r] = x * (m * f32_load(d + r * N + j) - D[r]);
+        }
+        put_across(pt, j, p[0], p[1], per);
+        put_across(dst, j, dx[0], dx[1], per);
+        for (int r = 0; per == 2 && r < 2; r++)
+            put_along((uint32_t *)(d + r * N), j, dx[r], per);
     }
 }
 
-/* sums [n] += x [n] where sums is not NULL, of x as it was rounded */
-static void add_row(float *sums, const uint16_t *x, int n)
-{
-    for (int j = 0; sums && j < n; j++)
-        sums[j] += (float)bf16_to_real(x[j]);
-}
-
-/* TILE query rows from i0 on, the first of their block at `block`: S, dP, dq, and P M and dS to
- * the places where they wait */
+/* TILE query rows from i0 on, of the block that began with `block`: S, dP, dq; P M and dS to the
+ * places where they wait */
 static void tile_backward(const Head *h, int block, int i0, int n, float *dq_sums)
 {
-    const Attention *a = h->a;
     const Places *at = &h->at;
-    int N = h->N, D = h->D, hs = a->hs, steps = (i0 - block) / h->per;
-    long row = (long)h->b * a->Tq + i0;
-    const uint16_t *dout = bf16_row(a->dout, row) + h->h * hs, *q = h->q + i0 * h->ld;
-    pack_along(at->q, D, q, h->ld, n, hs, h->per);
-    pack_along(at->dout, D, dout, a->dout.ld, n, hs, h->per);
-    pack_across(at->qs + (long)steps * D, D, q, h->ld, n, hs, h->per);
-    pack_across(at->douts + (long)steps * D, D, dout, a->dout.ld, n, hs, h->per);
-    scores(h, n);
-    multiply(&(Units){.a = at->dout,
-                      .a_row = D,
-                      .a_step = 1,
-                      .b = at->vt,
-                      .ldb = N,
-                      .c = at->dp,
-                      .ldc = N,
-                      .rows = n,
-                      .columns = N,
-                      .steps = h->hs_steps},
-             h->per);
+    const int N = h->N, D = h->D, per = h->per, step = (i0 - block) / per;
+    uint32_t *qs = at->qs + (long)step * D, *douts = at->douts + (long)step * D;
+    uint32_t *pt = at->pt + (long)step * N, *dst = at->dst + (long)step * N;
+    pack_across(qs, D, h->q, i0, n, per);
+    pack_across(douts, D, h->dout, i0, n, per);
+    if (per == 2) {
+        pack_along(at->q, D, h->q, i0, n, per);
+        pack_along(at->dout, D, h->dout, i0, n, per);
+    }
+    fetch(h->out, i0, false);
+    fetch(h->dq, i0, true);
+    fetch(h->dout, i0 + TILE, false);
+    fetch_next(h, i0);
+    scores(h, per == 2 ? at->q : qs, at->kt, at->s, n);
+    scores(h, per == 2 ? at->dout : douts, at->vt, at->dp, n);
+    for (int i = 0; i < n; i += per) {
+        float *s = at->s + i * N, *d = at->dp + i * N;
+        long to = (long)(i / per) * N;
+        if (per == 2)
+            score_gradient(s, d, pt + to, dst + to, h, i0 + i, MIN(n - i, 2), 2);
+        else
+            score_gradient(s, d, pt + to, dst + to, h, i0 + i, 1, 1);
+    }
+    sums_over_keys(h, per == 2 ? (uint32_t *)at->dp : dst, at->k, n);
     for (int i = 0; i < n; i++)
-        score_gradient(at->s + i * N, at->dp + i * N, h, i0 + i);
-    if (n % h->per) { /* the second of the last pair */
-        memset(at->s + n * N, 0, (size_t)N * sizeof(float));
-        memset(at->dp + n * N, 0, (size_t)N * sizeof(float));
-    }
-    for (int i = 0; i < n; i += h->per, steps++) {
-        round_across(at->pt + (long)steps * N, at->s + i * N, N, N, h->per);
-        round_across(at->dst + (long)steps * N, at->dp + i * N, N, N, h->per);
-    }
-    for (int i = 0; i < n; i++)
-        round_along((uint32_t *)(at->dp + i * N), at->dp + i * N, N, h->per);
-    multiply(&(Units){.a = (uint32_t *)at->dp,
-                      .a_row = N,
-                      .a_step = 1,
-                      .b = at->k,
-                      .ldb = D,
-                      .c = at->sums,
-                      .ldc = D,
-                      .rows = n,
-                      .columns = D,
-                      .steps = h->T_steps},
+        store_row(h->dq, i0 + i, at->sums + i * D, h->scale, dq_sums);
+}
+
+/* c [T,D] (+)= A^T B, sums over the n queries of a block: A P M or dS, B dout or q */
+static void sums_over_queries(const Head *h, float *c, const uint32_t *a, const uint32_t *b, int n,
+                              bool add)
+{
+    multiply(&(Units){.a = a,
+                      .a_row = 1,
+                      .a_step = h->N,
+                      .b = b,
+                      .ldb = h->D,
+                      .c = c,
+                      .ldc = h->D,
+                      .rows = h->a->T,
+                      .columns = h->D,
+                      .steps = (n + h->per - 1) / h->per,
+                      .add = add},
              h->per);
-    for (int i = 0; i < n; i++) {
-        uint16_t *dq = bf16_row(a->dqkv, (long)h->b * a->T + i0 + i) + h->h * hs;
-        store_row(dq, at->sums + i * D, h->scale, hs);
-        add_row(dq_sums, dq, hs);
-    }
 }
 
 static void head_backward(const Head *h, float *sums)
 {
-    const Attention *a = h->a;
     const Places *at = &h->at;
-    int T = a->T, hs = a->hs, D = h->D, N = h->N, C = a->heads * hs;
+    const int T = h->a->T, Tq = h->a->Tq, C = h->a->heads * h->a->hs;
+    float *dk_sums = sums ? sums + C : NULL, *dv_sums = sums ? sums + 2 * C : NULL;
     for (int k = 0; sums && k < 3; k++)
-        memset(sums + k * C, 0, (size_t)hs * sizeof(float));
-    pack_turned(at->kt, N, h->k, h->ld, T, hs, h->per);
-    pack_turned(at->vt, N, h->v, h->ld, T, hs, h->per);
-    pack_across(at->k, D, h->k, h->ld, T, hs, h->per);
-    for (int block = 0; block < a->Tq; block += BLOCK) {
-        int end = MIN(a->Tq, block + BLOCK);
-        for (int i0 = block; i0 < end; i0 += TILE)
-            tile_backward(h, block, i0, MIN(end - i0, TILE), sums);
-        Units u = {.a = at->pt,
-                   .a_row = 1,
-                   .a_step = N,
-                   .b = at->douts,
-                   .ldb = D,
-                   .c = at->dv,
-                   .ldc = D,
-                   .rows = T,
-                   .columns = D,
-                   .steps = (end - block + h->per - 1) / h->per,
-                   .add = block > 0};
-        multiply(&u, h->per);
-        u.a = at->dst;
-        u.b = at->qs;
-        u.c = at->dk;
-        multiply(&u, h->per);
+        memset(sums + k * C, 0, (size_t)h->a->hs * sizeof(float));
+    pack_turned(at->kt, h->N, h->k, h->per);
+    pack_turned(at->vt, h->N, h->v, h->per);
+    pack_across(at->k, h->D, h->k, 0, T, h->per);
+    for (int block = 0; block < Tq; block += BLOCK) {
+        int n = MIN(Tq - block, BLOCK);
+        for (int i = 0; i < n; i += TILE) {
+            tile_backward(h, block, block + i, MIN(n - i, TILE), sums);
+            fetch(h->dk, block + i, true);
+            fetch(h->dv, block + i, true);
+        }
+        sums_over_queries(h, at->dv, at->pt, at->douts, n, block > 0);
+        sums_over_queries(h, at->dk, at->dst, at->qs, n, block > 0);
     }
     for (int j = 0; j < T; j++) {
-        uint16_t *dk = bf16_row(a->dqkv, (long)h->b * T + j) + C + h->h * hs, *dv = dk + C;
-        store_row(dk, at->dk + j * D, h->scale, hs);
-        store_row(dv, at->dv + j * D, 1, hs);
-        add_row(sums ? sums + C : NULL, dk, hs);
-        add_row(sums ? sums + 2 * C : NULL, dv, hs);
+        store_row(h->dk, j, at->dk + j * h->D, h->scale, dk_sums);
+        store_row(h->dv, j, at->dv + j * h->D, 1, dv_sums);
     }
 }
 

@@ -2,6 +2,7 @@
  * formulas are the oracle's, on floats. */
 #include "cpu/bf16_ops.h"
 
+#include "cpu/dropout.h"
 #include "util/rng.h"
 #include "util/util.h"
 
@@ -64,18 +65,16 @@ void bf16_column_sums(dev *out, Tensor x, long rows, long n)
     bf16_sum_groups(out, partial, n);
 }
 
-/* One call of rng_block serves four elements. */
 void bf16_drop_elements(float *x, long n, long first, long sample, const Drop *d)
 {
-    uint32_t keep = rng_threshold(d->p);
+    uint32_t keep = rng_threshold(d->p), room[DROPOUT_MOST];
     float kept = (float)(1 / (1 - d->p));
-    for (long i = 0; i < n;) {
-        long element = first + i;
-        Philox r = rng_block(bf16_state->seed, (uint32_t)(element / 4),
-                             bf16_state->sample0 + (uint32_t)sample, bf16_state->step, d->purpose,
-                             d->layer);
-        for (long k = element % 4; k < 4 && i < n; k++, i++)
-            x[i] *= r.v[k] >= keep ? kept : 0;
+    for (long i = 0, count; i < n; i += count) {
+        count = n - i;
+        const uint32_t *r = dropout_numbers(room, first + i, &count, sample, d, bf16_state);
+#pragma omp simd
+        for (long k = 0; k < count; k++)
+            x[i + k] *= r[k] >= keep ? kept : 0;
     }
 }
 

@@ -27,6 +27,16 @@ typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
 enum { LANES = 16 };
 
+/* What compilers call differently: the elements of a and b that are listed, and a loop of a few
+ * rounds written out, which is what keeps arrays of vectors in registers */
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#define UNROLL             _Pragma("unroll")
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (u32x16){__VA_ARGS__})
+#define UNROLL             _Pragma("GCC unroll 16")
+#endif
+
 /* The step that runs; set by bind. */
 extern const StepState *bf16_state;
 
@@ -157,6 +167,17 @@ static inline f32x16 f32_exp(f32x16 x)
 #define LOWER(x)         ((f32x16)((x) << 16))
 #define PAIRS(x, y, sum) (UPPER(x) * UPPER(y) + (LOWER(x) * LOWER(y) + (sum)))
 #endif
+
+/* Elements of a and b by turns, of their first halves and of their second ones */
+static inline u32x16 turns_low(u32x16 a, u32x16 b)
+{
+    return SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+
+static inline u32x16 turns_high(u32x16 a, u32x16 b)
+{
+    return SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
 
 /* n numbers one way and the other */
 static inline void bf16_to_floats(float *y, const uint16_t *x, long n)

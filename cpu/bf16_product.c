@@ -66,19 +66,6 @@ INLINE u32x16 units_of(const uint16_t *p, long n, int per)
     return x;
 }
 
-/* Elements of a and b by turns, of their first halves and of their second ones */
-static inline u32x16 turns_low(u32x16 a, u32x16 b)
-{
-    const u32x16 by_turns = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
-    return __builtin_shuffle(a, b, by_turns);
-}
-
-static inline u32x16 turns_high(u32x16 a, u32x16 b)
-{
-    const u32x16 by_turns = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    return __builtin_shuffle(a, b, by_turns);
-}
-
 /* ------------------------------------------------------------------------------------------------
  * Packing: a panel is `width` units of step 0, those of step 1, and so on. Its source is rows that
  * run along the sum (turned: along the panel's width). `some` of the width exist, and `sum` numbers

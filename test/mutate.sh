@@ -1,20 +1,21 @@
 #!/bin/bash
 # Mutation check: flip a sign (or drop a factor) in each op, and see the suite fail.
 #
-#   test/mutate.sh [BUILD [cpu|ranks|cuda [I/N]]]   BUILD holds the objects of an ordinary build
-#                                                   (default: build); cpu, ranks or cuda: those
-#                                                   mutants alone; I/N: every Nth of them from the Ith
+#   test/mutate.sh [BUILD [cpu|bf16|ranks|cuda [I/N]]]   BUILD holds the objects of an ordinary build
+#                                                        (default: build); cpu, bf16, ranks or cuda:
+#                                                        those mutants alone; I/N: every Nth of them
+#                                                        from the Ith
 #
 # Each line of a table is `file | sed expression`. Mutants of the model and the CPU backend must fail
 # the finite differences (test_grad), the tests of single operations or the goldens, in double; sums
-# over ranks are test_reduce's.
+# over ranks are test_reduce's. Mutants of bf16 on the CPU must fail test_ops, by floats or by pairs.
 # Mutants of what ranks share must fail test_layouts, on CPUs or, where a wait is left out, on the
 # stand-ins, whose streams are late.
 # Mutants of the CUDA backend run on the stand-ins: kernels must fail test_ops, what orders streams (a
 # wait left out, a buffer used too early) must fail training (test_cuda.sh) under one of a few orders.
 # A mutant that survives, or an expression that no longer changes its file, is a failure.
 # All of it happens in a copy of the tree, which the Makefile builds.
-build=${1:-build} which=${2:-cpu ranks cuda} part=${3:-1/1}
+build=${1:-build} which=${2:-cpu bf16 ranks cuda} part=${3:-1/1}
 tree=$build/mutants
 export VIT_STARTED=1 # the models are tiny: any kernels do
 passed=0 failed=0 number=0
@@ -45,22 +46,22 @@ backend_cpu.c | s/gemm(CblasTrans, CblasNoTrans, T, hs, n, 1, dP,/gemm(CblasTran
 backend_cpu.c | s/real beta = i0 > 0;/real beta = 0;/
 backend_cpu.c | s/dq\[j\] += row(a->dqkv,/dq[j] -= row(a->dqkv,/
 backend_cpu.c | s/dx\[j\] = in ? dy\[j\] \* inv : 0;/dx[j] = in ? -dy[j] * inv : 0;/
-backend_cpu.c | s/\* mass - (double)y\[k\]/* mass + (double)y[k]/
-backend_cpu.c | s/(v >= 0 ? 1 : e) \/ (1 + e) - (double)y\[k\]/(v >= 0 ? 1 : e) \/ (1 + e) + (double)y[k]/
+cpu/loss.c | s/\* mass - (double)y\[k\]/* mass + (double)y[k]/
+cpu/loss.c | s/(v >= 0 ? 1 : e) \/ (1 + e) - (double)y\[k\]/(v >= 0 ? 1 : e) \/ (1 + e) + (double)y[k]/
 backend_cpu.c | s/a\[i\] += b\[i\];/a[i] -= b[i];/
 backend_cpu.c | s/at\[r\] = r \* size\[me\];/at[r] = (ranks - 1 - r) * size[me];/
 backend_cpu.c | s/drop_row(dx + gate, n, r, a->tokens,/drop_row(dx + gate, n, r + 1, a->tokens,/
-backend_cpu.c | s/g->partner, py, px, g->cut, 1, 1 - lambda/g->partner, py, px, g->cut, 1, 0.5f - lambda/
-backend_cpu.c | s/g->partner, py, px, g->cut, 1, 1 - lambda/g->partner, py, px, g->cut, 0, 1 - lambda/
-backend_cpu.c | s/y < cut.y || y >= cut.y + cut.h/y <= cut.y || y >= cut.y + cut.h/
-backend_cpu.c | s/c2 = 1 - pow(o->beta2/c2 = 1 + pow(o->beta2/
-backend_cpu.c | s/l2 = o->kind == OPT_ADAM ? (real)s.decay/l2 = o->kind == OPT_ADAM ? -(real)s.decay/
-backend_cpu.c | s/keep = o->kind == OPT_ADAMW ? (real)(1 - s.lr/keep = o->kind == OPT_ADAMW ? (real)(1 + s.lr/
-backend_cpu.c | s/s.lr \* ratio/state->lr * ratio/
-backend_cpu.c | s/m\[i\] = momentum \* s/m[i] = -momentum * s/
-backend_cpu.c | s/w\[i\] -= lr \* s/w[i] += lr * s/
-backend_cpu.c | s/trust ? sqrt(ww) \/ sqrt(uu) : 1/trust ? sqrt(uu) \/ sqrt(ww) : 1/
-backend_cpu.c | s/s->clip = c < 1 ? c : 1;/s->clip = 1;/
+cpu/patches.c | s/g->partner, py, px, g->cut, 1, 1 - lambda/g->partner, py, px, g->cut, 1, 0.5f - lambda/
+cpu/patches.c | s/g->partner, py, px, g->cut, 1, 1 - lambda/g->partner, py, px, g->cut, 0, 1 - lambda/
+cpu/patches.c | s/y < cut.y || y >= cut.y + cut.h/y <= cut.y || y >= cut.y + cut.h/
+cpu/optimizer.c | s/c2 = 1 - pow(o->beta2/c2 = 1 + pow(o->beta2/
+cpu/optimizer.c | s/l2 = o->kind == OPT_ADAM ? (real)s.decay/l2 = o->kind == OPT_ADAM ? -(real)s.decay/
+cpu/optimizer.c | s/keep = o->kind == OPT_ADAMW ? (real)(1 - s.lr/keep = o->kind == OPT_ADAMW ? (real)(1 + s.lr/
+cpu/optimizer.c | s/s.lr \* ratio/state->lr * ratio/
+cpu/optimizer.c | s/m\[i\] = momentum \* s/m[i] = -momentum * s/
+cpu/optimizer.c | s/w\[i\] -= lr \* s/w[i] += lr * s/
+cpu/optimizer.c | s/trust ? sqrt(ww) \/ sqrt(uu) : 1/trust ? sqrt(uu) \/ sqrt(ww) : 1/
+cpu/optimizer.c | s/s->clip = c < 1 ? c : 1;/s->clip = 1;/
 vit.c | s/be->zero(m->dstream,/be->zero(m->dy,/
 vit.c | s/unit_reduce(&m->own, l + 1, b->number, b->last);/(void)0;/
 vit.c | s/unit_reduce(&m->own, u, b->number, b->last);/(void)0;/
@@ -130,6 +131,27 @@ vit.c | s/    be->wait(in->sent);/    (void)0;/
 TABLE
 }
 
+bf16_mutants() {
+    cat <<'TABLE'
+cpu/bf16_attention.c | s/s\[j\] = -INFINITY;/s[j] = 0;/
+cpu/bf16_attention.c | s/(m \* f32_load(d + r \* N + j) - D\[r\])/(m * f32_load(d + r * N + j) + D[r])/
+cpu/bf16_attention.c | s/if (i > 0 \&\& d->p <= 0)/if (i > 0)/
+cpu/bf16_attention.c | s/dbias\[j\] += sums\[b/dbias[j] -= sums[b/
+cpu/bf16_attention.c | s/\.add = add/.add = false/
+cpu/bf16_attention.c | s/u->add || s > 0/u->add/
+cpu/bf16_attention.c | s/return x >> 16 | y;/return x >> 16;/
+cpu/bf16_attention.c | s/if (rows < per)/if (rows < 0)/
+cpu/bf16_attention.c | s/mask\[1\] += N;/;/
+cpu/bf16_layers.c | s/- s1 - x\[j\] \* s2/- s1 + x[j] * s2/
+cpu/bf16_layers.c | s/scale_branch(dx, a, ls, r);/scale_branch(dx, a, NULL, r);/
+cpu/bf16_layers.c | s/else if (!a->beside)/else/
+cpu/bf16_layers.c | s/> BITS_8160/>= BITS_8160/
+cpu/bf16_layers.c | s/for (int t = a->cls_tokens; t < T; t++)/for (int t = 0; t < T; t++)/
+cpu/optimizer.c | s/(bits + (random >> 16)) >> 16/bits >> 16/
+cpu/optimizer.c | s/!a->stochastic || c->rate == 0/!a->stochastic/
+TABLE
+}
+
 rm -rf "$tree"
 mkdir -p "$tree/build"
 git ls-files -z | xargs -0 cp -a --parents -t "$tree"
@@ -174,6 +196,11 @@ cpu_tests() {
 rank_tests() {
     build/test_layouts 2
 }
+bf16_tests() {
+    for products in floats pairs; do
+        VIT_BF16_PRODUCTS=$products build/test_ops --type bf16 || return 1
+    done
+}
 late_tests() {
     for seed in 1 2 3; do # orders of the streams
         VIT_STANDIN_SEED=$seed build/standin/test_layouts --backend cuda 2 || return 1
@@ -195,6 +222,7 @@ cuda_tests() {
 }
 [[ $which == *cpu* ]] && each -O3 "$(echo build/double/test_{grad,ops,golden,reduce})" \
     cpu_tests < <(mutants)
+[[ $which == *bf16* ]] && each -O3 build/test_ops bf16_tests < <(bf16_mutants)
 [[ $which == *ranks* ]] && each -O3 build/test_layouts rank_tests < <(rank_mutants)
 [[ $which == *ranks* ]] && each -O1 build/standin/test_layouts late_tests < <(late_mutants)
 [[ $which == *cuda* ]] && each -O1 "build/standin/test_ops build/standin/train_gpu" \
