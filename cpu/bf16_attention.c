@@ -389,8 +389,27 @@ static inline f32x16 exp2_of(f32x16 x)
     p = p * f + 0.240221202f;
     p = p * f + 0.693146944f;
     p = p * f + 1.0f;
-    u32x16 nothing = (u32x16)(x < -64.0f);
-    return (f32x16)(((u32x16)p + ((u32x16)shifted << 23)) & ~nothing);
+    u32x16 bits = (u32x16)p + ((u32x16)shifted << 23);
+#ifdef __AVX512F__ /* gcc 12 would first make a vector of the comparison */
+    return (f32x16)_mm512_maskz_mov_epi32(
+        _mm512_cmp_ps_mask((__m512)x, (__m512)f32_all(-64), _CMP_NLT_UQ), (__m512i)bits);
+#else
+    return (f32x16)(bits & ~(u32x16)(x < -64.0f));
+#endif
+}
+
+/* The largest of sixteen */
+static inline float f32_top(f32x16 x)
+{
+#ifdef __AVX512F__
+    return _mm512_reduce_max_ps((__m512)x);
+#else
+    float top[LANES];
+    f32_store(top, x);
+    for (int k = 1; k < LANES; k++)
+        top[0] = top[k] > top[0] ? top[k] : top[0];
+    return top[0];
+#endif
 }
 
 /* Keys beyond T are infinitely far. */
@@ -453,17 +472,14 @@ static void sums_over_keys(const Head *h, const uint32_t *a, const uint32_t *b, 
 static inline float softmax_row(float *s, const Head *h, int i, const int per)
 {
     f32x16 tops = f32_all(-INFINITY), sums = {0};
-    float *mask = h->at.mask, lane[LANES];
+    float *mask = h->at.mask;
     hide_beyond(s, h);
     mask_row(mask, h, i);
     for (int j = 0; j < h->N; j += LANES)
         tops = f32_max(f32_load(s + j), tops);
-    f32_store(lane, tops);
-    float top = lane[0];
-    for (int k = 1; k < LANES; k++)
-        top = lane[k] > top ? lane[k] : top;
+    float top = f32_top(tops), scale2 = h->scale2, shift = top * scale2;
     for (int j = 0; j < h->N; j += LANES) {
-        f32x16 p = exp2_of((f32_load(s + j) - top) * h->scale2);
+        f32x16 p = exp2_of(f32_load(s + j) * scale2 - shift);
         sums += p;
         put_along((uint32_t *)s, j, p * f32_load(mask + j), per);
     }

@@ -199,7 +199,7 @@ good "where bf16 is faster" eval --weights half
 check "eval computes in it and says so" grep -q 'in bf16, .*--precision fp32' log
 good "but training" $fake --steps 1 --out single
 check "does not" sh -c "! grep -q bf16 log"
-unset VIT_BF16_PRODUCTS
+export VIT_BF16_PRODUCTS=floats
 
 # Killed twice at arbitrary points of a run of a few seconds, then resumed to its end.
 long="$full --steps 1500 --width 96 --batch-size 32 --save-every 20 --eval-every 100"
