@@ -73,7 +73,7 @@ PTXAS    := $(BUILD)/gpu/backend_cuda.ptxas
 TESTS    := $(patsubst test/%.c,$(BUILD)/%,$(wildcard test/test_*.c)) \
             $(patsubst test/%.c,$(BUILD)/double/%,$(wildcard test/test_grad.c test/test_golden.c))
 STANDIN_TESTS := $(addprefix $(STANDIN)/,train_gpu test_ops test_golden test_layouts \
-  test_cuda_on_cpu test_cuda_ranks)
+  test_fp8 test_cuda_on_cpu test_cuda_ranks)
 # Fuzz targets, with sanitizers: under test/fuzz/driver.c by the compiler that is there, or under
 # libFuzzer by clang.
 SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer

@@ -526,8 +526,9 @@ static void use_preset(const char *name, Config *c)
 }
 
 /* Words of --precision, and what they mean for the model and for its matrix products. */
-enum { PRECISION_AUTO, PRECISION_FP32, PRECISION_TF32, PRECISION_BF16, PRECISION_FP16 };
-static const int types[] = {F32, F32, F32, BF16, F16}; /* of activations and working weights */
+enum { PRECISION_AUTO, PRECISION_FP32, PRECISION_TF32, PRECISION_BF16, PRECISION_FP16,
+       PRECISION_FP8 };
+static const int types[] = {F32, F32, F32, BF16, F16, BF16}; /* of activations and working weights */
 
 enum { COLLECTIVES_FAST, COLLECTIVES_ORDERED };
 
@@ -579,6 +580,7 @@ static void start_device(Session *s)
     s->be->init(&(Device){.threads = (int)o->threads,
                           .type = s->type,
                           .tf32 = o->precision == PRECISION_TF32,
+                          .fp8 = o->precision == PRECISION_FP8,
                           .measure = o->autotune,
                           .rank = s->world.rank,
                           .ranks = s->world.ranks,
@@ -1065,6 +1067,12 @@ Plan setup_plan(const Session *s, bool training)
     return (Plan){.training = training,
                   .keep_streams = !training && *o->attention,
                   .type = s->type,
+                  .fp8 = {.on = o->precision == PRECISION_FP8,
+                          .current = o->fp8_scaling == 1,
+                          .skip_ends = o->fp8_skip == 1,
+                          .wgrad_bf16 = o->fp8_wgrad == 1,
+                          .history = (int)o->fp8_history,
+                          .margin = (int)o->fp8_margin},
                   .stochastic = o->stochastic_rounding,
                   .scaling = {.kind = scaling - 1,
                               .init = o->loss_scale,
