@@ -1,6 +1,6 @@
 /* test_fp8: products of 8-bit numbers, and the scales of their operands (Fp8 in backend.h).
  *
- *   test_fp8 [--backend cuda] [--verbose]
+ *   test_fp8 [--backend cuda --type fp8] [--verbose]
  *
  * Rounding is held to PyTorch's 8-bit values (fp8_values.h): every number of bf16 goes through a
  * product with the identity, which shows what it was rounded to, exactly. Products are held to the
@@ -423,17 +423,14 @@ static void updating(int history, int margin)
 
 int main(int argc, char **argv)
 {
-    setenv("VIT_STANDIN_SM", "90", 0); /* of the stand-in: others do not look at it */
     backend_cpu_reexec(argv);
     device_options(argc, argv);
-    if (!under.be->fp8) {
-        SKIP("%s has no products of 8-bit numbers", under.be->name);
+    if (!under.be->fp8 || !under.fp8) {
+        SKIP("products of 8-bit numbers: --backend cuda --type fp8");
         return check_report();
     }
     be = under.be;
-    under.type = BF16;
-    under.name = "fp8";
-    be->init(&(Device){.type = BF16, .fp8 = true, .measure = under.measure, .ranks = 1});
+    device_init(0);
     for (pass = 0; pass < 2; pass++) {
         same_threads = true;
         n_cases = 0;

@@ -1095,6 +1095,16 @@ Plan setup_plan(const Session *s, bool training)
                           .ema_decay = o->ema}};
 }
 
+/* For the history of 8-bit copies, which checkpoints keep */
+static void amax_room(Session *s, const Plan *plan)
+{
+    RunState *run = &s->state;
+    run->scales = vit_scales(s->m);
+    run->history = plan->fp8.history;
+    if (run->scales)
+        run->amax = xcalloc((size_t)run->scales * (size_t)run->history, sizeof(real));
+}
+
 /* The plan of its memory, and then its weights: of a checkpoint, with the optimiser's state; of a
  * weights file onto a fresh initialisation, which is what remains of a new head; or fresh. */
 void setup_model(Session *s, bool training)
@@ -1112,8 +1122,10 @@ void setup_model(Session *s, bool training)
     if (s->checkpoint && training) {
         s->state.counters = *vit_state(s->m);
         s->state.scaled = plan.scaling.kind != SCALING_NONE;
+        amax_room(s, &plan);
         check(ckpt_resume(own, s->checkpoint, &s->state, &why));
         vit_set_state(s->m, &s->state.counters);
+        vit_set_amax(s->m, s->state.amax, (uint32_t)s->state.fp8_since);
         if (s->state.seed != (uint64_t)o->seed) /* order and augmentation would not continue */
             die("leave --seed out, or start a new run from --weights",
                 "the run in %s has seed %lu, not %ld", s->checkpoint, (unsigned long)s->state.seed,
@@ -1135,6 +1147,7 @@ void setup_model(Session *s, bool training)
         choose_average(s, training);
     }
     s->state = (RunState){.seed = (uint64_t)o->seed, .best_metric = -1};
+    amax_room(s, &plan);
 }
 
 /* The loader makes micro-batches where they divide the batch, else whole batches to cut up. With
