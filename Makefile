@@ -178,7 +178,7 @@ $(STANDIN)/bench_kernels: $(BUILD)/float/bench/kernels.o $(LIB) $(STANDIN)/backe
 $(FUZZ)/fuzz_%: $(FUZZ)/main/test/fuzz/fuzz_%.o $(FUZZ_OBJ) $(if $(LIBFUZZER),,$(FUZZ)/driver/test/fuzz/driver.o); $(link)
 .SECONDARY:
 
-gpu-tests: $(GPUPROGRAM) $(addprefix $(BUILD)/gpu/,test_ops test_golden bench_kernels)
+gpu-tests: $(GPUPROGRAM) $(addprefix $(BUILD)/gpu/,test_ops test_fp8 test_golden bench_kernels)
 fuzz-targets: $(TARGETS:%=$(FUZZ)/fuzz_%)
 
 # libFuzzer, where clang has it. What it finds stands in $(FUZZ), what it keeps in $(FUZZ)/NAME.
@@ -214,7 +214,8 @@ CUDA_TESTS := "$(STANDIN)/test_cuda_on_cpu" "$(STANDIN)/test_cuda_ranks" \
   $(foreach t,fp32 tf32 bf16 fp16 fp8,"as goldens $t: $(STANDIN)/test_golden --backend cuda --type $t $(GOLDEN) $(FIXTURES)") \
   $(call LAYOUTS,$(STANDIN),--backend cuda,fp32,2) \
   $(call LAYOUTS,$(STANDIN),--backend cuda --type bf16,bf16,2) \
-  "test/test_cuda.sh $(STANDIN)/train_gpu $(PROGRAM) $(SHARED) $(GPUPROGRAM)"
+  "test/test_cuda.sh $(STANDIN)/train_gpu $(PROGRAM) $(SHARED) $(GPUPROGRAM)" \
+  "test/test_fp8.sh $(STANDIN)/train_gpu $(PROGRAM) $(SHARED)"
 
 test-cuda: report
 	$(SUB) BUILD=$(BUILD) $(PROGRAM) standin
@@ -267,6 +268,7 @@ test-long: report
 	  "check valgrind: command -v valgrind || exit 77; $(MAKE) BUILD=build/x86-64 ARCH=-march=x86-64 NVCC= valgrind" \
 	  "as fuzz: $(MAKE) --no-print-directory NVCC= fuzz FUZZ_SECONDS=600" \
 	  "as machines: test/test_netns.sh train_cpu build/standin/train_gpu" \
+	  "as fp8 and DeiT-Tiny: TEST_LONG=1 test/test_fp8.sh build/standin/train_gpu train_cpu $(SHARED)" \
 	  "as slurm: TEST_LONG=1 test/test_slurm.sh train_cpu build/standin/train_gpu" \
 	  "as mpich: test/test_mpich.sh $(SHARED)" \
 	  "test/mutate.sh"

@@ -1,9 +1,10 @@
 /* fp8.cuh - 8-bit copies of a linear layer's operands, and their scales (Fp8 in backend.h).
  *
  * cuBLASLt multiplies 8-bit matrices in one layout alone: sums run along rows of both, in its words
- * A is transposed and B is not. So y = x w^T takes x and w as they are, dx = dy w takes w transposed,
- * and dw = dy^T x takes both transposed. A copy and its transposition are written in one pass over
- * the operand; rows of a transposed copy are padded with zeros to a multiple of 16, as sums must be.
+ * A is transposed and B is not. So y = x w^T takes x and w as they are, dx = dy w takes w
+ * transposed, and dw = dy^T x takes both transposed. A copy and its transposition are written in
+ * one pass over the operand; rows of a transposed copy are padded with zeros to a multiple of 16,
+ * as sums must be.
  *
  * Copies live in the scratch memory, from one operation to the next: forward those of x and w;
  * backward those of dy, which the weight gradient's product makes for the input gradient's too, and
@@ -135,13 +136,13 @@ __device__ inline void cast_patch(const Fp8Cast &a, long r, long c, float scale,
     if (!a.to)
         return;
     each<4>([&](int i) { /* byte i of each word */
-        uint2 row = {0, 0};
-        each<4>([&](int k) {
-            row.x |= (words[k] >> 8 * i & 0xFF) << 8 * k;
-            row.y |= (words[4 + k] >> 8 * i & 0xFF) << 8 * k;
-        });
-        if (r + i < a.rows)
-            *(uint2 *)(a.to + (r + i) * a.n + c) = row;
+                         uint2 row = {0, 0};
+                         each<4>([&](int k) {
+                             row.x |= (words[k] >> 8 * i & 0xFF) << 8 * k;
+                             row.y |= (words[4 + k] >> 8 * i & 0xFF) << 8 * k;
+                         });
+                         if (r + i < a.rows)
+                             *(uint2 *)(a.to + (r + i) * a.n + c) = row;
     });
 }
 
@@ -151,8 +152,7 @@ static __global__ void __launch_bounds__(CAST_THREADS) fp8_cast_kernel(Fp8Cast a
     launched_within<CAST_THREADS>();
     uint32_t *tile = dynamic_smem<uint32_t>(); /* [CAST_COLUMNS][CAST_STRIDE] */
     const float delayed = a.scale->scale > 0 ? a.scale->scale : 1;
-    const float scale =
-        a.how.current ? fp8_scale_of(a.scale->now, KIND, a.how.margin, 1) : delayed;
+    const float scale = a.how.current ? fp8_scale_of(a.scale->now, KIND, a.how.margin, 1) : delayed;
     const int across = (int)((a.n + CAST_COLUMNS - 1) / CAST_COLUMNS);
     const long tiles = (a.rows + CAST_ROWS - 1) / CAST_ROWS * across;
     const long padded = (a.rows + 15) / 16 * 16;

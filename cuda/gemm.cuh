@@ -46,8 +46,8 @@ struct Product {
     bool ta, tb; /* is op() a transposition? */
     void *D;
     long m, n, k, lda, ldb, ldd;
-    int in_a, in, out;       /* F32, BF16, F16: of A and B; of C, D, bias and aux. A and B may be in
-                                8 bits, as numbers to be multiplied by these two (device memory): */
+    int in_a, in, out; /* F32, BF16, F16: of A and B; of C, D, bias and aux. A and B may be in
+                          8 bits, as numbers to be multiplied by these two (device memory): */
     const dev *scale_a, *scale_b;
     const void *C = nullptr; /* nullptr: nothing is added */
     long ldc = 0;

@@ -6,8 +6,8 @@
  * product with the identity, which shows what it was rounded to, exactly. Products are held to the
  * same in double, twice: of operands that were rounded here, under the gates of other products (the
  * weight gradient, whose sums a tensor core keeps to 14 bits for a while, under 1e-3); and of the
- * operands as they were, where the error must be within 10% of what PyTorch's rounding makes of such
- * numbers, 3.7e-2 forward and 5.8e-2 backward: neither more, nor suspiciously little. Devices
+ * operands as they were, where the error must be within 10% of what PyTorch's rounding makes of
+ * such numbers, 3.7e-2 forward and 5.8e-2 backward: neither more, nor suspiciously little. Devices
  * without such products are skipped.
  */
 #include "mats.h"
@@ -135,15 +135,27 @@ static void rounding(int operand, double s)
     Mat *x = all_numbers("x"), *one = identity("w", 16), *y = mat("y", OUT, 4096, 16, 0);
     Mat *dw = real_vec("dw", SCRATCH, 256);
     if (operand == DY) {
-        be->linear_backward_weight(&(LinearBackwardWeight){
-            .dw = dw->t.p, .dy = scaled(x, DY), .x = scaled(x, X), .rows = 4096, .in = 16,
-            .out = 16});
-        be->linear_backward_input(&(LinearBackwardInput){.dx = y->t, .dy = scaled(x, DY),
-                                                         .w = scaled(one, W), .rows = 4096,
-                                                         .in = 16, .out = 16, .tokens = 1});
+        be->linear_backward_weight(&(LinearBackwardWeight){.dw = dw->t.p,
+                                                           .dy = scaled(x, DY),
+                                                           .x = scaled(x, X),
+                                                           .rows = 4096,
+                                                           .in = 16,
+                                                           .out = 16});
+        be->linear_backward_input(&(LinearBackwardInput){.dx = y->t,
+                                                         .dy = scaled(x, DY),
+                                                         .w = scaled(one, W),
+                                                         .rows = 4096,
+                                                         .in = 16,
+                                                         .out = 16,
+                                                         .tokens = 1});
     } else {
-        be->linear_forward(&(LinearForward){.y = y->t, .x = scaled(x, X), .w = scaled(one, W),
-                                            .rows = 4096, .in = 16, .out = 16, .tokens = 1});
+        be->linear_forward(&(LinearForward){.y = y->t,
+                                            .x = scaled(x, X),
+                                            .w = scaled(one, W),
+                                            .rows = 4096,
+                                            .in = 16,
+                                            .out = 16,
+                                            .tokens = 1});
     }
     pull(y, y->v);
     long differ = 0;
@@ -166,12 +178,21 @@ static void not_finite(int operand, double value)
     be->linear_backward_weight(&(LinearBackwardWeight){
         .dw = dw->t.p, .dy = scaled(x, DY), .x = scaled(x, X), .rows = 32, .in = 16, .out = 16});
     if (operand == DY)
-        be->linear_backward_input(&(LinearBackwardInput){.dx = y->t, .dy = scaled(x, DY),
-                                                         .w = scaled(w, W), .rows = 32, .in = 16,
-                                                         .out = 16, .tokens = 1});
+        be->linear_backward_input(&(LinearBackwardInput){.dx = y->t,
+                                                         .dy = scaled(x, DY),
+                                                         .w = scaled(w, W),
+                                                         .rows = 32,
+                                                         .in = 16,
+                                                         .out = 16,
+                                                         .tokens = 1});
     else
-        be->linear_forward(&(LinearForward){.y = y->t, .x = scaled(x, X), .w = scaled(w, W),
-                                            .rows = 32, .in = 16, .out = 16, .tokens = 1});
+        be->linear_forward(&(LinearForward){.y = y->t,
+                                            .x = scaled(x, X),
+                                            .w = scaled(w, W),
+                                            .rows = 32,
+                                            .in = 16,
+                                            .out = 16,
+                                            .tokens = 1});
     pull(y, y->v);
     pull(dw, dw->v);
     for (int i = 0; i < 32; i++)
@@ -202,8 +223,14 @@ typedef struct {
     double x, w, dy; /* delayed scales */
 } Case;
 
-#define DELAYED {.learns = true, .wgrad = true}
-#define CURRENT {.current = true, .learns = true, .wgrad = true}
+#define DELAYED                       \
+    {                                 \
+        .learns = true, .wgrad = true \
+    }
+#define CURRENT                                        \
+    {                                                  \
+        .current = true, .learns = true, .wgrad = true \
+    }
 static const Case cases[] = {
     {2, 16, 16, ACT_NONE, 0, 0, 0, DELAYED, 64, 64, 8192},
     {16, 48, 144, ACT_NONE, 0, 1, 0, CURRENT, 0, 0, 0},
@@ -233,7 +260,8 @@ static double activated(const double *s, int act)
     return act == ACT_SWIGLU ? x / (1 + exp(-x)) * s[1] : x;
 }
 
-/* Two ways of what goes through memory: the sum before an activation, the product before the rest. */
+/* Two ways of what goes through memory: the sum before an activation, the product before the rest.
+ */
 static void forward(const Case *c)
 {
     begin(PRODUCT, "forward %dx%dx%d act %d", c->rows, c->in, c->out, c->act);
@@ -244,10 +272,17 @@ static void forward(const Case *c)
     Mat *pre = mat("pre", OUT, c->act ? c->rows : 0, columns, c->pad);
     Mat *residual = mat("residual", IN, c->residual * c->rows, c->out, c->pad);
     rescale(w, 1 / sqrt(c->in), 0);
-    be->linear_forward(&(LinearForward){.y = y->t, .x = scaled(x, X), .w = scaled(w, W),
-                                        .bias = pointer(bias), .rows = c->rows, .in = c->in,
-                                        .out = c->out, .act = c->act, .pre = tensor(pre),
-                                        .residual = tensor(residual), .tokens = 1});
+    be->linear_forward(&(LinearForward){.y = y->t,
+                                        .x = scaled(x, X),
+                                        .w = scaled(w, W),
+                                        .bias = pointer(bias),
+                                        .rows = c->rows,
+                                        .in = c->in,
+                                        .out = c->out,
+                                        .act = c->act,
+                                        .pre = tensor(pre),
+                                        .residual = tensor(residual),
+                                        .tokens = 1});
     double *x8 = copy_of(x, X), *w8 = copy_of(w, W);
     int n = ways(y, 4);
     ways(pre, 2);
@@ -283,12 +318,20 @@ static void backward(const Case *c)
     Mat *dw = mat_of(F32, "dw", OUT, c->out, c->in, 0);
     Mat *dbias = real_vec("dbias", OUT, c->bias * c->out);
     rescale(w, 1 / sqrt(c->in), 0);
-    be->linear_backward_weight(&(LinearBackwardWeight){
-        .dw = dw->t.p, .dbias = pointer(dbias), .dy = scaled(dy, DY), .x = scaled(x, X),
-        .rows = c->rows, .in = c->in, .out = c->out});
-    be->linear_backward_input(&(LinearBackwardInput){.dx = dx->t, .dy = scaled(dy, DY),
-                                                     .w = scaled(w, W), .rows = c->rows,
-                                                     .in = c->in, .out = c->out, .tokens = 1});
+    be->linear_backward_weight(&(LinearBackwardWeight){.dw = dw->t.p,
+                                                       .dbias = pointer(dbias),
+                                                       .dy = scaled(dy, DY),
+                                                       .x = scaled(x, X),
+                                                       .rows = c->rows,
+                                                       .in = c->in,
+                                                       .out = c->out});
+    be->linear_backward_input(&(LinearBackwardInput){.dx = dx->t,
+                                                     .dy = scaled(dy, DY),
+                                                     .w = scaled(w, W),
+                                                     .rows = c->rows,
+                                                     .in = c->in,
+                                                     .out = c->out,
+                                                     .tokens = 1});
     double *x8 = copy_of(x, X), *w8 = copy_of(w, W), *dy8 = copy_of(dy, DY);
     const double *left = how.wgrad ? dy8 : dy->v, *right = how.wgrad ? x8 : x->v;
     for (long o = 0; o < c->out; o++)
@@ -349,13 +392,22 @@ static void calibration(Fp8 f)
     Mat *y = mat("y", SCRATCH, ROWS, N, 0), *dx = mat("dx", SCRATCH, ROWS, N, 0);
     Mat *dw = mat_of(F32, "dw", SCRATCH, N, N, 0);
     rescale(w, 1 / sqrt(N), 0);
-    be->linear_forward(&(LinearForward){.y = y->t, .x = scaled(x, X), .w = scaled(w, W),
-                                        .rows = ROWS, .in = N, .out = N, .tokens = 1});
+    be->linear_forward(&(LinearForward){.y = y->t,
+                                        .x = scaled(x, X),
+                                        .w = scaled(w, W),
+                                        .rows = ROWS,
+                                        .in = N,
+                                        .out = N,
+                                        .tokens = 1});
     be->linear_backward_weight(&(LinearBackwardWeight){
         .dw = dw->t.p, .dy = scaled(dy, DY), .x = scaled(x, X), .rows = ROWS, .in = N, .out = N});
-    be->linear_backward_input(&(LinearBackwardInput){.dx = dx->t, .dy = scaled(dy, DY),
-                                                     .w = scaled(w, W), .rows = ROWS, .in = N,
-                                                     .out = N, .tokens = 1});
+    be->linear_backward_input(&(LinearBackwardInput){.dx = dx->t,
+                                                     .dy = scaled(dy, DY),
+                                                     .w = scaled(w, W),
+                                                     .rows = ROWS,
+                                                     .in = N,
+                                                     .out = N,
+                                                     .tokens = 1});
     pull(y, y->v);
     pull(dx, dx->v);
     pull(dw, dw->v);
@@ -393,8 +445,13 @@ static void updating(int history, int margin)
                 all[r][i].amax = amax[s][r][i];
             }
         be->upload(table, all, sizeof all); /* this rank is the first: its table is theirs */
-        be->fp8_update(&(Fp8Update){.scales = table, .amax = past, .all = table, .n = N,
-                                    .ranks = RANKS, .history = history, .margin = margin});
+        be->fp8_update(&(Fp8Update){.scales = table,
+                                    .amax = past,
+                                    .all = table,
+                                    .n = N,
+                                    .ranks = RANKS,
+                                    .history = history,
+                                    .margin = margin});
         real have[N * 8];
         be->download(mine, table, sizeof mine);
         be->download(have, past, sizeof(real) * N * (size_t)history);
@@ -405,13 +462,14 @@ static void updating(int history, int margin)
                 want[i][0] = fmax(a, b);
             }
             for (int k = 0; k < history; k++) {
-                CHECK((double)have[i * history + k] == want[i][k], "%s: step %d, operand %d, %d ago: %g",
-                      title, s, i, k, (double)have[i * history + k]);
+                CHECK((double)have[i * history + k] == want[i][k],
+                      "%s: step %d, operand %d, %d ago: %g", title, s, i, k,
+                      (double)have[i * history + k]);
                 most = fmax(most, want[i][k]);
             }
             double expect = most > 0 ? power_for(most, i % 3, margin) : 0;
-            CHECK((double)mine[i].scale == expect, "%s: step %d, operand %d: scale %g, not %g", title,
-                  s, i, (double)mine[i].scale, expect);
+            CHECK((double)mine[i].scale == expect, "%s: step %d, operand %d: scale %g, not %g",
+                  title, s, i, (double)mine[i].scale, expect);
             CHECK(mine[i].amax == 0, "%s: step %d, operand %d: amax stays %g", title, s, i,
                   (double)mine[i].amax);
         }

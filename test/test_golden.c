@@ -24,17 +24,18 @@
  *                         32, where PyTorch's whole gradient misses by up to 9.5e-2
  *   and in 16 bits a cosine of at least 0.999.
  * Two exceptions. Softmax cancels a key bias, so its true gradient is zero, and an Adam-type step
- * divides rounding noise by rounding noise: such elements (keys.h) are held to steps * lr after such
- * steps, and their gradient in less than fp32, or where a tensor has no others, to the gate times
- * the whole tensor's, or the whole model's. And where
- * gradients are as noisy as in 16 bits, Adam-type steps go up or down by chance where a gradient is
- * near zero: every parameter is then held to 2 * steps * lr as well.
+ * divides rounding noise by rounding noise: such elements (keys.h) are held to steps * lr after
+ * such steps, and their gradient in less than fp32, or where a tensor has no others, to the gate
+ * times the whole tensor's, or the whole model's. And where gradients are as noisy as in 16 bits,
+ * Adam-type steps go up or down by chance where a gradient is near zero: every parameter is then
+ * held to 2 * steps * lr as well.
  *
  * Between any two of the model's buffers lies a gap full of NaN, which must be there in the end.
  *
  * With --ranks the program starts itself again as so many processes, each of which compares what it
- * has of the model under the same gates. All data parallel ranks compute the file's whole batch, and
- * divide its loss by as many: so every batch divides. Models that do not divide as asked are skipped.
+ * has of the model under the same gates. All data parallel ranks compute the file's whole batch,
+ * and divide its loss by as many: so every batch divides. Models that do not divide as asked are
+ * skipped.
  */
 #include "checkpoint.h"
 #include "vit.h"
@@ -43,7 +44,7 @@
 #include "team.h"
 #include "util/files.h"
 
-static double gate; /* relative L2 */
+static double gate;                     /* relative L2 */
 static int ranks, tp = 1, pp = 1, zero; /* ranks 0: this process alone */
 
 typedef struct {
@@ -676,12 +677,12 @@ int main(int argc, char **argv)
         team_start(ranks);
     else
         device_init(0);
-    gate = under.fp8           ? 8e-2
+    gate = under.fp8            ? 8e-2
            : under.type == BF16 ? 4e-2
-           : under.type == F16 ? 1e-2
-           : under.tf32        ? 5e-3
-           : sizeof(real) == 8 ? 3e-7
-                               : 1e-5;
+           : under.type == F16  ? 1e-2
+           : under.tf32         ? 5e-3
+           : sizeof(real) == 8  ? 3e-7
+                                : 1e-5;
     for (int i = 1; i < argc; i++) {
         Error e;
         Case c = {0};

@@ -526,9 +526,16 @@ static void use_preset(const char *name, Config *c)
 }
 
 /* Words of --precision, and what they mean for the model and for its matrix products. */
-enum { PRECISION_AUTO, PRECISION_FP32, PRECISION_TF32, PRECISION_BF16, PRECISION_FP16,
-       PRECISION_FP8 };
-static const int types[] = {F32, F32, F32, BF16, F16, BF16}; /* of activations and working weights */
+enum {
+    PRECISION_AUTO,
+    PRECISION_FP32,
+    PRECISION_TF32,
+    PRECISION_BF16,
+    PRECISION_FP16,
+    PRECISION_FP8
+};
+static const int types[] = {F32,  F32, F32,
+                            BF16, F16, BF16}; /* of activations and working weights */
 
 enum { COLLECTIVES_FAST, COLLECTIVES_ORDERED };
 
