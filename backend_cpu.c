@@ -1390,12 +1390,12 @@ static void take_buffers(int threads)
 
 static void cpu_init(const Device *d)
 {
-    if (d->type != F32 || d->tf32)
-        die_usage("leave --precision out, or build for a GPU",
-                  "the CPU computes in fp32 alone; it has no other --precision");
     if (d->fp8)
         die_usage("choose another --precision; fp8 is for an H100 or anything newer",
                   "the CPU has no --precision fp8");
+    if (d->type != F32 || d->tf32)
+        die_usage("leave --precision out, or build for a GPU",
+                  "the CPU computes in fp32 alone; it has no other --precision");
     int threads = d->threads;
     if (d->ranks > 1) {
         backend_cpu_need_mpi();

@@ -77,6 +77,7 @@ check "with dropout, drop path and layer scale" grep -q 'done in' log
 # ---- checkpoints keep the history ----
 
 check "a checkpoint has it: $(history whole | head -c 60)" [ "$(history whole | tr -d '":' | wc -w)" = $((1 + 36 * 2)) ]
+check "of the two blocks in fp8 every number" [ "$(history whole | tr ' ":' '\n' | grep -c '^[1-9]\|^0\.\|e-')" = $((1 + 24 * 2)) ]
 check "a run in bf16 has none" [ -z "$(history bf16)" ]
 for flags in "" "--fp8-scaling current --fp8-wgrad bf16" "--fp8-history 6" "--micro-batch 2 --ema 0.9"; do
     train "$gpu" once $tiny $eight --steps 8 $flags
