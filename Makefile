@@ -76,7 +76,7 @@ PTXAS    := $(BUILD)/gpu/backend_cuda.ptxas
 TESTS    := $(patsubst test/%.c,$(BUILD)/%,$(wildcard test/test_*.c)) \
             $(patsubst test/%.c,$(BUILD)/double/%,$(wildcard test/test_grad.c test/test_golden.c))
 STANDIN_TESTS := $(addprefix $(STANDIN)/,train_gpu test_ops test_golden test_layouts test_bf16 \
-  test_cuda_on_cpu test_hopper test_cuda_ranks)
+  test_fp8 test_cuda_on_cpu test_hopper test_cuda_ranks)
 # Fuzz targets, with sanitizers: under test/fuzz/driver.c by the compiler that is there, or under
 # libFuzzer by clang.
 SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
@@ -183,7 +183,7 @@ $(STANDIN)/bench_kernels: $(BUILD)/float/bench/kernels.o $(LIB) $(STANDIN)/backe
 $(FUZZ)/fuzz_%: $(FUZZ)/main/test/fuzz/fuzz_%.o $(FUZZ_OBJ) $(if $(LIBFUZZER),,$(FUZZ)/driver/test/fuzz/driver.o); $(link)
 .SECONDARY:
 
-gpu-tests: $(GPUPROGRAM) $(addprefix $(BUILD)/gpu/,test_ops test_golden bench_kernels)
+gpu-tests: $(GPUPROGRAM) $(addprefix $(BUILD)/gpu/,test_ops test_fp8 test_golden bench_kernels)
 fuzz-targets: $(TARGETS:%=$(FUZZ)/fuzz_%)
 
 # libFuzzer, where clang has it. What it finds stands in $(FUZZ), what it keeps in $(FUZZ)/NAME.
@@ -216,13 +216,15 @@ LAYOUTS = $(foreach n,$4,"as layouts $3 on $n: $1/test_layouts $2 $n") \
 FORCED := VIT_STANDIN_SM=90 VIT_GEMM=sm90# products of our own, made wherever they can be
 CUDA_TESTS := "$(STANDIN)/test_cuda_on_cpu" "$(STANDIN)/test_hopper" "$(STANDIN)/test_cuda_ranks" \
   $(foreach t,fp32 tf32 bf16 fp16,"as ops $t: $(STANDIN)/test_ops --backend cuda --type $t") \
-  $(foreach t,fp32 tf32 bf16 fp16,"as goldens $t: $(STANDIN)/test_golden --backend cuda --type $t $(GOLDEN) $(FIXTURES)") \
+  "as ops fp8: $(STANDIN)/test_fp8 --backend cuda --type fp8" \
+  $(foreach t,fp32 tf32 bf16 fp16 fp8,"as goldens $t: $(STANDIN)/test_golden --backend cuda --type $t $(GOLDEN) $(FIXTURES)") \
   $(foreach t,bf16 fp16,$(foreach w,0 1,"as ops $t by own products ($w): $(FORCED):$w $(STANDIN)/test_ops --backend cuda --type $t")) \
   "as goldens bf16 by own products: $(FORCED) $(STANDIN)/test_golden --backend cuda --type bf16 $(GOLDEN) $(FIXTURES)" \
   $(call LAYOUTS,$(STANDIN),--backend cuda,fp32,2) \
   $(call LAYOUTS,$(STANDIN),--backend cuda --type bf16,bf16,2) \
   "$(STANDIN)/test_bf16" \
-  "test/test_cuda.sh $(STANDIN)/train_gpu $(PROGRAM) $(SHARED) $(GPUPROGRAM)"
+  "test/test_cuda.sh $(STANDIN)/train_gpu $(PROGRAM) $(SHARED) $(GPUPROGRAM)" \
+  "test/test_fp8.sh $(STANDIN)/train_gpu $(PROGRAM) $(SHARED)"
 
 # The CPU's backend of bf16, multiplying in each of its ways whatever this machine is fast at.
 CPU_BF16 := $(foreach p,floats pairs onednn, \
@@ -286,6 +288,7 @@ test-long: report
 	  "check valgrind: command -v valgrind || exit 77; $(MAKE) BUILD=build/x86-64 ARCH=-march=x86-64 NVCC= valgrind" \
 	  "as fuzz: $(MAKE) --no-print-directory NVCC= fuzz FUZZ_SECONDS=600" \
 	  "as machines: test/test_netns.sh train_cpu build/standin/train_gpu" \
+	  "as fp8 and DeiT-Tiny: TEST_LONG=1 test/test_fp8.sh build/standin/train_gpu train_cpu $(SHARED)" \
 	  "as slurm: TEST_LONG=1 test/test_slurm.sh train_cpu build/standin/train_gpu" \
 	  "as mpich: test/test_mpich.sh $(SHARED)" \
 	  "test/mutate.sh"

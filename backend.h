@@ -22,7 +22,8 @@
 
 /* A matrix operand: rows of `ld` elements from one to the next. `type` and, for 8-bit types,
  * `scale` say how its elements are stored; backend_cpu knows F32 alone, stored as `real`. U64 is
- * the type of counters. */
+ * the type of counters. A linear layer's operands in BF16 that have a scale are multiplied in 8
+ * bits: see Fp8. */
 enum { F32, BF16, F16, E4M3, E5M2, U64 };
 typedef struct {
     dev *p;
@@ -48,6 +49,7 @@ typedef struct {
     int threads;       /* CPU: 0: as many as the machine has, shared among its ranks */
     int type;          /* F32, BF16 or F16, of activations and working weights */
     bool tf32;         /* F32: matrix products of operands rounded to 10 bits of mantissa */
+    bool fp8;          /* BF16: there will be operands with a scale */
     bool measure;      /* choose matrix products' algorithms by timing them */
     int rank, ranks;   /* of this process and in all; device memory is each its own */
     int local_rank;    /* which of this machine's devices it takes */
@@ -92,6 +94,35 @@ typedef struct {
 } StepState;
 #define STEP_HOST_BYTES offsetof(StepState, t)
 
+/* Products of 8-bit numbers (Micikevicius et al. 2022). Where the Tensors x and w of a linear layer
+ * have a scale, in the backward pass dy and the other one, copies of them are multiplied: x and w
+ * rounded to E4M3 (4 bits of exponent, 3 of mantissa, up to 448), dy to E5M2 (up to 57344), each
+ * times a power of two, so that rounding is relative to a number whatever the scale. Beyond the
+ * largest number is that number; what is not finite becomes NaN. Tensor.scale points to an
+ * Fp8Scale. Widths are multiples of 16.
+ *   delayed  2^-margin * the largest power of two that takes the largest |x| of the last `history`
+ *            steps into the type's range (Transformer Engine's recipe of the same name)
+ *   current  the same of the tensor itself, which is read once more */
+typedef struct {
+    float inverse; /* of the scale of the copy made last: first, since products read it alone */
+    float scale;   /* delayed; 0: there is none yet */
+    float amax;    /* largest |x| of the step so far */
+    float now;     /* of the tensor whose current scale is being made */
+} Fp8Scale;
+typedef struct {
+    bool current;  /* how all operands are scaled; a scale that is not there yet is kept */
+    bool learns;   /* part of a step: notes amax */
+    bool wgrad;    /* weight gradients are products of 8-bit numbers too */
+    int margin;
+} Fp8;
+/* Whose scales a step ends with: all ranks', in one table. */
+typedef struct {
+    dev *scales;  /* Fp8Scale[n], in threes: of an x, a w, a dy */
+    dev *amax;    /* real [n][history]: the newest first */
+    dev *all;     /* Fp8Scale[ranks][n]: every rank's table; one rank's: `scales` itself */
+    int n, ranks, history, margin;
+} Fp8Update;
+
 /* A point in the order of calls, for wait() and send(); 0 is the beginning. */
 typedef uint64_t Ticket;
 
@@ -125,7 +156,8 @@ typedef struct {
 } LinearForward;
 
 /* dx = (dy @ w) * act'(pre), with the dropout mask of the forward pass. ACT_SWIGLU: dx, pre and
- * dbias have 2 in columns, the gradients of left and of right. */
+ * dbias have 2 in columns, the gradients of left and of right. With scales, linear_backward_weight
+ * was called just before, with the same dy. */
 typedef struct {
     Tensor dx;       /* [rows, in] */
     Tensor dy;       /* [rows, out] */
@@ -307,6 +339,7 @@ typedef struct {
     int B, T, C, H; /* of a micro-batch: images, tokens, width, heads */
     int F, K, R;    /* other widths: MLP, classes, representation */
     int chunks;
+    bool fp8;       /* linear layers' operands have scales */
 } Sizes;
 
 typedef struct Backend {
@@ -350,6 +383,12 @@ typedef struct Backend {
      * much that is. */
     size_t (*scratch_bytes)(const Sizes *s);
     void (*bind)(dev *state, dev *scratch, size_t scratch_bytes);
+    /* How operands with a scale are scaled from now on; and the end of a step: where it was not
+     * skipped, its amax, the largest over the ranks, is the newest of the history, of which the
+     * next step's scale is made. Operands whose amax was 0 (none was seen) or not finite keep what
+     * they have. NULL where a device has no such products. */
+    void (*fp8)(const Fp8 *how);
+    void (*fp8_update)(const Fp8Update *u);
 
     void (*linear_forward)(const LinearForward *a);
     void (*linear_backward_input)(const LinearBackwardInput *a);

@@ -1028,6 +1028,9 @@ static void take_buffers(int threads)
 
 static void cpu_init(const Device *d)
 {
+    if (d->fp8)
+        die_usage("choose another --precision; fp8 is for an H100 or anything newer",
+                  "the CPU has no --precision fp8");
     if (d->type != F32 || d->tf32)
         die_usage("give --precision fp32 or bf16, or build for a GPU",
                   "the CPU computes in fp32 and bf16; it has no other --precision");

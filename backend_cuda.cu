@@ -186,6 +186,10 @@ static void cuda_init(const Device *d)
         open_device();
     if (d->type > F16)
         die("choose fp32, tf32, bf16 or fp16", "this GPU backend has no such --precision");
+    if (d->fp8 && cu.gpu.major < 9)
+        die("choose --precision bf16; fp8 is for a Hopper (H100, H200, sm_90) or anything newer",
+            "%s is sm_%d%d: this program has no 8-bit products for it", cu.gpu.name, cu.gpu.major,
+            cu.gpu.minor);
     gemm_init();
     if (first && d->ranks > 1)
         join_ranks();
@@ -206,7 +210,7 @@ static void cuda_describe(char *out, size_t size)
     snprintf(out, size,
              "%s, %.0f GiB, sm_%d%d, %s, driver CUDA %d.%d, CUDA %d.%d, cuBLASLt %zu (%zu MiB)",
              cu.gpu.name, (double)cu.gpu.totalGlobalMem / (1 << 30), cu.gpu.major, cu.gpu.minor,
-             cu.device.tf32 ? "tf32" : types[cu.device.type], driver / 1000, driver % 1000 / 10,
+             cu.device.fp8 ? "fp8" : cu.device.tf32 ? "tf32" : types[cu.device.type], driver / 1000, driver % 1000 / 10,
              runtime / 1000, runtime % 1000 / 10, cublasLtGetVersion(), workspace_bytes >> 20);
 }
 
@@ -695,7 +699,8 @@ static void cuda_run(uint64_t key, bool together, void (*body)(void *), void *ar
 
 static size_t cuda_scratch_bytes(const Sizes *s)
 {
-    return sizeof(float) * std::max({attention_scratch(s), layers_scratch(s), (size_t)s->chunks});
+    return sizeof(float) * std::max({attention_scratch(s), layers_scratch(s), (size_t)s->chunks}) +
+           fp8_scratch(s);
 }
 
 static void cuda_bind(dev *state, dev *scratch, size_t bytes)
@@ -703,6 +708,7 @@ static void cuda_bind(dev *state, dev *scratch, size_t bytes)
     cu.state = (const StepState *)state;
     cu.scratch = (char *)scratch;
     cu.scratch_bytes = bytes;
+    cu.copies = 0;
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -751,6 +757,8 @@ extern "C" const Backend *backend_cuda(void)
         .run = cuda_run,
         .scratch_bytes = cuda_scratch_bytes,
         .bind = cuda_bind,
+        .fp8 = cuda_fp8,
+        .fp8_update = cuda_fp8_update,
         .linear_forward = cuda_linear_forward,
         .linear_backward_input = cuda_linear_backward_input,
         .linear_backward_weight = cuda_linear_backward_weight,

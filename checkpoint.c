@@ -91,6 +91,7 @@ static const struct {
     {"loss_scale", AT(counters.loss_scale), 0, true, false},
     {"good_steps", AT(counters.good_steps), UINT32_MAX, true, false},
     {"patience", AT(counters.patience), UINT32_MAX, true, false},
+    {"fp8_since", AT(fp8_since), UINT32_MAX, false, true},
 };
 #undef AT
 
@@ -112,6 +113,43 @@ static void write_counters(StWriter *w, const RunState *run)
             snprintf(text, sizeof text, "%.17g", *(const double *)at);
         st_add_meta(w, counters[i].key, text);
     }
+}
+
+/* The history of 8-bit copies: "16:" and 16 numbers for each scale, the newest first. */
+static void write_amax(StWriter *w, const RunState *run)
+{
+    enum { DIGITS = sizeof(real) == 4 ? 9 : 17 }; /* bring every number back exactly */
+    long n = (long)run->scales * run->history;
+    if (n == 0)
+        return;
+    size_t size = 32 + (size_t)n * 32, at = 0;
+    char *text = xmalloc(size);
+    at += (size_t)snprintf(text, size, "%d:", run->history);
+    for (long i = 0; i < n; i++)
+        at += (size_t)snprintf(text + at, size - at, " %.*g", DIGITS, (double)run->amax[i]);
+    st_add_meta(w, "fp8_amax", text);
+    free(text);
+}
+
+static bool read_amax(const SafeTensors *f, const RunState *run, Error *e)
+{
+    const char *text = st_meta(f, "fp8_amax"), *p = text;
+    char *end;
+    if (!text || !run->scales)
+        return true;
+    long history = strtol(p, &end, 10);
+    bool ok = end != p && *end == ':' && history > 0;
+    p = ok ? end + 1 : p;
+    for (long i = 0; ok && i < run->scales * history; i++) {
+        double x = strtod(p, &end);
+        ok = end != p && isfinite(x) && x >= 0;
+        p = end;
+        if (ok && i % history < run->history)
+            run->amax[i / history * run->history + i % history] = (real)x;
+    }
+    return (ok && !*p) || fail(e, weights_state_hint,
+                               "%s: metadata: fp8_amax is not %d times as many numbers as it says",
+                               f->path, run->scales);
 }
 
 static bool read_counter(const SafeTensors *f, int i, RunState *run, Error *e)
@@ -148,9 +186,13 @@ static bool read_counters(const SafeTensors *f, RunState *run, Error *e)
     for (int i = 0; i < COUNT(counters); i++)
         if ((scaled || !counters[i].scaled) && !read_counter(f, i, run, e))
             return false;
+    if (!st_meta(f, "fp8_amax"))
+        run->fp8_since = run->step;
     if (!(s->loss_scale > 0) || !isfinite(s->loss_scale))
         return fail(e, weights_state_hint, "%s: metadata: loss_scale is %g", f->path,
                     s->loss_scale);
+    if (!read_amax(f, run, e))
+        return false;
     s->seed = run->seed;
     s->step = (uint32_t)run->step;
     s->skip = 0;
@@ -443,6 +485,7 @@ static bool save_both(Units *u, const char *dir, const RunState *run, long owner
     st_add_meta(state, "format", "pt"); /* what Python's loaders look for */
     st_add_meta(state, "optimizer", optimisers[u->opt.kind]);
     write_counters(state, run);
+    write_amax(state, run);
     return write_together(state, u->layout, sets + 1, n - 1, owner, r, e);
 }
 
@@ -475,6 +518,7 @@ bool ckpt_save(Units *u, const char *dir, const RunState *run, int keep, const C
     if (!is_short(dir, e))
         return false;
     tell(r, 0, &all, sizeof all);
+    all.run.amax = run->amax; /* which all ranks have alike */
     Path temporary = step_dir(dir, all.run.step, TEMPORARY);
     bool first = r->rank == 0;
     if (first) {

@@ -14,6 +14,11 @@ typedef struct {
     uint64_t since_best; /* evaluations after that one */
     StepState counters; /* the device's: t, skipped steps, loss scale */
     bool scaled;        /* the loss is scaled, and counters says how */
+    /* of 8-bit copies (vit_amax): the largest numbers of the last steps [scales][history], and the
+     * step with which that history began; scales 0: there are no such copies */
+    real *amax;
+    int scales, history;
+    uint64_t fp8_since;
 } RunState;
 
 /* The ranks that save together. sum: x[n] becomes the sum over them, on all (hosts_sum). */
@@ -45,7 +50,8 @@ bool ckpt_find(const char *dir, char *out, size_t size, Error *e);
 bool ckpt_best(const char *dir, char *out, size_t size, Error *e);
 /* Load what this rank holds of weights, optimiser state and EMA, and the counters: the run goes on
  * bit for bit where the ranks share the model as before. run->counters and run->scaled are this
- * run's; a loss scale that the file does not have stays. */
+ * run's; a loss scale that the file does not have stays. Of run->amax the newest are read; where the file
+ * has none, a history begins with this step. */
 bool ckpt_resume(Units *u, const char *checkpoint_dir, RunState *run, Error *e);
 
 /* weights_load, with its `how`, into the weights and their average, which starts there. */

@@ -320,6 +320,7 @@ static void save(Training *t)
         algorithms(s, s->out, true);
     s->state.counters = *vit_state(s->m);
     s->state.scaled = s->m->plan.scaling.kind != SCALING_NONE;
+    vit_amax(s->m, s->state.amax);
     bool ok = s->shared ? ckpt_save(&s->m->own, s->out, &s->state, (int)s->o.keep, &ranks, &e)
                         : save_alone(s, &e);
     if (!ok) {

@@ -169,22 +169,44 @@ static bool plain_branch(const Model *m, const Micro *b, int l)
     return !c->layer_scale && !(b->train_mode && (c->dropout > 0 || path(m, b, 0, l).p > 0));
 }
 
-/* y = x w^T + bias: the layers with nothing else to them. x [rows, in], y [rows, out] */
-static void linear(const Model *m, Tensor y, Tensor x, dev *w, dev *bias, int rows, int in, int out)
+/* The operands of a block's four linear layers, each with a scale of its own where they are
+ * multiplied in 8 bits. */
+#define SCALES(layer) layer##_X, layer##_W, layer##_DY
+enum { SCALES(QKV), SCALES(PROJ), SCALES(FC1), SCALES(FC2), BLOCK_SCALES };
+#undef SCALES
+
+/* Where few rows are computed nothing is gained. */
+static Tensor with_scale(const Model *m, Tensor t, int l, int operand)
 {
-    m->be->linear_forward(&(LinearForward){.y = y, .x = x, .w = mat(w, in), .bias = bias,
+    bool skipped = m->plan.fp8.skip_ends && (l == 0 || l == m->config.layers - 1);
+    if (m->scales && !skipped && !class_rows_only(m, l))
+        t.scale = (dev *)((char *)m->scales +
+                          (size_t)(l * BLOCK_SCALES + operand) * sizeof(Fp8Scale));
+    return t;
+}
+#define scaled(t, operand) with_scale(m, t, l, operand)
+
+static int scales_of(const Model *m)
+{
+    return m->config.layers * BLOCK_SCALES;
+}
+
+/* y = x w^T + bias: the layers with nothing else to them. x [rows, in], y [rows, out] */
+static void linear(const Model *m, Tensor y, Tensor x, Tensor w, dev *bias, int rows, int in,
+                   int out)
+{
+    m->be->linear_forward(&(LinearForward){.y = y, .x = x, .w = w, .bias = bias,
                                            .rows = rows, .in = in, .out = out, .tokens = 1});
 }
 
 /* dw = dy^T x, dx = dy w and, where no other operation makes it, the gradient of the bias */
 static void linear_backward(const Model *m, dev *dw, dev *dbias, Tensor dx, Tensor dy, Tensor x,
-                            dev *w, int rows, int in, int out)
+                            Tensor w, int rows, int in, int out)
 {
     m->be->linear_backward_weight(&(LinearBackwardWeight){.dw = dw, .dbias = dbias, .dy = dy,
                                                           .x = x, .rows = rows, .in = in,
                                                           .out = out});
-    m->be->linear_backward_input(&(LinearBackwardInput){.dx = dx, .dy = dy, .w = mat(w, in),
-                                                        .rows = rows, .in = in, .out = out,
+    m->be->linear_backward_input(&(LinearBackwardInput){.dx = dx, .dy = dy, .w = w, .rows = rows, .in = in, .out = out,
                                                         .tokens = 1});
 }
 
@@ -227,7 +249,8 @@ static void embed_forward(Model *m, Micro *b)
         .augment = b->use_augment ? in->augment : NULL,
         .B = B, .H = c->image_h, .W = c->image_w, .P = c->patch,
         .mean = {c->mean_r, c->mean_g, c->mean_b}, .std = {c->std_r, c->std_g, c->std_b}});
-    linear(m, mat(b->patch_out, C), mat(b->patches, PP), w.patch_w, w.patch_b, B * Np, PP, C);
+    linear(m, mat(b->patch_out, C), mat(b->patches, PP), mat(w.patch_w, PP), w.patch_b, B * Np, PP,
+           C);
     m->be->embed_forward(&(Embed){ /* x [B,T,C] */
         .x = mat(c->norm_pre ? b->embed_x : b->stream[0], C), .patches = mat(b->patch_out, C),
         .cls = w.cls_token, .pos = w.pos_embed, .B = B, .T = T, .cls_tokens = c->cls_tokens, .C = C,
@@ -270,11 +293,13 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
             .rows = B * T, .C = C, .tokens = T});
     bool asks = lacks(qkv) || (c->qk_norm && lacks(qk));
     if (asks && few) { /* q [B,1,A] of class rows; k, v [B,T,2A] of all */
-        linear(m, mat(a->qkv, 3L * A * T), mat(a->norm1_y, r.ld), w.qkv_w, w.qkv_b, B, C, A);
-        linear(m, mat(from(a->qkv, A), 3L * A), mat(a->norm1_y, C), from(w.qkv_w, (long)A * C),
-               from(w.qkv_b, A), B * T, C, 2 * A);
+        linear(m, mat(a->qkv, 3L * A * T), mat(a->norm1_y, r.ld), mat(w.qkv_w, C), w.qkv_b, B, C,
+               A);
+        linear(m, mat(from(a->qkv, A), 3L * A), mat(a->norm1_y, C),
+               mat(from(w.qkv_w, (long)A * C), C), from(w.qkv_b, A), B * T, C, 2 * A);
     } else if (asks) { /* qkv [B,T,3A] */
-        linear(m, mat(a->qkv, 3L * A), mat(a->norm1_y, C), w.qkv_w, w.qkv_b, B * T, C, 3 * A);
+        linear(m, mat(a->qkv, 3L * A), scaled(mat(a->norm1_y, C), QKV_X),
+               scaled(mat(w.qkv_w, C), QKV_W), w.qkv_b, B * T, C, 3 * A);
     }
     if (asks && c->qk_norm) { /* q = LN(q), k = LN(k), of each head */
         be->head_norm_forward(&(HeadNorm){
@@ -293,7 +318,8 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
             .drop = drop_part(m, b, c->attention_dropout, RNG_ATTN_DROPOUT, l, H)});
     if (lacks(mid) || (c->layer_scale && lacks(branch1))) {
         be->linear_forward(&(LinearForward){ /* branch1 [B,Tq,C] = proj(att), or mid = x + that */
-            .y = joins ? mid : branch1, .x = mat(a->att, A), .w = mat(w.proj_w, A),
+            .y = joins ? mid : branch1, .x = scaled(mat(a->att, A), PROJ_X),
+            .w = scaled(mat(w.proj_w, A), PROJ_W),
             .bias = once(tp, w.proj_b), .rows = r.n, .in = A, .out = C,
             .residual = joins ? x : NONE, .tokens = r.Tq});
         sum_parts(m, tp, branch1, r.n, C);
@@ -307,7 +333,8 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
             .tokens = r.Tq});
 
     LinearForward up = { /* gelu [B,Tq,F] = gelu(fc1(norm2_y)) */
-        .y = mat(a->gelu, F), .x = mat(a->norm2_y, C), .w = mat(w.fc1_w, C), .bias = w.fc1_b,
+        .y = mat(a->gelu, F), .x = scaled(mat(a->norm2_y, C), FC1_X),
+        .w = scaled(mat(w.fc1_w, C), FC1_W), .bias = w.fc1_b,
         .rows = r.n, .in = C, .out = F, .act = c->act,
         .pre = b->train_mode || F1 > F ? mat(a->fc1, F1) : NONE, .tokens = r.Tq,
         .drop = drop_part(m, b, c->dropout, RNG_MLP_DROPOUT, l, F),
@@ -318,7 +345,8 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
         be->activate(&up);
     if (through || (c->layer_scale && lacks(branch2))) {
         be->linear_forward(&(LinearForward){ /* branch2 [B,Tq,C] = fc2(gelu), or out = mid + that */
-            .y = joins ? out : branch2, .x = mat(a->gelu, F), .w = mat(w.fc2_w, F),
+            .y = joins ? out : branch2, .x = scaled(mat(a->gelu, F), FC2_X),
+            .w = scaled(mat(w.fc2_w, F), FC2_W),
             .bias = once(tp, w.fc2_b), .rows = r.n, .in = F, .out = C,
             .residual = joins ? mid : NONE, .tokens = r.Tq});
         sum_parts(m, tp, branch2, r.n, C);
@@ -339,13 +367,13 @@ static void map_forward(const Model *m, Micro *b, const HeadParams *w, Tensor po
 
     m->be->embed_forward(&(Embed){ /* query [B,C]: the same for every image */
         .x = mat(b->map.query, C), .cls = w->latent, .B = B, .T = 1, .cls_tokens = 1, .C = C});
-    linear(m, mat(b->map.qkv, 3L * C * T), mat(b->map.query, C), w->q_w, w->q_b, B, C, C);
-    linear(m, mat(from(b->map.qkv, C), 3L * C), mat(b->final_y, C), w->kv_w, w->kv_b, B * T, C,
-           2 * C);
+    linear(m, mat(b->map.qkv, 3L * C * T), mat(b->map.query, C), mat(w->q_w, C), w->q_b, B, C, C);
+    linear(m, mat(from(b->map.qkv, C), 3L * C), mat(b->final_y, C), mat(w->kv_w, C), w->kv_b,
+           B * T, C, 2 * C);
     m->be->attention_forward(&(Attention){ /* att [B,1,C] */
         .qkv = mat(b->map.qkv, 3L * C), .out = mat(b->map.att, C), .lse = b->map.lse, .B = B,
         .T = T, .Tq = 1, .heads = c->heads, .hs = C / c->heads});
-    linear(m, mat(b->map.mid, C), mat(b->map.att, C), w->proj_w, w->proj_b, B, C, C);
+    linear(m, mat(b->map.mid, C), mat(b->map.att, C), mat(w->proj_w, C), w->proj_b, B, C, C);
     m->be->residual_norm_forward(&(ResidualNorm){ /* norm [B,C] = LN(mid) */
         .x = mat(b->map.mid, C), .y = mat(b->map.norm, C), .gamma = w->mlp_norm_w,
         .beta = w->mlp_norm_b, .mean = b->map.mean, .rstd = b->map.rstd, .eps = c->eps, .rows = B,
@@ -415,14 +443,33 @@ static void head_forward(Model *m, Micro *b)
             .rows = B, .in = D, .out = R, .act = ACT_TANH, .pre = mat(b->rep_pre, R), .tokens = 1});
     if (mine < K) /* the others' columns are theirs to add */
         m->be->zero(b->logits, (size_t)B * K * type_size(m->plan.type));
-    linear(m, mat(from(b->logits, first), K), features, w.head_w, w.head_b, B, R ? R : D, mine);
+    linear(m, mat(from(b->logits, first), K), features, mat(w.head_w, R ? R : D), w.head_b, B,
+           R ? R : D, mine);
     sum_parts(m, &m->classes, mat(b->logits, K), B, K); /* [B,K] */
+}
+
+/* Delayed scaling begins when its history is full. */
+static bool scales_are_delayed(const Model *m)
+{
+    const Fp8Plan *p = &m->plan.fp8;
+    return m->scales && !p->current && m->state.step - m->fp8_since >= (uint32_t)p->history;
+}
+
+/* Before a pass: what its operations read besides their operands. Evaluation scales by what it
+ * computes itself, so that it comes to the same whatever the training was. */
+static void prepare(const Model *m, const Micro *b)
+{
+    const Fp8Plan *p = &m->plan.fp8;
+    m->be->bind(m->state_dev, m->scratch, m->scratch_bytes);
+    if (m->scales)
+        m->be->fp8(&(Fp8){.current = !b->train_mode || !scales_are_delayed(m),
+                          .learns = b->train_mode, .wgrad = !p->wgrad_bf16, .margin = p->margin});
 }
 
 static void forward(Model *m, Micro *b, bool train_mode)
 {
     b->train_mode = train_mode;
-    m->be->bind(m->state_dev, m->scratch, m->scratch_bytes);
+    prepare(m, b);
     for (int u = m->split.first; u < m->split.end; u++) {
         if (u == 0)
             embed_forward(m, b);
@@ -480,19 +527,22 @@ static void map_backward(const Model *m, Micro *b, const HeadParams *w, const He
     be->linear_backward_input(&(LinearBackwardInput){ /* dwide [B,F] */
         .dx = dwide, .dy = dmid, .w = mat(w->fc2_w, F), .rows = B, .in = F, .out = C,
         .act = c->act, .pre = mat(b->map.fc1, F), .dbias = g->fc1_b, .tokens = 1});
-    linear_backward(m, g->fc1_w, NULL, some, dwide, mat(b->map.norm, C), w->fc1_w, B, C, F);
+    linear_backward(m, g->fc1_w, NULL, some, dwide, mat(b->map.norm, C), mat(w->fc1_w, C), B,
+                    C, F);
     be->residual_norm_backward(&(ResidualNorm){ /* dmid += LN'(some) */
         .x = mat(b->map.mid, C), .gamma = w->mlp_norm_w, .mean = b->map.mean,
         .rstd = b->map.rstd, .rows = B, .C = C, .tokens = 1, .dy = some, .dx = dmid,
         .dgamma = g->mlp_norm_w, .dbeta = g->mlp_norm_b});
-    linear_backward(m, g->proj_w, g->proj_b, some, dmid, mat(b->map.att, C), w->proj_w, B, C, C);
+    linear_backward(m, g->proj_w, g->proj_b, some, dmid, mat(b->map.att, C), mat(w->proj_w, C),
+                    B, C, C);
     be->attention_backward(&(Attention){
         .qkv = mat(b->map.qkv, 3L * C), .out = mat(b->map.att, C), .lse = b->map.lse, .B = B,
         .T = T, .Tq = 1, .heads = c->heads, .hs = C / c->heads, .dqkv = mat(m->dqkv, 3L * C),
         .dout = some, .delta = m->delta});
-    linear_backward(m, g->q_w, g->q_b, some, dq, mat(b->map.query, C), w->q_w, B, C, C);
-    linear_backward(m, g->kv_w, g->kv_b, mat(m->dy, C), dkv, mat(b->final_y, C), w->kv_w, B * T, C,
-                    2 * C);
+    linear_backward(m, g->q_w, g->q_b, some, dq, mat(b->map.query, C), mat(w->q_w, C), B, C,
+                    C);
+    linear_backward(m, g->kv_w, g->kv_b, mat(m->dy, C), dkv, mat(b->final_y, C),
+                    mat(w->kv_w, C), B * T, C, 2 * C);
     be->embed_backward(&(Embed){ /* latent: the sum over images */
         .x = some, .cls = g->latent, .B = B, .T = 1, .cls_tokens = 1, .C = C});
 }
@@ -537,7 +587,7 @@ static void head_backward(Model *m, Micro *b)
         .pre = R ? mat(b->rep_pre, R) : NONE, .tokens = 1});
     sum_parts(m, &m->classes, R ? drep : dpooled, B, R ? R : D);
     if (R) /* dpooled [B,D] */
-        linear_backward(m, g.rep_w, g.rep_b, dpooled, drep, pooled, w.rep_w, B, D, R);
+        linear_backward(m, g.rep_w, g.rep_b, dpooled, drep, pooled, mat(w.rep_w, D), B, D, R);
     if (c->pool == POOL_CLS && !class_rows_only(m, c->layers - 1))
         be->zero(m->dstream, (size_t)B * T * C * type_size(m->plan.type));
     if (c->fc_norm) {
@@ -621,13 +671,16 @@ static void block_backward(Model *m, Micro *b, int l)
             .rows = r.n, .C = C, .tokens = r.Tq, .dx = dx, .dbranch = dbranch_out, .dls = g.ls2,
             .dbias = g.fc2_b});
     be->linear_backward_weight(&(LinearBackwardWeight){ /* fc2_w [C,F] */
-        .dw = g.fc2_w, .dy = dbranch, .x = mat(a->gelu, F), .rows = r.n, .in = F, .out = C});
+        .dw = g.fc2_w, .dy = scaled(dbranch, FC2_DY), .x = scaled(mat(a->gelu, F), FC2_X),
+        .rows = r.n, .in = F, .out = C});
     be->linear_backward_input(&(LinearBackwardInput){ /* dwide [B,Tq,F1], before the GELU */
-        .dx = dwide, .dy = dbranch, .w = mat(w.fc2_w, F), .rows = r.n, .in = F, .out = C,
+        .dx = dwide, .dy = scaled(dbranch, FC2_DY), .w = scaled(mat(w.fc2_w, F), FC2_W),
+        .rows = r.n, .in = F, .out = C,
         .act = c->act, .pre = mat(a->fc1, F1), .dbias = g.fc1_b, .tokens = r.Tq,
         .drop = drop_part(m, b, c->dropout, RNG_MLP_DROPOUT, l, F)});
     watch(m, dwide, r.n, F1);
-    linear_backward(m, g.fc1_w, NULL, dy, dwide, mat(a->norm2_y, C), w.fc1_w, r.n, C, F1); /* dy */
+    linear_backward(m, g.fc1_w, NULL, dy, scaled(dwide, FC1_DY), scaled(mat(a->norm2_y, C), FC1_X),
+                    scaled(mat(w.fc1_w, C), FC1_W), r.n, C, F1); /* dy */
     sum_parts(m, tp, dy, r.n, C);
     be->residual_norm_backward(&(ResidualNorm){ /* dx += LN2'(dy); dbranch [B,Tq,C] of it */
         .x = mat(a->mid, r.ld), .branch = mat(a->branch1, C), .gamma = w.norm2_w,
@@ -637,7 +690,8 @@ static void block_backward(Model *m, Micro *b, int l)
         .dgamma = g.norm2_w, .dbeta = g.norm2_b, .dls = g.ls1, .dbias = g.proj_b});
 
     /* attention */
-    linear_backward(m, g.proj_w, NULL, datt, dbranch, mat(a->att, A), w.proj_w, r.n, A, C);
+    linear_backward(m, g.proj_w, NULL, datt, scaled(dbranch, PROJ_DY),
+                    scaled(mat(a->att, A), PROJ_X), scaled(mat(w.proj_w, A), PROJ_W), r.n, A, C);
     be->attention_backward(&(Attention){ /* dqkv [B,T,3A] */
         .qkv = mat(a->qkv, 3L * A), .out = mat(a->att, A), .lse = a->lse, .B = B, .T = T,
         .Tq = r.Tq, .heads = H, .hs = hs,
@@ -649,7 +703,7 @@ static void block_backward(Model *m, Micro *b, int l)
     if (few) { /* k and v [B,T,2A] gave to all rows, q [B,1,A] to the class rows: dy is their sum */
         linear_backward(m, dev_at(g.qkv_w, (long)A * C, F32), dev_at(dbias, A, F32), dy,
                         mat(from(m->dqkv, A), 3L * A), mat(a->norm1_y, C),
-                        from(w.qkv_w, (long)A * C), B * T, C, 2 * A);
+                        mat(from(w.qkv_w, (long)A * C), C), B * T, C, 2 * A);
         be->linear_backward_weight(&(LinearBackwardWeight){
             .dw = g.qkv_w, .dbias = dbias, .dy = mat(m->dqkv, 3L * A * T),
             .x = mat(a->norm1_y, r.ld), .rows = B, .in = C, .out = A});
@@ -657,7 +711,8 @@ static void block_backward(Model *m, Micro *b, int l)
             .dx = mat(m->dy, r.ld), .dy = mat(m->dqkv, 3L * A * T), .w = mat(w.qkv_w, C),
             .rows = B, .in = C, .out = A, .tokens = 1, .accumulate = true});
     } else { /* dy [B,T,C] */
-        linear_backward(m, g.qkv_w, dbias, dy, dqkv, mat(a->norm1_y, C), w.qkv_w, B * T, C, 3 * A);
+        linear_backward(m, g.qkv_w, dbias, dy, scaled(dqkv, QKV_DY), scaled(mat(a->norm1_y, C), QKV_X),
+                        scaled(mat(w.qkv_w, C), QKV_W), B * T, C, 3 * A);
     }
     sum_parts(m, tp, dy, B * T, C);
     be->residual_norm_backward(&(ResidualNorm){ /* dstream += LN1'(dy), all rows from here on */
@@ -712,7 +767,7 @@ static void embed_backward(Model *m, Micro *b)
 
 static void backward(Model *m, Micro *b)
 {
-    m->be->bind(m->state_dev, m->scratch, m->scratch_bytes);
+    prepare(m, b);
     m->has_sums = false;
     for (int u = m->split.end - 1; u >= lowest_unit(m); u--) {
         if (u > m->config.layers) {
@@ -813,6 +868,7 @@ typedef struct {
     int loss_images;  /* of the forward pass of training */
     bool first, last; /* of the backward pass */
     bool images_u8, use_augment;
+    bool delayed; /* scales, of training */
 } Key;
 
 /* Ranks evaluate other numbers of images, and stages are at other phases: else all do the same. */
@@ -833,6 +889,7 @@ static uint64_t key_of(const Model *m, const Micro *b, int phase)
     key.last = phase == BACKWARD && b->last;
     key.images_u8 = b->images_u8;
     key.use_augment = b->use_augment;
+    key.delayed = (phase == FORWARD || phase == BACKWARD) && scales_are_delayed(m);
     key.units = units_state(&m->own);
     uint64_t h = 0xcbf29ce484222325u;
     for (size_t i = 0; i < sizeof key; i++)
@@ -987,6 +1044,19 @@ void vit_micro_step(Model *m, int first_sample, int batch, bool last)
     vit_micro_backward(m, m->now->number, last);
 }
 
+/* Stages have other blocks, and tensor parallel ranks other columns: the largest number that any
+ * rank has seen is everyone's. */
+static void update_scales(Model *m)
+{
+    const Axis *world = &m->split.world;
+    int n = scales_of(m);
+    long floats = n * (long)(sizeof(Fp8Scale) / sizeof(float));
+    m->be->join(m->be->all_gather(world->group, m->all_scales, m->scales, F32, floats));
+    m->be->fp8_update(&(Fp8Update){.scales = m->scales, .amax = m->amax_history,
+                                   .all = m->all_scales, .n = n, .ranks = world->ranks,
+                                   .history = m->plan.fp8.history, .margin = m->plan.fp8.margin});
+}
+
 /* The ranks' statistics and tallies become one sum, then the optimiser has its turn. Of the ranks
  * that have computed the same losses, one counts. */
 static void do_update(void *arg)
@@ -1005,6 +1075,8 @@ static void do_update(void *arg)
                                 (dev *)((char *)m->state_dev + offsetof(StepState, large)), U64,
                                 2));
     units_update(&m->own);
+    if (m->scales)
+        update_scales(m);
     be->scale_loss(&m->plan.scaling);
 }
 
@@ -1092,6 +1164,34 @@ void vit_set_state(Model *m, const StepState *s)
 {
     m->state = *s;
     m->be->upload(m->state_dev, &m->state, sizeof m->state);
+}
+
+int vit_scales(const Model *m)
+{
+    return m->scales ? scales_of(m) : 0;
+}
+
+static size_t history_bytes(const Model *m)
+{
+    return (size_t)vit_scales(m) * (size_t)m->plan.fp8.history * sizeof(real);
+}
+
+void vit_amax(const Model *m, real *amax)
+{
+    if (m->scales)
+        m->be->download(amax, m->amax_history, history_bytes(m));
+}
+
+/* The scales follow from the history: a step that has seen nothing ends with the same. */
+void vit_set_amax(Model *m, const real *amax, uint32_t since)
+{
+    m->fp8_since = since;
+    if (!m->scales)
+        return;
+    m->be->upload(m->amax_history, amax, history_bytes(m));
+    m->be->zero(m->scales, (size_t)scales_of(m) * sizeof(Fp8Scale));
+    m->be->bind(m->state_dev, m->scratch, m->scratch_bytes);
+    update_scales(m);
 }
 
 void vit_read_act(const Model *m, const dev *buffer, long offset, long n, real *out)
@@ -1224,7 +1324,7 @@ static void plan_activations(Model *m, Arena *a)
     m->scratch_bytes =
         m->be->scratch_bytes(&(Sizes){m->plan.max_batch, vit_tokens(c), c->width, c->heads,
                                       vit_hidden(c), c->classes, c->representation,
-                                      m->layout->chunks});
+                                      m->layout->chunks, m->plan.fp8.on});
     m->scratch = take_bytes(a, (double)m->scratch_bytes);
     if (!m->plan.training)
         return;
@@ -1260,11 +1360,23 @@ static void plan_inputs(Model *m, Arena *a)
     m->state_dev = take_bytes(a, sizeof(StepState));
 }
 
+/* A table of all blocks on every rank, and every rank's table. */
+static void plan_scales(Model *m, Arena *a)
+{
+    int n = m->plan.fp8.on ? scales_of(m) : 0, ranks = m->split.world.ranks;
+    m->scales = take_bytes(a, n * (double)sizeof(Fp8Scale));
+    m->amax_history = take(a, F32, (double)n * m->plan.fp8.history);
+    m->all_scales = m->scales;
+    if (ranks > 1)
+        m->all_scales = take_bytes(a, (double)ranks * n * (double)sizeof(Fp8Scale));
+}
+
 /* Offloaded, the optimiser's state is in pinned host memory, which the device reads and writes. */
 static void plan_parameters(Model *m, Arena *a)
 {
     m->host.bytes = 0;
     units_plan(&m->own, a, m->plan.offload ? &m->host : a);
+    plan_scales(m, a);
 }
 
 static const struct {
@@ -1406,10 +1518,32 @@ static void allocate_host(Model *m)
     }
 }
 
+/* Sums of 8-bit products are over multiples of 16, and so are the widths that they are over. */
+static bool check_fp8(const Config *c, const Plan *plan, const Backend *be, Error *e)
+{
+    int tp = plan->split ? plan->split->tp.ranks : 1;
+    const struct {
+        const char *what;
+        int width;
+    } widths[] = {{"width", c->width},
+                  {"width of a tensor parallel rank", c->width / tp},
+                  {"mlp", c->mlp / tp},
+                  {"hidden", vit_hidden(c) / tp}};
+    if (!plan->fp8.on)
+        return true;
+    if (!be->fp8)
+        return fail(e, "choose another --precision", "the %s backend has no fp8", be->name);
+    for (int i = 0; i < COUNT(widths); i++)
+        if (widths[i].width % 16)
+            return fail(e, "choose widths that are multiples of 16, or --precision bf16",
+                        "fp8: %s is %d", widths[i].what, widths[i].width);
+    return true;
+}
+
 Model *vit_create(const Config *c, const Plan *plan, const Backend *be)
 {
     Error e;
-    if (!vit_config_check(c, &e))
+    if (!vit_config_check(c, &e) || !check_fp8(c, plan, be, &e))
         die(e.hint, "%s", e.what);
     if (plan->max_batch < 1)
         die("give a --batch-size of at least 1", "a batch of %d images", plan->max_batch);

@@ -55,6 +55,18 @@ typedef struct {
     unsigned keep;
 } Recompute;
 
+/* The products of the blocks' linear layers (qkv, proj, fc1, fc2) in 8 bits: Fp8 in backend.h. All
+ * else is in the plan's type, which is BF16 then, and so is the last block of a model that reads
+ * its class tokens alone, but for what all tokens need of it. */
+typedef struct {
+    bool on;
+    bool current;    /* current scaling; else delayed, from when its history is full */
+    bool skip_ends;  /* the first and the last block in BF16 */
+    bool wgrad_bf16; /* weight gradients in BF16 */
+    int history;     /* steps */
+    int margin;
+} Fp8Plan;
+
 typedef struct {
     int max_batch;       /* images in one micro-batch */
     int batch;           /* images of a whole step, all ranks; 0: max_batch */
@@ -76,6 +88,7 @@ typedef struct {
     OptConfig opt;
     double clip;         /* global norm; 0: off */
     LossScaling scaling;
+    Fp8Plan fp8;
     bool stochastic;     /* stochastic rounding of the working weights */
     void (*gap)(dev *p, size_t bytes); /* tests: told of room left between any two buffers */
 } Plan;
@@ -149,6 +162,10 @@ typedef struct Model {
     dev *scratch;    /* the backend's */
     size_t scratch_bytes;
 
+    /* scales of 8-bit copies; NULL: none */
+    dev *scales, *all_scales, *amax_history; /* as Fp8Update has them */
+    uint32_t fp8_since; /* the step with which the history began */
+
     /* the step */
     StepState state; /* host copy; the device's part is fresh after vit_state */
     dev *state_dev, *stats; /* stats: [images of the step, 3], then the tally */
@@ -212,5 +229,10 @@ void vit_loss(Model *m, double scale);        /* logits, targets -> stats (train
 
 const StepState *vit_state(Model *m);         /* waits for the device */
 void vit_set_state(Model *m, const StepState *s);
+/* The largest numbers of the last steps, real [vit_scales][history], newest first; 0: none; and the
+ * step with which the history began: what a run goes on with. No scales: nothing happens. */
+int vit_scales(const Model *m);
+void vit_amax(const Model *m, real *amax);
+void vit_set_amax(Model *m, const real *amax, uint32_t since);
 /* Any activation as real numbers, n of them from element `offset` on: tests compare them. */
 void vit_read_act(const Model *m, const dev *buffer, long offset, long n, real *out);

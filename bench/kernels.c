@@ -402,7 +402,7 @@ static void set_up(void)
     be->upload(state, &s, sizeof s);
     n_params = (long)c.layers * (4L * C * C + 2L * C * F) + (long)K * C;
     n_chunks = (int)((n_params + VIT_CHUNK - 1) / VIT_CHUNK);
-    size_t room = be->scratch_bytes(&(Sizes){B, T, C, H, F, K, 0, n_chunks});
+    size_t room = be->scratch_bytes(&(Sizes){B, T, C, H, F, K, 0, n_chunks, false});
     scratch = get((double)room + 256);
     be->bind(state, scratch, room);
     Chunk *list = xcalloc((size_t)n_chunks, sizeof *list);

@@ -35,6 +35,7 @@ struct Context {
     const StepState *state; /* device memory, set by bind, as is the scratch */
     char *scratch;
     size_t scratch_bytes;
+    size_t copies; /* bytes at the end of it that 8-bit copies take: fp8.cuh */
     Device device;
     cudaDeviceProp gpu;
     int smem; /* most dynamic shared memory of a block, bytes */
@@ -49,12 +50,12 @@ static void wait_stream(cudaStream_t s);
 static void settle();
 
 /* The first n floats of the scratch memory: an op's sums on their way. Every op may use all of it,
- * since ops run one after another. */
+ * since ops run one after another; but copies at its end last from one op to the next. */
 static float *scratch_floats(size_t n)
 {
-    if (n * sizeof(float) > cu.scratch_bytes)
+    if (n * sizeof(float) + cu.copies > cu.scratch_bytes)
         die("this is a mistake in backend_cuda.cu: scratch_bytes() promises too little",
-            "an op needs %zu bytes of scratch memory, there are %zu", n * sizeof(float),
+            "an op needs %zu bytes of scratch memory, there are %zu", n * sizeof(float) + cu.copies,
             cu.scratch_bytes);
     return (float *)cu.scratch;
 }

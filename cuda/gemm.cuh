@@ -14,6 +14,7 @@
  */
 #pragma once
 
+#include "cuda/fp8.cuh"
 #include "cuda/gemm_sm90.cuh"
 #include "cuda/layers.cuh"
 
@@ -38,12 +39,19 @@ static void cublas_check(cublasStatus_t s, const char *what)
 /* ------------------------------------------------------------------------------------------------
  * A product: D[m,n] = epilogue(op(A)[m,k] op(B)[k,n] + C), column-major */
 
+static bool is_fp8(int type)
+{
+    return type == E4M3 || type == E5M2;
+}
+
 struct Product {
     const void *A, *B;
     bool ta, tb; /* is op() a transposition? */
     void *D;
     long m, n, k, lda, ldb, ldd;
-    int in, out;             /* F32, BF16, F16: of A and B; of C, D, bias and aux */
+    int in_a, in, out; /* F32, BF16, F16: of A and B; of C, D, bias and aux. A and B may be in
+                          8 bits, as numbers to be multiplied by these two (device memory): */
+    const dev *scale_a, *scale_b;
     const void *C = nullptr; /* nullptr: nothing is added */
     long ldc = 0;
     cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
@@ -59,7 +67,8 @@ struct Product {
     Product(const Tensor &a, bool ta, const Tensor &b, bool tb, const Tensor &d, long m, long n,
             long k)
         : A(a.p), B(b.p), ta(ta), tb(tb), D(d.p), m(m), n(n), k(k), lda(a.ld), ldb(b.ld), ldd(d.ld),
-          in(b.type), out(d.type)
+          in_a(a.type), in(b.type), out(d.type), scale_a(is_fp8(a.type) ? a.scale : nullptr),
+          scale_b(is_fp8(b.type) ? b.scale : nullptr)
     {
     }
     bool library() const /* can it do that? */
@@ -75,7 +84,9 @@ static size_t workspace_bytes;
 
 static cudaDataType_t data_type(int type)
 {
-    return type == BF16 ? CUDA_R_16BF : type == F16 ? CUDA_R_16F : CUDA_R_32F;
+    static const cudaDataType_t types[] = {CUDA_R_32F, CUDA_R_16BF, CUDA_R_16F, CUDA_R_8F_E4M3,
+                                           CUDA_R_8F_E5M2}; /* by F32 .. E5M2 */
+    return types[type];
 }
 
 /* The largest power of two up to 128 that divides the address: more makes no difference. */
@@ -100,6 +111,8 @@ static std::string product_key(const Product &p)
     std::string key = text;
     if (!p.library())
         key += " act" + std::to_string(p.act) + (p.slope ? p.sums ? " slope, sums" : " slope" : "");
+    if (is_fp8(p.in))
+        key += " A t" + std::to_string(p.in_a);
     return key;
 }
 
@@ -128,8 +141,15 @@ struct Description {
             set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, p.aux);
             set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, (int64_t)p.ldaux);
         }
-        cudaDataType_t in = data_type(p.in), out = data_type(p.out);
-        CHECK_CUBLAS(cublasLtMatrixLayoutCreate(&a, in, p.ta ? p.k : p.m, p.ta ? p.m : p.k, p.lda));
+        if (is_fp8(p.in)) {
+            set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, p.scale_a);
+            set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, p.scale_b);
+            /* sums of 14 bits will do in the forward pass alone, as in Transformer Engine */
+            set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, (int8_t)(p.in == E4M3));
+        }
+        cudaDataType_t in_a = data_type(p.in_a), in = data_type(p.in), out = data_type(p.out);
+        CHECK_CUBLAS(
+            cublasLtMatrixLayoutCreate(&a, in_a, p.ta ? p.k : p.m, p.ta ? p.m : p.k, p.lda));
         CHECK_CUBLAS(cublasLtMatrixLayoutCreate(&b, in, p.tb ? p.n : p.k, p.tb ? p.k : p.n, p.ldb));
         CHECK_CUBLAS(cublasLtMatrixLayoutCreate(&c, out, p.m, p.n, p.C ? p.ldc : p.ldd));
         CHECK_CUBLAS(cublasLtMatrixLayoutCreate(&d, out, p.m, p.n, p.ldd));
@@ -196,7 +216,7 @@ static OwnProduct own_product(const Product &p)
 /* The ways to make it; none: it isn't for them. */
 static std::vector<int> own_ways(const Product &p)
 {
-    bool types = p.out == F32 ? !p.C && !p.bias : p.out == p.in;
+    bool types = !is_fp8(p.in) && (p.out == F32 ? !p.C && !p.bias : p.out == p.in);
     return types && !forced.library ? sm90_ways(own_product(p)) : std::vector<int>();
 }
 
@@ -408,6 +428,8 @@ static Sketch try_algorithm(const Product &p, const Description &x, const Choice
  * round another way. Sums in another order: 2^-24 times the root of how many there are. */
 static double allowed_difference(const Product &p)
 {
+    if (is_fp8(p.in)) /* and sums of 14 bits */
+        return 1e-2;
     if (p.out == BF16)
         return 4e-3;
     return p.in == F32 && !cu.device.tf32 ? 1e-4 : 2e-3;
@@ -776,7 +798,7 @@ static bool product(const Product &p, const Instead &instead = nullptr)
         return in_parts(p.k, terms, [&](long at, long k) {
             Product q = p;
             q.k = k;
-            q.A = dev_at((dev *)p.A, at * (p.ta ? 1 : p.lda), p.in);
+            q.A = dev_at((dev *)p.A, at * (p.ta ? 1 : p.lda), p.in_a);
             q.B = dev_at((dev *)p.B, at * (p.tb ? p.ldb : 1), p.in);
             q.C = at ? p.D : p.C;
             q.ldc = at ? p.ldd : p.ldc;
@@ -966,7 +988,13 @@ static void cuda_linear_forward(const LinearForward *a)
     const bool plain = whole && !a->act && a->drop.p <= 0;
     const Tensor &to = keep ? a->pre : a->y;
     const int columns = a->act == ACT_SWIGLU ? 2 * a->out : a->out;
-    Product p(a->w, true, a->x, false, to, columns, a->rows, a->in);
+    Tensor x = a->x, w = a->w;
+    if (in_fp8(x, w)) {
+        cu.copies = 0;
+        x = fp8_copy(a->x, a->rows, a->in, E4M3, false);
+        w = fp8_copy(a->w, columns, a->in, E4M3, false);
+    }
+    Product p(w, true, x, false, to, columns, a->rows, a->in);
     p.out = a->y.type;
     if (bias) {
         p.epilogue = CUBLASLT_EPILOGUE_BIAS;
@@ -1011,7 +1039,14 @@ static void cuda_linear_backward_input(const LinearBackwardInput *a)
 {
     Tensor to = a->dx;
     to.p = dev_at(to.p, a->act == ACT_SWIGLU ? a->in : 0, to.type);
-    Product p(a->w, false, a->dy, false, to, a->in, a->rows, a->out);
+    const bool fp8 = in_fp8(a->dy, a->w);
+    Tensor dy = a->dy, w = a->w;
+    if (fp8) {
+        cu.copies = 0;
+        dy = fp8_left(a->dy, a->rows, a->out);
+        w = fp8_copy(a->w, a->out, a->in, E4M3, true);
+    }
+    Product p(w, fp8, dy, false, to, a->in, a->rows, a->out);
     p.C = a->accumulate ? a->dx.p : NULL;
     p.ldc = a->dx.ld;
     const Instead apart = [&] {
@@ -1036,7 +1071,17 @@ static void cuda_linear_backward_input(const LinearBackwardInput *a)
 static void cuda_linear_backward_weight(const LinearBackwardWeight *a)
 {
     Tensor dw = {a->dw, a->in, F32, NULL};
-    product_or_die(Product(a->x, false, a->dy, true, dw, a->in, a->out, a->rows));
+    Tensor x = a->x, dy = a->dy, across;
+    const bool fp8 = in_fp8(a->dy, a->x), both = fp8 && fp8_how.wgrad;
+    if (fp8) { /* dy's other copy is for the input gradient */
+        cu.copies = 0;
+        fp8_copy(a->dy, a->rows, a->out, E5M2, false, both ? &across : nullptr);
+    }
+    if (both) {
+        dy = across;
+        x = fp8_copy(a->x, a->rows, a->in, E4M3, true);
+    }
+    product_or_die(Product(x, both, dy, !both, dw, a->in, a->out, both ? x.ld : a->rows));
     if (a->dbias)
         column_sums(ptr<float>(a->dbias), a->dy, a->rows, a->out);
 }

@@ -388,10 +388,10 @@ __device__ inline void sm90_end(const float (&sums)[Tile::HALVES][Tile::N / 2], 
                              } else if constexpr (END == END_ACT) {
                                  round_pairs<E>(pre.pair[i] + j, v[0]);
                                  unpack_pairs<E>(v[0], pre.pair[i] + j);
-                                 act_forward(v, ACT);
+                                 act_forward<E>(v, ACT);
                              } else if constexpr (END == END_SLOPE) {
                                  unpack_pairs<E>(w[0], in.pair[i] + j);
-                                 act_backward(v, w, ACT);
+                                 act_backward<E>(v, w, ACT);
                              }
                              round_pairs<E>(out.pair[i] + j, v[0]);
                              if constexpr (END == END_SLOPE) {

@@ -110,12 +110,37 @@ static void product(int kernel, int type, double M, double N, double K, double o
           gpu_floor(gpu(), type, tf32, 2 * M * N * K, bytes));
 }
 
+/* Of operands with a scale 8-bit copies are multiplied, which are made first: 3 bytes an element.
+ * The first steps, which fill the history of delayed scaling, are not what a run takes. */
+static Fp8 fp8_how;
+
+static void clock_fp8(const Fp8 *how)
+{
+    fp8_how = *how;
+    fp8_how.current = clk.job->plan.fp8.current;
+}
+
+static void clock_fp8_update(const Fp8Update *u)
+{
+    (void)u;
+}
+
+/* The type of the product of a and b, of so many elements together. */
+static int copied(const Tensor *a, const Tensor *b, double elements, int type)
+{
+    if (!a->scale || !b->scale)
+        return type;
+    pass(COPIES, elements * (fp8_how.current ? 5 : 3));
+    return E4M3;
+}
+
 static void clock_linear_forward(const LinearForward *a)
 {
     int columns = a->act == ACT_SWIGLU ? 2 * a->out : a->out;
     double y = (double)a->rows * columns * size_of(&a->y);
     bool fused = a->act == ACT_NONE || (a->act == ACT_GELU_TANH && a->y.type != F32 && a->kept);
-    product(PRODUCTS_FORWARD, a->x.type, a->rows, columns, a->in, size_of(&a->y));
+    int type = copied(&a->x, &a->w, ((double)a->rows + columns) * a->in, a->x.type);
+    product(PRODUCTS_FORWARD, type, a->rows, columns, a->in, size_of(&a->y));
     if (!fused || a->drop.p > 0)
         pass(ACT_FORWARD, 2 * y);
 }
@@ -123,7 +148,8 @@ static void clock_linear_forward(const LinearForward *a)
 static void clock_linear_backward_input(const LinearBackwardInput *a)
 {
     double dx = (double)a->rows * a->in * size_of(&a->dx);
-    product(PRODUCTS_INPUT, a->dy.type, a->rows, a->in, a->out, size_of(&a->dx));
+    int type = copied(&a->dy, &a->w, (double)a->in * a->out, a->dy.type);
+    product(PRODUCTS_INPUT, type, a->rows, a->in, a->out, size_of(&a->dx));
     if (a->act || a->drop.p > 0)
         pass(ACT_BACKWARD, 3 * dx); /* reads dx and what the activation was of */
     else if (a->dbias)
@@ -132,7 +158,10 @@ static void clock_linear_backward_input(const LinearBackwardInput *a)
 
 static void clock_linear_backward_weight(const LinearBackwardWeight *a)
 {
-    product(PRODUCTS_WEIGHT, a->dy.type, a->out, a->in, a->rows, sizeof(float));
+    double elements = (double)a->rows * (fp8_how.wgrad ? a->in + 4.0 / 3 * a->out : a->out);
+    int type = copied(&a->dy, &a->x, elements, a->dy.type);
+    product(PRODUCTS_WEIGHT, fp8_how.wgrad ? type : a->dy.type, a->out, a->in, a->rows,
+            sizeof(float));
     if (a->dbias)
         pass(BIAS_SUMS, (double)a->rows * a->out * size_of(&a->dy));
 }
@@ -375,9 +404,10 @@ static size_t clock_scratch_bytes(const Sizes *s)
     size_t tiles = ((size_t)s->T + 63) / 64, attention = 3 * tiles * (size_t)s->B * (size_t)s->C;
     size_t columns = s->F > 3 * s->C ? (size_t)s->F : 3 * (size_t)s->C;
     size_t layers = (size_t)gpu()->processors * 4 * columns;
+    size_t rows = (size_t)s->B * (size_t)s->T, eight = s->fp8 ? 3 * rows * columns : 0;
     if (!gpu()->processors) /* the CPU's grows by itself */
         return 0;
-    return sizeof(float) * (attention > layers ? attention : layers);
+    return sizeof(float) * (attention > layers ? attention : layers) + eight;
 }
 
 static void clock_bind(dev *state, dev *scratch, size_t bytes)
@@ -486,6 +516,8 @@ const Backend *backend_clock(const Job *j)
         .run = clock_run,
         .scratch_bytes = clock_scratch_bytes,
         .bind = clock_bind,
+        .fp8 = clock_fp8,
+        .fp8_update = clock_fp8_update,
         .linear_forward = clock_linear_forward,
         .linear_backward_input = clock_linear_backward_input,
         .linear_backward_weight = clock_linear_backward_weight,

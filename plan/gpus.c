@@ -27,24 +27,28 @@
  * which ours uses, has the whole peak up to Ampere and about 0.6 of it on Hopper; at 200 tokens a
  * third of that is assumed.
  *
+ * fp8: of its peak three quarters as much is assumed as of half's, 1,040 TFLOP/s of an H200's 1,979
+ * (Transformer Engine's own benchmark has come to 1,146 with large matrices). The L40S has it too,
+ * but the program takes it from compute capability 9.0 on.
+ *
  * xeon-core is one core of the machine of bench/results/ranks-2026-11-29-intel-xeon.md: 133 of
  * sgemm's GFLOP/s on the shapes of Ti/16 (docs/speed.md). Its bandwidth is fitted to 27.9 images/s
  * of one process there, messages to the same table. */
 /* clang-format off */
-#define GPU(name, half, tf32, full, gib, tb, sms, nvlink, adapter, reach, forward, backward, us,  \
-            bf16, measured)                                                                       \
-    {name, half * TERA, tf32 * TERA, full * TERA, gib * GIB, tb * TERA, sms, nvlink * GB,         \
-     adapter * GB, reach, {forward, backward}, us * 1e-6, bf16, measured},
+#define GPU(name, eight, half, tf32, full, gib, tb, sms, nvlink, adapter, reach, forward,         \
+            backward, us, bf16, measured)                                                         \
+    {name, half * TERA, tf32 * TERA, full * TERA, eight * TERA, gib * GIB, tb * TERA, sms,        \
+     nvlink * GB, adapter * GB, reach, {forward, backward}, us * 1e-6, bf16, measured},
 const Gpu gpus[] = {
-/*      name         half   tf32   full  GiB  TB/s   SMs  links      reach attention   us bf16 */
-    GPU("h200",      989.4, 494.7, 66.9, 140, 4.80,  132, 450, 50,   0.70, 0.21, 0.17, 2, 1, NULL)
-    GPU("h100",      989.4, 494.7, 66.9, 79,  3.35,  132, 450, 50,   0.70, 0.21, 0.17, 2, 1, NULL)
-    GPU("a100-80",   311.9, 156,   19.5, 79,  2.04,  108, 300, 25,   0.78, 0.40, 0.32, 2, 1, NULL)
-    GPU("a100-40",   311.9, 156,   19.5, 39,  1.56,  108, 300, 25,   0.78, 0.40, 0.32, 2, 1, NULL)
-    GPU("b200",      2250,  1125,  75,   178, 8.00,  148, 900, 50,   0.66, 0.12, 0.10, 2, 1, NULL)
-    GPU("v100",      125,   0,     15.7, 31,  0.90,  80,  150, 6.25, 0.75, 0.20, 0.15, 3, 0, NULL)
-    GPU("l40s",      362,   183,   91.6, 44,  0.86,  142, 25,  12.5, 0.75, 0.35, 0.28, 2, 1, NULL)
-    GPU("xeon-core", 0,     0,     0.14, 0,   0.011, 0,   4,   1,    1,    0,    0,    5, 0,
+/*      name         fp8   half   tf32   full  GiB  TB/s   SMs  links      reach attention   us bf16 */
+    GPU("h200",      1979, 989.4, 494.7, 66.9, 140, 4.80,  132, 450, 50,   0.70, 0.21, 0.17, 2, 1, NULL)
+    GPU("h100",      1979, 989.4, 494.7, 66.9, 79,  3.35,  132, 450, 50,   0.70, 0.21, 0.17, 2, 1, NULL)
+    GPU("a100-80",   0,    311.9, 156,   19.5, 79,  2.04,  108, 300, 25,   0.78, 0.40, 0.32, 2, 1, NULL)
+    GPU("a100-40",   0,    311.9, 156,   19.5, 39,  1.56,  108, 300, 25,   0.78, 0.40, 0.32, 2, 1, NULL)
+    GPU("b200",      4500, 2250,  1125,  75,   178, 8.00,  148, 900, 50,   0.66, 0.12, 0.10, 2, 1, NULL)
+    GPU("v100",      0,    125,   0,     15.7, 31,  0.90,  80,  150, 6.25, 0.75, 0.20, 0.15, 3, 0, NULL)
+    GPU("l40s",      0,    362,   183,   91.6, 44,  0.86,  142, 25,  12.5, 0.75, 0.35, 0.28, 2, 1, NULL)
+    GPU("xeon-core", 0,    0,     0,     0.14, 0,   0.011, 0,   4,   1,    1,    0,    0,    5, 0,
         "bench/results/ranks-2026-11-29-intel-xeon.md")
 };
 #undef GPU
@@ -57,6 +61,7 @@ const int gpu_count = COUNT(gpus);
 #define STREAMED     0.74
 #define ALONE_FLOP   0.80 /* an H200 has given 790 TFLOP/s to one large bf16 product, */
 #define ALONE_BYTES  0.90 /* and 4.3 TB/s to one large copy */
+#define FP8_REACHED  0.75 /* of `eight`, beside what is reached of `half` */
 #define FULL_REACHED 0.90 /* of `full`, by plain multiply-adds */
 #define LINK_REACHED 0.80
 #define INSIDE       4e-6 /* seconds of a message between GPUs of one machine */
@@ -106,6 +111,8 @@ bool cluster_new(Cluster *c, const char *gpu, const char *link, int per_machine,
 
 double gpu_peak(const Gpu *g, int type, bool tf32)
 {
+    if (type == E4M3)
+        return g->eight;
     if (type != F32)
         return g->half;
     return tf32 && g->tf32 > 0 ? g->tf32 : g->full;
@@ -139,7 +146,8 @@ double gpu_product(const Gpu *g, int type, bool tf32, double M, double N, double
 {
     bool plain = type == F32 && !(tf32 && g->tf32 > 0);
     double rate = gpu_peak(g, type, tf32) * (plain ? FULL_REACHED : g->reach);
-    double bytes = (M * K + K * N) * (type == F32 ? 4 : 2) + M * N * out_bytes;
+    double bytes = (M * K + K * N) * (double)type_size(type) + M * N * out_bytes;
+    rate *= type == E4M3 ? FP8_REACHED : 1;
     if (!g->processors)
         return 2 * M * N * K / g->full;
     return fmax(tiled(g, rate, M, N, K), bytes / g->bandwidth / STREAMED) + g->launch;

@@ -10,6 +10,7 @@
 typedef struct {
     const char *name;
     double half, tf32, full; /* FLOP/s of dense products in bf16 or fp16, tf32, fp32; 0: none */
+    double eight;            /* in fp8, where --precision fp8 can be chosen; 0: it cannot */
     double memory;           /* bytes */
     double bandwidth;        /* of memory, bytes/s */
     int processors;          /* multiprocessors; 0: a CPU, which has no waves of tiles */
@@ -39,7 +40,8 @@ extern const char *const link_names[]; /* NULL-terminated: ib, ethernet */
 bool cluster_new(Cluster *c, const char *gpu, const char *link, int per_machine, double gbit,
                  Error *e);
 
-/* FLOP/s of matrix products at the most. `type`: F32, BF16 or F16, with tf32 of F32 operands. */
+/* FLOP/s of matrix products at the most. `type`: F32, BF16, F16 or E4M3, with tf32 of F32 operands.
+ */
 double gpu_peak(const Gpu *g, int type, bool tf32);
 /* Seconds of y [M, N] = a [M, K] b [K, N], of which y is stored in numbers of out_bytes. */
 double gpu_product(const Gpu *g, int type, bool tf32, double M, double N, double K,

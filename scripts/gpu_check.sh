@@ -10,6 +10,10 @@
 #       images/s of training and inference beside PyTorch's, in alternating rounds; where the time
 #       of a training step goes, beside what the hardware allows; one table of what was predicted,
 #       measured, allowed and reached by PyTorch. Default: B/16
+#   scripts/gpu_check.sh fp8 [MODEL[:BATCH] ...] [OUT_DIR]
+#       compute capability 9.0: products of 8-bit numbers and models made of them against PyTorch's
+#       values; the same bits again and after a resume; images/s beside bf16's, by way of scaling.
+#       Default: B/16, L/16
 #   scripts/gpu_check.sh data [OUT_DIR]
 #       images/s of decoding and augmentation beside other loaders (bench/run_data), and what a run
 #       on the GPU waits for
@@ -38,24 +42,25 @@ die() { # what, hint
 
 part=${1-}
 case $part in
-correct | sanitize | bench | data) shift ;;
+correct | sanitize | bench | fp8 | data) shift ;;
 -h | --help) sed -n '2,/^set -u/s/^# \{0,1\}//p' "$0" && exit 0 ;;
 *)
     echo "error: no part '$part'" >&2
-    echo "hint: scripts/gpu_check.sh correct|sanitize|bench|data ... (--help says more)" >&2
+    echo "hint: scripts/gpu_check.sh correct|sanitize|bench|fp8|data ... (--help says more)" >&2
     exit 2
     ;;
 esac
 out=bench/results models=()
 for word in "$@"; do
     if [[ $word =~ ^(Ti|S|B|L|H|g|G)/[0-9]+(:[0-9]+(,[0-9]+)*)?$ ]]; then
-        [ "$part" = bench ] ||
+        [ "$part" = bench ] || [ "$part" = fp8 ] ||
             die "$part takes no model ('$word')" "scripts/gpu_check.sh $part [OUT_DIR]"
         models+=("$word")
     else
         out=$word
     fi
 done
+[ ${#models[@]} = 0 ] && [ "$part" = fp8 ] && models=(B/16 L/16)
 [ ${#models[@]} = 0 ] && models=(B/16)
 
 # ---- the machine ----
@@ -672,6 +677,60 @@ print(torch.__version__ if torch.cuda.is_available() else "")' 2>/dev/null)
     in_one_table
     # A run that measured nothing of ours has failed.
     [ ${#best_batches[@]} = ${#models[@]} ] || failed=1
+}
+
+# ---- fp8 ----
+
+# Training's images/s, of `rounds` runs in turns with the other ways. Lines "way images/s".
+fp8_speeds() { # MODEL, batch
+    local way r speed
+    : >"$tmp/speeds"
+    for ((r = 0; r < rounds; r++)); do
+        for way in bf16 fp8 "fp8 --fp8-wgrad bf16" "fp8 --fp8-skip ends" "fp8 --fp8-scaling current"; do
+            # shellcheck disable=SC2086 # words of a way are arguments
+            run 60 ./train_gpu bench --model "$1" --batch-size "$2" --steps "$steps" --fp8-history 2 \
+                --precision $way || continue
+            speed=$(sed -nE 's/^training +([0-9.]+) images.*/\1/p' "$tmp/now")
+            echo "${way// /_} ${speed:-0}" >>"$tmp/speeds"
+        done
+    done
+}
+
+part_fp8() {
+    local f files=() model batch way train a=$tmp/a b=$tmp/b c=$tmp/c
+    [ "$(smi compute_cap | tr -d .)" -ge 90 ] ||
+        die "$name has no 8-bit products that this program uses" "run it on an H100 or newer"
+    build train_cpu train_gpu gpu-tests
+    page_head
+    put "| check | result | |"
+    put "|---|---|---|"
+    for f in test/golden/*.safetensors "$shared"/fixtures/*.safetensors; do
+        [ -e "$f" ] && [ "${f##*/}" != preprocess.safetensors ] && files+=("$f")
+    done
+    check "ops, fp8" 100 build/gpu/test_fp8 --backend cuda --type fp8 --verbose
+    check "goldens, fp8" 60 build/gpu/test_golden --backend cuda --type fp8 "${files[@]}"
+    check "training, fp8" 200 env TEST_LONG=1 test/test_fp8.sh ./train_gpu ./train_cpu "$shared"
+    train=(run 60 ./train_gpu "${small[@]}" "${noise[@]}" --layers 3 --precision fp8 --fp8-history 4)
+    if "${train[@]}" --steps 20 --out "$a" && "${train[@]}" --steps 20 --out "$b" &&
+        "${train[@]}" --steps 10 --out "$c" && run 60 ./train_gpu --resume "$c" --steps 20; then
+        same "20 steps again, fp8" "$a" "$b"
+        same "10 steps, resumed for 10, fp8" "$a" "$c"
+    else
+        result fail "runs, fp8" "$(cat "$tmp/last")"
+    fi
+    put
+    put "| model | batch | precision | images/s |"
+    put "|---|---|---|---|"
+    for model in "${models[@]}"; do
+        batch=${usual[${model%%/*}]}
+        [[ $model = *:* ]] && batch=${model#*:}
+        batch=${batch%%[, ]*}
+        fp8_speeds "${model%%:*}" "$batch"
+        cut -d ' ' -f 1 "$tmp/speeds" | sort -u | while read -r way; do
+            put "| ${model%%:*} | $batch | ${way//_/ } |" \
+                "$(awk -v w="$way" '$1 == w {print $2}' "$tmp/speeds" | median) |"
+        done
+    done
 }
 
 # ---- data ----

@@ -1,7 +1,8 @@
 /* device.h - what test programs need to run on any backend with any element type.
  *
  *   --backend cpu|cuda            cuda where it is linked; default cpu
- *   --type fp32|tf32|bf16|fp16    tf32: fp32 whose matrix products round their operands
+ *   --type fp32|tf32|bf16|fp16    tf32: fp32 whose matrix products round their operands; fp8, of
+ *                                 models: bf16 whose blocks' linear layers multiply 8-bit numbers
  *   --measure                     choose matrix products' algorithms by timing them
  *   --verbose                     the largest errors, also where nothing failed
  *
@@ -24,14 +25,14 @@ static struct {
     const Backend *be;
     const char *name; /* of the type */
     int type;
-    bool cpu, tf32, full, measure, verbose;
+    bool cpu, tf32, fp8, full, measure, verbose;
     char **argv; /* as main was given it: for who starts the program again */
 } under;
 
 /* Read the options and leave the other arguments in argv[1..]; returns the new argc. */
 static int device_options(int argc, char **argv)
 {
-    static const char *const types[] = {"fp32", "tf32", "bf16", "fp16"};
+    static const char *const types[] = {"fp32", "tf32", "bf16", "fp16", "fp8"};
     const char *backend = "cpu", *type = "fp32";
     int n = 1;
     under.argv = xmalloc(((size_t)argc + 1) * sizeof *argv);
@@ -44,7 +45,7 @@ static int device_options(int argc, char **argv)
             under.measure = true;
         } else if (is_backend || strcmp(argv[i], "--type") == 0) {
             if (i + 1 == argc)
-                die_usage("--backend cpu|cuda, --type fp32|tf32|bf16|fp16", "%s needs a word",
+                die_usage("--backend cpu|cuda, --type fp32|tf32|bf16|fp16|fp8", "%s needs a word",
                           argv[i]);
             *(is_backend ? &backend : &type) = argv[++i];
         } else {
@@ -55,7 +56,7 @@ static int device_options(int argc, char **argv)
     while (k < COUNT(types) && strcmp(types[k], type) != 0)
         k++;
     if (k == COUNT(types))
-        die_usage("fp32, tf32, bf16 or fp16", "unknown type '%s'", type);
+        die_usage("fp32, tf32, bf16, fp16 or fp8", "unknown type '%s'", type);
     bool cpu = strcmp(backend, "cpu") == 0;
     if (!cpu && strcmp(backend, "cuda") != 0)
         die_usage("cpu or cuda", "unknown backend '%s'", backend);
@@ -77,8 +78,11 @@ static int device_options(int argc, char **argv)
     under.be = !cpu ? backend_cuda() : bf16 ? backend_cpu_bf16() : backend_cpu();
     under.cpu = cpu;
     under.name = types[k];
-    under.type = (int[]){F32, F32, BF16, F16}[k];
+    under.type = (int[]){F32, F32, BF16, F16, BF16}[k];
     under.tf32 = k == 1;
+    under.fp8 = k == 4;
+    if (under.fp8) /* the stand-in plays a Hopper; others do not look at it */
+        setenv("VIT_STANDIN_SM", "90", 0);
     under.full = cpu || (all && strcmp(all, "0") != 0);
     return n;
 }
@@ -88,6 +92,7 @@ static inline void device_init(int threads)
     under.be->init(&(Device){.threads = threads,
                              .type = under.type,
                              .tf32 = under.tf32,
+                             .fp8 = under.fp8,
                              .measure = under.measure,
                              .ranks = 1});
 }

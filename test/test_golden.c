@@ -1,4 +1,4 @@
-/* test_golden [--backend cpu|cuda] [--type fp32|tf32|bf16|fp16]
+/* test_golden [--backend cpu|cuda] [--type fp32|tf32|bf16|fp16|fp8]
  *   [--ranks N [--tp N] [--pp N] [--zero N]] FILE...: compare with values that PyTorch computed in
  * float64.
  *
@@ -15,19 +15,27 @@
  *                         implementations differ as much from each other (roundings decorrelate),
  *                         so that operations are judged one by one by test_ops
  *   fp16           1e-2   up to 3e-3; its loss is scaled by 1024
+ *   fp8            8e-2   and a cosine of 0.995: streams, loss, parameters after steps, and the
+ *                         whole gradient as one vector. In float64 with nothing rounded but the
+ *                         operands that fp8 rounds, PyTorch's gradients of single tensors miss by
+ *                         up to 1.4e-1, the whole one by 7e-2, and DeiT-Tiny's logits by 1.3e-1
+ *                         (golden/fp8.py): single gradients and logits may miss by 3e-1, with a
+ *                         cosine of 0.95. Skipped: widths that are no multiples of 16, or below
+ *                         32, where PyTorch's whole gradient misses by up to 9.5e-2
  *   and in 16 bits a cosine of at least 0.999.
  * Two exceptions. Softmax cancels a key bias, so its true gradient is zero, and an Adam-type step
- * divides rounding noise by rounding noise: such elements (keys.h) are held to steps * lr after such
- * steps, and their gradient in less than fp32, or where a tensor has no others, to the gate times
- * the whole tensor's, or the whole model's. And where
- * gradients are as noisy as in 16 bits, Adam-type steps go up or down by chance where a gradient is
- * near zero: every parameter is then held to 2 * steps * lr as well.
+ * divides rounding noise by rounding noise: such elements (keys.h) are held to steps * lr after
+ * such steps, and their gradient in less than fp32, or where a tensor has no others, to the gate
+ * times the whole tensor's, or the whole model's. And where gradients are as noisy as in 16 bits,
+ * Adam-type steps go up or down by chance where a gradient is near zero: every parameter is then
+ * held to 2 * steps * lr as well.
  *
  * Between any two of the model's buffers lies a gap full of NaN, which must be there in the end.
  *
  * With --ranks the program starts itself again as so many processes, each of which compares what it
- * has of the model under the same gates. All data parallel ranks compute the file's whole batch, and
- * divide its loss by as many: so every batch divides. Models that do not divide as asked are skipped.
+ * has of the model under the same gates. All data parallel ranks compute the file's whole batch,
+ * and divide its loss by as many: so every batch divides. Models that do not divide as asked are
+ * skipped.
  */
 #include "checkpoint.h"
 #include "vit.h"
@@ -36,7 +44,7 @@
 #include "team.h"
 #include "util/files.h"
 
-static double gate; /* relative L2 */
+static double gate;                     /* relative L2 */
 static int ranks, tp = 1, pp = 1, zero; /* ranks 0: this process alone */
 
 typedef struct {
@@ -49,6 +57,7 @@ typedef struct {
     double all_grads;        /* the file's gradnorm */
     char worst_name[160];
     bool adam_type;
+    double ours, theirs, both; /* of all gradients: sums of squares, and of products */
 } Case;
 
 /* ---- gaps ---- */
@@ -122,21 +131,49 @@ static bool expected(Case *c, const char *name, long n)
     return CHECK(st_read_real(c->file, t, 0, t->n, c->want, &e), "%s", e.what);
 }
 
+/* Of a cosine, and through *l2 of the relative norm, for one tensor. */
+static double gates_of(const char *name, double *l2)
+{
+    bool coarse = strncmp(name, "grad", 4) == 0 || strcmp(name, "out.logits") == 0;
+    *l2 = under.fp8 && coarse ? 3e-1 : gate;
+    if (!under.fp8)
+        return 0.999;
+    return coarse ? 0.95 : 0.995;
+}
+
 static void judge(Case *c, const char *name, const real *got, long n)
 {
-    double error = relative(got, c->want, n);
+    double error = relative(got, c->want, n), allowed;
+    double least = gates_of(name, &allowed);
     if (n == 0) /* another rank has it */
         return;
+    for (long i = 0; strncmp(name, "grad.", 5) == 0 && i < n; i++) {
+        c->ours += (double)got[i] * (double)got[i];
+        c->theirs += (double)c->want[i] * (double)c->want[i];
+        c->both += (double)got[i] * (double)c->want[i];
+    }
     c->compared++;
     if (!(error <= c->worst)) {
         c->worst = error;
         snprintf(c->worst_name, sizeof c->worst_name, "%s", name);
     }
-    CHECK(error <= gate, "%s: %s: relative L2 %.2e is above %.0e", c->file->path, name, error,
-          gate);
+    CHECK(error <= allowed, "%s: %s: relative L2 %.2e is above %.0e", c->file->path, name, error,
+          allowed);
     if (is_half(under.type) && n > 1)
-        CHECK(cosine(got, c->want, n) >= 0.999, "%s: %s: cosine %.5f", c->file->path, name,
+        CHECK(cosine(got, c->want, n) >= least, "%s: %s: cosine %.5f", c->file->path, name,
               cosine(got, c->want, n));
+}
+
+/* All gradients together, as one vector. */
+static void check_direction(Case *c)
+{
+    double l2 = sqrt((c->ours + c->theirs - 2 * c->both) / c->theirs);
+    double cosine = c->both / sqrt(c->ours * c->theirs);
+    CHECK(l2 <= gate && cosine >= 0.995, "%s: the gradient: relative L2 %.2e, cosine %.5f",
+          c->file->path, l2, cosine);
+    if (under.verbose)
+        printf("%s: the gradient: relative L2 %.2e, cosine %.5f\n", c->file->path, l2, cosine);
+    c->ours = c->theirs = c->both = 0;
 }
 
 static void compare(Case *c, const char *name, const real *got, long n)
@@ -283,6 +320,16 @@ static bool share(Case *c, const Config *config, Plan *plan)
     return true;
 }
 
+/* Whether products of 8-bit numbers are possible. */
+static bool divides(const Case *c, const Config *config)
+{
+    bool sixteens = config->width / tp % 16 == 0 && config->mlp / tp % 16 == 0;
+    bool possible = sixteens && config->width >= 32;
+    if (under.fp8 && !possible && team.rank == 0)
+        SKIP("%s: widths that are no multiples of 16, or below 32", c->file->path);
+    return !under.fp8 || possible;
+}
+
 static bool read_case(Case *c, Config *config, Plan *plan)
 {
     static const char *const must[] = {
@@ -311,6 +358,7 @@ static bool read_case(Case *c, Config *config, Plan *plan)
                    .training = true,
                    .float_images = true,
                    .clip = number(c, "clip"),
+                   .fp8 = {.on = under.fp8, .history = 2},
                    .gap = fill_gap};
     if (under.type == F16)
         plan->scaling = (LossScaling){SCALING_STATIC, 1024, 0, 0};
@@ -333,7 +381,7 @@ static bool read_case(Case *c, Config *config, Plan *plan)
     if (expected(c, "gradnorm", 1))
         c->all_grads = (double)c->want[0] * c->scale;
     CHECK(plan->max_batch > 0 && plan->max_batch <= 4096 && c->steps > 0 && c->steps < 1000);
-    return check_failed == failed && share(c, config, plan);
+    return check_failed == failed && divides(c, config) && share(c, config, plan);
 }
 
 /* param.NAME, grad.NAME and step.NAME have the parameter's shape, not only its size. */
@@ -506,6 +554,8 @@ static void check_passes(Case *c, bool streams)
     }
     check_outputs(c, stats);
     compare_all(c, "grad", compare_grad);
+    if (under.fp8)
+        check_direction(c);
     if (!ranks)
         check_shards(c);
     vit_update(m);
@@ -577,7 +627,11 @@ static void weights_case(Case *c)
     if (!CHECK(weights_config(path, &config, note, sizeof note, &e), "%s", e.what))
         return;
     int B = (int)images->shape[0];
-    Plan plan = {.max_batch = B, .type = under.type, .float_images = true, .gap = fill_gap};
+    Plan plan = {.max_batch = B,
+                 .type = under.type,
+                 .float_images = true,
+                 .fp8 = {.on = under.fp8, .history = 2},
+                 .gap = fill_gap};
     if (!share(c, &config, &plan))
         return;
     c->m = vit_create(&config, &plan, under.be);
@@ -623,11 +677,12 @@ int main(int argc, char **argv)
         team_start(ranks);
     else
         device_init(0);
-    gate = under.type == BF16  ? 4e-2
-           : under.type == F16 ? 1e-2
-           : under.tf32        ? 5e-3
-           : sizeof(real) == 8 ? 3e-7
-                               : 1e-5;
+    gate = under.fp8            ? 8e-2
+           : under.type == BF16 ? 4e-2
+           : under.type == F16  ? 1e-2
+           : under.tf32         ? 5e-3
+           : sizeof(real) == 8  ? 3e-7
+                                : 1e-5;
     for (int i = 1; i < argc; i++) {
         Error e;
         Case c = {0};

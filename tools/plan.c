@@ -60,10 +60,15 @@ static const Proposal *best(const Planned *p)
     return &p->list[0];
 }
 
+enum { FP8 = 5 }; /* of --precision's words */
+
 /* What --precision means on this GPU. */
 static int type_of(const Options *o, const Gpu *g)
 {
-    static const int types[] = {BF16, F32, F32, BF16, F16}; /* auto fp32 tf32 bf16 fp16 */
+    static const int types[] = {BF16, F32, F32, BF16, F16, BF16}; /* .. bf16 fp16 fp8 */
+    if (o->precision == FP8 && g->eight <= 0)
+        die_usage("choose --precision bf16, or --gpu h100, h200 or b200",
+                  "--precision fp8 is for an H100 or anything newer, not for %s", g->name);
     if (!g->half)
         return F32;
     return o->precision == 0 && !g->bf16 ? F16 : types[o->precision];
@@ -186,6 +191,8 @@ static double hours(const Planned *p, const Forecast *f)
 static const char *type_name(const Planned *p)
 {
     static const char *const names[] = {"fp32", "bf16", "fp16"};
+    if (p->job.plan.fp8.on)
+        return "fp8";
     return p->job.tf32 ? "tf32" : names[p->job.plan.type];
 }
 
@@ -208,8 +215,8 @@ static void print_model(const Planned *p)
                 "GB/s to its neighbours, %.1f GB/s by %s (by the data sheet, and what of it is "
                 "taken for reached)",
                 p->job.ranks, g->name, machine < p->job.ranks ? machine : p->job.ranks,
-                gpu_peak(g, p->job.plan.type, p->job.tf32) / 1e12, type_name(p),
-                g->bandwidth / 1e12, g->nvlink / 1e9, p->job.cluster.adapter / 1e9,
+                gpu_peak(g, p->job.plan.fp8.on ? E4M3 : p->job.plan.type, p->job.tf32) / 1e12,
+                type_name(p), g->bandwidth / 1e12, g->nvlink / 1e9, p->job.cluster.adapter / 1e9,
                 p->job.cluster.link);
     if (g->processors && !g->bf16)
         printf("note: the training program needs compute capability 8.0, which %s has not\n",

@@ -170,8 +170,16 @@ enum { TTA_NONE, TTA_FLIP };
     X(word,   collectives, "fast", "fast|ordered",                                                \
       "GPU: fast is NCCL's choice, the same sums every time on the same machines; ordered pins "  \
       "its ring: to compare bits with other machines, slower beyond a few GPUs")                  \
-    X(word,   precision, "auto", "auto|fp32|tf32|bf16|fp16",                                      \
+    X(word,   precision, "auto", "auto|fp32|tf32|bf16|fp16|fp8",                                  \
       "auto: bf16 on a GPU; on a CPU fp32, and bf16 for eval and predict where it is faster")     \
+    X(word,   fp8_scaling, "delayed", "delayed|current",                                          \
+      "fp8 (H100 and newer: the blocks' linear layers, e4m3 forward, e5m2 gradients; the rest "   \
+      "bf16): each tensor's scale is by its largest number in the last steps, or of itself")      \
+    X(long,   fp8_history, "16", "1..1024",                                                       \
+      "fp8: steps that delayed scaling looks back; until there are as many, it is current")       \
+    X(long,   fp8_margin, "0", "0..32", "fp8: powers of two of room above the largest number")    \
+    X(word,   fp8_skip, "none", "none|ends", "fp8: ends: the first and the last block in bf16")   \
+    X(word,   fp8_wgrad, "fp8", "fp8|bf16", "fp8: weight gradients' products in")                 \
     X(word,   loss_scaling, "default", "default|none|static|dynamic|auto",                        \
       "of fp16 gradients; default: dynamic with fp16, else none")                                 \
     X(double, loss_scale, "65536", "1..4294967296", "the first loss scale")                       \

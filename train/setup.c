@@ -174,8 +174,15 @@ static const char *said(const Settings *asked, const char *name)
 }
 
 /* Words of --precision, and what they mean for the model and for its matrix products. */
-enum { PRECISION_AUTO, PRECISION_FP32, PRECISION_TF32, PRECISION_BF16, PRECISION_FP16 };
-static const int types[] = {F32, F32, F32, BF16, F16}; /* of activations and working weights */
+enum {
+    PRECISION_AUTO,
+    PRECISION_FP32,
+    PRECISION_TF32,
+    PRECISION_BF16,
+    PRECISION_FP16,
+    PRECISION_FP8
+};
+static const int types[] = {F32, F32, F32, BF16, F16, BF16}; /* activations, working weights */
 
 /* The run's config.ini, and what of it does not hold for this process. */
 static void apply_run(Session *s, const Settings *asked)
@@ -599,6 +606,7 @@ static void start_device(Session *s)
     s->be->init(&(Device){.threads = (int)o->threads,
                           .type = s->type,
                           .tf32 = o->precision == PRECISION_TF32,
+                          .fp8 = o->precision == PRECISION_FP8,
                           .measure = o->autotune,
                           .rank = s->world.rank,
                           .ranks = s->world.ranks,
@@ -1091,6 +1099,12 @@ Plan setup_plan(const Session *s, bool training)
     return (Plan){.training = training,
                   .keep_streams = !training && *o->attention,
                   .type = s->type,
+                  .fp8 = {.on = o->precision == PRECISION_FP8,
+                          .current = o->fp8_scaling == 1,
+                          .skip_ends = o->fp8_skip == 1,
+                          .wgrad_bf16 = o->fp8_wgrad == 1,
+                          .history = (int)o->fp8_history,
+                          .margin = (int)o->fp8_margin},
                   .stochastic = o->stochastic_rounding,
                   .scaling = {.kind = scaling - 1,
                               .init = o->loss_scale,
@@ -1114,6 +1128,16 @@ Plan setup_plan(const Session *s, bool training)
                           .ema_decay = o->ema}};
 }
 
+/* For the history of 8-bit copies, which checkpoints keep */
+static void amax_room(Session *s, const Plan *plan)
+{
+    RunState *run = &s->state;
+    run->scales = vit_scales(s->m);
+    run->history = plan->fp8.history;
+    if (run->scales)
+        run->amax = xcalloc((size_t)run->scales * (size_t)run->history, sizeof(real));
+}
+
 /* The plan of its memory, and then its weights: of a checkpoint, with the optimiser's state; of a
  * weights file onto a fresh initialisation, which is what remains of a new head; or fresh. */
 void setup_model(Session *s, bool training)
@@ -1131,9 +1155,11 @@ void setup_model(Session *s, bool training)
     if (s->checkpoint && training) {
         s->state.counters = *vit_state(s->m);
         s->state.scaled = plan.scaling.kind != SCALING_NONE;
+        amax_room(s, &plan);
         check(ckpt_resume(own, s->checkpoint, &s->state, &why));
         vit_set_state(s->m, &s->state.counters);
         vit_set_positions(s->m);
+        vit_set_amax(s->m, s->state.amax, (uint32_t)s->state.fp8_since);
         if (s->state.seed != (uint64_t)o->seed) /* order and augmentation would not continue */
             die("leave --seed out, or start a new run from --weights",
                 "the run in %s has seed %lu, not %ld", s->checkpoint, (unsigned long)s->state.seed,
@@ -1157,6 +1183,7 @@ void setup_model(Session *s, bool training)
     if (training)
         vit_set_positions(s->m);
     s->state = (RunState){.seed = (uint64_t)o->seed, .best_metric = -1};
+    amax_room(s, &plan);
 }
 
 /* The loader makes micro-batches where they divide the batch, else whole batches to cut up. With

@@ -1,8 +1,8 @@
 /* cublasLt.h - a stand-in for cuBLASLt's matrix product with epilogues, over OpenBLAS.
  *
  * The subset that a training backend uses, with the library's names, numbers and column-major
- * meaning; cublaslt.cpp says which combinations it takes. Not here: integer, double, complex and
- * FP8 products, row-major orders, device pointer mode, matrix transforms.
+ * meaning; cublaslt.cpp says which combinations it takes. Not here: integer, double and complex
+ * products, results in FP8, scales of blocks, row-major orders, device pointer mode, transforms.
  */
 #ifndef CUDA_ON_CPU_CUBLASLT_H
 #define CUDA_ON_CPU_CUBLASLT_H
@@ -14,7 +14,14 @@
 #define CUBLAS_VER_PATCH 0
 #define CUBLAS_VERSION   (CUBLAS_VER_MAJOR * 10000 + CUBLAS_VER_MINOR * 100 + CUBLAS_VER_PATCH)
 
-enum cudaDataType_t { CUDA_R_32F = 0, CUDA_R_64F = 1, CUDA_R_16F = 2, CUDA_R_16BF = 14 };
+enum cudaDataType_t {
+    CUDA_R_32F = 0,
+    CUDA_R_64F = 1,
+    CUDA_R_16F = 2,
+    CUDA_R_16BF = 14,
+    CUDA_R_8F_E4M3 = 28,
+    CUDA_R_8F_E5M2 = 29
+};
 typedef cudaDataType_t cudaDataType;
 enum cublasStatus_t {
     CUBLAS_STATUS_SUCCESS = 0,
@@ -60,7 +67,10 @@ enum cublasLtMatmulDescAttributes_t {
     CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER = 11,
     CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD = 12,
     CUBLASLT_MATMUL_DESC_SM_COUNT_TARGET = 15,
+    CUBLASLT_MATMUL_DESC_A_SCALE_POINTER = 17,
+    CUBLASLT_MATMUL_DESC_B_SCALE_POINTER = 18,
     CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE = 22,
+    CUBLASLT_MATMUL_DESC_FAST_ACCUM = 25,
     CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE = 26
 };
 enum cublasLtPointerMode_t { CUBLASLT_POINTER_MODE_HOST = 0, CUBLASLT_POINTER_MODE_DEVICE = 1 };

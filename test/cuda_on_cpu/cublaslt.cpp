@@ -1,8 +1,8 @@
 /* cublaslt.cpp - D = epilogue(alpha op(A) op(B) + beta C + bias) on OpenBLAS.
  *
  * Operands become float, products are summed in float, the epilogue is computed in float, and the
- * result is rounded once. Takes A, B: f32, bf16 or f16 (the same), D: that type or f32, C: as D.
- * Three algorithms with different orders of summation, so that bits depend on the choice:
+ * result is rounded once. Takes A, B: f32, bf16 or f16 (the same), D: that type or f32, C: as D;
+ * or A, B: e4m3 and e4m3 or e5m2, D: bf16, f16 or f32, as a Hopper does (fp8_status). Three algorithms with different orders of summation, so that bits depend on the choice:
  *
  *   0  one sgemm; no workspace; any alignment
  *   1  split-K: two halves of K into workspace, then their sum
@@ -15,6 +15,7 @@
 
 #include "cuda_bf16.h"
 #include "cuda_fp16.h"
+#include "cuda_fp8.h"
 #include "standin.h"
 
 #include <algorithm>
@@ -33,6 +34,8 @@ struct cublasLtMatmulDescOpaque_t {
     void *bias = nullptr, *aux = nullptr;
     int64_t aux_ld = 0;
     int32_t bias_type = -1, aux_type = -1; /* -1: D's */
+    const float *scale[2] = {}; /* of A, of B: in device memory, NULL: 1 */
+    int8_t fast = 0;            /* sums may be less exact; here they are not */
 };
 struct cublasLtMatrixLayoutOpaque_t {
     cudaDataType_t type;
@@ -54,13 +57,17 @@ constexpr uint64_t MAGIC = 0x76697463706f6e63u;
 enum { ALGOS = LT_ALGOS, PIECE = 64 };
 int standin::products[LT_ALGOS], standin::gelu_products;
 
+static bool is_fp8(cudaDataType_t t)
+{
+    return t == CUDA_R_8F_E4M3 || t == CUDA_R_8F_E5M2;
+}
 static size_t size_of(cudaDataType_t t)
 {
-    return t == CUDA_R_32F ? 4 : 2;
+    return t == CUDA_R_32F ? 4 : is_fp8(t) ? 1 : 2;
 }
 static bool known(cudaDataType_t t)
 {
-    return t == CUDA_R_32F || t == CUDA_R_16BF || t == CUDA_R_16F;
+    return t == CUDA_R_32F || t == CUDA_R_16BF || t == CUDA_R_16F || is_fp8(t);
 }
 static size_t bytes_of(const Layout &l)
 {
@@ -191,6 +198,12 @@ cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d,
         return set(d->aux_type, value, bytes);
     case CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE:
         return set(d->bias_type, value, bytes);
+    case CUBLASLT_MATMUL_DESC_A_SCALE_POINTER:
+        return set(d->scale[0], value, bytes);
+    case CUBLASLT_MATMUL_DESC_B_SCALE_POINTER:
+        return set(d->scale[1], value, bytes);
+    case CUBLASLT_MATMUL_DESC_FAST_ACCUM:
+        return set(d->fast, value, bytes);
     }
     return CUBLAS_STATUS_INVALID_VALUE;
 }
@@ -283,6 +296,29 @@ static bool uses_bias(const Desc &d)
            has(d, CUBLASLT_EPILOGUE_BGRADB);
 }
 
+/* Of 8-bit operands, what cuBLAS's manual asks for on Ada and Hopper, and what PyTorch found to
+ * hold: A transposed and B not, not both E5M2, sums over multiples of 16, columns of A and D and
+ * rows that begin at multiples of 16 bytes; how many columns B has is free. The bias is bf16 but
+ * with an f16 result. No kernel has the gradient of GELU or of a bias in its epilogue. */
+static cublasStatus_t fp8_status(const Desc *d, const Layout *A, const Layout *B, const Layout *C,
+                                 const Layout *D)
+{
+    if (!is_fp8(B->type) || (A->type == CUDA_R_8F_E5M2 && B->type == CUDA_R_8F_E5M2))
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (d->transA != CUBLAS_OP_T || d->transB != CUBLAS_OP_N || is_fp8(D->type))
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (A->rows % 16 || A->cols % 16 || A->ld % 16 || B->ld % 16 || D->ld % 8 || C->ld % 8)
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (has(*d, 64) || has(*d, 16) || has(*d, CUBLASLT_EPILOGUE_BGRADA) ||
+        has(*d, CUBLASLT_EPILOGUE_BGRADB))
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    cudaDeviceProp p;
+    if (cudaGetDeviceProperties(&p, 0) != cudaSuccess || 10 * p.major + p.minor < 89)
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    return D->type == CUDA_R_32F && uses_bias(*d) ? CUBLAS_STATUS_NOT_SUPPORTED
+                                                  : CUBLAS_STATUS_SUCCESS;
+}
+
 /* Whether the product exists: types, shapes, epilogue; pointers come later. */
 static cublasStatus_t check(const Desc *d, const Layout *A, const Layout *B, const Layout *C,
                             const Layout *D)
@@ -300,8 +336,15 @@ static cublasStatus_t check(const Desc *d, const Layout *A, const Layout *B, con
     uint64_t n = d->transB ? B->rows : B->cols, k2 = d->transB ? B->cols : B->rows;
     if (k != k2 || m != D->rows || n != D->cols || m != C->rows || n != C->cols || !m || !n || !k)
         return CUBLAS_STATUS_INVALID_VALUE;
-    if (A->type != B->type || C->type != D->type || (D->type != A->type && D->type != CUDA_R_32F))
+    if (C->type != D->type)
         return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (is_fp8(A->type)) {
+        if (cublasStatus_t s = fp8_status(d, A, B, C, D); s != CUBLAS_STATUS_SUCCESS)
+            return s;
+    } else if (A->type != B->type || (D->type != A->type && D->type != CUDA_R_32F) ||
+               d->scale[0] || d->scale[1] || d->fast) {
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    }
     if (d->compute != CUBLAS_COMPUTE_32F && d->compute != CUBLAS_COMPUTE_32F_PEDANTIC &&
         !(d->compute == CUBLAS_COMPUTE_32F_FAST_TF32 && A->type == CUDA_R_32F))
         return CUBLAS_STATUS_NOT_SUPPORTED;
@@ -368,6 +411,8 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t h, cublasLtMatmul
         alignment[i] = alignment_of(preference->alignment[i], *all[i]);
         least = std::min(least, alignment[i]);
     }
+    if (is_fp8(A->type) && least < 16)
+        return CUBLAS_STATUS_NOT_SUPPORTED;
     /* the fastest first: which one that is depends on the shape, as it does on a GPU */
     uint64_t first = (D->rows + D->cols + A->cols) / 8 % ALGOS;
     for (uint64_t i = 0; i < ALGOS && *returned < wanted; i++) {
@@ -383,7 +428,8 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t h, cublasLtMatmul
         r->algo.data[0] = MAGIC;
         r->algo.data[1] = algo;
         for (int j = 0; j < 4; j++)
-            r->algo.data[2 + j] = algo ? alignment[j] : size_of(all[j]->type);
+            r->algo.data[2 + j] =
+                algo || is_fp8(A->type) ? alignment[j] : size_of(all[j]->type);
         r->workspaceSize = workspace_of(algo, *D);
         r->state = CUBLAS_STATUS_SUCCESS;
         r->wavesCount = 1;
@@ -459,10 +505,22 @@ cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t *
 /* ------------------------------------------------------------------------------------------------
  * The product. */
 
+struct Fp8Values { /* of every code */
+    float of[256];
+    explicit Fp8Values(__nv_fp8_interpretation_t kind)
+    {
+        for (int i = 0; i < 256; i++)
+            of[i] = fp8_float(uint8_t(i), kind);
+    }
+};
 static float read(const void *p, size_t i, cudaDataType_t t)
 {
     if (t == CUDA_R_32F)
         return static_cast<const float *>(p)[i];
+    if (is_fp8(t)) {
+        static const Fp8Values values[2] = {Fp8Values(__NV_E4M3), Fp8Values(__NV_E5M2)};
+        return values[t == CUDA_R_8F_E5M2].of[static_cast<const uint8_t *>(p)[i]];
+    }
     uint16_t bits = static_cast<const uint16_t *>(p)[i];
     return t == CUDA_R_16BF ? bf16_float(bits) : half_float(bits);
 }
@@ -562,10 +620,13 @@ static void multiply(const Product &p, size_t batch)
         for (size_t at = 0; at < k; at += piece)
             sgemm(p, a.data(), b.data(), sum.data(), at, std::min(at + piece, k), at ? 1.0f : 0.0f);
     }
+    float alpha = p.alpha; /* scales are read when the product is made, not when it is asked for */
+    for (const float *scale : p.d.scale)
+        alpha *= scale ? *scale : 1.0f;
     size_t offC = batch * size_t(p.lC.batch_offset), offD = batch * size_t(p.lD.batch_offset);
     for (size_t j = 0; j < n; j++)
         for (size_t i = 0; i < m; i++) {
-            float v = p.alpha * sum[j * m + i];
+            float v = alpha * sum[j * m + i];
             if (p.beta != 0)
                 v += p.beta * read(p.C, offC + j * size_t(p.lC.ld) + i, p.lC.type);
             if (has(p.d, CUBLASLT_EPILOGUE_BIAS))
@@ -612,6 +673,9 @@ static bool pointers_ok(const Product &p, const uint64_t *alignment)
         if (uintptr_t(all[i]) % (alignment ? alignment[i] : size_of(layout[i]->type)))
             return false;
     }
+    for (const float *scale : p.d.scale)
+        if (scale && (!is_device(scale, sizeof *scale) || uintptr_t(scale) % 4))
+            return false;
     size_t bias = p.d.epilogue == CUBLASLT_EPILOGUE_BGRADB ? p.lD.cols : p.lD.rows;
     if (uses_bias(p.d) && (!p.d.bias || !is_device(p.d.bias, bias * size_of(p.lD.type))))
         return false;

@@ -1,0 +1,527 @@
+/* test_fp8: products of 8-bit numbers, and the scales of their operands (Fp8 in backend.h).
+ *
+ *   test_fp8 [--backend cuda --type fp8] [--verbose]
+ *
+ * Rounding is held to PyTorch's 8-bit values (fp8_values.h): every number of bf16 goes through a
+ * product with the identity, which shows what it was rounded to, exactly. Products are held to the
+ * same in double, twice: of operands that were rounded here, under the gates of other products (the
+ * weight gradient, whose sums a tensor core keeps to 14 bits for a while, under 1e-3); and of the
+ * operands as they were, where the error must be within 10% of what PyTorch's rounding makes of
+ * such numbers, 3.7e-2 forward and 5.8e-2 backward: neither more, nor suspiciously little. Devices
+ * without such products are skipped.
+ */
+#include "mats.h"
+#include "fp8_values.h"
+
+enum { X, W, DY, OPERANDS };
+static Fp8Scale scale[OPERANDS]; /* as the device is given them */
+static dev *scales;
+static Fp8 how;
+
+static const float *values_of(int operand)
+{
+    return operand == DY ? e5m2_values : e4m3_values;
+}
+
+static double largest(int operand)
+{
+    return operand == DY ? 57344 : 448;
+}
+
+/* To the nearest of PyTorch's values, of two as near the one with the even code. */
+static double nearest(double x, int operand)
+{
+    const float *v = values_of(operand);
+    double a = fmin(fabs(x), largest(operand));
+    int c = 0;
+    while ((double)v[c + 1] <= a && (double)v[c + 1] <= largest(operand))
+        c++;
+    double below = a - (double)v[c], above = (double)v[c + 1] - a;
+    bool up = below > 0 && (above < below || (above == below && c % 2));
+    return copysign((double)v[c + up], x);
+}
+
+static double amax_of(const Mat *m)
+{
+    double most = 0;
+    for (long i = 0; i < m->rows * m->cols; i++)
+        most = fmax(most, fabs(m->v[i]));
+    return most;
+}
+
+/* 2^-margin * the largest power of two that keeps amax in range */
+static double power_for(double amax, int operand, int margin)
+{
+    return ldexp(exp2(floor(log2(largest(operand) / amax))), -margin);
+}
+
+static double used_scale(const Mat *m, int operand)
+{
+    double now = power_for(amax_of(m), operand, how.margin);
+    return how.current ? now : (double)scale[operand].scale;
+}
+
+/* What an operand's copy stands for; free() it. */
+static double *copy_of(const Mat *m, int operand)
+{
+    double *v = xmalloc((size_t)(m->rows * m->cols) * sizeof *v), s = used_scale(m, operand);
+    for (long i = 0; i < m->rows * m->cols; i++)
+        v[i] = nearest(m->v[i] * s, operand) / s;
+    return v;
+}
+
+static Tensor scaled(const Mat *m, int operand)
+{
+    Tensor t = m->t;
+    t.scale = (dev *)((char *)scales + (size_t)operand * sizeof(Fp8Scale));
+    return t;
+}
+
+/* Every case: fresh scales, and what is done with them. */
+static void begin_fp8(Fp8 f, double x, double w, double dy)
+{
+    how = f;
+    scale[X] = (Fp8Scale){.scale = (float)x};
+    scale[W] = (Fp8Scale){.scale = (float)w};
+    scale[DY] = (Fp8Scale){.scale = (float)dy};
+    be->upload(scales, scale, sizeof scale);
+    be->fp8(&how);
+}
+
+/* The pass has noted the largest number of an operand, where it was to, and no more. */
+static void check_noted(const Mat *m, int operand)
+{
+    Fp8Scale s[OPERANDS];
+    be->download(s, scales, sizeof s);
+    double want = how.learns ? amax_of(m) : 0, inverse = 1 / used_scale(m, operand);
+    CHECK((double)s[operand].amax == want, "%s, %s: amax %g, not %g", title, m->name,
+          (double)s[operand].amax, want);
+    CHECK((double)s[operand].inverse == inverse, "%s, %s: inverse %g, not %g", title, m->name,
+          (double)s[operand].inverse, inverse);
+    CHECK(s[operand].scale == scale[operand].scale, "%s, %s: the delayed scale has changed", title,
+          m->name);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Rounding */
+
+static Mat *identity(const char *name, int n)
+{
+    Mat *m = mat(name, IN, n, n, 0);
+    for (long i = 0; i < (long)n * n; i++)
+        m->v[i] = i / n == i % n;
+    push(m);
+    return m;
+}
+
+/* Every finite number of bf16 that, times the scale, is below `most`; 0 for the others */
+static Mat *all_numbers(const char *name)
+{
+    Mat *m = mat(name, IN, 4096, 16, 0);
+    for (long i = 0; i < 65536; i++) {
+        uint16_t bits = (uint16_t)i;
+        double x = get(&bits, BF16, 0);
+        m->v[i] = isfinite(x) ? x : 0;
+    }
+    push(m);
+    return m;
+}
+
+/* x = x I^T, dy = dy I */
+static void rounding(int operand, double s)
+{
+    begin(PLAIN, "rounding to %s, scale %g", operand == DY ? "e5m2" : "e4m3", s);
+    begin_fp8((Fp8){.learns = true, .wgrad = true}, s, 1, s);
+    Mat *x = all_numbers("x"), *one = identity("w", 16), *y = mat("y", OUT, 4096, 16, 0);
+    Mat *dw = real_vec("dw", SCRATCH, 256);
+    if (operand == DY) {
+        be->linear_backward_weight(&(LinearBackwardWeight){.dw = dw->t.p,
+                                                           .dy = scaled(x, DY),
+                                                           .x = scaled(x, X),
+                                                           .rows = 4096,
+                                                           .in = 16,
+                                                           .out = 16});
+        be->linear_backward_input(&(LinearBackwardInput){.dx = y->t,
+                                                         .dy = scaled(x, DY),
+                                                         .w = scaled(one, W),
+                                                         .rows = 4096,
+                                                         .in = 16,
+                                                         .out = 16,
+                                                         .tokens = 1});
+    } else {
+        be->linear_forward(&(LinearForward){.y = y->t,
+                                            .x = scaled(x, X),
+                                            .w = scaled(one, W),
+                                            .rows = 4096,
+                                            .in = 16,
+                                            .out = 16,
+                                            .tokens = 1});
+    }
+    pull(y, y->v);
+    long differ = 0;
+    for (long i = 0; i < 65536; i++)
+        differ += y->v[i] != nearest(x->v[i] * s, operand) / s;
+    CHECK(differ == 0, "%s: %ld of 65536 are not PyTorch's", title, differ);
+    check_noted(x, operand);
+    finish(EXACT);
+}
+
+/* What is not finite stays so: it must reach the norm that says whether a step counts. */
+static void not_finite(int operand, double value)
+{
+    begin(PLAIN, "%g in %s", value, operand == DY ? "e5m2" : "e4m3");
+    begin_fp8((Fp8){.current = true, .learns = true, .wgrad = true}, 0, 0, 0);
+    Mat *x = mat("x", IN, 32, 16, 0), *w = identity("w", 16), *y = mat("y", OUT, 32, 16, 0);
+    Mat *dw = real_vec("dw", OUT, 256);
+    x->v[5 * 16 + 3] = value;
+    push(x);
+    be->linear_backward_weight(&(LinearBackwardWeight){
+        .dw = dw->t.p, .dy = scaled(x, DY), .x = scaled(x, X), .rows = 32, .in = 16, .out = 16});
+    if (operand == DY)
+        be->linear_backward_input(&(LinearBackwardInput){.dx = y->t,
+                                                         .dy = scaled(x, DY),
+                                                         .w = scaled(w, W),
+                                                         .rows = 32,
+                                                         .in = 16,
+                                                         .out = 16,
+                                                         .tokens = 1});
+    else
+        be->linear_forward(&(LinearForward){.y = y->t,
+                                            .x = scaled(x, X),
+                                            .w = scaled(w, W),
+                                            .rows = 32,
+                                            .in = 16,
+                                            .out = 16,
+                                            .tokens = 1});
+    pull(y, y->v);
+    pull(dw, dw->v);
+    for (int i = 0; i < 32; i++)
+        for (int j = 0; j < 16; j++)
+            CHECK(isfinite(y->v[16 * i + j]) == (i != 5), "%s: row %d, column %d of y is %g", title,
+                  i, j, y->v[16 * i + j]);
+    int numbers = 0;
+    for (int i = 0; i < 256; i++)
+        numbers += isfinite(dw->v[i]);
+    CHECK(numbers == 15 * 15, "%s: %d of dw are finite", title, numbers);
+    Fp8Scale s[OPERANDS];
+    be->download(s, scales, sizeof s);
+    CHECK(!isfinite(s[operand].amax), "%s: amax is %g", title, (double)s[operand].amax);
+    for (int i = 0; i < 32 * 16; i++)
+        y->v[i] = finite_or_not(y->v[i]);
+    for (int i = 0; i < 256; i++)
+        dw->v[i] = finite_or_not(dw->v[i]);
+    finish(EXACT);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Products */
+
+typedef struct {
+    int rows, in, out, act, pad;
+    bool bias, residual;
+    Fp8 how;
+    double x, w, dy; /* delayed scales */
+} Case;
+
+#define DELAYED                       \
+    {                                 \
+        .learns = true, .wgrad = true \
+    }
+#define CURRENT                                        \
+    {                                                  \
+        .current = true, .learns = true, .wgrad = true \
+    }
+static const Case cases[] = {
+    {2, 16, 16, ACT_NONE, 0, 0, 0, DELAYED, 64, 64, 8192},
+    {16, 48, 144, ACT_NONE, 0, 1, 0, CURRENT, 0, 0, 0},
+    {130, 80, 48, ACT_NONE, 8, 1, 1, DELAYED, 128, 256, 4096},
+    {130, 80, 48, ACT_NONE, 8, 1, 1, CURRENT, 0, 0, 0},
+    {2 * 197, 192, 64, ACT_NONE, 0, 1, 1, DELAYED, 1024, 4096, 65536}, /* beyond: saturated */
+    {257, 64, 208, ACT_GELU, 16, 1, 0, DELAYED, 64, 512, 1024},
+    {257, 64, 96, ACT_GELU_TANH, 0, 1, 0, CURRENT, 0, 0, 0},
+    {65, 32, 48, ACT_SWIGLU, 8, 1, 0, CURRENT, 0, 0, 0},
+    {49, 48, 32, ACT_NONE, 0, 1, 0, {.current = true, .margin = 3}, 0, 0, 0}, /* dw in bf16 */
+    {300, 144, 48, ACT_NONE, 0, 0, 0, {.learns = true}, 64, 128, 256},
+};
+
+static int halves(int act)
+{
+    return act == ACT_SWIGLU ? 2 : 1;
+}
+
+static double activated(const double *s, int act)
+{
+    static const double pi = 3.14159265358979323846;
+    double x = s[0];
+    if (act == ACT_GELU)
+        return 0.5 * x * erfc(-x / sqrt(2));
+    if (act == ACT_GELU_TANH)
+        return 0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x * x * x)));
+    return act == ACT_SWIGLU ? x / (1 + exp(-x)) * s[1] : x;
+}
+
+/* Two ways of what goes through memory: the sum before an activation, the product before the rest.
+ */
+static void forward(const Case *c)
+{
+    begin(PRODUCT, "forward %dx%dx%d act %d", c->rows, c->in, c->out, c->act);
+    begin_fp8(c->how, c->x, c->w, c->dy);
+    int columns = halves(c->act) * c->out;
+    Mat *x = mat("x", IN, c->rows, c->in, c->pad), *w = mat("w", IN, columns, c->in, c->pad);
+    Mat *bias = vec("bias", IN, c->bias * columns), *y = mat("y", OUT, c->rows, c->out, c->pad);
+    Mat *pre = mat("pre", OUT, c->act ? c->rows : 0, columns, c->pad);
+    Mat *residual = mat("residual", IN, c->residual * c->rows, c->out, c->pad);
+    rescale(w, 1 / sqrt(c->in), 0);
+    be->linear_forward(&(LinearForward){.y = y->t,
+                                        .x = scaled(x, X),
+                                        .w = scaled(w, W),
+                                        .bias = pointer(bias),
+                                        .rows = c->rows,
+                                        .in = c->in,
+                                        .out = c->out,
+                                        .act = c->act,
+                                        .pre = tensor(pre),
+                                        .residual = tensor(residual),
+                                        .tokens = 1});
+    double *x8 = copy_of(x, X), *w8 = copy_of(w, W);
+    int n = ways(y, 4);
+    ways(pre, 2);
+    for (long i = 0; i < (long)c->rows * c->out; i++)
+        for (int k = 0; k < n; k++) {
+            double s[2] = {0};
+            for (int h = 0; h < halves(c->act); h++) {
+                long o = h * c->out + i % c->out;
+                for (long j = 0; j < c->in; j++)
+                    s[h] += x8[i / c->out * c->in + j] * w8[o * c->in + j];
+                s[h] = (k & 2 ? rounded(s[h]) : s[h]) + (bias ? bias->v[o] : 0);
+                if (pre && k % 2 == 0)
+                    pre->way[k / 2][i / c->out * columns + o] = s[h];
+                s[h] = k & 1 ? rounded(s[h]) : s[h];
+            }
+            y->way[k][i] = activated(s, c->act) + (residual ? residual->v[i] : 0);
+        }
+    check_noted(x, X);
+    check_noted(w, W);
+    free(x8);
+    free(w8);
+    finish(GEMM);
+}
+
+/* As the model calls them: the weight's gradient, then the input's, of the same dy. */
+static void backward(const Case *c)
+{
+    begin(PRODUCT, "backward %dx%dx%d", c->rows, c->in, c->out);
+    begin_fp8(c->how, c->x, c->w, c->dy);
+    gate = 1e-3;
+    Mat *x = mat("x", IN, c->rows, c->in, c->pad), *w = mat("w", IN, c->out, c->in, c->pad);
+    Mat *dy = mat("dy", IN, c->rows, c->out, c->pad), *dx = mat("dx", OUT, c->rows, c->in, c->pad);
+    Mat *dw = mat_of(F32, "dw", OUT, c->out, c->in, 0);
+    Mat *dbias = real_vec("dbias", OUT, c->bias * c->out);
+    rescale(w, 1 / sqrt(c->in), 0);
+    be->linear_backward_weight(&(LinearBackwardWeight){.dw = dw->t.p,
+                                                       .dbias = pointer(dbias),
+                                                       .dy = scaled(dy, DY),
+                                                       .x = scaled(x, X),
+                                                       .rows = c->rows,
+                                                       .in = c->in,
+                                                       .out = c->out});
+    be->linear_backward_input(&(LinearBackwardInput){.dx = dx->t,
+                                                     .dy = scaled(dy, DY),
+                                                     .w = scaled(w, W),
+                                                     .rows = c->rows,
+                                                     .in = c->in,
+                                                     .out = c->out,
+                                                     .tokens = 1});
+    double *x8 = copy_of(x, X), *w8 = copy_of(w, W), *dy8 = copy_of(dy, DY);
+    const double *left = how.wgrad ? dy8 : dy->v, *right = how.wgrad ? x8 : x->v;
+    for (long o = 0; o < c->out; o++)
+        for (long i = 0; i < c->in; i++) {
+            double *sum = &dw->v[o * c->in + i];
+            *sum = 0;
+            for (long r = 0; r < c->rows; r++)
+                *sum += left[r * c->out + o] * right[r * c->in + i];
+        }
+    for (long r = 0; r < c->rows; r++)
+        for (long i = 0; i < c->in; i++) {
+            double *sum = &dx->v[r * c->in + i];
+            *sum = 0;
+            for (long o = 0; o < c->out; o++)
+                *sum += dy8[r * c->out + o] * w8[o * c->in + i];
+        }
+    sum_columns(dbias, dy);
+    check_noted(w, W);
+    check_noted(dy, DY);
+    if (how.wgrad)
+        check_noted(x, X);
+    free(x8);
+    free(w8);
+    free(dy8);
+    finish(GEMM);
+}
+
+/* The error that 8 bits make, beside what PyTorch's make of such numbers. */
+static double error_of(const double *got, const double *a, const double *b, long m, long n, long k,
+                       long a_row, long a_term, long b_column, long b_term)
+{
+    double diff = 0, norm = 0;
+    for (long i = 0; i < m; i++)
+        for (long j = 0; j < n; j++) {
+            double s = 0;
+            for (long t = 0; t < k; t++)
+                s += a[i * a_row + t * a_term] * b[j * b_column + t * b_term];
+            diff += (got[i * n + j] - s) * (got[i * n + j] - s);
+            norm += s * s;
+        }
+    return sqrt(diff / norm);
+}
+
+static void check_error(const char *what, double error, double want)
+{
+    if (under.verbose && pass == 0)
+        printf("%s: relative L2 %.4f, PyTorch's rounding %.4f\n", what, error, want);
+    CHECK(fabs(error / want - 1) < 0.1, "%s: relative L2 %.4f; PyTorch's rounding gives %.4f", what,
+          error, want);
+}
+
+static void calibration(Fp8 f)
+{
+    enum { ROWS = 394, N = 192 };
+    begin(PRODUCT, "calibration, %s", f.current ? "current" : "delayed");
+    begin_fp8(f, 128, 1024, 16384);
+    Mat *x = mat("x", IN, ROWS, N, 0), *w = mat("w", IN, N, N, 0), *dy = mat("dy", IN, ROWS, N, 0);
+    Mat *y = mat("y", SCRATCH, ROWS, N, 0), *dx = mat("dx", SCRATCH, ROWS, N, 0);
+    Mat *dw = mat_of(F32, "dw", SCRATCH, N, N, 0);
+    rescale(w, 1 / sqrt(N), 0);
+    be->linear_forward(&(LinearForward){.y = y->t,
+                                        .x = scaled(x, X),
+                                        .w = scaled(w, W),
+                                        .rows = ROWS,
+                                        .in = N,
+                                        .out = N,
+                                        .tokens = 1});
+    be->linear_backward_weight(&(LinearBackwardWeight){
+        .dw = dw->t.p, .dy = scaled(dy, DY), .x = scaled(x, X), .rows = ROWS, .in = N, .out = N});
+    be->linear_backward_input(&(LinearBackwardInput){.dx = dx->t,
+                                                     .dy = scaled(dy, DY),
+                                                     .w = scaled(w, W),
+                                                     .rows = ROWS,
+                                                     .in = N,
+                                                     .out = N,
+                                                     .tokens = 1});
+    pull(y, y->v);
+    pull(dx, dx->v);
+    pull(dw, dw->v);
+    check_error("y", error_of(y->v, x->v, w->v, ROWS, N, N, N, 1, N, 1), forward_error);
+    check_error("dx", error_of(dx->v, dy->v, w->v, ROWS, N, N, N, 1, 1, N), backward_error);
+    check_error("dw", error_of(dw->v, dy->v, x->v, N, N, ROWS, 1, N, 1, N), backward_error);
+    finish(GEMM);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * The end of a step */
+
+/* Two ranks' tables through five steps, of which one is skipped; six operands: an x, a w, a dy, one
+ * that nobody sees, one that overflows in one step, one that shrinks. */
+static void updating(int history, int margin)
+{
+    enum { N = 6, RANKS = 2, STEPS = 5 };
+    static const float amax[STEPS][RANKS][N] = {
+        {{1, 0.02f, 1e-5f, 0, 7, 1000}, {3, 0.01f, 1e-6f, 0, 8, 500}},
+        {{2, 0.03f, 1e-5f, 0, INFINITY, 100}, {1, 0.03f, 1e-3f, 0, 1, 100}},
+        {{NAN, 9, 9, 9, 9, 9}, {9, 9, 9, 9, 9, 9}}, /* skipped */
+        {{1, 0.04f, 2e-5f, 0, 2, 10}, {1.5f, 0.04f, 3e-5f, 0, 1, 10}},
+        {{1, 0.04f, 2e-5f, 0, NAN, 1}, {1, 0.04f, 3e-5f, 0, 1, 1}}};
+    begin(PLAIN, "update, history %d, margin %d", history, margin);
+    Fp8Scale all[RANKS][N] = {0}, mine[N];
+    double want[N][8] = {0};
+    dev *table = be->alloc(sizeof all), *past = be->alloc(sizeof(real) * N * (size_t)history);
+    for (int s = 0; s < STEPS; s++) {
+        st.skip = s == 2;
+        send_state();
+        be->download(mine, table, sizeof mine);
+        for (int r = 0; r < RANKS; r++)
+            for (int i = 0; i < N; i++) {
+                all[r][i] = mine[i];
+                all[r][i].amax = amax[s][r][i];
+            }
+        be->upload(table, all, sizeof all); /* this rank is the first: its table is theirs */
+        be->fp8_update(&(Fp8Update){.scales = table,
+                                    .amax = past,
+                                    .all = table,
+                                    .n = N,
+                                    .ranks = RANKS,
+                                    .history = history,
+                                    .margin = margin});
+        real have[N * 8];
+        be->download(mine, table, sizeof mine);
+        be->download(have, past, sizeof(real) * N * (size_t)history);
+        for (int i = 0; i < N; i++) {
+            double a = (double)amax[s][0][i], b = (double)amax[s][1][i], most = 0;
+            if (s != 2 && isfinite(a) && isfinite(b) && fmax(a, b) > 0) {
+                memmove(want[i] + 1, want[i], sizeof(double) * (size_t)(history - 1));
+                want[i][0] = fmax(a, b);
+            }
+            for (int k = 0; k < history; k++) {
+                CHECK((double)have[i * history + k] == want[i][k],
+                      "%s: step %d, operand %d, %d ago: %g", title, s, i, k,
+                      (double)have[i * history + k]);
+                most = fmax(most, want[i][k]);
+            }
+            double expect = most > 0 ? power_for(most, i % 3, margin) : 0;
+            CHECK((double)mine[i].scale == expect, "%s: step %d, operand %d: scale %g, not %g",
+                  title, s, i, (double)mine[i].scale, expect);
+            CHECK(mine[i].amax == 0, "%s: step %d, operand %d: amax stays %g", title, s, i,
+                  (double)mine[i].amax);
+        }
+    }
+    be->release(table);
+    be->release(past);
+    finish(EXACT);
+}
+
+int main(int argc, char **argv)
+{
+    backend_cpu_reexec(argv);
+    device_options(argc, argv);
+    if (!under.be->fp8 || !under.fp8) {
+        SKIP("products of 8-bit numbers: --backend cuda --type fp8");
+        return check_report();
+    }
+    be = under.be;
+    device_init(0);
+    for (pass = 0; pass < 2; pass++) {
+        same_threads = true;
+        n_cases = 0;
+        st_dev = be->alloc(sizeof st);
+        scratch_dev = be->alloc(SCRATCH_BYTES + GUARD);
+        scales = be->alloc(sizeof scale);
+        be->bind(st_dev, scratch_dev, SCRATCH_BYTES);
+        for (int s = -3; s <= 6; s += 3) {
+            rounding(X, ldexp(1, s));
+            rounding(DY, ldexp(1, s));
+        }
+        for (int operand = X; operand <= DY; operand += 2) {
+            not_finite(operand, INFINITY);
+            not_finite(operand, -INFINITY);
+            not_finite(operand, NAN);
+        }
+        for (int i = 0; i < COUNT(cases); i++) {
+            forward(&cases[i]);
+            backward(&cases[i]);
+        }
+        calibration((Fp8)DELAYED);
+        calibration((Fp8)CURRENT);
+        updating(1, 0);
+        updating(3, 2);
+        updating(8, 0);
+        char zeros[GUARD] = {0}, after[GUARD];
+        be->download(after, (dev *)((char *)scratch_dev + SCRATCH_BYTES), GUARD);
+        CHECK(memcmp(zeros, after, GUARD) == 0, "%s wrote behind its scratch memory", be->name);
+        be->release(scales);
+        be->release(scratch_dev);
+        be->release(st_dev);
+    }
+    if (under.verbose)
+        report_worst();
+    return check_report();
+}
