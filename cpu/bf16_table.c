@@ -56,14 +56,26 @@ static void bf16_bind(dev *state, dev *scratch, size_t bytes)
     bf16_state = (const StepState *)(void *)state;
 }
 
+/* AMX is there and nobody to use it. */
+static bool misses_onednn(void)
+{
+#ifdef __x86_64__
+    __builtin_cpu_init();
+    return !onednn_there() && __builtin_cpu_supports("amx-bf16");
+#else
+    return false;
+#endif
+}
+
 static void bf16_describe(char *out, size_t size)
 {
+    const char *by[] = {"fp32's instructions (no AMX, no AMD's AVX512-BF16): saves memory alone",
+                        "AVX512-BF16", onednn_version()};
+    if (misses_onednn())
+        by[PRODUCTS_FLOATS] = "fp32's instructions (make deps: oneDNN, for this CPU's AMX)";
     backend_cpu()->describe(out, size);
     size_t n = strlen(out);
-    int how = products();
-    const char *by[] = {"fp32's instructions: half the memory, little time saved",
-                        "AVX512-BF16", onednn_version()};
-    snprintf(out + n, size - n, ", bf16 products by %s", by[how]);
+    snprintf(out + n, size - n, ", bf16 products by %s", by[products()]);
 }
 
 const Backend *backend_cpu_bf16(void)
