@@ -5,8 +5,11 @@
 #include "cpu/bf16_product.h"
 #include "util/util.h"
 
-#include <omp.h>
 #include <stdlib.h>
+
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
 
 /* vdpbf16ps is worth it on AMD's cores from Zen 4 on, which do one where they do one multiplication
  * of floats. Intel's do half a one for two, so that floats win by a factor of nearly 2 there. */
@@ -60,8 +63,9 @@ static void bf16_bind(dev *state, dev *scratch, size_t bytes)
 static bool misses_onednn(void)
 {
 #ifdef __x86_64__
-    __builtin_cpu_init();
-    return !onednn_there() && __builtin_cpu_supports("amx-bf16");
+    unsigned a, b, c, d;
+    bool amx = __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 22 & 1; /* AMX-BF16 */
+    return amx && !onednn_there();
 #else
     return false;
 #endif
