@@ -5,10 +5,11 @@
  * gradients of parameters are float. An op reads bf16, computes in float and rounds once, where it
  * stores. The program that computes in double has no use for any of it.
  *
- *   bf16_linear.c      products by oneDNN, activations
- *   bf16_layers.c      patches, embedding, norms, pooling, loss, conversions
- *   bf16_attention.c   attention
- *   bf16_table.c       what the machine needs for it, and the table
+ *   bf16_linear.c      linear layers and activations
+ *   bf16_product.c     the matrix products in them; bf16_onednn.c: by the library
+ *   bf16_layers.c      patches, embedding, norms, pooling, loss
+ *   bf16_attention.c   attention, with products of its own
+ *   bf16_table.c       the table, and how this machine makes products
  */
 #pragma once
 

@@ -5,8 +5,11 @@
 #include "cpu/bf16_product.h"
 #include "util/util.h"
 
-#include <omp.h>
 #include <stdlib.h>
+
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
 
 /* vdpbf16ps is worth it on AMD's cores from Zen 4 on, which do one where they do one multiplication
  * of floats. Intel's do half a one for two, so that floats win by a factor of nearly 2 there. */
@@ -56,14 +59,27 @@ static void bf16_bind(dev *state, dev *scratch, size_t bytes)
     bf16_state = (const StepState *)(void *)state;
 }
 
+/* AMX is there and nobody to use it. */
+static bool misses_onednn(void)
+{
+#ifdef __x86_64__
+    unsigned a, b, c, d;
+    bool amx = __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 22 & 1; /* AMX-BF16 */
+    return amx && !onednn_there();
+#else
+    return false;
+#endif
+}
+
 static void bf16_describe(char *out, size_t size)
 {
+    const char *by[] = {"fp32's instructions (no AMX, no AMD's AVX512-BF16): saves memory alone",
+                        "AVX512-BF16", onednn_version()};
+    if (misses_onednn())
+        by[PRODUCTS_FLOATS] = "fp32's instructions (make deps: oneDNN, for this CPU's AMX)";
     backend_cpu()->describe(out, size);
     size_t n = strlen(out);
-    int how = products();
-    const char *by[] = {"fp32's instructions: half the memory, little time saved",
-                        "AVX512-BF16", onednn_version()};
-    snprintf(out + n, size - n, ", bf16 products by %s", by[how]);
+    snprintf(out + n, size - n, ", bf16 products by %s", by[products()]);
 }
 
 const Backend *backend_cpu_bf16(void)
