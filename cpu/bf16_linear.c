@@ -329,7 +329,8 @@ static void input_block(const void *op, const Block *b)
 /* dx = drop(dy w) act'(pre): dy [rows,out], w [out,in] */
 void bf16_linear_backward_input(const LinearBackwardInput *a)
 {
-    int width = a->act == ACT_SWIGLU ? 2 * a->in : a->in, groups = (a->rows + ROW_GROUP - 1) / ROW_GROUP;
+    int width = a->act == ACT_SWIGLU ? 2 * a->in : a->in;
+    int groups = (a->rows + ROW_GROUP - 1) / ROW_GROUP;
     InputOp op = {.a = a};
     if (a->dbias) {
         op.sums = bf16_scratch((size_t)groups * (size_t)width);
