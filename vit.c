@@ -206,8 +206,8 @@ static void linear_backward(const Model *m, dev *dw, dev *dbias, Tensor dx, Tens
     m->be->linear_backward_weight(&(LinearBackwardWeight){.dw = dw, .dbias = dbias, .dy = dy,
                                                           .x = x, .rows = rows, .in = in,
                                                           .out = out});
-    m->be->linear_backward_input(&(LinearBackwardInput){.dx = dx, .dy = dy, .w = w, .rows = rows, .in = in, .out = out,
-                                                        .tokens = 1});
+    m->be->linear_backward_input(&(LinearBackwardInput){.dx = dx, .dy = dy, .w = w, .rows = rows,
+                                                        .in = in, .out = out, .tokens = 1});
 }
 
 /* x [rows, cols] = the sum of what each tensor parallel rank has there. These four sums a block,
@@ -703,8 +703,9 @@ static void block_backward(Model *m, Micro *b, int l)
             .dx = mat(m->dy, r.ld), .dy = mat(m->dqkv, 3L * A * T), .w = mat(w.qkv_w, C),
             .rows = B, .in = C, .out = A, .tokens = 1, .accumulate = true});
     } else { /* dy [B,T,C] */
-        linear_backward(m, g.qkv_w, dbias, dy, scaled(dqkv, QKV_DY), scaled(mat(a->norm1_y, C), QKV_X),
-                        scaled(mat(w.qkv_w, C), QKV_W), B * T, C, 3 * A);
+        linear_backward(m, g.qkv_w, dbias, dy, scaled(dqkv, QKV_DY),
+                        scaled(mat(a->norm1_y, C), QKV_X), scaled(mat(w.qkv_w, C), QKV_W), B * T,
+                        C, 3 * A);
     }
     sum_parts(m, tp, dy, B * T, C);
     be->residual_norm_backward(&(ResidualNorm){ /* dstream += LN1'(dy) */
