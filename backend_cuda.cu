@@ -3,8 +3,8 @@
  * This file holds what is not arithmetic: the device, memory, streams, graphs, and collectives. The
  * ops are in cuda/, which is one unit with it: gemm.cuh (linear layers, by cuBLASLt), fp8.cuh
  * (8-bit copies for them), layers.cuh (norms, embedding, loss), attention.cuh, optimizer.cuh.
- * Kernels are launched by function call, so that the same source is also plain C++ and runs on a CPU
- * (test/cuda_on_cpu).
+ * Kernels are launched by function call, so that the same source is also plain C++ and runs on a
+ * CPU (test/cuda_on_cpu).
  *
  * Streams: ops run in call order on one; inputs arrive beside them on a second, so that a batch is
  * there when its step begins; each group of ranks has one more for its collectives, which run while
