@@ -1,9 +1,10 @@
 /* backend_cuda.cu - the fast path: every op of backend.h on an NVIDIA GPU.
  *
  * This file holds what is not arithmetic: the device, memory, streams, graphs, and collectives. The
- * ops are in cuda/, which is one unit with it: gemm.cuh (linear layers, by cuBLASLt), layers.cuh
- * (norms, embedding, loss), attention.cuh, optimizer.cuh. Kernels are launched by function call, so
- * that the same source is also plain C++ and runs on a CPU (test/cuda_on_cpu).
+ * ops are in cuda/, which is one unit with it: gemm.cuh (linear layers, by cuBLASLt), fp8.cuh
+ * (8-bit copies for them), layers.cuh (norms, embedding, loss), attention.cuh, optimizer.cuh.
+ * Kernels are launched by function call, so that the same source is also plain C++ and runs on a
+ * CPU (test/cuda_on_cpu).
  *
  * Streams: ops run in call order on one; inputs arrive beside them on a second, so that a batch is
  * there when its step begins; each group of ranks has one more for its collectives, which run while
@@ -207,11 +208,14 @@ static void cuda_describe(char *out, size_t size)
     CHECK_CUDA(cudaDriverGetVersion(&driver));
     CHECK_CUDA(cudaRuntimeGetVersion(&runtime));
     static const char *const types[] = {"fp32", "bf16", "fp16"};
+    const char *name = cu.device.tf32 ? "tf32" : types[cu.device.type];
+    if (cu.device.fp8)
+        name = "fp8";
     snprintf(out, size,
              "%s, %.0f GiB, sm_%d%d, %s, driver CUDA %d.%d, CUDA %d.%d, cuBLASLt %zu (%zu MiB)",
              cu.gpu.name, (double)cu.gpu.totalGlobalMem / (1 << 30), cu.gpu.major, cu.gpu.minor,
-             cu.device.fp8 ? "fp8" : cu.device.tf32 ? "tf32" : types[cu.device.type], driver / 1000, driver % 1000 / 10,
-             runtime / 1000, runtime % 1000 / 10, cublasLtGetVersion(), workspace_bytes >> 20);
+             name, driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10,
+             cublasLtGetVersion(), workspace_bytes >> 20);
 }
 
 /* Dense rates of the vendor's data sheets, TFLOP/s: the yardstick of MFU, reached by nobody. */

@@ -50,8 +50,8 @@ bool ckpt_find(const char *dir, char *out, size_t size, Error *e);
 bool ckpt_best(const char *dir, char *out, size_t size, Error *e);
 /* Load what this rank holds of weights, optimiser state and EMA, and the counters: the run goes on
  * bit for bit where the ranks share the model as before. run->counters and run->scaled are this
- * run's; a loss scale that the file does not have stays. Of run->amax the newest are read; where the file
- * has none, a history begins with this step. */
+ * run's; a loss scale that the file does not have stays. Of run->amax the newest are read; where
+ * the file has none, a history begins with this step. */
 bool ckpt_resume(Units *u, const char *checkpoint_dir, RunState *run, Error *e);
 
 /* weights_load, with its `how`, into the weights and their average, which starts there. */

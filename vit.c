@@ -175,13 +175,18 @@ static bool plain_branch(const Model *m, const Micro *b, int l)
 enum { SCALES(QKV), SCALES(PROJ), SCALES(FC1), SCALES(FC2), BLOCK_SCALES };
 #undef SCALES
 
-/* Where few rows are computed nothing is gained. */
-static Tensor with_scale(const Model *m, Tensor t, int l, int operand)
+/* Whether block l multiplies in 8 bits. One that computes class rows alone has nothing to gain. */
+static bool block_in_fp8(const Model *m, int l)
 {
     bool skipped = m->plan.fp8.skip_ends && (l == 0 || l == m->config.layers - 1);
-    if (m->scales && !skipped && !class_rows_only(m, l))
-        t.scale = (dev *)((char *)m->scales +
-                          (size_t)(l * BLOCK_SCALES + operand) * sizeof(Fp8Scale));
+    return m->scales && !skipped && !class_rows_only(m, l);
+}
+
+/* An operand with its scale; in other blocks as it is. */
+static Tensor with_scale(const Model *m, Tensor t, int l, int operand)
+{
+    size_t at = (size_t)(l * BLOCK_SCALES + operand) * sizeof(Fp8Scale);
+    t.scale = block_in_fp8(m, l) ? (dev *)((char *)m->scales + at) : NULL;
     return t;
 }
 #define scaled(t, operand) with_scale(m, t, l, operand)
@@ -206,8 +211,8 @@ static void linear_backward(const Model *m, dev *dw, dev *dbias, Tensor dx, Tens
     m->be->linear_backward_weight(&(LinearBackwardWeight){.dw = dw, .dbias = dbias, .dy = dy,
                                                           .x = x, .rows = rows, .in = in,
                                                           .out = out});
-    m->be->linear_backward_input(&(LinearBackwardInput){.dx = dx, .dy = dy, .w = w, .rows = rows, .in = in, .out = out,
-                                                        .tokens = 1});
+    m->be->linear_backward_input(&(LinearBackwardInput){.dx = dx, .dy = dy, .w = w, .rows = rows,
+                                                        .in = in, .out = out, .tokens = 1});
 }
 
 /* x [rows, cols] = the sum of what each tensor parallel rank has there. These four sums a block,
@@ -319,9 +324,8 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
     if (lacks(mid) || (c->layer_scale && lacks(branch1))) {
         be->linear_forward(&(LinearForward){ /* branch1 [B,Tq,C] = proj(att), or mid = x + that */
             .y = joins ? mid : branch1, .x = scaled(mat(a->att, A), PROJ_X),
-            .w = scaled(mat(w.proj_w, A), PROJ_W),
-            .bias = once(tp, w.proj_b), .rows = r.n, .in = A, .out = C,
-            .residual = joins ? x : NONE, .tokens = r.Tq});
+            .w = scaled(mat(w.proj_w, A), PROJ_W), .bias = once(tp, w.proj_b), .rows = r.n,
+            .in = A, .out = C, .residual = joins ? x : NONE, .tokens = r.Tq});
         sum_parts(m, tp, branch1, r.n, C);
     }
     if (lacks(mid) || lacks(norm2_y))
@@ -334,8 +338,8 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
 
     LinearForward up = { /* gelu [B,Tq,F] = gelu(fc1(norm2_y)) */
         .y = mat(a->gelu, F), .x = scaled(mat(a->norm2_y, C), FC1_X),
-        .w = scaled(mat(w.fc1_w, C), FC1_W), .bias = w.fc1_b,
-        .rows = r.n, .in = C, .out = F, .act = c->act,
+        .w = scaled(mat(w.fc1_w, C), FC1_W), .bias = w.fc1_b, .rows = r.n, .in = C, .out = F,
+        .act = c->act,
         .pre = b->train_mode || F1 > F ? mat(a->fc1, F1) : NONE, .tokens = r.Tq,
         .drop = drop_part(m, b, c->dropout, RNG_MLP_DROPOUT, l, F),
         .kept = !is_saved(m, l, ACT_fc1) || is_saved(m, l, ACT_gelu)};
@@ -346,9 +350,8 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
     if (through || (c->layer_scale && lacks(branch2))) {
         be->linear_forward(&(LinearForward){ /* branch2 [B,Tq,C] = fc2(gelu), or out = mid + that */
             .y = joins ? out : branch2, .x = scaled(mat(a->gelu, F), FC2_X),
-            .w = scaled(mat(w.fc2_w, F), FC2_W),
-            .bias = once(tp, w.fc2_b), .rows = r.n, .in = F, .out = C,
-            .residual = joins ? mid : NONE, .tokens = r.Tq});
+            .w = scaled(mat(w.fc2_w, F), FC2_W), .bias = once(tp, w.fc2_b), .rows = r.n, .in = F,
+            .out = C, .residual = joins ? mid : NONE, .tokens = r.Tq});
         sum_parts(m, tp, branch2, r.n, C);
     }
     if (through && !joins)
@@ -539,8 +542,7 @@ static void map_backward(const Model *m, Micro *b, const HeadParams *w, const He
         .qkv = mat(b->map.qkv, 3L * C), .out = mat(b->map.att, C), .lse = b->map.lse, .B = B,
         .T = T, .Tq = 1, .heads = c->heads, .hs = C / c->heads, .dqkv = mat(m->dqkv, 3L * C),
         .dout = some, .delta = m->delta});
-    linear_backward(m, g->q_w, g->q_b, some, dq, mat(b->map.query, C), mat(w->q_w, C), B, C,
-                    C);
+    linear_backward(m, g->q_w, g->q_b, some, dq, mat(b->map.query, C), mat(w->q_w, C), B, C, C);
     linear_backward(m, g->kv_w, g->kv_b, mat(m->dy, C), dkv, mat(b->final_y, C),
                     mat(w->kv_w, C), B * T, C, 2 * C);
     be->embed_backward(&(Embed){ /* latent: the sum over images */
@@ -675,9 +677,8 @@ static void block_backward(Model *m, Micro *b, int l)
         .rows = r.n, .in = F, .out = C});
     be->linear_backward_input(&(LinearBackwardInput){ /* dwide [B,Tq,F1], before the GELU */
         .dx = dwide, .dy = scaled(dbranch, FC2_DY), .w = scaled(mat(w.fc2_w, F), FC2_W),
-        .rows = r.n, .in = F, .out = C,
-        .act = c->act, .pre = mat(a->fc1, F1), .dbias = g.fc1_b, .tokens = r.Tq,
-        .drop = drop_part(m, b, c->dropout, RNG_MLP_DROPOUT, l, F)});
+        .rows = r.n, .in = F, .out = C, .act = c->act, .pre = mat(a->fc1, F1), .dbias = g.fc1_b,
+        .tokens = r.Tq, .drop = drop_part(m, b, c->dropout, RNG_MLP_DROPOUT, l, F)});
     watch(m, dwide, r.n, F1);
     linear_backward(m, g.fc1_w, NULL, dy, scaled(dwide, FC1_DY), scaled(mat(a->norm2_y, C), FC1_X),
                     scaled(mat(w.fc1_w, C), FC1_W), r.n, C, F1); /* dy */
@@ -711,8 +712,9 @@ static void block_backward(Model *m, Micro *b, int l)
             .dx = mat(m->dy, r.ld), .dy = mat(m->dqkv, 3L * A * T), .w = mat(w.qkv_w, C),
             .rows = B, .in = C, .out = A, .tokens = 1, .accumulate = true});
     } else { /* dy [B,T,C] */
-        linear_backward(m, g.qkv_w, dbias, dy, scaled(dqkv, QKV_DY), scaled(mat(a->norm1_y, C), QKV_X),
-                        scaled(mat(w.qkv_w, C), QKV_W), B * T, C, 3 * A);
+        linear_backward(m, g.qkv_w, dbias, dy, scaled(dqkv, QKV_DY),
+                        scaled(mat(a->norm1_y, C), QKV_X), scaled(mat(w.qkv_w, C), QKV_W), B * T,
+                        C, 3 * A);
     }
     sum_parts(m, tp, dy, B * T, C);
     be->residual_norm_backward(&(ResidualNorm){ /* dstream += LN1'(dy), all rows from here on */
