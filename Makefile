@@ -307,18 +307,22 @@ races: report
 # MPI has a list.
 VALGRIND := VIT_STARTED=1 OPENBLAS_CORETYPE=NEHALEM valgrind -q --error-exitcode=9 --leak-check=full \
             --errors-for-leak-kinds=definite
-MPI_KNOWS := $(wildcard /usr/share/openmpi/openmpi-valgrind.supp)
+MPI_KNOWS := test/mpi.supp $(wildcard /usr/share/openmpi/openmpi-valgrind.supp)
 TWO_RANKS := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 \
              mpirun -n 2
 TINY := --threads 1 --image-size 16 --patch-size 8 --width 32 --layers 1 --heads 2 --mlp 64 \
         --num-classes 4 --batch-size 4
+define VALGRIND_RANKS
+! command -v mpirun || ! grep -q HAVE_MPI $(BUILD)/have || { rm -rf $(BUILD)/valgrind-ranks && \
+	  $(TWO_RANKS) env $(VALGRIND) --leak-check=no $(MPI_KNOWS:%=--suppressions=%) $(abspath $(PROGRAM)) train \
+	  --data fake --val-data fake:8 --steps 3 --$1 --out $(BUILD)/valgrind-ranks $(TINY) --layers 2; }
+
+endef
 valgrind: $(PROGRAM) $(BUILD)/test_checkpoint $(BUILD)/test_options
 	rm -rf $(BUILD)/valgrind-run
 	$(VALGRIND) $(abspath $(PROGRAM)) train --data fake --steps 2 --out $(BUILD)/valgrind-run $(TINY)
 	$(VALGRIND) $(abspath $(PROGRAM)) train --resume $(BUILD)/valgrind-run --steps 3
-	if command -v mpirun && grep -q HAVE_MPI $(BUILD)/have; then rm -rf $(BUILD)/valgrind-ranks; $(TWO_RANKS) \
-	  env $(VALGRIND) --leak-check=no $(MPI_KNOWS:%=--suppressions=%) $(abspath $(PROGRAM)) train --data fake \
-	  --steps 3 --zero 3 --out $(BUILD)/valgrind-ranks $(TINY); fi
+	$(foreach l,zero_3 tp_2 pp_2,$(call VALGRIND_RANKS,$(subst _, ,$l)))
 	$(VALGRIND) $(BUILD)/test_options
 	$(VALGRIND) $(BUILD)/test_checkpoint $(SHARED)
 

@@ -339,7 +339,9 @@ static bool agree(const CkptRanks *r, bool ok, Error *e)
     free(failed);
     if (first == r->ranks)
         return true;
-    Error why = *e;
+    Error why = {"", ""}; /* to their ends: all of it is told */
+    if (r->rank == first)
+        fail(&why, e->hint, "%s", e->what);
     tell(r, first, &why, sizeof why);
     return fail(e, why.hint, "rank %d: %.480s", first, why.what);
 }
@@ -362,7 +364,7 @@ static bool comes(const char *dir, const char *path)
 
 bool ckpt_shared(const char *dir, const CkptRanks *r, Error *e)
 {
-    char token[40];
+    char token[40] = "";
     r = r ? r : &alone;
     if (!is_short(dir, e))
         return false;
