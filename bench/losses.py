@@ -87,7 +87,8 @@ def svg(results):
     """Two panels over the steps: the losses, theirs pale and wide under ours, and how far apart."""
     W, L, R, T, H1, H2, GAP = 720, 70, 110, 40, 230, 130, 40
     steps = max(len(ours) for _, _, ours in results)
-    top = math.ceil(2 * max(max(ours) for _, _, ours in results)) / 2
+    top = math.ceil(4 * max(max(ours) for _, _, ours in results)) / 4
+    bottom = math.floor(4 * min(min(ours) for _, _, ours in results)) / 4
     low, high = -8, -2  # powers of ten of a difference
     second = T + H1 + GAP
 
@@ -95,7 +96,7 @@ def svg(results):
         return L + (step - 1) / max(steps - 1, 1) * (W - L - R)
 
     def py(loss):
-        return T + (1 - loss / top) * H1
+        return T + (top - loss) / (top - bottom) * H1
 
     def pd(difference):
         return second + (high - math.log10(max(difference, 10 ** low))) / (high - low) * H2
@@ -113,9 +114,9 @@ def svg(results):
            "@media (prefers-color-scheme: dark){text{fill:#ddd}.grid{stroke:#333}}</style>",
            f'<text x="{L}" y="20" font-weight="bold">Loss of each step: ours thin, PyTorch\'s wide, '
            "and their difference</text>"]
-    for k in range(int(2 * top) + 1):
-        out.append(f'<path class="grid" d="M{L} {py(k / 2):.1f}H{W - R}"/><text x="{L - 8}" '
-                   f'y="{py(k / 2) + 4:.1f}" text-anchor="end">{k / 2:g}</text>')
+    for k in range(int(4 * bottom), int(4 * top) + 1):
+        out.append(f'<path class="grid" d="M{L} {py(k / 4):.1f}H{W - R}"/><text x="{L - 8}" '
+                   f'y="{py(k / 4) + 4:.1f}" text-anchor="end">{k / 4:g}</text>')
     for e in range(low, high + 1, 2):
         out.append(f'<path class="grid" d="M{L} {pd(10 ** e):.1f}H{W - R}"/><text x="{L - 8}" '
                    f'y="{pd(10 ** e) + 4:.1f}" text-anchor="end">1e{e}</text>')
