@@ -766,6 +766,17 @@ __global__ void a_written(float *out)
     wgmma_wait<0>(d);
     out[threadIdx.x] = d[0];
 }
+/* The copying warp alone gives registers back. */
+__global__ void one_warp_releases(int)
+{
+    mbarrier_init(dynamic_tiles<uint64_t>() + threadIdx.x, 1);
+    if (threadIdx.x < 32)
+        registers_release<40>();
+}
+__global__ void waits_for_nothing(float *x)
+{
+    x[threadIdx.x] = 1;
+}
 __global__ void initialises(int)
 {
     mbarrier_init(dynamic_tiles<uint64_t>(), 1);
@@ -781,10 +792,22 @@ static int scenario(const std::string &name)
     }
     MISTAKES(X)
 #undef X
-    if (name == "old_gpu")
+    CUtensorMap map;
+    float *x = device(std::vector<float>(128));
+    if (name == "one_warp_releases")
+        launch(one_warp_releases, 1, 128, 4096, nullptr, 0);
+    else if (name == "map_too_large")
+        return tensor_map<float>(&map, x, {16, 9}, {4, 64}, {16, 8}, SWIZZLE_64);
+    else if (name == "no_dependent_wait")
+        for (int i = 0; i < 16; i++) {
+            launch(waits_for_nothing, 1, 32, 0, nullptr, x);
+            launch_dependent(waits_for_nothing, 1, 32, 0, nullptr, x);
+            OK(cudaDeviceSynchronize());
+        }
+    else if (name == "old_gpu")
         launch(initialises, 1, 1, 64, nullptr, 0);
     else if (name == "a_written")
-        launch(a_written, 1, 128, 4096, nullptr, device(std::vector<float>(128)));
+        launch(a_written, 1, 128, 4096, nullptr, x);
     else
         return 2;
     return cudaDeviceSynchronize() != cudaSuccess;
@@ -797,6 +820,10 @@ static void test_mistakes()
     MISTAKES(X)
 #undef X
     must_die("a_written", "A in registers was written since wgmma_fence()");
+    must_die("one_warp_releases", "setmaxnreg by 32 threads");
+    must_die("map_too_large", "not all in one allocation");
+    if (!tsan)
+        must_die("no_dependent_wait", "nowhere calls dependent_wait()");
     must_die("old_gpu", "sm_90a on a GPU of compute capability 8.0", "VIT_STANDIN_SM=80");
 }
 

@@ -44,6 +44,7 @@ Async &async()
     a.threads.assign(size_t(b.threads), {});
     a.groups.assign(size_t(b.threads + 127) / 128, {});
     a.registers.assign(size_t(b.threads + 127) / 128, 0);
+    a.register_calls.assign(size_t(b.threads + 127) / 128, 0);
     a.elected = int(b.random->below(32));
     return a;
 }
@@ -227,6 +228,11 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, cuui
     }
     if (uintptr_t(map) % 64 || !standin::valid(m))
         return CUDA_ERROR_INVALID_VALUE;
+    size_t bytes = m.element;
+    for (unsigned i = 0; i < rank; i++)
+        bytes += (m.size[i] - 1) * m.stride[i];
+    if (!standin::is_device(address, bytes))
+        standin::die("a tensor map of %zu bytes that are not all in one allocation", bytes);
     memset(map, 0, sizeof *map);
     memcpy(map, &m, sizeof m);
     return CUDA_SUCCESS;
@@ -445,26 +451,32 @@ void named_barrier(int id, int threads, bool wait, int line)
 }
 
 /* A multiprocessor has 65536 registers; a block begins with as many a thread as fit. */
+static int registers_at_start()
+{
+    return std::min(65536 / block().threads / 8 * 8, 256);
+}
 void set_registers(int registers, bool more, int line)
 {
     const Unseen unseen;
     says(more ? "registers_take" : "registers_release", line);
     Async &a = async();
-    int begin = std::min(65536 / block().threads / 8 * 8, 256);
-    int &mine = a.registers[size_t(self()) / 128];
-    int now = mine ? mine : begin;
+    int &mine = a.registers[size_t(self()) / 128], now = mine ? mine : registers_at_start();
     if (mine != registers && (more ? registers < now : registers > now))
         block_error(self(), "%s %d registers from %d", more ? "takes" : "releases to", registers,
                     now);
     mine = registers;
+    a.register_calls[size_t(self()) / 128]++;
 }
 static void check_registers(Async &a)
 {
-    int sum = 0, begin = std::min(65536 / block().threads / 8 * 8, 256);
+    int sum = 0;
     for (int r : a.registers)
-        sum += 128 * (r ? r : begin);
+        sum += 128 * (r ? r : registers_at_start());
     if (sum > 65536)
         block_error(self(), "its warp groups take %d registers together, there are 65536", sum);
+    for (int calls : a.register_calls)
+        if (calls % 128)
+            block_error(self(), "setmaxnreg by %d threads of a warp group", calls % 128);
 }
 
 static void nothing(void *const *, unsigned)

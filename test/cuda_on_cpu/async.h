@@ -140,8 +140,9 @@ struct Async {
     NamedBarrier named[16];
     std::vector<AsyncThread> threads;
     std::vector<WarpGroup> groups;
-    std::vector<int> registers; /* of each warp group's threads; 0: as launched */
-    int elected;                /* lane */
+    std::vector<int> registers;      /* of each warp group's threads; 0: as launched */
+    std::vector<int> register_calls; /* threads that said so */
+    int elected;                     /* lane */
 };
 
 Async &async();                               /* of the block; the first call begins it */

@@ -861,7 +861,8 @@ long long run_early(const Kernel &k, const std::function<void()> &others)
         };
         prepare(w, k);
         run_block(w, k, number);
-        w.early.the_rest = nullptr;
+        if (w.early.the_rest)
+            kernel_error(w, "a dependent kernel that nowhere calls dependent_wait()");
         w.kernel = nullptr;
     };
     h.change.notify_all();
