@@ -222,7 +222,10 @@ static void residual_gradient_row(const ResidualNorm *a, long r, const float *ga
 {
     int C = a->C;
     float dx[C], x[C], dy[C];
-    read_row(dx, a->dx, r, C);
+    if (gamma && (a->fresh == 1 || (a->fresh && r % a->fresh)))
+        memset(dx, 0, sizeof dx);
+    else
+        read_row(dx, a->dx, r, C);
     const float *stored = dx; /* what dbias sums */
     if (gamma) {
         norm_gradient(dx, read_row(x, a->x, r, C), read_row(dy, a->dy, r, C), gamma,

@@ -35,20 +35,37 @@ static inline f32x16 where(i32x16 test, f32x16 yes, f32x16 no)
     return (f32x16)((test & (i32x16)yes) | (~test & (i32x16)no));
 }
 
-/* Phi(x), given e = exp(-x^2/2): below 0 it is e times a polynomial in 1 / (1 + 0.3 |x|), our own
- * fit, relative error 1.5e-7 */
-static inline f32x16 normal_below(f32x16 x, f32x16 e)
+/* e^-(u^2)/2, 0 where no normal number is as small */
+static inline f32x16 bell(f32x16 u)
 {
-    f32x16 t = reciprocal(1.0f + f32_min(0.3f * absolute(x), f32_all(1e6f)));
-    f32x16 p = 0.0356753453f * t - 0.157205355f;
-    p = p * t + 0.206357206f;
-    p = p * t - 0.0536868260f;
-    p = p * t + 0.128563183f;
-    p = p * t + 0.0999130606f;
-    p = p * t + 0.120754019f;
-    p = p * t + 0.119629295f;
-    f32x16 tail = e * (p * t);
-    return where(x < 0.0f, tail, 1.0f - tail);
+    return where(u < 13.19f, f32_exp(-0.5f * u * u), f32_all(0));
+}
+
+/* GELU by erf, by the CUDA backend's polynomials (gelu_erf in cuda/layers.cuh), so that the two
+ * round alike. With u = |x|, Phi(-u) is 2^p(u), and the slope below 0 e^(-u^2/2) q(u). */
+static inline f32x16 gelu(f32x16 x)
+{
+    f32x16 u = f32_min(f32_all(16.0f), absolute(x));
+    f32x16 p = 0.00480792532f - 0.000228220961f * u;
+    p = p * u - 0.0443369411f;
+    p = p * u - 0.470125496f;
+    p = p * u - 1.14600372f;
+    p = p * u - 1.00038218f;
+    f32x16 tail = where(p > -125.0f, f32_exp(0.693147181f * p), f32_all(0));
+    return f32_max(f32_all(0), x) - u * tail;
+}
+
+static inline f32x16 gelu_slope(f32x16 x)
+{
+    f32x16 u = f32_min(f32_all(16.0f), absolute(x));
+    f32x16 q = 0.000321075699f * u - 0.00470780581f;
+    q = q * u + 0.0289907791f;
+    q = q * u - 0.101270042f;
+    q = q * u + 0.23377645f;
+    q = q * u - 0.794259012f;
+    q = q * u + 0.499830484f;
+    f32x16 h = bell(u) * q;
+    return where(x < 0.0f, h, 1.0f - h);
 }
 
 /* 1 / (1 + e^-2u), which is (1 + tanh u) / 2, and the same of -u */
@@ -62,11 +79,6 @@ static inline f32x16 sigmoids(f32x16 u, f32x16 *minus)
 static inline f32x16 gelu_tanh_inner(f32x16 x)
 {
     return 0.797884561f * (x + 0.044715f * x * x * x);
-}
-
-static inline f32x16 gelu(f32x16 x)
-{
-    return x * normal_below(x, f32_exp(-0.5f * x * x));
 }
 
 /* act(x); of ACT_SWIGLU the gate's part, silu(x) */
@@ -88,10 +100,8 @@ static inline f32x16 act(f32x16 x, int kind)
 static inline f32x16 slope(f32x16 x, int kind)
 {
     f32x16 minus, plus;
-    if (kind == ACT_GELU) {
-        f32x16 e = f32_exp(-0.5f * x * x);
-        return normal_below(x, e) + x * 0.398942280f * e;
-    }
+    if (kind == ACT_GELU)
+        return gelu_slope(x);
     if (kind == ACT_GELU_TANH) {
         plus = sigmoids(gelu_tanh_inner(x), &minus);
         f32x16 inner = 0.797884561f * (1.0f + 3 * 0.044715f * x * x);
