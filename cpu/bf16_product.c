@@ -74,11 +74,24 @@ INLINE u32x16 units_of(const uint16_t *p, long n, int per)
 
 enum { TURN = 8 }; /* rows that are turned together */
 
-/* x [TURN] vectors of 16 steps each become 16 steps of TURN units, in three rounds of taking turns
- */
-INLINE void turn(u32x16 x[TURN])
+/* The first halves of a and b, and the second ones */
+INLINE u32x16 halves_low(u32x16 a, u32x16 b)
+{
+    return SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+}
+
+INLINE u32x16 halves_high(u32x16 a, u32x16 b)
+{
+    return SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+}
+
+/* Sixteen steps of eight rows, the first of which is at p and `some` of which exist, turned in three
+ * rounds of taking turns: x[i] has steps 2i and 2i + 1. `left` numbers are left of the sum. */
+INLINE void turn(u32x16 x[TURN], const uint16_t *p, long ld, int some, int left, const int per)
 {
     u32x16 y[TURN];
+    for (int i = 0; i < TURN; i++)
+        x[i] = i < some ? units_of(p + i * ld, left, per) : (u32x16){0};
     for (int round = 0; round < 3; round++) {
         for (int i = 0; i < TURN / 2; i++) {
             y[2 * i] = turns_low(x[i], x[i + TURN / 2]);
@@ -88,31 +101,40 @@ INLINE void turn(u32x16 x[TURN])
     }
 }
 
-/* Rows that run along the sum */
-INLINE void pack_rows(uint32_t *out, const int width, const uint16_t *p, long ld, int some, int sum,
-                      const int per)
+/* Rows that run along the sum, into a panel of at most TURN of them */
+INLINE void pack_few_rows(uint32_t *out, const int width, const uint16_t *p, long ld, int some,
+                          int sum, const int per)
 {
-    int steps = (sum + per - 1) / per;
-    for (int j = 0; j < width; j += TURN) {
-        const int group = width - j < TURN ? width - j : TURN;
-        for (int s = 0; s < steps; s += LANES) {
-            u32x16 x[TURN];
-            uint32_t *to = out + (long)s * width + j;
-            int left = sum - s * per, n = steps - s < LANES ? steps - s : LANES;
-            for (int i = 0; i < TURN; i++)
-                x[i] = i < group && j + i < some
-                           ? units_of(p + (j + i) * ld + s * per, left, per)
-                           : (u32x16){0};
-            turn(x);
-            if (width == TURN && n == LANES) {
-                memcpy(to, x, sizeof x);
-                continue;
-            }
-            const uint32_t *step = (const uint32_t *)x;
-            for (int k = 0; k < n; k++)
-                memcpy(to + k * width, step + k * TURN, (size_t)group * sizeof *to);
-        }
+    for (int k = 0; k < sum; k += LANES * per, out += LANES * width) {
+        u32x16 x[TURN];
+        int n = (sum - k + per - 1) / per; /* steps that are left */
+        turn(x, p + k, ld, some < width ? some : width, sum - k, per);
+        const uint32_t *step = (const uint32_t *)x;
+        if (width == TURN && n >= LANES)
+            memcpy(out, x, sizeof x);
+        else
+            for (int i = 0; i < n && i < LANES; i++)
+                memcpy(out + i * width, step + i * TURN, (size_t)width * sizeof *out);
     }
+}
+
+/* The same into a panel of a multiple of LANES */
+INLINE void pack_many_rows(uint32_t *out, const int width, const uint16_t *p, long ld, int some,
+                           int sum, const int per)
+{
+    for (int j = 0; j < width; j += LANES)
+        for (int k = 0; k < sum; k += LANES * per) {
+            u32x16 x[TURN], y[TURN];
+            int n = (sum - k + per - 1) / per;
+            uint32_t *to = out + (long)(k / per) * width + j;
+            turn(x, p + j * ld + k, ld, some - j, sum - k, per);
+            turn(y, p + (j + TURN) * ld + k, ld, some - j - TURN, sum - k, per);
+            for (int i = 0; i < LANES && i < n; i++, to += width) {
+                u32x16 a = x[i / 2], b = y[i / 2];
+                a = i % 2 ? halves_high(a, b) : halves_low(a, b);
+                memcpy(to, &a, sizeof a);
+            }
+        }
 }
 
 typedef uint16_t u16x8 __attribute__((vector_size(16)));
@@ -151,9 +173,11 @@ INLINE void pack(uint32_t *out, const int width, int panels, long size, Tensor t
 {
     int sum = K - k < KC * per ? K - k : KC * per;
     const uint16_t *p = (const uint16_t *)t.p + (along_sum ? at * t.ld + k : k * t.ld + at);
-    for (int i = 0; along_sum && i < panels; i++)
-        pack_rows(out + i * size, width, p + i * width * t.ld, t.ld, all - at - i * width, sum,
-                  per);
+    for (int i = 0; along_sum && i < panels; i++, out += size, p += width * t.ld, at += width)
+        if (width <= TURN)
+            pack_few_rows(out, width, p, t.ld, all - at, sum, per);
+        else
+            pack_many_rows(out, width, p, t.ld, all - at, sum, per);
     if (!along_sum)
         pack_columns(out, width, panels, size, p, t.ld, all - at, sum, per);
 }
