@@ -61,8 +61,8 @@ bad "no such scaling" 2 'delayed' "$gpu" $tiny $eight --fp8-scaling block
 
 train "$gpu" bf16 $tiny --steps 8
 train "$gpu" whole $tiny $eight --steps 8
-near "fp8" whole bf16 0.05
 check "the device's line says so" grep -q '^device .* fp8, ' log
+near "fp8" whole bf16 0.05
 for flags in "--fp8-scaling current" "--fp8-skip ends" "--fp8-wgrad bf16" "--fp8-margin 9" "--fp8-history 5"; do
     run=with$(tr -d ' ' <<<"$flags")
     train "$gpu" "$run" $tiny $eight --steps 8 $flags
