@@ -2,7 +2,7 @@
 # Training in fp8 with the CUDA backend: test/test_fp8.sh TRAIN_GPU TRAIN_CPU [SHARED]
 # TRAIN_GPU is the program built with nvcc on a machine with a GPU that has 8-bit products, or the one
 # that runs CUDA's source on the CPU (test/cuda_on_cpu).
-# TEST_LONG=1: DeiT-Tiny too, which takes the stand-in minutes.
+# TEST_LONG=1: DeiT-Tiny too, which takes the stand-in minutes; TEST_SMALL=1 leaves out what takes half of one.
 gpu=$(realpath "$1") cpu=$(realpath "$2") shared=$(realpath -m "${3:-../shared}")
 case $gpu in *standin*) standin=1 ;; *) standin= ;; esac
 here=$(realpath "$(dirname "$0")") recipes=$(realpath "$(dirname "$0")/../recipes")
@@ -61,8 +61,8 @@ bad "no such scaling" 2 'delayed' "$gpu" $tiny $eight --fp8-scaling block
 
 train "$gpu" bf16 $tiny --steps 8
 train "$gpu" whole $tiny $eight --steps 8
-near "fp8" whole bf16 0.05
 check "the device's line says so" grep -q '^device .* fp8, ' log
+near "fp8" whole bf16 0.05
 for flags in "--fp8-scaling current" "--fp8-skip ends" "--fp8-wgrad bf16" "--fp8-margin 9" "--fp8-history 5"; do
     run=with$(tr -d ' ' <<<"$flags")
     train "$gpu" "$run" $tiny $eight --steps 8 $flags
@@ -120,6 +120,23 @@ if [ "$standin" ]; then
     same "2 stages" one stages
     train "$gpu" parts $tiny $eight --steps 5 --micro-batch 4 --tp 2 --gpus 2
     near "tensor parallel" parts one 0.02
+fi
+
+# ---- fifty steps on photographs ----
+
+cifar=$shared/data/cifar10
+if [ -n "${TEST_SMALL-}" ]; then
+    :
+elif [ -e "$cifar" ]; then
+    fifty="--data cifar10:$cifar --val-data none --image-size 32 --patch-size 8 --width 64 --layers 3 --heads 2
+           --mlp 128 --pool gap --cls-tokens 0 --batch-size 8 --steps 50 --schedule constant --warmup-steps 5
+           --workers 1 --threads 1 --log-every 1"
+    train "$cpu" fifty-cpu $fifty
+    train "$gpu" fifty-fp8 $fifty --no-autotune --precision fp8
+    near "50 steps on CIFAR-10, beside fp32 on the CPU" fifty-fp8 fifty-cpu 0.02
+    check "all of them" [ "$(losses fifty-fp8 | wc -l)" = 50 ]
+else
+    skip "no CIFAR-10 in $shared/data"
 fi
 
 # ---- real weights ----
