@@ -559,12 +559,13 @@ __device__ inline bool is_fresh(const ResidualNorm &a, long r)
  * columns of each, so that its sums over the range stay in registers; between its two looks at a
  * pack the block adds up the means. Where R > 1 the sums take most registers, and the packs are
  * fetched again for the second look. partial: [SUMS][ranges][C]. Reads x, dy, dx, writes dx:
- * 310 MB, floor 72 us; with dbranch 90 us. BRANCH: dbranch or dls is wanted. */
+ * 310 MB, floor 72 us; with dbranch 90 us. BRANCH: dbranch or dls is wanted; FRESH: a.fresh is not
+ * 0. */
 enum { SUM_DGAMMA, SUM_DBETA, SUM_DBIAS, SUM_DLS, SUMS };
 enum { NORM_THREADS = 512 }; /* at most, in a block and about in a multiprocessor */
 template <int R> constexpr int NORM_ROWS = R == 1 ? 2 : 1;
 
-template <class E, int N, int R, bool NORM, bool BRANCH>
+template <class E, int N, int R, bool NORM, bool BRANCH, bool FRESH>
 __global__ void __launch_bounds__(NORM_THREADS)
     residual_norm_backward_kernel(ResidualNorm a, Mask mask, Mask path, const StepState *state,
                                   float *partial)
@@ -596,9 +597,8 @@ __global__ void __launch_bounds__(NORM_THREADS)
             int col = column(j) < a.C ? column(j) : 0; /* beyond: times a gamma of 0 */
             int at = HELD ? j : 0;
             if (!for_means)
-                dx[m][at] = !NORM || !is_fresh(a, r)
-                                ? fetch_pack<E, N>(row_of<E>(a.dx, r) + col)
-                                : Pack<E, N>{};
+                dx[m][at] = !FRESH || !is_fresh(a, r) ? fetch_pack<E, N>(row_of<E>(a.dx, r) + col)
+                                                      : Pack<E, N>{};
             if constexpr (NORM) {
                 x[m][at] = fetch_pack<E, N>(row_of<E>(a.x, r) + col);
                 dy[m][at] = fetch_pack<E, N>(row_of<E>(a.dy, r) + col);
@@ -733,12 +733,14 @@ template <class E, int N, int R> static void residual_norm_backward(const Residu
         die("use a smaller width", "the norm's backward pass is made for at most %d channels",
             NORM_THREADS * 16);
     float *partial = scratch_floats((size_t)SUMS * (size_t)w.ranges * (size_t)a->C);
-    static constexpr decltype(&residual_norm_backward_kernel<E, N, R, true, true>) kernels[2][2] = {
-        {residual_norm_backward_kernel<E, N, R, false, false>,
-         residual_norm_backward_kernel<E, N, R, false, true>},
-        {residual_norm_backward_kernel<E, N, R, true, false>,
-         residual_norm_backward_kernel<E, N, R, true, true>}};
-    auto kernel = kernels[a->gamma != NULL][a->dbranch.p || a->dls];
+    static constexpr decltype(&residual_norm_backward_kernel<E, N, R, true, true, true>)
+        kernels[3][2] = {{residual_norm_backward_kernel<E, N, R, false, false, false>,
+                          residual_norm_backward_kernel<E, N, R, false, true, false>},
+                         {residual_norm_backward_kernel<E, N, R, true, false, false>,
+                          residual_norm_backward_kernel<E, N, R, true, true, false>},
+                         {residual_norm_backward_kernel<E, N, R, true, false, true>,
+                          residual_norm_backward_kernel<E, N, R, true, true, true>}};
+    auto kernel = kernels[!a->gamma ? 0 : a->fresh ? 2 : 1][a->dbranch.p || a->dls];
     size_t smem = 2 * (size_t)(w.threads / 32) * 2 * NORM_ROWS<R> * sizeof(float);
     launch(kernel, (unsigned)w.ranges, (unsigned)w.threads, smem, cu.stream, *a,
            mask_of(a->drop, a->C), mask_of(a->path, a->C), cu.state, partial);
