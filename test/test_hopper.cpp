@@ -590,7 +590,7 @@ struct Pipe { /* shared memory */
     }
 };
 
-template <Mistake M>
+template <Mistake M, bool mn>
 __device__ void copy_tiles(const Pipe &p, const CUtensorMap &a, const CUtensorMap &b, int tiles,
                            int across, int steps)
 {
@@ -605,8 +605,15 @@ __device__ void copy_tiles(const Pipe &p, const CUtensorMap &a, const CUtensorMa
                               : M == bytes_too_many ? STAGE + 16
                                                     : STAGE;
             mbarrier_arrive_expect(full, uint32_t(bytes));
-            tma_load_2d(p.stage(i), &a, full, k * TK, tile / across * TM);
-            tma_load_2d(p.stage(i) + A_BYTES, &b, full, k * TK, tile % across * TN);
+            const int row = tile / across * TM, column = tile % across * TN;
+            if (mn) { /* boxes [k, 64 of m or n] */
+                tma_load_2d(p.stage(i), &a, full, row, k * TK);
+                tma_load_2d(p.stage(i) + A_BYTES / 2, &a, full, row + TM / 2, k * TK);
+                tma_load_2d(p.stage(i) + A_BYTES, &b, full, column, k * TK);
+            } else {
+                tma_load_2d(p.stage(i), &a, full, k * TK, row);
+                tma_load_2d(p.stage(i) + A_BYTES, &b, full, k * TK, column);
+            }
         }
 }
 
@@ -639,7 +646,7 @@ __device__ void store_tile(const Pipe &p, const CUtensorMap &c, const float (&d)
     }
 }
 
-template <Mistake M>
+template <Mistake M, bool mn>
 __device__ void multiply_tiles(const Pipe &p, const CUtensorMap &c, int tiles, int across,
                                int steps)
 {
@@ -658,8 +665,9 @@ __device__ void multiply_tiles(const Pipe &p, const CUtensorMap &c, int tiles, i
             if (M != no_wgmma_fence && !(M == one_wgmma_fence && i > 0))
                 wgmma_fence(d);
             for (int j = 0; j < TK / 16; j++) {
-                const uint32_t bytes = M == k_not_advanced ? 0 : uint32_t(j * 32);
-                wgmma<bf16, bf16>(d, wgmma_advance(a, bytes), wgmma_advance(b, bytes), k + j > 0);
+                const uint32_t bytes = M == k_not_advanced ? 0 : uint32_t(j * (mn ? 16 * 128 : 32));
+                wgmma<bf16, bf16, mn, mn>(d, wgmma_advance(a, bytes), wgmma_advance(b, bytes),
+                                          k + j > 0);
             }
             if (M == registers_written_early)
                 d[3] = 0;
@@ -688,7 +696,7 @@ __device__ void multiply_tiles(const Pipe &p, const CUtensorMap &c, int tiles, i
         tma_store_wait<0>();
 }
 
-template <Mistake M>
+template <Mistake M, bool mn>
 __global__ void __launch_bounds__(384, 1)
     whole_product(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b,
                   const __grid_constant__ CUtensorMap c, int tiles, int across, int steps)
@@ -707,15 +715,16 @@ __global__ void __launch_bounds__(384, 1)
     if (threadIdx.x < 128) {
         registers_release<40>();
         if (threadIdx.x < 32 && elect_one())
-            copy_tiles<M>(p, a, b, tiles, across, steps);
+            copy_tiles<M, mn>(p, a, b, tiles, across, steps);
     } else {
         registers_take<M == too_many_registers ? 240 : 232>();
-        multiply_tiles<M>(p, c, tiles, across, steps);
+        multiply_tiles<M, mn>(p, c, tiles, across, steps);
     }
 }
 
-/* Small whole numbers, so that every result is exact; sizes that leave boxes at the edges. */
-template <Mistake M> static bool multiplies(int m, int n, int k, int trials)
+/* Small whole numbers, so that every result is exact; sizes that leave boxes at the edges. mn: A
+ * and B lie as [K,M], [K,N]. */
+template <Mistake M, bool mn = false> static bool multiplies(int m, int n, int k, int trials)
 {
     std::vector<bf16> a(size_t(m * k)), b(size_t(n * k));
     for (size_t i = 0; i < a.size(); i++)
@@ -725,19 +734,23 @@ template <Mistake M> static bool multiplies(int m, int n, int k, int trials)
     bf16 *da = device(a), *db = device(b), *dc = device(std::vector<bf16>(size_t(m * n)));
     CUtensorMap ma, mb, mc;
     const uint64_t um = uint64_t(m), un = uint64_t(n), uk = uint64_t(k);
-    bool right = tensor_map<bf16>(&ma, da, {uk, um}, {2, 2 * uk}, {TK, TM}, SWIZZLE_128) &&
-                 tensor_map<bf16>(&mb, db, {uk, un}, {2, 2 * uk}, {TK, TN}, SWIZZLE_128) &&
-                 tensor_map<bf16>(&mc, dc, {un, um}, {2, 2 * un}, {TN, TM / 2}, SWIZZLE_128);
+    bool right =
+        (mn ? tensor_map<bf16>(&ma, da, {um, uk}, {2, 2 * um}, {64, TK}, SWIZZLE_128) &&
+                  tensor_map<bf16>(&mb, db, {un, uk}, {2, 2 * un}, {64, TK}, SWIZZLE_128)
+            : tensor_map<bf16>(&ma, da, {uk, um}, {2, 2 * uk}, {TK, TM}, SWIZZLE_128) &&
+                  tensor_map<bf16>(&mb, db, {uk, un}, {2, 2 * uk}, {TK, TN}, SWIZZLE_128)) &&
+        tensor_map<bf16>(&mc, dc, {un, um}, {2, 2 * un}, {TN, TM / 2}, SWIZZLE_128);
     const int down = (m + TM - 1) / TM, across = (n + TN - 1) / TN;
     for (int trial = 0; right && trial < trials; trial++) {
         OK(cudaMemset(dc, 0xFF, size_t(m * n) * 2));
-        launch(whole_product<M>, dim3(unsigned(1 + trial % 3)), 384, SMEM, nullptr, ma, mb, mc,
+        launch(whole_product<M, mn>, dim3(unsigned(1 + trial % 3)), 384, SMEM, nullptr, ma, mb, mc,
                down * across, across, (k + TK - 1) / TK);
         std::vector<bf16> c = host(dc, size_t(m * n));
         for (int i = 0; i < m * n; i++) {
             float sum = 0;
             for (int j = 0; j < k; j++)
-                sum += float(a[size_t(i / n * k + j)]) * float(b[size_t(i % n * k + j)]);
+                sum += float(a[size_t(mn ? j * m + i / n : i / n * k + j)]) *
+                       float(b[size_t(mn ? j * n + i % n : i % n * k + j)]);
             right &= float(c[size_t(i)]) == sum;
         }
     }
@@ -752,6 +765,8 @@ static void test_whole_product()
     CHECK(multiplies<none>(128, 64, 64, 6));
     CHECK(multiplies<none>(256, 128, 320, 12));
     CHECK(multiplies<none>(200, 120, 200, 12)); /* edges: rows, columns, k */
+    CHECK((multiplies<none, true>(256, 128, 320, 6)));
+    CHECK((multiplies<none, true>(200, 120, 200, 6)));
 }
 /* A in registers is made anew for the second product, and no fence tells it. */
 __global__ void a_written(float *out)
