@@ -26,6 +26,7 @@
 #include <math.h>
 #include <omp.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 /* A kernel's sums fill the registers: 24 of 32 with AVX-512, 12 of 16 with AVX2, 24 of 32 NEON. */
 #ifdef __AVX512F__
@@ -244,18 +245,22 @@ static long round_up(long n, long to)
     return (n + to - 1) / to * to;
 }
 
-/* Room for n units, 64-byte aligned; it grows to the largest request and stays. */
+/* Room for n units, in large pages where the system has them, since a block's rows and panels are in
+ * many small ones; it grows to the largest request and stays. */
 static uint32_t *room_of(size_t n)
 {
+    enum { PAGE = 2 << 20 };
     static uint32_t *p;
     static size_t size;
     if (n > size) {
         free(p);
         size = n;
-        p = aligned_alloc(64, size * sizeof *p / 64 * 64 + 64);
+        size_t bytes = (size * sizeof *p + PAGE - 1) / PAGE * PAGE;
+        p = aligned_alloc(PAGE, bytes);
         if (!p)
             die("give a smaller --micro-batch", "no memory for %zu MB of packed operands",
-                size * sizeof *p >> 20);
+                bytes >> 20);
+        madvise(p, bytes, MADV_HUGEPAGE);
     }
     return p;
 }

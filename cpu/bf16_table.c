@@ -6,6 +6,7 @@
 #include "util/util.h"
 
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #ifdef __x86_64__
 #include <cpuid.h>
@@ -53,6 +54,18 @@ static void bf16_init(const Device *d)
     bf16_products_by(products());
 }
 
+/* In large pages, where the system has them: rows of a block are in many small ones. */
+static dev *bf16_alloc(size_t bytes)
+{
+    enum { PAGE = 2 << 20 };
+    dev *p = backend_cpu()->alloc(bytes);
+    uintptr_t begin = ((uintptr_t)p + PAGE - 1) / PAGE * PAGE;
+    uintptr_t end = ((uintptr_t)p + bytes) / PAGE * PAGE;
+    if (p && begin < end)
+        madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+    return p;
+}
+
 static void bf16_bind(dev *state, dev *scratch, size_t bytes)
 {
     backend_cpu()->bind(state, scratch, bytes);
@@ -87,6 +100,7 @@ const Backend *backend_cpu_bf16(void)
     static Backend table;
     table = *backend_cpu();
     table.init = bf16_init;
+    table.alloc = bf16_alloc;
     table.bind = bf16_bind;
     table.describe = bf16_describe;
     table.linear_forward = bf16_linear_forward;
