@@ -9,7 +9,8 @@
  * that all three see the same machine at the same time; medians over the rounds are printed.
  *   sgemm     FLOPs of those products / their time
  *   fraction  images/s * FLOPs per image / sgemm, attention counted in the FLOPs, training = 3
- * forward, and in bf16 as well: what it is more than 1 is what bf16 is worth. Each model runs in a process of its own, so that its peak memory is its own.
+ *             forward; in bf16 of the same fp32 products: what it is above 1, bf16 is worth
+ * Each model runs in a process of its own, so that its peak memory is its own.
  */
 #include "vit.h"
 
@@ -174,7 +175,8 @@ static void run(const char *name, const Config *c, int B, int rounds, int type)
     }
     printf("%-10s %s batch %-3d train %8.2f images/s  fraction %.3f   infer %8.2f images/s  "
            "fraction %.3f   sgemm %.0f GFLOP/s   peak %.2f GiB\n",
-           name, type == BF16 ? "bf16" : "fp32", B, B / median(train, rounds), median(fraction, rounds), B / median(infer, rounds),
+           name, type == BF16 ? "bf16" : "fp32", B, B / median(train, rounds),
+           median(fraction, rounds), B / median(infer, rounds),
            median(fraction_forward, rounds), flops / median(gemm, rounds) * 1e-9, peak);
     fflush(stdout);
     vit_free(m);

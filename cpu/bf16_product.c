@@ -87,7 +87,8 @@ INLINE u32x16 halves_high(u32x16 a, u32x16 b)
 }
 
 /* Sixteen steps of eight rows, the first of which is at p and `some` of which exist, turned in
- * three rounds of taking turns: x[i] has steps 2i and 2i + 1. `left` numbers are left of the sum. */
+ * three rounds of taking turns: x[i] has steps 2i and 2i + 1. `left` numbers are left of the sum.
+ */
 INLINE void turn(u32x16 x[TURN], const uint16_t *p, long ld, int some, int left, const int per)
 {
     u32x16 y[TURN];
@@ -245,8 +246,8 @@ static long round_up(long n, long to)
     return (n + to - 1) / to * to;
 }
 
-/* Room for n units, in large pages where the system has them, since a block's rows and panels are in
- * many small ones; it grows to the largest request and stays. */
+/* Room for n units, in large pages where the system has them, since a block's rows and panels are
+ * in many small ones; it grows to the largest request and stays. */
 static uint32_t *room_of(size_t n)
 {
     enum { PAGE = 2 << 20 };
