@@ -27,8 +27,8 @@
  *   together    both work on one tile of 128x256, 64 rows each. It needs the fewest bytes from the
  *               L2: 48 KiB for 1,024 cycles of products. What follows a product waits for its end.
  *   ping-pong   each works on a tile of 128x128 of its own, in turns: while one multiplies, the
- *               other does what follows. It needs a third more bytes (32 KiB for 512 cycles), and pays
- *               where what follows takes long: GELU is 25 instructions an element.
+ *               other does what follows. It needs a third more bytes (32 KiB for 512 cycles), and
+ *               pays where what follows takes long: GELU is 25 instructions an element.
  *
  * Read in this order:
  *   1. Tiles      sizes, shared memory, which unit is whose turn

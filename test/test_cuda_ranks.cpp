@@ -454,7 +454,7 @@ static const struct {
                   {"GELU", half_forward, &act},
                   {"GELU's slope", half_slope, NULL},
                   {"a weight gradient", half_weight, NULL}};
-static int number; /* of one of them */
+static int body_now; /* of one of them */
 
 /* Random numbers, the same in every process */
 static void fill_halves()
@@ -473,7 +473,7 @@ static void fill_halves()
 static void run_own()
 {
     fill_halves();
-    be->run(uint64_t(100 + number), true, own_bodies[number].body, own_bodies[number].arg);
+    be->run(uint64_t(100 + body_now), true, own_bodies[body_now].body, own_bodies[body_now].arg);
 }
 /* How many lines of the file have a product of our own, or the library's, or none */
 static std::string kinds()
@@ -499,7 +499,7 @@ static int own_chosen(bool slow)
     std::string k = kinds();
     printf("%s\n", k.c_str());
     bool own = cuda_own_products > before, written = k.find("own") != std::string::npos;
-    bool ends = number == 1 || number == 2; /* beside a fast library they may be faster or not */
+    bool ends = body_now == 1 || body_now == 2; /* beside a fast library they may be faster or not */
     return own == written && (own == slow || (ends && !slow)) ? 0 : 3;
 }
 /* The file is enough: nothing is timed. */
@@ -546,8 +546,8 @@ static int not_forced(const char *value, const char *sm)
 }
 static void test_own()
 {
-    for (number = 0; number < 4; number++) {
-        const char *name = own_bodies[number].name;
+    for (body_now = 0; body_now < 4; body_now++) {
+        const char *name = own_bodies[body_now].name;
         must_end(name, run(1, [] { return own_chosen(false); }), 1, 0);
         must_end(name, run(1, [] { return own_chosen(true); }), 1, 0);
         must_end(name, run(1, own_from_file), 1, 0);
@@ -567,8 +567,8 @@ static void test_own()
                  }), 1, 0);
     }
     must_end("attention", run(1, attention_chosen), 1, 0);
-    number = 0;
-    must_end("VIT_GEMM=sm90", run(1, [] { return not_forced("sm90", "90") + cuda_own_products; }), 1,
+    body_now = 0;
+    must_end("VIT_GEMM=sm90", run(1, [] { return int(not_forced("sm90", "90") + cuda_own_products); }), 1,
              4);
     must_end("no Hopper", run(1, [] { return not_forced("sm90", "80"); }), 1, 1);
     must_end("no such products", run(1, [] { return not_forced("mine", "90"); }), 1, 1);

@@ -1824,7 +1824,7 @@ static void memory(void)
     CHECK(text[0] && strlen(text) < sizeof text - 1 && be->threads() >= 1, "'%s'", text);
     CHECK(be->memory_free() == -1 || be->memory_free() > 0, "%g bytes free", be->memory_free());
     CHECK(be->peak_flops() >= 0);
-    Sizes one = {1, 197, 768, 12, 3072, 1000, 0, 20000, 0}, many = one;
+    Sizes one = {1, 197, 768, 12, 3072, 1000, 0, 20000, false}, many = one;
     many.B = 64;
     CHECK(be->scratch_bytes(&one) <= be->scratch_bytes(&many));
 
