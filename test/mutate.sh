@@ -135,7 +135,6 @@ cuda/gemm_sm90.cuh | s/i > 0 || k > 0/true/
 cuda/gemm_sm90.cuh | s/ring.at += u.blocks;/;/
 cuda/gemm_sm90.cuh | s/mbarrier_wait(t.turn + group, (n - 1) \/ 2 % 2);/;/
 cuda/gemm_sm90.cuh | s/(n - 1) \/ 2 % 2/n \/ 2 % 2/
-cuda/gemm_sm90.cuh | s/__syncwarp(); \/\* what was there has been read/\/* what was there has been read/
 cuda/gemm_sm90.cuh | s/named_barrier_sync(1 + group, SM90_GROUP);$/;/
 cuda/gemm_sm90.cuh | s/row + r < M \&\& column + c < N/row + r < M/
 cuda/gemm_sm90.cuh | s/for (int p = 1; p < parts; p++)/for (int p = 2; p < parts; p++)/
