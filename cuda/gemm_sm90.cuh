@@ -26,9 +26,9 @@
  *
  *   together    both work on one tile of 128x256, 64 rows each. It needs the fewest bytes from the
  *               L2: 48 KiB for 1,024 cycles of products. What follows a product waits for its end.
- *   ping-pong   each works on a tile of 128x128 of its own, in turns: while one multiplies, the other
- *               does what follows. It needs a third more bytes (32 KiB for 512 cycles), and pays
- *               where what follows takes long: GELU is 25 instructions an element.
+ *   ping-pong   each works on a tile of 128x128 of its own, in turns: while one multiplies, the
+ *               other does what follows. It needs a third more bytes (32 KiB for 512 cycles), and
+ *               pays where what follows takes long: GELU is 25 instructions an element.
  *
  * Read in this order:
  *   1. Tiles      sizes, shared memory, which unit is whose turn
@@ -446,8 +446,8 @@ __global__ void __launch_bounds__(HAS_SM90 ? SM90_THREADS : 32, 1)
     gemm_sm90_kernel(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b,
                      const Sm90Args x)
 {
+    launched_within<SM90_THREADS>();
     if constexpr (HAS_SM90) {
-        launched_within<SM90_THREADS>();
         using Tile = Sm90Tile<PINGPONG>;
         const Tile t;
         const int group = (int)threadIdx.x / SM90_GROUP - 1; /* -1: the producer's */
