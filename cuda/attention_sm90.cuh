@@ -84,9 +84,9 @@ __global__ void __launch_bounds__(HAS_SM90 ? 256 : 32, KEYS > 208 ? 1 : 2)
     attention_sm90_kernel(const __grid_constant__ CUtensorMap keys,
                           const __grid_constant__ CUtensorMap queries, const Attention90 a)
 {
+    launched_within<256>();
     if constexpr (HAS_SM90) {
         using Head = Head90<D, KEYS>;
-        launched_within<Head::THREADS>();
         constexpr int PART = Head::PART;
         const int h = blockIdx.x % a.heads, b = blockIdx.x / a.heads, tiles = (a.Tq + 63) / 64;
         const int thread = threadIdx.x % SM90_GROUP, warp = thread / 32, lane = thread % 32;

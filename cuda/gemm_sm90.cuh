@@ -446,8 +446,8 @@ __global__ void __launch_bounds__(HAS_SM90 ? SM90_THREADS : 32, 1)
     gemm_sm90_kernel(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b,
                      const Sm90Args x)
 {
+    launched_within<SM90_THREADS>();
     if constexpr (HAS_SM90) {
-        launched_within<SM90_THREADS>();
         using Tile = Sm90Tile<PINGPONG>;
         const Tile t;
         const int group = (int)threadIdx.x / SM90_GROUP - 1; /* -1: the producer's */
