@@ -218,8 +218,8 @@ CUDA_TESTS := "$(STANDIN)/test_cuda_on_cpu" "$(STANDIN)/test_hopper" "$(STANDIN)
   $(foreach t,fp32 tf32 bf16 fp16,"as ops $t: $(STANDIN)/test_ops --backend cuda --type $t") \
   "as ops fp8: $(STANDIN)/test_fp8 --backend cuda --type fp8" \
   $(foreach t,fp32 tf32 bf16 fp16 fp8,"as goldens $t: $(STANDIN)/test_golden --backend cuda --type $t $(GOLDEN) $(FIXTURES)") \
-  $(foreach t,bf16 fp16,$(foreach w,0 1,"as ops $t by own products ($w): $(FORCED):$w $(STANDIN)/test_ops --backend cuda --type $t")) \
-  "as goldens bf16 by own products: $(FORCED) $(STANDIN)/test_golden --backend cuda --type bf16 $(GOLDEN) $(FIXTURES)" \
+  $(foreach t,bf16 fp16,$(foreach w,0 1,"as ops $t own products $w: $(FORCED):$w $(STANDIN)/test_ops --backend cuda --type $t")) \
+  "as goldens bf16 own products: $(FORCED) $(STANDIN)/test_golden --backend cuda --type bf16 $(GOLDEN) $(FIXTURES)" \
   $(call LAYOUTS,$(STANDIN),--backend cuda,fp32,2) \
   $(call LAYOUTS,$(STANDIN),--backend cuda --type bf16,bf16,2) \
   "$(STANDIN)/test_bf16" \

@@ -472,6 +472,8 @@ static void fill_halves()
 }
 static void run_own()
 {
+    enum { ROOM = 1 << 20 };
+    be->bind(be->alloc(sizeof(StepState)), be->alloc(ROOM), ROOM);
     fill_halves();
     be->run(uint64_t(100 + body_now), true, own_bodies[body_now].body, own_bodies[body_now].arg);
 }
