@@ -47,8 +47,6 @@ bool backend_cpu_bf16_pays(void)
 static void bf16_init(const Device *d)
 {
     Device floats = *d;
-    if (d->type != BF16 || d->fp8)
-        die_usage("use --precision fp32 or bf16", "the CPU computes in fp32 and bf16");
     floats.type = F32;
     backend_cpu()->init(&floats);
     bf16_products_by(products());

@@ -131,7 +131,7 @@ enum { TTA_NONE, TTA_FLIP };
     X(double, layer_scale_init, "1e-5", "", "initial layer scale, where --layer-scale is on")     \
   GROUP("images")                                                                                 \
     X(bool,   augment, "true", "",                                                                \
-      "training: random crop, flip and the two below; off: as in evaluation")                     \
+      "training: random crop, flip, colour jitter, auto-augment; off: as in evaluation")         \
     X(word,   train_crop, "resized", "resized|simple",                                            \
       "training: random resized crop; or the shorter side to the image's size, 4 mirrored pixels " \
       "around, and any crop of that (DeiT III's)")                                                \
