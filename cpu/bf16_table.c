@@ -24,7 +24,7 @@ static bool pairs_are_faster(void)
 #endif
 }
 
-/* PRODUCTS_*; VIT_BF16_PRODUCTS decides otherwise, for tests. */
+/* PRODUCTS_*, by what this machine is fast at; VIT_BF16_PRODUCTS, for tests, overrules that. */
 static int products(void)
 {
     static const char *const words[] = {"floats", "pairs", "onednn"};
