@@ -186,7 +186,9 @@ static bool read_counters(const SafeTensors *f, RunState *run, Error *e)
     for (int i = 0; i < COUNT(counters); i++)
         if ((scaled || !counters[i].scaled) && !read_counter(f, i, run, e))
             return false;
-    if (!st_meta(f, "fp8_amax"))
+    if (!run->scales) /* a run without 8-bit copies has no history to begin */
+        run->fp8_since = 0;
+    else if (!st_meta(f, "fp8_amax"))
         run->fp8_since = run->step;
     if (!(s->loss_scale > 0) || !isfinite(s->loss_scale))
         return fail(e, weights_state_hint, "%s: metadata: loss_scale is %g", f->path,

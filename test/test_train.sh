@@ -563,7 +563,7 @@ for length in "--steps 2" "--epochs 3"; do
         [ "$(grep -cE '^warning: .* 50 images, and there are 20 to train on: .* 2.5 times; lower --batch-size' log)" = 1 ]
     rm -r beyond
 done
-good "a batch of the whole epoch" $fake --data fake:20 --batch-size 20 --steps 2 --val-data none --out whole
+good "a batch of the whole epoch" $fake --data fake:20 --batch-size 20 --steps 2 --val-data none --out epoch
 check "needs no warning" sh -c "! grep -q ^warning log"
 good "a run evaluated on the training images" $folder --val-data folder/train --out onfolder
 good "eval takes --data, not the run's --val-data" eval --weights onfolder --data folder
