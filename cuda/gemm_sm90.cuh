@@ -350,7 +350,7 @@ __device__ inline void sm90_end(const float (&sums)[Tile::HALVES][Tile::N / 2], 
     };
     constexpr bool AHEAD = Tile::READERS == 8; /* in ping-pong the other group has work meanwhile */
     const bool adds = END != END_ACT && x.addend;
-    float column_sums[16];
+    float column_sums[16] = {};
     Packs next;
     if (AHEAD && adds)
         next = patch(0).load((const E *)x.addend, x.ldadd);

@@ -50,7 +50,6 @@ backend_cpu.c | s/dx\[j\] = in ? dy\[j\] \* inv : 0;/dx[j] = in ? -dy[j] * inv :
 cpu/loss.c | s/\* mass - (double)y\[k\]/* mass + (double)y[k]/
 cpu/loss.c | s/(v >= 0 ? 1 : e) \/ (1 + e) - (double)y\[k\]/(v >= 0 ? 1 : e) \/ (1 + e) + (double)y[k]/
 backend_cpu.c | s/a\[i\] += b\[i\];/a[i] -= b[i];/
-backend_cpu.c | s/at\[r\] = r \* size\[me\];/at[r] = (ranks - 1 - r) * size[me];/
 backend_cpu.c | s/drop_row(dx + gate, n, r, a->tokens,/drop_row(dx + gate, n, r + 1, a->tokens,/
 cpu/patches.c | s/g->partner, py, px, g->cut, 1, 1 - lambda/g->partner, py, px, g->cut, 1, 0.5f - lambda/
 cpu/patches.c | s/g->partner, py, px, g->cut, 1, 1 - lambda/g->partner, py, px, g->cut, 0, 1 - lambda/
@@ -67,9 +66,9 @@ vit.c | s/be->zero(m->dstream,/be->zero(m->dy,/
 vit.c | s/unit_reduce(&m->own, l + 1, b->number, b->last);/(void)0;/
 vit.c | s/unit_reduce(&m->own, u, b->number, b->last);/(void)0;/
 vit.c | s/^    take_state(w->m, w->b);$//
-model/params.c | s/round_up(at - start + 1, VIT_CHUNK)/(at - start + VIT_CHUNK)/
+model/params.c | s/next = round_up(at + 1, VIT_CHUNK);/next = at + VIT_CHUNK;/
 model/params.c | s/pow(decay, last - p->unit)/pow(decay, last - p->unit + 1)/
-model/params.c | s/p->unit >= frozen;/p->unit > frozen;/
+model/params.c | s/p->unit >= frozen)/p->unit > frozen)/
 dist.c | s/    if (micro > 0)/    if (micro > 1)/
 vit.c | s/\.gamma = w.norm1_w, \.mean/.gamma = w.norm2_w, .mean/
 TABLE
@@ -111,7 +110,7 @@ cuda/attention.cuh | s/x \* (m \* dp\[i\]\[e\] - delta\[e \/ 2\])/x * (m * dp[i]
 cuda/attention.cuh | s/dp\[i\]\[e\] = x \* (m \* dp\[i\]\[e\] - delta\[query\]);/dp[i][e] = x * (m * dp[i][e] + delta[query]);/
 cuda/attention.cuh | s/sum\[r\] \*= shrink;/;/
 cuda/attention.cuh | s/if (!FULL \&\& 16 \* n + p.at_column(i, e) >= keys)/if (!FULL \&\& 16 * n + p.at_column(i, e) > keys)/
-cuda/layers.cuh | s/d\[k\] += rstd\[m\] \* (dyk/d[k] -= rstd[m] * (dyk/
+cuda/layers.cuh | s/rstd\[m\] \* (dyk \* gamma/-rstd[m] * (dyk * gamma/
 cuda/layers.cuh | s/sum\[SUM_DBETA\]\[j\]\[k\] += dyk;/sum[SUM_DBETA][j][k] -= dyk;/
 cuda/layers.cuh | s/d\[1\]\[k\] = dy \* g \* plus;/d[1][k] = dy * g * minus;/
 cuda/layers.cuh | s/- g_sum - n.v\[r\]\[k\] \* gn_sum/- g_sum + n.v[r][k] * gn_sum/
@@ -148,8 +147,7 @@ cuda/attention_sm90.cuh | s/sum\[r\] = quad_sum(sum\[r\]);/;/
 cuda/gemm.cuh | s/p.C ? 1.0f : 0.0f/p.C ? 0.0f : 1.0f/
 backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(cu.stream, event_of(t), 0));/;/
 backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(copies, event_of(after), 0));/;/
-backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(cu.stream, join_event, 0));/;/
-backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(collectives, fork_event, 0));/;/
+backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(g->stream, fork_event, 0));/;/
 vit.c | s/    be->wait(in->sent);/    (void)0;/
 TABLE
 }

@@ -40,6 +40,12 @@ judged='' check "another architecture" 1 '1 passed, 0 failed, 1 skipped' 'k<4> 1
 both 128 8 8 >"$tmp/log"
 check "spills" 0 'FAIL spilled > 15' 'k<4> 128 15'
 check "spills that are known" 1 '2 passed' 'k<4> 128 16'
+{
+    kernel _Z1kIL3End2EEvPf sm_80 4 0 0
+    kernel _Z1kIL3End2EEvPf sm_90a 128 0 0
+} >"$tmp/log"
+check "empty for another architecture" 1 '2 passed' 'k<2> 128 0 256 170000 1'
+both 128 8 8 >"$tmp/log"
 kernel _Z1kILi8EEvPf sm_80 20 0 0 >>"$tmp/log"
 check "half a log" 0 'not whole' '.* 128 16'
 : >"$tmp/log"
