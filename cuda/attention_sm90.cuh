@@ -78,8 +78,8 @@ __device__ inline void fetch_head(const Head &at, const CUtensorMap *keys,
 
 /* Grid: B * heads. 2 Tq T hs FLOPs, twice; every byte once. S and P of 64 rows take more than 128
  * registers a thread, so that a multiprocessor has one block, whose two groups overlap products and
- * exponentials but not the next head's arrival. One layer of B/16 at batch 256: 310 MB, 72 us; 133 M
- * exponentials, 36 us; products, 22 us (estimates). */
+ * exponentials but not the next head's arrival. One layer of B/16 at batch 256: 310 MB, 72 us; 133
+ * M exponentials, 36 us; products, 22 us (estimates). */
 template <class E, int D, int KEYS>
 __global__ void __launch_bounds__(HAS_SM90 ? 256 : 32, 1)
     attention_sm90_kernel(const __grid_constant__ CUtensorMap keys,
