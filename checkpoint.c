@@ -186,7 +186,7 @@ static bool read_counters(const SafeTensors *f, RunState *run, Error *e)
     for (int i = 0; i < COUNT(counters); i++)
         if ((scaled || !counters[i].scaled) && !read_counter(f, i, run, e))
             return false;
-    if (!run->scales)
+    if (!run->scales) /* a run without 8-bit copies has no history to begin */
         run->fp8_since = 0;
     else if (!st_meta(f, "fp8_amax"))
         run->fp8_since = run->step;

@@ -419,9 +419,9 @@ static int finish(Training *t)
         if (s->state.best_metric >= 0)
             printf(": best top-1 %.2f%% at step %lu", s->state.best_metric,
                    (unsigned long)s->state.best_step);
-        printf("\nresults   %s: report.html, config.ini, log.jsonl, metrics.csv, classes.txt, "
-               "eval.json,\n          TensorBoard's events, checkpoints in step_*\n",
-               s->out);
+        printf("\nresults   %s: report.html, config.ini, log.jsonl, metrics.csv, classes.txt,%s\n"
+               "          TensorBoard's events, checkpoints in step_*\n",
+               s->out, s->state.best_metric >= 0 ? " eval.json," : "");
         printf("try next  %s eval %s\n"
                "          %s predict %s IMAGE.jpg\n"
                "          %s --resume %s --epochs %g\n",

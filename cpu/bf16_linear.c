@@ -35,7 +35,7 @@ static inline f32x16 where(i32x16 test, f32x16 yes, f32x16 no)
     return (f32x16)((test & (i32x16)yes) | (~test & (i32x16)no));
 }
 
-/* e^-(u^2)/2, 0 where no normal number is as small */
+/* e^(-u^2/2), 0 where no normal number is as small */
 static inline f32x16 bell(f32x16 u)
 {
     return where(u < 13.19f, f32_exp(-0.5f * u * u), f32_all(0));

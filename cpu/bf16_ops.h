@@ -55,8 +55,7 @@ static inline f32x16 bf16_widen(u16x16 x)
 #endif
 }
 
-/* To nearest, ties to even; what is no number stays none. The instruction takes what is below
- * 2^-126 as 0. */
+/* To nearest, ties to even; NaN stays NaN. The instruction takes what is below 2^-126 as 0. */
 static inline u16x16 bf16_round(f32x16 x)
 {
 #ifdef __AVX512BF16__
@@ -108,7 +107,7 @@ static inline void f32_store(float *p, f32x16 x)
     memcpy(p, &x, sizeof x);
 }
 
-/* The larger and the smaller of two; y where either is no number */
+/* The larger and the smaller of two; y where either is NaN */
 static inline f32x16 f32_max(f32x16 x, f32x16 y)
 {
     i32x16 first = x > y;
@@ -141,7 +140,7 @@ static inline float f32_sum(f32x16 x)
 }
 
 /* e^x, 2 ulp, sixteen at a time: x = k ln2 + r, e^r by a polynomial, 2^k by building the exponent.
- * e^-87 below -87, e^88 above 88; what is no number stays none. */
+ * e^-87 below -87, e^88 above 88; NaN stays NaN. */
 static inline f32x16 f32_exp(f32x16 x)
 {
     x = f32_min(f32_all(88.0f), f32_max(f32_all(-87.0f), x));
@@ -199,8 +198,8 @@ static inline void bf16_from_floats(uint16_t *y, const float *x, long n)
         y[i] = bf16_from_real((real)x[i]);
 }
 
-/* Sums over rows, as bias gradients are: GROUPS partial sums, each over a fixed range of rows, are
- * added in order, whatever the number of threads. */
+/* Sums over rows, as bias gradients are: BF16_GROUPS partial sums, each over a fixed range of rows,
+ * are added in order, whatever the number of threads. */
 enum { BF16_GROUPS = 32 };
 
 static inline long bf16_group_begin(long rows, int g)

@@ -8,8 +8,8 @@
  *   SLOPE   D = (A B) act'(pre), and the column sums of D, which are a bias gradient
  *   SUM     D = A B in float, with the sum over K cut into parts that are added in order
  *
- * These save passes over memory: on B/16 GELU after the product costs 10 us an image and its slope
- * 13 (estimates, as all times here are: NOTHING IN THIS FILE HAS RUN ON A GPU). It is one more
+ * These save passes over memory: on B/16 GELU after the product costs 7.5 us an image and its slope
+ * 11 (estimates, as all times here are: NOTHING IN THIS FILE HAS RUN ON A GPU). It is one more
  * candidate in the timing of gemm.cuh, and is used only where it is faster.
  *
  * How it works. A block stays on its multiprocessor and takes one unit of work after another. Its

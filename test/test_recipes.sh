@@ -126,6 +126,7 @@ check "and others than were learned" [ "$(positions sines | cksum)" != "$(positi
 bad "no room for two axes of sines" 'a multiple of four' $tiny --width 30 --position sincos2d --steps 1 --out none
 bad "hard targets of a softmax" 'of the sigmoid loss alone' $tiny --target-threshold 0 --label-smoothing 0 --out none
 bad "all targets hard" 'smoothed targets are all above 0' $tiny --loss sigmoid --target-threshold 0 --out none
+bad "hard whatever they are" 'every target is above it' $tiny --loss sigmoid --target-threshold -0.5 --out none
 good "hard targets" $tiny --loss sigmoid --target-threshold 0.2 --mixup 0.8 --steps 2 --batch-size 16 --out hard
 
 # ---- early stopping ----

@@ -496,6 +496,10 @@ for command in "predict --weights one $picture" "eval --weights one" "--help"; d
     check "nobody reads what $command prints" [ "${PIPESTATUS[0]}" = 0 ]
 done
 bad "predict without such a file" 1 'none.jpg' predict --weights one none.jpg
+bad "predict of an empty list" 1 'there were no pictures' predict --weights one - </dev/null
+mkfifo named.npy
+bad "a pipe in a file's place" 1 'named.npy: is a device or a pipe' predict --weights one "$picture" --features named.npy
+check "is left there" [ -p named.npy ]
 
 victim=$(find folder/train/x -type f | sort | head -n 1)
 head -c 100 "$victim" >less && mv less "$victim"

@@ -318,7 +318,8 @@ static int run_show(const Command *c, int argc, char **argv)
         die_usage("./vit show --help lists all flags", "'%s' is no flag", argv[1]);
     setup_options(&s, argc, argv);
     if (!*s.o.out)
-        die_usage("name the picture: --out grid.png", "--out is missing");
+        die_usage("name the picture, --out grid.png, or an array, --out batches.npy",
+                  "--out is missing");
     use_this_machine(&s.o);
     setup_config(&s);
     const char *spec = o.val && *s.o.val_data ? s.o.val_data : s.o.data;

@@ -131,7 +131,7 @@ enum { TTA_NONE, TTA_FLIP };
     X(double, layer_scale_init, "1e-5", "", "initial layer scale, where --layer-scale is on")     \
   GROUP("images")                                                                                 \
     X(bool,   augment, "true", "",                                                                \
-      "training: random crop, flip and the two below; off: as in evaluation")                     \
+      "training: random crop, flip, colour jitter, auto-augment; off: as in evaluation")         \
     X(word,   train_crop, "resized", "resized|simple",                                            \
       "training: random resized crop; or the shorter side to the image's size, 4 mirrored pixels " \
       "around, and any crop of that (DeiT III's)")                                                \
@@ -162,7 +162,7 @@ enum { TTA_NONE, TTA_FLIP };
   GROUP("machine")                                                                                \
     X(long,   threads, "0", "0..4096", "that compute; 0: one per core, shared among the ranks")   \
     X(long,   workers, "0", "0..256",                                                             \
-      "threads that decode images; 0: as many as it turns out to take")                           \
+      "threads that decode images; 0: as many as it turns out to take (eval, predict: all cores)") \
     X(long,   gpus, "1", "1..1024", "start one process for each of this machine's first N GPUs")  \
     X(long,   ranks, "1", "1..1024", "train_cpu: start N processes on this machine, by mpirun")   \
     X(long,   watchdog, "600", "0..1000000",                                                      \

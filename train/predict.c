@@ -509,7 +509,8 @@ int command_predict(Session *s)
     if (passed)
         printf("note: %ld files in the folders are no pictures\n", passed);
     if (!b.done)
-        warn("there were no pictures");
+        die("name pictures, folders of some, or pipe their names to `predict RUN -`",
+            "there were no pictures");
     if (b.failed && s->world.rank == 0)
         fprintf(stderr, "%ld of %ld images could not be read\n", b.failed, b.done);
     predict_free(&b);

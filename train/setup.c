@@ -293,6 +293,9 @@ static void check_options(const Options *o)
                   "--patience counts evaluations, --val-data none has none");
     if (o->tta && o->pp > 1)
         die_usage("leave --pp or --tta out", "--tta: the last of %ld stages has no images", o->pp);
+    if (o->target_threshold < 0 && o->target_threshold != -1)
+        die_usage("give 0 to 1, or -1 for targets as they are",
+                  "--target-threshold %g: every target is above it", o->target_threshold);
     if (o->target_threshold == 0 && o->label_smoothing > 0)
         die_usage("give --label-smoothing 0",
                   "--target-threshold 0: smoothed targets are all above 0");

@@ -144,8 +144,15 @@ static FileWriter *open_temporary(const char *path, long pid, int flags, Error *
     return NULL;
 }
 
+/* rename() would put a file in the place of a device or a pipe, as root even of /dev/null. */
 FileWriter *file_create(const char *path, Error *e)
 {
+    struct stat st;
+    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) {
+        fail(e, "name a file, new or to be replaced", "%s: is %s, not a file", path,
+             S_ISDIR(st.st_mode) ? "a directory" : "a device or a pipe");
+        return NULL;
+    }
     return open_temporary(path, getpid(), O_CREAT | O_TRUNC, e);
 }
 

@@ -1,6 +1,6 @@
 /* cuda.h - a stand-in for the driver API's header: tensor maps, and what names them.
  *
- * The program asks the runtime for cuTensorMapEncodeTiled by name, as it does on a GPU; hopper.cpp
+ * The program asks the runtime for cuTensorMapEncodeTiled by name, as it does on a GPU; async.cpp
  * has it. See cuda_runtime.h.
  */
 #ifndef CUDA_ON_CPU_DRIVER_H

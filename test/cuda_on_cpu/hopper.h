@@ -1,6 +1,6 @@
 /* hopper.h - Hopper's asynchronous instructions on the CPU: what cuda/sm90.cuh calls.
  *
- * hopper.cpp has them, and says when what happens. `line` is the caller's, for reports.
+ * async.cpp and wgmma.cpp have them, and say when what happens. `line` is the caller's, for reports.
  */
 #ifndef CUDA_ON_CPU_HOPPER_H
 #define CUDA_ON_CPU_HOPPER_H
