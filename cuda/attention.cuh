@@ -419,15 +419,16 @@ struct Keep {
  * 4. Forward */
 
 /* `keys` keys (at most ROWS, and FULL says that it is ROWS) for the warp's 16 queries. top is the
- * largest q.k so far; O and sum hold exp(s - top) v and exp(s - top) added up. When top rises to
- * top', what is there already must shrink by exp(top - top'). */
+ * largest q.k so far times scale2, as it is rounded; O and sum hold 2^(s scale2 - top) v and
+ * 2^(s scale2 - top) added up. When top rises to top', what is there already must shrink by
+ * 2^(top - top'), of the same two numbers: of logits of 1e5 the rounding is no small part of 1. */
 template <class E, int D, bool DROP, bool FULL>
 __device__ inline void forward_tile(float (&o)[D / 8][4], float (&top)[2], float (&sum)[2],
                                     const typename Mma<E, D>::Left &q, const E *k, const E *v,
                                     int keys, const Keep &keep, const Place &p, float scale2)
 {
     constexpr int N = Tile<E, D>::ROWS / 16, S = 16 * Tile<E, D>::STRIDE;
-    float s[N][2][4] = {}, high[2] = {top[0], top[1]}, shift[2];
+    float s[N][2][4] = {}, high[2] = {-INFINITY, -INFINITY};
 #pragma unroll
     for (int n = 0; n < N; n++) {
         if (!FULL && 16 * n >= keys)
@@ -441,9 +442,8 @@ __device__ inline void forward_tile(float (&o)[D / 8][4], float (&top)[2], float
     }
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        high[r] = quad_max(high[r]);
-        shift[r] = high[r] * scale2;
-        float shrink = ex2_approx(top[r] * scale2 - shift[r]); /* 0 at first: top is -infinity */
+        high[r] = fmaxf(top[r], quad_max(high[r]) * scale2);
+        float shrink = ex2_approx(top[r] - high[r]); /* 0 at first: top is -infinity */
         top[r] = high[r];
         sum[r] *= shrink;
 #pragma unroll
@@ -457,7 +457,7 @@ __device__ inline void forward_tile(float (&o)[D / 8][4], float (&top)[2], float
         if (!FULL && 16 * n >= keys)
             break;
         each_of_tile([&](int i, int e) {
-            float x = ex2_approx(fmaf(s[n][i][e], scale2, -shift[e / 2]));
+            float x = ex2_approx(fmaf(s[n][i][e], scale2, -top[e / 2]));
             sum[e / 2] += x; /* of this thread's columns: the quad's are added at the end */
             s[n][i][e] = DROP ? x * keep.at(p.at_row(e), 16 * n + p.at_column(i, e)) : x;
         });
@@ -510,7 +510,7 @@ __global__ void __launch_bounds__(32 * Warps<E, D, DROP>::Q, 2)
         int row = p.at_row(2 * r);
         if (p.t == 0 && row < p.rows)
             a.lse[((long)p.b * a.heads + p.head) * a.Tq + p.row + row] =
-                top[r] * a.scale + logf(sum[r]);
+                top[r] / LOG2E + logf(sum[r]);
     }
     write_rows<E, D>(at.tiles, a.out + ((long)p.b * a.Tq + p.row) * a.ld_out + p.head * a.hs,
                      a.ld_out, o, factor, p, a);
