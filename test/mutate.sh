@@ -253,7 +253,7 @@ each() {
 }
 
 cpu_tests() {
-    build/double/test_grad && build/double/test_ops && build/double/test_reduce &&
+    build/double/test_grad && build/double/test_ops && build/double/test_reduce && build/double/test_tuning &&
         build/double/test_golden test/golden/*.safetensors
 }
 rank_tests() {
@@ -292,7 +292,7 @@ cuda_tests() {
 hopper_tests() {
     timeout 120 build/standin/test_hopper
 }
-[[ $which == *cpu* ]] && each -O3 "$(echo build/double/test_{grad,ops,golden,reduce})" \
+[[ $which == *cpu* ]] && each -O3 "$(echo build/double/test_{grad,ops,golden,reduce,tuning})" \
     cpu_tests < <(mutants)
 [[ $which == *bf16* ]] && each -O3 build/test_ops bf16_tests < <(bf16_mutants)
 [[ $which == *ranks* ]] && each -O3 build/test_layouts rank_tests < <(rank_mutants)
