@@ -578,7 +578,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
     float sum[SUMS][R][N] = {}, gamma[PACKS][N] = {};
     const float per_column = 1.0f / (float)a.C;
     auto column = [&](int j) {
-        return (j * (int)blockDim.x + (HELD ? (int)threadIdx.x : made_here((int)threadIdx.x))) * N;
+        return (j * (int)blockDim.x + (HELD ? (int)threadIdx.x : anew((int)threadIdx.x))) * N;
     };
     auto load_gamma = [&](int j) {
         each<N>([&](int k) { gamma[HELD ? j : 0][k] = 0; });

@@ -255,7 +255,8 @@ template <> __device__ __forceinline__ uint32_t pack<__half>(float low, float hi
 #endif
 }
 
-/* x, and what is made of it, computed here: not before a loop, and kept in registers across it. */
+/* x, hidden from the compiler: what is made of it is made here each time, and not before a loop to
+ * be kept in registers across it. */
 __device__ __forceinline__ int anew(int x)
 {
 #ifndef CUDA_ON_CPU
@@ -299,14 +300,4 @@ __device__ __forceinline__ float min_nan(float x, float y)
     asm("min.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
     return z;
 #endif
-}
-
-/* x, hidden from the compiler: what is made of it in a loop is made there each time, and is not
- * kept in registers that are needed for other things. */
-__device__ __forceinline__ int made_here(int x)
-{
-#ifndef CUDA_ON_CPU
-    asm volatile("mov.b32 %0, %0;" : "+r"(x));
-#endif
-    return x;
 }
