@@ -13,6 +13,7 @@
 
 #include "results/page.h"
 #include "train/bench.h"
+#include "train/effects.h"
 #include "train/eval.h"
 #include "train/hosts.h"
 #include "train/meter.h"
@@ -555,6 +556,7 @@ int main(int argc, char **argv)
     if (bench_is_of_many(&s.o))
         return bench_many(&s.o, argv);
     setup_config(&s);
+    effects_note(&s, c->name);
     int status = c->run(&s);
     FILE *results = s.results;
     die_hook = NULL; /* it speaks of a run that is freed now */

@@ -2,6 +2,7 @@
  */
 #include "check.h"
 
+#include "train/effects.h"
 #include "train/help.h"
 #include "train/setup.h"
 #include "train/synonyms.h"
@@ -395,6 +396,178 @@ static void test_shell_words(void)
     }
 }
 
+/* ---- flags without effect ---- */
+
+/* Of a run, as far as effects_text looks at it. */
+static char *effects_of(const char *command, const char *flags)
+{
+    static const Backend device; /* a CPU, where there is no other */
+    char *copy = xstrdup(flags), *rest = copy, *words[32] = {(char *)"train_cpu"};
+    Session s = {.be = strcmp(command, "plan") == 0 ? NULL : &device, .config = vit_config_default()};
+    Settings asked = {0};
+    Error e = {"", ""};
+    int n = 1;
+    while ((words[n] = strsep(&rest, " ")))
+        n += *words[n] != 0;
+    options_init(&s.o);
+    bool ok = options_args(&s.o, &asked, n, words, &e) && options_apply(&s.o, &asked, &e);
+    options_apply_config(&s.o, &s.config);
+    int ranks = s.world.ranks = (int)s.o.ranks;
+    ok = ok && split_new(&s.split, &s.config, 0, ranks, 1, (int)s.o.pp, s.o.layers_per_stage,
+                         (int)s.o.zero, &e);
+    CHECK(ok, "%s: %s", flags, e.what);
+    s.type = s.o.precision == PRECISION_FP16 ? F16 : s.o.precision >= PRECISION_BF16 ? BF16 : F32;
+    s.weights = *s.o.weights ? (char *)s.o.weights : NULL;
+    s.checkpoint = *s.o.resume ? (char *)s.o.resume : NULL;
+    s.frozen = strcmp(s.o.freeze, "head-only") == 0 ? s.config.layers + 2 : 0;
+    char *text = effects_text(&s, command);
+    options_free(&s.o);
+    free(copy);
+    return text;
+}
+
+/* Each is said of the flags alone, and no longer with what they need. */
+static void test_effects(void)
+{
+    static const struct {
+        const char *command, *flags, *with, *says;
+    } cases[] = {
+        {"train", "--fp8-margin 2 --fp8-skip ends --fp8-scaling current --fp8-wgrad bf16",
+         "--precision fp8",
+         "--fp8-scaling, --fp8-margin, --fp8-skip, --fp8-wgrad have no effect without --precision "
+         "fp8"},
+        {"train", "--precision fp8 --fp8-history 4 --fp8-scaling current", "--fp8-scaling delayed",
+         "--fp8-history has no effect with --fp8-scaling current"},
+        {"train", "--loss-scale 8", "--loss-scaling static",
+         "--loss-scale has no effect without --precision fp16 or --loss-scaling"},
+        {"train", "--scale-interval 9 --hysteresis 3", "--precision fp16",
+         "--scale-interval, --hysteresis have no effect without --precision fp16 or --loss-scaling "
+         "dynamic"},
+        {"train", "--loss-scaling static --scale-interval 9", "--loss-scaling dynamic",
+         "--scale-interval has no effect without --precision fp16 or"},
+        {"train", "--stochastic-rounding", "--precision bf16",
+         "--stochastic-rounding has no effect on weights in fp32"},
+        {"train", "--momentum 0.9", "--opt sgd", "--momentum has no effect without --opt sgd"},
+        {"train", "--opt sgd --beta1 0.8 --beta2 0.9 --adam-eps 1e-6", "--opt lamb",
+         "--beta1, --beta2, --adam-eps have no effect with --opt sgd"},
+        {"train", "--opt sgd --decay all", "--weight-decay 0.1",
+         "--decay has no effect without --weight-decay"},
+        {"train", "--step-size 3 --step-gamma 0.2", "--schedule step",
+         "--step-size, --step-gamma have no effect without --schedule step"},
+        {"train", "--schedule constant --lr-floor 1e-5", "--schedule linear",
+         "--lr-floor has no effect with --schedule constant"},
+        {"train", "--freeze head-only --layer-decay 0.7", "--freeze 3",
+         "--layer-decay has no effect where the head alone learns (--freeze)"},
+        {"train", "--mixup 0.2 --mix-switch 0.3", "--cutmix 1",
+         "--mix-switch has no effect without both --mixup and --cutmix"},
+        {"train", "--mix-prob 0.5 --mix-per sample --mix-pairs roll --mix-group 4", "--cutmix 1",
+         "--mix-prob, --mix-per, --mix-pairs, --mix-group have no effect without --mixup or "
+         "--cutmix"},
+        {"train", "--erase-mode zero", "--erase 0.2", "--erase-mode has no effect without --erase"},
+        {"train", "--layer-scale-init 1", "--layer-scale",
+         "--layer-scale-init has no effect without --layer-scale"},
+        {"train", "--pos-resize google", "--weights w.safetensors",
+         "--pos-resize has no effect without --weights"},
+        {"train", "--resume r --init jax --head-bias -7", "--no-resume",
+         "--init, --head-bias have no effect with --resume"},
+        {"train", "--val-fraction 0.1 --val-data v", "--no-val-data",
+         "--val-fraction has no effect with --val-data"},
+        {"train", "--class-order timm --classes c", "--no-classes",
+         "--class-order has no effect with --classes"},
+        {"train", "--data d --index-dir i --wds-label txt --shuffle-shards 2", "--data wds:d/{0..9}",
+         "--wds-label, --shuffle-shards, --index-dir have no effect without --data wds:PATTERN"},
+        {"train", "--no-augment --flip 0 --color-jitter 0.4 --area-min 0.5", "--augment",
+         "--flip, --color-jitter, --area-min have no effect with --no-augment"},
+        {"train", "--train-crop simple --area-min 0.5 --ratio-max 2", "--train-crop resized",
+         "--area-min, --ratio-max have no effect with --train-crop simple"},
+        {"train", "--data fake --interpolation bilinear --decode fast --no-augment", "--data d",
+         "--no-augment, --interpolation, --decode have no effect on fake data"},
+        {"train", "--data cifar10:c --decode fast", "--data d",
+         "--decode has no effect on cifar and mnist"},
+        {"train", "--data mnist:c --crop-pct 0.9", "--data d",
+         "--crop-pct has no effect on cifar and mnist, which are stretched"},
+        {"train", "--crop stretch --resize 256 --crop-pct 1", "--crop center --no-resize",
+         "--resize, --crop-pct have no effect with --crop stretch"},
+        {"eval", "--resize 256 --crop-pct 0.9", "--no-resize",
+         "--crop-pct has no effect with --resize"},
+        {"train", "--val-data none --tta flip --crop stretch", "--val-data v",
+         "--tta has no effect with --val-data none\nnote: --crop has no effect with --val-data none"},
+        {"train", "--val-data none --eval-every 7 --save-every 3", "--no-save-every",
+         "--eval-every has no effect with --val-data none and --save-every"},
+        {"train", "--zero 2", "--ranks 2", "--zero has no effect with one data parallel rank"},
+        {"train", "--reduce-dtype bf16", "--ranks 2",
+         "--reduce-dtype has no effect with one data parallel rank"},
+        {"train", "--watchdog 5", "--ranks 2", "--watchdog has no effect with one rank"},
+        {"train", "--ranks 2 --no-reshard-after-forward --zero 2", "--zero 3",
+         "--no-reshard-after-forward has no effect without --zero 3"},
+        {"train", "--layers-per-stage 12", "--ranks 2 --pp 2 --layers-per-stage 6,6",
+         "--layers-per-stage has no effect without --pp"},
+        {"bench", "--workers 3 --no-augment", "--data d",
+         "--workers, --no-augment have no effect without --data"},
+        {"plan", "--ranks 8 --zero 1 --no-reshard-after-forward --momentum 0.8", "--zero 3 --opt sgd",
+         "--momentum has no effect without --opt sgd\nnote: --no-reshard-after-forward has no "
+         "effect without --zero 3"},
+    };
+    for (int i = 0; i < COUNT(cases); i++) {
+        char *both = xasprintf("%s %s", cases[i].flags, cases[i].with);
+        char *alone = effects_of(cases[i].command, cases[i].flags);
+        char *needed = effects_of(cases[i].command, both);
+        char *want = xasprintf("note: %s", cases[i].says), *rest = alone + strlen(want);
+        CHECK(strncmp(alone, want, strlen(want)) == 0 && !strstr(rest, "note"), "%s: %s",
+              cases[i].flags, alone);
+        CHECK(!*needed, "%s: %s", both, needed);
+        free(both);
+        free(alone);
+        free(needed);
+        free(want);
+    }
+}
+
+/* Of commands that do not know a flag; and what a recipe says is never said. */
+static void test_effects_of_commands(void)
+{
+    static const struct {
+        const char *command, *flags, *says;
+    } cases[] = {
+        {"eval", "--position sincos2d --lr 3 --topk 2 --dropout 0.5 --mixup 1",
+         "note: --lr, --position, --dropout, --mixup, --topk have no effect in eval\n"},
+        {"predict", "--data d --val-data v --out o --micro-batch 3",
+         "note: --val-data, --out, --micro-batch, --data have no effect in predict\n"},
+        {"bench", "--lr 1 --tta flip", "note: --lr, --tta have no effect in bench\n"},
+        {"show", "--steps 1 --erase 0.5", "note: --steps has no effect in show\n"},
+        {"train", "--format csv", "note: --format has no effect in train\n"},
+        {"train", "--epochs 3 --steps 4", "note: --epochs has no effect before --steps\n"},
+        {"train", "--steps 4 --epochs 3", "note: --steps has no effect before --epochs\n"},
+        {"train", "--val-data v --val-fraction 0.1",
+         "note: --val-data has no effect before --val-fraction\n"},
+        {"train", "--epochs 3", ""},
+        {"bench", "--steps 4", ""},
+        {"eval", "--batch-size 8 --classes c --crop stretch --ema 0.9 --out o", ""},
+        {"predict", "--topk 3 --features f.npy --format csv --tta flip --workers 2", ""},
+        {"plan", "--lr 3 --epochs 4 --topk 3 --eval-every 9", ""},
+    };
+    char path[] = "/tmp/test_options_XXXXXX";
+    Error e;
+    for (int i = 0; i < COUNT(cases); i++) {
+        char *text = effects_of(cases[i].command, cases[i].flags);
+        CHECK(strcmp(text, cases[i].says) == 0, "%s: %s", cases[i].flags, text);
+        free(text);
+    }
+    close(mkstemp(path));
+    CHECK(save_text(path, "momentum = 0.5\nfp8_margin = 1\nzero = 3\ntopk = 3\n", &e));
+    char *flags = xasprintf("--recipe %s --beta1 0.8", path), *text = effects_of("train", flags);
+    CHECK(!*text, "%s", text);
+    free(flags);
+    free(text);
+    unlink(path);
+    text = effects_of("train", "--threads 2 --no-autotune --offload-optimizer");
+    CHECK(strcmp(text, backend_cuda ? "note: --threads has no effect on a GPU: see --workers\n"
+                                    : "note: --no-autotune has no effect on a CPU\n"
+                                      "note: --offload-optimizer has no effect on a CPU\n") == 0,
+          "%s", text);
+    free(text);
+}
+
 /* ---- learning rates ---- */
 
 static bool near(double a, double b)
@@ -580,6 +753,8 @@ int main(void)
     test_first_word();
     test_shell_words();
     test_bools();
+    test_effects();
+    test_effects_of_commands();
     test_schedules();
     test_log();
     test_bar();

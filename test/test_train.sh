@@ -84,6 +84,12 @@ check "start line" sh -c "head -n 1 run/log.jsonl | grep -q '^{\"event\":\"start
 good "eval" eval --weights run
 check "closing line of eval" \
     sh -c "tail -n 1 log | grep -qE '^top1 [0-9]+\.[0-9]{2} top5 100\.00 loss [0-9]+\.[0-9]{4} images 256$'"
+good "flags without effect" $fake --steps 1 --val-data none --momentum 0.9 --out vain
+check "are named, with what they need" grep -q '^note: --momentum has no effect without --opt sgd$' log
+good "flags of training, in eval" eval run --position sincos2d --lr 3
+check "are named, in one line" grep -q '^note: --lr, --position have no effect in eval$' log
+good "a recipe's, in another run" --recipe run/config.ini --opt sgd --steps 1 --val-data none --out vain2
+check "are not" sh -c "! grep -q 'no effect' log"
 good "eval of a file" eval --data fake --weights "$(last run)/model.safetensors"
 bad "the folder holds a run" 1 'already holds' $fake --steps 12 --out run
 good "a finished run has nothing left" --resume run
@@ -165,6 +171,8 @@ done
 good "a run without an average" $fake --weights "$(last run)/model.safetensors" --no-ema --steps 1 --out from
 check "has nothing to say" sh -c "! grep -q 'averaged' log"
 rm -r from
+cp "$(last run)/model.safetensors" plain.safetensors
+bad "the average of a file that has none" 1 'leave --ema out' eval --data fake --weights plain.safetensors --ema 0.9
 good "the weights of the last step" eval --weights a --no-ema
 check "are others" [ "$(top1)" != "$average" ]
 check "and it says so" grep -q 'not their average' log

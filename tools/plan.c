@@ -9,6 +9,7 @@
 #include "tools/tools.h"
 
 #include "plan/propose.h"
+#include "train/effects.h"
 #include "train/parallel.h"
 #include "util/report.h"
 #include "util/text.h"
@@ -60,18 +61,16 @@ static const Proposal *best(const Planned *p)
     return &p->list[0];
 }
 
-enum { FP8 = 5 }; /* of --precision's words */
-
 /* What --precision means on this GPU. */
 static int type_of(const Options *o, const Gpu *g)
 {
     static const int types[] = {BF16, F32, F32, BF16, F16, BF16}; /* .. bf16 fp16 fp8 */
-    if (o->precision == FP8 && g->eight <= 0)
+    if (o->precision == PRECISION_FP8 && g->eight <= 0)
         die_usage("choose --precision bf16, or --gpu h100, h200 or b200",
                   "--precision fp8 is for an H100 or anything newer, not for %s", g->name);
     if (!g->half)
         return F32;
-    return o->precision == 0 && !g->bf16 ? F16 : types[o->precision];
+    return o->precision == PRECISION_AUTO && !g->bf16 ? F16 : types[o->precision];
 }
 
 static void check(bool ok, const Error *e)
@@ -112,7 +111,7 @@ static void make_job(Planned *p, bool sized)
     p->batch = o->batch_size;
     p->job = (Job){.config = s->config,
                    .plan = setup_plan(s, true),
-                   .tf32 = o->precision == 2,
+                   .tf32 = o->precision == PRECISION_TF32,
                    .cluster = cluster,
                    .ranks = (int)ranks,
                    .tp = (int)o->tp,
@@ -444,6 +443,7 @@ static int run_plan(const Command *c, int argc, char **argv)
             die("raise the limit of open files (ulimit -n)", "cannot open the output");
     }
     make_job(&p, names_size(argc, argv));
+    effects_note(&p.s, c->name);
     bool given = false;
     for (int i = 0; i < COUNT(layout_flags); i++)
         given |= options_given(&p.s.o, layout_flags[i]);

@@ -17,6 +17,7 @@
 
 #include "image/decoder.h"
 #include "image/draw.h"
+#include "train/effects.h"
 #include "train/results.h"
 #include "train/setup.h"
 #include "util/files.h"
@@ -322,6 +323,7 @@ static int run_show(const Command *c, int argc, char **argv)
                   "--out is missing");
     use_this_machine(&s.o);
     setup_config(&s);
+    effects_note(&s, c->name);
     const char *spec = o.val && *s.o.val_data ? s.o.val_data : s.o.data;
     Dataset *d = setup_split(&s, spec, !o.val);
     Viewer v = viewer_new(&s, !o.val);

@@ -322,6 +322,7 @@ static bool set(Options *o, const Field *f, const char *name, const char *value,
     if (!model && !field_in_range(f, o))
         return fail(e, f->help, "%s%s: %s is outside %s", where, name, value, f->allowed);
     o->given[f - fields] = true;
+    o->asked[f - fields] |= strcmp(where, "--") == 0;
     return true;
 }
 
@@ -438,6 +439,17 @@ void options_free(Options *o)
 bool options_given(const Options *o, const char *flag)
 {
     return o->given[find(flag) - fields];
+}
+
+bool options_asked(const Options *o, const char *flag)
+{
+    return o->asked[find(flag) - fields];
+}
+
+bool options_off(const Options *o, const char *flag)
+{
+    const Field *f = find(flag);
+    return f->type == T_bool && !*(const bool *)((const char *)o + f->offset);
 }
 
 bool options_config_given(const Options *o, const char *field)

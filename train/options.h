@@ -17,6 +17,15 @@ enum { MIX_PER_BATCH, MIX_PER_SAMPLE };
 enum { PAIRS_REVERSE, PAIRS_ROLL };
 enum { ERASE_TO_NOISE, ERASE_TO_ZERO };
 enum { TTA_NONE, TTA_FLIP };
+enum {
+    PRECISION_AUTO,
+    PRECISION_FP32,
+    PRECISION_TF32,
+    PRECISION_BF16,
+    PRECISION_FP16,
+    PRECISION_FP8
+};
+enum { LOSS_SCALING_DEFAULT, LOSS_SCALING_NONE, LOSS_SCALING_STATIC, LOSS_SCALING_DYNAMIC };
 
 /* clang-format off */
 #define OPTIONS(GROUP, X)                                                                         \
@@ -240,6 +249,7 @@ typedef struct {
 #undef GROUP
     Config config;                         /* the model's settings that were given */
     bool given[MODEL_ROW + CONFIG_FIELDS]; /* which settings were, as a recipe's line or a flag */
+    bool asked[MODEL_ROW + CONFIG_FIELDS]; /* those on the command line */
     const char *command;                   /* "train", "eval", "predict", "bench" */
     char **files;                          /* what is no flag: predict's images */
     int n_files;
@@ -284,6 +294,8 @@ bool options_lines(Options *o, const char *lines, const char *where, Error *e);
 bool options_file(Options *o, const char *path, Error *e);
 
 bool options_given(const Options *o, const char *flag);
+bool options_asked(const Options *o, const char *flag); /* on the command line, in no recipe */
+bool options_off(const Options *o, const char *flag);   /* it is a switch, which is off */
 bool options_config_given(const Options *o, const char *field); /* by name in Config */
 void options_apply_config(const Options *o, Config *c);         /* given settings onto c */
 void options_help(FILE *f);                                     /* all flags, with their defaults */

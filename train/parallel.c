@@ -23,17 +23,6 @@ static void fit_run(Session *s)
     options_set(o, "layers-per-stage", "", "", &e);
 }
 
-/* What was asked for and has no effect. */
-static void note_unused(const Options *o, const Split *s)
-{
-    if (o->zero && s->dp.ranks == 1)
-        printf("note: --zero %ld has no effect: there is one data parallel rank\n", o->zero);
-    if (o->reduce_dtype && s->dp.ranks == 1)
-        printf("note: --reduce-dtype has no effect: there is one data parallel rank\n");
-    if (!o->reshard_after_forward && s->zero < 3)
-        printf("note: --no-reshard-after-forward has no effect without --zero 3\n");
-}
-
 bool parallel_new(Split *s, const Options *o, const Config *c, int rank, int ranks, Error *e)
 {
     static const int types[] = {F32, BF16}; /* by --reduce-dtype */
@@ -54,7 +43,6 @@ void parallel_split(Session *s)
         hosts_barrier();
     if (!ok)
         die_usage(e.hint, "%s", e.what);
-    note_unused(o, &s->split);
     split_connect(&s->split, s->be);
     if (s->world.ranks == 1)
         return;

@@ -173,16 +173,8 @@ static const char *said(const Settings *asked, const char *name)
     return value ? value : "";
 }
 
-/* Words of --precision, and what they mean for the model and for its matrix products. */
-enum {
-    PRECISION_AUTO,
-    PRECISION_FP32,
-    PRECISION_TF32,
-    PRECISION_BF16,
-    PRECISION_FP16,
-    PRECISION_FP8
-};
-static const int types[] = {F32, F32, F32, BF16, F16, BF16}; /* activations, working weights */
+/* Of activations and working weights, by PRECISION_*. */
+static const int types[] = {F32, F32, F32, BF16, F16, BF16};
 
 /* The run's config.ini, and what of it does not hold for this process. */
 static void apply_run(Session *s, const Settings *asked)
@@ -945,7 +937,8 @@ void setup_data(Session *s, bool train)
  * what it holds, and says which that is. */
 static void choose_average(Session *s, bool training)
 {
-    bool said = !training && options_given(&s->o, "ema"), raw = said && s->o.ema <= 0;
+    bool judged = !training && strcmp(s->o.command, "bench") != 0;
+    bool said = judged && options_given(&s->o, "ema"), raw = said && s->o.ema <= 0;
     const char *slash = strrchr(s->weights, '/'), *file = slash ? slash + 1 : s->weights;
     bool beside = strcmp(file, "model.safetensors") == 0, average = ckpt_is_average(s->weights);
     char *copy = xstrdup(s->weights), *dir = dirname(copy);
@@ -956,7 +949,7 @@ static void choose_average(Session *s, bool training)
     else if (average || (!raw && beside && ckpt_load_average(&s->m->own, dir, s->o.pos_resize)))
         printf("          averaged weights%s\n",
                training || !beside ? "" : " (--no-ema: those of the last step)");
-    else if (beside && said && s->o.ema > 0)
+    else if (said && s->o.ema > 0)
         die("leave --ema out", "%s has no averaged weights", s->weights);
     free(copy);
 }
