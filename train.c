@@ -5,7 +5,7 @@
  * Everything random is a function of the step, so that --resume continues bit for bit.
  * A GPU computes while this program prepares the next step: what a step came to is collected once
  * the next one is on its way, and before anything is saved.
- * Setting up is in setup.c, measuring and reporting in meter.c, evaluation in eval.c.
+ * Setting up is in train/setup.h, measuring and reporting in meter.c, evaluation in eval.c.
  *
  * Read in this order: signals, one step, evaluation and checkpoints, the loop, main.
  */

@@ -11,6 +11,7 @@
 #include "plan/propose.h"
 #include "train/effects.h"
 #include "train/parallel.h"
+#include "train/setup.h"
 #include "util/report.h"
 #include "util/text.h"
 

@@ -1,7 +1,7 @@
 /* effects.h - what is said of flags that can make no difference to the run they are given to. */
 #pragma once
 
-#include "train/setup.h"
+#include "train/session.h"
 
 /* "note: --momentum has no effect without --opt sgd", a line for each reason; "" where all have
  * one. Of a setting in a recipe nothing is said: a recipe serves many runs, the command line this

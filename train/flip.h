@@ -1,7 +1,7 @@
 /* flip.h - evaluating an image together with its mirror image (--tta flip). */
 #pragma once
 
-#include "train/setup.h"
+#include "train/session.h"
 
 /* After vit_evaluate of images [n, H, W, 3]: logits [n, K] become the mean of theirs and of their
  * mirror images'. images and targets: as vit_set_batch had them, NULL on ranks that read none. All

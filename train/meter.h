@@ -1,7 +1,7 @@
 /* meter.h - how training goes: what the steps since the last report came to, and how fast. */
 #pragma once
 
-#include "train/setup.h"
+#include "train/session.h"
 
 typedef struct {
     const Session *s;

@@ -2,7 +2,7 @@
  * ZeRO, and what is recomputed. */
 #pragma once
 
-#include "train/setup.h"
+#include "train/session.h"
 
 /* s->split, from --tp, --pp, --layers-per-stage, --zero and what belongs to them, and one line
  * about it. All ranks call it together. A run that goes on keeps its layout, where that fits the

@@ -1,0 +1,7 @@
+/* setup_options.h - from the command line to Options: built-in recipes, recipes, the config.ini of
+ * a run that is continued or evaluated. */
+#pragma once
+
+#include "train/session.h"
+
+void setup_options(Session *s, int argc, char **argv);
