@@ -412,10 +412,9 @@ static int finish(Training *t)
             printf("; nothing was saved: no step had finite gradients\n");
     } else {
         if (s->state.step < s->steps)
-            printf("stopped early, after step %lu of %lu: %lu evaluations without a better top-1 "
-                   "(--patience)\n",
+            printf("stopped early, after step %lu of %lu: %s without a better top-1 (--patience)\n",
                    (unsigned long)s->state.step, (unsigned long)s->steps,
-                   (unsigned long)s->state.since_best);
+                   amount((double)s->state.since_best, "evaluation").s);
         printf("done in %s, peak memory %sB", took, memory);
         if (s->state.best_metric >= 0)
             printf(": best top-1 %.2f%% at step %lu", s->state.best_metric,
@@ -471,8 +470,8 @@ static void train(Training *t)
     if (t->state.skipped_in_row && !t->stopped) {
         report_clear();
         hosts_die("lower --lr, raise --warmup-steps, or clip gradients with --clip 1",
-                  "the last %u steps had no finite gradients: nothing was saved after step %lu",
-                  t->state.skipped_in_row, (unsigned long)t->saved);
+                  "no finite gradients in the last %s: nothing was saved after step %lu",
+                  amount(t->state.skipped_in_row, "step").s, (unsigned long)t->saved);
     }
 }
 

@@ -4,8 +4,12 @@
 #   . "$here/common.sh"     goes to a temporary folder, $tmp, which goes with the script
 #   need PROGRAM...         ends the test where one of them is not there
 #   check NAME COMMAND...   counts a test, which passes when the command succeeds
-#   refused NAME STATUS PATTERN   what `bad` of each script ends with: $rc is that, and ./log has an
-#                           error and a hint, one of which matches
+#   run ARGUMENT...         of the command that the script is about, which it names in `subject`, an
+#                           array: what that prints is in ./log, its status in $rc
+#   good NAME ARGUMENT...   it ends well
+#   bad NAME STATUS PATTERN ARGUMENT...   it is refused
+#   refused NAME STATUS PATTERN   $rc is that, and ./log has an error and a hint, one of which matches
+#   field RUN KEY           a number of each line of a run's log that has it
 #   same NAME RUN RUN       the last checkpoints of two runs have the same bits
 #   wait_for SECONDS COMMAND...   until it succeeds; or fails with it
 #   finish                  prints `N passed, N failed, N skipped` and ends with the status that says so
@@ -47,11 +51,28 @@ need() {
         finish
     done
 }
+run() {
+    "${subject[@]}" "$@" >log 2>&1
+    rc=$?
+}
+good() {
+    local name=$1
+    shift
+    run "$@"
+    check "$name (status $rc)" [ $rc = 0 ]
+}
+bad() {
+    local name=$1 status=$2 pattern=$3
+    shift 3
+    run "$@"
+    refused "$name" "$status" "$pattern"
+}
 refused() {
     check "$1: status $rc, not $2" [ $rc = "$2" ]
     check "$1: says error and hint" \
         sh -c "grep -q '^error: ' log && grep -q '^hint: ..' log && grep -qE -- '$3' log"
 }
+field() { sed -nE 's/.*"'"$2"'":([^,}]*)[,}].*/\1/p' "$1/log.jsonl"; }
 last() { echo "$1/$(cat "$1/latest")"; }
 same() {
     check "$1: weights" cmp -s "$(last "$2")/model.safetensors" "$(last "$3")/model.safetensors"

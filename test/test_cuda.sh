@@ -11,6 +11,7 @@ here=$(realpath "$(dirname "$0")") recipes=$(realpath "$(dirname "$0")/../recipe
 # shellcheck source=test/common.sh
 . "$here/common.sh"
 need "$gpu" "$cpu"
+subject=(env) # with settings, and either program
 export VIT_STARTED=1 VIT_SHARE_GPU=1
 
 tiny="--data fake --num-classes 4 --image-size 16 --patch-size 8 --width 32 --layers 2 --heads 2
@@ -27,13 +28,6 @@ train() { # program, run directory, arguments...; or `timeout`, run directory, s
     $program train --out "$out" "$@" >log 2>&1
     rc=$?
     check "$out: status $rc of $*" [ $rc = 0 ]
-}
-bad() { # name, status, pattern, command...
-    local name=$1 status=$2 pattern=$3
-    shift 3
-    env "$@" >log 2>&1
-    rc=$?
-    refused "$name" "$status" "$pattern"
 }
 losses() { # of a run's steps, one a line; of a step that was run twice, the second
     sed -n 's/.*"event":"step","step":\([0-9]*\),.*"loss":\([^,}]*\).*/\1 \2/p' "$1/log.jsonl" |
@@ -214,7 +208,7 @@ END
     VIT_STANDIN_MEMORY=24000000 "$gpu" $big --micro-batch "${fits:-0}" --out fits >log 2>&1
     check "the micro-batch that is said to fit does (status $?): $fits" grep -q 'done in' log
     VIT_STANDIN_MEMORY=24000000 "$gpu" $big --micro-batch auto --out auto-micro >log 2>&1
-    check "--micro-batch auto finds one" grep -qE '(16|8|4|2|1) images at a time' log
+    check "--micro-batch auto finds one" grep -qE '(16|8|4|2|1) images? at a time' log
     VIT_STANDIN_MEMORY=24000000 "$gpu" $big --mixup 1 --mix-group 4 --micro-batch auto --out auto-mixed >log 2>&1
     check "and whole groups of images to mix" grep -qE '(16|8|4) images at a time' log
     bad "nothing fits" 1 'no memory' VIT_STANDIN_MEMORY=17800000 "$gpu" $big --width 256 --heads 4

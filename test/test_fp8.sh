@@ -9,6 +9,7 @@ here=$(realpath "$(dirname "$0")") recipes=$(realpath "$(dirname "$0")/../recipe
 # shellcheck source=test/common.sh
 . "$here/common.sh"
 need "$gpu" "$cpu"
+subject=(env) # with settings, and either program
 export VIT_STARTED=1 VIT_SHARE_GPU=1 VIT_STANDIN_SM=90
 
 # two blocks in fp8 of three: the last one computes class tokens alone
@@ -24,13 +25,6 @@ train() { # program, run directory, arguments...
     $program train --out "$out" "$@" >log 2>&1
     rc=$?
     check "$out: status $rc of $*" [ $rc = 0 ]
-}
-bad() { # name, status, pattern, command...
-    local name=$1 status=$2 pattern=$3
-    shift 3
-    env "$@" >log 2>&1
-    rc=$?
-    refused "$name" "$status" "$pattern"
 }
 losses() { # of a run's steps, one a line
     sed -n 's/.*"event":"step","step":\([0-9]*\),.*"loss":\([^,}]*\).*/\2/p' "$1/log.jsonl"

@@ -396,6 +396,19 @@ static void test_shell_words(void)
     }
 }
 
+static void test_amounts(void)
+{
+    static const struct {
+        double n;
+        const char *one, *text;
+    } cases[] = {{0, "step", "0 steps"},      {1, "step", "1 step"},   {2, "class", "2 classes"},
+                 {1, "class", "1 class"},     {3, "index", "3 indexes"},
+                 {1e9, "image", "1000000000 images"}};
+    for (int i = 0; i < COUNT(cases); i++)
+        CHECK(strcmp(amount(cases[i].n, cases[i].one).s, cases[i].text) == 0, "%s",
+              amount(cases[i].n, cases[i].one).s);
+}
+
 /* ---- flags without effect ---- */
 
 /* Of a run, as far as effects_text looks at it. */
@@ -753,6 +766,7 @@ int main(void)
     test_first_word();
     test_shell_words();
     test_bools();
+    test_amounts();
     test_effects();
     test_effects_of_commands();
     test_schedules();

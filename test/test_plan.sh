@@ -12,13 +12,7 @@ recipe=$(realpath "$(dirname "$0")/../recipes/azure_highres.ini")
 . "$(dirname "$recipe")/../test/common.sh"
 need "$tool" "$train"
 
-bad() { # name, status, pattern, arguments...
-    local name=$1 status=$2 pattern=$3
-    shift 3
-    "$tool" plan "$@" >log 2>&1
-    rc=$?
-    refused "$name" "$status" "$pattern"
-}
+subject=("$tool" plan)
 value() { grep -oE "\"$1\": \"?[^,\"}]*" json | head -n 1 | sed 's/.*: "\?//'; }
 near() { awk -v a="$1" -v b="$2" -v g="$3" 'BEGIN {d = a - b; exit !((d < 0 ? -d : d) <= g * b)}'; }
 

@@ -6,23 +6,8 @@ binary=$(realpath "$1") root=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=test/common.sh
 . "$root/test/common.sh"
 need "$binary"
+subject=("$binary")
 
-good() { # name, arguments...: must end with 0
-    local name=$1
-    shift
-    "$binary" "$@" >log 2>&1
-    check "$name (status $?)" [ $? = 0 ]
-}
-bad() { # name, pattern, arguments...: must say error, hint and the pattern
-    local name=$1 pattern=$2
-    shift 2
-    "$binary" "$@" >log 2>&1
-    check "$name (status $?)" [ $? != 0 ]
-    check "$name: says so" sh -c "grep -q '^hint: ..' log && grep -E '^error: ' log | grep -qE -- '$pattern'"
-}
-field() { # run, name: of each line of its log that has it
-    sed -nE 's/.*"'"$2"'":([^,}]*)[,}].*/\1/p' "$1/log.jsonl"
-}
 setting() { # file, key
     sed -nE "s/^$2 = //p" "$1" | tail -n 1
 }
@@ -105,9 +90,9 @@ good "it goes on with more of it" --resume frozen --steps 4 --no-freeze --batch-
 check "and says so" grep -q '^changed   freeze 1 -> (none)$' log
 good "freezing what is random" $tiny --freeze 2 --steps 1 --batch-size 16 --out random
 check "is warned of" grep -q '^warning: what is frozen is random' log
-bad "more blocks than there are" 'the model has 2 blocks' $tiny --freeze 3 --steps 1 --batch-size 16 --out none
-bad "no number of blocks" 'no number' $tiny --freeze some --steps 1 --batch-size 16 --out none
-bad "another name for it" 'no such setting' $tiny --linear-probe 1
+bad "more blocks than there are" 2 'the model has 2 blocks' $tiny --freeze 3 --steps 1 --batch-size 16 --out none
+bad "no number of blocks" 2 'no number' $tiny --freeze some --steps 1 --batch-size 16 --out none
+bad "another name for it" 2 'no such setting' $tiny --linear-probe 1
 
 # ---- fixed positions, hard targets ----
 
@@ -123,10 +108,10 @@ positions() { # run: the first tensor but one of its weights, behind its header
 }
 check "are the same ones" [ "$(positions sines | cksum)" = "$(positions put | cksum)" ]
 check "and others than were learned" [ "$(positions sines | cksum)" != "$(positions sgd-16 | cksum)" ]
-bad "no room for two axes of sines" 'a multiple of four' $tiny --width 30 --position sincos2d --steps 1 --out none
-bad "hard targets of a softmax" 'of the sigmoid loss alone' $tiny --target-threshold 0 --label-smoothing 0 --out none
-bad "all targets hard" 'smoothed targets are all above 0' $tiny --loss sigmoid --target-threshold 0 --out none
-bad "hard whatever they are" 'every target is above it' $tiny --loss sigmoid --target-threshold -0.5 --out none
+bad "no room for two axes of sines" 2 'a multiple of four' $tiny --width 30 --position sincos2d --steps 1 --out none
+bad "hard targets of a softmax" 2 'of the sigmoid loss alone' $tiny --target-threshold 0 --label-smoothing 0 --out none
+bad "all targets hard" 2 'smoothed targets are all above 0' $tiny --loss sigmoid --target-threshold 0 --out none
+bad "hard whatever they are" 2 'every target is above it' $tiny --loss sigmoid --target-threshold -0.5 --out none
 good "hard targets" $tiny --loss sigmoid --target-threshold 0.2 --mixup 0.8 --steps 2 --batch-size 16 --out hard
 
 # ---- early stopping ----
@@ -136,8 +121,8 @@ check "ends early" grep -q '^stopped early, after step 3 of 50: 2 evaluations wi
 check "with a checkpoint" test -e early/step_00000003
 good "it was at two of three" --resume early --patience 3
 check "and ends after the next" grep -q '^stopped early, after step 4 of 50: 3 evaluations' log
-bad "both sides in a pipeline" "the last of 2 stages" $tiny --tta flip --pp 2 --ranks 2 --batch-size 16 --out none
-bad "patience without evaluations" 'counts evaluations' $tiny --patience 2 --val-data none --batch-size 16 --out none
+bad "both sides in a pipeline" 2 "the last of 2 stages" $tiny --tta flip --pp 2 --ranks 2 --batch-size 16 --out none
+bad "patience without evaluations" 2 'counts evaluations' $tiny --patience 2 --val-data none --batch-size 16 --out none
 
 # ---- pictures: unequal classes, no validation split ----
 
@@ -168,10 +153,10 @@ check "others do" [ "$(field weights-unequal.txt loss)" != "$(field weights- los
 mkdir -p asked/test && cp -r pics asked/train && cp pics/a/1.ppm asked/test
 good "a share beside pictures without labels" $pics --data asked --val-fraction 0.25 --steps 1 --batch-size 4 --out beside
 check "which are left alone" sh -c "! grep -q 'asked/test: ' log"
-bad "a share of what is no folder" 'folders of pictures' $tiny --val-fraction 0.1 --steps 1 --batch-size 16 --out none
-bad "weights of a sigmoid's classes" 'softmax loss alone' $pics --loss sigmoid --class-weights balanced --out none
+bad "a share of what is no folder" 1 'folders of pictures' $tiny --val-fraction 0.1 --steps 1 --batch-size 16 --out none
+bad "weights of a sigmoid's classes" 2 'softmax loss alone' $pics --loss sigmoid --class-weights balanced --out none
 printf 'a 1\n' >weights.txt
-bad "too few weights" '1 weights for 2 classes' $pics --val-data none --class-weights weights.txt --steps 1 --batch-size 4 --out none
+bad "too few weights" 1 '1 weight for 2 classes' $pics --val-data none --class-weights weights.txt --steps 1 --batch-size 4 --out none
 
 # ---- pictures and their mirror images ----
 

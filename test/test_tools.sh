@@ -10,20 +10,7 @@ shared=$(realpath -m "${3:-../shared}") # real pictures, where they are
 . "$root/test/common.sh"
 need "$tool" "$train"
 
-good() { # name, arguments...: must end with 0
-    local name=$1
-    shift
-    "$tool" "$@" >log 2>&1
-    rc=$?
-    check "$name (status $rc)" [ $rc = 0 ]
-}
-bad() { # name, status, pattern, arguments...
-    local name=$1 status=$2 pattern=$3
-    shift 3
-    "$tool" "$@" >log 2>&1
-    rc=$?
-    refused "$name" "$status" "$pattern"
-}
+subject=("$tool")
 says() { check "$1: says $2" grep -qE -- "$2" log; }
 cls() { tar xOf "$1" "$2.cls"; } # a label
 
@@ -61,7 +48,7 @@ bad "stray word" 2 'more' shard --data pics --out s more
 # ---- shards ----
 
 good "shard" shard --data pics --out one/train-%06d.tar --threads 1
-says "shard" "^1 shards, 70 samples, "
+says "shard" "^1 shard, 70 samples, "
 says "shard" "^train from them: --data 'wds:one/train-\{000000\.\.000000\}\.tar' --val-data pics --classes one/classes.txt$"
 good "shard, 4 threads" shard --data pics --out four/train --threads 4
 check "same bytes for any number of threads" cmp one/train-000000.tar four/train-000000.tar
@@ -81,7 +68,7 @@ done
 check "pictures are copied, in sorted order ($i)" [ $i = 70 ]
 check "class list" sh -c 'ls pics/train | LC_ALL=C sort | cmp - one/classes.txt'
 good "shard, validation" shard --data pics --out one/val --split val
-says "validation" '^1 shards, 30 samples'
+says "validation" '^1 shard, 30 samples'
 good "shard, --max-count" shard --data pics --out count/c-%d.tar --max-count 16
 says "max-count" '^5 shards, 70 samples'
 check "max-count" sh -c 'for k in 0 1 2 3; do
@@ -115,10 +102,10 @@ printf 'P6 2 2 255\nabc' >odd/b/cut.ppm
 good "damaged pictures" shard --data odd --out odd.d/c
 says "damaged pictures" 'warning: odd/b/cut.jpg: .*left out'
 says "damaged pictures" 'warning: odd/b/cut.ppm: .*left out'
-says "damaged pictures" 'warning: 4 of [0-9]+ pictures are damaged'
-says "damaged pictures" '^1 pictures that were no JPEG'
+says "damaged pictures" 'warning: damaged, and left out: 4 of [0-9]+ pictures'
+says "damaged pictures" '^1 picture encoded as JPEG, at quality'
 mkdir -p none/a && : >none/a/empty.jpg
-bad "nothing but damaged pictures" 1 'all 1 pictures' shard --data none --out none.d/c
+bad "nothing but damaged pictures" 1 'none of 1 picture is whole' shard --data none --out none.d/c
 check "no shard then" sh -c '! ls none.d/*.tar* 2>/dev/null'
 
 # ---- real pictures ----
@@ -126,7 +113,7 @@ check "no shard then" sh -c '! ls none.d/*.tar* 2>/dev/null'
 if [ -d "$shared/data/hymenoptera" ]; then
     good "shard of photographs" shard --data "$shared/data/hymenoptera" --out bees/val --split val \
         --short-side 64
-    says "shard of photographs" '^1 shards, 153 samples'
+    says "shard of photographs" '^1 shard, 153 samples'
     check "shard of photographs" [ "$(tar tf bees/val-000000.tar | wc -l)" = 306 ]
 else
     skip "no pictures in $shared/data/hymenoptera"
@@ -134,6 +121,8 @@ fi
 
 # ---- what cannot be done ----
 
+bad "a device" 2 'a device or a pipe' shard --data pics --out /dev/null
+check "makes nothing beside it" sh -c '! ls /dev/null-* /dev/classes.txt 2>/dev/null'
 bad "no directory" 1 '/nowhere' shard --data /nowhere --out s
 bad "no folder" 1 'folders of images' shard --data cifar10:x --out s
 bad "no classes" 1 'one has no class folders' shard --data one --out s
@@ -432,7 +421,7 @@ printf '{"event":"step","step":31,"epo' >>watched/log.jsonl # is being written
 touch -d '5 minutes ago' watched/latest watched/log.jsonl
 LC_ALL=C good "top" top watched
 for line in 'step +30 of 1000 \(3.0%\), epoch 0.30, 1h06m left; nothing was said since 5m0.s ago' 'loss +2.0000 +#=_$' \
-    'waiting +25% for data, 12% for other ranks' 'memory +2.00 GB' 'damaged +3 images; 1 steps left out' \
+    'waiting +25% for data, 12% for other ranks' 'memory +2.00 GB' 'damaged +3 images; 1 step left out' \
     'slowest +rank 2 \(n2\) of 4 in 2 of the last 3 reports, by 37.5% of a step' \
     'eval +top-1 60.00% at step 30; best 70.00% at step 20' 'saved +step 30, 5m0.s ago' '1 lines .* make no sense'; do
     says "top" "$line"

@@ -7,31 +7,11 @@ shared=$(realpath -m "${2:-../shared}")
 # shellcheck source=test/common.sh
 . "$here/common.sh"
 need "$binary"
+subject=("$binary")
 
 tiny="--image-size 16 --patch-size 8 --width 32 --layers 2 --heads 2 --mlp 64 --batch-size 16
       --threads 1 --lr 0.001"
 fake="--data fake --num-classes 4 $tiny"
-
-# Run the program, output to ./log; the exit status is in $rc.
-vit() {
-    "$binary" "$@" >log 2>&1
-    rc=$?
-}
-good() { # name, arguments...: must end with 0
-    local name=$1
-    shift
-    vit "$@"
-    check "$name (status $rc)" [ $rc = 0 ]
-}
-bad() { # name, status, pattern, arguments...
-    local name=$1 status=$2 pattern=$3
-    shift 3
-    vit "$@"
-    refused "$name" "$status" "$pattern"
-}
-field() { # run, name: of each line of its log that has it
-    sed -nE 's/.*"'"$2"'":([^,}]*)[,}].*/\1/p' "$1/log.jsonl"
-}
 
 # ---- usage ----
 
@@ -61,7 +41,7 @@ bad "part of an augmentation" 2 'called .x3' --data /nonexistent --auto-augment 
 bad "colour jitter" 2 'hue' --data /nonexistent --color-jitter 0.4,0.4,0.4,0.6
 bad "tf32 on a CPU" 2 'fp32 and bf16' $fake --precision tf32
 bad "fp16 on a CPU" 2 'fp32 and bf16' $fake --precision fp16
-VIT_BF16_PRODUCTS=halves vit $fake --precision bf16
+VIT_BF16_PRODUCTS=halves run $fake --precision bf16
 refused "products that there are not" 2 'VIT_BF16_PRODUCTS is .halves'
 bad "eval without weights" 2 'needs --weights' eval --data fake
 bad "predict without images" 2 'needs images' predict --weights x.safetensors
@@ -70,7 +50,7 @@ bad "a recipe from Windows is read" 2 'epochs 0 trains nothing' --recipe marked.
 printf 'width = 32\nlayrs = 2\n' >recipe.ini
 bad "unknown key in a recipe" 2 'recipe.ini:2.*layrs|did you mean layers' --recipe recipe.ini
 head -c 3000 /dev/urandom >noise.ini
-vit --recipe noise.ini
+run --recipe noise.ini
 check "noise as a recipe" [ $rc = 2 ]
 
 # ---- a run and what it leaves ----
@@ -106,7 +86,7 @@ check "the settings before are kept" sh -c "grep -q '^lr = 0.001$' run/config.in
 for model in vit_tiny_patch16_224 google/vit-tiny-patch16-224-in21k deit_tiny_patch16_224 ti/16; do
     good "$model" --model $model --data fake --num-classes 4 --image-size 32 --layers 1 --batch-size 2 --threads 1 \
         --steps 1 --val-data none --out "names/$(basename $model)"
-    check "$model is Ti/16" grep -q 'width 192, 1 layers, 3 heads, mlp 768, patch 16' log
+    check "$model is Ti/16" grep -q 'width 192, 1 layer, 3 heads, mlp 768, patch 16' log
 done
 bad "a model that is none" 2 'no model is called' --model swin_tiny_patch4_224 --data fake
 good "a run in a folder with blanks" $fake --steps 1 --val-data none --out "a run's"
@@ -402,7 +382,7 @@ rc=$?
 check "predict a folder as CSV (status $rc)" [ "$rc $(cut -d, -f1,2 out | tr '\n' ' ')" = \
     "1 file,rank mixed/b.jpg,1 mixed/deep/a.jpg,1 none.jpg, " ]
 check "what is wrong stands in the line" grep -qE '^none.jpg,,,,,.+' out
-check "what is no picture is counted" grep -q '^note: 1 files in the folders are no pictures' log
+check "what is no picture is counted" grep -q '^note: 1 file in the folders is no picture' log
 printf '%s\n\nnone.jpg\n' mixed/b.jpg | "$binary" predict --weights one - --format jsonl --topk 2 >out 2>log
 check "predict a list as JSON" [ "${PIPESTATUS[1]} $(wc -l <out) $(grep -c '"error": "none.jpg' out) \
 $(grep -cE '^\{"file": "mixed/b.jpg", "predictions": \[\{"class": [01], "name": "[xy]", "probability": [0-9.]+\}, ' out)" = "1 2 1 1" ]
@@ -682,7 +662,7 @@ check "why one failed" grep -q '^| wrong .*2 images at a time, of 5 on each rank
 check "a JSON line for each of the others" [ "$(grep -c '"name":"\(plain\|micro\|loader\)"' all.json)$(wc -l <all.json)" = 33 ]
 check "with the loader" grep -q '"name":"loader".*"data":"fake",' all.json
 good "one of them" bench --spec specs.ini --only micro --steps 2
-check "computes as it says" grep -q '; 1 images at a time' log
+check "computes as it says" grep -q '; 1 image at a time' log
 check "flags win" grep -q 'per step of 4' log
 bad "none of them" 2 'did you mean micro' bench --spec specs.ini --only mikro
 bad "no file" 2 'none.ini' bench --spec none.ini

@@ -207,10 +207,10 @@ static void print_model(const Planned *p)
     format_count((double)l->n_params, params, sizeof params);
     format_count(3 * vit_forward_flops(c), flop, sizeof flop);
     layout_free(l);
-    report_line("model     width %d, %d layers, %d heads, mlp %d, patch %d, %dx%d pixels: %s "
+    report_line("model     width %d, %s, %s, mlp %d, patch %d, %dx%d pixels: %s "
                 "parameters, %sFLOP to train on an image",
-                c->width, c->layers, c->heads, c->mlp, c->patch, c->image_h, c->image_w, params,
-                flop);
+                c->width, amount(c->layers, "layer").s, amount(c->heads, "head").s, c->mlp,
+                c->patch, c->image_h, c->image_w, params, flop);
     report_line("machine   %d x %s, %d to a machine: %.0f TFLOP/s in %s, %.2f TB/s of memory, %.0f "
                 "GB/s to its neighbours, %.1f GB/s by %s (by the data sheet, and what of it is "
                 "taken for reached)",

@@ -71,6 +71,9 @@ static Pattern read_pattern(const char *text)
 {
     const char *slash = strrchr(text, '/'), *base = slash ? slash + 1 : text;
     const char *percent = strchr(base, '%');
+    struct stat st;
+    if (stat(text, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode))
+        bad_pattern("a device or a pipe, beside which no shards are kept");
     if (strpbrk(text, "{}"))
         bad_pattern("the number of shards is not known beforehand: braces cannot be used here");
     if (!*base)
@@ -213,7 +216,7 @@ static NORETURN void give_up(Writer *w, const Error *e)
         tar_abandon(w->tar);
     long complete = w->shards - (w->tar != NULL);
     if (complete > 0)
-        warn("%ld complete shards stay in %s", complete, w->pattern.dir);
+        warn("complete, and left in %s: %s", w->pattern.dir, amount((double)complete, "shard").s);
     die(e->hint, "%s", e->what);
 }
 
@@ -388,11 +391,13 @@ static void print_summary(const Writer *w, const char *classes)
     const char *dir = strcmp(w->pattern.dir, "/") == 0 ? "" : w->pattern.dir;
     int width = w->pattern.width;
     if (w->converted)
-        printf("%ld pictures that were no JPEG files were encoded, at quality %ld\n", w->converted,
+        printf("%s encoded as JPEG, at quality %ld\n", amount((double)w->converted, "picture").s,
                o.quality);
     if (w->damaged)
-        warn("%ld of %ld pictures are damaged, and left out", w->damaged, data_count(w->data));
-    printf("%ld shards, %ld samples, %.3f GB\n", w->shards, w->samples, 1e-9 * (double)w->bytes);
+        warn("damaged, and left out: %ld of %s", w->damaged,
+             amount((double)data_count(w->data), "picture").s);
+    printf("%s, %s, %.3f GB\n", amount((double)w->shards, "shard").s,
+           amount((double)w->samples, "sample").s, 1e-9 * (double)w->bytes);
     bool train = strcmp(o.split, "train") == 0;
     char *shards = xasprintf("wds:%s/%s{%0*d..%0*ld}%s", dir, w->pattern.head, width, 0, width,
                              w->shards - 1, w->pattern.tail);
@@ -429,7 +434,8 @@ static int run_shard(const Command *c, int argc, char **argv)
     fflush(stdout);
     write_samples(&w, threads);
     if (w.samples == 0)
-        die("see the warnings above", "%s: all %ld pictures are damaged", o.data, w.damaged);
+        die("see the warnings above", "%s: none of %s is whole", o.data,
+            amount((double)w.damaged, "picture").s);
     print_summary(&w, classes);
     free(classes);
     data_close(w.data);

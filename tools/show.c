@@ -338,8 +338,8 @@ static int run_show(const Command *c, int argc, char **argv)
         array_end(&v);
     else
         setup_check(canvas_write(&v.sheet.canvas, s.o.out, &e), &e);
-    printf("%s: %ld of %ld images of %d classes\n", s.o.out, o.count, data_count(d),
-           data_classes(d));
+    printf("%s: %ld of %s of %s\n", s.o.out, o.count, amount((double)data_count(d), "image").s,
+           amount(data_classes(d), "class").s);
     free(v.sheet.canvas.rgb);
     viewer_free(&v);
     data_close(d);

@@ -82,7 +82,8 @@ static int run_index(const Command *c, int argc, char **argv)
     double start = now();
     long threads = index_options.threads, samples;
     samples = index_all(&archives, dir, threads ? (int)threads : omp_get_num_procs());
-    printf("%d indexes of %ld samples in %s (%.1f s)\n", archives.n, samples, dir, now() - start);
+    printf("%s of %s in %s (%.1f s)\n", amount(archives.n, "index").s,
+           amount((double)samples, "sample").s, dir, now() - start);
     char *beyond = xasprintf("%s/idx_%d.txt", dir, archives.n);
     if (path_exists(beyond))
         warn("%s is of another set of archives: this one ends at idx_%d.txt", beyond,

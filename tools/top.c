@@ -365,8 +365,8 @@ static void draw(const Watch *w)
         put_slowest(w);
     format_count(w->memory, memory, sizeof memory);
     put("memory", "%sB, the process's peak", memory);
-    put("damaged", "%.0f images; %.0f steps left out (gradients that are not finite)", w->damaged,
-        w->skipped);
+    put("damaged", "%s; %s left out (gradients that are not finite)", amount(w->damaged, "image").s,
+        amount(w->skipped, "step").s);
     if (!isnan(w->top1))
         put("eval", "top-1 %.2f%% at step %.0f; best %.2f%% at step %.0f", w->top1, w->eval_step,
             w->best, w->best_step);

@@ -156,10 +156,10 @@ static void use_preset(const char *name, Config *c)
     if (foreign_preset(name, c, &pixels)) {
         if (pixels)
             c->image_h = c->image_w = pixels;
-        printf("          %s: width %d, %d layers, %d heads, patch %d, %dx%d pixels; weights are "
-               "those "
-               "of --weights alone\n",
-               name, c->width, c->layers, c->heads, c->patch, c->image_h, c->image_w);
+        printf("          %s: width %d, %s, %s, patch %d, %dx%d pixels; weights are those of "
+               "--weights alone\n",
+               name, c->width, amount(c->layers, "layer").s, amount(c->heads, "head").s, c->patch,
+               c->image_h, c->image_w);
         return;
     }
     const char *same = preset_in_any_case(name), *near = nearest(name, vit_preset_names);

@@ -12,6 +12,7 @@
 #include "train/results.h"
 #include "util/report.h"
 #include "util/rng.h"
+#include "util/text.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -222,13 +223,15 @@ int command_eval(Session *s)
     const Metrics *m = &v.metrics;
     report_clear();
     if (data_damaged(s->val))
-        printf("note: %ld damaged images were replaced by others\n", data_damaged(s->val));
+        printf("note: %s replaced by others\n",
+               amount((double)data_damaged(s->val), "damaged image").s);
     if (!isfinite(m->loss))
         die("use a checkpoint from before training diverged", "the model's outputs are not finite");
     results_print(s, s->val, &v);
     write_results(s, &v);
-    printf("%ld images in %.1f s, %.1f images/s, %.0f%% of the time waiting for data\n", m->images,
-           v.seconds, (double)m->images / v.seconds, 100 * v.waited / v.seconds);
+    printf("%s in %.1f s, %.1f images/s, %.0f%% of the time waiting for data\n",
+           amount((double)m->images, "image").s, v.seconds, (double)m->images / v.seconds,
+           100 * v.waited / v.seconds);
     printf("top1 %.2f top5 %.2f loss %.4f images %ld\n", m->top1, m->top5, m->loss, m->images);
     evaluation_free(&v);
     return 0;

@@ -12,6 +12,7 @@
 #include "train/hosts.h"
 #include "train/tuning.h"
 #include "util/report.h"
+#include "util/text.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -242,7 +243,7 @@ void meter_end(const Meter *m)
     log_num("damaged", use.damaged);
     log_end();
     if (use.damaged > 0)
-        printf("note: %.0f damaged training images were replaced by others\n", use.damaged);
+        printf("note: %s replaced by others\n", amount(use.damaged, "damaged training image").s);
     if (share > 0.05 && m->stalled > 0.25)
         printf("note: %.0f%% of the time was spent waiting for images; more --workers (%.0f at "
                "work), --decode fast,\n      or smaller images, made once by ./vit shard "

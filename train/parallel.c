@@ -6,6 +6,7 @@
 #include "train/parallel.h"
 
 #include "train/hosts.h"
+#include "util/text.h"
 
 #include <string.h>
 
@@ -17,8 +18,8 @@ static void fit_run(Session *s)
     int ranks = s->world.ranks;
     if (!s->run_layout || ranks % (o->tp * o->pp) == 0)
         return;
-    printf("note: the run's --tp %ld --pp %ld does not fit %d rank%s: --tp 1 --pp 1\n", o->tp,
-           o->pp, ranks, ranks == 1 ? "" : "s");
+    printf("note: the run's --tp %ld --pp %ld does not fit %s: --tp 1 --pp 1\n", o->tp, o->pp,
+           amount(ranks, "rank").s);
     o->tp = o->pp = 1;
     options_set(o, "layers-per-stage", "", "", &e);
 }

@@ -507,7 +507,8 @@ int command_predict(Session *s)
     if (b.done > 1)
         printf("%ld images in %.1f s, %.1f images/s\n", b.done, seconds, (double)b.done / seconds);
     if (passed)
-        printf("note: %ld files in the folders are no pictures\n", passed);
+        printf("note: %s in the folders %s\n", amount((double)passed, "file").s,
+               passed == 1 ? "is no picture" : "are no pictures");
     if (!b.done)
         die("name pictures, folders of some, or pipe their names to `predict RUN -`",
             "there were no pictures");

@@ -2,6 +2,7 @@
 #include "train/schedule.h"
 
 #include "util/report.h"
+#include "util/text.h"
 
 #include <math.h>
 
@@ -48,10 +49,9 @@ static void describe_lr(const Session *s)
     double expected = schedule_lr(&s->before, (uint64_t)total, step);
     double is = schedule_lr(&s->o, s->steps, step);
     if (fabs(is - expected) > 1e-9 * expected)
-        printf(
-            "          lr goes from %.2g to %.2g: the schedule is now that of %lu steps, not %.0f "
-            "(--lr, --schedule)\n",
-            was, is, (unsigned long)s->steps, total);
+        printf("          lr goes from %.2g to %.2g: the schedule is now that of %s, not %.0f "
+               "(--lr, --schedule)\n",
+               was, is, amount((double)s->steps, "step").s, total);
 }
 
 void setup_length(Session *s)
@@ -64,8 +64,8 @@ void setup_length(Session *s)
     s->steps = steps < 0 ? 0 : (uint64_t)steps;
     if (s->steps <= s->state.step)
         return; /* there is nothing left to do */
-    printf("plan      %lu steps of %ld images%s", (unsigned long)s->steps, o->batch_size,
-           s->micro < o->batch_size ? ", " : "\n");
+    printf("plan      %s of %s%s", amount((double)s->steps, "step").s,
+           amount((double)o->batch_size, "image").s, s->micro < o->batch_size ? ", " : "\n");
     if (s->micro < o->batch_size)
         printf("%d at a time\n", s->micro);
     describe_lr(s);

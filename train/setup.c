@@ -10,6 +10,7 @@
 #include "train/parallel.h"
 #include "util/machine.h"
 #include "util/report.h"
+#include "util/text.h"
 #include "util/tfevents.h"
 
 #include <errno.h>
@@ -126,11 +127,11 @@ static void describe_recipe(const Session *s)
     static const char *const names[] = {"adamw", "adam", "sgd", "lamb"}; /* by OPT_* */
     const Options *o = &s->o;
     char length[64];
-    snprintf(length, sizeof length, o->steps ? "%.0f steps" : "%g epochs",
-             o->steps ? (double)o->steps : o->epochs);
-    report_line("recipe    built-in, %s: %s, lr %g, %ld images a step, %s (flags change it; %s or "
+    snprintf(length, sizeof length, "%g epoch%s", o->epochs, o->epochs == 1 ? "" : "s");
+    report_line("recipe    built-in, %s: %s, lr %g, %s a step, %s (flags change it; %s or "
                 "--recipe choose another)",
-                s->built_in, names[o->opt], o->lr, o->batch_size, length,
+                s->built_in, names[o->opt], o->lr, amount((double)o->batch_size, "image").s,
+                o->steps ? amount((double)o->steps, "step").s : length,
                 *o->weights ? "--opt" : "--model, --weights");
 }
 

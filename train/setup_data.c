@@ -9,6 +9,7 @@
 #include "util/files.h"
 #include "util/machine.h"
 #include "util/report.h"
+#include "util/text.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -233,12 +234,13 @@ static void check_class_count(const Session *s, bool train, int K)
 /* "data      flowers: 1020 training images, 1020 validation images, 102 classes, 224x224 pixels" */
 static void describe_data(const Session *s, const char *spec, int K)
 {
-    char train[48] = "", val[48] = "";
+    char train[80] = "", val[80] = "";
     if (s->train)
-        snprintf(train, sizeof train, "%ld training images, ", data_count(s->train));
+        snprintf(train, sizeof train, "%s, ",
+                 amount((double)data_count(s->train), "training image").s);
     if (s->val)
-        snprintf(val, sizeof val, "%ld validation images, ", data_count(s->val));
-    report_line("data      %s: %s%s%d classes, %dx%d pixels", spec, train, val, K,
+        snprintf(val, sizeof val, "%s, ", amount((double)data_count(s->val), "validation image").s);
+    report_line("data      %s: %s%s%s, %dx%d pixels", spec, train, val, amount(K, "class").s,
                 s->config.image_h, s->config.image_w);
     if (s->train)
         data_describe(s->train, "          training    ", NULL);
@@ -266,7 +268,7 @@ void setup_data(Session *s, bool train)
         check_run_classes(s, any);
     describe_data(s, train ? s->o.data : val, K);
     if (K <= 5 && s->val)
-        printf("          with %d classes, top5 is always 100\n", K);
+        printf("          with %s, top5 is always 100\n", amount(K, "class").s);
     check_class_order(s, any, heads);
     check_evaluated(s);
 }

@@ -177,17 +177,16 @@ static void describe_model(const Session *s, bool training)
     char text[COUNTS][32];
     for (int i = 0; i < COUNTS; i++)
         format_count(count[i], text[i], sizeof text[i]);
-    report_line(
-        "model     width %d, %d layers, %d heads, mlp %d, patch %d, %d classes: %s parameters, "
-        "%sFLOP per image",
-        c->width, c->layers, c->heads, c->mlp, c->patch, c->classes, text[PARAMETERS], text[FLOP]);
+    report_line("model     width %d, %s, %s, mlp %d, patch %d, %s: %s parameters, %sFLOP per image",
+                c->width, amount(c->layers, "layer").s, amount(c->heads, "head").s, c->mlp,
+                c->patch, amount(c->classes, "class").s, text[PARAMETERS], text[FLOP]);
     char trained[128] = "";
     if (training)
         snprintf(trained, sizeof trained, ", %sB gradients, %sB optimiser", text[GRADIENTS],
                  text[OPTIMISER]);
-    report_line("memory    %sB weights%s, %sB activations, %sB inputs; %d images at a time%s",
-                text[WEIGHTS], trained, text[ACTIVATIONS], text[INPUTS], p->max_batch,
-                s->world.ranks > 1 ? ", on the first rank" : "");
+    report_line("memory    %sB weights%s, %sB activations, %sB inputs; %s at a time%s",
+                text[WEIGHTS], trained, text[ACTIVATIONS], text[INPUTS],
+                amount(p->max_batch, "image").s, s->world.ranks > 1 ? ", on the first rank" : "");
     if (p->recompute.kind != RECOMPUTE_NONE) {
         Plan whole = *p;
         whole.recompute = (Recompute){0};

@@ -8,6 +8,7 @@
 
 #include "util/files.h"
 #include "util/report.h"
+#include "util/text.h"
 
 #include <ctype.h>
 #include <math.h>
@@ -119,7 +120,8 @@ static bool read_weights(const char *path, const Dataset *d, double *w, Error *e
     }
     free(lines);
     return ok && (k == K || fail(e, "a line for each class, in label order",
-                                 "%s has %d weights for %d classes", path, k, K));
+                                 "%s has %s for %s", path, amount(k, "weight").s,
+                                 amount(K, "class").s));
 }
 
 /* Images of each class, [data_classes]; free() it. */

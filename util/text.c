@@ -51,6 +51,15 @@ void double_text(double v, char *out, size_t size)
     }
 }
 
+Amount amount(double n, const char *one)
+{
+    Amount a;
+    size_t length = strlen(one);
+    const char *more = length && strchr("sx", one[length - 1]) ? "es" : "s";
+    snprintf(a.s, sizeof a.s, "%.0f %s%s", n, one, n == 1 ? "" : more);
+    return a;
+}
+
 /* ---- words for a shell ---- */
 
 char *shell_word(const char *s)

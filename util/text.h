@@ -12,6 +12,12 @@ int find_word(const char *words,
 void word_text(const char *words, int k, char *out, size_t size); /* the word at position k */
 void double_text(double v, char *out, size_t size); /* the shortest that reads back the same */
 
+/* "1 step", "3 steps", "2 classes", "0 indexes": an amount of what `one` names. */
+typedef struct {
+    char s[64];
+} Amount;
+Amount amount(double n, const char *one);
+
 /* The text as a shell takes it for one word, in quotes where it needs them; free() it. */
 char *shell_word(const char *s);
 /* Bytes of the UTF-8 character at s: 1 to 4; 0 where none starts. */
