@@ -41,13 +41,13 @@ static const struct {
                     "scale-interval hysteresis stochastic-rounding dropout attention-dropout "
                     "drop-path reduce-dtype offload-optimizer recompute recompute-blocks "
                     "recompute-group recompute-keep"},
-    {TRAIN | BENCH | SHOW, "augment repeats data-per-class shuffle-shards seed " AUGMENTATION},
+    {TRAIN | BENCH | SHOW, "augment repeats data-per-class shuffle-shards " AUGMENTATION},
     {TRAIN | SHOW, "mixup cutmix mix-switch " MIXING " erase erase-mode color-twist"},
     {TRAIN | EVAL | SHOW, "val-data val-fraction val-index-dir out"},
     {TRAIN | EVAL | PREDICT, "tta"},
     {TRAIN | EVAL | BENCH, "micro-batch"},
     {TRAIN | EVAL | BENCH | SHOW,
-     "data class-order wds-label classes-fraction index-dir max-damaged"},
+     "data seed class-order wds-label classes-fraction index-dir max-damaged"},
     {PREDICT, "topk format features attention"},
 };
 
@@ -109,8 +109,8 @@ static void each_row(const Session *s, int command, void (*each)(void *arg, cons
         {!*o->classes, "class-order", "with --classes: its lines are the order"},
         /* data */
         {!resident, "workers max-damaged " IMAGES, "without --data: images are on the device"},
-        {!fake, "class-order val-fraction max-damaged " IMAGES, "on fake data"},
-        {!pixels, "class-order val-fraction decode", "on cifar and mnist"},
+        {!fake, "class-order max-damaged " IMAGES, "on fake data"},
+        {!pixels, "class-order decode", "on cifar and mnist"},
         {!pixels, CROP, "on cifar and mnist, which are stretched"},
         {is_kind(data, "wds:") || is_kind(val, "wds:"), SHARDS, "without --data wds:PATTERN"},
         {o->augment, AUGMENTATION, "with --no-augment"},
