@@ -234,7 +234,7 @@ CPU_BF16 := $(foreach p,floats pairs onednn, \
 
 test-cuda: report
 	$(SUB) BUILD=$(BUILD) $(PROGRAM) standin
-	@test/run $(BUILD)/log-cuda $(CUDA_TESTS)
+	@test/run $(BUILD)/log-cuda$(VIT_STANDIN_SEED) $(CUDA_TESTS)
 
 # Scripts that people run are clean; those of the tests have no warnings (what is split into words there
 # is meant to be).
@@ -271,11 +271,13 @@ test: report
 	  "test/test_learn.sh $(PROGRAM) $(SHARED)"
 
 # Hours rather than minutes: sanitizers, a second compiler, valgrind, other orders of streams, and
-# mutants of the sources that the tests above must notice.
+# mutants of the sources that the tests above must notice. A second call goes on where the first was cut
+# off, as long as the sources are the same.
 TSAN := -O1 -g -fsanitize=thread
+SOURCES = $$(git rev-parse HEAD >/dev/null 2>&1 && git ls-files -z | xargs -0r cat -- | cksum | cut -d ' ' -f 1)
 test-long: report
 	-scripts/deps long
-	@TEST_SMALL= test/run build/log-long \
+	@TEST_SMALL= TEST_SOURCES=$(SOURCES) test/run build/log-long \
 	  "as tests: $(MAKE) --no-print-directory test" \
 	  "as sanitizers: TEST_SMALL=1 $(MAKE) --no-print-directory BUILD=build/asan NVCC= EXTRA='$(SANITIZE)' test" \
 	  $(foreach n,2 4,"as every layout on $n: build/test_layouts $n all") \

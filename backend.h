@@ -449,8 +449,7 @@ typedef struct Backend {
     /* bytes that this rank has sent in all of them so far, as a ring sends them: of an all_reduce
      * 2 (r-1)/r of x, of a reduce_scatter or all_gather (r-1) times own */
     double (*sent)(void);
-    /* seconds so far that what is called after a join has had to wait for its collective; -1: not
-     * known */
+    /* seconds so far that what is called after a join has had to wait for its collective */
     double (*waited)(void);
     void (*end)(void); /* takes leave of the other ranks; nothing is called after it */
 } Backend;

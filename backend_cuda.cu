@@ -491,13 +491,44 @@ static Recording *recording;     /* the body that is being recorded, or NULL */
 static Ticket earlier[STREAMS];  /* counts, when the body began */
 static double sent_bytes;
 
+/* For how long the ops wait at joins: the device reads its clock before and after each, in graphs as
+ * well. By estimate 3 us a join, for two kernels of one thread. */
+struct JoinClock {
+    uint64_t since, waited; /* ns */
+};
+static JoinClock *join_clock; /* the device's */
+static uint64_t *join_waited; /* the host's copy, which the device writes and nobody waits for */
+
+static __global__ void join_clock_kernel(JoinClock *c, uint64_t *copy, bool joined)
+{
+    if (!joined)
+        c->since = clock_ns();
+    else
+        *(volatile uint64_t *)copy = c->waited += clock_ns() - c->since;
+}
+
+static void read_join_clock(bool joined)
+{
+    launch(join_clock_kernel, 1, 1, 0, cu.stream, join_clock, join_waited, joined);
+}
+
 #ifdef HAVE_NCCL
+static void make_join_clock()
+{
+    CHECK_CUDA(cudaMalloc((void **)&join_clock, sizeof *join_clock));
+    CHECK_CUDA(cudaMemset(join_clock, 0, sizeof *join_clock));
+    CHECK_CUDA(cudaMallocHost((void **)&join_waited, sizeof *join_waited));
+    *join_waited = 0;
+}
+
 static Group *group_new(ncclComm_t comm, int ranks)
 {
     int low, high;
     if (ON_GROUPS + groups.size() == STREAMS)
         die("this is a mistake in the program", "there are more than %d groups of ranks",
             STREAMS - ON_GROUPS);
+    if (!join_clock)
+        make_join_clock();
     Group *g = new Group{comm, NULL, ranks, ON_GROUPS + (int)groups.size()};
     CHECK_CUDA(cudaDeviceGetStreamPriorityRange(&low, &high));
     CHECK_CUDA(cudaStreamCreateWithPriority(&g->stream, cudaStreamNonBlocking, high));
@@ -600,7 +631,9 @@ static void cuda_join(Ticket t)
         recording->groups |= 1ull << number;
         return;
     }
+    read_join_clock(false);
     CHECK_CUDA(cudaStreamWaitEvent(cu.stream, event_of(t), 0));
+    read_join_clock(true);
     joined[number] = count;
 }
 
@@ -609,10 +642,9 @@ static double cuda_sent(void)
     return sent_bytes;
 }
 
-/* A graph has no clock at its joins. */
 static double cuda_waited(void)
 {
-    return -1;
+    return join_waited ? 1e-9 * (double)*(volatile uint64_t *)join_waited : 0;
 }
 
 /* The communicators end with the process. */

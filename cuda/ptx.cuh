@@ -18,6 +18,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #include <stdint.h>
+#include <time.h>
 
 #ifdef CUDA_ON_CPU
 
@@ -299,5 +300,19 @@ __device__ __forceinline__ float min_nan(float x, float y)
     float z;
     asm("min.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
     return z;
+#endif
+}
+
+/* The device's clock, in nanoseconds since some moment; it may tick once in a microsecond. */
+__device__ __forceinline__ uint64_t clock_ns()
+{
+#ifdef CUDA_ON_CPU
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+#else
+    uint64_t t;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t));
+    return t;
 #endif
 }

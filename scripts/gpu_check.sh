@@ -254,10 +254,11 @@ loss_difference() { # run, run, first step
         }' "$1/log.jsonl" "$2/log.jsonl" 2>/dev/null || echo none
 }
 close_losses() { # name, run, run, first step, gate
-    local d
+    local d waited
     d=$(loss_difference "$2" "$3" "$4")
+    waited=$(sed -nE 's/.*"comm_wait":([^,}]+).*/; comm_wait \1/p' "$3/log.jsonl" | tail -n 1)
     if [ "$d" != none ] && awk -v d="$d" -v g="$5" 'BEGIN {exit !(d + 0 <= g + 0)}'; then
-        result pass "$1" "losses within $d (gate $5)"
+        result pass "$1" "losses within $d (gate $5)$waited"
     else
         result fail "$1" "losses differ by $d (gate $5)"
     fi

@@ -256,6 +256,10 @@ if [ "$standin" ]; then
         "$gpu" train --out stopped-damaged $hurt --max-damaged 0.15
     train "$gpu" damaged $hurt --max-damaged 0.2
     train "$gpu" ranks-fp16 $tiny --steps 8 --precision fp16 --loss-scaling auto --gpus 2 --autotune
+    check "how long its collectives are waited for is in the log" \
+        grep -q '"step":8,.*"comm_bytes":[1-9].*"comm_wait":0\.' ranks-fp16/log.jsonl
+    check "steps send as many bytes each" \
+        [ "$(grep -o '"comm_bytes":[^,]*' ranks-fp16/log.jsonl | sort -u | wc -l)" = 1 ]
     "$gpu" eval --weights one2 --data fake --precision fp32 >log.one 2>&1
     "$gpu" eval --weights one2 --data fake --precision fp32 --gpus 2 >log 2>&1
     check "two ranks share an evaluation: $(tail -n 1 log)" sh -c 'tail -n 1 log.one >a; tail -n 1 log >b; grep -q "^top1 " b && cmp -s a b'

@@ -1111,6 +1111,32 @@ static void test_graphs()
              0);
 }
 
+/* Rank 0 comes late to a sum, and the others' ops wait for it at the join: the device's clock tells, of
+ * a body that is called as of one that is replayed. A join of what has arrived costs next to nothing. */
+static int late_rank()
+{
+    enum { CALLS = 5 };
+    constexpr double LATE = 0.2;
+    start(false);
+    for (int call = 0; call < CALLS; call++) {
+        const double before = be->waited();
+        if (rank == 0)
+            usleep(useconds_t(LATE * 1e6));
+        be->run(TRAIN, true, [](void *) { be->join(be->all_reduce(world, x.p, F32, N * N)); }, NULL);
+        be->wait(be->mark());
+        const double waited = be->waited() - before;
+        printf("call %d: rank %d has waited %.3f s\n", call, rank, waited);
+        if (rank == 0 ? waited > LATE / 2 : waited < LATE / 2 || waited > 10 * LATE)
+            return 3;
+    }
+    return 0;
+}
+
+static void test_join_clock()
+{
+    must_end("a rank that comes late", run(3, late_rank), 3, 0);
+}
+
 /* ------------------------------------------------------------------------------------------------
  * Settings. Collectives run beside the backward pass, before it and on few multiprocessors, when
  * replayed too. */
@@ -1181,6 +1207,7 @@ int main()
     test_tickets();
     test_missing_join();
     test_graphs();
+    test_join_clock();
     test_priority();
     test_settings();
     close(fd);

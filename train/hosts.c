@@ -285,6 +285,18 @@ static bool must_end(void)
     return failing;
 }
 
+/* What is wrong with flags or files every rank finds, at about the same time: the first of a machine says
+ * it, the others wait a moment for its farewell. */
+static bool is_said(void)
+{
+    for (int i = 0; i < 30 && net.world.local_rank > 0; i++) {
+        if (must_end())
+            return true;
+        usleep(10000);
+    }
+    return false;
+}
+
 /* The watcher's last deed. exit() would take down libraries that the main thread is in, and may
  * wait, as that does, for a device that never answers. */
 static _Noreturn void see_to_the_end(void)
@@ -938,6 +950,7 @@ static void open_net(const Place *place)
         join(place, until);
     start_watcher();
     die_farewell = say_farewell;
+    die_is_said = is_said;
     if (w.rank == 0)
         gather(place, until);
     hosts_barrier();
@@ -1135,6 +1148,7 @@ void hosts_end(void)
         for (int i = 0; i < net.peers; i++)
             send_message(&net.peer[i], GOODBYE, net.count, NULL, 0);
     die_farewell = NULL;
+    die_is_said = NULL;
     pthread_mutex_lock(&net.lock);
     net.closing = true;
     pthread_mutex_unlock(&net.lock);

@@ -426,8 +426,8 @@ static int explain(const Family *f)
     int status = WIFSIGNALED(f->how) ? 128 + WTERMSIG(f->how) : WEXITSTATUS(f->how);
     int sig = WIFSIGNALED(f->how) || (f->mpirun && status > 128) ? status - 128 : 0;
     char rank[32] = "a rank";
-    if (status <= 1 || f->asked || (f->mpirun && status == NO_MPIRUN))
-        return status; /* 1: a rank has said why */
+    if (status <= 2 || f->asked || (f->mpirun && status == NO_MPIRUN))
+        return status; /* 1, 2: a rank has said why */
     if (!f->mpirun)
         snprintf(rank, sizeof rank, "rank %d", f->rank);
     fflush(stdout);

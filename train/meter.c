@@ -120,10 +120,8 @@ static void measure_use(Meter *m, StepReport *r, double seconds)
 {
     const Backend *be = m->s->be;
     double sent = be->sent(), waited = be->waited();
-    bool alone = m->s->world.ranks == 1, knows = waited >= 0;
-    /* where the device does not know for how long it waits: what ranks do alone is to wait for data
-     */
-    Use all = use_of_all(m, knows ? seconds - (waited - m->comm_waited) : seconds_waited(m));
+    bool alone = m->s->world.ranks == 1;
+    Use all = use_of_all(m, seconds - (waited - m->comm_waited));
     Usage u = meter_usage();
     r->memory = u.peak_bytes;
     r->cpu = (u.cpu_seconds - m->cpu_seconds) / ((now() - m->reported) * be->threads());
@@ -133,10 +131,13 @@ static void measure_use(Meter *m, StepReport *r, double seconds)
     r->slowest = alone ? -1 : all.slowest;
     r->slowest_by = (all.work - all.mean) / seconds;
     r->data_bytes_per_s = (all.bytes - m->data_bytes) / seconds;
-    r->comm_bytes = (sent - m->comm_bytes) / (double)m->steps;
-    r->comm_wait = !knows || !sent ? -1 : (waited - m->comm_waited) / seconds;
+    if (m->s->state.step > m->asked)
+        m->step_bytes = (sent - m->comm_bytes) / (double)(m->s->state.step - m->asked);
+    r->comm_bytes = m->step_bytes;
+    r->comm_wait = !sent ? -1 : (waited - m->comm_waited) / seconds;
     m->comm_bytes = sent;
     m->comm_waited = waited;
+    m->asked = m->s->state.step;
     m->cpu_seconds = u.cpu_seconds;
     m->data_bytes = all.bytes;
 }
@@ -209,6 +210,7 @@ void meter_begin(Meter *m, const Session *s, Loader *loader)
     m->began = m->from = m->reported = now();
     m->comm_bytes = s->be->sent();
     m->comm_waited = s->be->waited();
+    m->asked = s->state.step;
     s->be->describe(device, sizeof device);
     log_begin("start");
     log_num("step", (double)s->state.step);

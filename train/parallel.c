@@ -77,10 +77,12 @@ Recompute parallel_recompute(const Options *o)
 {
     Recompute r = {o->recompute, (int)o->recompute_blocks, (int)o->recompute_group, 0};
     if (r.kind != RECOMPUTE_FULL && (r.group > 1 || *o->recompute_keep))
-        die_usage("give --recompute full", "--recompute-%s goes with --recompute full",
-                  r.group > 1 ? "group" : "keep");
+        die_usage(r.group > 1 ? "give --recompute full, or --recompute-group 1"
+                              : "give --recompute full, or --recompute-keep ''",
+                  "--recompute-%s goes with --recompute full", r.group > 1 ? "group" : "keep");
     if (r.kind == RECOMPUTE_NONE && r.blocks)
-        die_usage("give --recompute full or selective", "--recompute-blocks says of what, not how");
+        die_usage("give --recompute full or selective, or --recompute-blocks 0",
+                  "--recompute-blocks says of what, not how");
     for (const char *p = o->recompute_keep; *p;) {
         size_t length = strcspn(p, ",");
         unsigned bit = bit_of(p, length);

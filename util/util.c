@@ -16,6 +16,7 @@
 
 /* ---- errors ---- */
 
+bool (*die_is_said)(void);
 void (*die_hook)(void);
 void (*die_farewell)(void);
 
@@ -25,13 +26,15 @@ static _Noreturn void leave(int status, const char *hint, const char *fmt, va_li
     bool has_hint = hint && *hint;
     fflush(stdout); /* what was printed before the error stays before it */
     vsnprintf(text, sizeof text, fmt, args);
-    /* at once: other ranks write to the same terminal */
-    fprintf(stderr, "error: %s\n%s%s%s", text, has_hint ? "hint: " : "", has_hint ? hint : "",
-            has_hint ? "\n" : "");
-    void (*hook)(void) = die_hook;
-    die_hook = NULL; /* a hook that dies itself must not come back here */
-    if (hook)
-        hook();
+    if (!die_is_said || !die_is_said()) {
+        /* at once: other ranks write to the same terminal */
+        fprintf(stderr, "error: %s\n%s%s%s", text, has_hint ? "hint: " : "", has_hint ? hint : "",
+                has_hint ? "\n" : "");
+        void (*hook)(void) = die_hook;
+        die_hook = NULL; /* a hook that dies itself must not come back here */
+        if (hook)
+            hook();
+    }
     if (die_farewell)
         die_farewell();
     /* exit() takes down libraries (OpenBLAS, CUDA) with which the main thread is still at work: it

@@ -111,8 +111,9 @@ static ncclResult_t fail(ncclComm *c, ncclResult_t e, const std::string &message
     return e;
 }
 
-/* Whether a work of `c` may go on waiting: `since` is when something last moved. */
-static bool hopeless(ncclComm *c, double &since, bool moved)
+/* Whether a work of `c` need not go on waiting for rank r, as it does while waits() says so; `since` is
+ * when something last moved. Other ranks may have done their part and ended. */
+template <class F> static bool hopeless(ncclComm *c, double &since, bool moved, int r, F waits)
 {
     if (c->error != ncclSuccess)
         return true;
@@ -127,11 +128,10 @@ static bool hopeless(ncclComm *c, double &since, bool moved)
     }
     if (t - since < 0.05)
         return false;
-    for (int r = 0; r < c->ranks; r++)
-        if (kill(c->shared->ranks[r].pid, 0) && errno == ESRCH) {
-            fail(c, ncclRemoteError, "rank " + std::to_string(r) + " has died");
-            return true;
-        }
+    if (kill(c->shared->ranks[r].pid, 0) && errno == ESRCH && waits()) {
+        fail(c, ncclRemoteError, "rank " + std::to_string(r) + " has died");
+        return true;
+    }
     if (t - since > timeout()) {
         fail(c, ncclSystemError, "no answer from the other ranks in time");
         return true;
@@ -232,15 +232,19 @@ struct Collective {
         while (done < call.count && c->error == ncclSuccess) {
             size_t n = std::min(most, call.count - done);
             if (!posted) {
-                for (int r = 0; r < c->ranks; r++) /* has the slot been read? */
-                    if (c->shared->ranks[r].taken + 2 < c->round + 1)
-                        return hopeless(c, since, moved);
+                for (int r = 0; r < c->ranks; r++) { /* has the slot been read? */
+                    auto unread = [&] { return c->shared->ranks[r].taken + 2 < c->round + 1; };
+                    if (unread())
+                        return hopeless(c, since, moved, r, unread);
+                }
                 post(n, size);
                 posted = moved = true;
             }
-            for (int r = 0; r < c->ranks; r++)
-                if (c->shared->ranks[r].posted < c->round + 1)
-                    return hopeless(c, since, moved);
+            for (int r = 0; r < c->ranks; r++) {
+                auto missing = [&] { return c->shared->ranks[r].posted < c->round + 1; };
+                if (missing())
+                    return hopeless(c, since, moved, r, missing);
+            }
             for (int r = 0; r < c->ranks; r++)
                 if (c->shared->ranks[r].call[c->round & 1] != call)
                     fail(c, ncclInvalidUsage,
@@ -324,22 +328,30 @@ struct Transfers {
     double since = 0;
     bool begun = false;
 
+    SharedPair &pair(const Transfer &t)
+    {
+        return t.send ? c->pair(c->rank, t.peer) : c->pair(t.peer, c->rank);
+    }
+    /* Whether it is the peer's turn. */
+    bool waits(const Transfer &t)
+    {
+        const SharedPair &p = pair(t);
+        return t.send ? p.wanted <= t.number || p.sent - p.received >= 2 : p.sent == p.received;
+    }
     bool move(Transfer &t)
     {
         int from = t.send ? c->rank : t.peer, to = t.send ? t.peer : c->rank;
-        SharedPair &p = c->pair(from, to);
+        SharedPair &p = pair(t);
         size_t n = std::min(size_t(PAIR_SLOT), t.bytes - t.done);
+        if (waits(t) || (t.send && t.late-- > 0))
+            return false;
         if (t.send) {
             uint64_t i = p.sent;
-            if (p.wanted <= t.number || t.late-- > 0 || i - p.received >= 2)
-                return false;
             memcpy(c->pair_slot(from, to, i), t.at + t.done, n);
             p.bytes[i & 1] = t.bytes;
             p.sent = i + 1;
         } else {
             uint64_t i = p.received;
-            if (p.sent == i)
-                return false;
             if (p.bytes[i & 1] != t.bytes)
                 return fail(c, ncclInvalidUsage, "a send and its receive differ in size"), false;
             memcpy(t.at + t.done, c->pair_slot(from, to, i), n);
@@ -350,7 +362,8 @@ struct Transfers {
     }
     bool operator()()
     {
-        bool all = true, moved = false;
+        bool moved = false;
+        const Transfer *first = nullptr; /* that is not done */
         for (Transfer &t : list) {
             if (begun)
                 break;
@@ -374,9 +387,9 @@ struct Transfers {
             if (t.done == t.bytes)
                 continue;
         wait:
-            all = false;
+            first = first ? first : &t;
         }
-        return all || hopeless(c, since, moved);
+        return !first || hopeless(c, since, moved, first->peer, [&] { return waits(*first); });
     }
 };
 
@@ -596,7 +609,7 @@ ncclResult_t ncclCommSplit(ncclComm_t c, int colour, int key, ncclComm_t *part, 
     double since = 0;
     for (int r = 0; r < c->ranks; r++)
         for (; all[r].splits <= turn; usleep(200))
-            if (hopeless(c, since, false))
+            if (hopeless(c, since, false, r, [&] { return all[r].splits <= turn; }))
                 return c->error;
     if (colour == NCCL_SPLIT_NOCOLOR)
         return ncclSuccess;
