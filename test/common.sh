@@ -20,6 +20,7 @@ tmp=$(mktemp -d) || exit 1
 trap 'umount "$tmp/small" 2>/dev/null; rm -rf "$tmp"' EXIT
 cd "$tmp" && : >results && : >log || exit 1
 rc=0
+subject=() # of run
 export XDG_CACHE_HOME=$tmp/cache
 export VIT_BF16_PRODUCTS=floats # else eval would compute in bf16 on some CPUs, and in fp32 on others
 # for mpirun without our own launcher: containers are root's, and ranks more than cores

@@ -423,7 +423,7 @@ LC_ALL=C good "top" top watched
 for line in 'step +30 of 1000 \(3.0%\), epoch 0.30, 1h06m left; nothing was said since 5m0.s ago' 'loss +2.0000 +#=_$' \
     'waiting +25% for data, 12% for other ranks' 'memory +2.00 GB' 'damaged +3 images; 1 step left out' \
     'slowest +rank 2 \(n2\) of 4 in 2 of the last 3 reports, by 37.5% of a step' \
-    'eval +top-1 60.00% at step 30; best 70.00% at step 20' 'saved +step 30, 5m0.s ago' '1 lines .* make no sense'; do
+    'eval +top-1 60.00% at step 30; best 70.00% at step 20' 'saved +step 30, 5m0.s ago' '1 line of the log makes no sense'; do
     says "top" "$line"
 done
 LC_ALL=C.UTF-8 good "top, with blocks" top watched
@@ -433,6 +433,9 @@ echo 'ch":1,"loss":1}' >>watched/log.jsonl
 echo '{"event":"end","step":31,"seconds":9}' >>watched/log.jsonl
 good "top of a run that has ended" top watched
 says "top" 'step +31 of 1000, .*the run has ended'
+check "and nothing of flags" sh -c "! grep -q 'has no effect' log"
+good "seconds between looks, of one" top watched --every 5
+says "top" 'note: --every has no effect on one screen'
 bad "no run" 2 'which run' top
 bad "no such run" 1 'nowhere/log.jsonl' top nowhere
 bad "two runs" 2 'no such flag' top watched watched

@@ -372,7 +372,8 @@ static void draw(const Watch *w)
             w->best, w->best_step);
     put_saved(w);
     if (w->unread)
-        put("note", "%d lines of the log make no sense", w->unread);
+        put("note", "%s of the log %s no sense", amount(w->unread, "line").s,
+            w->unread == 1 ? "makes" : "make");
 }
 
 /* ---- the terminal ---- */
@@ -417,7 +418,7 @@ static void follow(Watch *w, double every)
     draw(w);
 }
 
-static long top_every = 1;
+static long top_every; /* 0: not given */
 static bool top_once;
 static const Flag top_flags[] = {
     {"every", "N", "seconds between two looks [1]", FLAG_NUMBER, &top_every, 1, 3600},
@@ -443,9 +444,11 @@ static int run_top(const Command *c, int argc, char **argv)
         die("it is the log of another program, or of a run that has just begun",
             "%s has no run in it", w.path);
     if (isatty(STDOUT_FILENO) && !top_once)
-        follow(&w, (double)top_every);
+        follow(&w, top_every ? (double)top_every : 1);
     else
         draw(&w);
+    if (top_every && (top_once || !isatty(STDOUT_FILENO)))
+        fprintf(stderr, "note: --every has no effect on one screen (--once, or no terminal)\n");
     forget(&w);
     free(w.path);
     return 0;
