@@ -153,6 +153,8 @@ static bool is_saved(const Model *m, int l, int act)
         return false;
     if (!is_recomputed(m, l) || costs[act] == ALWAYS)
         return true;
+    if (m->plan.recompute.kind == RECOMPUTE_LIGHT)
+        return costs[act] != NOTHING;
     if (m->plan.recompute.kind == RECOMPUTE_SELECTIVE)
         return costs[act] == DEAR;
     return m->plan.recompute.keep >> act & 1;
@@ -1318,6 +1320,7 @@ static void plan_activations(Model *m, Arena *a)
     const Config *c = &m->config;
     int ACT = m->plan.type, tp = c->pool == POOL_MAP ? 1 : m->split.tp.ranks; /* a map is whole */
     double B = m->plan.max_batch, T = vit_tokens(c), C = c->width, F1 = vit_hidden(c) / tp;
+    double wide = F1 > 3 * C / tp ? F1 : 3 * C / tp;
 
     plan_again(m, a);
     for (int i = 0; i < m->plan.in_flight; i++)
@@ -1336,8 +1339,8 @@ static void plan_activations(Model *m, Arena *a)
     m->dstream_sums = take(a, STAT, C);
     m->dbranch = take(a, ACT, B * T * C);
     m->dy = take(a, ACT, B * T * C);
-    m->dwide = take(a, ACT, B * T * F1);
-    m->dqkv = take(a, ACT, B * T * 3 * C / tp);
+    m->dwide = take(a, ACT, B * T * wide);
+    m->dqkv = m->dwide; /* the MLP is done with when attention begins */
     m->delta = take(a, STAT, B * c->heads / tp * T);
 }
 
@@ -1450,6 +1453,7 @@ static Model *new_model(const Config *c, const Plan *plan, const Backend *be)
                      .type = plan->type,
                      .training = plan->training,
                      .stochastic = plan->stochastic,
+                     .passing = m->plan.recompute.kind == RECOMPUTE_LIGHT && !plan->stochastic,
                      .average = plan->ema,
                      .opt = plan->opt,
                      .clip = plan->clip};
