@@ -194,6 +194,9 @@ check "has nearly the same losses: $(field half loss | tail -n 1), $(field whole
     'BEGIN { exit !(a > 0.97 * b && a < 1.03 * b && a != b) }'
 good "a run in bf16 evaluated" eval --weights half --precision bf16
 good "in fp32" eval --weights half --precision fp32
+check "has been asked to" sh -c "! grep -q 'in fp32, where' log"
+VIT_BF16_PRODUCTS=floats good "where bf16 is no faster" eval --weights half
+check "eval computes in fp32 and says so" grep -q 'in fp32, where the run was in bf16 (--precision bf16)' log
 export VIT_BF16_PRODUCTS=pairs # a CPU that multiplies bf16 faster
 good "where bf16 is faster" eval --weights half
 check "eval computes in it and says so" grep -q 'in bf16, .*--precision fp32' log

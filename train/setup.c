@@ -183,6 +183,7 @@ enum {
     PRECISION_FP8
 };
 static const int types[] = {F32, F32, F32, BF16, F16, BF16}; /* activations, working weights */
+static const char *const precisions[] = {NULL, NULL, "tf32", "bf16", "fp16", "fp8"}; /* not fp32 */
 
 /* The run's config.ini, and what of it does not hold for this process. */
 static void apply_run(Session *s, const Settings *asked)
@@ -192,8 +193,11 @@ static void apply_run(Session *s, const Settings *asked)
     char *ini = xasprintf("%s/config.ini", s->run_dir);
     bool train = strcmp(o->command, "train") == 0;
     check(options_file(o, ini, &why));
-    if (!backend_cuda && !(train && o->precision == PRECISION_BF16)) /* other devices' */
+    if (!backend_cuda && !(train && o->precision == PRECISION_BF16)) { /* other devices' */
+        const char *now = said(asked, "precision");
+        s->ran_in = *now && strcmp(now, "auto") ? NULL : precisions[o->precision];
         check(options_set(o, "precision", "auto", "", &why));
+    }
     /* how many processes there are is for this device to say, and for a launcher */
     check(options_set(o, backend_cuda ? "ranks" : "gpus", "1", "", &why));
     if (launch_environment(&place, &why) && place.world.ranks > 1)
@@ -657,6 +661,9 @@ void setup_config(Session *s)
     report_line("device    %s; with %s, %s", device, s->be->built, formats_built);
     if (s->chosen_bf16)
         report_line("          in bf16, within some tenths of a point of fp32 (--precision fp32)");
+    else if (s->ran_in)
+        report_line("          in fp32, where the run was in %s%s", s->ran_in,
+                    strcmp(s->ran_in, "bf16") == 0 ? " (--precision bf16)" : "");
     if (machine_restarted())
         report_line("note: %s", machine_restarted());
     if (s->changed) /* a run that goes on may do so with other settings, but not in silence */
