@@ -13,9 +13,10 @@
 
 /* A block's activations, one line each: field, what it stores (ACT: numbers of the model's type,
  * STAT: real ones), elements, and what it costs to make it again for the backward pass: elementwise
- * operations next to NOTHING, attention is CHEAP, products are DEAR, and statistics so small that
- * they are saved ALWAYS. A is the width of this rank's heads: C, or C / tp; F, F1 and H are this rank's too, F1 =
- * vit_hidden / tp. Without a backward pass nothing is saved: all blocks share one set. */
+ * operations next to NOTHING, attention is CHEAP, products are DEAR, and statistics are so small
+ * that they are saved ALWAYS. A is the width of this rank's heads: C, or C / tp; F, F1 and H are
+ * this rank's too, F1 = vit_hidden / tp. Without a backward pass nothing is saved: all blocks share
+ * one set. */
 enum { ALWAYS, NOTHING, CHEAP, DEAR };
 #define BLOCK_ACTS(X)                                                                              \
     X(norm1_mean, STAT, B * T, ALWAYS)                                                             \
