@@ -1319,8 +1319,8 @@ static void plan_again(Model *m, Arena *a)
     }
 }
 
-/* The gradient of the MLP's width, which is done with when attention's begins; and a GELU that is
- * made again, unless a whole group's are, is when that gradient is written. All are in one place. */
+/* One place for what is wide: a GELU that is made again, unless with a whole group's, has been read
+ * when the gradient of the MLP's width is written, and that when attention's is. */
 static void plan_wide(Model *m, Arena *a)
 {
     const Config *c = &m->config;
@@ -1472,7 +1472,7 @@ static Model *new_model(const Config *c, const Plan *plan, const Backend *be)
                      .type = plan->type,
                      .training = plan->training,
                      .stochastic = plan->stochastic,
-                     .passing = m->plan.recompute.kind == RECOMPUTE_LIGHT && !plan->stochastic,
+                     .passing = !plan->stochastic && m->plan.recompute.kind == RECOMPUTE_LIGHT,
                      .average = plan->ema,
                      .opt = plan->opt,
                      .clip = plan->clip};
