@@ -183,6 +183,10 @@ same "12 + 12 steps are 24" e f
 half="$full --schedule constant --precision bf16"
 good "in bf16" $half --out half
 check "says how it multiplies" grep -q '^device .*bf16 products by ' log
+check "says what it makes again" grep -q 'made again, save .* (--recompute none keeps them)' log
+good "in bf16, making nothing again" $half --out half0 --recompute none
+check "says nothing of it" sh -c "! grep -q 'made again' log"
+same "bf16 has the same bits with all of it kept" half half0
 good "in bf16, on one thread" $half --out half2 --threads 1
 same "bf16 has the same bits on one thread" half half2
 good "in bf16, stopped half way" $half --steps 12 --out half12
