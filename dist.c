@@ -206,10 +206,16 @@ static bool shards_gradients(const Units *u)
     return is_sharded(u) && u->split->zero >= 2;
 }
 
-/* Two units' weights are here at a time. */
-static bool shards_weights(const Units *u)
+/* Working weights are made, and not kept. */
+static bool makes_weights(const Units *u)
 {
-    return is_sharded(u) && u->split->zero == 3 && u->split->reshard;
+    return u->passing && u->type != F32 && !is_sharded(u);
+}
+
+/* Two units' weights are here at a time. */
+static bool takes_turns(const Units *u)
+{
+    return makes_weights(u) || (is_sharded(u) && u->split->zero == 3 && u->split->reshard);
 }
 
 void units_new(Units *u)
@@ -226,10 +232,13 @@ void units_free(Units *u)
 static void plan_weights(Units *u, Arena *a)
 {
     const Layout *l = u->layout;
-    double room = shards_weights(u) ? 2.0 * (double)l->largest : (double)l->n_padded;
+    double room = takes_turns(u) ? 2.0 * (double)l->largest : (double)l->n_padded;
+    bool apart = is_sharded(u) || makes_weights(u);
     u->weights = take(a, F32, (double)l->n_own);
-    u->shard = u->type == F32 ? u->weights : take(a, u->type, (double)l->n_own);
-    u->work = is_sharded(u) ? take(a, u->type, room) : u->shard;
+    u->shard = u->weights;
+    if (u->type != F32)
+        u->shard = take(a, u->type, makes_weights(u) ? 0 : (double)l->n_own);
+    u->work = apart ? take(a, u->type, room) : u->shard;
 }
 
 static void plan_gradients(Units *u, Arena *a)
@@ -284,7 +293,7 @@ void units_start(Units *u)
 static dev *place_of(const Units *u, int unit)
 {
     long at = u->layout->unit[unit].offset;
-    return dev_at(u->work, shards_weights(u) ? unit % 2 * u->layout->largest : at, u->type);
+    return dev_at(u->work, takes_turns(u) ? unit % 2 * u->layout->largest : at, u->type);
 }
 
 /* In buffers of shards. */
@@ -298,16 +307,21 @@ static long own_n(const Units *u, int unit)
     return u->layout->unit[unit].n / u->layout->cut.shards;
 }
 
-/* Sends for a unit's shards. It takes the place of the last but one, whose readers were called
- * before, so that nothing overtakes them. */
+/* Sends for a unit's shards, or makes its weights. They take the place of the last but one's, whose
+ * readers were called before, so that nothing overtakes them. */
 static void gather(Units *u, int unit)
 {
     bool ours = unit >= u->split->first && unit < u->split->end;
-    if (!is_sharded(u) || !ours || u->here[unit])
+    if (!(is_sharded(u) || makes_weights(u)) || !ours || u->here[unit])
         return;
-    for (int i = unit % 2; shards_weights(u) && i < u->layout->units; i += 2)
+    for (int i = unit % 2; takes_turns(u) && i < u->layout->units; i += 2)
         u->here[i] = false;
     u->here[unit] = true;
+    if (makes_weights(u)) {
+        u->be->convert(place_of(u, unit), u->type, own(u, u->weights, unit, F32), F32,
+                       own_n(u, unit));
+        return;
+    }
     u->coming[unit % 2] = u->be->all_gather(u->split->dp.group, place_of(u, unit),
                                             own(u, u->shard, unit, u->type), u->type,
                                             own_n(u, unit));
@@ -318,7 +332,7 @@ dev *unit_acquire(Units *u, int unit, int next)
     gather(u, unit);
     u->be->join(u->coming[unit % 2]);
     u->coming[unit % 2] = 0;
-    if (!shards_weights(u) || (next - unit) % 2)
+    if (!makes_weights(u) && (!takes_turns(u) || (next - unit) % 2)) /* else: while in cache */
         gather(u, next);
     return place_of(u, unit);
 }
@@ -326,7 +340,7 @@ dev *unit_acquire(Units *u, int unit, int next)
 void units_left(Units *u, int a, int b)
 {
     for (int i = 0; i < u->layout->units; i++)
-        u->here[i] = is_sharded(u) && (i == a || i == b || (a >= 0 && !shards_weights(u)));
+        u->here[i] = takes_turns(u) ? i == a || i == b : is_sharded(u) && a >= 0;
 }
 
 uint64_t units_state(const Units *u)
@@ -429,7 +443,7 @@ static OptStep step_of(const Units *u)
                      .n = u->layout->chunks,
                      .w = u->weights,
                      .work = u->shard,
-                     .work_type = u->type,
+                     .work_type = u->shard ? u->type : F32,
                      .stochastic = u->stochastic,
                      .grad = u->grads,
                      .exp_avg = u->exp_avg,
@@ -471,7 +485,7 @@ void units_refresh(Units *u)
     u->stale = false;
     units_left(u, -1, -1);
     OptStep s = step_of(u);
-    if (u->shard == u->weights)
+    if (u->shard == u->weights || !u->shard)
         return;
     if (u->stochastic)
         u->be->round_weights(&s);

@@ -78,12 +78,15 @@ typedef struct {
     int type;        /* F32, BF16, F16: of the working weights */
     bool training;   /* there are gradients and an optimiser */
     bool stochastic; /* working weights are rounded up or down by chance */
+    bool passing;    /* working weights in 16 bits, where no other rank needs them, are not kept: a
+                        unit's are rounded when it is asked for. Not with `stochastic`: they would
+                        not be the same again */
     bool average;    /* there is an average of the weights */
     OptConfig opt;
     double clip; /* global norm; 0: off */
     /* buffers of this rank's shards, layout->n_own elements each */
     dev *weights;    /* master weights, real */
-    dev *shard;      /* working weights in `type`; F32: the same buffer */
+    dev *shard;      /* working weights in `type`; F32: the same buffer; NULL: not kept */
     dev *grads;      /* the sum over micro-batches and ranks, once units_settle has returned */
     dev *exp_avg;    /* first moment, or sgd's momentum */
     dev *exp_avg_sq; /* second moment; NULL for sgd */

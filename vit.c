@@ -153,6 +153,8 @@ static bool is_saved(const Model *m, int l, int act)
         return false;
     if (!is_recomputed(m, l) || costs[act] == ALWAYS)
         return true;
+    if (m->plan.recompute.kind == RECOMPUTE_LIGHT)
+        return costs[act] != NOTHING;
     if (m->plan.recompute.kind == RECOMPUTE_SELECTIVE)
         return costs[act] == DEAR;
     return m->plan.recompute.keep >> act & 1;
@@ -1299,16 +1301,37 @@ static void plan_micro(const Model *m, Arena *a, Micro *b)
     b->dlogits = take(a, ACT, train ? B * K : 0);
 }
 
-/* What blocks that do not save everything share: one set for each block of a group. */
+/* Whether there are blocks that do not save everything. */
+static bool some_again(const Model *m)
+{
+    int first = first_block(m);
+    return !m->plan.training || is_recomputed(m, first) || first + 1 < m->layout->lowest;
+}
+
+/* What such blocks share: one set for each block of a group. */
 static void plan_again(Model *m, Arena *a)
 {
     int first = first_block(m);
-    bool used = !m->plan.training || is_recomputed(m, first) || first + 1 < m->layout->lowest;
     double n = (double)m->plan.max_batch * vit_tokens(&m->config) * m->config.width;
-    for (int i = 0; used && i < m->plan.recompute.group; i++) {
+    for (int i = 0; some_again(m) && i < m->plan.recompute.group; i++) {
         m->streams[i] = take(a, m->plan.type, i ? n : 0);
         take_block(m, a, first, &m->again[i], NULL);
     }
+}
+
+/* One place for what is wide: a GELU that is made again, unless with a whole group's, has been read
+ * when the gradient of the MLP's width is written, and that when attention's is. */
+static void plan_wide(Model *m, Arena *a)
+{
+    const Config *c = &m->config;
+    int tp = c->pool == POOL_MAP ? 1 : m->split.tp.ranks; /* a map is whole */
+    double F1 = vit_hidden(c) / tp, A3 = 3 * c->width / tp, wide = F1 > A3 ? F1 : A3;
+    bool again = some_again(m) && !is_saved(m, first_block(m), ACT_gelu);
+    if (again && m->plan.recompute.group == 1 && c->mlp / m->split.tp.ranks >= wide)
+        m->dwide = m->again[0].gelu;
+    else
+        m->dwide = take(a, m->plan.type, (double)m->plan.max_batch * vit_tokens(c) * wide);
+    m->dqkv = m->dwide;
 }
 
 /* Every micro-batch in flight has activations of its own; gradients of activations are one block's
@@ -1317,7 +1340,7 @@ static void plan_activations(Model *m, Arena *a)
 {
     const Config *c = &m->config;
     int ACT = m->plan.type, tp = c->pool == POOL_MAP ? 1 : m->split.tp.ranks; /* a map is whole */
-    double B = m->plan.max_batch, T = vit_tokens(c), C = c->width, F1 = vit_hidden(c) / tp;
+    double B = m->plan.max_batch, T = vit_tokens(c), C = c->width;
 
     plan_again(m, a);
     for (int i = 0; i < m->plan.in_flight; i++)
@@ -1336,8 +1359,7 @@ static void plan_activations(Model *m, Arena *a)
     m->dstream_sums = take(a, STAT, C);
     m->dbranch = take(a, ACT, B * T * C);
     m->dy = take(a, ACT, B * T * C);
-    m->dwide = take(a, ACT, B * T * F1);
-    m->dqkv = take(a, ACT, B * T * 3 * C / tp);
+    plan_wide(m, a);
     m->delta = take(a, STAT, B * c->heads / tp * T);
 }
 
@@ -1450,6 +1472,7 @@ static Model *new_model(const Config *c, const Plan *plan, const Backend *be)
                      .type = plan->type,
                      .training = plan->training,
                      .stochastic = plan->stochastic,
+                     .passing = !plan->stochastic && m->plan.recompute.kind == RECOMPUTE_LIGHT,
                      .average = plan->ema,
                      .opt = plan->opt,
                      .clip = plan->clip};

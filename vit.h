@@ -13,14 +13,15 @@
 
 /* A block's activations, one line each: field, what it stores (ACT: numbers of the model's type,
  * STAT: real ones), elements, and what it costs to make it again for the backward pass: elementwise
- * operations and attention are CHEAP, products DEAR, and statistics so small that they are saved
- * ALWAYS. A is the width of this rank's heads: C, or C / tp; F, F1 and H are this rank's too, F1 =
- * vit_hidden / tp. Without a backward pass nothing is saved: all blocks share one set. */
-enum { ALWAYS, CHEAP, DEAR };
+ * operations next to NOTHING, attention is CHEAP, products are DEAR, and statistics are so small
+ * that they are saved ALWAYS. A is the width of this rank's heads: C, or C / tp; F, F1 and H are
+ * this rank's too, F1 = vit_hidden / tp. Without a backward pass nothing is saved: all blocks share
+ * one set. */
+enum { ALWAYS, NOTHING, CHEAP, DEAR };
 #define BLOCK_ACTS(X)                                                                              \
     X(norm1_mean, STAT, B * T, ALWAYS)                                                             \
     X(norm1_rstd, STAT, B * T, ALWAYS)                                                             \
-    X(norm1_y, ACT, B * T * C, CHEAP)       /* LN1(x) */                                           \
+    X(norm1_y, ACT, B * T * C, NOTHING)     /* LN1(x) */                                           \
     X(qkv, ACT, B * T * 3 * A, DEAR)                                                               \
     X(qk, ACT, c->qk_norm ? B * T * 2 * A : 0, DEAR) /* q and k before their norms */              \
     X(lse, STAT, B * H * T, ALWAYS)                                                                \
@@ -29,9 +30,9 @@ enum { ALWAYS, CHEAP, DEAR };
     X(mid, ACT, B * T * C, DEAR)            /* residual stream between attention and MLP */        \
     X(norm2_mean, STAT, B * T, ALWAYS)                                                             \
     X(norm2_rstd, STAT, B * T, ALWAYS)                                                             \
-    X(norm2_y, ACT, B * T * C, CHEAP)       /* LN2(mid) */                                         \
+    X(norm2_y, ACT, B * T * C, NOTHING)     /* LN2(mid) */                                         \
     X(fc1, ACT, B * T * F1, DEAR)           /* before GELU; with SwiGLU gate and value */          \
-    X(gelu, ACT, B * T * F, CHEAP)                                                                 \
+    X(gelu, ACT, B * T * F, NOTHING)                                                               \
     X(branch2, ACT, c->layer_scale ? B * T * C : 0, DEAR) /* mlp.fc2's output, kept for dls2 */
 
 #define X(field, ...) dev *field;
@@ -46,8 +47,10 @@ enum { BLOCK_ACTS(X) BLOCK_ACT_COUNT };
  *   FULL       everything but each group's input, and what `keep` names: of a block's activations
  *              those whose bit 1 << ACT_* is set. Groups of one block, the first `blocks`: NeMo's
  *              block method; longer groups: its uniform one; keep = 1 << ACT_mid: Graphcore's
- *              stash in the middle of a layer. */
-enum { RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL };
+ *              stash in the middle of a layer.
+ *   LIGHT      what costs next to NOTHING: norms and GELU; and a unit's working weights in 16 bits
+ *              are made of its master weights whenever a pass comes to it (Units.passing) */
+enum { RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL, RECOMPUTE_LIGHT };
 typedef struct {
     int kind;
     int blocks; /* of each stage, the first so many; 0: all */

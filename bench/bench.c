@@ -119,6 +119,7 @@ static Model *prepare(const Config *c, int B, int type)
     Plan plan = {.max_batch = B,
                  .training = true,
                  .type = type,
+                 .recompute = {.kind = type == BF16 ? RECOMPUTE_LIGHT : RECOMPUTE_NONE}, /* auto */
                  .clip = 1,
                  .decay = DECAY_NO_1D,
                  .opt = {OPT_ADAMW, 0.9, 0.999, 1e-8, 0, 0.05, 0}};

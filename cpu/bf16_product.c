@@ -3,9 +3,9 @@
  * As Goto and van de Geijn (2008) and BLIS have it. Both operands are packed, so that the kernel
  * reads memory in order: A in panels of MR rows, B in panels of NR columns, of KC steps of the sum
  * each. The kernel keeps MR x NR sums in registers, and for each step multiplies NR numbers of B by
- * each of MR numbers of A. B is packed once for all threads; a thread packs the rows of A that its
- * block needs. C's blocks are made one after another in the thread's own memory, and each is
- * handed on when it is whole.
+ * each of MR numbers of A. B is packed once for all threads, a slab of its columns at a time where
+ * it is large; a thread packs the rows of A that its block needs. C's blocks are made one after
+ * another in the thread's own memory, and each is handed on when it is whole.
  *
  * A packed operand is made of 32-bit units: a bf16 widened to float, or a pair of bf16 that follow
  * each other in the sum, which vdpbf16ps multiplies and adds in one instruction. Whether that is
@@ -234,11 +234,13 @@ KERNEL(kernel_pairs, PAIRS)
 /* ------------------------------------------------------------------------------------------------
  * Blocks */
 
-/* What a product needs besides its operands: B packed, and for each thread A packed and a block */
+/* What a product needs besides its operands: a slab of B packed, `panels` of them from `first` on,
+ * and for each thread A packed and a block */
 typedef struct {
     uint32_t *b, *a;
     float *c;
     long a_size, c_size;
+    int first, panels;
 } Room;
 
 static long round_up(long n, long to)
@@ -267,10 +269,9 @@ static uint32_t *room_of(size_t n)
 }
 
 /* Panel j of step block k in B packed: its place, panels of a step block side by side */
-static uint32_t *panel_of(const Room *room, const Product *p, int j, int k)
+static uint32_t *panel_of(const Room *room, int j, int k)
 {
-    long panels = round_up(p->N, NR) / NR;
-    return room->b + ((long)k * panels + j) * B_SIZE;
+    return room->b + ((long)k * room->panels + j - room->first) * B_SIZE;
 }
 
 enum { TOGETHER = 4 }; /* panels of B that are packed side by side */
@@ -295,7 +296,7 @@ static void make_block(const Product *p, const Room *room, int thread, Block *bl
         pack_a(a, p, block->row, (block->rows + MR - 1) / MR, k * KC * per);
         for (int j = 0; j < block->columns; j += NR)
             for (int i = 0; i < block->rows; i += MR) {
-                const uint32_t *b = panel_of(room, p, (block->column + j) / NR, k);
+                const uint32_t *b = panel_of(room, (block->column + j) / NR, k);
                 const uint32_t *panel = a + (long)(i / MR) * A_SIZE;
                 float *to = c + (long)i * BLOCK_COLUMNS + j;
                 fetch_part(b + B_SIZE, i / MR, (block->rows + MR - 1) / MR);
@@ -326,38 +327,61 @@ int bf16_block_rows(const Product *p, int threads)
     return best;
 }
 
-void bf16_product(const Product *p)
+/* Columns of a slab: whole blocks of them, and of those as many as fit into 8 MB for each thread.
+ * Then room is short where few threads are, and blocks are many where many are. */
+static int slab_columns(const Product *p, int step_blocks, int threads)
+{
+    enum { MOST = 2 << 20 }; /* units */
+    long blocks = (long)threads * MOST / ((long)step_blocks * KC * BLOCK_COLUMNS);
+    long columns = (blocks > 1 ? blocks : 1) * BLOCK_COLUMNS;
+    return columns < p->N ? (int)columns : p->N;
+}
+
+/* C's columns column .. column + columns - 1, by all threads */
+static void make_slab(const Product *p, Room *room, int column, int columns, int rows)
 {
     int per = bf16_per_unit(), step_blocks = (int)round_up(p->K, KC * per) / (KC * per);
-    int panels = (int)round_up(p->N, NR) / NR, threads = omp_get_max_threads();
-    int rows = bf16_block_rows(p, threads), down = (p->M + rows - 1) / rows;
-    int across = (p->N + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
-    int groups = (panels + TOGETHER - 1) / TOGETHER;
-    if (by == PRODUCTS_ONEDNN) {
-        onednn_product(p);
-        return;
-    }
-    Room room = {.a_size = (long)(BLOCK_ROWS / MR + 1) * A_SIZE,
-                 .c_size = (long)BLOCK_ROWS * BLOCK_COLUMNS};
-    size_t b_size = (size_t)panels * (size_t)step_blocks * B_SIZE;
-    room.b = room_of(b_size + (size_t)threads * (size_t)(room.a_size + room.c_size));
-    room.a = room.b + b_size;
-    room.c = (float *)(room.a + threads * room.a_size);
+    int groups = (room->panels + TOGETHER - 1) / TOGETHER, down = (p->M + rows - 1) / rows;
+    int across = (columns + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS, end = column + columns;
 #pragma omp parallel
     {
 #pragma omp for schedule(static)
         for (int i = 0; i < groups * step_blocks; i++) {
-            int k = i / groups, j = i % groups * TOGETHER;
-            pack_b(panel_of(&room, p, j, k), p, j * NR,
-                   panels - j < TOGETHER ? panels - j : TOGETHER, k * KC * per);
+            int k = i / groups, j = i % groups * TOGETHER, left = room->panels - j;
+            pack_b(panel_of(room, room->first + j, k), p, column + j * NR,
+                   left < TOGETHER ? left : TOGETHER, k * KC * per);
         }
 #pragma omp for schedule(dynamic)
         for (int i = 0; i < down * across; i++) {
-            Block block = {.row = i / across * rows, .column = i % across * BLOCK_COLUMNS};
+            Block block = {.row = i / across * rows, .column = column + i % across * BLOCK_COLUMNS};
             block.rows = p->M - block.row < rows ? p->M - block.row : rows;
-            block.columns =
-                p->N - block.column < BLOCK_COLUMNS ? p->N - block.column : BLOCK_COLUMNS;
-            make_block(p, &room, omp_get_thread_num(), &block);
+            block.columns = end - block.column < BLOCK_COLUMNS ? end - block.column : BLOCK_COLUMNS;
+            make_block(p, room, omp_get_thread_num(), &block);
         }
+    }
+}
+
+void bf16_product(const Product *p)
+{
+    if (by == PRODUCTS_ONEDNN) {
+        onednn_product(p);
+        return;
+    }
+    int per = bf16_per_unit(), step_blocks = (int)round_up(p->K, KC * per) / (KC * per);
+    int threads = omp_get_max_threads(), columns = slab_columns(p, step_blocks, threads);
+    Product slab = *p;
+    slab.N = columns;
+    int rows = bf16_block_rows(&slab, threads);
+    Room room = {.a_size = (long)(BLOCK_ROWS / MR + 1) * A_SIZE,
+                 .c_size = (long)BLOCK_ROWS * BLOCK_COLUMNS};
+    size_t b_size = (size_t)(round_up(columns, NR) / NR) * (size_t)step_blocks * B_SIZE;
+    room.b = room_of(b_size + (size_t)threads * (size_t)(room.a_size + room.c_size));
+    room.a = room.b + b_size;
+    room.c = (float *)(room.a + threads * room.a_size);
+    for (int column = 0; column < p->N; column += columns) {
+        int n = p->N - column < columns ? p->N - column : columns;
+        room.first = column / NR;
+        room.panels = (int)round_up(n, NR) / NR;
+        make_slab(p, &room, column, n, rows);
     }
 }

@@ -70,27 +70,35 @@ static void bf16_bind(dev *state, dev *scratch, size_t bytes)
     bf16_state = (const StepState *)(void *)state;
 }
 
-/* AMX is there and nobody to use it. */
-static bool misses_onednn(void)
+/* Why products are made by fp32's instructions */
+static const char *why_floats(void)
 {
+    if (getenv("VIT_BF16_PRODUCTS"))
+        return "VIT_BF16_PRODUCTS";
 #ifdef __x86_64__
     unsigned a, b, c, d;
-    bool amx = __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 22 & 1; /* AMX-BF16 */
-    return amx && !onednn_there();
-#else
-    return false;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 22 & 1) /* AMX-BF16 */
+        return onednn_there() ? "this system does not let programs use the CPU's AMX"
+                              : "the CPU's AMX needs oneDNN, make deps";
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 5 & 1) /* AVX512-BF16 */
+        return __builtin_cpu_is("amd") ? "this program was built without AVX512-BF16"
+                                       : "the CPU's AVX512-BF16 is slower";
 #endif
+    return "the CPU has none for bf16";
 }
 
 static void bf16_describe(char *out, size_t size)
 {
-    const char *by[] = {"fp32's instructions (no AMX, no AMD's AVX512-BF16): saves memory alone",
-                        "AVX512-BF16", onednn_version()};
-    if (misses_onednn())
-        by[PRODUCTS_FLOATS] = "fp32's instructions (make deps: oneDNN, for this CPU's AMX)";
     backend_cpu()->describe(out, size);
     size_t n = strlen(out);
-    snprintf(out + n, size - n, ", bf16 products by %s", by[products()]);
+    int by = products();
+    if (by == PRODUCTS_FLOATS)
+        snprintf(out + n, size - n,
+                 ", bf16 products by fp32's instructions (%s): saves memory more than time",
+                 why_floats());
+    else
+        snprintf(out + n, size - n, ", bf16 products by %s",
+                 by == PRODUCTS_PAIRS ? "AVX512-BF16" : onednn_version());
 }
 
 const Backend *backend_cpu_bf16(void)

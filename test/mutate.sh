@@ -76,10 +76,10 @@ TABLE
 
 rank_mutants() {
     cat <<'TABLE'
-dist.c | s/shards_weights(u) ? unit % 2 \* u->layout->largest : at/shards_weights(u) ? unit \/ 2 % 2 * u->layout->largest : at/
+dist.c | s/takes_turns(u) ? unit % 2 \* u->layout->largest : at/takes_turns(u) ? unit \/ 2 % 2 * u->layout->largest : at/
 dist.c | s/bool first = u->reducing\[i\].micro == 0;/bool first = true;/
 dist.c | s/sum_parts(u, u->norms, 2L \* s.n);/;/
-dist.c | s/(next - unit) % 2)$/(next - unit) % 2 == 0)/
+dist.c | s/|| (next - unit) % 2))/|| (next - unit) % 2 == 0))/
 model/params.c | s/(copy ? CHUNK_COPY : 0)/0/
 model/params.c | s/(number \* tp + r) \* stretch + within/(number + r) * stretch + within/
 vit.c | s/d.first = m->split.tp.rank \* mine;/d.first = 0;/

@@ -62,12 +62,15 @@ static const struct {
     {"full, keep mid", {RECOMPUTE_FULL, 0, 0, 1u << ACT_mid}},
     {"selective, 2 blocks", {RECOMPUTE_SELECTIVE, 2, 0, 0}},
     {"full, 3 blocks in groups of 2", {RECOMPUTE_FULL, 3, 2, 0}},
+    {"light", {RECOMPUTE_LIGHT, 0, 0, 0}},
+    {"light, 2 blocks", {RECOMPUTE_LIGHT, 2, 0, 0}},
 };
 /* Where a GPU makes the tanh GELU of 16-bit types inside the product it is that of the sum before it
  * is rounded; one that is made again is that of the sum as stored. */
 static bool is_remade(const Recompute *r, const char *setting)
 {
-    return under.type != F32 && r->kind == RECOMPUTE_SELECTIVE && strcmp(setting, "gelu_tanh") == 0;
+    bool remade = r->kind == RECOMPUTE_SELECTIVE || r->kind == RECOMPUTE_LIGHT;
+    return under.type != F32 && remade && strcmp(setting, "gelu_tanh") == 0;
 }
 
 /* Settings of config.h on top of the tiny model's; tp 4 does not divide 6 classes, nor any tp 5. */

@@ -70,7 +70,8 @@ static void wide_layers(void)
         linear_forward(&wide_cases[i], false);
         linear_backward_input(&wide_cases[i]);
         linear_backward_weight(&wide_cases[i]);
-        activate(&wide_cases[i]);
+        if (wide_cases[i].pre)
+            activate(&wide_cases[i]);
     }
 }
 

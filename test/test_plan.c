@@ -51,6 +51,7 @@ static const Way ways[] = {
     {1, 1, 1, 0, RECOMPUTE_NONE, false, false, false},
     {1, 1, 1, 0, RECOMPUTE_SELECTIVE, false, true, false},
     {1, 1, 1, 0, RECOMPUTE_FULL, false, false, true},
+    {1, 1, 1, 0, RECOMPUTE_LIGHT, false, false, false},
     {8, 1, 1, 0, RECOMPUTE_NONE, false, false, false},
     {8, 1, 1, 1, RECOMPUTE_NONE, false, true, false},
     {8, 1, 1, 2, RECOMPUTE_NONE, false, false, false},

@@ -59,7 +59,7 @@ static void add_way(int tp, int pp, int zero, bool reshard)
     w->split.reshard = reshard;
     split_connect(&w->split, under.be);
     w->micros = BATCH / MICRO / w->split.dp.ranks;
-    w->recompute = (Recompute){.kind = n_ways % 3};
+    w->recompute = (Recompute){.kind = n_ways % 4};
     snprintf(w->name, sizeof w->name, "tp%d-pp%d-dp%d-zero%d%s", tp, pp, w->split.dp.ranks, zero,
              reshard ? "" : "-kept");
     n_ways++;

@@ -171,6 +171,10 @@ same "12 + 12 steps are 24" e f
 half="$full --schedule constant --precision bf16"
 good "in bf16" $half --out half
 check "says how it multiplies" grep -q '^device .*bf16 products by ' log
+check "says what it makes again" grep -q 'made again, save .* (--recompute none keeps them)' log
+good "in bf16, making nothing again" $half --out half0 --recompute none
+check "says nothing of it" sh -c "! grep -q 'made again' log"
+same "bf16 has the same bits with all of it kept" half half0
 good "in bf16, on one thread" $half --out half2 --threads 1
 same "bf16 has the same bits on one thread" half half2
 good "in bf16, stopped half way" $half --steps 12 --out half12
@@ -182,6 +186,9 @@ check "has nearly the same losses: $(field half loss | tail -n 1), $(field whole
     'BEGIN { exit !(a > 0.97 * b && a < 1.03 * b && a != b) }'
 good "a run in bf16 evaluated" eval --weights half --precision bf16
 good "in fp32" eval --weights half --precision fp32
+check "has been asked to" sh -c "! grep -q 'in fp32, where' log"
+VIT_BF16_PRODUCTS=floats good "where bf16 is no faster" eval --weights half
+check "eval computes in fp32 and says so" grep -q 'in fp32, where the run was in bf16 (--precision bf16)' log
 export VIT_BF16_PRODUCTS=pairs # a CPU that multiplies bf16 faster
 good "where bf16 is faster" eval --weights half
 check "eval computes in it and says so" grep -q 'in bf16, .*--precision fp32' log

@@ -210,8 +210,9 @@ enum { LOSS_SCALING_DEFAULT, LOSS_SCALING_NONE, LOSS_SCALING_STATIC, LOSS_SCALIN
       "zero 3: off keeps the gathered weights until the update: faster, more memory")             \
     X(word,   reduce_dtype, "fp32", "fp32|bf16", "of gradients on their way between the ranks")   \
     X(bool,   offload_optimizer, "false", "", "optimiser state in the host's memory")             \
-    X(word,   recompute, "none", "none|selective|full",                                           \
-      "activations made again in the backward pass; selective: norms, attention, GELU")           \
+    X(word,   recompute, "auto", "auto|none|light|selective|full",                                \
+      "made again in the backward pass; light: norms, GELU; selective: attention too; auto: "     \
+      "light in bf16 on a CPU, else none")                                                        \
     X(long,   recompute_blocks, "0", "0..1000", "of each stage the first N blocks; 0: all")       \
     X(long,   recompute_group, "1", "1..1000", "full: one stream is saved for every N blocks")    \
     X(text,   recompute_keep, "", "",                                                             \

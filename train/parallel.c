@@ -73,9 +73,11 @@ static unsigned bit_of(const char *name, size_t length)
     return 0;
 }
 
-Recompute parallel_recompute(const Options *o)
+Recompute parallel_recompute(const Options *o, bool light)
 {
-    Recompute r = {o->recompute, (int)o->recompute_blocks, (int)o->recompute_group, 0};
+    const int kinds[] = {light ? RECOMPUTE_LIGHT : RECOMPUTE_NONE, RECOMPUTE_NONE, RECOMPUTE_LIGHT,
+                         RECOMPUTE_SELECTIVE, RECOMPUTE_FULL}; /* by the words of the flag */
+    Recompute r = {kinds[o->recompute], (int)o->recompute_blocks, (int)o->recompute_group, 0};
     if (r.kind != RECOMPUTE_FULL && (r.group > 1 || *o->recompute_keep))
         die_usage(r.group > 1 ? "give --recompute full, or --recompute-group 1"
                               : "give --recompute full, or --recompute-keep ''",

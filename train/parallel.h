@@ -10,7 +10,7 @@
 void parallel_split(Session *s);
 /* The split of one of so many ranks by the same flags, which nobody has met yet. */
 bool parallel_new(Split *s, const Options *o, const Config *c, int rank, int ranks, Error *e);
-/* --recompute and what belongs to it. */
-Recompute parallel_recompute(const Options *o);
+/* --recompute and what belongs to it; light: what auto is. */
+Recompute parallel_recompute(const Options *o, bool light);
 /* Whether a forward pass needs other ranks: then all take as many of them, and stop together. */
 bool parallel_together(const Session *s);

@@ -27,6 +27,7 @@ typedef struct {
     World world;      /* which of how many processes this is; local_ranks is 1 where not known */
     int type;         /* F32, BF16, F16: what the model computes in */
     bool chosen_bf16; /* on a CPU, without having been asked to */
+    const char *ran_in; /* the run's --precision, where this device chooses another; or NULL */
     char *weights;    /* file to start from, or NULL */
     char *checkpoint; /* directory to resume from, or NULL */
     Config config;    /* its number of classes may come from the data */

@@ -148,6 +148,9 @@ void setup_config(Session *s)
     report_line("device    %s; with %s, %s", device, s->be->built, formats_built);
     if (s->chosen_bf16)
         report_line("          in bf16, within some tenths of a point of fp32 (--precision fp32)");
+    else if (s->ran_in)
+        report_line("          in fp32, where the run was in %s%s", s->ran_in,
+                    strcmp(s->ran_in, "bf16") == 0 ? " (--precision bf16)" : "");
     if (machine_restarted())
         report_line("note: %s", machine_restarted());
     if (s->changed) /* a run that goes on may do so with other settings, but not in silence */

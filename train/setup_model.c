@@ -129,6 +129,7 @@ Plan setup_plan(const Session *s, bool training)
 {
     const Options *o = &s->o;
     int scaling = o->loss_scaling; /* auto: what the precision needs */
+    bool cpu_bf16 = s->be && !backend_cuda && s->type == BF16;
     if (scaling == 0)
         scaling = s->type == F16 ? SCALING_DYNAMIC + 1 : SCALING_NONE + 1;
     return (Plan){.training = training,
@@ -152,7 +153,7 @@ Plan setup_plan(const Session *s, bool training)
                   .position = o->position,
                   .clip = o->clip,
                   .split = &s->split,
-                  .recompute = parallel_recompute(o),
+                  .recompute = parallel_recompute(o, cpu_bf16),
                   .offload = o->offload_optimizer,
                   .opt = {.kind = o->opt,
                           .beta1 = o->beta1,
@@ -192,7 +193,11 @@ static void describe_model(const Session *s, bool training)
         whole.recompute = (Recompute){0};
         double saves = vit_bytes(c, &whole, s->be) - vit_bytes(c, p, s->be);
         format_count(saves, text[0], sizeof text[0]);
-        printf("          activations made again save %sB\n", text[0]);
+        printf(p->recompute.kind == RECOMPUTE_LIGHT
+                   ? "          norms, GELU and rounded weights, made again, save %sB (--recompute "
+                     "none keeps them)\n"
+                   : "          activations made again save %sB\n",
+               text[0]);
     }
     if (p->offload) {
         format_count((double)m->host.bytes, text[0], sizeof text[0]);

@@ -73,6 +73,8 @@ static const char *said(const Settings *asked, const char *name)
     return value ? value : "";
 }
 
+static const char *const precisions[] = {NULL, NULL, "tf32", "bf16", "fp16", "fp8"}; /* not fp32 */
+
 /* The run's config.ini, and what of it does not hold for this process. */
 static void apply_run(Session *s, const Settings *asked)
 {
@@ -81,8 +83,11 @@ static void apply_run(Session *s, const Settings *asked)
     char *ini = xasprintf("%s/config.ini", s->run_dir);
     bool train = strcmp(o->command, "train") == 0;
     check(options_file(o, ini, &why));
-    if (!backend_cuda && !(train && o->precision == PRECISION_BF16)) /* other devices' */
+    if (!backend_cuda && !(train && o->precision == PRECISION_BF16)) { /* other devices' */
+        const char *now = said(asked, "precision");
+        s->ran_in = *now && strcmp(now, "auto") ? NULL : precisions[o->precision];
         check(options_set(o, "precision", "auto", "", &why));
+    }
     /* how many processes there are is for this device to say, and for a launcher */
     check(options_set(o, backend_cuda ? "ranks" : "gpus", "1", "", &why));
     if (launch_environment(&place, &why) && place.world.ranks > 1)

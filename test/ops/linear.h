@@ -96,6 +96,8 @@ static const LinearCase wide_cases[] = {
     {50, 820, 40, ACT_GELU_TANH, 25, 5, 1, 1, 1, 0, 0.2, 0},
     {40, 24, 800, ACT_SWIGLU, 20, 8, 1, 1, 1, 0, 0.3, 0},
     {40, 800, 24, ACT_SWIGLU, 20, 0, 1, 1, 0, 0, 0.3, 0},
+    /* a weight gradient whose wider operand a CPU of two cores packs in two parts */
+    {2800, 800, 3, ACT_NONE, 28, 0, 1, 0, 0, 0, 0, 0},
 };
 
 /* Eight orders of roundings: the activation of the exact sum, as a fused epilogue has it, or of the
