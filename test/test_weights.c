@@ -195,6 +195,9 @@ static void test_folders(void)
         CHECK(near(w.hub.crop_pct, 0.9) && w.hub.interpolation == 0);
         CHECK(w.assumptions == 0, "%d assumed", w.assumptions);
     }
+    if (describe("timm-heads", &w)) /* 64 / 64, did its name not say 64 / 32 */
+        CHECK(w.config.heads == 2 && w.assumptions == 0, "%d heads, %d assumed", w.config.heads,
+              w.assumptions);
     if (describe("hf-vit", &w)) {
         const Config *c = &w.config;
         CHECK(c->heads == 2 && c->act == ACT_GELU_TANH && near(c->eps * 1e12, 1) &&
@@ -318,6 +321,8 @@ static void test_refusals(void)
     static const char *const files[][3] = {
         {"refused-rms-norm.safetensors", "norms without a bias", "such a ViT"},
         {"refused-inner-norm.safetensors", "norms inside attention", "such a ViT"},
+        {"refused-eva02.safetensors", "EVA-02, with rotary positions", "such a ViT"},
+        {"refused-map-tokens.safetensors", "attention over the patches alone", "over all tokens"},
         {"refused-module.pth", "a Python object, not a dict", "state_dict"},
         {"refused-no-blocks.npz", "no blocks", "all parameters"},
         {"logits.safetensors", "no Vision Transformer", "timm"}};
@@ -359,6 +364,10 @@ static void test_beside(void)
     static const struct {
         const char *json, *refused, *note;
     } cases[] = {{"{\"architecture\": \"vit_base_patch16_rope_ape_224\"}", "rotary", NULL},
+                 {"{\"architecture\": \"eva02_tiny_patch14_224\"}", "rotary", NULL},
+                 {"{\"architecture\": \"vit_base_patch16_rpn_224\"}", "norms behind", NULL},
+                 {"{\"model_args\": {\"global_pool\": \"avg\", \"pool_include_prefix\": true}}",
+                  "a mean of all tokens", NULL},
                  {"{\"hidden_act\": \"relu\"}", "the activation is relu", NULL},
                  {"{\"hidden_act\": \"silu\"}", "the activation is silu", NULL},
                  {"{\"global_pool\": \"map\"}", "no tensor attn_pool.latent", NULL},

@@ -714,6 +714,19 @@ static bool has_positions(const Reader *r)
                 r->raw->path);
 }
 
+/* Keys without a bias and a gated MLP are EVA-02's, whose rotary positions leave no trace. */
+static bool check_gate(const Reader *r)
+{
+    const StTensor *fc1 = find_made(r, "blocks.0.mlp.fc1.weight");
+    const StTensor *fc2 = find_made(r, "blocks.0.mlp.fc2.weight");
+    bool gated = fc1 && fc2 && fc1->ndim == 2 && fc2->ndim == 2 && fc1->shape[0] > fc2->shape[1];
+    for (int i = 0; gated && i < r->matches; i++)
+        if (strcmp(r->match[i].name->theirs, "blocks.#.attn.q_bias") == 0)
+            return fail(r->e, variant_hint, "%s: EVA-02, with rotary positions (tensors %.100s, %s)",
+                        r->raw->path, r->match[i].t->name, "a gated MLP");
+    return true;
+}
+
 /* Our tensors, in the order of their names. */
 static bool make_tensors(Reader *r)
 {
@@ -736,7 +749,7 @@ static bool build(Reader *r)
              *r->prefix ? " under " : "", r->prefix);
     if (!match_all(r) || !has_blocks(r) || !make_tensors(r) || !has_positions(r))
         return false;
-    if (!settle_classifier(r))
+    if (!check_gate(r) || !settle_classifier(r))
         return false;
     add_biases(r);
     settle_heads(r);

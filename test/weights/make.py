@@ -340,5 +340,20 @@ keep("lightning.ckpt", model)
 torch.save(lightning, here("lightning.ckpt"))
 keep("lightning5.ckpt", model)
 torch.save(lightning, here("lightning5.ckpt"), pickle_protocol=5)
+
+# ---- what an architecture's name alone says, and what looks like a plain ViT ----
+
+small = dict(img_size=S, patch_size=P, depth=1, num_classes=K)
+torch.manual_seed(len(logits))
+model = random_weights(timm.create_model("test_vit", mlp_ratio=0.25, **small)).half().float()  # its heads: 32 wide
+keep("timm-heads", model)
+directory = folder("timm-heads")
+save_file({k: v.half() for k, v in state(model).items()}, directory + "/model.safetensors")
+write_json(directory + "/config.json", {"architecture": "test_vit", "num_classes": K, "global_pool": "token",
+                                        "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}})
+eva02 = timm.create_model("eva02_tiny_patch14_224", embed_dim=C, num_heads=H, **small)
+save_file(state(eva02), here("refused-eva02.safetensors"))
+tokens = VisionTransformer(embed_dim=C, num_heads=H, global_pool="map", class_token=False, reg_tokens=2, **small)
+save_file(state(tokens), here("refused-map-tokens.safetensors"))
 save_file({"image": image.float(), **{k: v.float() for k, v in logits.items()}}, here("logits.safetensors"))
 print(len(logits), "models;", sum(os.path.getsize(os.path.join(d, f)) for d, _, fs in os.walk(HERE) for f in fs), "bytes")
