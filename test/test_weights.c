@@ -36,7 +36,7 @@ static bool assumes(const WeightsInfo *w, const char *setting)
 /* A hub's folder stands for the file in it. */
 static char *file_of(const char *path)
 {
-    return is_dir(path) ? weights_in_folder(path) : xstrdup(path);
+    return is_dir(path) ? weights_in_folder(path, &(Error){0}) : xstrdup(path);
 }
 
 /* The model of a file, for images of S x S pixels. Heads leave no trace: those of make.py are 2. */
@@ -323,6 +323,9 @@ static void test_refusals(void)
         {"refused-inner-norm.safetensors", "norms inside attention", "such a ViT"},
         {"refused-eva02.safetensors", "EVA-02, with rotary positions", "such a ViT"},
         {"refused-map-tokens.safetensors", "attention over the patches alone", "over all tokens"},
+        {"refused-big-endian.npz", "big-endian", "newbyteorder"},
+        {"refused-lora.safetensors", "adapters that are not merged", "such a ViT"},
+        {"refused-owlvit/model.safetensors", "vision_model.pre_layernorm", "such a ViT"},
         {"refused-module.pth", "a Python object, not a dict", "state_dict"},
         {"refused-no-blocks.npz", "no blocks", "all parameters"},
         {"logits.safetensors", "no Vision Transformer", "timm"}};
@@ -347,7 +350,7 @@ static void test_refusals(void)
         const char *path = write_temporary("text", texts[i].bytes, strlen(texts[i].bytes));
         refuse(path, texts[i].says, texts[i].hint);
     }
-    CHECK(weights_in_folder("test") == NULL);
+    CHECK(weights_in_folder("test", &(Error){0}) == NULL);
     refuse("model-00002-of-00003.safetensors", "one of several parts", ".index.json");
     static const char empty[] =
         "{\"patch_embed.proj.weight\":{\"dtype\":\"F32\",\"shape\":[0,9007199254740991,"
@@ -356,6 +359,38 @@ static void test_refusals(void)
     char bytes[8 + sizeof empty] = {(char)(sizeof empty - 1)};
     memcpy(bytes + 8, empty, sizeof empty);
     refuse(write_temporary("empty", bytes, 8 + sizeof empty - 1), "is empty", "");
+}
+
+/* Folders of trainers: what is there instead of weights, and which step leads to them. */
+static void test_no_weights(void)
+{
+    static const struct {
+        const char *const files[4];
+        const char *says, *hint;
+    } cases[] = {
+        {{"readme.md"}, "holds no weights", "pytorch_model.bin"},
+        {{"last.pth.tar", "model_best.pth.tar"}, "2 files of weights, such as last", "one of them"},
+        {{"checkpoint-500/model.safetensors", "checkpoint-500/optimizer.pt", "all_results.json"},
+         "its folder checkpoint-500 does",
+         "name that folder"},
+        {{"adapter_config.json", "adapter_model.safetensors"}, "adapters", "merge_and_unload"},
+        {{"__0_0.distcp", "__1_0.distcp", ".metadata"}, "in pieces", "dcp_to_torch"}};
+    for (int i = 0; i < COUNT(cases); i++) {
+        char name[64], path[128];
+        Error e = {"", ""};
+        snprintf(name, sizeof name, "trainer%d", i);
+        for (int k = 0; k < COUNT(cases[i].files) && cases[i].files[k]; k++) {
+            snprintf(path, sizeof path, "%s/%s", name, cases[i].files[k]);
+            char *dir = xasprintf("%s/%.*s", temporary, (int)(strrchr(path, '/') - path), path);
+            CHECK(make_dirs(dir, &e), "%s", e.what);
+            free(dir);
+            write_temporary(path, "text", 4);
+        }
+        char *file = weights_in_folder(at(temporary, name), &e);
+        CHECK(!file && contains(e.what, cases[i].says) && contains(e.hint, cases[i].hint), "%s; %s",
+              e.what, e.hint);
+        free(file);
+    }
 }
 
 /* A config.json that asks for another activation, is damaged, or is of another model. */
@@ -557,6 +592,7 @@ int main(int argc, char **argv)
     test_folders();
     test_export();
     test_refusals();
+    test_no_weights();
     test_beside();
     test_damage();
     test_fixtures();

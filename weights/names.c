@@ -230,23 +230,25 @@ static bool find_family(Reader *r)
     return found > 0;
 }
 
-/* What another network the file holds, by any of its names; NULL: nobody knows. */
-static const char *what_else(const SafeTensors *f, bool is_vit, const char **name)
+/* What another network the file holds, by the first of its names that a list has; NULL: nobody
+ * knows. */
+static const char *what_else(const SafeTensors *f, const char *(*list)(const char *),
+                             const char **name)
 {
-    for (int list = 0; list < 2; list++)
-        for (int i = 0; i < f->count; i++) {
-            *name = f->tensor[i].name;
-            const char *what = list == is_vit ? family_other(*name) : family_refused(*name);
-            if (what)
-                return what;
-        }
-    return NULL;
+    const char *what = NULL;
+    for (int i = 0; i < f->count && !what; i++) {
+        *name = f->tensor[i].name;
+        what = list(*name);
+    }
+    return what;
 }
 
 static bool no_family(const Reader *r)
 {
     const SafeTensors *f = r->raw;
-    const char *name, *what = what_else(f, false, &name);
+    const char *name, *what = what_else(f, family_other, &name);
+    if (!what)
+        what = what_else(f, family_refused, &name);
     if (what)
         return fail(r->e, family_hint,
                     "%s: holds no plain Vision Transformer, but %s (tensor %.100s)", f->path, what,
@@ -258,10 +260,13 @@ static bool no_family(const Reader *r)
         f->path, f->count, f->count ? f->tensor[0].name : "missing");
 }
 
-/* A tensor under the prefix that no table has. */
+/* A tensor under the prefix that no table has. Image towers share names with language models: what
+ * is no ViT, this tensor itself must show. */
 static bool not_plain(const Reader *r, const char *name)
 {
-    const char *known, *what = what_else(r->raw, true, &known);
+    const char *known, *what = what_else(r->raw, family_refused, &known);
+    if (!what)
+        what = family_other(known = name);
     if (what)
         return fail(r->e, variant_hint, "%s: %s (tensor %.100s)", r->raw->path, what, known);
     return fail(r->e, variant_hint, "%s: tensor %.150s does not belong to a plain ViT",

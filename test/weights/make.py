@@ -355,5 +355,12 @@ eva02 = timm.create_model("eva02_tiny_patch14_224", embed_dim=C, num_heads=H, **
 save_file(state(eva02), here("refused-eva02.safetensors"))
 tokens = VisionTransformer(embed_dim=C, num_heads=H, global_pool="map", class_token=False, reg_tokens=2, **small)
 save_file(state(tokens), here("refused-map-tokens.safetensors"))
+np.savez(here("refused-big-endian.npz"), cls=np.zeros((1, 1, C), ">f4"))
+adapted = {k.replace("query", "query.base_layer"): v for k, v in state(T.ViTModel(T.ViTConfig(**sizes))).items()}
+for part, shape in {"A": (2, C), "B": (C, 2)}.items():  # PEFT's names
+    adapted[f"encoder.layer.0.attention.attention.query.lora_{part}.default.weight"] = torch.zeros(shape)
+save_file({"base_model.model." + k: v for k, v in adapted.items()}, here("refused-lora.safetensors"))
+T.OwlViTVisionModel(T.OwlViTVisionConfig(**sizes)).save_pretrained(folder("refused-owlvit"))
+os.remove(here("refused-owlvit/config.json"))
 save_file({"image": image.float(), **{k: v.float() for k, v in logits.items()}}, here("logits.safetensors"))
 print(len(logits), "models;", sum(os.path.getsize(os.path.join(d, f)) for d, _, fs in os.walk(HERE) for f in fs), "bytes")
