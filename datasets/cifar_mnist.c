@@ -276,6 +276,9 @@ static bool open_files(Records *r, const char *dir, const DataOptions *o, const 
         ok =
             fail(e, "unpack the data set, in its binary or its Python version, and name its folder",
                  "%s has no %s*.bin and no %s", dir, prefix, prefix);
+    int parts = o->train && c->classes == 10 ? 5 : 1;
+    if (ok && r->files < parts)
+        source_note(&r->base, "%s has %d of the %d files %s*", at, r->files, parts, prefix);
     Names names = {0};
     if (ok && python && !o->classes)
         pickled_names(at, c, &names);

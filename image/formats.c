@@ -335,6 +335,38 @@ static bool begins_with(const uint8_t *bytes, const char *pattern, size_t n)
     return true;
 }
 
+/* Pictures that are not read, and what stands in a picture's place. */
+static const struct {
+    size_t n;
+    const char *bytes, *what;
+} others[] = {
+    {12, "....ftypavif", "an AVIF image"},
+    {12, "....ftyphe..", "a HEIC image"},
+    {12, "....ftypmif1", "a HEIC or AVIF image"},
+    {12, "\0\0\0\x0CJXL ..\x87\n", "a JPEG XL image"},
+    {2, "\xFF\x0A", "a JPEG XL image"},
+    {8, "\0\0\0\x0CjP  ", "a JPEG 2000 image"},
+    {4, "8BPS", "a Photoshop file"},
+    {4, "%PDF", "a PDF file"},
+    {4, "<svg", "an SVG drawing"},
+    {5, "<html", "a web page"},
+    {9, "<!DOCTYPE", "a web page"},
+    {9, "<!doctype", "a web page"},
+    {5, "<?xml", "an XML file"},
+    {14, "version https:", "a Git LFS pointer (git lfs pull)"},
+};
+
+static void not_read(const uint8_t *bytes, size_t n, Error *e)
+{
+    static const char read[] = "not a JPEG, PNG, GIF, BMP, PPM, PGM, WebP or TIFF image";
+    int i = 0;
+    while (i < COUNT(others) &&
+           (n < others[i].n || !begins_with(bytes, others[i].bytes, others[i].n)))
+        i++;
+    fail(e, "convert it to JPEG or PNG, or remove it from the data set", "%s%s%s",
+         i < COUNT(others) ? others[i].what : "", i < COUNT(others) ? ", " : "", read);
+}
+
 const Format *format_of(const uint8_t *bytes, size_t n, Error *e)
 {
     const Format *f = NULL;
@@ -342,8 +374,7 @@ const Format *format_of(const uint8_t *bytes, size_t n, Error *e)
         if (n >= signatures[i].n && begins_with(bytes, signatures[i].bytes, signatures[i].n))
             f = &formats[signatures[i].format];
     if (!f)
-        fail(e, "convert it to JPEG or PNG, or remove it from the data set",
-             "not a JPEG, PNG, GIF, BMP, PPM, PGM, WebP or TIFF image");
+        not_read(bytes, n, e);
     else if (f->missing)
         fail(e, "install the library (make deps) and build again, or convert it to PNG", "%s",
              f->missing);

@@ -375,6 +375,30 @@ static void test_formats(void)
     CHECK(!image_load(temporary, &im, &e), "a directory is no image");
 }
 
+/* Pictures of other kinds, whatever they are called, and files in a picture's place. */
+static void test_others(void)
+{
+    static const struct {
+        const char *bytes, *says;
+        size_t n;
+    } cases[] = {{"\0\0\0\x1c"
+                  "ftypavif\0\0\0\0", "an AVIF image", 16},
+                 {"\0\0\0\x18"
+                  "ftypheic\0\0\0\0", "a HEIC image", 16},
+                 {"\xff\x0a\xfa\x1f", "a JPEG XL image", 4},
+                 {"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL image", 12},
+                 {"<!DOCTYPE html>", "a web page", 15},
+                 {"version https://git-lfs.github.com/spec/v1\n", "git lfs pull", 43},
+                 {"text", "not a JPEG", 4},
+                 {"\0", "not a JPEG", 1}};
+    for (int i = 0; i < COUNT(cases); i++) {
+        Error e = {"", ""};
+        CHECK(!decoder_open(decoder, (const uint8_t *)cases[i].bytes, cases[i].n, &e) &&
+                  strstr(e.what, cases[i].says) && strstr(e.what, "not a JPEG") && e.hint[0],
+              "case %d: %s", i, e.what);
+    }
+}
+
 /* Damage of every kind must end in an image or an error. */
 static void test_damaged_bytes(void)
 {
@@ -1477,6 +1501,7 @@ int main(int argc, char **argv)
     test_default_resize();
     test_random_box();
     test_formats();
+    test_others();
     test_damaged_bytes();
     test_parts();
     test_plain();

@@ -4,8 +4,8 @@
  * that make texts, numbers, lists, tuples and dicts, and four callables, each of which it has in
  * place of calling it: numpy's _reconstruct, its dtype and ndarray, and _codecs.encode, which is
  * how Python 3 writes bytes for Python 2. Other callables are refused, or, if the caller wants
- * objects, written down and not called either. Items are made by operations, one each, and refer to each
- * other by number: a pickle of n bytes needs memory in proportion to n, and whatever refers in
+ * objects, written down and not called either. Items are made by operations, one each, and refer to
+ * each other by number: a pickle of n bytes needs memory in proportion to n, and whatever refers in
  * circles does no harm, because nothing walks along it.
  *
  * Formats: CPython's Lib/pickletools.py describes the operations, numpy's methods.c the state of an

@@ -7,8 +7,9 @@
 
 typedef struct Pickle Pickle;
 /* Protocols up to 3, written by Python 2 or 3. `bytes` must outlive it. Errors name `path`, and
- * what to do is `hint`. What asks for a callable is refused; with `objects` it stays what the pickle
- * says about it (PICKLE_OBJECT), and protocols up to 5 are read, which PyTorch can be told to write. */
+ * what to do is `hint`. What asks for a callable is refused; with `objects` it stays what the
+ * pickle says about it (PICKLE_OBJECT), and protocols up to 5 are read, which PyTorch can be told
+ * to write. */
 Pickle *pickle_open(const uint8_t *bytes, size_t n, const char *path, bool objects,
                     const char *hint, Error *e);
 void pickle_close(Pickle *p); /* NULL does nothing */

@@ -727,8 +727,9 @@ static bool check_gate(const Reader *r)
     bool gated = fc1 && fc2 && fc1->ndim == 2 && fc2->ndim == 2 && fc1->shape[0] > fc2->shape[1];
     for (int i = 0; gated && i < r->matches; i++)
         if (strcmp(r->match[i].name->theirs, "blocks.#.attn.q_bias") == 0)
-            return fail(r->e, variant_hint, "%s: EVA-02, with rotary positions (tensors %.100s, %s)",
-                        r->raw->path, r->match[i].t->name, "a gated MLP");
+            return fail(r->e, variant_hint,
+                        "%s: EVA-02, with rotary positions (a gated MLP beside tensor %.100s)",
+                        r->raw->path, r->match[i].t->name);
     return true;
 }
 
