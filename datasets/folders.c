@@ -4,7 +4,8 @@
  * DIR/<class>/... alone. An image's label is its class folder's place in the class list, wherever
  * below that folder it lies: every file with an image's extension, in any letter case, and every
  * other that begins as a picture does. What is no picture is counted; hidden files and folders, and
- * those of a NAS's thumbnails and the like, are passed over; links are followed. A damaged file is found when it is read.
+ * what a NAS or an archive has left, are passed over; links are followed. A damaged file is found
+ * when it is read.
  *
  * Class folders are listed in parallel. All of ImageNet takes less than a second on a local disk,
  * so nothing is remembered from one opening to the next.
@@ -220,8 +221,8 @@ static bool divide(const char *dir, const DataOptions *o, Divided *d, Error *e)
     if (train)
         hint = "name the folder that holds the class folders itself";
     if (d->count[SPLIT_NONE])
-        hint = "name the validation images with --val-data, or --val-data none; if that is a class, "
-               "list all class folders in --classes FILE";
+        hint = "name the validation images with --val-data, or --val-data none; if that is a "
+               "class, list all class folders in --classes FILE";
     if (train && d->count[SPLIT_NONE])
         hint = "name the folder that holds the class folders itself; if that is a class, list all "
                "class folders in --classes FILE";

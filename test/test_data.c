@@ -205,7 +205,9 @@ static void test_split_names(void)
         {{"train", "bus", "car"}, NULL, NULL, ""},
         {{"test", "bus", "car"}, NULL, NULL, ""},
         {{"seg_pred/1/a", "seg_pred/2/a", "seg_train/seg_train/a", "seg_train/other/a"},
-         NULL, NULL, "such as seg_train/"},
+         NULL,
+         NULL,
+         "such as seg_train/"},
         {{"flowers/train/a", "flowers/val/a"}, NULL, NULL, "flowers/train"},
         {{"one/a", "one/b", "two/a"}, NULL, NULL, "in it have no pictures, but folders"},
         {{"a/images", "b/images"}, "", "", ""},
@@ -440,13 +442,15 @@ static void test_share(void)
     Dataset *d = open_share(dir, true, 0.1, &e);
     check_said(d, xasprintf("note: %s/train has no validation images: 22 of its 206 are kept for "
                             "that, chosen in each class by a hash of their names (--val-fraction "
-                            "0.1)\n", dir));
+                            "0.1)\n",
+                            dir));
     data_close(d);
     fill_class(at(dir, "val"), "a", 5);
     d = open_share(dir, false, 0.1, &e);
     CHECK(d && data_count(d) == 5, "what is in val/ comes first");
     check_said(d, xasprintf("note: %s has validation images of its own: --val-fraction has no "
-                            "effect\n", dir));
+                            "effect\n",
+                            dir));
     data_close(d);
     d = open_share("fake", true, 0.1, &e);
     CHECK(!d && strstr(e.what, "folders of pictures") && *e.hint, "%s", e.what);
@@ -475,14 +479,16 @@ static void test_nested(void)
 {
     Error e = {"", ""};
     const char *dir = at(temporary, "nested"), *elsewhere = make_folders("elsewhere", 2);
-    static const char *const folders[] = {"a/deep/er", "a/.hidden", "b/x.jpg", "a/deep/none",
-                                          "a/@eaDir/2.jpg", "__MACOSX/a"};
+    static const char *const folders[] = {"a/deep/er",   "a/.hidden",      "b/x.jpg",
+                                          "a/deep/none", "a/@eaDir/2.jpg", "__MACOSX/a"};
     for (int i = 0; i < COUNT(folders); i++)
         CHECK(make_dirs(at(dir, folders[i]), &e), "%s", e.what);
-    static const char *const files[] = {"a/2.jpg",         "a/deep/1.WebP", "a/deep/er/3.tiff",
-                                        "a/.hidden/4.jpg", "a/.5.jpg",      "a/6.txt",
-                                        "b/x.jpg/7.GIF",   "a/jpg",         "top.jpg",
-                                        "a/@eaDir/2.jpg/8.jpg", "__MACOSX/a/._2.jpg"};
+    static const char *const files[] = {"a/2.jpg",           "a/deep/1.WebP",
+                                        "a/deep/er/3.tiff",  "a/.hidden/4.jpg",
+                                        "a/.5.jpg",          "a/6.txt",
+                                        "b/x.jpg/7.GIF",     "a/jpg",
+                                        "top.jpg",           "a/@eaDir/2.jpg/8.jpg",
+                                        "__MACOSX/a/._2.jpg"};
     for (int i = 0; i < COUNT(files); i++)
         write_text(at(dir, files[i]), "");
     link_to("..", at(dir, "a/deep/up"));

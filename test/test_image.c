@@ -382,9 +382,11 @@ static void test_others(void)
         const char *bytes, *says;
         size_t n;
     } cases[] = {{"\0\0\0\x1c"
-                  "ftypavif\0\0\0\0", "an AVIF image", 16},
+                  "ftypavif\0\0\0\0",
+                  "an AVIF image", 16},
                  {"\0\0\0\x18"
-                  "ftypheic\0\0\0\0", "a HEIC image", 16},
+                  "ftypheic\0\0\0\0",
+                  "a HEIC image", 16},
                  {"\xff\x0a\xfa\x1f", "a JPEG XL image", 4},
                  {"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL image", 12},
                  {"<!DOCTYPE html>", "a web page", 15},
