@@ -298,6 +298,23 @@ static void test_export(void)
         CHECK(written[k] >= 10, "form %d: %d", k, written[k]);
 }
 
+/* transformers resizes by the shorter side, whatever the crop's shape. */
+static void test_processor(void)
+{
+    static const char *const names[] = {"wide", "timm-hub"};
+    for (int i = 0; i < 4; i++) {
+        Error e;
+        WeightsInfo w;
+        char *file = file_of(at(here, names[i % 2]));
+        SafeTensors *f = weights_open(file, 0, 0, &w, &e);
+        Export x = {.c = &w.config, .f = f, .crop_pct = 0.9, .crop = i / 2};
+        CHECK(f && export_hf(&x, at(temporary, "processor"), &e), "%s", e.what);
+        CHECK(contains(x.notes, "cannot crop 12 x 24") == (i == 0), "%d: %s", i, x.notes);
+        st_close(f);
+        free(file);
+    }
+}
+
 /* ---- refusals ---- */
 
 static void refuse(const char *path, const char *says, const char *hint)
@@ -591,6 +608,7 @@ int main(int argc, char **argv)
     test_registers();
     test_folders();
     test_export();
+    test_processor();
     test_refusals();
     test_no_weights();
     test_beside();
