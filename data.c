@@ -100,7 +100,11 @@ Dataset *data_open(const DataOptions *o, Error *e)
         return NULL;
     source_subset(s, o);
     if (s->n == 0) { /* nothing below works without a sample to take */
-        fail(e, "download it again, or name another data set", "%s has no images", o->spec);
+        if (o->val_fraction > 0)
+            fail(e, "one image of a class stays for training: add images, or --val-data none",
+                 "%s has one image in each class, and none to keep for validation", o->spec);
+        else
+            fail(e, "download it again, or name another data set", "%s has no images", o->spec);
         source_close(s);
         return NULL;
     }

@@ -214,7 +214,7 @@ static bool add_pickle(Records *r, const char *path, const Cifar *c, Error *e)
     File f;
     if (!map_file(path, &f, e))
         return false;
-    Pickle *p = pickle_open(f.bytes, f.size, path, NULL, pickle_hint, e);
+    Pickle *p = pickle_open(f.bytes, f.size, path, false, pickle_hint, e);
     bool ok = p && take_pickle(r, p, path, c, e);
     pickle_close(p);
     unmap_file(&f);
@@ -228,7 +228,7 @@ static void pickled_names(const char *dir, const Cifar *c, Names *out)
     File f;
     char *path = xasprintf("%s/%s", dir, c->meta);
     if (path_exists(path) && map_file(path, &f, &e)) {
-        Pickle *p = pickle_open(f.bytes, f.size, path, NULL, pickle_hint, &e);
+        Pickle *p = pickle_open(f.bytes, f.size, path, false, pickle_hint, &e);
         for (long i = 0; p && i < pickle_list(p, c->names); i++) {
             char *name = pickle_list_text(p, c->names, i);
             names_add(out, name ? name : "?");
@@ -276,6 +276,9 @@ static bool open_files(Records *r, const char *dir, const DataOptions *o, const 
         ok =
             fail(e, "unpack the data set, in its binary or its Python version, and name its folder",
                  "%s has no %s*.bin and no %s", dir, prefix, prefix);
+    int parts = o->train && c->classes == 10 ? 5 : 1;
+    if (ok && r->files < parts)
+        source_note(&r->base, "%s has %d of the %d files %s*", at, r->files, parts, prefix);
     Names names = {0};
     if (ok && python && !o->classes)
         pickled_names(at, c, &names);

@@ -3,8 +3,9 @@
  * DIR/train/<class>/... with DIR/val or DIR/test, by all names that splits.h knows; or
  * DIR/<class>/... alone. An image's label is its class folder's place in the class list, wherever
  * below that folder it lies: every file with an image's extension, in any letter case, and every
- * other that begins as a picture does. What is no picture is counted; hidden files and folders are
- * passed over; links are followed. A damaged file is found when it is read.
+ * other that begins as a picture does. What is no picture is counted; hidden files and folders, and
+ * what a NAS or an archive has left, are passed over; links are followed. A damaged file is found
+ * when it is read.
  *
  * Class folders are listed in parallel. All of ImageNet takes less than a second on a local disk,
  * so nothing is remembered from one opening to the next.
@@ -121,6 +122,18 @@ static void add_file(Files *f, const char *root, const char *path, const char *n
     free(full);
 }
 
+/* What programs that look after disks and archives leave among pictures. */
+static bool is_litter(const char *name)
+{
+    static const char *const names[] = {"@eaDir",      "#recycle",     "@Recycle",
+                                        "lost+found",  "$RECYCLE.BIN", "System Volume Information",
+                                        "__pycache__", "__MACOSX"};
+    int i = 0;
+    while (i < COUNT(names) && strcmp(names[i], name) != 0)
+        i++;
+    return *name == '.' || i < COUNT(names);
+}
+
 /* What root/path holds: its folders, sorted, and unless that is NULL its files, as paths below
  * root. `path` may be empty. */
 static bool list_folder(const char *root, const char *path, Names *folders, Files *files, Error *e)
@@ -131,7 +144,7 @@ static bool list_folder(const char *root, const char *path, Names *folders, File
     DIR *d = opendir(dir);
     bool ok = d || cannot_read(dir, e);
     for (struct dirent *f; ok && (f = readdir(d));) {
-        if (f->d_name[0] == '.')
+        if (is_litter(f->d_name))
             continue;
         char *full = xasprintf("%s%s%s", path, slash, f->d_name);
         if (is_folder(dir, f))
@@ -208,7 +221,11 @@ static bool divide(const char *dir, const DataOptions *o, Divided *d, Error *e)
     if (train)
         hint = "name the folder that holds the class folders itself";
     if (d->count[SPLIT_NONE])
-        hint = "if that is a class, list all class folders in --classes FILE";
+        hint = "name the validation images with --val-data, or --val-data none; if that is a "
+               "class, list all class folders in --classes FILE";
+    if (train && d->count[SPLIT_NONE])
+        hint = "name the folder that holds the class folders itself; if that is a class, list all "
+               "class folders in --classes FILE";
     int other = d->count[SPLIT_VAL] ? SPLIT_VAL : SPLIT_TEST;
     if (train)
         return fail(e, hint, "%s has a validation split but no train/: %s/", dir,
@@ -274,7 +291,9 @@ static bool right_level(const Walk *w, Error *e)
             if (!strchr(images->at[i] + n, '/'))
                 return true;
             bool other = w->folder->n == 1 || strncmp(first, images->at[i], to_slash + 1) != 0;
-            if (deep || !other)
+            bool better = !deep || (split_in(w->folder->at[k]) == SPLIT_TRAIN &&
+                                    split_in(deep) != SPLIT_TRAIN);
+            if (!better || !other)
                 continue;
             deep = w->folder->at[k];
             below = images->at[i] + n;
@@ -372,6 +391,10 @@ static bool no_classes(const Folders *f, const Divided *d, const Files *files, E
                     "train without validation: --val-data none; or keep a share of the training "
                     "images for it: --val-fraction 0.1",
                     "%s has %d pictures, but no class folders: they have no labels", f->root, n);
+    for (int i = 0; i < files->passed.n; i++)
+        if (strcmp(files->passed.at[i], ".tar") == 0)
+            return fail(e, "these may be shards: --data wds:DIR",
+                        "%s has no class folders, but tar files", f->root);
     return fail(e, "images belong into one folder per class: DIR/train/<class>/*.jpg",
                 "%s has %sno class folders", f->root, n ? "pictures, but " : "");
 }

@@ -22,9 +22,16 @@ static int split_word(const char *word, size_t n)
     return SPLIT_NONE;
 }
 
+/* train, training_set, Test Images, val-data */
 int split_named(const char *name)
 {
-    return split_word(name, strlen(name));
+    static const char *const behind[] = {"", "set", "data", "images"};
+    size_t n = strcspn(name, "_- ");
+    const char *rest = name + n + (name[n] != '\0');
+    for (int i = 0; i < COUNT(behind); i++)
+        if (strcasecmp(rest, behind[i]) == 0)
+            return split_word(name, n);
+    return SPLIT_NONE;
 }
 
 int split_in(const char *name)

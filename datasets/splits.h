@@ -9,7 +9,8 @@
 enum { SPLIT_NONE, SPLIT_TRAIN, SPLIT_VAL, SPLIT_TEST, SPLITS };
 extern const char *const split_names[SPLITS]; /* "", "train", "val", "test" */
 
-int split_named(const char *name); /* all of it */
+/* All of it: train, TRAINING, val_set, Test Images. */
+int split_named(const char *name);
 /* One word of a file's name ("set-train-0001.tar"); SPLIT_NONE if words contradict each other. */
 int split_in(const char *name);
 /* Which of the splits that are there (count[k] > 0) is the one to train or to validate with: a test

@@ -340,7 +340,9 @@ static bool read_members(Tar *t, TarEach *each, void *ctx, Error *e)
     uint64_t at = 0;
     while (at < t->size) {
         if (t->size - at < BLOCK)
-            return damaged(t, at, e, "the file ends in the middle of a header");
+            return damaged(t, at, e,
+                           at ? "the file ends in the middle of a header"
+                              : "too short for a tar file: a Git LFS pointer? (git lfs pull)");
         const Header *h = header_at(t, at, e);
         if (!h)
             return false;

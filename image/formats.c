@@ -247,22 +247,46 @@ static bool read_pnm(const uint8_t *bytes, size_t n, Header *out, Image *im, Err
 /* ---- WebP ---- */
 
 #ifdef HAVE_WEBP
-/* The EXIF chunk of a RIFF file: chunks are a name, a length, and data of an even length. */
-static int webp_orientation(const uint8_t *p, size_t n)
+/* A chunk of a RIFF file, the first of this name: chunks are a name, a length, and data of an even
+ * length. NULL: there is none, or it is cut. */
+static const uint8_t *find_chunk(const uint8_t *p, size_t n, const char *name, size_t *length)
 {
     for (size_t at = 12; at < n && n - at >= 8;) {
         size_t len = get_uint(p + at + 4, 4, true), left = n - at - 8;
-        const uint8_t *data = p + at + 8;
         if (len > left)
             break;
-        size_t skip = len >= 6 && memcmp(data, "Exif\0\0", 6) == 0 ? 6 : 0;
-        if (memcmp(p + at, "EXIF", 4) == 0)
-            return exif_orientation(data + skip, len - skip);
+        *length = len;
+        if (memcmp(p + at, name, 4) == 0)
+            return p + at + 8;
         if (len + (len & 1) > left)
             break;
         at += 8 + len + (len & 1);
     }
-    return 1;
+    return NULL;
+}
+
+static int webp_orientation(const uint8_t *p, size_t n)
+{
+    size_t len;
+    const uint8_t *data = find_chunk(p, n, "EXIF", &len);
+    size_t skip = data && len >= 6 && memcmp(data, "Exif\0\0", 6) == 0 ? 6 : 0;
+    return data ? exif_orientation(data + skip, len - skip) : 1;
+}
+
+/* Of an animation the first frame, as of a GIF: x, y, width - 1, height - 1 (24 bits each), a
+ * duration (24) and flags (8), then what a picture's file has. One that covers a part is refused. */
+static bool first_frame(const uint8_t **bytes, size_t *n, const WebPBitstreamFeatures *f)
+{
+    enum { HEADER = 16 };
+    size_t len;
+    const uint8_t *p = find_chunk(*bytes, *n, "ANMF", &len);
+    if (!p || len <= HEADER || get_uint(p, 3, true) || get_uint(p + 3, 3, true) ||
+        (int)get_uint(p + 6, 3, true) + 1 != f->width ||
+        (int)get_uint(p + 9, 3, true) + 1 != f->height)
+        return false;
+    *bytes = p + HEADER;
+    *n = len - HEADER;
+    return true;
 }
 
 static bool read_webp(const uint8_t *bytes, size_t n, Header *out, Image *im, Error *e)
@@ -270,10 +294,10 @@ static bool read_webp(const uint8_t *bytes, size_t n, Header *out, Image *im, Er
     WebPBitstreamFeatures f;
     if (WebPGetFeatures(bytes, n, &f) != VP8_STATUS_OK)
         return fail(e, hint_damaged, "damaged WebP");
-    if (f.has_animation)
-        return fail(e, "convert its first frame to PNG, or remove it from the data set",
-                    "animated WebP");
     *out = (Header){f.width, f.height, webp_orientation(bytes, n)};
+    if (f.has_animation && !first_frame(&bytes, &n, &f))
+        return fail(e, "convert its first frame to PNG, or remove it from the data set",
+                    "animated WebP whose first frame is not all of the picture");
     if (!size_is_sane(out->w, out->h, true, e))
         return false;
     if (!im)
@@ -335,6 +359,38 @@ static bool begins_with(const uint8_t *bytes, const char *pattern, size_t n)
     return true;
 }
 
+/* Pictures that are not read, and what stands in a picture's place. */
+static const struct {
+    size_t n;
+    const char *bytes, *what;
+} others[] = {
+    {12, "....ftypavif", "an AVIF image"},
+    {12, "....ftyphe..", "a HEIC image"},
+    {12, "....ftypmif1", "a HEIC or AVIF image"},
+    {12, "\0\0\0\x0CJXL ..\x87\n", "a JPEG XL image"},
+    {2, "\xFF\x0A", "a JPEG XL image"},
+    {8, "\0\0\0\x0CjP  ", "a JPEG 2000 image"},
+    {4, "8BPS", "a Photoshop file"},
+    {4, "%PDF", "a PDF file"},
+    {4, "<svg", "an SVG drawing"},
+    {5, "<html", "a web page"},
+    {9, "<!DOCTYPE", "a web page"},
+    {9, "<!doctype", "a web page"},
+    {5, "<?xml", "an XML file"},
+    {14, "version https:", "a Git LFS pointer (git lfs pull)"},
+};
+
+static void not_read(const uint8_t *bytes, size_t n, Error *e)
+{
+    static const char read[] = "not a JPEG, PNG, GIF, BMP, PPM, PGM, WebP or TIFF image";
+    int i = 0;
+    while (i < COUNT(others) &&
+           (n < others[i].n || !begins_with(bytes, others[i].bytes, others[i].n)))
+        i++;
+    fail(e, "convert it to JPEG or PNG, or remove it from the data set", "%s%s%s",
+         i < COUNT(others) ? others[i].what : "", i < COUNT(others) ? ", " : "", read);
+}
+
 const Format *format_of(const uint8_t *bytes, size_t n, Error *e)
 {
     const Format *f = NULL;
@@ -342,8 +398,7 @@ const Format *format_of(const uint8_t *bytes, size_t n, Error *e)
         if (n >= signatures[i].n && begins_with(bytes, signatures[i].bytes, signatures[i].n))
             f = &formats[signatures[i].format];
     if (!f)
-        fail(e, "convert it to JPEG or PNG, or remove it from the data set",
-             "not a JPEG, PNG, GIF, BMP, PPM, PGM, WebP or TIFF image");
+        not_read(bytes, n, e);
     else if (f->missing)
         fail(e, "install the library (make deps) and build again, or convert it to PNG", "%s",
              f->missing);

@@ -375,6 +375,32 @@ static void test_formats(void)
     CHECK(!image_load(temporary, &im, &e), "a directory is no image");
 }
 
+/* Pictures of other kinds, whatever they are called, and files in a picture's place. */
+static void test_others(void)
+{
+    static const struct {
+        const char *bytes, *says;
+        size_t n;
+    } cases[] = {{"\0\0\0\x1c"
+                  "ftypavif\0\0\0\0",
+                  "an AVIF image", 16},
+                 {"\0\0\0\x18"
+                  "ftypheic\0\0\0\0",
+                  "a HEIC image", 16},
+                 {"\xff\x0a\xfa\x1f", "a JPEG XL image", 4},
+                 {"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL image", 12},
+                 {"<!DOCTYPE html>", "a web page", 15},
+                 {"version https://git-lfs.github.com/spec/v1\n", "git lfs pull", 43},
+                 {"text", "not a JPEG", 4},
+                 {"\0", "not a JPEG", 1}};
+    for (int i = 0; i < COUNT(cases); i++) {
+        Error e = {"", ""};
+        CHECK(!decoder_open(decoder, (const uint8_t *)cases[i].bytes, cases[i].n, &e) &&
+                  strstr(e.what, cases[i].says) && strstr(e.what, "not a JPEG") && e.hint[0],
+              "case %d: %s", i, e.what);
+    }
+}
+
 /* Damage of every kind must end in an image or an error. */
 static void test_damaged_bytes(void)
 {
@@ -1440,6 +1466,25 @@ static void test_fuzz(void)
         CHECK(memcmp(im.rgb, rgb, 3 * W * H) == 0, "WebP without loss");
     image_free(&im);
     WebPFree(webp);
+    /* PIL.Image: 3 x 2 pixels (200, 30, 10), the last of them (1, 2, 250); a second frame is green:
+     * save(f, "webp", save_all=True, append_images=[green], lossless=True, duration=50). */
+    uint8_t moving[] =
+        "RIFF\x8e\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0\x02\0\0\1\0\0ANIM\6\0\0\0\0\0\0\0\0\0"
+        "ANMF\x32\0\0\0\0\0\0\0\0\0\2\0\0\1\0\0\x32\0\0\2VP8L\x1a\0\0\0\x2f\x02\x40\0\0"
+        "\x0f\x70\x01\x8e\x3d\x3e\x84\xfe\xfc\x07\x0f\x14\xa4\x6d\xc0\xa2\xfd\x45\xf4\x3f\x6e"
+        "ANMF\x28\0\0\0\0\0\0\0\0\0\2\0\0\1\0\0\x32\0\0\0VP8L\x0f\0\0\0\x2f\x02\x40\0\0"
+        "\x07\xd0\xff\x88\xfe\x07\x22\xa2\xff\x01\0";
+    static const uint8_t first[] = {200, 30, 10, 200, 30, 10, 200, 30, 10,
+                                    200, 30, 10, 200, 30, 10, 1,   2,  250};
+    enum { X = 52 };
+    if (CHECK(image_decode(moving, sizeof moving - 1, &im, &e) && im.w == 3 && im.h == 2, "%s",
+              e.what))
+        CHECK(memcmp(im.rgb, first, sizeof first) == 0, "the first frame of a WebP");
+    image_free(&im);
+    fuzz("moving WebP", moving, sizeof moving - 1);
+    moving[X] = 1; /* two pixels from the left */
+    CHECK(!image_decode(moving, sizeof moving - 1, &im, &e) && strstr(e.what, "first frame"), "%s",
+          e.what);
 #else
     SKIP("WebP: built without libwebp");
 #endif
@@ -1477,6 +1522,7 @@ int main(int argc, char **argv)
     test_default_resize();
     test_random_box();
     test_formats();
+    test_others();
     test_damaged_bytes();
     test_parts();
     test_plain();

@@ -379,6 +379,9 @@ static void test_damage(void)
     member('0', "b.jpg", zeros, 2000);
     tar_n -= 49; /* its last byte */
     refused("2000 bytes reaches beyond the file's end at 5071", 2560);
+    tar_n = 130; /* of a Git LFS pointer */
+    memcpy(tar, "version https://git-lfs.github.com/spec/v1\n", 43);
+    refused("git lfs pull", 0);
     memset(tar, 'x', tar_n = 2048);
     refused("not the header of a tar file", 0);
     memcpy(tar, "\x1f\x8b\x08", 3);

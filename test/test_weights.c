@@ -36,7 +36,7 @@ static bool assumes(const WeightsInfo *w, const char *setting)
 /* A hub's folder stands for the file in it. */
 static char *file_of(const char *path)
 {
-    return is_dir(path) ? weights_in_folder(path) : xstrdup(path);
+    return is_dir(path) ? weights_in_folder(path, &(Error){0}) : xstrdup(path);
 }
 
 /* The model of a file, for images of S x S pixels. Heads leave no trace: those of make.py are 2. */
@@ -195,6 +195,9 @@ static void test_folders(void)
         CHECK(near(w.hub.crop_pct, 0.9) && w.hub.interpolation == 0);
         CHECK(w.assumptions == 0, "%d assumed", w.assumptions);
     }
+    if (describe("timm-heads", &w)) /* 64 / 64, did its name not say 64 / 32 */
+        CHECK(w.config.heads == 2 && w.assumptions == 0, "%d heads, %d assumed", w.config.heads,
+              w.assumptions);
     if (describe("hf-vit", &w)) {
         const Config *c = &w.config;
         CHECK(c->heads == 2 && c->act == ACT_GELU_TANH && near(c->eps * 1e12, 1) &&
@@ -295,6 +298,23 @@ static void test_export(void)
         CHECK(written[k] >= 10, "form %d: %d", k, written[k]);
 }
 
+/* transformers resizes by the shorter side, whatever the crop's shape. */
+static void test_processor(void)
+{
+    static const char *const names[] = {"wide", "timm-hub"};
+    for (int i = 0; i < 4; i++) {
+        Error e;
+        WeightsInfo w;
+        char *file = file_of(at(here, names[i % 2]));
+        SafeTensors *f = weights_open(file, 0, 0, &w, &e);
+        Export x = {.c = &w.config, .f = f, .crop_pct = 0.9, .crop = i / 2};
+        CHECK(f && export_hf(&x, at(temporary, "processor"), &e), "%s", e.what);
+        CHECK(contains(x.notes, "cannot crop 12 x 24") == (i == 0), "%d: %s", i, x.notes);
+        st_close(f);
+        free(file);
+    }
+}
+
 /* ---- refusals ---- */
 
 static void refuse(const char *path, const char *says, const char *hint)
@@ -318,6 +338,11 @@ static void test_refusals(void)
     static const char *const files[][3] = {
         {"refused-rms-norm.safetensors", "norms without a bias", "such a ViT"},
         {"refused-inner-norm.safetensors", "norms inside attention", "such a ViT"},
+        {"refused-eva02.safetensors", "EVA-02, with rotary positions", "such a ViT"},
+        {"refused-map-tokens.safetensors", "attention over the patches alone", "over all tokens"},
+        {"refused-big-endian.npz", "big-endian", "newbyteorder"},
+        {"refused-lora.safetensors", "adapters that are not merged", "such a ViT"},
+        {"refused-owlvit/model.safetensors", "vision_model.pre_layernorm", "such a ViT"},
         {"refused-module.pth", "a Python object, not a dict", "state_dict"},
         {"refused-no-blocks.npz", "no blocks", "all parameters"},
         {"logits.safetensors", "no Vision Transformer", "timm"}};
@@ -342,7 +367,7 @@ static void test_refusals(void)
         const char *path = write_temporary("text", texts[i].bytes, strlen(texts[i].bytes));
         refuse(path, texts[i].says, texts[i].hint);
     }
-    CHECK(weights_in_folder("test") == NULL);
+    CHECK(weights_in_folder("test", &(Error){0}) == NULL);
     refuse("model-00002-of-00003.safetensors", "one of several parts", ".index.json");
     static const char empty[] =
         "{\"patch_embed.proj.weight\":{\"dtype\":\"F32\",\"shape\":[0,9007199254740991,"
@@ -353,12 +378,48 @@ static void test_refusals(void)
     refuse(write_temporary("empty", bytes, 8 + sizeof empty - 1), "is empty", "");
 }
 
+/* Folders of trainers: what is there instead of weights, and which step leads to them. */
+static void test_no_weights(void)
+{
+    static const struct {
+        const char *const files[4];
+        const char *says, *hint;
+    } cases[] = {
+        {{"readme.md"}, "holds no weights", "pytorch_model.bin"},
+        {{"last.pth.tar", "model_best.pth.tar"}, "2 files of weights, such as last", "one of them"},
+        {{"checkpoint-500/model.safetensors", "checkpoint-500/optimizer.pt", "all_results.json"},
+         "its folder checkpoint-500 does",
+         "name that folder"},
+        {{"adapter_config.json", "adapter_model.safetensors"}, "adapters", "merge_and_unload"},
+        {{"__0_0.distcp", "__1_0.distcp", ".metadata"}, "in pieces", "dcp_to_torch"}};
+    for (int i = 0; i < COUNT(cases); i++) {
+        char name[64], path[128];
+        Error e = {"", ""};
+        snprintf(name, sizeof name, "trainer%d", i);
+        for (int k = 0; k < COUNT(cases[i].files) && cases[i].files[k]; k++) {
+            snprintf(path, sizeof path, "%s/%s", name, cases[i].files[k]);
+            char *dir = xasprintf("%s/%.*s", temporary, (int)(strrchr(path, '/') - path), path);
+            CHECK(make_dirs(dir, &e), "%s", e.what);
+            free(dir);
+            write_temporary(path, "text", 4);
+        }
+        char *file = weights_in_folder(at(temporary, name), &e);
+        CHECK(!file && contains(e.what, cases[i].says) && contains(e.hint, cases[i].hint), "%s; %s",
+              e.what, e.hint);
+        free(file);
+    }
+}
+
 /* A config.json that asks for another activation, is damaged, or is of another model. */
 static void test_beside(void)
 {
     static const struct {
         const char *json, *refused, *note;
     } cases[] = {{"{\"architecture\": \"vit_base_patch16_rope_ape_224\"}", "rotary", NULL},
+                 {"{\"architecture\": \"eva02_tiny_patch14_224\"}", "rotary", NULL},
+                 {"{\"architecture\": \"vit_base_patch16_rpn_224\"}", "norms behind", NULL},
+                 {"{\"model_args\": {\"global_pool\": \"avg\", \"pool_include_prefix\": true}}",
+                  "a mean of all tokens", NULL},
                  {"{\"hidden_act\": \"relu\"}", "the activation is relu", NULL},
                  {"{\"hidden_act\": \"silu\"}", "the activation is silu", NULL},
                  {"{\"global_pool\": \"map\"}", "no tensor attn_pool.latent", NULL},
@@ -547,7 +608,9 @@ int main(int argc, char **argv)
     test_registers();
     test_folders();
     test_export();
+    test_processor();
     test_refusals();
+    test_no_weights();
     test_beside();
     test_damage();
     test_fixtures();

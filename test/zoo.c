@@ -29,7 +29,7 @@ static void must(bool ok)
 
 static char *file_of(const char *path)
 {
-    char *file = is_dir(path) ? weights_in_folder(path) : xstrdup(path);
+    char *file = is_dir(path) ? weights_in_folder(path, &(Error){0}) : xstrdup(path);
     return file ? file : xstrdup(path);
 }
 

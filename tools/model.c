@@ -15,20 +15,18 @@
 static char *find_file(const char *path, char **run)
 {
     char dir[4096];
-    Error e;
     *run = NULL;
     if (!path_exists(path))
         die("name a file of weights, a folder with one, or a run's directory", "%s: %s", path,
             path_trouble("no such file or directory"));
     if (!is_dir(path))
         return xstrdup(path);
-    char *file = weights_in_folder(path);
+    Error e, none;
+    char *file = weights_in_folder(path, &none);
     if (file)
         return file;
     if (!ckpt_best(path, dir, sizeof dir, &e))
-        die("in a folder, model.safetensors, its .index.json, pytorch_model.bin or a single file "
-            "of weights are looked for, and a run's checkpoints",
-            "%s: holds no weights", path);
+        die(none.hint, "%s", none.what);
     *run = xstrdup(path);
     return xasprintf("%s/model.safetensors", dir);
 }

@@ -39,7 +39,8 @@ char *find_weights(const char *path)
             "%s: %s", path, path_trouble("no such file or directory"));
     if (!is_dir(path))
         return xstrdup(path);
-    char *file = weights_in_folder(path);
+    Error none;
+    char *file = weights_in_folder(path, &none);
     if (file)
         return file;
     char dir[4096], *ini = xasprintf("%s/config.ini", path), *runs = runs_in(path);
@@ -49,9 +50,7 @@ char *find_weights(const char *path)
     free(runs);
     free(ini);
     if (!found)
-        die("name the file itself: in a folder, model.safetensors, its .index.json, "
-            "pytorch_model.bin or a single file of weights are looked for, and a run's checkpoints",
-            "%s: holds no weights", path);
+        die(none.hint, "%s", none.what);
     return xasprintf("%s/model.safetensors", dir);
 }
 

@@ -3,9 +3,9 @@
  * A pickle is a program for a machine with a stack and a memo. This machine knows the operations
  * that make texts, numbers, lists, tuples and dicts, and four callables, each of which it has in
  * place of calling it: numpy's _reconstruct, its dtype and ndarray, and _codecs.encode, which is
- * how Python 3 writes bytes for Python 2. Other callables, of modules that the caller names, are
- * written down and not called either. Items are made by operations, one each, and refer to each
- * other by number: a pickle of n bytes needs memory in proportion to n, and whatever refers in
+ * how Python 3 writes bytes for Python 2. Other callables are refused, or, if the caller wants
+ * objects, written down and not called either. Items are made by operations, one each, and refer to
+ * each other by number: a pickle of n bytes needs memory in proportion to n, and whatever refers in
  * circles does no harm, because nothing walks along it.
  *
  * Formats: CPython's Lib/pickletools.py describes the operations, numpy's methods.c the state of an
@@ -25,7 +25,7 @@ typedef PickleItem Item;
 
 struct Pickle {
     const char *path, *hint;
-    const char *const *modules;
+    bool objects; /* other callables may stand in it */
     const uint8_t *begin, *p, *end;
     Item *item;
     int *stack, *memo; /* item numbers; in the memo -1: none */
@@ -153,20 +153,6 @@ static const struct {
     {"__builtin__ bytes", BYTES}, /* no bytes at all */
 };
 
-/* Whether `module` is one of the caller's, or within one, or `name` the only one of it. */
-static bool is_allowed(const Pickle *p, const Item *module, const char *name)
-{
-    for (int i = 0; p->modules && p->modules[i]; i++) {
-        if (strcmp(p->modules[i], name) == 0)
-            return true;
-        size_t n = strlen(p->modules[i]);
-        if (module->n >= n && memcmp(module->bytes, p->modules[i], n) == 0 &&
-            (module->n == n || module->bytes[n] == '.'))
-            return true;
-    }
-    return false;
-}
-
 static bool push_function(Pickle *p, Item module, Item function)
 {
     char *name = xasprintf("%.*s %.*s", (int)module.n, (const char *)module.bytes, (int)function.n,
@@ -177,7 +163,7 @@ static bool push_function(Pickle *p, Item module, Item function)
     bool ok = k < COUNT(callables);
     if (ok) {
         push_item(p, (Item){.kind = PICKLE_CALLABLE, .number = callables[k].what});
-    } else if (is_allowed(p, &module, name)) {
+    } else if (p->objects) {
         Item both = {.kind = PICKLE_FUNCTION};
         both.at = xmalloc(2 * sizeof *both.at);
         both.at[both.count++] = add_item(p, module);
@@ -396,11 +382,14 @@ static bool operate_torch(Pickle *p, int op)
         return push_text(p, 1);
     case 0x8d:
     case 0x8e:
+    case 0x96: /* BYTEARRAY8 */
         return push_text(p, 8);
     case 0x8f: /* EMPTY_SET, ADDITEMS */
         return push_item(p, (Item){.kind = PICKLE_LIST});
     case 0x90:
         return collect(p, above_mark(p), 1, PICKLE_LIST);
+    case 0x91: /* FROZENSET */
+        return make_tuple(p, above_mark(p), true);
     case 0x93: /* STACK_GLOBAL */
         return pop_callable(p);
     case 0x94: /* MEMOIZE */
@@ -422,13 +411,13 @@ static bool operate(Pickle *p, bool *done)
     switch (op) {
     case 0x80: /* PROTO */
         return take(p, 1, &n) &&
-               (n <= (p->modules ? 5 : 3) || bad(p, "a pickle of protocol 4 or above"));
+               (n <= (p->objects ? 5 : 3) || bad(p, "a pickle of protocol 4 or above"));
     case '.': /* STOP */
         *done = true;
         p->dict = p->depth == 1 ? p->stack[0] : -1;
         if (p->depth != 1)
             return bad(p, "no single value at the end");
-        return p->modules || p->item[p->dict].kind == PICKLE_DICT || bad(p, "no dict at the end");
+        return p->objects || p->item[p->dict].kind == PICKLE_DICT || bad(p, "no dict at the end");
     case '(':
         return push_item(p, (Item){.kind = PICKLE_MARK});
     case 'N':
@@ -485,17 +474,17 @@ static bool operate(Pickle *p, bool *done)
     case 'b':
         return build(p);
     default:
-        return p->modules ? operate_torch(p, op) : bad_operation(p, op);
+        return p->objects ? operate_torch(p, op) : bad_operation(p, op);
     }
 }
 
-Pickle *pickle_open(const uint8_t *bytes, size_t n, const char *path, const char *const *modules,
+Pickle *pickle_open(const uint8_t *bytes, size_t n, const char *path, bool objects,
                     const char *hint, Error *e)
 {
     Pickle *p = xcalloc(1, sizeof *p);
     *p = (Pickle){.path = path,
                   .hint = hint,
-                  .modules = modules,
+                  .objects = objects,
                   .begin = bytes,
                   .p = bytes,
                   .end = bytes + n,

@@ -7,10 +7,10 @@
 
 typedef struct Pickle Pickle;
 /* Protocols up to 3, written by Python 2 or 3. `bytes` must outlive it. Errors name `path`, and
- * what to do is `hint`. What asks for a callable is refused; `modules` (NULL-terminated, or NULL):
- * except for theirs, or "module name" for one alone, whose objects stay what the pickle says about
- * them (PICKLE_OBJECT), and then protocols up to 5 are read, which PyTorch can be told to write. */
-Pickle *pickle_open(const uint8_t *bytes, size_t n, const char *path, const char *const *modules,
+ * what to do is `hint`. What asks for a callable is refused; with `objects` it stays what the
+ * pickle says about it (PICKLE_OBJECT), and protocols up to 5 are read, which PyTorch can be told
+ * to write. */
+Pickle *pickle_open(const uint8_t *bytes, size_t n, const char *path, bool objects,
                     const char *hint, Error *e);
 void pickle_close(Pickle *p); /* NULL does nothing */
 
@@ -44,7 +44,7 @@ typedef struct {
     int *at;
     long count;
 } PickleItem;
-const PickleItem *pickle_root(const Pickle *p); /* a DICT, except with `modules` */
+const PickleItem *pickle_root(const Pickle *p); /* a DICT, except with `objects` */
 /* Every item, in the order in which they were made; NULL behind the last. */
 const PickleItem *pickle_item(const Pickle *p, long i);
 size_t pickle_bytes(const Pickle *p); /* that it takes: another may follow */

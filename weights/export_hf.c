@@ -339,6 +339,11 @@ bool export_hf(Export *x, const char *dir, Error *e)
               export_json(hf_config(x, kind), dir, "config.json", e) &&
               export_json(hf_processor(x), dir, "preprocessor_config.json", e);
     export_note(x, "it is a %s", x->c->classes ? kinds[kind].with_head : kinds[kind].without);
+    if (x->crop != 1 && x->c->image_h != x->c->image_w)
+        export_note(x,
+                    "its processor cannot crop %d x %d pixels as here (it looks at the shorter "
+                    "side alone): resize pictures before, or train with --crop stretch",
+                    x->c->image_h, x->c->image_w);
     list_free(&l);
     return ok;
 }

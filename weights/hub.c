@@ -168,12 +168,25 @@ static const struct {
               {"vit_pe_", ACT_NONE, "rotary positions"},
               {"lingbot", ACT_NONE, "rotary positions"},
               {"eva02_enormous", ACT_NONE, "norms behind attention and MLP"},
+              {"eva02", ACT_NONE, "rotary positions"},
+              {"_rpn_", ACT_NONE, "norms behind attention and MLP"},
               {"vit_base_patch32_siglip", ACT_GELU_TANH, NULL},
               {"vit_large_patch16_siglip_512", ACT_GELU_TANH, NULL},
               {"vit_large_patch16_siglip_gap_512", ACT_GELU_TANH, NULL},
               {"vit_giantopt_patch16_siglip", ACT_GELU_TANH, NULL},
               {"vit_so400m_patch16_siglip", ACT_GELU_TANH, NULL},
               {"", ACT_GELU, NULL}};
+
+/* Those whose heads are not 64 wide, nor as those of a preset. */
+static const struct {
+    const char *part;
+    int width;
+} heads[] = {{"so400m", 72},
+             {"giantopt", 96},
+             {"gigantic", 104},
+             {"vit_giant_patch16_gap", 88},
+             {"vit_base_patch16_gap", 48},
+             {"test_vit", 32}};
 
 static bool read_architecture(const char *path, const char *name, Hub *h, Error *e)
 {
@@ -183,6 +196,9 @@ static bool read_architecture(const char *path, const char *name, Hub *h, Error 
     h->timm = *name != 0;
     if (h->timm)
         h->act = habits[i].act;
+    for (int k = 0; k < COUNT(heads); k++)
+        if (strstr(name, heads[k].part))
+            h->head_width = heads[k].width;
     return !habits[i].refused ||
            fail(e, "take weights of a plain ViT, with learned positions",
                 "%s: config.json beside it says %.60s: %s", path, name, habits[i].refused);
@@ -235,7 +251,7 @@ static bool read_model(const char *path, const cJSON *json, Hub *h, Error *e)
         json = tower;
     read_kind(get_text(json, "model_type"), h);
     const cJSON *eps = get(json, "layer_norm_eps");
-    const char *pool = get_text(json, "global_pool");
+    const char *pool = get_text(get(args, "global_pool") ? args : json, "global_pool");
     const struct {
         int *to;
         const cJSON *in;
@@ -268,6 +284,7 @@ static bool read_model(const char *path, const cJSON *json, Hub *h, Error *e)
     if (strncmp(pool, "avgmax", 6) == 0 || strcmp(pool, "max") == 0)
         return fail(e, "take weights of a model that pools by a class token, a mean or attention",
                     "%s: config.json beside it: global_pool = %.20s", path, pool);
+    h->pools_all = cJSON_IsTrue(get(args, "pool_include_prefix"));
     if (!read_architecture(path, get_text(json, "architecture"), h, e) ||
         !read_activation(path, get_text(args, "act_layer"), h, e))
         return false;

@@ -12,11 +12,13 @@ typedef struct {
     char from[256];                /* the files that were read, "" for none */
     int width, layers, mlp, patch; /* 0: unknown */
     int heads, image_h, image_w;
+    int head_width; /* where `heads` is unknown; 0: unknown as well */
     bool timm;      /* names one of timm's architectures, whose habits are known */
-    double eps;    /* of the norms; < 0: unknown */
-    int act;       /* ACT_*; ACT_NONE: unknown */
-    int pool;      /* POOL_*; -1: unknown */
-    bool has_mean; /* both mean and std are known */
+    double eps;     /* of the norms; < 0: unknown */
+    int act;        /* ACT_*; ACT_NONE: unknown */
+    int pool;       /* POOL_*; -1: unknown */
+    bool pools_all; /* the pooling sees the tokens before the patches too */
+    bool has_mean;  /* both mean and std are known */
     double mean[3], std[3];
     double crop_pct;   /* size of the crop / shorter side before it; 0: unknown */
     int interpolation; /* FILTER_* of image/image.h: 0 bilinear, 1 bicubic; -1: unknown */

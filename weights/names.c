@@ -230,23 +230,25 @@ static bool find_family(Reader *r)
     return found > 0;
 }
 
-/* What another network the file holds, by any of its names; NULL: nobody knows. */
-static const char *what_else(const SafeTensors *f, bool is_vit, const char **name)
+/* What another network the file holds, by the first of its names that a list has; NULL: nobody
+ * knows. */
+static const char *what_else(const SafeTensors *f, const char *(*list)(const char *),
+                             const char **name)
 {
-    for (int list = 0; list < 2; list++)
-        for (int i = 0; i < f->count; i++) {
-            *name = f->tensor[i].name;
-            const char *what = list == is_vit ? family_other(*name) : family_refused(*name);
-            if (what)
-                return what;
-        }
-    return NULL;
+    const char *what = NULL;
+    for (int i = 0; i < f->count && !what; i++) {
+        *name = f->tensor[i].name;
+        what = list(*name);
+    }
+    return what;
 }
 
 static bool no_family(const Reader *r)
 {
     const SafeTensors *f = r->raw;
-    const char *name, *what = what_else(f, false, &name);
+    const char *name, *what = what_else(f, family_other, &name);
+    if (!what)
+        what = what_else(f, family_refused, &name);
     if (what)
         return fail(r->e, family_hint,
                     "%s: holds no plain Vision Transformer, but %s (tensor %.100s)", f->path, what,
@@ -258,10 +260,13 @@ static bool no_family(const Reader *r)
         f->path, f->count, f->count ? f->tensor[0].name : "missing");
 }
 
-/* A tensor under the prefix that no table has. */
+/* A tensor under the prefix that no table has. Image towers share names with language models: what
+ * is no ViT, this tensor itself must show. */
 static bool not_plain(const Reader *r, const char *name)
 {
-    const char *known, *what = what_else(r->raw, true, &known);
+    const char *known, *what = what_else(r->raw, family_refused, &known);
+    if (!what)
+        what = family_other(known = name);
     if (what)
         return fail(r->e, variant_hint, "%s: %s (tensor %.100s)", r->raw->path, what, known);
     return fail(r->e, variant_hint, "%s: tensor %.150s does not belong to a plain ViT",
@@ -714,6 +719,20 @@ static bool has_positions(const Reader *r)
                 r->raw->path);
 }
 
+/* Keys without a bias and a gated MLP are EVA-02's, whose rotary positions leave no trace. */
+static bool check_gate(const Reader *r)
+{
+    const StTensor *fc1 = find_made(r, "blocks.0.mlp.fc1.weight");
+    const StTensor *fc2 = find_made(r, "blocks.0.mlp.fc2.weight");
+    bool gated = fc1 && fc2 && fc1->ndim == 2 && fc2->ndim == 2 && fc1->shape[0] > fc2->shape[1];
+    for (int i = 0; gated && i < r->matches; i++)
+        if (strcmp(r->match[i].name->theirs, "blocks.#.attn.q_bias") == 0)
+            return fail(r->e, variant_hint,
+                        "%s: EVA-02, with rotary positions (a gated MLP beside tensor %.100s)",
+                        r->raw->path, r->match[i].t->name);
+    return true;
+}
+
 /* Our tensors, in the order of their names. */
 static bool make_tensors(Reader *r)
 {
@@ -736,7 +755,7 @@ static bool build(Reader *r)
              *r->prefix ? " under " : "", r->prefix);
     if (!match_all(r) || !has_blocks(r) || !make_tensors(r) || !has_positions(r))
         return false;
-    if (!settle_classifier(r))
+    if (!check_gate(r) || !settle_classifier(r))
         return false;
     add_biases(r);
     settle_heads(r);

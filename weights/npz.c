@@ -15,7 +15,8 @@ static const char hint[] = "save it again with numpy.savez";
 
 typedef struct {
     StType type;
-    bool known; /* a type of weights or counters; others are passed over */
+    bool known; /* a type of weights or counters; others are passed over, */
+    bool big;   /* or are these in the order of other machines */
     bool fortran;
     int ndim;
     long shape[ST_MAX_DIMS];
@@ -71,9 +72,10 @@ static bool read_npy(const uint8_t *bytes, uint64_t n, Npy *a)
     const char *descr = value_of(header, "'descr'"), *order = value_of(header, "'fortran_order'");
     bool ok = descr && order && read_shape(value_of(header, "'shape'"), a);
     for (int i = 0; ok && i < COUNT(descrs); i++)
-        if (*descr == '\'' && strncmp(descr + 1, descrs[i].descr, 3) == 0 && descr[4] == '\'') {
+        if (*descr == '\'' && strncmp(descr + 2, descrs[i].descr + 1, 2) == 0 && descr[4] == '\'') {
             a->type = descrs[i].type;
-            a->known = true;
+            a->known = descr[1] == *descrs[i].descr;
+            a->big = descr[1] == '>';
         }
     a->fortran = ok && strncmp(order, "True", 4) == 0;
     a->elements = start + length;
@@ -121,6 +123,10 @@ static bool read_member(SafeTensors *f, const ZipMember *m, Error *e)
         st_own(f, made);
     if (!read_npy(bytes, m->size, &a))
         return fail(e, hint, "%s: %.150s is no array of numpy's", f->path, m->name);
+    if (a.big)
+        return fail(e, "save it again with a.astype(a.dtype.newbyteorder('='))",
+                    "%s: %.150s is in the byte order of other machines (big-endian)", f->path,
+                    m->name);
     if (!a.known)
         return true;
     if (!is_whole(&a, m->size))

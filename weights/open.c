@@ -262,28 +262,73 @@ static bool ends_as_weights(const char *name)
     return false;
 }
 
-static char *only_file(const char *dir)
+/* What lies in a folder, of a run of some trainer's as well. */
+typedef struct {
+    int files;     /* of weights */
+    char *file;    /* the first of them by name */
+    char *deeper;  /* the last folder in it by name that has such files */
+    bool pieces;   /* of a checkpoint that several processes wrote */
+    bool adapters; /* without their model */
+} Inside;
+
+static void keep_name(char **kept, const char *name, bool first)
+{
+    if (*kept && (strcmp(name, *kept) < 0) != first)
+        return;
+    free(*kept);
+    *kept = xstrdup(name);
+}
+
+static void look_inside(const char *dir, bool deeper, Inside *in)
 {
     DIR *d = opendir(dir);
     struct dirent *entry;
-    char *found = NULL;
-    int n = 0;
     while (d && (entry = readdir(d))) {
-        if (*entry->d_name == '.' || !ends_as_weights(entry->d_name))
+        const char *name = entry->d_name, *dot = strrchr(name, '.');
+        if (*name == '.')
             continue;
-        free(found);
-        found = xasprintf("%s/%s", dir, entry->d_name);
-        n++;
+        char *path = xasprintf("%s/%s", dir, name);
+        Inside below = {0};
+        if (deeper && is_dir(path))
+            look_inside(path, false, &below);
+        if (below.files)
+            keep_name(&in->deeper, name, false);
+        if (ends_as_weights(name)) {
+            in->files++;
+            keep_name(&in->file, name, true);
+        }
+        in->pieces |= dot && strcmp(dot, ".distcp") == 0;
+        in->adapters |= strcmp(name, "adapter_config.json") == 0;
+        free(below.file);
+        free(path);
     }
     if (d)
         closedir(d);
-    if (n == 1)
-        return found;
-    free(found);
-    return NULL;
 }
 
-char *weights_in_folder(const char *dir)
+static bool no_weights(const char *dir, const Inside *in, Error *e)
+{
+    if (in->adapters)
+        return fail(e, "in Python: model.merge_and_unload().save_pretrained(DIR), and give DIR",
+                    "%s: holds adapters (adapter_config.json) without the model that they change",
+                    dir);
+    if (in->pieces)
+        return fail(e,
+                    "python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR FILE.pth",
+                    "%s: is a checkpoint in pieces of several processes (.distcp)", dir);
+    if (in->files)
+        return fail(e, "name one of them itself", "%s: holds %d files of weights, such as %.100s",
+                    dir, in->files, in->file);
+    if (in->deeper)
+        return fail(e, "name that folder, or the file in it",
+                    "%s: holds no weights itself, but its folder %.100s does", dir, in->deeper);
+    return fail(e,
+                "in a folder, model.safetensors, its .index.json, pytorch_model.bin or a single "
+                "file of weights are looked for, and a run's checkpoints",
+                "%s: holds no weights", dir);
+}
+
+char *weights_in_folder(const char *dir, Error *e)
 {
     static const char *const names[] = {
         "model.safetensors",           "model.safetensors.index.json",
@@ -295,5 +340,12 @@ char *weights_in_folder(const char *dir)
             return path;
         free(path);
     }
-    return only_file(dir);
+    Inside in = {0};
+    look_inside(dir, true, &in);
+    char *only = in.files == 1 && !in.adapters ? xasprintf("%s/%s", dir, in.file) : NULL;
+    if (!only)
+        no_weights(dir, &in, e);
+    free(in.file);
+    free(in.deeper);
+    return only;
 }

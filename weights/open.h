@@ -11,5 +11,6 @@
 /* The tensors as the file calls them. */
 SafeTensors *weights_open_file(const char *path, Error *e);
 /* The weights in a folder as people download it: model.safetensors, its index, pytorch_model.bin,
- * or the only file with an ending of weights; NULL if there is none. free() it. */
-char *weights_in_folder(const char *dir);
+ * or the only file with an ending of weights. NULL if there is none, or several, and then *e says
+ * what is there instead. free() it. */
+char *weights_in_folder(const char *dir, Error *e);

@@ -18,11 +18,6 @@
 static const char hint[] = "in Python: torch.save(model.state_dict(), 'weights.pth'), or "
                            "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')";
 
-/* Whose objects may stand in the file: they are looked past, and nothing of them is called. */
-static const char *const modules[] = {"torch",   "collections",     "argparse",     "numpy",
-                                      "pathlib", "omegaconf",       "typing",       "yacs",
-                                      "timm",    "__builtin__ set", "builtins set", NULL};
-
 /* Bytes of a storage; of the old form also the key and the type that it is named by. */
 typedef struct {
     const uint8_t *bytes; /* NULL: there is none */
@@ -261,7 +256,7 @@ bool torch_read(SafeTensors *f, const Zip *z, Error *e)
     bool little = !order || order->size != 3 || memcmp(order->bytes, "big", 3) != 0;
     const uint8_t *bytes = zip_bytes(m, f->path, &made, e);
     bool ok = bytes && (little || fail(e, hint, "%s: was saved on a big-endian machine", f->path));
-    Pickle *p = ok ? pickle_open(bytes, m->size, f->path, modules, hint, e) : NULL;
+    Pickle *p = ok ? pickle_open(bytes, m->size, f->path, true, hint, e) : NULL;
     r.pickle = p;
     ok = p && read_pickle(&r) && st_index(f, e);
     pickle_close(p);
@@ -285,7 +280,7 @@ bool torch_is_old(const SafeTensors *f)
 /* The pickle at *at, which moves behind it. */
 static Pickle *next_pickle(const Reader *r, uint64_t *at)
 {
-    Pickle *p = pickle_open(r->f->map + *at, r->f->size - *at, r->f->path, modules, hint, r->e);
+    Pickle *p = pickle_open(r->f->map + *at, r->f->size - *at, r->f->path, true, hint, r->e);
     if (p)
         *at += pickle_bytes(p);
     return p;

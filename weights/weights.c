@@ -368,6 +368,8 @@ static void settle(const Weights *w, WeightsInfo *info)
         c->heads = c->width / (int)q_norm->n;
     else if (h->heads)
         c->heads = h->heads;
+    else if (h->head_width && c->width % h->head_width == 0)
+        c->heads = c->width / h->head_width;
     else if (!h->timm || !preset)
         assume(info, "heads", "%d head%s, %s%s (--heads)", c->heads, c->heads > 1 ? "s" : "",
                preset ? "as " : "width ", preset ? preset : "/ 64");
@@ -393,6 +395,19 @@ static void settle(const Weights *w, WeightsInfo *info)
     }
 }
 
+/* Attention pooling here is over all tokens, a mean over the patches; timm's is over the patches
+ * unless its pool_include_prefix says otherwise. */
+static bool check_pool(const Weights *w, const Config *c, Error *e)
+{
+    bool all = w->hub.pools_all, map = c->pool == POOL_MAP;
+    if (!c->cls_tokens || (map ? all : !all || c->pool != POOL_GAP))
+        return true;
+    return fail(e, "take weights whose attention pooling is over all tokens, or a mean of patches",
+                "%s: its pooling is %s", w->f->path,
+                map ? "attention over the patches alone, beside other tokens"
+                    : "a mean of all tokens (pool_include_prefix)");
+}
+
 static bool config_of_foreign(Weights *w, WeightsInfo *info, Error *e)
 {
     Config *c = &info->config;
@@ -412,6 +427,8 @@ static bool config_of_foreign(Weights *w, WeightsInfo *info, Error *e)
     if (!infer_image(w, c, e))
         return false;
     settle(w, info);
+    if (!check_pool(w, c, e))
+        return false;
     info->hub = w->hub;
     snprintf(info->form, sizeof info->form, "%s%s%.100s, %dx%d pixels%s", w->names.family,
              *w->hub.from ? ", " : "", w->hub.from, c->image_h, c->image_w,

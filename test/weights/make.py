@@ -8,8 +8,12 @@ Made by timm 1.0.31, transformers 5.24.0, torchvision 0.29.2, torch 2.15.0.
 """
 
 import argparse
+import collections
+import datetime
+import functools
 import json
 import os
+import pathlib
 import shutil
 import struct
 
@@ -319,5 +323,44 @@ def openai(names):
 model = T.CLIPVisionModelWithProjection.from_pretrained(here("hf-clip"))
 keep("openai.pt", model, lambda m: m(image).image_embeds)
 torch.save(openai(state(model)), here("openai.pt"))
+
+# ---- what trainers keep beside the weights: objects of any module, which are looked past ----
+
+model = vit()
+lightning = {
+    "epoch": 3, "pytorch-lightning_version": "2.5.0", "hyper_parameters": collections.OrderedDict(
+        lr=1e-3, at=datetime.datetime(2026, 1, 1), device=torch.device("cpu"), dtype=torch.float32,
+        size=torch.Size([3, 4]), build=functools.partial(torch.optim.SGD, lr=0.1), of=collections.Counter("abc"),
+        some={1, 2}, frozen=frozenset([3]), where=pathlib.PurePosixPath("/data"), z=1 + 2j),
+    "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.5), pathlib.PurePosixPath("a.ckpt"): 1}},
+    "loops": {"progress": collections.defaultdict(int, a=1)}, "lr_schedulers": [{"_last_lr": [np.float64(0.2)]}],
+    "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(3)}}, "order": np.arange(3), "bytes": bytearray(b"ab")}],
+    "state_dict": {**state(model, "model."), "criterion.weight": torch.ones(K), "val_acc.tp": torch.zeros(K).long()}}
+keep("lightning.ckpt", model)
+torch.save(lightning, here("lightning.ckpt"))
+keep("lightning5.ckpt", model)
+torch.save(lightning, here("lightning5.ckpt"), pickle_protocol=5)
+
+# ---- what an architecture's name alone says, and what looks like a plain ViT ----
+
+small = dict(img_size=S, patch_size=P, depth=1, num_classes=K)
+torch.manual_seed(len(logits))
+model = random_weights(timm.create_model("test_vit", mlp_ratio=0.25, **small)).half().float()  # its heads: 32 wide
+keep("timm-heads", model)
+directory = folder("timm-heads")
+save_file({k: v.half() for k, v in state(model).items()}, directory + "/model.safetensors")
+write_json(directory + "/config.json", {"architecture": "test_vit", "num_classes": K, "global_pool": "token",
+                                        "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}})
+eva02 = timm.create_model("eva02_tiny_patch14_224", embed_dim=C, num_heads=H, **small)
+save_file(state(eva02), here("refused-eva02.safetensors"))
+tokens = VisionTransformer(embed_dim=C, num_heads=H, global_pool="map", class_token=False, reg_tokens=2, **small)
+save_file(state(tokens), here("refused-map-tokens.safetensors"))
+np.savez(here("refused-big-endian.npz"), cls=np.zeros((1, 1, C), ">f4"))
+adapted = {k.replace("query", "query.base_layer"): v for k, v in state(T.ViTModel(T.ViTConfig(**sizes))).items()}
+for part, shape in {"A": (2, C), "B": (C, 2)}.items():  # PEFT's names
+    adapted[f"encoder.layer.0.attention.attention.query.lora_{part}.default.weight"] = torch.zeros(shape)
+save_file({"base_model.model." + k: v for k, v in adapted.items()}, here("refused-lora.safetensors"))
+T.OwlViTVisionModel(T.OwlViTVisionConfig(**sizes)).save_pretrained(folder("refused-owlvit"))
+os.remove(here("refused-owlvit/config.json"))
 save_file({"image": image.float(), **{k: v.float() for k, v in logits.items()}}, here("logits.safetensors"))
 print(len(logits), "models;", sum(os.path.getsize(os.path.join(d, f)) for d, _, fs in os.walk(HERE) for f in fs), "bytes")
