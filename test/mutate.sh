@@ -184,6 +184,7 @@ test/cuda_on_cpu/async.cpp | s/if ((m.phase \& 1) == parity)/if ((m.phase \& 1) 
 test/cuda_on_cpu/async.cpp | s/announce(m, -long(box_bytes/announce(m, long(box_bytes/
 test/cuda_on_cpu/async.cpp | s/uint64_t(y) >= m.size\[1\]/uint64_t(y) > m.size[1]/
 test/cuda_on_cpu/async.cpp | s/uint64_t(z) >= m.size\[2\]/uint64_t(z) > m.size[2]/
+test/cuda_on_cpu/async.cpp | s/uint64_t(w) >= m.size\[3\]/uint64_t(w) > m.size[3]/
 test/cuda_on_cpu/async.cpp | s/std::min(end - (x + c), 16l)/16l/
 test/cuda_on_cpu/async.cpp | s/std::max(-(x + c), 0l)/0l/
 test/cuda_on_cpu/async.cpp | s/a.timing = .*/a.timing = AT_ONCE;/
