@@ -129,6 +129,15 @@ __device__ __forceinline__ void tma_load_3d(void *to, const CUtensorMap *map, ui
                       : "memory"),
          standin::tma_load(to, map, bar, {3, {x, y, z}}, line));
 }
+__device__ __forceinline__ void tma_load_4d(void *to, const CUtensorMap *map, uint64_t *bar, int x,
+                                            int y, int z, int w SM90_LINE)
+{
+    SM90(asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                      "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(ptx_shared(to)),
+                      "l"(map), "r"(ptx_shared(bar)), "r"(x), "r"(y), "r"(z), "r"(w)
+                      : "memory"),
+         standin::tma_load(to, map, bar, {4, {x, y, z, w}}, line));
+}
 /* Starts a copy of one box to global memory. It reads shared memory until tma_store_read_wait() by
  * the same thread; the kernel's end, or tma_store_wait(), is what completes it. */
 __device__ __forceinline__ void tma_store_2d(const CUtensorMap *map, const void *from, int x,
@@ -149,6 +158,16 @@ __device__ __forceinline__ void tma_store_3d(const CUtensorMap *map, const void 
                       "l"(map), "r"(x), "r"(y), "r"(z)
                       : "memory"),
          standin::tma_store(map, from, {3, {x, y, z}}, line));
+}
+__device__ __forceinline__ void tma_store_4d(const CUtensorMap *map, const void *from, int x, int y,
+                                             int z, int w SM90_LINE)
+{
+    SM90(asm volatile(
+             "cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%1, {%2, %3, %4, %5}], "
+             "[%0];" ::"r"(ptx_shared(from)),
+             "l"(map), "r"(x), "r"(y), "r"(z), "r"(w)
+             : "memory"),
+         standin::tma_store(map, from, {4, {x, y, z, w}}, line));
 }
 /* Closes the group of the stores issued since the last commit. */
 __device__ __forceinline__ void tma_store_commit()
@@ -500,8 +519,8 @@ template <class E, int D>
 bool tensor_map(CUtensorMap *map, const void *p, const uint64_t (&size)[D],
                 const uint64_t (&stride)[D], const uint32_t (&box)[D], Swizzle swizzle)
 {
-    static_assert(D == 2 || D == 3, "a copy has two dimensions or three");
-    const uint32_t every[3] = {1, 1, 1};
+    static_assert(D >= 2 && D <= 4, "a copy has two to four dimensions");
+    const uint32_t every[4] = {1, 1, 1, 1};
     const auto encode = tensor_map_encoder();
     return encode && encode(map, sm90_type<E>, D, const_cast<void *>(p), size, stride + 1, box,
                             every, CU_TENSOR_MAP_INTERLEAVE_NONE, CUtensorMapSwizzle(swizzle),

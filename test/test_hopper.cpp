@@ -40,8 +40,8 @@ static const int swizzle_tables[4][8][8] = {
 
 /* One box to shared memory at `offset`, as it lies there to `out`, and with another map back. */
 __global__ void through(const __grid_constant__ CUtensorMap from,
-                        const __grid_constant__ CUtensorMap to, int x, int y, int z, int bytes,
-                        int offset, int store, uint16_t *out)
+                        const __grid_constant__ CUtensorMap to, int dimensions, int x, int y, int z,
+                        int w, int bytes, int offset, int store, uint16_t *out)
 {
     char *s = dynamic_tiles<char>();
     uint64_t *bar = reinterpret_cast<uint64_t *>(s);
@@ -50,20 +50,24 @@ __global__ void through(const __grid_constant__ CUtensorMap from,
         mbarrier_init(bar, 1);
         mbarrier_init_fence();
         mbarrier_arrive_expect(bar, uint32_t(bytes));
-        if (z < 0)
+        if (dimensions == 2)
             tma_load_2d(s, &from, bar, x, y);
-        else
+        else if (dimensions == 3)
             tma_load_3d(s, &from, bar, x, y, z);
+        else
+            tma_load_4d(s, &from, bar, x, y, z, w);
     }
     __syncthreads();
     mbarrier_wait(bar, 0);
     for (int i = int(threadIdx.x); i < bytes / 2; i += int(blockDim.x))
         out[i] = reinterpret_cast<uint16_t *>(s)[i];
     if (store && threadIdx.x == 0) {
-        if (z < 0)
+        if (dimensions == 2)
             tma_store_2d(&to, s, x, y);
-        else
+        else if (dimensions == 3)
             tma_store_3d(&to, s, x, y, z);
+        else
+            tma_store_4d(&to, s, x, y, z, w);
         tma_store_commit();
         tma_store_wait<0>();
     }
@@ -96,8 +100,8 @@ static void test_swizzles()
             CHECK(tensor_map<bf16>(&from, dx, {64, 64}, {2, 128}, {columns, rows}, Swizzle(mode)));
             CHECK(tensor_map<bf16>(&to, back, {64, 64}, {2, 128}, {columns, rows}, Swizzle(mode)));
             OK(cudaMemset(back, 0, x.size() * 2));
-            launch(through, 1, 64, 4096, nullptr, from, to, 0, 16, -1, 1024, 1024 + 128 * trial, 1,
-                   out);
+            launch(through, 1, 64, 4096, nullptr, from, to, 2, 0, 16, 0, 0, 1024,
+                   1024 + 128 * trial, 1, out);
             std::vector<uint16_t> got = host(out, 512);
             int wrong = 0;
             for (uint32_t i = 0; i < 512; i++) {
@@ -122,42 +126,55 @@ static void test_swizzles()
     OK(cudaFree(out));
 }
 
-/* Boxes that lie partly outside of a tensor [z][y][x] with rows of its own length: zeros come in,
- * and nothing goes out. */
-static void test_edges()
+/* Boxes that lie partly outside of a tensor [w][z][y][x] with rows of its own length: zeros come
+ * in, and nothing goes out. Of three dimensions: one w, and no coordinate for it. */
+static void test_edges(bool four)
 {
-    const int X = 50, Y = 7, Z = 3, LD = 56;
-    std::vector<bf16> x = numbered(LD * Y * Z);
+    const int X = 50, Y = 7, Z = 3, W = four ? 2 : 1, LD = 56;
+    std::vector<bf16> x = numbered(size_t(LD * Y * Z * W));
     bf16 *dx = device(x), *back = device(std::vector<bf16>(x.size()));
     uint16_t *out = device(std::vector<uint16_t>(64 * 64));
     CUtensorMap from, to;
-    const uint64_t size[3] = {X, Y, Z}, stride[3] = {2, LD * 2, LD * Y * 2};
-    const uint32_t box[3] = {32, 4, 2};
-    CHECK(tensor_map<bf16>(&from, dx, size, stride, box, SWIZZLE_64));
-    CHECK(tensor_map<bf16>(&to, back, size, stride, box, SWIZZLE_64));
-    const int places[][3] = {{0, 0, 0},   {32, 4, 1},  {45, 5, 2},
-                             {-3, -2, 0}, {-40, 0, 0}, {60, 0, 1}};
+    const uint64_t size[4] = {X, Y, Z, uint64_t(W)},
+                   stride[4] = {2, LD * 2, LD * Y * 2, LD * Y * Z * 2};
+    const uint32_t box[4] = {32, four ? 2u : 4, 2, four ? 2u : 1};
+    const uint64_t size3[3] = {X, Y, Z}, stride3[3] = {2, LD * 2, LD * Y * 2};
+    const uint32_t box3[3] = {32, 4, 2};
+    for (CUtensorMap *m : {&from, &to}) {
+        bf16 *p = m == &from ? dx : back;
+        bool made = four ? tensor_map<bf16>(m, p, size, stride, box, SWIZZLE_64)
+                         : tensor_map<bf16>(m, p, size3, stride3, box3, SWIZZLE_64);
+        CHECK(made);
+    }
+    const int places[][4] = {{0, 0, 0, 0},   {32, 4, 1, 1},  {45, 5, 2, -1},
+                             {-3, -2, 0, 1}, {-40, 0, 0, 0}, {60, 0, 1, 0}};
     for (auto &p : places) {
         OK(cudaMemset(back, 0, x.size() * 2));
-        launch(through, 1, 32, 2048, nullptr, from, to, p[0], p[1], p[2], 512, 1024, 1, out);
+        launch(through, 1, 32, 2048, nullptr, from, to, 3 + four, p[0], p[1], p[2], p[3], 512, 1024,
+               1, out);
         std::vector<uint16_t> got = host(out, 256);
         std::vector<bf16> b = host(back, x.size());
         int wrong = 0, outside = 0;
         std::vector<int> stored(x.size());
         for (int i = 0; i < 256; i++) {
-            int line = i / 64, chunk = swizzle_tables[2][line][i / 8 % 8];
-            int element = (line * 8 + chunk) * 8 + i % 8;
-            int xx = p[0] + element % 32, yy = p[1] + element / 32 % 4, zz = p[2] + element / 128;
-            bool in = xx >= 0 && xx < X && yy >= 0 && yy < Y && zz >= 0 && zz < Z;
-            int at = (zz * Y + yy) * LD + xx;
+            const int line = i / 64, chunk = swizzle_tables[2][line][i / 8 % 8];
+            int element = (line * 8 + chunk) * 8 + i % 8, at = 0;
+            bool in = true;
+            const int sizes[] = {X, Y, Z, W}, steps[] = {1, LD, LD * Y, LD * Y * Z};
+            for (int d = 0; d < 4; d++) {
+                const int c = (d == 3 && !four ? 0 : p[d]) + element % int(box[d]);
+                in = in && c >= 0 && c < sizes[d];
+                at += c * steps[d];
+                element /= int(box[d]);
+            }
             wrong += got[size_t(i)] != (in ? bits(x[size_t(at)]) : 0);
             if (in)
                 stored[size_t(at)] = 1;
         }
         for (size_t i = 0; i < x.size(); i++)
             outside += bits(b[i]) != (stored[i] ? bits(x[i]) : 0);
-        CHECK(wrong == 0 && outside == 0, "box at %d %d %d: %d, %d wrong", p[0], p[1], p[2], wrong,
-              outside);
+        CHECK(wrong == 0 && outside == 0, "box at %d %d %d %d: %d, %d wrong", p[0], p[1], p[2],
+              p[3], wrong, outside);
     }
     OK(cudaFree(dx));
     OK(cudaFree(back));
@@ -921,7 +938,8 @@ int main(int argc, char **argv)
     if (argc > 1 && access(argv[1], F_OK)) /* the path of the fixtures is for other tests */
         return scenario(argv[1]);
     test_swizzles();
-    test_edges();
+    test_edges(false);
+    test_edges(true);
     test_maps();
     test_fragments();
     test_layouts();

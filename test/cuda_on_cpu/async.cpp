@@ -191,7 +191,7 @@ static uint32_t element_bytes(CUtensorMapDataType type)
  */
 static bool valid(const TensorMap &m)
 {
-    if (!m.element || m.dimensions < 2 || m.dimensions > 3 || uintptr_t(m.address) % 16)
+    if (!m.element || m.dimensions < 2 || m.dimensions > 4 || uintptr_t(m.address) % 16)
         return false;
     for (unsigned i = 0; i < m.dimensions; i++) {
         if (!m.size[i] || m.size[i] > 1ull << 32 || !m.box[i] || m.box[i] > 256)
@@ -218,7 +218,7 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, cuui
     m.element = standin::element_bytes(type);
     m.swizzle = swizzle;
     m.stride[0] = m.element;
-    for (unsigned i = 0; i < 3; i++) {
+    for (unsigned i = 0; i < 4; i++) {
         m.size[i] = i < rank ? size[i] : 1;
         m.box[i] = i < rank ? box[i] : 1;
         if (i && i < rank)
@@ -271,7 +271,7 @@ static TensorMap read_map(const CUtensorMap *map, const Place &place)
 
 uint32_t box_bytes(const TensorMap &m)
 {
-    return m.box[0] * m.box[1] * m.box[2] * m.element;
+    return m.box[0] * m.box[1] * m.box[2] * m.box[3] * m.element;
 }
 static uint32_t chunk_address(const TensorMap &m, uint32_t first, uint32_t offset)
 {
@@ -284,14 +284,18 @@ template <class F> static void each_piece(const TensorMap &m, const Place &place
 {
     const uint32_t row = m.box[0] * m.element;
     const long x = long(place.at[0]) * m.element, end = long(m.size[0] * m.element);
-    for (uint32_t i = 0; i < m.box[1] * m.box[2]; i++) {
-        long y = long(place.at[1]) + i % m.box[1];
-        long z = (m.dimensions == 3 ? long(place.at[2]) : 0) + i / m.box[1];
-        bool outside = y < 0 || z < 0 || uint64_t(y) >= m.size[1] || uint64_t(z) >= m.size[2];
+    for (uint32_t i = 0; i < m.box[1] * m.box[2] * m.box[3]; i++) {
+        const long y = long(place.at[1]) + i % m.box[1]; /* coordinates that are not there are 0 */
+        const long z = long(place.at[2]) + i / m.box[1] % m.box[2];
+        const long w = long(place.at[3]) + i / m.box[1] / m.box[2];
+        bool outside = y < 0 || uint64_t(y) >= m.size[1];
+        outside |= z < 0 || uint64_t(z) >= m.size[2];
+        outside |= w < 0 || uint64_t(w) >= m.size[3];
         for (uint32_t c = 0; c < row; c += 16) {
             long from = std::min(std::max(-(x + c), 0l), 16l);
             long to = outside ? from : std::max(from, std::min(end - (x + c), 16l));
-            char *at = m.address + x + c + y * long(m.stride[1]) + z * long(m.stride[2]);
+            char *at = m.address + x + c + y * long(m.stride[1]) + z * long(m.stride[2]) +
+                       w * long(m.stride[3]);
             if (from > 0)
                 f(i * row + c, static_cast<char *>(nullptr), uint32_t(from));
             if (to > from)

@@ -52,8 +52,8 @@ void order_acquire(void *address);
 struct TensorMap { /* what CUtensorMap holds here */
     uint64_t magic;
     char *address;
-    uint64_t size[3], stride[3]; /* elements, bytes */
-    uint32_t box[3], dimensions, element;
+    uint64_t size[4], stride[4]; /* elements, bytes */
+    uint32_t box[4], dimensions, element;
     uint32_t swizzle; /* CUtensorMapSwizzle */
 };
 

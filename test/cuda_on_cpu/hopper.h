@@ -27,7 +27,7 @@ void fence_proxy_async();
 
 /* tensor copies */
 struct Place {
-    int dimensions, at[3];
+    int dimensions, at[4];
 };
 void tma_load(void *to, const CUtensorMap *map, uint64_t *bar, Place place, int line);
 void tma_store(const CUtensorMap *map, const void *from, Place place, int line);
