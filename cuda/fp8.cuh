@@ -162,6 +162,7 @@ struct Fp8Cast {
 struct Stored {
     Tensor t; /* bf16 [rows, n] */
     using Raw = Pack<bf16, 8>;
+    static constexpr int PAIRS = 2;     /* of rows, on their way at once */
     static constexpr bool SUMS = false; /* are column sums wanted? */
     static constexpr int BLOCKS = 4;    /* of a multiprocessor, by registers */
 
@@ -251,7 +252,7 @@ static __global__ void __launch_bounds__(CAST_THREADS, Source::BLOCKS)
     if (blockIdx.x == 0 && threadIdx.x == 0)
         a.scale->inverse = 1 / scale;
     tiles_do(a, tile, [&](uint32_t(&words)[8], long r, long c) {
-#pragma unroll
+#pragma unroll(Source::PAIRS)
         for (int i = 0; i < 4; i += 2) { /* two rows; those that are not there are zeros */
             typename Source::Raw raw[2];
             float v[2][8];

@@ -1225,6 +1225,7 @@ template <int HALVES> struct Activated {
     int out, act, tokens;
     Mask mask;
     const StepState *state;
+    static constexpr int PAIRS = 1;
     static constexpr bool SUMS = false;
     static constexpr int BLOCKS = HALVES == 2 ? 3 : 4;
     struct Raw {
@@ -1366,6 +1367,7 @@ template <int HALVES> struct Sloped {
     int in, act, tokens;
     Mask mask;
     const StepState *state;
+    static constexpr int PAIRS = 1;
     static constexpr bool SUMS = true;
     static constexpr int BLOCKS = HALVES == 2 ? 2 : 3;
     struct Raw {
