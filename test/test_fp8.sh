@@ -148,10 +148,10 @@ elif [ -e "$weights" ]; then
     # on the stand-in smaller pictures and batches than the recipe's, with as much less of a learning rate
     # (with the recipe's own, two runs of a batch of 4 that differ by roundings alone part by 0.01 to 0.02,
     # bf16 and fp32 as much as bf16 and fp8), and fewer pictures to judge by
-    size=224 batch=32 most=250 small=
-    [ "$standin" ] && size=64 batch=4 most=100 small="--lr 0.00125 --no-autotune"
+    size=224 batch=32 most=250 rate='' quick=''
+    [ "$standin" ] && size=64 batch=4 most=100 rate='--lr 0.00125' quick=--no-autotune
     deit="--recipe $recipes/finetune_small.ini --data $shared/data/hymenoptera --val-data none --weights $weights
-          --image-size $size --batch-size $batch --steps 50 --log-every 1 --threads 1 $small"
+          --image-size $size --batch-size $batch --steps 50 --log-every 1 --threads 1 $rate $quick"
     mkdir -p pictures
     for class in $(find "$shared/data/imagenet_sample" -mindepth 1 -maxdepth 1 | sort | head -n $most); do
         ln -sfn "$class" "pictures/$(basename "$class")"
@@ -159,7 +159,7 @@ elif [ -e "$weights" ]; then
     for type in bf16 fp8; do
         train "$gpu" deit-$type $deit --precision $type
         "$gpu" eval --weights "$weights" --data pictures --classes "$shared/data/imagenet_classes.txt" \
-            --precision $type --batch-size 8 >log 2>&1
+            --precision $type --batch-size 8 $quick >log 2>&1
         check "DeiT-Tiny is evaluated in $type" grep -q '^top1 ' log
         sed -n 's/^top1 \([0-9.]*\) .*/\1/p' log >top1.$type
     done
