@@ -118,8 +118,8 @@ static void product(int kernel, int type, double M, double N, double K, double o
           gpu_floor(gpu(), type, tf32, 2 * M * N * K, bytes));
 }
 
-/* Of operands with a scale 8-bit copies are multiplied, which are made first. The first steps, which
- * fill the history of delayed scaling, are not what a run takes: see run_stage. */
+/* Of operands with a scale 8-bit copies are multiplied, which are made first. The first steps,
+ * which fill the history of delayed scaling, are not what a run takes: see run_stage. */
 static Fp8 fp8_how;
 
 static void clock_fp8(const Fp8 *how)

@@ -7,9 +7,9 @@
  * same in double, twice: of operands that were rounded here, under the gates of other products (the
  * weight gradient, whose sums a tensor core keeps to 14 bits for a while, under 1e-3); and of the
  * operands as they were, where the error must be within 10% of what PyTorch's rounding makes of
- * such numbers, 3.7e-2 forward and 5.8e-2 backward: neither more, nor suspiciously little. An operand
- * that is rounded where it is made comes to the bits of one in BF16 that is rounded afterwards.
- * Devices without such products are skipped.
+ * such numbers, 3.7e-2 forward and 5.8e-2 backward: neither more, nor suspiciously little. An
+ * operand that is rounded where it is made comes to the bits of one in BF16 that is rounded
+ * afterwards. Devices without such products are skipped.
  */
 #include "mats.h"
 #include "fp8_values.h"
@@ -419,9 +419,9 @@ static void calibration(Fp8 f)
 }
 
 /* ------------------------------------------------------------------------------------------------
- * Operands in 8 bits: made by an operation, then read by a layer of other weights. Each case is done
- * twice, with the operand in BF16 and in 8 bits: what the layer makes of it has the same bits, and so
- * have the scales. */
+ * Operands in 8 bits: made by an operation, then read by a layer of other weights. Each case is
+ * done twice, with the operand in BF16 and in 8 bits: what the layer makes of it has the same bits,
+ * and so have the scales. */
 
 enum { BY_NORM, BY_LINEAR, BY_ACTIVATE, BY_INPUT };
 enum { INNER = 32, OUTER = 48, TOKENS = 13 };
