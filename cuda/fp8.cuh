@@ -28,6 +28,13 @@
 
 using Fp8Kind = __nv_fp8_interpretation_t;
 
+/* There are 8-bit products from Hopper on: for older GPUs kernels are empty. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool FP8_HERE = false;
+#else
+constexpr bool FP8_HERE = true;
+#endif
+
 static bool is_fp8(int type)
 {
     return type == E4M3 || type == E5M2;
@@ -179,6 +186,8 @@ struct Stored {
 /* now = the largest |x|. Reads 2 bytes an element: floor 18 us for [B*T, C]. */
 static __global__ void fp8_amax_kernel(Fp8Cast a, Stored from)
 {
+    if (!FP8_HERE)
+        return;
     const uint32_t packs = (uint32_t)a.n / 8, step = gridDim.x * blockDim.x;
     const long count = a.rows * packs;
     float most = 0;
@@ -245,9 +254,11 @@ static __global__ void __launch_bounds__(CAST_THREADS, Source::BLOCKS)
     fp8_cast_kernel(Fp8Cast a, Source from)
 {
     launched_within<CAST_THREADS>();
+    if (!FP8_HERE)
+        return;
     uint32_t *tile = dynamic_smem<uint32_t>(); /* [CAST_COLUMNS][CAST_STRIDE] */
-    const float scale = a.how.current ? fp8_scale_of(a.scale->now, KIND, a.how.margin, 1)
-                                      : delayed_scale(a.scale);
+    const float scale =
+        a.how.current ? fp8_scale_of(a.scale->now, KIND, a.how.margin, 1) : delayed_scale(a.scale);
     float most = 0, sum[8] = {};
     if (blockIdx.x == 0 && threadIdx.x == 0)
         a.scale->inverse = 1 / scale;
@@ -290,11 +301,13 @@ static __global__ void __launch_bounds__(CAST_THREADS, Source::BLOCKS)
         block_amax(&a.scale->amax, most, (float *)tile);
 }
 
-/* across = the transposition of `to`. Reads and writes a byte an element: floor 18 us for [B*T, C]. */
-static __global__ void __launch_bounds__(CAST_THREADS, TURN_BLOCKS)
-    fp8_turn_kernel(Fp8Cast a)
+/* across = the transposition of `to`. Reads and writes a byte an element: floor 18 us for [B*T, C].
+ */
+static __global__ void __launch_bounds__(CAST_THREADS, TURN_BLOCKS) fp8_turn_kernel(Fp8Cast a)
 {
     launched_within<CAST_THREADS>();
+    if (!FP8_HERE)
+        return;
     tiles_do(a, dynamic_smem<uint32_t>(), [&](uint32_t(&words)[8], long r, long c) {
         each<4>([&](int i) {
             const bool there = r + i < a.rows;

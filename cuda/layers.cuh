@@ -423,7 +423,7 @@ __global__ void __launch_bounds__(128, NORM_BLOCKS<N, R>)
                                  bool learns)
 {
     launched_within<128>();
-    constexpr bool EIGHT = std::is_same_v<E, bf16>; /* may y have 8 bits? */
+    constexpr bool EIGHT = FP8_HERE && std::is_same_v<E, bf16>; /* may y have 8 bits? */
     const bool eight = EIGHT && a.y.type == E4M3;
     Fp8Scale *y_scale = (Fp8Scale *)a.y.scale;
     const float scale = eight ? delayed_scale(y_scale) : 1;
@@ -1408,8 +1408,8 @@ static void input_tail_fp8(const LinearBackwardInput *a, const Tensor &product)
         const int ranges = to.ranges(From::BLOCKS);
         if (a->dbias)
             to.sums = scratch_floats((size_t)ranges * (size_t)to.n);
-        cast<__NV_E5M2>(to, From{product, a->pre, a->in, a->act, a->tokens,
-                                 mask_of(a->drop, a->in), cu.state});
+        cast<__NV_E5M2>(
+            to, From{product, a->pre, a->in, a->act, a->tokens, mask_of(a->drop, a->in), cu.state});
         if (a->dbias)
             sum_ranges(Sums{{ptr<float>(a->dbias)}}, 1, to.sums, ranges, to.n);
     });
