@@ -193,6 +193,25 @@ static Tensor with_scale(const Model *m, Tensor t, int l, int operand)
 }
 #define scaled(t, operand) with_scale(m, t, l, operand)
 
+/* Delayed scaling begins when its history is full. */
+static bool scales_are_delayed(const Model *m)
+{
+    const Fp8Plan *p = &m->plan.fp8;
+    return m->scales && !p->current && m->state.step - m->fp8_since >= (uint32_t)p->history;
+}
+
+/* An operand that nothing but 8-bit products reads: whoever makes it rounds it, if its scale is
+ * known before. Not where weight gradients want it in BF16, or watch() would count it. */
+static Tensor with_copies(const Model *m, const Micro *b, Tensor t, int l, int operand)
+{
+    t = with_scale(m, t, l, operand);
+    if (t.scale && b->train_mode && scales_are_delayed(m) && !m->plan.fp8.wgrad_bf16 &&
+        m->plan.scaling.kind != SCALING_AUTO)
+        t.type = operand % 3 == 2 ? E5M2 : E4M3;
+    return t;
+}
+#define eight(t, operand) with_copies(m, b, t, l, operand)
+
 static int scales_of(const Model *m)
 {
     return m->config.layers * BLOCK_SCALES;
@@ -295,7 +314,7 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
 
     if (lacks(norm1_y))
         be->residual_norm_forward(&(ResidualNorm){ /* norm1_y [B,T,C] = LN1(x) */
-            .x = mat(b->stream[l], C), .y = mat(a->norm1_y, C), .gamma = w.norm1_w,
+            .x = mat(b->stream[l], C), .y = eight(mat(a->norm1_y, C), QKV_X), .gamma = w.norm1_w,
             .beta = w.norm1_b, .mean = a->norm1_mean, .rstd = a->norm1_rstd, .eps = c->eps,
             .rows = B * T, .C = C, .tokens = T});
     bool asks = lacks(qkv) || (c->qk_norm && lacks(qk));
@@ -305,7 +324,7 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
         linear(m, mat(from(a->qkv, A), 3L * A), mat(a->norm1_y, C),
                mat(from(w.qkv_w, (long)A * C), C), from(w.qkv_b, A), B * T, C, 2 * A);
     } else if (asks) { /* qkv [B,T,3A] */
-        linear(m, mat(a->qkv, 3L * A), scaled(mat(a->norm1_y, C), QKV_X),
+        linear(m, mat(a->qkv, 3L * A), eight(mat(a->norm1_y, C), QKV_X),
                scaled(mat(w.qkv_w, C), QKV_W), w.qkv_b, B * T, C, 3 * A);
     }
     if (asks && c->qk_norm) { /* q = LN(q), k = LN(k), of each head */
@@ -333,13 +352,13 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
     if (lacks(mid) || lacks(norm2_y))
         be->residual_norm_forward(&(ResidualNorm){ /* mid = x + branch1; norm2_y = LN2(mid) */
             .x = has_mid ? mid : x, .x_out = mid, .branch = has_mid ? NONE : branch1,
-            .y = mat(a->norm2_y, C), .gamma = w.norm2_w, .beta = w.norm2_b, .mean = a->norm2_mean,
-            .rstd = a->norm2_rstd, .ls = w.ls1, .drop = drop(b, c->dropout, RNG_PROJ_DROPOUT, l),
-            .path = path(m, b, RNG_ATTN_PATH, l), .eps = c->eps, .rows = r.n, .C = C,
-            .tokens = r.Tq});
+            .y = eight(mat(a->norm2_y, C), FC1_X), .gamma = w.norm2_w, .beta = w.norm2_b,
+            .mean = a->norm2_mean, .rstd = a->norm2_rstd, .ls = w.ls1,
+            .drop = drop(b, c->dropout, RNG_PROJ_DROPOUT, l), .path = path(m, b, RNG_ATTN_PATH, l),
+            .eps = c->eps, .rows = r.n, .C = C, .tokens = r.Tq});
 
     LinearForward up = { /* gelu [B,Tq,F] = gelu(fc1(norm2_y)) */
-        .y = mat(a->gelu, F), .x = scaled(mat(a->norm2_y, C), FC1_X),
+        .y = eight(mat(a->gelu, F), FC2_X), .x = eight(mat(a->norm2_y, C), FC1_X),
         .w = scaled(mat(w.fc1_w, C), FC1_W), .bias = w.fc1_b, .rows = r.n, .in = C, .out = F,
         .act = c->act,
         .pre = b->train_mode || F1 > F ? mat(a->fc1, F1) : NONE, .tokens = r.Tq,
@@ -351,7 +370,7 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
         be->activate(&up);
     if (through || (c->layer_scale && lacks(branch2))) {
         be->linear_forward(&(LinearForward){ /* branch2 [B,Tq,C] = fc2(gelu), or out = mid + that */
-            .y = joins ? out : branch2, .x = scaled(mat(a->gelu, F), FC2_X),
+            .y = joins ? out : branch2, .x = eight(mat(a->gelu, F), FC2_X),
             .w = scaled(mat(w.fc2_w, F), FC2_W), .bias = once(tp, w.fc2_b), .rows = r.n, .in = F,
             .out = C, .residual = joins ? mid : NONE, .tokens = r.Tq});
         sum_parts(m, tp, branch2, r.n, C);
@@ -451,13 +470,6 @@ static void head_forward(Model *m, Micro *b)
     linear(m, mat(from(b->logits, first), K), features, mat(w.head_w, R ? R : D), w.head_b, B,
            R ? R : D, mine);
     sum_parts(m, &m->classes, mat(b->logits, K), B, K); /* [B,K] */
-}
-
-/* Delayed scaling begins when its history is full. */
-static bool scales_are_delayed(const Model *m)
-{
-    const Fp8Plan *p = &m->plan.fp8;
-    return m->scales && !p->current && m->state.step - m->fp8_since >= (uint32_t)p->history;
 }
 
 /* Before a pass: what its operations read besides their operands. Evaluation scales by what it
@@ -661,7 +673,7 @@ static void block_backward(Model *m, Micro *b, int l)
     Rows r = rows_of(m, b, few);
     Tensor dx = mat(m->dstream, r.ld); /* the gradient of out, of mid and of x in turn */
     Tensor dbranch = plain ? dx : mat(m->dbranch, C), dbranch_out = plain ? NONE : dbranch;
-    Tensor dwide = mat(m->dwide, F1), dy = mat(m->dy, C), datt = mat(m->dy, A);
+    Tensor dwide = eight(mat(m->dwide, F1), FC1_DY), dy = mat(m->dy, C), datt = mat(m->dy, A);
     Tensor dqkv = mat(m->dqkv, 3L * A);
     dev *dbias = c->qk_norm ? g.qkv_b : NULL; /* else attention_backward makes it */
 
@@ -675,14 +687,14 @@ static void block_backward(Model *m, Micro *b, int l)
             .rows = r.n, .C = C, .tokens = r.Tq, .dx = dx, .dbranch = dbranch_out, .dls = g.ls2,
             .dbias = g.fc2_b});
     be->linear_backward_weight(&(LinearBackwardWeight){ /* fc2_w [C,F] */
-        .dw = g.fc2_w, .dy = scaled(dbranch, FC2_DY), .x = scaled(mat(a->gelu, F), FC2_X),
+        .dw = g.fc2_w, .dy = scaled(dbranch, FC2_DY), .x = eight(mat(a->gelu, F), FC2_X),
         .rows = r.n, .in = F, .out = C});
     be->linear_backward_input(&(LinearBackwardInput){ /* dwide [B,Tq,F1], before the GELU */
         .dx = dwide, .dy = scaled(dbranch, FC2_DY), .w = scaled(mat(w.fc2_w, F), FC2_W),
         .rows = r.n, .in = F, .out = C, .act = c->act, .pre = mat(a->fc1, F1), .dbias = g.fc1_b,
         .tokens = r.Tq, .drop = drop_part(m, b, c->dropout, RNG_MLP_DROPOUT, l, F)});
     watch(m, dwide, r.n, F1);
-    linear_backward(m, g.fc1_w, NULL, dy, scaled(dwide, FC1_DY), scaled(mat(a->norm2_y, C), FC1_X),
+    linear_backward(m, g.fc1_w, NULL, dy, dwide, eight(mat(a->norm2_y, C), FC1_X),
                     scaled(mat(w.fc1_w, C), FC1_W), r.n, C, F1); /* dy */
     sum_parts(m, tp, dy, r.n, C);
     be->residual_norm_backward(&(ResidualNorm){ /* dx += LN2'(dy); dbranch [B,Tq,C] of it */
@@ -715,7 +727,7 @@ static void block_backward(Model *m, Micro *b, int l)
             .rows = B, .in = C, .out = A, .tokens = 1, .accumulate = true});
     } else { /* dy [B,T,C] */
         linear_backward(m, g.qkv_w, dbias, dy, scaled(dqkv, QKV_DY),
-                        scaled(mat(a->norm1_y, C), QKV_X), scaled(mat(w.qkv_w, C), QKV_W), B * T,
+                        eight(mat(a->norm1_y, C), QKV_X), scaled(mat(w.qkv_w, C), QKV_W), B * T,
                         C, 3 * A);
     }
     sum_parts(m, tp, dy, B * T, C);
@@ -1219,6 +1231,13 @@ void vit_read_act(const Model *m, const dev *buffer, long offset, long n, real *
  * things live and what they grow with: parameters (the model), activations (images at a time),
  * inputs. */
 
+/* Numbers behind an activation of up to so many columns that 8-bit copies may need besides: rows of
+ * zeros, and a gap between the two (Fp8 in backend.h). */
+static double spare(const Model *m, double columns)
+{
+    return m->plan.fp8.on ? 8 * columns + 128 : 0;
+}
+
 /* Buffers for what block l saves, and of `again` for the rest; those of `again` itself where that
  * is NULL: for what block l does not save. */
 static void take_block(const Model *m, Arena *a, int l, BlockActs *b, const BlockActs *again)
@@ -1230,7 +1249,7 @@ static void take_block(const Model *m, Arena *a, int l, BlockActs *b, const Bloc
 #define X(field, type, n, ...)                                                                     \
     b->field = again ? again->field : NULL;                                                        \
     if (is_saved(m, l, ACT_##field) == (again != NULL))                                            \
-        b->field = take(a, type, n);
+        b->field = take(a, type, (n) + spare(m, C + F1));
     BLOCK_ACTS(X)
 #undef X
 }
@@ -1330,7 +1349,8 @@ static void plan_wide(Model *m, Arena *a)
     if (again && m->plan.recompute.group == 1 && c->mlp / m->split.tp.ranks >= wide)
         m->dwide = m->again[0].gelu;
     else
-        m->dwide = take(a, m->plan.type, (double)m->plan.max_batch * vit_tokens(c) * wide);
+        m->dwide = take(a, m->plan.type,
+                        (double)m->plan.max_batch * vit_tokens(c) * wide + spare(m, F1));
     m->dqkv = m->dwide;
 }
 

@@ -3,15 +3,18 @@
  * cuBLASLt multiplies 8-bit matrices in one layout alone: sums run along rows of both, in its words
  * A is transposed and B is not. So y = x w^T takes x and w as they are, dx = dy w takes w
  * transposed, and dw = dy^T x takes both transposed. A copy and its transposition are written in
- * one pass over the operand; rows of a transposed copy are padded with zeros to a multiple of 16,
- * as sums must be.
+ * one pass, which reads an operand, or makes it: what is rounded there is a Source, a matrix in
+ * memory or what an activation makes of one. Rows of a transposed copy are padded with zeros to a
+ * multiple of 16, as sums must be.
  *
- * Copies live in the scratch memory, from one operation to the next: forward those of x and w;
- * backward those of dy, which the weight gradient's product makes for the input gradient's too, and
- * x and w once more, transposed. Made again, a copy costs 3 bytes an element; kept, it would cost a
- * byte of memory for each saved activation, and under ZeRO 3 for each weight of the whole model.
+ * Where nobody reads an operand but 8-bit products, its Tensor is of an 8-bit type, and the copies
+ * are all there is of it, in its place. Those of other operands live in the scratch memory, from
+ * one operation to the next: forward those of x and w; backward those of dy, which the weight
+ * gradient's product makes for the input gradient's too, and x and w once more, transposed. Made
+ * again, a copy costs 3 bytes an element; kept, it would cost a byte of memory for each saved
+ * activation, and under ZeRO 3 for each weight of the whole model.
  *
- * Order: rounding, scales, amax, casts, the end of a step.
+ * Order: rounding, scales, amax, casts, operands, the end of a step.
  */
 #pragma once
 
@@ -25,17 +28,37 @@
 
 using Fp8Kind = __nv_fp8_interpretation_t;
 
+/* There are 8-bit products from Hopper on: for older GPUs kernels are empty. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool FP8_HERE = false;
+#else
+constexpr bool FP8_HERE = true;
+#endif
+
+static bool is_fp8(int type)
+{
+    return type == E4M3 || type == E5M2;
+}
+
 /* What saturation would hide is NaN instead: an overflow must reach the gradient's norm. */
 __device__ inline float fp8_scaled(float x, float scale)
 {
     return isfinite(x) ? x * scale : NAN;
 }
-/* Four numbers, the first in the lowest byte. One instruction for each two. */
-template <Fp8Kind KIND> __device__ inline uint32_t fp8_pack(const float (&x)[4])
+/* Two numbers, the first in the lower byte: one instruction. */
+template <Fp8Kind KIND> __device__ inline uint32_t fp8_pair(float low, float high)
 {
-    uint32_t low = __nv_cvt_float2_to_fp8x2(make_float2(x[0], x[1]), __NV_SATFINITE, KIND);
-    uint32_t high = __nv_cvt_float2_to_fp8x2(make_float2(x[2], x[3]), __NV_SATFINITE, KIND);
-    return low | high << 16;
+    return __nv_cvt_float2_to_fp8x2(make_float2(low, high), __NV_SATFINITE, KIND);
+}
+/* Four words of four bytes each, as a matrix of bytes, become its transposition. */
+__device__ inline void transpose_bytes(uint32_t &a, uint32_t &b, uint32_t &c, uint32_t &d)
+{
+    const uint32_t ab = __byte_perm(a, b, 0x5140), AB = __byte_perm(a, b, 0x7362);
+    const uint32_t cd = __byte_perm(c, d, 0x5140), CD = __byte_perm(c, d, 0x7362);
+    a = __byte_perm(ab, cd, 0x5410);
+    b = __byte_perm(ab, cd, 0x7632);
+    c = __byte_perm(AB, CD, 0x5410);
+    d = __byte_perm(AB, CD, 0x7632);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -51,6 +74,12 @@ __device__ inline float fp8_scale_of(float amax, Fp8Kind kind, int margin, float
     const int top = kind == __NV_E4M3 ? 8 : 15, exponent = (int)(bits >> 23) - 127;
     const int e = top - margin - exponent - (fraction > 0x600000u); /* 1.75 */
     return __uint_as_float((uint32_t)(min(max(e, -100), 100) + 127) << 23);
+}
+
+/* What a tensor is multiplied by before `now` is known; nothing has been seen yet: 1 */
+__device__ inline float delayed_scale(const Fp8Scale *s)
+{
+    return s->scale > 0 ? s->scale : 1;
 }
 
 /* *most = the larger: of numbers that are not negative, the order of their bits is theirs, and NaN
@@ -79,94 +108,117 @@ __device__ inline void block_amax(float *most, float x, float *room)
     raise_amax(most, x);
 }
 
+/* N numbers of a row in 8 bits, and the largest of them. */
+template <Fp8Kind KIND, int N>
+__device__ inline void store_fp8(uint8_t *to, const float (&v)[N], float scale, float *most)
+{
+    uint32_t pairs[(N + 1) / 2];
+    each<N>([&](int k) { *most = larger_amax(*most, fabsf(v[k])); });
+    each<(N + 1) / 2>([&](int k) {
+        const float next = N > 1 ? v[N > 1 ? 2 * k + 1 : 0] : 0;
+        pairs[k] = fp8_pair<KIND>(fp8_scaled(v[2 * k], scale), fp8_scaled(next, scale));
+    });
+    if constexpr (N == 8)
+        *(uint2 *)to = make_uint2(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16);
+    else
+        each<N>([&](int k) { to[k] = (uint8_t)(pairs[k / 2] >> k % 2 * 8); });
+}
+
 /* ------------------------------------------------------------------------------------------------
- * Casts. A tile of 128 rows and 64 columns at a time: a thread reads 4 rows of 8 columns, makes a
- * word of each column's four numbers, and writes the rows' bytes from them; the words cross the
- * block through shared memory and leave as 16 bytes of a column. Reads 2 bytes an element, writes 1
- * or 2: floor 27 or 36 us for [B*T, C]. */
+ * Casts. A block takes 64 columns and walks down them, 128 rows at a time. A thread makes a word of
+ * each of eight columns' four numbers, and the rows' bytes from them; the words cross the block
+ * through shared memory and leave as 16 bytes of a column. Of a matrix in memory: reads 2 bytes an
+ * element, writes 1 or 2, floor 27 or 36 us for [B*T, C]. */
 
 enum {
     CAST_ROWS = 128,
     CAST_COLUMNS = 64,
     CAST_THREADS = 256,
     CAST_WORDS = CAST_ROWS / 4,
-    CAST_STRIDE = CAST_WORDS + 1 /* words of a column: neighbours lie in other banks */
+    CAST_STRIDE = CAST_WORDS + 1, /* words of a column: neighbours lie in other banks */
+    CAST_SHARED = CAST_COLUMNS * CAST_STRIDE * (int)sizeof(uint32_t),
+    TURN_BLOCKS = 6 /* of a multiprocessor, at once */
 };
 
 struct Fp8Cast {
-    Tensor from; /* bf16 [rows, n] */
     long rows, n;
     uint8_t *to;     /* [rows, n], or NULL */
     uint8_t *across; /* [n, padded], padded: rows to a multiple of 16, zeros behind them; or NULL */
     Fp8Scale *scale;
     Fp8 how;
+    float *sums; /* [ranges][n]: of each column, before it is rounded to 8 bits; or NULL */
+
+    __host__ __device__ static long padded(long rows)
+    {
+        return (rows + 15) / 16 * 16;
+    }
+    __host__ __device__ int strips() const /* of columns, */
+    {
+        return (int)((n + CAST_COLUMNS - 1) / CAST_COLUMNS);
+    }
+    int ranges(int blocks) const /* and of rows, where so many blocks run on a multiprocessor */
+    {
+        const int fit = cu.gpu.multiProcessorCount * blocks / strips();
+        return std::max(1, std::min(fit, ceil_div(rows, CAST_ROWS)));
+    }
+};
+
+/* A Source is read in two steps, so that several rows are on their way at once: fetch(raw, r, c)
+ * of row r, eight columns from c on, and make(v, raw, r, c), which leaves numbers as bf16 has them.
+ * This one is a matrix in memory. */
+struct Stored {
+    Tensor t; /* bf16 [rows, n] */
+    using Raw = Pack<bf16, 8>;
+    static constexpr int PAIRS = 2;     /* of rows, on their way at once */
+    static constexpr bool SUMS = false; /* are column sums wanted? */
+    static constexpr int BLOCKS = 4;    /* of a multiprocessor, by registers */
+
+    __device__ inline void fetch(Raw &raw, long r, long c) const
+    {
+        raw = fetch_pack<bf16, 8>((const bf16 *)t.p + r * t.ld + c);
+    }
+    __device__ inline void make(float (&v)[8], const Raw &raw, long, long) const
+    {
+        unpack(v, raw);
+    }
 };
 
 /* now = the largest |x|. Reads 2 bytes an element: floor 18 us for [B*T, C]. */
-static __global__ void fp8_amax_kernel(Fp8Cast a)
+static __global__ void fp8_amax_kernel(Fp8Cast a, Stored from)
 {
+    if (!FP8_HERE)
+        return;
     const uint32_t packs = (uint32_t)a.n / 8, step = gridDim.x * blockDim.x;
     const long count = a.rows * packs;
     float most = 0;
     for (long i = (long)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += step) {
         float v[8];
-        load(v, (const bf16 *)a.from.p + i / packs * a.from.ld + i % packs * 8);
+        load(v, (const bf16 *)from.t.p + i / packs * from.t.ld + i % packs * 8);
         each<8>([&](int k) { most = larger_amax(most, fabsf(v[k])); });
     }
     block_amax(&a.scale->now, most, dynamic_smem<float>());
 }
 
-/* Four rows of eight columns from row r, column c on; rows that are not there are zeros. */
-template <Fp8Kind KIND>
-__device__ inline void cast_patch(const Fp8Cast &a, long r, long c, float scale, float *most,
-                                  uint32_t (&words)[8])
+/* Eight words, of columns: for the rows' bytes, and back. */
+__device__ inline void transpose_words(uint32_t (&w)[8])
 {
-    float v[4][8] = {};
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-        if (r + i < a.rows)
-            load(v[i], (const bf16 *)a.from.p + (r + i) * a.from.ld + c);
-    each<8>([&](int k) {
-        float x[4];
-        each<4>([&](int i) {
-            *most = larger_amax(*most, fabsf(v[i][k]));
-            x[i] = fp8_scaled(v[i][k], scale);
-        });
-        words[k] = fp8_pack<KIND>(x);
-    });
-    if (!a.to)
-        return;
-    each<4>([&](int i) { /* byte i of each word */
-                         uint2 row = {0, 0};
-                         each<4>([&](int k) {
-                             row.x |= (words[k] >> 8 * i & 0xFF) << 8 * k;
-                             row.y |= (words[4 + k] >> 8 * i & 0xFF) << 8 * k;
-                         });
-                         if (r + i < a.rows)
-                             *(uint2 *)(a.to + (r + i) * a.n + c) = row;
-    });
+    transpose_bytes(w[0], w[1], w[2], w[3]);
+    transpose_bytes(w[4], w[5], w[6], w[7]);
 }
 
-template <Fp8Kind KIND>
-static __global__ void __launch_bounds__(CAST_THREADS) fp8_cast_kernel(Fp8Cast a)
+/* f(words, r, c) makes the words of rows r .. r + 3, columns c .. c + 7; their transposition is
+ * written here. */
+template <class F> __device__ inline void tiles_do(const Fp8Cast &a, uint32_t *tile, F f)
 {
-    launched_within<CAST_THREADS>();
-    uint32_t *tile = dynamic_smem<uint32_t>(); /* [CAST_COLUMNS][CAST_STRIDE] */
-    const float delayed = a.scale->scale > 0 ? a.scale->scale : 1;
-    const float scale = a.how.current ? fp8_scale_of(a.scale->now, KIND, a.how.margin, 1) : delayed;
-    const int across = (int)((a.n + CAST_COLUMNS - 1) / CAST_COLUMNS);
-    const long tiles = (a.rows + CAST_ROWS - 1) / CAST_ROWS * across;
-    const long padded = (a.rows + 15) / 16 * 16;
+    const int strips = a.strips();
+    const long ranges = gridDim.x / strips, padded = Fp8Cast::padded(a.rows);
+    const long c = (long)(blockIdx.x % strips) * CAST_COLUMNS;
     const int column = (int)threadIdx.x % 8 * 8, word = (int)threadIdx.x / 8; /* of my patch */
-    float most = 0;
-    if (blockIdx.x == 0 && threadIdx.x == 0)
-        a.scale->inverse = 1 / scale;
-    for (long t = blockIdx.x; t < tiles; t += gridDim.x) {
-        const long r = t / across * CAST_ROWS, c = t % across * CAST_COLUMNS;
+    for (long r = (long)(blockIdx.x / strips) * CAST_ROWS; r < a.rows; r += ranges * CAST_ROWS) {
         uint32_t words[8];
         __syncthreads(); /* the tile before has been read */
         if (c + column < a.n) {
-            cast_patch<KIND>(a, r + 4 * word, c + column, scale, &most, words);
+            f(words, r + 4 * word, c + column);
             each<8>([&](int k) { tile[(column + k) * CAST_STRIDE + word] = words[k]; });
         }
         __syncthreads();
@@ -179,11 +231,108 @@ static __global__ void __launch_bounds__(CAST_THREADS) fp8_cast_kernel(Fp8Cast a
                     make_uint4(from[0], from[1], from[2], from[3]);
         }
     }
+}
+
+/* What each thread has summed of its eight columns, to the block's part of a.sums. */
+__device__ inline void store_column_sums(const Fp8Cast &a, float *room, const float (&sum)[8])
+{
+    const int strips = a.strips(), j = (int)threadIdx.x;
+    const long c = (long)(blockIdx.x % strips) * CAST_COLUMNS;
+    __syncthreads();
+    each<8>([&](int k) { room[j / 8 * CAST_COLUMNS + j % 8 * 8 + k] = sum[k]; });
+    __syncthreads();
+    if (j >= CAST_COLUMNS || c + j >= a.n)
+        return;
+    float total = 0;
+    for (int w = 0; w < CAST_WORDS; w++)
+        total += room[w * CAST_COLUMNS + j];
+    a.sums[blockIdx.x / strips * a.n + c + j] = total;
+}
+
+template <Fp8Kind KIND, class Source>
+static __global__ void __launch_bounds__(CAST_THREADS, Source::BLOCKS)
+    fp8_cast_kernel(Fp8Cast a, Source from)
+{
+    launched_within<CAST_THREADS>();
+    if (!FP8_HERE)
+        return;
+    uint32_t *tile = dynamic_smem<uint32_t>(); /* [CAST_COLUMNS][CAST_STRIDE] */
+    const float scale =
+        a.how.current ? fp8_scale_of(a.scale->now, KIND, a.how.margin, 1) : delayed_scale(a.scale);
+    float most = 0, sum[8] = {};
+    if (blockIdx.x == 0 && threadIdx.x == 0)
+        a.scale->inverse = 1 / scale;
+    tiles_do(a, tile, [&](uint32_t(&words)[8], long r, long c) {
+#pragma unroll(Source::PAIRS)
+        for (int i = 0; i < 4; i += 2) { /* two rows; those that are not there are zeros */
+            typename Source::Raw raw[2];
+            float v[2][8];
+            each<2>([&](int m) { from.fetch(raw[m], min(r + i + m, a.rows - 1), c); });
+            each<2>([&](int m) {
+                from.make(v[m], raw[m], min(r + i + m, a.rows - 1), c);
+                const bool there = r + i + m < a.rows;
+                each<8>([&](int k) {
+                    v[m][k] = there ? v[m][k] : 0;
+                    if constexpr (Source::SUMS)
+                        sum[k] += v[m][k];
+                    most = larger_amax(most, fabsf(v[m][k]));
+                    v[m][k] = fp8_scaled(v[m][k], scale);
+                });
+            });
+            each<8>([&](int k) {
+                const uint32_t pair = fp8_pair<KIND>(v[0][k], v[1][k]);
+                words[k] = i ? words[k] | pair << 16 : pair;
+            });
+        }
+        if (!a.to)
+            return;
+        uint32_t bytes[8];
+        each<8>([&](int k) { bytes[k] = words[k]; });
+        transpose_words(bytes);
+        each<4>([&](int i) {
+            if (r + i < a.rows)
+                *(uint2 *)(a.to + (r + i) * a.n + c) = make_uint2(bytes[i], bytes[4 + i]);
+        });
+    });
+    if constexpr (Source::SUMS)
+        if (a.sums)
+            store_column_sums(a, (float *)tile, sum);
     if (a.how.learns)
         block_amax(&a.scale->amax, most, (float *)tile);
 }
 
-/* Copies take the end of the scratch memory, downwards; other operations' sums its beginning. */
+/* across = the transposition of `to`. Reads and writes a byte an element: floor 18 us for [B*T, C].
+ */
+static __global__ void __launch_bounds__(CAST_THREADS, TURN_BLOCKS) fp8_turn_kernel(Fp8Cast a)
+{
+    launched_within<CAST_THREADS>();
+    if (!FP8_HERE)
+        return;
+    tiles_do(a, dynamic_smem<uint32_t>(), [&](uint32_t(&words)[8], long r, long c) {
+        each<4>([&](int i) {
+            const bool there = r + i < a.rows;
+            const uint2 row = there ? *(const uint2 *)(a.to + (r + i) * a.n + c) : make_uint2(0, 0);
+            words[i] = row.x;
+            words[4 + i] = row.y;
+        });
+        transpose_words(words);
+    });
+}
+
+template <Fp8Kind KIND, class Source> static void cast(const Fp8Cast &a, const Source &from)
+{
+    launch(fp8_cast_kernel<KIND, Source>, (unsigned)(a.strips() * a.ranges(Source::BLOCKS)),
+           CAST_THREADS, CAST_SHARED, cu.stream, a, from);
+}
+static void turn(const Fp8Cast &a)
+{
+    launch(fp8_turn_kernel, (unsigned)(a.strips() * a.ranges(TURN_BLOCKS)), CAST_THREADS,
+           CAST_SHARED, cu.stream, a);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Operands: their copies take the end of the scratch memory, downwards; other operations' sums its
+ * beginning. */
 static Fp8 fp8_how;
 
 static void cuda_fp8(const Fp8 *how)
@@ -203,52 +352,70 @@ static bool in_fp8(const Tensor &a, const Tensor &b)
     return a.scale && b.scale;
 }
 
-/* A copy of x [rows, n] in `type`; across: its transposition [n, rows padded] instead of it; and,
- * where also_across is given, that one too. */
-static Tensor fp8_copy(const Tensor &x, long rows, long n, int type, bool across,
-                       Tensor *also_across = nullptr)
+/* The copies that a tensor of an 8-bit type is, to be written or read. */
+static Fp8Cast fp8_copies_of(const Tensor &t, long rows, long n)
 {
-    const long padded = (rows + 15) / 16 * 16, most = cu.gpu.multiProcessorCount * 8L;
-    const Tensor plain = {NULL, n, type, x.scale}, turned = {NULL, padded, type, x.scale};
-    Fp8Cast a = {x, rows, n, NULL, NULL, (Fp8Scale *)x.scale, fp8_how};
+    Fp8Cast a = {rows, n, (uint8_t *)t.p, NULL, (Fp8Scale *)t.scale, fp8_how, NULL};
+    if (n % 16 || t.ld != n || !aligned(t.p))
+        die("choose widths that are multiples of 16, or --precision bf16",
+            "8-bit copies of rows of %ld numbers", n);
+    a.how.current = false;
+    a.across = a.to + (rows * n + 255) / 256 * 256;
+    return a;
+}
+
+/* Copies of x [rows, n] in `type`: of itself, and of its transposition [n, rows padded]. */
+struct Copies {
+    Tensor x, across;
+};
+static Copies fp8_copies(const Tensor &x, long rows, long n, int type, bool straight, bool across)
+{
+    Copies made = {{NULL, n, type, x.scale}, {NULL, Fp8Cast::padded(rows), type, x.scale}};
+    if (is_fp8(x.type)) {
+        const Fp8Cast there = fp8_copies_of(x, rows, n);
+        made.x.p = x.p;
+        made.across.p = (dev *)there.across;
+        return made;
+    }
     if (n % 16 || !wide_rows(x))
         die("choose widths that are multiples of 16, or --precision bf16",
             "fp8 products of rows of %ld numbers", n);
-    if (!across)
+    Fp8Cast a = {rows, n, NULL, NULL, (Fp8Scale *)x.scale, fp8_how, NULL};
+    if (straight)
         a.to = fp8_room((size_t)(rows * n));
-    if (across || also_across)
-        a.across = fp8_room((size_t)(padded * n));
+    if (across)
+        a.across = fp8_room((size_t)(made.across.ld * n));
     if (fp8_how.current) {
+        const long most = cu.gpu.multiProcessorCount * 8L;
         const unsigned blocks = (unsigned)std::min(most, ceil_div(rows * n / 8, CAST_THREADS) + 0L);
         CHECK_CUDA(cudaMemsetAsync(&a.scale->now, 0, sizeof a.scale->now, cu.stream));
         launch(fp8_amax_kernel, blocks, CAST_THREADS, CAST_THREADS / 32 * sizeof(float), cu.stream,
-               a);
+               a, Stored{x});
     }
-    const long tiles = (long)ceil_div(rows, CAST_ROWS) * ceil_div(n, CAST_COLUMNS);
-    launch(type == E4M3 ? fp8_cast_kernel<__NV_E4M3> : fp8_cast_kernel<__NV_E5M2>,
-           (unsigned)std::min(most, tiles), CAST_THREADS,
-           CAST_COLUMNS * CAST_STRIDE * sizeof(uint32_t), cu.stream, a);
-    Tensor copy = across ? turned : plain;
-    copy.p = (dev *)(across ? a.across : a.to);
-    if (also_across) {
-        *also_across = turned;
-        also_across->p = (dev *)a.across;
-    }
-    return copy;
+    if (type == E4M3)
+        cast<__NV_E4M3>(a, Stored{x});
+    else
+        cast<__NV_E5M2>(a, Stored{x});
+    made.x.p = (dev *)a.to;
+    made.across.p = (dev *)a.across;
+    return made;
 }
 
 /* The copy of dy that the weight gradient's product left, first of its copies. */
 static Tensor fp8_left(const Tensor &dy, long rows, long n)
 {
+    if (is_fp8(dy.type))
+        return dy;
     return Tensor{(dev *)fp8_room((size_t)(rows * n)), n, E5M2, dy.scale};
 }
 
-/* For the copies of the largest layer: of dy, both ways, and of x across; bytes. */
+/* For the copies of the largest layer: of dy, both ways, and of x across; or of dy and of w, and a
+ * product in bf16 before it is rounded to 8 bits. Bytes. */
 static size_t fp8_scratch(const Sizes *s)
 {
-    const size_t rows = ((size_t)s->B * (size_t)s->T + 15) / 16 * 16, C = (size_t)s->C;
+    const size_t rows = (size_t)Fp8Cast::padded((long)s->B * s->T), C = (size_t)s->C;
     const size_t wide = std::max({3 * C, (size_t)s->F, C});
-    return s->fp8 ? 3 * std::max(rows, C) * wide + 4 * 256 : 0;
+    return s->fp8 ? (3 * rows + C) * wide + 4 * 256 : 0;
 }
 
 /* ------------------------------------------------------------------------------------------------

@@ -39,11 +39,6 @@ static void cublas_check(cublasStatus_t s, const char *what)
 /* ------------------------------------------------------------------------------------------------
  * A product: D[m,n] = epilogue(op(A)[m,k] op(B)[k,n] + C), column-major */
 
-static bool is_fp8(int type)
-{
-    return type == E4M3 || type == E5M2;
-}
-
 struct Product {
     const void *A, *B;
     bool ta, tb; /* is op() a transposition? */
@@ -991,11 +986,10 @@ static void cuda_linear_forward(const LinearForward *a)
     Tensor x = a->x, w = a->w;
     if (in_fp8(x, w)) {
         cu.copies = 0;
-        x = fp8_copy(a->x, a->rows, a->in, E4M3, false);
-        w = fp8_copy(a->w, columns, a->in, E4M3, false);
+        x = fp8_copies(a->x, a->rows, a->in, E4M3, true, false).x;
+        w = fp8_copies(a->w, columns, a->in, E4M3, true, false).x;
     }
     Product p(w, true, x, false, to, columns, a->rows, a->in);
-    p.out = a->y.type;
     if (bias) {
         p.epilogue = CUBLASLT_EPILOGUE_BIAS;
         p.bias = a->bias;
@@ -1018,7 +1012,7 @@ static void cuda_linear_forward(const LinearForward *a)
             linear_tail(a, to, rest ? a->bias : NULL);
     };
     const bool alone = whole && a->act && a->act != ACT_SWIGLU && a->drop.p <= 0 && !a->residual.p;
-    if (alone && a->y.type != F32) {
+    if (alone && (a->y.type == BF16 || a->y.type == F16)) {
         Product q = p;
         q.act = a->act;
         q.D = a->y.p;
@@ -1034,7 +1028,8 @@ static void cuda_linear_forward(const LinearForward *a)
     apart();
 }
 
-/* dx^T = w^T dy^T; ACT_SWIGLU: in dx's right half, of which the tail makes both */
+/* dx^T = w^T dy^T; ACT_SWIGLU: in dx's right half, of which the tail makes both; where dx has 8
+ * bits, in the scratch memory */
 static void cuda_linear_backward_input(const LinearBackwardInput *a)
 {
     Tensor to = a->dx;
@@ -1044,17 +1039,22 @@ static void cuda_linear_backward_input(const LinearBackwardInput *a)
     if (fp8) {
         cu.copies = 0;
         dy = fp8_left(a->dy, a->rows, a->out);
-        w = fp8_copy(a->w, a->out, a->in, E4M3, true);
+        w = fp8_copies(a->w, a->out, a->in, E4M3, false, true).across;
     }
+    if (is_fp8(to.type))
+        to = {(dev *)fp8_room((size_t)a->rows * (size_t)a->in * sizeof(bf16)), a->in, BF16, NULL};
     Product p(w, fp8, dy, false, to, a->in, a->rows, a->out);
     p.C = a->accumulate ? a->dx.p : NULL;
     p.ldc = a->dx.ld;
     const Instead apart = [&] {
         product_or_die(p);
-        if (a->act || a->dbias || a->drop.p > 0)
+        if (is_fp8(a->dx.type))
+            input_tail_fp8(a, to);
+        else if (a->act || a->dbias || a->drop.p > 0)
             input_tail(a);
     };
-    if (a->act && a->act != ACT_SWIGLU && a->drop.p <= 0 && a->dx.type != F32) {
+    const bool half = a->dx.type == BF16 || a->dx.type == F16;
+    if (a->act && a->act != ACT_SWIGLU && a->drop.p <= 0 && half) {
         Product q = p;
         q.act = a->act;
         q.slope = true;
@@ -1071,15 +1071,16 @@ static void cuda_linear_backward_input(const LinearBackwardInput *a)
 static void cuda_linear_backward_weight(const LinearBackwardWeight *a)
 {
     Tensor dw = {a->dw, a->in, F32, NULL};
-    Tensor x = a->x, dy = a->dy, across;
+    Tensor x = a->x, dy = a->dy;
     const bool fp8 = in_fp8(a->dy, a->x), both = fp8 && fp8_how.wgrad;
+    Copies copies = {};
     if (fp8) { /* dy's other copy is for the input gradient */
         cu.copies = 0;
-        fp8_copy(a->dy, a->rows, a->out, E5M2, false, both ? &across : nullptr);
+        copies = fp8_copies(a->dy, a->rows, a->out, E5M2, true, both);
     }
     if (both) {
-        dy = across;
-        x = fp8_copy(a->x, a->rows, a->in, E4M3, true);
+        dy = copies.across;
+        x = fp8_copies(a->x, a->rows, a->in, E4M3, false, true).across;
     }
     product_or_die(Product(x, both, dy, !both, dw, a->in, a->out, both ? x.ld : a->rows));
     if (a->dbias)

@@ -88,9 +88,17 @@ static const Gpu *gpu(void)
     return clk.job->cluster.gpu;
 }
 
+static bool is_eight(const Tensor *x)
+{
+    return x->type == E4M3 || x->type == E5M2;
+}
+
+/* Bytes of a number; one in 8 bits is there twice, by rows and across. */
 static double size_of(const Tensor *x)
 {
-    return x->p ? (double)type_size(x->type) : 0;
+    if (!x->p)
+        return 0;
+    return is_eight(x) ? 2 : (double)type_size(x->type);
 }
 
 static void pass(int kernel, double bytes)
@@ -110,14 +118,13 @@ static void product(int kernel, int type, double M, double N, double K, double o
           gpu_floor(gpu(), type, tf32, 2 * M * N * K, bytes));
 }
 
-/* Of operands with a scale 8-bit copies are multiplied, which are made first: 3 bytes an element.
- * The first steps, which fill the history of delayed scaling, are not what a run takes. */
+/* Of operands with a scale 8-bit copies are multiplied, which are made first. The first steps,
+ * which fill the history of delayed scaling, are not what a run takes: see run_stage. */
 static Fp8 fp8_how;
 
 static void clock_fp8(const Fp8 *how)
 {
     fp8_how = *how;
-    fp8_how.current = clk.job->plan.fp8.current;
 }
 
 static void clock_fp8_update(const Fp8Update *u)
@@ -125,30 +132,39 @@ static void clock_fp8_update(const Fp8Update *u)
     (void)u;
 }
 
-/* The type of the product of a and b, of so many elements together. */
-static int copied(const Tensor *a, const Tensor *b, double elements, int type)
+/* The type of the product of a and b */
+static int multiplied(const Tensor *a, const Tensor *b)
 {
-    if (!a->scale || !b->scale)
-        return type;
-    pass(COPIES, elements * (fp8_how.current ? 5 : 3));
-    return E4M3;
+    return a->scale && b->scale ? E4M3 : a->type;
+}
+
+/* So many copies of n numbers of x, where they are not all that there is of it */
+static void copied(const Tensor *x, double n, int copies)
+{
+    if (!is_eight(x))
+        pass(COPIES, n * (copies + size_of(x) * (fp8_how.current ? 2 : 1)));
 }
 
 static void clock_linear_forward(const LinearForward *a)
 {
-    int columns = a->act == ACT_SWIGLU ? 2 * a->out : a->out;
+    int columns = a->act == ACT_SWIGLU ? 2 * a->out : a->out, type = multiplied(&a->x, &a->w);
     double y = (double)a->rows * columns * size_of(&a->y);
     bool fused = a->act == ACT_NONE || (a->act == ACT_GELU_TANH && a->y.type != F32 && a->kept);
-    int type = copied(&a->x, &a->w, ((double)a->rows + columns) * a->in, a->x.type);
+    if (type == E4M3) {
+        copied(&a->x, (double)a->rows * a->in, 1);
+        copied(&a->w, (double)columns * a->in, 1);
+    }
     product(PRODUCTS_FORWARD, type, a->rows, columns, a->in, size_of(&a->y));
-    if (!fused || a->drop.p > 0)
+    if (!fused || a->drop.p > 0 || is_eight(&a->y))
         pass(ACT_FORWARD, 2 * y);
 }
 
 static void clock_linear_backward_input(const LinearBackwardInput *a)
 {
     double dx = (double)a->rows * a->in * size_of(&a->dx);
-    int type = copied(&a->dy, &a->w, (double)a->in * a->out, a->dy.type);
+    int type = multiplied(&a->dy, &a->w);
+    if (type == E4M3)
+        copied(&a->w, (double)a->in * a->out, 1);
     product(PRODUCTS_INPUT, type, a->rows, a->in, a->out, size_of(&a->dx));
     if (a->act || a->drop.p > 0)
         pass(ACT_BACKWARD, 3 * dx); /* reads dx and what the activation was of */
@@ -158,8 +174,11 @@ static void clock_linear_backward_input(const LinearBackwardInput *a)
 
 static void clock_linear_backward_weight(const LinearBackwardWeight *a)
 {
-    double elements = (double)a->rows * (fp8_how.wgrad ? a->in + 4.0 / 3 * a->out : a->out);
-    int type = copied(&a->dy, &a->x, elements, a->dy.type);
+    int type = multiplied(&a->dy, &a->x);
+    if (type == E4M3)
+        copied(&a->dy, (double)a->rows * a->out, fp8_how.wgrad ? 2 : 1);
+    if (type == E4M3 && fp8_how.wgrad)
+        copied(&a->x, (double)a->rows * a->in, 1);
     product(PRODUCTS_WEIGHT, fp8_how.wgrad ? type : a->dy.type, a->out, a->in, a->rows,
             sizeof(float));
     if (a->dbias)
@@ -185,7 +204,10 @@ static void clock_embed(const Embed *a)
 static void clock_norm_forward(const ResidualNorm *a)
 {
     double matrices = 1 + (a->branch.p != NULL) + (a->x_out.p && a->branch.p) + (a->gamma != NULL);
-    pass(NORMS_FORWARD, matrices * a->rows * a->C * size_of(&a->x));
+    double across = is_eight(&a->y) ? (double)a->rows * a->C : 0; /* which is a pass of its own */
+    pass(NORMS_FORWARD, matrices * a->rows * a->C * size_of(&a->x) - across);
+    if (across > 0)
+        pass(COPIES, 2 * across);
 }
 
 /* With a norm: reads x, dy and dx where it is not fresh, writes dx. */
@@ -404,7 +426,8 @@ static size_t clock_scratch_bytes(const Sizes *s)
     size_t tiles = ((size_t)s->T + 63) / 64, attention = 3 * tiles * (size_t)s->B * (size_t)s->C;
     size_t columns = s->F > 3 * s->C ? (size_t)s->F : 3 * (size_t)s->C;
     size_t layers = (size_t)gpu()->processors * 4 * columns;
-    size_t rows = (size_t)s->B * (size_t)s->T, eight = s->fp8 ? 3 * rows * columns : 0;
+    size_t rows = (size_t)s->B * (size_t)s->T;
+    size_t eight = s->fp8 ? (3 * rows + (size_t)s->C) * columns : 0;
     if (!gpu()->processors) /* the CPU's grows by itself */
         return 0;
     return sizeof(float) * (attention > layers ? attention : layers) + eight;
@@ -704,7 +727,7 @@ static void connect_split(const Job *j, Split *s, Group groups[6])
     }
 }
 
-/* A whole step first: the one after it begins as all others do. */
+/* A whole step first: the one after it begins as all others do. Histories of scales are full. */
 static Stage run_stage(const Job *j, int stage, long micros)
 {
     Stage s = {0};
@@ -718,7 +741,7 @@ static Stage run_stage(const Job *j, int stage, long micros)
     Model *m = vit_create(&j->config, &plan, be);
     clk.elements = (double)m->layout->n_own;
     for (int step = 0; step < 2; step++) {
-        vit_begin_step(m, (uint32_t)step, 0, 0);
+        vit_begin_step(m, (uint32_t)(plan.fp8.history + step), 0, 0);
         take_counts(&s, 0);
         for (int i = 0; i < MICROS; i++)
             if (micros >= MICROS - i)

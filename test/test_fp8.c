@@ -7,8 +7,9 @@
  * same in double, twice: of operands that were rounded here, under the gates of other products (the
  * weight gradient, whose sums a tensor core keeps to 14 bits for a while, under 1e-3); and of the
  * operands as they were, where the error must be within 10% of what PyTorch's rounding makes of
- * such numbers, 3.7e-2 forward and 5.8e-2 backward: neither more, nor suspiciously little. Devices
- * without such products are skipped.
+ * such numbers, 3.7e-2 forward and 5.8e-2 backward: neither more, nor suspiciously little. An
+ * operand that is rounded where it is made comes to the bits of one in BF16 that is rounded
+ * afterwards. Devices without such products are skipped.
  */
 #include "mats.h"
 #include "fp8_values.h"
@@ -418,6 +419,226 @@ static void calibration(Fp8 f)
 }
 
 /* ------------------------------------------------------------------------------------------------
+ * Operands in 8 bits: made by an operation, then read by a layer of other weights. Each case is
+ * done twice, with the operand in BF16 and in 8 bits: what the layer makes of it has the same bits,
+ * and so have the scales. */
+
+enum { BY_NORM, BY_LINEAR, BY_ACTIVATE, BY_INPUT };
+enum { INNER = 32, OUTER = 48, TOKENS = 13 };
+typedef struct {
+    int by, rows, n, act;
+    double drop, scale;
+    bool learns;
+} Made;
+static const Made made_cases[] = {
+    {BY_NORM, 130, 48, 0, 0, 64, true},
+    {BY_NORM, 16, 80, 0, 0, 0, true},
+    {BY_NORM, 257, 192, 0, 0, 1024, false}, /* beyond: saturated */
+    {BY_LINEAR, 130, 80, ACT_GELU, 0, 128, true},
+    {BY_LINEAR, 273, 208, ACT_GELU_TANH, 0.3, 0, true},
+    {BY_LINEAR, 49, 48, ACT_SWIGLU, 0.1, 64, true},
+    {BY_ACTIVATE, 257, 64, ACT_QUICK_GELU, 0, 4096, true},
+    {BY_INPUT, 130, 80, ACT_GELU, 0, 8192, true},
+    {BY_INPUT, 273, 208, ACT_GELU, 0.3, 65536, true},
+    {BY_INPUT, 16, 48, ACT_GELU_TANH, 0, 0, false},
+    {BY_INPUT, 257, 80, ACT_SWIGLU, 0.2, 1024, true},
+};
+
+/* Where a case ends: by way, what the layer made, and the scales. */
+typedef struct {
+    double *y, *dw; /* the layer's output, or its input's gradient; its weight's gradient */
+    Fp8Scale table[2 * OPERANDS];
+} Outcome;
+
+static Tensor slot(Tensor t, dev *table, int operand)
+{
+    t.scale = (dev *)((char *)table + (size_t)operand * sizeof(Fp8Scale));
+    return t;
+}
+
+/* t, or as large a place for its copies, full of NaN. */
+static Tensor in_eight(Tensor t, long rows, long n, int operand, dev **room)
+{
+    size_t bytes = (size_t)(2 * rows * n + 15 * n + 255);
+    char *nan = xmalloc(bytes + GUARD);
+    memset(nan, 0xFF, bytes + GUARD);
+    *room = be->alloc(bytes + GUARD);
+    be->upload(*room, nan, bytes + GUARD);
+    free(nan);
+    return (Tensor){*room, n, operand == DY ? E5M2 : E4M3, t.scale};
+}
+
+/* Nothing was written behind that place. */
+static void leave_room(dev *room, long rows, long n)
+{
+    unsigned char after[GUARD];
+    be->download(after, (dev *)((char *)room + 2 * rows * n + 15 * n + 255), GUARD);
+    for (int i = 0; i < GUARD; i++)
+        CHECK(after[i] == 0xFF, "%s: byte %d behind the copies was written", title, i);
+    be->release(room);
+}
+
+/* Makes y [rows, n], as the model's forward pass does, and reads it as x. */
+static void made_forward(const Made *c, bool eight, Outcome *o, dev *table)
+{
+    int columns = halves(c->act) * c->n;
+    Drop drop = {.p = c->drop, .purpose = RNG_MLP_DROPOUT, .layer = 3};
+    bool norm = c->by == BY_NORM;
+    Mat *x = mat("x", IN, c->rows, norm ? c->n : INNER, 0), *w = mat("w", IN, columns, INNER, 0);
+    Mat *gamma = vec("gamma", IN, norm ? c->n : columns), *beta = vec("beta", IN, c->n);
+    Mat *mean = real_vec("mean", SCRATCH, c->rows), *rstd = real_vec("rstd", SCRATCH, c->rows);
+    Mat *pre = mat("pre", SCRATCH, c->rows, columns, 0), *m = mat("y", SCRATCH, c->rows, c->n, 0);
+    Mat *next = mat("next", IN, OUTER, c->n, 0), *z = mat("z", SCRATCH, c->rows, OUTER, 0);
+    Mat *dz = mat("dz", IN, c->rows, OUTER, 0), *dw = mat_of(F32, "dw", SCRATCH, OUTER, c->n, 0);
+    dev *room = NULL;
+    Tensor y = slot(m->t, table, OPERANDS + X);
+    if (eight)
+        y = in_eight(y, c->rows, c->n, X, &room);
+    LinearForward up = {.y = y,
+                        .x = slot(x->t, table, X),
+                        .w = slot(w->t, table, W),
+                        .bias = pointer(gamma),
+                        .rows = c->rows,
+                        .in = INNER,
+                        .out = c->n,
+                        .act = c->act,
+                        .pre = pre->t,
+                        .tokens = TOKENS,
+                        .drop = drop};
+    if (norm)
+        be->residual_norm_forward(&(ResidualNorm){.x = x->t,
+                                                  .y = y,
+                                                  .gamma = pointer(gamma),
+                                                  .beta = pointer(beta),
+                                                  .mean = pointer(mean),
+                                                  .rstd = pointer(rstd),
+                                                  .eps = 1e-6,
+                                                  .rows = c->rows,
+                                                  .C = c->n,
+                                                  .tokens = 1});
+    else
+        be->linear_forward(&up);
+    if (c->by == BY_ACTIVATE)
+        be->activate(&up);
+    be->linear_forward(&(LinearForward){.y = z->t,
+                                        .x = y,
+                                        .w = slot(next->t, table, OPERANDS + W),
+                                        .rows = c->rows,
+                                        .in = c->n,
+                                        .out = OUTER,
+                                        .tokens = 1});
+    be->linear_backward_weight(&(LinearBackwardWeight){.dw = dw->t.p,
+                                                       .dy = slot(dz->t, table, OPERANDS + DY),
+                                                       .x = y,
+                                                       .rows = c->rows,
+                                                       .in = c->n,
+                                                       .out = OUTER});
+    o->y = xmalloc((size_t)c->rows * OUTER * sizeof(double));
+    o->dw = xmalloc((size_t)c->n * OUTER * sizeof(double));
+    pull(z, o->y);
+    pull(dw, o->dw);
+    if (eight)
+        leave_room(room, c->rows, c->n);
+}
+
+/* Makes dx [rows, halves * n], which is the dy of the layer before. Returns its column sums. */
+static double *made_backward(const Made *c, bool eight, Outcome *o, dev *table)
+{
+    int columns = halves(c->act) * c->n;
+    Mat *dy = mat("dy", IN, c->rows, INNER, 0), *w = mat("w", IN, INNER, c->n, 0);
+    Mat *x = mat("x", IN, c->rows, c->n, 0), *dw = mat_of(F32, "dw", SCRATCH, INNER, c->n, 0);
+    Mat *pre = mat("pre", IN, c->rows, columns, 0), *m = mat("dx", SCRATCH, c->rows, columns, 0);
+    Mat *dbias = real_vec("dbias", SCRATCH, columns);
+    Mat *below = mat("below", IN, c->rows, OUTER, 0), *next = mat("next", IN, columns, OUTER, 0);
+    Mat *dbelow = mat("dbelow", SCRATCH, c->rows, OUTER, 0);
+    Mat *dnext = mat_of(F32, "dnext", SCRATCH, columns, OUTER, 0);
+    dev *room = NULL;
+    Tensor dx = slot(m->t, table, OPERANDS + DY);
+    if (eight)
+        dx = in_eight(dx, c->rows, columns, DY, &room);
+    be->linear_backward_weight(&(LinearBackwardWeight){.dw = dw->t.p,
+                                                       .dy = slot(dy->t, table, DY),
+                                                       .x = slot(x->t, table, X),
+                                                       .rows = c->rows,
+                                                       .in = c->n,
+                                                       .out = INNER});
+    be->linear_backward_input(
+        &(LinearBackwardInput){.dx = dx,
+                               .dy = slot(dy->t, table, DY),
+                               .w = slot(w->t, table, W),
+                               .rows = c->rows,
+                               .in = c->n,
+                               .out = INNER,
+                               .act = c->act,
+                               .pre = pre->t,
+                               .dbias = pointer(dbias),
+                               .drop = {.p = c->drop, .purpose = RNG_MLP_DROPOUT, .layer = 3},
+                               .tokens = TOKENS});
+    be->linear_backward_weight(&(LinearBackwardWeight){.dw = dnext->t.p,
+                                                       .dy = dx,
+                                                       .x = slot(below->t, table, OPERANDS + X),
+                                                       .rows = c->rows,
+                                                       .in = OUTER,
+                                                       .out = columns});
+    be->linear_backward_input(&(LinearBackwardInput){.dx = dbelow->t,
+                                                     .dy = dx,
+                                                     .w = slot(next->t, table, OPERANDS + W),
+                                                     .rows = c->rows,
+                                                     .in = OUTER,
+                                                     .out = columns,
+                                                     .tokens = 1});
+    o->y = xmalloc((size_t)c->rows * OUTER * sizeof(double));
+    o->dw = xmalloc((size_t)columns * OUTER * sizeof(double));
+    double *sums = xmalloc((size_t)columns * sizeof *sums);
+    pull(dbelow, o->y);
+    pull(dnext, o->dw);
+    pull(dbias, sums);
+    if (eight)
+        leave_room(room, c->rows, columns);
+    return sums;
+}
+
+static void rounded_where_made(const Made *c)
+{
+    static const char *const makers[] = {"norm", "linear", "activate", "input gradient"};
+    int columns = (c->by == BY_INPUT ? halves(c->act) : 1) * c->n, first = n_cases;
+    Outcome o[2];
+    double *sums[2] = {NULL};
+    for (int eight = 0; eight < 2; eight++) {
+        n_cases = first; /* the same numbers */
+        begin(PRODUCT, "%s %dx%d act %d in 8 bits", makers[c->by], c->rows, c->n, c->act);
+        how = (Fp8){.learns = c->learns, .wgrad = true};
+        be->fp8(&how);
+        dev *table = be->alloc(sizeof o->table);
+        for (int i = 0; i < 2 * OPERANDS; i++)
+            o[eight].table[i] = (Fp8Scale){.scale = (float)(i < OPERANDS ? 64 : c->scale)};
+        be->upload(table, o[eight].table, sizeof o->table);
+        if (c->by == BY_INPUT)
+            sums[eight] = made_backward(c, eight, &o[eight], table);
+        else
+            made_forward(c, eight, &o[eight], table);
+        be->download(o[eight].table, table, sizeof o->table);
+        be->release(table);
+        finish(EXACT);
+    }
+    size_t y = (size_t)c->rows * OUTER * sizeof(double);
+    CHECK(memcmp(o[0].y, o[1].y, y) == 0, "%s: the layer makes something else of it", title);
+    CHECK(memcmp(o[0].dw, o[1].dw, (size_t)columns * OUTER * sizeof(double)) == 0,
+          "%s: its weight's gradient is another", title);
+    CHECK(memcmp(o[0].table, o[1].table, sizeof o->table) == 0, "%s: scales or amax differ", title);
+    CHECK((o[0].table[OPERANDS + (c->by == BY_INPUT ? DY : X)].amax > 0) == c->learns,
+          "%s: amax is %g", title, (double)o[0].table[OPERANDS + X].amax);
+    for (int i = 0; sums[0] && i < columns; i++)
+        CHECK(fabs(sums[0][i] - sums[1][i]) <= 1e-5 * fabs(sums[0][i]) + 1e-5,
+              "%s: column %d sums up to %g, not %g", title, i, sums[1][i], sums[0][i]);
+    for (int i = 0; i < 2; i++) {
+        free(o[i].y);
+        free(o[i].dw);
+        free(sums[i]);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------
  * The end of a step */
 
 /* Two ranks' tables through five steps, of which one is skipped; six operands: an x, a w, a dy, one
@@ -509,6 +730,8 @@ int main(int argc, char **argv)
             forward(&cases[i]);
             backward(&cases[i]);
         }
+        for (int i = 0; i < COUNT(made_cases); i++)
+            rounded_where_made(&made_cases[i]);
         calibration((Fp8)DELAYED);
         calibration((Fp8)CURRENT);
         updating(1, 0);

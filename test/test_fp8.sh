@@ -139,11 +139,13 @@ weights=$shared/data/weights/deit_tiny_patch16_224.safetensors
 if [ -z "${TEST_LONG-}" ]; then
     :
 elif [ -e "$weights" ]; then
-    # on the stand-in smaller pictures and batches than the recipe's, and fewer pictures to judge by
-    size=224 batch=32 most=250
-    [ "$standin" ] && size=64 batch=4 most=40
+    # on the stand-in smaller pictures and batches than the recipe's, with as much less of a learning rate
+    # (with the recipe's own, two runs of a batch of 4 that differ by roundings alone part by 0.01 to 0.02,
+    # bf16 and fp32 as much as bf16 and fp8), and fewer pictures to judge by
+    size=224 batch=32 most=250 rate='' quick=''
+    [ "$standin" ] && size=64 batch=4 most=100 rate='--lr 0.00125' quick=--no-autotune
     deit="--recipe $recipes/finetune_small.ini --data $shared/data/hymenoptera --val-data none --weights $weights
-          --image-size $size --batch-size $batch --steps 50 --log-every 1 --threads 1"
+          --image-size $size --batch-size $batch --steps 50 --log-every 1 --threads 1 $rate $quick"
     mkdir -p pictures
     for class in $(find "$shared/data/imagenet_sample" -mindepth 1 -maxdepth 1 | sort | head -n $most); do
         ln -sfn "$class" "pictures/$(basename "$class")"
@@ -151,7 +153,7 @@ elif [ -e "$weights" ]; then
     for type in bf16 fp8; do
         train "$gpu" deit-$type $deit --precision $type
         "$gpu" eval --weights "$weights" --data pictures --classes "$shared/data/imagenet_classes.txt" \
-            --precision $type --batch-size 8 >log 2>&1
+            --precision $type --batch-size 8 $quick >log 2>&1
         check "DeiT-Tiny is evaluated in $type" grep -q '^top1 ' log
         sed -n 's/^top1 \([0-9.]*\) .*/\1/p' log >top1.$type
     done
@@ -161,7 +163,7 @@ elif [ -e "$weights" ]; then
     }
     mean() { losses "$1" | tail -n 10 | awk '{ s += $1 } END { print s / NR }'; }
     within "mean loss of steps 41 to 50" "$(mean deit-bf16)" "$(mean deit-fp8)" 0.02
-    within "top-1 of $most pictures" "$(cat top1.bf16)" "$(cat top1.fp8)" "$(awk -v n=$most 'BEGIN { print n < 100 ? 100 / n : 1 }')"
+    within "top-1 of $most pictures" "$(cat top1.bf16)" "$(cat top1.fp8)" 1
 else
     skip "no DeiT-Tiny weights in $shared/data/weights"
 fi
