@@ -180,6 +180,11 @@ void data_describe(const Dataset *d, const char *before, const Dataset *said)
     }
 }
 
+bool data_classes_sorted(const Dataset *d)
+{
+    return d->s->sorted;
+}
+
 bool data_order_matters(const Dataset *d)
 {
     return d->s->sorted && classes_orders_differ(&d->s->classes);

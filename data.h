@@ -23,6 +23,7 @@ int data_split(const Dataset *d);                /* SPLIT_*; none: the data is n
 /* Prints one line, after `before`: where the images are, how many, and what was passed over; then
  * lines `note: ...`, but for those that `said` (or NULL) has too. */
 void data_describe(const Dataset *d, const char *before, const Dataset *said);
+bool data_classes_sorted(const Dataset *d); /* no file lists the classes */
 /* Whether no file lists the classes, and another ORDER_* would number them otherwise. */
 bool data_order_matters(const Dataset *d);
 /* A path, "file.bin#123" or "shard.tar#0000123.jpg"; free() it. */

@@ -274,7 +274,8 @@ static int webp_orientation(const uint8_t *p, size_t n)
 }
 
 /* Of an animation the first frame, as of a GIF: x, y, width - 1, height - 1 (24 bits each), a
- * duration (24) and flags (8), then what a picture's file has. One that covers a part is refused. */
+ * duration (24) and flags (8), then what a picture's file has. One that covers a part is refused.
+ */
 static bool first_frame(const uint8_t **bytes, size_t *n, const WebPBitstreamFeatures *f)
 {
     enum { HEADER = 16 };

@@ -602,6 +602,29 @@ check "says how images are cropped" grep -q 'bilinear, centre crop of 0.9' log
 check "and has nothing to assume" bash -c '! grep -q assumed log'
 good "its file alone" predict --weights "$others/timm-hub/model.safetensors" "$picture"
 check "is the same" grep -q 'elk  class 4' log
+# Class folders are numbered as config.json numbers their names.
+cp -r "$others/timm-hub" turned
+sed -i 's/"ant", "bee", "cat", "dog", "elk"/"elk", "dog", "cat", "bee", "ant"/' turned/config.json
+mkdir -p byname/ant byname/bee byname/cat byname/dog byname/elk
+run predict --weights turned "$picture" --topk 1 --format csv # class 4, which they now call an ant
+name=$(tail -n 1 log | cut -d, -f4)
+cp "$picture" "byname/$name/"
+good "classes by name" eval --weights turned --data byname
+check "are the weights'" grep -q '^top1 100.00 ' log
+printf 'ant\nbee\ncat\ndog\nelk\n' >insects.txt
+good "classes by a list" eval --weights turned --data byname --classes insects.txt
+check "are the list's" grep -q '^top1 0.00 ' log
+mv byname/bee byname/wasp
+bad "one of another name" 1 '4 of 5 class folders are among' eval --weights turned --data byname
+mkdir -p others/v others/w others/x others/y others/z && cp "$picture" others/v
+good "all of other names" eval --weights turned --data others
+check "are said to be sorted" grep -q "^warning: the weights' config.json names other classes, such as 'elk'" log
+mv byname/wasp byname/bee
+for class in byname/*; do cp "$picture" "$class/"; done
+good "trained on by name" --data byname --weights turned --val-data none --steps 1 --batch-size 2 --out byname.run
+check "keeps the weights' order, and the head" sh -c '[ "$(tr "\n" " " <byname.run/classes.txt)" = "elk dog cat bee ant " ] &&
+    ! grep -q "head is new" log'
+good "and resumed" --resume byname.run --steps 2
 good "a file without one" predict --weights "$others/nested.pth" "$picture"
 check "what is assumed is a warning" grep -q '^warning: .*--heads.*--mean' log
 good "what is given is not assumed" predict --weights "$others/nested.pth" --heads 2 --mean 0.5 --std 0.5 \

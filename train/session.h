@@ -36,7 +36,7 @@ typedef struct {
     /* setup_data */
     Dataset *train, *val; /* NULL: not needed */
     int max_workers;      /* data workers, where --workers does not say */
-    Names classes;        /* of the run that is evaluated */
+    Names classes;        /* of the run that is evaluated, or of the weights */
     /* setup_model */
     Model *m;
     int micro;      /* images computed at a time */

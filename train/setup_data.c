@@ -4,12 +4,14 @@
  */
 #include "train/setup_data.h"
 
+#include "datasets/classes.h"
 #include "datasets/shapes.h"
 #include "train/hosts.h"
 #include "util/files.h"
 #include "util/machine.h"
 #include "util/report.h"
 #include "util/text.h"
+#include "weights/hub.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -63,12 +65,17 @@ static char *data_spec(Session *s, const char *spec)
     return dir;
 }
 
-/* Evaluated images are named by the run's classes: they may be of a few of them. NULL: there is no
- * run, or --classes says it. */
+static bool is_training(const Session *s)
+{
+    return strcmp(s->o.command, "train") == 0;
+}
+
+/* The classes of the run, in label order. NULL: there is no run, or --classes says it. */
 static const Names *run_classes(Session *s)
 {
-    if (strcmp(s->o.command, "train") == 0 || !s->run_dir || *s->o.classes)
+    if (!s->run_dir || *s->o.classes)
         return NULL;
+    names_free(&s->classes);
     char *path = xasprintf("%s/classes.txt", s->run_dir), *line;
     char *text = path_exists(path) ? read_text(path, 64 << 20, &why) : NULL, *rest = text;
     while (rest && (line = strsep(&rest, "\n")))
@@ -77,6 +84,74 @@ static const Names *run_classes(Session *s)
     free(text);
     free(path);
     return s->classes.n == s->config.classes ? &s->classes : NULL;
+}
+
+/* Those that the files beside the weights name. */
+static const Names *weights_classes(Session *s)
+{
+    const Options *o = &s->o;
+    int K = s->config.classes;
+    bool asked = *o->classes || o->class_order != ORDER_BYTE;
+    char **labels = !asked && s->weights && !s->run_dir && K ? hub_labels(s->weights, K) : NULL;
+    bool all = labels != NULL;
+    names_free(&s->classes);
+    for (int k = 0; labels && k < K; k++) {
+        all &= labels[k] != NULL;
+        names_add(&s->classes, labels[k] ? labels[k] : "");
+        free(labels[k]);
+    }
+    free(labels);
+    return all ? &s->classes : NULL;
+}
+
+/* How many of the data's classes a list has. Names that it has twice say nothing. */
+static int known_among(const Names *list, const Dataset *d)
+{
+    ClassKeys *keys = class_keys(list, "the weights' classes", &why);
+    int known = 0;
+    for (int k = 0; keys && k < data_classes(d); k++)
+        known += class_label(keys, data_class_name(d, k)) >= 0;
+    class_keys_free(keys);
+    return known;
+}
+
+/* Class folders are numbered as the weights' classes of the same names are, not by their sorted
+ * names: trained on, if the names are the same, for the head is kept; evaluated, if all are among
+ * the weights'. */
+static Dataset *number_as_weights(Session *s, DataOptions *d, Dataset *data)
+{
+    const Names *names = s->run_dir ? run_classes(s) : weights_classes(s);
+    int n = data_classes(data), known = names ? known_among(names, data) : 0;
+    bool same = names && n == names->n;
+    for (int k = 0; same && k < n; k++)
+        same = strcmp(names->at[k], data_class_name(data, k)) == 0;
+    if (same)
+        return data;
+    if (known == n && (!is_training(s) || n == names->n)) {
+        data_close(data);
+        d->like = names;
+        data = data_open(d, &why);
+        check(data != NULL);
+        return data;
+    }
+    bool tell = names && s->world.rank == 0 && !s->checkpoint;
+    if (tell && known == 0 && is_training(s) && n == names->n)
+        warn_of(s,
+                "the weights' head is of as many classes by other names, such as '%s': training "
+                "starts from it",
+                names->at[0]);
+    if (tell && known == 0 && !is_training(s))
+        warn_of(s,
+                "the weights' config.json names other classes, such as '%s', than the folders: "
+                "these are numbered by their sorted names; --classes FILE says which is which",
+                names->at[0]);
+    if (names && known > 0 && !is_training(s))
+        die("name the folders as config.json does, or give --classes the file with the model's "
+            "classes, in order",
+            "%d of %d class folders are among the classes that the weights' config.json names",
+            known, n);
+    names_free(&s->classes);
+    return data;
 }
 
 Dataset *setup_split(Session *s, const char *spec, bool train)
@@ -99,7 +174,9 @@ Dataset *setup_split(Session *s, const char *spec, bool train)
     int classes = s->train ? data_classes(s->train) : 0;
     if (known)
         classes = c->classes;
-    const Names *like = s->train ? data_class_names(s->train) : run_classes(s);
+    const Names *like = s->train ? data_class_names(s->train) : NULL;
+    if (!s->train && !is_training(s))
+        like = run_classes(s);
     if (o->classes_fraction < 1)
         like = NULL;
     DataOptions d = {.spec = where,
@@ -122,6 +199,8 @@ Dataset *setup_split(Session *s, const char *spec, bool train)
     d.images.augment &= train;
     Dataset *data = data_open(&d, &e);
     setup_check(data != NULL, &e);
+    if (!like && d.classes_fraction >= 1 && data_classes_sorted(data))
+        data = number_as_weights(s, &d, data);
     free(where);
     return data;
 }
@@ -182,7 +261,7 @@ static void check_class_order(const Session *s, const Dataset *d, int heads)
 {
     const Options *o = &s->o;
     if (!s->weights || s->run_dir || s->world.rank || options_given(o, "class-order") ||
-        !data_order_matters(d) || data_classes(d) != heads)
+        s->classes.n || !data_order_matters(d) || data_classes(d) != heads)
         return;
     warn_of(
         s,
