@@ -41,10 +41,28 @@ static bool each_in(const char *dir, bool folders, Names *out, Error *e)
     return ok;
 }
 
+bool tar_packed(const char *dir, Names *out, Error *e)
+{
+    static const char *const packed[] = {".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2"};
+    bool ok = true;
+    for (int i = 0; ok && i < COUNT(packed); i++) {
+        Names found = {0};
+        ok = names_in(dir, packed[i], &found, e);
+        for (int k = 0; k < found.n; k++) {
+            int stem = (int)(strlen(found.at[k]) - strlen(packed[i]));
+            char *path = xasprintf("%s/%.*s.tar", dir, stem, found.at[k]);
+            if (access(path, F_OK) != 0)
+                names_add(out, found.at[k]);
+            free(path);
+        }
+        names_free(&found);
+    }
+    return ok;
+}
+
 /* All *.tar in a folder, or if it has none, in those of its folders that are named like splits. */
 static bool add_folder(const char *dir, Names *out, Error *e)
 {
-    static const char *const packed[] = {".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2"};
     int before = out->n;
     Names found = {0};
     bool ok = each_in(dir, false, out, e);
@@ -54,8 +72,8 @@ static bool add_folder(const char *dir, Names *out, Error *e)
     names_free(&found);
     if (!ok || out->n > before)
         return ok;
-    for (int i = 0; i < COUNT(packed) && !found.n; i++)
-        ok = names_in(dir, packed[i], &found, e);
+    if (!tar_packed(dir, &found, e))
+        return false;
     if (found.n)
         fail(e, "unpack them (gunzip -k *.gz; unzstd, unxz, bunzip2): samples are read at random",
              "%s has no .tar files, but compressed ones: %.100s", dir, found.at[0]);

@@ -13,6 +13,8 @@
 /* PATTERN[::PATTERN...], each with braces, or a folder: its *.tar, sorted; if it has none, those of
  * its folders that are named like splits. */
 bool tar_names(const char *patterns, Names *out, Error *e);
+/* Adds the names of compressed archives in a folder that do not lie unpacked beside themselves. */
+bool tar_packed(const char *dir, Names *out, Error *e);
 
 /* ---- reading ---- */
 

@@ -530,10 +530,14 @@ static bool choose_shards(Shards *s, const char *patterns, bool train, Names *pa
 /* The shards of the pattern, with all their samples. */
 static bool open_shards(Shards *s, const char *patterns, const DataOptions *o, Error *e)
 {
-    Names paths = {0};
+    Names paths = {0}, packed = {0};
     const char *label = o->wds_label && *o->wds_label ? o->wds_label : "cls";
     label += *label == '.';
     bool ok = tar_names(patterns, &paths, e) && choose_shards(s, patterns, o->train, &paths, e);
+    ok = ok && (!is_dir(patterns) || tar_packed(patterns, &packed, e));
+    for (int k = 0; k < packed.n; k++)
+        names_add(&s->base.passed, "compressed shards, which gunzip -k (or unzstd) unpacks");
+    names_free(&packed);
     if (ok) {
         s->shards = paths.n;
         s->shard = xcalloc((size_t)paths.n, sizeof *s->shard);

@@ -688,6 +688,12 @@ static void test_divided(void)
     write_text(at(dir, "b.tar"), "\x28\xb5\x2f\xfd");
     CHECK(truncate(at(dir, "b.tar"), 1024) == 0);
     refuse_options(options(at(dir, "b.tar")), "compressed with zstd");
+    write_members(at(dir, "b.tar"), "0.ppm 0.cls=0 1.ppm 1.cls=1");
+    write_text(at(dir, "b.tar.gz"), "what gunzip -k leaves");
+    write_text(at(dir, "c.tgz"), "");
+    d = open_options(options(dir));
+    check_said(d, "; passed over: 2 compressed shards, which gunzip -k");
+    data_close(d);
 }
 
 /* A member that is no picture is replaced, in every epoch alike; a file that changes under our
