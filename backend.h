@@ -329,7 +329,7 @@ typedef struct {
     const dev *chunks; /* Chunk[n]; another rank's are empty */
     int n;
     dev *w;            /* master weights */
-    dev *work;         /* working weights in work_type; the same buffer as w in fp32 */
+    dev *work;         /* working weights in work_type; w itself: there are none besides */
     int work_type;
     bool stochastic;   /* round w to work up or down by chance, in proportion: the bits of element i
                           of chunk c are rng_block(seed, (c * VIT_CHUNK + i) / 4, 0, t,

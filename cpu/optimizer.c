@@ -146,14 +146,14 @@ static uint16_t round_by_chance(real x, uint32_t random)
     return isfinite(f) ? (uint16_t)((bits + (random >> 16)) >> 16) : bf16_from_real(x);
 }
 
-/* The first n elements of chunk k to the working weights, which in fp32 are the same buffer. What
+/* The first n elements of chunk k to the working weights, bf16, where there are any besides. What
  * is frozen is rounded to the nearest: chance would change it whenever it is rounded anew. */
 static void round_chunk(const OptStep *a, int k, int n)
 {
     const Chunk *c = (const Chunk *)a->chunks + k;
     const real *w = host(a->w) + c->offset;
     uint16_t *work = (uint16_t *)a->work + c->offset;
-    if (a->work_type != BF16)
+    if (a->work == a->w)
         return;
     if (!a->stochastic || c->rate == 0) {
 #pragma omp simd
