@@ -19,6 +19,7 @@
 #include "cuda/attention.cuh"
 #include "cuda/gemm.cuh"
 #include "cuda/attention_sm90.cuh"
+#include "cuda/attention_sm90_backward.cuh"
 #include "cuda/optimizer.cuh"
 
 #include <unistd.h>

@@ -793,7 +793,7 @@ static void attention_launch(void (*kernel)(AttentionArgs<E>), const AttentionPl
            cu.stream, k);
 }
 
-/* See also attention_sm90.cuh. */
+/* Or attention_sm90.cuh's, and attention_sm90_backward.cuh's. */
 static void attention_forward(const Attention *a)
 {
     by_attention(a->qkv.type, a->hs, a->drop.p > 0, [&](auto e, auto d, auto drop) {
@@ -806,7 +806,7 @@ static void attention_forward(const Attention *a)
     });
 }
 
-static void cuda_attention_backward(const Attention *a)
+static void attention_backward(const Attention *a)
 {
     by_attention(a->qkv.type, a->hs, a->drop.p > 0, [&](auto e, auto d, auto drop) {
         using E = decltype(e);

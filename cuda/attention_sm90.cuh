@@ -1,9 +1,9 @@
 /* attention_sm90.cuh - softmax attention's forward pass for Hopper: all keys of a head at once.
  *
- * The same as attention_forward_kernel of attention.cuh, of bf16 and fp16 without dropout, where a
- * head's keys fit a warp group's registers: up to 272, which are the 197 and 257 tokens of pictures
- * of 224 pixels. Then softmax needs one pass: no running maximum, nothing is scaled again. It is a
- * candidate beside the portable kernel and used where it is faster; NOTHING HERE HAS RUN ON A GPU.
+ * The same as attention_forward_kernel of attention.cuh, of bf16 and fp16, where a head's keys fit a
+ * warp group's registers: up to 272, which are the 197 and 257 tokens of pictures of 224 pixels.
+ * Then softmax needs one pass: no running maximum, nothing is scaled again. It is a candidate beside
+ * the portable kernel and used where it is faster; NOTHING HERE HAS RUN ON A GPU.
  *
  * A block is one head. Its thread 0 asks the copy engine for k, q and v, in this order. Two warp
  * groups then take the head's queries in turns, 64 at a time:
@@ -12,7 +12,9 @@
  *   P = exp(S - max)            16 bits; columns beyond T are zero
  *   O [64, D] = P v / sum       wgmma, P from registers, where S has left it as A is wanted
  *
- * Read: sizes, the kernel, the host's part.
+ * Dropout: the head's mask is made once, as bits, while k and v arrive; P loses what they say.
+ *
+ * Read: the mask, sizes, the kernel, the host's part.
  */
 #pragma once
 
@@ -25,7 +27,54 @@ struct Attention90 {
     long ld_out;
     int T, Tq, heads, hs;
     float scale, scale2; /* 1/sqrt(hs), and the same for exponents to base 2 */
+    Mask mask;
+    const StepState *state;
 };
+
+/* A head's dropout mask in shared memory, a bit an element in their order: (query, key) is bit
+ * phase + query*T + key, since Philox makes four at a time, and a head, T being odd, may begin
+ * between them. */
+struct Keep90 {
+    uint8_t *bytes;
+    uint32_t block; /* Philox's first */
+    int phase, T;
+
+    __device__ inline Keep90(uint8_t *bytes, const Mask &m, int h, int T) : bytes(bytes), T(T)
+    {
+        const uint64_t first = ((uint64_t)m.first + h) * T * T;
+        block = (uint32_t)(first / 4);
+        phase = (int)(first % 4);
+    }
+    /* By all threads of the block; then a barrier. */
+    __device__ inline void make(const Mask &m, const StepState *state, int b, int queries) const
+    {
+        for (int i = threadIdx.x; 8 * i < phase + queries * T; i += blockDim.x) {
+            float x[2][4];
+            uint32_t kept = 0;
+            each<2>([&](int k) {
+                mask4(x[k], m, state, block + 2 * i + k, b);
+                each<4>([&](int e) { kept |= (uint32_t)(x[k][e] != 0) << (4 * k + e); });
+            });
+            bytes[i] = (uint8_t)kept;
+        }
+    }
+    /* Bit i, up to 8: whether (query, key + i) is kept. Beyond the head it says nothing. */
+    __device__ inline uint32_t from(int query, int key) const
+    {
+        const int at = phase + query * T + key;
+        return (bytes[at / 8] | (uint32_t)bytes[at / 8 + 1] << 8) >> at % 8;
+    }
+    /* What is asked for queries below `queries` and keys below `keys` */
+    static size_t room(int queries, int T, int keys)
+    {
+        return (3 + (size_t)queries * T + keys) / 8 + 2;
+    }
+};
+/* Two 16-bit numbers of which the lowest two bits say whether they stay */
+__device__ inline uint32_t both_halves(uint32_t kept)
+{
+    return (kept & 1) * 0xFFFFu | (kept >> 1 & 1) * 0xFFFF0000u;
+}
 
 /* Rows are 128 bytes, 64 columns of a head; a head has as many slabs of them as that takes. What is
  * beyond hs is zero. Keys beyond T are those of the next image, or zero. */
@@ -41,6 +90,7 @@ template <int D, int KEYS> struct Head90 {
     unsigned char *k, *v, *q; /* [SLABS][KEYS], the same, [tiles of QUERIES bytes][SLABS][64] rows;
                                * each becomes its group's patches when it has been multiplied */
     uint64_t *there;          /* [2]: k and q; v */
+    uint8_t *keep;            /* see Keep90 */
 
     __device__ inline Head90(int tiles)
     {
@@ -48,10 +98,12 @@ template <int D, int KEYS> struct Head90 {
         v = k + SLABS * ROWS;
         q = v + SLABS * ROWS;
         there = (uint64_t *)(q + tiles * QUERIES);
+        keep = (uint8_t *)(there + 2);
     }
-    static size_t bytes(int tiles)
+    static size_t bytes(int Tq, int T, bool drop)
     {
-        return 2 * SLABS * ROWS + (size_t)tiles * QUERIES + 16;
+        const size_t rows = 2 * SLABS * ROWS + (size_t)ceil_div(Tq, 64) * QUERIES;
+        return rows + 16 + (drop ? Keep90::room(Tq, T, KEYS) : 0);
     }
 };
 
@@ -98,6 +150,8 @@ __global__ void __launch_bounds__(HAS_SM90 ? 256 : 32, 1)
             mbarrier_init_fence();
             fetch_head(at, &keys, &queries, a, b, h);
         }
+        if (a.mask.keep)
+            Keep90(at.keep, a.mask, h, a.T).make(a.mask, a.state, b, a.Tq);
         __syncthreads();
         const uint64_t k = wgmma_operand(at.k, SWIZZLE_128, 8 * SLAB_ROW, SLAB);
         const uint64_t v = wgmma_operand(at.v, SWIZZLE_128, 8 * SLAB_ROW, Head::ROWS);
@@ -146,6 +200,16 @@ __global__ void __launch_bounds__(HAS_SM90 ? 256 : 32, 1)
                 p[n / 2][n % 2 * 2 + 1] = pack<E>(x[2], x[3]);
             });
 
+            if (a.mask.keep) {
+                const Keep90 keep(at.keep, a.mask, anew(blockIdx.x) % a.heads, a.T);
+                each<2>([&](int r) { /* rows beyond Tq: as the last one, to no harm */
+                                     const int row = 64 * tile + 16 * warp + lane / 4 + 8 * r;
+                                     each<KEYS / 8>([&](int n) {
+                                         p[n / 2][n % 2 * 2 + r] &= both_halves(keep.from(
+                                             min(row, a.Tq - 1), 8 * n + lane % 4 * 2));
+                                     });
+                });
+            }
             mbarrier_wait(at.there + 1, 0);
             wgmma_fence(o);
             each<KEYS / 16>([&](int c) {
@@ -156,7 +220,7 @@ __global__ void __launch_bounds__(HAS_SM90 ? 256 : 32, 1)
             float factor[2];
             each<2>([&](int r) { /* while that goes on */
                                  sum[r] = quad_sum(sum[r]);
-                                 factor[r] = 1 / sum[r];
+                                 factor[r] = a.mask.scale / sum[r];
                                  const int mine = row + lane / 4 + 8 * r;
                                  if (lane % 4 == 0 && mine < a.Tq)
                                      a.lse[((long)b * a.heads + h) * a.Tq + mine] =
@@ -210,12 +274,12 @@ template <class F> static bool by_head90(int hs, int T, F f)
 static bool attention90_takes(const Attention *a)
 {
     bool fits = false;
-    if (!sm90_here() || a->qkv.type == F32 || a->drop.p > 0 || a->hs % 8 != 0)
+    if (!sm90_here() || a->qkv.type == F32 || a->hs % 8 != 0)
         return false;
     if (!wide_rows(a->qkv) || !wide_rows(a->out))
         return false;
     by_head90(a->hs, a->T, [&](auto d, auto keys) {
-        fits = Head90<d, keys>::bytes(ceil_div(a->Tq, 64)) <= (size_t)cu.smem;
+        fits = Head90<d, keys>::bytes(a->Tq, a->T, a->drop.p > 0) <= (size_t)cu.smem;
     });
     return fits;
 }
@@ -241,11 +305,13 @@ template <class E> static void attention90_launch(const Attention *a)
                               a->heads,
                               a->hs,
                               (float)(1 / sqrt((double)a->hs)),
-                              (float)(1.4426950408889634 / sqrt((double)a->hs))};
+                              (float)(1.4426950408889634 / sqrt((double)a->hs)),
+                              mask_of(a->drop, a->heads),
+                              cu.state};
     by_head90(a->hs, a->T, [&](auto d, auto keys) {
         using Head = Head90<d, keys>;
         launch(attention_sm90_kernel<E, d, keys>, (unsigned)(a->B * a->heads), Head::THREADS,
-               Head::bytes(ceil_div(a->Tq, 64)), cu.stream, rows_of_heads<E>(a, Head::PART),
+               Head::bytes(a->Tq, a->T, a->drop.p > 0), cu.stream, rows_of_heads<E>(a, Head::PART),
                rows_of_heads<E>(a, 64), args);
     });
 }
@@ -257,15 +323,21 @@ static void attention90_forward(const Attention *a)
         attention90_launch<fp16>(a);
 }
 
+/* What is timed once: kernels for these shapes. `more`: what else they depend on. */
+static std::string attention_key(const char *what, const Attention *a, const char *more)
+{
+    char key[192];
+    snprintf(key, sizeof key, "%s %dx%dx%d %d heads of %d ld%ld,%ld%s t%d%s", what, a->B, a->Tq,
+             a->T, a->heads, a->hs, a->qkv.ld, a->out.ld, more, a->qkv.type,
+             a->drop.p > 0 ? " drop" : "");
+    return key;
+}
 static void cuda_attention_forward(const Attention *a)
 {
     const Instead ours = [&] { attention90_forward(a); }, portable = [&] { attention_forward(a); };
-    char key[128];
-    snprintf(key, sizeof key, "attention %dx%dx%d %d heads of %d ld%ld,%ld t%d", a->B, a->Tq, a->T,
-             a->heads, a->hs, a->qkv.ld, a->out.ld, a->qkv.type);
-    const bool taken = attention90_takes(a);
-    if (taken &&
-        own_is_faster(key, a->out, (long)a->B * a->Tq, (long)a->heads * a->hs, ours, portable))
+    if (attention90_takes(a) &&
+        own_is_faster(attention_key("attention", a, ""), a->out, (long)a->B * a->Tq,
+                      (long)a->heads * a->hs, ours, portable))
         ours();
     else
         portable();

@@ -144,6 +144,18 @@ cuda/attention_sm90.cuh | s/wgmma_fence(o);/;/
 cuda/attention_sm90.cuh | s/wgmma_wait<0>(o);/wgmma_wait<1>(o);/
 cuda/attention_sm90.cuh | s/top\[r\] = quad_max(top\[r\]);/;/
 cuda/attention_sm90.cuh | s/sum\[r\] = quad_sum(sum\[r\]);/;/
+cuda/attention_sm90.cuh | s/phase = (int)(first % 4);/phase = 0;/
+cuda/attention_sm90.cuh | s/factor\[r\] = a.mask.scale \/ sum/factor[r] = 1 \/ sum/
+cuda/attention_sm90_backward.cuh | s/mbarrier_wait(at.there + 1, 0);/;/
+cuda/attention_sm90_backward.cuh | s/mbarrier_wait(at.there + 1, 0);/mbarrier_wait(at.there + 1, 1);/
+cuda/attention_sm90_backward.cuh | s/wgmma_wait<1>(s);/wgmma_wait<2>(s);/
+cuda/attention_sm90_backward.cuh | s/wgmma_fence(dk);/;/
+cuda/attention_sm90_backward.cuh | s/fence_proxy_async();/;/
+cuda/attention_sm90_backward.cuh | s/__syncthreads(); \/\* all of dS/; \/* all of dS/
+cuda/attention_sm90_backward.cuh | s/tma_store_read_wait<0>(); \/\*/; \/*/
+cuda/attention_sm90_backward.cuh | s/ \& keys.there\[r\];/;/
+cuda/attention_sm90_backward.cuh | s/two >> 8 \& 1/two >> 7 \& 1/
+cuda/attention_sm90_backward.cuh | s/a->qkv, 3 \* H, Tq, T,/a->qkv, 3 * H, T, T,/
 cuda/gemm.cuh | s/p.C ? 1.0f : 0.0f/p.C ? 0.0f : 1.0f/
 backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(cu.stream, event_of(t), 0));/;/
 backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(copies, event_of(after), 0));/;/
@@ -272,7 +284,7 @@ late_tests() {
 }
 cuda_tests() {
     case $1 in
-    cuda/*_sm90.cuh)
+    cuda/*_sm90*.cuh)
         for way in 0 1; do
             VIT_STANDIN_SM=90 VIT_GEMM=sm90:$way build/standin/test_ops --backend cuda --type bf16 ||
                 return 1

@@ -1,0 +1,464 @@
+/* attention_sm90_backward.cuh - the gradient of attention for Hopper: one block a head.
+ *
+ * The portable kernels (attention.cuh) make S = q k^T and dP = dO v^T twice, once for dq and once
+ * for dk and dv, in seven products; each reads q, k, v and dO for itself. Here a block has a whole
+ * head in shared memory, and five products do, of bf16 and fp16, where a head has up to 208 tokens
+ * (the 197 of pictures of 224 in patches of 16) and 64 columns. It is a candidate beside the
+ * portable kernels and used where it is faster; NOTHING HERE HAS RUN ON A GPU.
+ *
+ * Two warp groups take the keys in turns, 64 at a time; queries come in tiles of 64, or of 16 for
+ * the last ones. Phase 1, of each such pair, all transposed, so that sums over queries stay in
+ * registers and what a product needs of the one before is there as its left operand:
+ *
+ *   S^T [64, N] = k q^T           dP^T [64, N] = v dO^T          wgmma from shared memory
+ *   P^T = exp(S^T - lse)          dS^T = P^T (M dP^T - delta)    16 bits
+ *   dv [64, hs] += (M P)^T dO     dk [64, hs] += dS^T q          wgmma, left operand in registers
+ *
+ * dS also goes to shared memory, all of it. Phase 2, after the only barrier of the whole block:
+ *
+ *   dq [64, hs] = dS k            by the group whose turn the queries are
+ *
+ * So no sum crosses a group, and all have one order: the same bits every time.
+ *
+ * What else was considered. (1) dq tile by tile in phase 1 needs no room for dS (106 KB), but dk
+ * and dv of all keys at once in registers: 128 in each thread, which leave room for tiles of 32
+ * queries, and a barrier of both groups for each; S and dP would be bound by shared memory. (2) dq
+ * as a sum over rounds of keys, kept in shared memory: 65 KB in float, read and written each round.
+ * (3) Heads that are larger: 257 tokens have 148 KB of dS, which leaves no room for four matrices
+ * even of 64 columns (139 KB); they would have to come tile by tile, twice. The portable kernels
+ * have these.
+ *
+ * Predicted for one layer of B/16 at batch 256 (3,072 heads, 23.3 on each multiprocessor, one at a
+ * time): products 8,500 cycles (17 MFLOP with padding), of which exponentials and rounding (6,500)
+ * overlap all but a third; before them 3,500 for a head's 131 KB to arrive, after them 1,200 until
+ * the last results have left: 15,400 cycles, 205 us. Bytes alone: 620 MB, 144 us.
+ *
+ * Read: shared memory, before the products, phase 1, results, the kernel, the host's part.
+ */
+#pragma once
+
+#include "cuda/attention_sm90.cuh"
+
+struct Backward90Args {
+    const void *out, *dout; /* [B*Tq, C] */
+    const float *lse;       /* [B, heads, Tq] */
+    float *sums;            /* column sums of each image: [B, C] of dq, [B, 2C] of dk and dv; NULL */
+    long ld_out, ld_dout;
+    int B, T, Tq, heads, hs;
+    float scale, scale2; /* 1/sqrt(hs), and the same for exponents to base 2 */
+    Mask mask;
+    const StepState *state;
+};
+/* Of [B, rows, heads, hs], rows of an image: beyond the last and beyond hs, zeros come in and
+ * nothing goes out. */
+struct Backward90Maps {
+    CUtensorMap keys, queries, dout; /* in: a whole head. `keys` has T rows, the others Tq */
+    CUtensorMap dkeys, dqueries;     /* out: 16 rows */
+};
+
+/* ------------------------------------------------------------------------------------------------
+ * Shared memory: slabs of 208 rows of 64 columns, 128 bytes, mixed as the copy engine does. The
+ * last 64 keys of 208 are 16: products read on into the slab behind, to no harm. */
+
+struct Backward90 {
+    static constexpr int ROWS = 208, MATRIX = ROWS * SLAB_ROW; /* bytes */
+    static constexpr int GROUPS = 2, THREADS = GROUPS * SM90_GROUP, WARPS = THREADS / 32;
+    static constexpr int STRIP = 16 * SLAB_ROW; /* a warp's rows */
+
+    unsigned char *v, *k, *q, *dout; /* [ROWS]; v becomes room for dk and dv, q for dq */
+    unsigned char *ds;               /* [tiles of 64 queries][ROWS keys] of 64 queries */
+    float *lse, *delta;              /* [ROWS]; lse to base 2 */
+    uint64_t *there;                 /* [2]: k and q; v and dout */
+    uint8_t *keep;
+
+    __device__ inline Backward90()
+    {
+        v = dynamic_tiles<unsigned char>();
+        k = v + MATRIX;
+        q = k + MATRIX;
+        dout = q + MATRIX;
+        ds = dout + MATRIX;
+        lse = (float *)(ds + 4 * MATRIX);
+        delta = lse + ROWS;
+        there = (uint64_t *)(delta + ROWS);
+        keep = (uint8_t *)(there + 2);
+    }
+    static size_t bytes(int T, bool drop)
+    {
+        return 8 * MATRIX + 2 * ROWS * sizeof(float) + 16 +
+               (drop ? Keep90::room(ROWS, T, 256) : 0);
+    }
+};
+
+/* Four 8x8 matrices that a warp has of 16 rows, as wgmma leaves them: columns 16c to 16c + 15 of
+ * `rows`, the first of which is a slab's or a multiple of 8 behind. */
+__device__ inline void put_16(unsigned char *rows, const uint32_t (&x)[4], int c, int lane)
+{
+    const int row = lane / 8 % 2 * 8 + lane % 8, chunk = 2 * c + lane / 16;
+    stmatrix_x4(rows + row * SLAB_ROW + ((chunk ^ lane % 8) << 4), x);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Before the products */
+
+__device__ inline void fetch_head(const Backward90 &at, const Backward90Maps &maps, int heads,
+                                  int b, int h)
+{
+    mbarrier_arrive_expect(at.there, 2 * Backward90::MATRIX);
+    tma_load_4d(at.k, &maps.keys, at.there, 0, heads + h, 0, b);
+    tma_load_4d(at.q, &maps.queries, at.there, 0, h, 0, b);
+    mbarrier_arrive_expect(at.there + 1, 2 * Backward90::MATRIX);
+    tma_load_4d(at.v, &maps.keys, at.there + 1, 0, 2 * heads + h, 0, b);
+    tma_load_4d(at.dout, &maps.dout, at.there + 1, 0, h, 0, b);
+}
+
+/* lse, and delta = rowsum(dO * O): eight lanes have a row, and a thread asks for all its packs at
+ * once. Zero for queries that do not exist: their q and dO are zero too, and so is what they add. */
+template <class E>
+__device__ inline void row_stats(const Backward90 &at, const Backward90Args &a, int b, int h)
+{
+    constexpr int EACH = (Backward90::ROWS + 31) / 32;
+    const int first = threadIdx.x / 8, c = threadIdx.x % 8 * 8;
+    uint4 x[EACH] = {}, y[EACH] = {};
+    each<EACH>([&](int i) {
+        const long row = first + 32 * i, query = (long)b * a.Tq + row;
+        if (row < a.Tq && c < a.hs) {
+            x[i] = *(const uint4 *)((const E *)a.dout + query * a.ld_dout + h * a.hs + c);
+            y[i] = *(const uint4 *)((const E *)a.out + query * a.ld_out + h * a.hs + c);
+        }
+    });
+    each<EACH>([&](int i) {
+        const int row = first + 32 * i;
+        float u[8], w[8], sum = 0;
+        unpack_pairs<E>(u, &x[i].x);
+        unpack_pairs<E>(w, &y[i].x);
+        each<8>([&](int k) { sum += u[k] * w[k]; });
+        for (int d = 1; d < 8; d *= 2)
+            sum += __shfl_xor_sync(0xffffffffu, sum, d);
+        if (c == 0 && row < Backward90::ROWS) {
+            const float *lse = a.lse + ((long)b * a.heads + h) * a.Tq;
+            at.lse[row] = row < a.Tq ? lse[row] * LOG2E : 0;
+            at.delta[row] = sum;
+        }
+    });
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Phase 1: a group's 64 keys, of which a thread has two, and N queries. Sums go on: the products of
+ * dk and dv are under way at the end, and those of the call before done with after the first
+ * wait. */
+
+struct Keys90 {
+    int tile, warp, lane;
+    uint64_t k, v;     /* operands: its 64 rows */
+    uint32_t there[2]; /* all bits: the key exists */
+};
+
+/* Bit 4j + e of a tile: whether its element is kept */
+template <int N>
+__device__ inline uint32_t kept_of(const Keep90 &keep, int query, int key)
+{
+    uint32_t kept = 0;
+    each<N / 4>([&](int i) {
+        const uint32_t two = keep.from(query + i / 2 * 8 + i % 2, key); /* key, and key + 8 */
+        kept |= ((two & 1) | (two >> 8 & 1) << 2) << (i / 2 * 4 + i % 2);
+    });
+    return kept;
+}
+
+template <class E, int N>
+__device__ inline void queries_90(float (&dk)[32], float (&dv)[32], const Backward90 &at,
+                                  const Keys90 &keys, const Backward90Args &a, const Keep90 &keep,
+                                  int query)
+{
+    const uint64_t q =
+        wgmma_operand(at.q + query * SLAB_ROW, SWIZZLE_128, 8 * SLAB_ROW, Backward90::MATRIX);
+    const uint64_t dout =
+        wgmma_operand(at.dout + query * SLAB_ROW, SWIZZLE_128, 8 * SLAB_ROW, Backward90::MATRIX);
+    const int column = query + keys.lane % 4 * 2, row = 64 * keys.tile + 16 * keys.warp;
+    float s[N / 2], dp[N / 2];
+    uint32_t p[N / 16][4], kept = ~0u;
+
+    wgmma_fence(s, dp);
+    each<4>([&](int c) {
+        wgmma<E, E>(s, wgmma_advance(keys.k, 32 * c), wgmma_advance(q, 32 * c), c > 0);
+    });
+    wgmma_commit();
+    each<4>([&](int c) {
+        wgmma<E, E>(dp, wgmma_advance(keys.v, 32 * c), wgmma_advance(dout, 32 * c), c > 0);
+    });
+    wgmma_commit();
+    if (a.mask.keep)
+        kept = kept_of<N>(keep, column, row + keys.lane / 4);
+    wgmma_wait<1>(s);
+
+    each<N / 8>([&](int j) { /* a thread's rows g and g + 8, of queries 8j + 2t and the next */
+                             float lse[2];
+                             load(lse, at.lse + column + 8 * j);
+                             each<4>([&](int e) {
+                                 float &x = s[4 * j + e];
+                                 x = ex2_approx(fmaf(x, a.scale2, -lse[e % 2]));
+                             });
+                             each<2>([&](int r) {
+                                 uint32_t &pair = p[j / 2][j % 2 * 2 + r];
+                                 pair = pack<E>(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]);
+                                 if (a.mask.keep)
+                                     pair &= both_halves(kept >> (4 * j + 2 * r));
+                             });
+    });
+    wgmma_fence(dv);
+    each<N / 16>([&](int c) {
+        wgmma<E, E, false, true>(dv, p[c], wgmma_advance(dout, 16 * c * SLAB_ROW), true);
+    });
+    wgmma_commit();
+    wgmma_wait<1>(dp);
+
+    uint32_t ds[N / 16][4];
+    each<N / 8>([&](int j) {
+        float delta[2];
+        load(delta, at.delta + column + 8 * j);
+        each<4>([&](int e) {
+            float &x = dp[4 * j + e];
+            if (a.mask.keep)
+                x = kept >> (4 * j + e) & 1 ? x * a.mask.scale : 0;
+            x = s[4 * j + e] * (x - delta[e % 2]);
+        });
+        each<2>([&](int r) {
+            ds[j / 2][j % 2 * 2 + r] =
+                pack<E>(dp[4 * j + 2 * r], dp[4 * j + 2 * r + 1]) & keys.there[r];
+        });
+    });
+    if (row < a.T)
+        each<N / 16>([&](int c) {
+            put_16(at.ds + query / 64 * Backward90::MATRIX + row * SLAB_ROW, ds[c], c, keys.lane);
+        });
+    wgmma_fence(dk);
+    each<N / 16>([&](int c) {
+        wgmma<E, E, false, true>(dk, ds[c], wgmma_advance(q, 16 * c * SLAB_ROW), true);
+    });
+    wgmma_commit();
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Results: a warp's 16 rows go out through a strip of shared memory, by the copy engine */
+
+template <class E>
+__device__ inline void put_rows(unsigned char *strip, const float (&x)[32], float factor,
+                                const CUtensorMap *map, int head, int row, int b, int lane)
+{
+    if (lane == 0)
+        tma_store_read_wait<0>(); /* of what went through it before */
+    __syncwarp();
+    each<4>([&](int c) {
+        uint32_t pairs[4];
+        each<4>([&](int i) {
+            pairs[i] = pack<E>(x[8 * c + 2 * i] * factor, x[8 * c + 2 * i + 1] * factor);
+        });
+        put_16(strip, pairs, c, lane);
+    });
+    fence_proxy_async();
+    __syncwarp();
+    if (lane == 0) {
+        tma_store_4d(map, strip, 0, head, row, b);
+        tma_store_commit();
+    }
+}
+/* The lane's two columns of the strip's first rows, as they were rounded */
+template <class E>
+__device__ inline void sum_rows(float2 &sum, const unsigned char *strip, int rows, int lane)
+{
+    for (int r = 0; r < min(rows, 16); r++) {
+        float x[2];
+        load(x, (const E *)(strip + r * SLAB_ROW + ((lane / 4 ^ r % 8) << 4) + lane % 4 * 4));
+        sum.x += x[0];
+        sum.y += x[1];
+    }
+}
+/* The block's column sums: those of its warps, in order. room [3][WARPS][64] */
+__device__ inline void sum_head(float *room, const float2 (&sums)[3], const Backward90Args &a,
+                                int b, int h)
+{
+    constexpr int WARPS = Backward90::WARPS;
+    each<3>([&](int i) {
+        *(float2 *)(room + (i * WARPS + threadIdx.x / 32) * 64 + threadIdx.x % 32 * 2) = sums[i];
+    });
+    __syncthreads();
+    const int i = threadIdx.x / 64, c = threadIdx.x % 64, C = a.heads * a.hs;
+    if (i >= 3 || c >= a.hs)
+        return;
+    float sum = 0;
+    for (int w = 0; w < WARPS; w++)
+        sum += room[(i * WARPS + w) * 64 + c];
+    const long row = i ? a.B + 2L * b + i - 1 : b;
+    a.sums[row * C + h * a.hs + c] = sum;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Grid: B * heads. 10 Tq T hs FLOPs a head; 3T + 5Tq rows of hs elements, each once. */
+template <class E>
+__global__ void __launch_bounds__(HAS_SM90 ? Backward90::THREADS : 32, 1)
+    attention_sm90_backward_kernel(const __grid_constant__ Backward90Maps maps,
+                                   const Backward90Args a)
+{
+    launched_within<Backward90::THREADS>();
+    if constexpr (HAS_SM90) {
+        const int h = blockIdx.x % a.heads, b = blockIdx.x / a.heads;
+        const int group = threadIdx.x / SM90_GROUP, warp = threadIdx.x % SM90_GROUP / 32;
+        const int lane = threadIdx.x % 32;
+        const Backward90 at;
+        if (threadIdx.x == 0) {
+            mbarrier_init(at.there, 1);
+            mbarrier_init(at.there + 1, 1);
+            mbarrier_init_fence();
+            fetch_head(at, maps, a.heads, b, h);
+        }
+        row_stats<E>(at, a, b, h);
+        const Keep90 keep(at.keep, a.mask, h, a.T);
+        if (a.mask.keep)
+            keep.make(a.mask, a.state, b, a.Tq);
+        __syncthreads();
+        mbarrier_wait(at.there, 0);
+        mbarrier_wait(at.there + 1, 0);
+
+        float2 sums[3] = {}; /* of dq, dk, dv */
+        const int whole = (a.Tq + 47) / 64; /* 17 to 63 queries count as 64 */
+        for (int tile = group; 64 * tile < a.T; tile += Backward90::GROUPS) {
+            const int first = 64 * tile + 16 * warp, key = first + lane / 4;
+            unsigned char *strip = at.v + first * SLAB_ROW;
+            const Keys90 keys = {
+                tile, warp, lane, wgmma_operand(at.k + tile * SLAB, SWIZZLE_128, 8 * SLAB_ROW),
+                wgmma_operand(at.v + tile * SLAB, SWIZZLE_128, 8 * SLAB_ROW),
+                {key < a.T ? ~0u : 0, key + 8 < a.T ? ~0u : 0}};
+            float dk[32] = {}, dv[32] = {};
+            for (int j = 0; j < whole; j++)
+                queries_90<E, 64>(dk, dv, at, keys, a, keep, 64 * j);
+            if (64 * whole < a.Tq)
+                queries_90<E, 16>(dk, dv, at, keys, a, keep, 64 * whole);
+            wgmma_wait<0>(dk, dv);
+            named_barrier_sync(1 + group, SM90_GROUP); /* the tile of v is room now */
+            if (first >= a.T)
+                continue;
+            put_rows<E>(strip, dv, a.mask.scale, &maps.dkeys, 2 * a.heads + h, first, b, lane);
+            if (a.sums)
+                sum_rows<E>(sums[2], strip, a.T - first, lane);
+            put_rows<E>(strip, dk, a.scale, &maps.dkeys, a.heads + h, first, b, lane);
+            if (a.sums)
+                sum_rows<E>(sums[1], strip, a.T - first, lane);
+        }
+        __syncthreads(); /* all of dS is there: put_rows() has a fence */
+
+        const uint64_t ds = wgmma_operand(at.ds, SWIZZLE_128, 8 * SLAB_ROW, Backward90::MATRIX);
+        const uint64_t k = wgmma_operand(at.k, SWIZZLE_128, 8 * SLAB_ROW, Backward90::MATRIX);
+        for (int tile = group; 64 * tile < a.Tq; tile += Backward90::GROUPS) {
+            const int first = 64 * tile + 16 * warp;
+            unsigned char *strip = at.q + first * SLAB_ROW;
+            float dq[32];
+#pragma unroll 1
+            for (int key = 0; key < a.T; key += 16) {
+                wgmma_fence(dq);
+                wgmma<E, E, true, true>(
+                    dq, wgmma_advance(ds, tile * Backward90::MATRIX + key * SLAB_ROW),
+                    wgmma_advance(k, key * SLAB_ROW), key > 0);
+            }
+            wgmma_commit();
+            wgmma_wait<0>(dq);
+            if (first >= a.Tq)
+                continue;
+            put_rows<E>(strip, dq, a.scale, &maps.dqueries, h, first, b, lane);
+            if (a.sums)
+                sum_rows<E>(sums[0], strip, a.Tq - first, lane);
+        }
+        if (lane == 0)
+            tma_store_read_wait<0>();
+        if (a.sums)
+            sum_head((float *)at.dout, sums, a, b, h);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Host */
+
+static bool backward90_takes(const Attention *a)
+{
+    if (!sm90_here() || a->qkv.type == F32 || a->hs % 8 != 0 || a->hs > 64)
+        return false;
+    if (a->T > Backward90::ROWS || Backward90::bytes(a->T, a->drop.p > 0) > (size_t)cu.smem)
+        return false;
+    return wide_rows(a->qkv) && wide_rows(a->out) && wide_rows(a->dqkv) && wide_rows(a->dout);
+}
+
+/* Of the first `rows` of each image's `all`, in boxes of `box` rows; heads: how many follow each
+ * other in a row */
+template <class E>
+static CUtensorMap heads_of_images(const Attention *a, const Tensor &t, int heads, int rows,
+                                   int all, int box)
+{
+    CUtensorMap map;
+    const uint64_t size[4] = {(uint64_t)a->hs, (uint64_t)heads, (uint64_t)rows, (uint64_t)a->B};
+    const uint64_t row = (uint64_t)t.ld * sizeof(E);
+    const uint64_t stride[4] = {sizeof(E), a->hs * sizeof(E), row, (uint64_t)all * row};
+    const uint32_t boxes[4] = {64, 1, (uint32_t)box, 1};
+    if (!tensor_map<E, 4>(&map, t.p, size, stride, boxes, SWIZZLE_128))
+        die("VIT_GEMM=cublaslt does without this program's own kernels for Hopper",
+            "the driver refuses a map of %d heads of %d", a->heads, a->hs);
+    return map;
+}
+
+template <class E> static void backward90_launch(const Attention *a)
+{
+    const int H = a->heads, T = a->T, Tq = a->Tq, C = H * a->hs;
+    const Backward90Maps maps = {
+        heads_of_images<E>(a, a->qkv, 3 * H, T, T, Backward90::ROWS),
+        heads_of_images<E>(a, a->qkv, 3 * H, Tq, T, Backward90::ROWS),
+        heads_of_images<E>(a, a->dout, H, Tq, Tq, Backward90::ROWS),
+        heads_of_images<E>(a, a->dqkv, 3 * H, T, T, 16),
+        heads_of_images<E>(a, a->dqkv, 3 * H, Tq, T, 16),
+    };
+    float *sums = a->dbias ? scratch_floats(3 * (size_t)a->B * C) : NULL;
+    const Backward90Args args = {a->out.p,
+                                 a->dout.p,
+                                 ptr<float>(a->lse),
+                                 sums,
+                                 a->out.ld,
+                                 a->dout.ld,
+                                 a->B,
+                                 T,
+                                 Tq,
+                                 H,
+                                 a->hs,
+                                 (float)(1 / sqrt((double)a->hs)),
+                                 (float)(1.4426950408889634 / sqrt((double)a->hs)),
+                                 mask_of(a->drop, H),
+                                 cu.state};
+    launch(attention_sm90_backward_kernel<E>, (unsigned)(a->B * H), Backward90::THREADS,
+           Backward90::bytes(T, a->drop.p > 0), cu.stream, maps, args);
+    if (sums)
+        launch(attention_dbias_kernel, dim3(ceil_div(3L * C, 32)), dim3(1024),
+               32 * 33 * sizeof(float), cu.stream, ptr<float>(a->dbias), (const float *)sums, a->B,
+               (const float *)sums + (size_t)a->B * C, a->B, C);
+}
+static void backward90(const Attention *a)
+{
+    if (a->qkv.type == BF16)
+        backward90_launch<bf16>(a);
+    else
+        backward90_launch<fp16>(a);
+}
+
+/* What the two are compared by has no rows that nobody writes: where queries are fewer, it is the
+ * gradient of keys and values. */
+static void cuda_attention_backward(const Attention *a)
+{
+    const Instead ours = [&] { backward90(a); }, portable = [&] { attention_backward(a); };
+    const long C = (long)a->heads * a->hs, from = a->Tq < a->T ? C : 0;
+    Tensor written = a->dqkv;
+    written.p = (dev *)((char *)written.p + from * type_size(written.type));
+    char more[64];
+    snprintf(more, sizeof more, ",%ld,%ld%s", a->dqkv.ld, a->dout.ld, a->dbias ? " sums" : "");
+    if (backward90_takes(a) &&
+        own_is_faster(attention_key("attention backward", a, more), written, (long)a->B * a->T,
+                      3 * C - from, ours, portable))
+        ours();
+    else
+        portable();
+}
