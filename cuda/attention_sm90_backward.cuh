@@ -29,9 +29,11 @@
  * have these.
  *
  * Predicted for one layer of B/16 at batch 256 (3,072 heads, 23.3 on each multiprocessor, one at a
- * time): products 8,500 cycles (17 MFLOP with padding), of which exponentials and rounding (6,500)
- * overlap all but a third; before them 3,500 for a head's 131 KB to arrive, after them 1,200 until
- * the last results have left: 15,400 cycles, 205 us. Bytes alone: 620 MB, 144 us.
+ * time): 3,500 cycles until a head's 131 KB have arrived; phase 1, 6,700 of products and 5,100 of
+ * exponentials and rounding (372 instructions a warp and tile, as compiled), of which the two
+ * groups overlap three quarters: 8,000; phase 2, 1,700; results and their column sums, 2,200. That
+ * is 15,400 cycles at 1.75 GHz, 205 us. Bytes alone: 620 MB, 144 us; the next head's could arrive
+ * during phase 2 if a block stayed for more than one.
  *
  * Read: shared memory, before the products, phase 1, results, the kernel, the host's part.
  */
