@@ -1,9 +1,9 @@
 /* attention_sm90.cuh - softmax attention's forward pass for Hopper: all keys of a head at once.
  *
- * The same as attention_forward_kernel of attention.cuh, of bf16 and fp16, where a head's keys fit a
- * warp group's registers: up to 272, which are the 197 and 257 tokens of pictures of 224 pixels.
- * Then softmax needs one pass: no running maximum, nothing is scaled again. It is a candidate beside
- * the portable kernel and used where it is faster; NOTHING HERE HAS RUN ON A GPU.
+ * The same as attention_forward_kernel of attention.cuh, of bf16 and fp16, where a head's keys fit
+ * a warp group's registers: up to 272, which are the 197 and 257 tokens of pictures of 224 pixels.
+ * Then softmax needs one pass: no running maximum, nothing is scaled again. It is a candidate
+ * beside the portable kernel and used where it is faster; NOTHING HERE HAS RUN ON A GPU.
  *
  * A block is one head. Its thread 0 asks the copy engine for k, q and v, in this order. Two warp
  * groups then take the head's queries in turns, 64 at a time:
@@ -202,12 +202,13 @@ __global__ void __launch_bounds__(HAS_SM90 ? 256 : 32, 1)
 
             if (a.mask.keep) {
                 const Keep90 keep(at.keep, a.mask, anew(blockIdx.x) % a.heads, a.T);
-                each<2>([&](int r) { /* rows beyond Tq: as the last one, to no harm */
-                                     const int row = 64 * tile + 16 * warp + lane / 4 + 8 * r;
-                                     each<KEYS / 8>([&](int n) {
-                                         p[n / 2][n % 2 * 2 + r] &= both_halves(keep.from(
-                                             min(row, a.Tq - 1), 8 * n + lane % 4 * 2));
-                                     });
+                /* rows beyond Tq: as the last one, to no harm */
+                each<2>([&](int r) {
+                    const int row = 64 * tile + 16 * warp + lane / 4 + 8 * r;
+                    each<KEYS / 8>([&](int n) {
+                        p[n / 2][n % 2 * 2 + r] &=
+                            both_halves(keep.from(min(row, a.Tq - 1), 8 * n + lane % 4 * 2));
+                    });
                 });
             }
             mbarrier_wait(at.there + 1, 0);

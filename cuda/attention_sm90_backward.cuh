@@ -14,11 +14,12 @@
  *   P^T = exp(S^T - lse)          dS^T = P^T (M dP^T - delta)    16 bits
  *   dv [64, hs] += (M P)^T dO     dk [64, hs] += dS^T q          wgmma, left operand in registers
  *
- * dS also goes to shared memory, all of it. Phase 2, after the only barrier of the whole block:
+ * dS also goes to shared memory, all of it. Phase 2, when both groups are there:
  *
  *   dq [64, hs] = dS k            by the group whose turn the queries are
  *
- * So no sum crosses a group, and all have one order: the same bits every time.
+ * So no sum crosses a group, and all have one order: the same bits every time. Nobody reads q and
+ * dO in phase 2: those of the block's next head arrive then, its k and v after it.
  *
  * What else was considered. (1) dq tile by tile in phase 1 needs no room for dS (106 KB), but dk
  * and dv of all keys at once in registers: 128 in each thread, which leave room for tiles of 32
@@ -28,14 +29,14 @@
  * even of 64 columns (139 KB); they would have to come tile by tile, twice. The portable kernels
  * have these.
  *
- * Predicted for one layer of B/16 at batch 256 (3,072 heads, 23.3 on each multiprocessor, one at a
- * time): 3,500 cycles until a head's 131 KB have arrived; phase 1, 6,700 of products and 5,100 of
- * exponentials and rounding (372 instructions a warp and tile, as compiled), of which the two
- * groups overlap three quarters: 8,000; phase 2, 1,700; results and their column sums, 2,200. That
- * is 15,400 cycles at 1.75 GHz, 205 us. Bytes alone: 620 MB, 144 us; the next head's could arrive
- * during phase 2 if a block stayed for more than one.
+ * Predicted for one layer of B/16 at batch 256 (3,072 heads, 23.3 on each multiprocessor): 1,800
+ * cycles until k, v and the rows that delta is made of have arrived; phase 1, 6,700 of products and
+ * 5,100 of exponentials and rounding (372 instructions a warp and tile, as compiled), of which the
+ * two groups overlap three quarters: 8,000; phase 2, 1,700; results and their column sums, 2,200.
+ * That is 13,700 cycles at 1.75 GHz, 182 us. Bytes alone: 620 MB, 144 us.
  *
- * Read: shared memory, before the products, phase 1, results, the kernel, the host's part.
+ * Read: shared memory, before the products, phase 1, results, both phases of a group, the kernel,
+ * the host's part.
  */
 #pragma once
 
@@ -44,7 +45,7 @@
 struct Backward90Args {
     const void *out, *dout; /* [B*Tq, C] */
     const float *lse;       /* [B, heads, Tq] */
-    float *sums;            /* column sums of each image: [B, C] of dq, [B, 2C] of dk and dv; NULL */
+    float *sums;            /* each image's column sums: [B, C] of dq, then [B, 2C]; or NULL */
     long ld_out, ld_dout;
     int B, T, Tq, heads, hs;
     float scale, scale2; /* 1/sqrt(hs), and the same for exponents to base 2 */
@@ -67,10 +68,11 @@ struct Backward90 {
     static constexpr int GROUPS = 2, THREADS = GROUPS * SM90_GROUP, WARPS = THREADS / 32;
     static constexpr int STRIP = 16 * SLAB_ROW; /* a warp's rows */
 
-    unsigned char *v, *k, *q, *dout; /* [ROWS]; v becomes room for dk and dv, q for dq */
+    unsigned char *v, *k, *q, *dout; /* [ROWS]; v becomes room for results */
     unsigned char *ds;               /* [tiles of 64 queries][ROWS keys] of 64 queries */
     float *lse, *delta;              /* [ROWS]; lse to base 2 */
-    uint64_t *there;                 /* [2]: k and q; v and dout */
+    float *sums;                     /* [3][WARPS][64] */
+    uint64_t *there;                 /* [2]: q and dout; k and v */
     uint8_t *keep;
 
     __device__ inline Backward90()
@@ -82,12 +84,13 @@ struct Backward90 {
         ds = dout + MATRIX;
         lse = (float *)(ds + 4 * MATRIX);
         delta = lse + ROWS;
-        there = (uint64_t *)(delta + ROWS);
+        sums = delta + ROWS;
+        there = (uint64_t *)(sums + 3 * WARPS * 64);
         keep = (uint8_t *)(there + 2);
     }
     static size_t bytes(int T, bool drop)
     {
-        return 8 * MATRIX + 2 * ROWS * sizeof(float) + 16 +
+        return 8 * MATRIX + (2 * ROWS + 3 * WARPS * 64) * sizeof(float) + 16 +
                (drop ? Keep90::room(ROWS, T, 256) : 0);
     }
 };
@@ -103,19 +106,22 @@ __device__ inline void put_16(unsigned char *rows, const uint32_t (&x)[4], int c
 /* ------------------------------------------------------------------------------------------------
  * Before the products */
 
-__device__ inline void fetch_head(const Backward90 &at, const Backward90Maps &maps, int heads,
-                                  int b, int h)
+__device__ inline void fetch_queries(const Backward90 &at, const Backward90Maps &maps, int b, int h)
 {
     mbarrier_arrive_expect(at.there, 2 * Backward90::MATRIX);
-    tma_load_4d(at.k, &maps.keys, at.there, 0, heads + h, 0, b);
     tma_load_4d(at.q, &maps.queries, at.there, 0, h, 0, b);
+    tma_load_4d(at.dout, &maps.dout, at.there, 0, h, 0, b);
+}
+__device__ inline void fetch_keys(const Backward90 &at, const Backward90Maps &maps, int heads,
+                                  int b, int h)
+{
     mbarrier_arrive_expect(at.there + 1, 2 * Backward90::MATRIX);
+    tma_load_4d(at.k, &maps.keys, at.there + 1, 0, heads + h, 0, b);
     tma_load_4d(at.v, &maps.keys, at.there + 1, 0, 2 * heads + h, 0, b);
-    tma_load_4d(at.dout, &maps.dout, at.there + 1, 0, h, 0, b);
 }
 
 /* lse, and delta = rowsum(dO * O): eight lanes have a row, and a thread asks for all its packs at
- * once. Zero for queries that do not exist: their q and dO are zero too, and so is what they add. */
+ * once. Zero for queries that do not exist: their q and dO are zero too, and what they add. */
 template <class E>
 __device__ inline void row_stats(const Backward90 &at, const Backward90Args &a, int b, int h)
 {
@@ -157,8 +163,7 @@ struct Keys90 {
 };
 
 /* Bit 4j + e of a tile: whether its element is kept */
-template <int N>
-__device__ inline uint32_t kept_of(const Keep90 &keep, int query, int key)
+template <int N> __device__ inline uint32_t kept_of(const Keep90 &keep, int query, int key)
 {
     uint32_t kept = 0;
     each<N / 4>([&](int i) {
@@ -194,19 +199,20 @@ __device__ inline void queries_90(float (&dk)[32], float (&dv)[32], const Backwa
         kept = kept_of<N>(keep, column, row + keys.lane / 4);
     wgmma_wait<1>(s);
 
-    each<N / 8>([&](int j) { /* a thread's rows g and g + 8, of queries 8j + 2t and the next */
-                             float lse[2];
-                             load(lse, at.lse + column + 8 * j);
-                             each<4>([&](int e) {
-                                 float &x = s[4 * j + e];
-                                 x = ex2_approx(fmaf(x, a.scale2, -lse[e % 2]));
-                             });
-                             each<2>([&](int r) {
-                                 uint32_t &pair = p[j / 2][j % 2 * 2 + r];
-                                 pair = pack<E>(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]);
-                                 if (a.mask.keep)
-                                     pair &= both_halves(kept >> (4 * j + 2 * r));
-                             });
+    /* a thread's rows are g and g + 8, its queries 8j + 2t and the next */
+    each<N / 8>([&](int j) {
+        float lse[2];
+        load(lse, at.lse + column + 8 * j);
+        each<4>([&](int e) {
+            float &x = s[4 * j + e];
+            x = ex2_approx(fmaf(x, a.scale2, -lse[e % 2]));
+        });
+        each<2>([&](int r) {
+            uint32_t &pair = p[j / 2][j % 2 * 2 + r];
+            pair = pack<E>(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]);
+            if (a.mask.keep)
+                pair &= both_halves(kept >> (4 * j + 2 * r));
+        });
     });
     wgmma_fence(dv);
     each<N / 16>([&](int c) {
@@ -276,27 +282,87 @@ __device__ inline void sum_rows(float2 &sum, const unsigned char *strip, int row
         sum.y += x[1];
     }
 }
-/* The block's column sums: those of its warps, in order. room [3][WARPS][64] */
-__device__ inline void sum_head(float *room, const float2 (&sums)[3], const Backward90Args &a,
-                                int b, int h)
+/* The head's column sums: those of the block's warps, in order; after a barrier */
+__device__ inline void sum_head(const float *warps, const Backward90Args &a, int b, int h)
 {
     constexpr int WARPS = Backward90::WARPS;
-    each<3>([&](int i) {
-        *(float2 *)(room + (i * WARPS + threadIdx.x / 32) * 64 + threadIdx.x % 32 * 2) = sums[i];
-    });
-    __syncthreads();
     const int i = threadIdx.x / 64, c = threadIdx.x % 64, C = a.heads * a.hs;
     if (i >= 3 || c >= a.hs)
         return;
     float sum = 0;
     for (int w = 0; w < WARPS; w++)
-        sum += room[(i * WARPS + w) * 64 + c];
+        sum += warps[(i * WARPS + w) * 64 + c];
     const long row = i ? a.B + 2L * b + i - 1 : b;
     a.sums[row * C + h * a.hs + c] = sum;
 }
 
 /* ------------------------------------------------------------------------------------------------
- * Grid: B * heads. 10 Tq T hs FLOPs a head; 3T + 5Tq rows of hs elements, each once. */
+ * A group's share of both phases */
+
+/* dk and dv of the tiles of keys whose turn it is, and their column sums */
+template <class E>
+__device__ inline void keys_90(float2 &dk_sum, float2 &dv_sum, const Backward90 &at,
+                               const Backward90Maps &maps, const Backward90Args &a,
+                               const Keep90 &keep, int b, int h, int group, int warp, int lane)
+{
+    const int whole = (a.Tq + 47) / 64; /* 17 to 63 queries count as 64 */
+    for (int tile = group; 64 * tile < a.T; tile += Backward90::GROUPS) {
+        const int first = 64 * tile + 16 * warp, key = first + lane / 4;
+        unsigned char *strip = at.v + first * SLAB_ROW;
+        const Keys90 keys = {tile,
+                             warp,
+                             lane,
+                             wgmma_operand(at.k + tile * SLAB, SWIZZLE_128, 8 * SLAB_ROW),
+                             wgmma_operand(at.v + tile * SLAB, SWIZZLE_128, 8 * SLAB_ROW),
+                             {key < a.T ? ~0u : 0, key + 8 < a.T ? ~0u : 0}};
+        float dk[32] = {}, dv[32] = {};
+        for (int j = 0; j < whole; j++)
+            queries_90<E, 64>(dk, dv, at, keys, a, keep, 64 * j);
+        if (64 * whole < a.Tq)
+            queries_90<E, 16>(dk, dv, at, keys, a, keep, 64 * whole);
+        wgmma_wait<0>(dk, dv);
+        named_barrier_sync(1 + group, SM90_GROUP); /* the tile of v is room now */
+        if (first >= a.T)
+            continue;
+        put_rows<E>(strip, dv, a.mask.scale, &maps.dkeys, 2 * a.heads + h, first, b, lane);
+        if (a.sums)
+            sum_rows<E>(dv_sum, strip, a.T - first, lane);
+        put_rows<E>(strip, dk, a.scale, &maps.dkeys, a.heads + h, first, b, lane);
+        if (a.sums)
+            sum_rows<E>(dk_sum, strip, a.T - first, lane);
+    }
+}
+/* dq of the tiles of queries, through the strips of v that the warp has used before */
+template <class E>
+__device__ inline void dq_90(float2 &sum, const Backward90 &at, const Backward90Maps &maps,
+                             const Backward90Args &a, int b, int h, int group, int warp, int lane)
+{
+    const uint64_t ds = wgmma_operand(at.ds, SWIZZLE_128, 8 * SLAB_ROW, Backward90::MATRIX);
+    const uint64_t k = wgmma_operand(at.k, SWIZZLE_128, 8 * SLAB_ROW, Backward90::MATRIX);
+    for (int tile = group; 64 * tile < a.Tq; tile += Backward90::GROUPS) {
+        const int first = 64 * tile + 16 * warp;
+        unsigned char *strip = at.v + first * SLAB_ROW;
+        float dq[32] = {};
+#pragma unroll 1
+        for (int key = 0; key < a.T; key += 16) {
+            wgmma_fence(dq);
+            wgmma<E, E, true, true>(dq,
+                                    wgmma_advance(ds, tile * Backward90::MATRIX + key * SLAB_ROW),
+                                    wgmma_advance(k, key * SLAB_ROW), true);
+        }
+        wgmma_commit();
+        wgmma_wait<0>(dq);
+        if (first >= a.Tq)
+            continue;
+        put_rows<E>(strip, dq, a.scale, &maps.dqueries, h, first, b, lane);
+        if (a.sums)
+            sum_rows<E>(sum, strip, a.Tq - first, lane);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Grid: a block for each multiprocessor, which stays for one head after another. 10 Tq T hs FLOPs a
+ * head; 4T + 4Tq rows of hs elements, each once (dO a second time, from the L2, for delta). */
 template <class E>
 __global__ void __launch_bounds__(HAS_SM90 ? Backward90::THREADS : 32, 1)
     attention_sm90_backward_kernel(const __grid_constant__ Backward90Maps maps,
@@ -304,76 +370,43 @@ __global__ void __launch_bounds__(HAS_SM90 ? Backward90::THREADS : 32, 1)
 {
     launched_within<Backward90::THREADS>();
     if constexpr (HAS_SM90) {
-        const int h = blockIdx.x % a.heads, b = blockIdx.x / a.heads;
         const int group = threadIdx.x / SM90_GROUP, warp = threadIdx.x % SM90_GROUP / 32;
-        const int lane = threadIdx.x % 32;
+        const int lane = threadIdx.x % 32, heads = a.B * a.heads;
         const Backward90 at;
         if (threadIdx.x == 0) {
             mbarrier_init(at.there, 1);
             mbarrier_init(at.there + 1, 1);
             mbarrier_init_fence();
-            fetch_head(at, maps, a.heads, b, h);
+            fetch_queries(at, maps, blockIdx.x / a.heads, blockIdx.x % a.heads);
+            fetch_keys(at, maps, a.heads, blockIdx.x / a.heads, blockIdx.x % a.heads);
         }
-        row_stats<E>(at, a, b, h);
-        const Keep90 keep(at.keep, a.mask, h, a.T);
-        if (a.mask.keep)
-            keep.make(a.mask, a.state, b, a.Tq);
-        __syncthreads();
-        mbarrier_wait(at.there, 0);
-        mbarrier_wait(at.there + 1, 0);
-
-        float2 sums[3] = {}; /* of dq, dk, dv */
-        const int whole = (a.Tq + 47) / 64; /* 17 to 63 queries count as 64 */
-        for (int tile = group; 64 * tile < a.T; tile += Backward90::GROUPS) {
-            const int first = 64 * tile + 16 * warp, key = first + lane / 4;
-            unsigned char *strip = at.v + first * SLAB_ROW;
-            const Keys90 keys = {
-                tile, warp, lane, wgmma_operand(at.k + tile * SLAB, SWIZZLE_128, 8 * SLAB_ROW),
-                wgmma_operand(at.v + tile * SLAB, SWIZZLE_128, 8 * SLAB_ROW),
-                {key < a.T ? ~0u : 0, key + 8 < a.T ? ~0u : 0}};
-            float dk[32] = {}, dv[32] = {};
-            for (int j = 0; j < whole; j++)
-                queries_90<E, 64>(dk, dv, at, keys, a, keep, 64 * j);
-            if (64 * whole < a.Tq)
-                queries_90<E, 16>(dk, dv, at, keys, a, keep, 64 * whole);
-            wgmma_wait<0>(dk, dv);
-            named_barrier_sync(1 + group, SM90_GROUP); /* the tile of v is room now */
-            if (first >= a.T)
-                continue;
-            put_rows<E>(strip, dv, a.mask.scale, &maps.dkeys, 2 * a.heads + h, first, b, lane);
+        for (int head = blockIdx.x, parity = 0; head < heads; head += gridDim.x, parity ^= 1) {
+            const int h = head % a.heads, b = head / a.heads, next = head + gridDim.x;
+            row_stats<E>(at, a, b, h);
+            const Keep90 keep(at.keep, a.mask, h, a.T);
+            if (a.mask.keep)
+                keep.make(a.mask, a.state, b, a.Tq);
+            __syncthreads();
+            mbarrier_wait(at.there, parity);
+            mbarrier_wait(at.there + 1, parity);
+            float2 sums[3] = {}; /* of dq, dk, dv */
+            keys_90<E>(sums[1], sums[2], at, maps, a, keep, b, h, group, warp, lane);
+            __syncthreads(); /* all of dS is there, and q and dO have been read */
+            if (threadIdx.x == 0 && next < heads)
+                fetch_queries(at, maps, next / a.heads, next % a.heads);
+            dq_90<E>(sums[0], at, maps, a, b, h, group, warp, lane);
+            if (lane == 0)
+                tma_store_read_wait<0>();
+            each<3>([&](int i) {
+                *(float2 *)(at.sums + (i * Backward90::WARPS + threadIdx.x / 32) * 64 + 2 * lane) =
+                    sums[i];
+            });
+            __syncthreads(); /* k, v and what was made for this head have been read */
+            if (threadIdx.x == 0 && next < heads)
+                fetch_keys(at, maps, a.heads, next / a.heads, next % a.heads);
             if (a.sums)
-                sum_rows<E>(sums[2], strip, a.T - first, lane);
-            put_rows<E>(strip, dk, a.scale, &maps.dkeys, a.heads + h, first, b, lane);
-            if (a.sums)
-                sum_rows<E>(sums[1], strip, a.T - first, lane);
+                sum_head(at.sums, a, b, h);
         }
-        __syncthreads(); /* all of dS is there: put_rows() has a fence */
-
-        const uint64_t ds = wgmma_operand(at.ds, SWIZZLE_128, 8 * SLAB_ROW, Backward90::MATRIX);
-        const uint64_t k = wgmma_operand(at.k, SWIZZLE_128, 8 * SLAB_ROW, Backward90::MATRIX);
-        for (int tile = group; 64 * tile < a.Tq; tile += Backward90::GROUPS) {
-            const int first = 64 * tile + 16 * warp;
-            unsigned char *strip = at.q + first * SLAB_ROW;
-            float dq[32];
-#pragma unroll 1
-            for (int key = 0; key < a.T; key += 16) {
-                wgmma_fence(dq);
-                wgmma<E, E, true, true>(
-                    dq, wgmma_advance(ds, tile * Backward90::MATRIX + key * SLAB_ROW),
-                    wgmma_advance(k, key * SLAB_ROW), key > 0);
-            }
-            wgmma_commit();
-            wgmma_wait<0>(dq);
-            if (first >= a.Tq)
-                continue;
-            put_rows<E>(strip, dq, a.scale, &maps.dqueries, h, first, b, lane);
-            if (a.sums)
-                sum_rows<E>(sums[0], strip, a.Tq - first, lane);
-        }
-        if (lane == 0)
-            tma_store_read_wait<0>();
-        if (a.sums)
-            sum_head((float *)at.dout, sums, a, b, h);
     }
 }
 
@@ -432,7 +465,8 @@ template <class E> static void backward90_launch(const Attention *a)
                                  (float)(1.4426950408889634 / sqrt((double)a->hs)),
                                  mask_of(a->drop, H),
                                  cu.state};
-    launch(attention_sm90_backward_kernel<E>, (unsigned)(a->B * H), Backward90::THREADS,
+    launch(attention_sm90_backward_kernel<E>,
+           (unsigned)std::min(a->B * H, cu.gpu.multiProcessorCount), Backward90::THREADS,
            Backward90::bytes(T, a->drop.p > 0), cu.stream, maps, args);
     if (sums)
         launch(attention_dbias_kernel, dim3(ceil_div(3L * C, 32)), dim3(1024),
@@ -457,9 +491,8 @@ static void cuda_attention_backward(const Attention *a)
     written.p = (dev *)((char *)written.p + from * type_size(written.type));
     char more[64];
     snprintf(more, sizeof more, ",%ld,%ld%s", a->dqkv.ld, a->dout.ld, a->dbias ? " sums" : "");
-    if (backward90_takes(a) &&
-        own_is_faster(attention_key("attention backward", a, more), written, (long)a->B * a->T,
-                      3 * C - from, ours, portable))
+    if (backward90_takes(a) && own_is_faster(attention_key("attention backward", a, more), written,
+                                             (long)a->B * a->T, 3 * C - from, ours, portable))
         ours();
     else
         portable();

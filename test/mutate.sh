@@ -146,8 +146,9 @@ cuda/attention_sm90.cuh | s/top\[r\] = quad_max(top\[r\]);/;/
 cuda/attention_sm90.cuh | s/sum\[r\] = quad_sum(sum\[r\]);/;/
 cuda/attention_sm90.cuh | s/phase = (int)(first % 4);/phase = 0;/
 cuda/attention_sm90.cuh | s/factor\[r\] = a.mask.scale \/ sum/factor[r] = 1 \/ sum/
-cuda/attention_sm90_backward.cuh | s/mbarrier_wait(at.there + 1, 0);/;/
-cuda/attention_sm90_backward.cuh | s/mbarrier_wait(at.there + 1, 0);/mbarrier_wait(at.there + 1, 1);/
+cuda/attention_sm90_backward.cuh | s/mbarrier_wait(at.there + 1, parity);/;/
+cuda/attention_sm90_backward.cuh | s/, parity ^= 1) {/) {/
+cuda/attention_sm90_backward.cuh | s/__syncthreads(); \/\* k, v and/; \/* k, v and/
 cuda/attention_sm90_backward.cuh | s/wgmma_wait<1>(s);/wgmma_wait<2>(s);/
 cuda/attention_sm90_backward.cuh | s/wgmma_fence(dk);/;/
 cuda/attention_sm90_backward.cuh | s/fence_proxy_async();/;/
