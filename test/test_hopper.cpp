@@ -40,8 +40,8 @@ static const int swizzle_tables[4][8][8] = {
 
 /* One box to shared memory at `offset`, as it lies there to `out`, and with another map back. */
 __global__ void through(const __grid_constant__ CUtensorMap from,
-                        const __grid_constant__ CUtensorMap to, int dimensions, int x,
-                        int y, int z, int w, int bytes, int offset, int store, uint16_t *out)
+                        const __grid_constant__ CUtensorMap to, int dimensions, int x, int y, int z,
+                        int w, int bytes, int offset, int store, uint16_t *out)
 {
     char *s = dynamic_tiles<char>();
     uint64_t *bar = reinterpret_cast<uint64_t *>(s);
@@ -100,8 +100,8 @@ static void test_swizzles()
             CHECK(tensor_map<bf16>(&from, dx, {64, 64}, {2, 128}, {columns, rows}, Swizzle(mode)));
             CHECK(tensor_map<bf16>(&to, back, {64, 64}, {2, 128}, {columns, rows}, Swizzle(mode)));
             OK(cudaMemset(back, 0, x.size() * 2));
-            launch(through, 1, 64, 4096, nullptr, from, to, 2, 0, 16, 0, 0, 1024, 1024 + 128 * trial, 1,
-                   out);
+            launch(through, 1, 64, 4096, nullptr, from, to, 2, 0, 16, 0, 0, 1024,
+                   1024 + 128 * trial, 1, out);
             std::vector<uint16_t> got = host(out, 512);
             int wrong = 0;
             for (uint32_t i = 0; i < 512; i++) {
@@ -126,8 +126,8 @@ static void test_swizzles()
     OK(cudaFree(out));
 }
 
-/* Boxes that lie partly outside of a tensor [w][z][y][x] with rows of its own length: zeros come in,
- * and nothing goes out. Of three dimensions: one w, and no coordinate for it. */
+/* Boxes that lie partly outside of a tensor [w][z][y][x] with rows of its own length: zeros come
+ * in, and nothing goes out. Of three dimensions: one w, and no coordinate for it. */
 static void test_edges(bool four)
 {
     const int X = 50, Y = 7, Z = 3, W = four ? 2 : 1, LD = 56;
@@ -135,7 +135,8 @@ static void test_edges(bool four)
     bf16 *dx = device(x), *back = device(std::vector<bf16>(x.size()));
     uint16_t *out = device(std::vector<uint16_t>(64 * 64));
     CUtensorMap from, to;
-    const uint64_t size[4] = {X, Y, Z, uint64_t(W)}, stride[4] = {2, LD * 2, LD * Y * 2, LD * Y * Z * 2};
+    const uint64_t size[4] = {X, Y, Z, uint64_t(W)},
+                   stride[4] = {2, LD * 2, LD * Y * 2, LD * Y * Z * 2};
     const uint32_t box[4] = {32, four ? 2u : 4, 2, four ? 2u : 1};
     const uint64_t size3[3] = {X, Y, Z}, stride3[3] = {2, LD * 2, LD * Y * 2};
     const uint32_t box3[3] = {32, 4, 2};
@@ -149,8 +150,8 @@ static void test_edges(bool four)
                              {-3, -2, 0, 1}, {-40, 0, 0, 0}, {60, 0, 1, 0}};
     for (auto &p : places) {
         OK(cudaMemset(back, 0, x.size() * 2));
-        launch(through, 1, 32, 2048, nullptr, from, to, 3 + four, p[0], p[1], p[2], p[3], 512, 1024, 1,
-               out);
+        launch(through, 1, 32, 2048, nullptr, from, to, 3 + four, p[0], p[1], p[2], p[3], 512, 1024,
+               1, out);
         std::vector<uint16_t> got = host(out, 256);
         std::vector<bf16> b = host(back, x.size());
         int wrong = 0, outside = 0;
@@ -172,8 +173,8 @@ static void test_edges(bool four)
         }
         for (size_t i = 0; i < x.size(); i++)
             outside += bits(b[i]) != (stored[i] ? bits(x[i]) : 0);
-        CHECK(wrong == 0 && outside == 0, "box at %d %d %d %d: %d, %d wrong", p[0], p[1], p[2], p[3], wrong,
-              outside);
+        CHECK(wrong == 0 && outside == 0, "box at %d %d %d %d: %d, %d wrong", p[0], p[1], p[2],
+              p[3], wrong, outside);
     }
     OK(cudaFree(dx));
     OK(cudaFree(back));
