@@ -66,7 +66,6 @@ struct Backward90Maps {
 struct Backward90 {
     static constexpr int ROWS = 208, MATRIX = ROWS * SLAB_ROW; /* bytes */
     static constexpr int GROUPS = 2, THREADS = GROUPS * SM90_GROUP, WARPS = THREADS / 32;
-    static constexpr int STRIP = 16 * SLAB_ROW; /* a warp's rows */
 
     unsigned char *v, *k, *q, *dout; /* [ROWS]; v becomes room for results */
     unsigned char *ds;               /* [tiles of 64 queries][ROWS keys] of 64 queries */
@@ -128,11 +127,13 @@ __device__ inline void row_stats(const Backward90 &at, const Backward90Args &a, 
     constexpr int EACH = (Backward90::ROWS + 31) / 32;
     const int first = threadIdx.x / 8, c = threadIdx.x % 8 * 8;
     uint4 x[EACH] = {}, y[EACH] = {};
+    float lse[EACH] = {};
     each<EACH>([&](int i) {
         const long row = first + 32 * i, query = (long)b * a.Tq + row;
         if (row < a.Tq && c < a.hs) {
             x[i] = *(const uint4 *)((const E *)a.dout + query * a.ld_dout + h * a.hs + c);
             y[i] = *(const uint4 *)((const E *)a.out + query * a.ld_out + h * a.hs + c);
+            lse[i] = a.lse[((long)b * a.heads + h) * a.Tq + row];
         }
     });
     each<EACH>([&](int i) {
@@ -144,8 +145,7 @@ __device__ inline void row_stats(const Backward90 &at, const Backward90Args &a, 
         for (int d = 1; d < 8; d *= 2)
             sum += __shfl_xor_sync(0xffffffffu, sum, d);
         if (c == 0 && row < Backward90::ROWS) {
-            const float *lse = a.lse + ((long)b * a.heads + h) * a.Tq;
-            at.lse[row] = row < a.Tq ? lse[row] * LOG2E : 0;
+            at.lse[row] = lse[i] * LOG2E;
             at.delta[row] = sum;
         }
     });
