@@ -25,8 +25,8 @@
  * the registers where the second wants its left operand: P and dS never leave registers.
  *
  * Times below are estimates for one layer of B/16 at batch 256 on an H200 (4.3 TB/s; mma.sync at
- * 62% of the 790 TFLOP/s that wgmma reaches, 490). NOTHING HERE HAS BEEN MEASURED YET. With wgmma and
- * TMA, on Hopper: attention_sm90.cuh (up to 272 tokens) and attention_sm90_backward.cuh (up to 208).
+ * 62% of the 790 TFLOP/s that wgmma reaches, 490). NOTHING HERE HAS BEEN MEASURED YET. With wgmma
+ * and TMA, on Hopper: attention_sm90.cuh (up to 272 tokens) and attention_sm90_backward.cuh (208).
  */
 #pragma once
 
