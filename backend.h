@@ -103,8 +103,8 @@ typedef struct {
  *   delayed  2^-margin * the largest power of two that takes the largest |x| of the last `history`
  *            steps into the type's range (Transformer Engine's recipe of the same name)
  *   current  the same of the tensor itself, which is read once more
- * Where nothing else reads such an operand and its delayed scale is to be used, whoever makes it can
- * write the copies instead of it: a Tensor [rows, n] of type E4M3 or E5M2, with ld = n, is what
+ * Where nothing else reads such an operand and its delayed scale is to be used, whoever makes it
+ * can write the copies instead of it: a Tensor [rows, n] of type E4M3 or E5M2, with ld = n, is what
  * products want, of the numbers rounded to BF16 first: its copy and, behind it, its transposition.
  * Its memory is as large as in BF16, and 15 n + 255 bytes more. It may be
  *   E4M3  the y of residual_norm_forward, of linear_forward and activate (with pre, and without a
