@@ -109,7 +109,9 @@ cuda/attention.cuh | s/cp_async_wait<0>();/cp_async_wait<1>();/
 cuda/attention.cuh | s/x \* (m \* dp\[i\]\[e\] - delta\[e \/ 2\])/x * (m * dp[i][e] + delta[e \/ 2])/
 cuda/attention.cuh | s/dp\[i\]\[e\] = x \* (m \* dp\[i\]\[e\] - delta\[query\]);/dp[i][e] = x * (m * dp[i][e] + delta[query]);/
 cuda/attention.cuh | s/sum\[r\] \*= shrink;/;/
-cuda/attention.cuh | s/if (!FULL \&\& 16 \* n + p.at_column(i, e) >= keys)/if (!FULL \&\& 16 * n + p.at_column(i, e) > keys)/
+cuda/attention.cuh | s/if (!FULL \&\& 16 \* n + 8 \* i + e % 2 >= limit)/if (!FULL \&\& 16 * n + 8 * i + e % 2 > limit)/
+cuda/attention.cuh | s/e % 2 < limit ?/e % 2 <= limit ?/
+cuda/attention.cuh | s/(unsigned)row % (2 \* ROWS)/(unsigned)row % ROWS/
 cuda/layers.cuh | s/rstd\[m\] \* (dyk \* gamma/-rstd[m] * (dyk * gamma/
 cuda/layers.cuh | s/sum\[SUM_DBETA\]\[j\]\[k\] += dyk;/sum[SUM_DBETA][j][k] -= dyk;/
 cuda/layers.cuh | s/d\[1\]\[k\] = dy \* g \* plus;/d[1][k] = dy * g * minus;/
