@@ -138,6 +138,8 @@ cuda/gemm_sm90.cuh | s/mbarrier_wait(t.turn + group, (n - 1) \/ 2 % 2);/;/
 cuda/gemm_sm90.cuh | s/(n - 1) \/ 2 % 2/n \/ 2 % 2/
 cuda/gemm_sm90.cuh | s/named_barrier_sync(1 + group, SM90_GROUP);$/;/
 cuda/gemm_sm90.cuh | s/row + r < M \&\& column + c < N/row + r < M/
+cuda/gemm_sm90.cuh | s/upper ? sums\[c\] : sums\[c + N \/ 2\]/sums[c]/
+cuda/gemm_sm90.cuh | s/lane % 16 \* PATCH_STRIDE/lane % 8 * PATCH_STRIDE/
 cuda/gemm_sm90.cuh | s/for (int p = 1; p < parts; p++)/for (int p = 2; p < parts; p++)/
 cuda/attention_sm90.cuh | s/column + lane % 4 \* 2 + e % 2 >= a.T/column + lane % 4 * 2 + e % 2 > a.T/
 cuda/attention_sm90.cuh | s/mbarrier_wait(at.there, 0);/;/
