@@ -40,7 +40,6 @@ template <class E> struct AttentionArgs {
     float *lse, *delta; /* [B, heads, Tq] */
     float *sums;        /* backward: column sums of each block's rows, or NULL */
     int T, Tq, heads, hs, C;
-    int blocks;          /* per head */
     float scale, scale2; /* 1/sqrt(hs), and the same for exponents to base 2 */
     Mask mask;
     const StepState *state;
@@ -77,18 +76,22 @@ struct Place {
     int warp, lane, g, t;
     int row, rows; /* the warp's first row within the head, and how many of its 16 exist */
 
-    template <class E> __device__ inline Place(const AttentionArgs<E> &a, int all_rows)
+    explicit __device__ inline Place(int all_rows)
     {
-        int h = blockIdx.x / a.blocks; /* neighbours share a head, and its data in the L2 */
-        block = blockIdx.x % a.blocks;
-        b = h / a.heads;
-        head = h % a.heads;
+        block = blockIdx.x; /* neighbours share a head, and its data in the L2 */
+        head = blockIdx.y;
+        b = blockIdx.z;
         warp = threadIdx.x / 32;
         lane = threadIdx.x % 32;
         g = lane / 4;
         t = lane % 4;
-        row = (block * (int)(blockDim.x / 32) + warp) * 16;
+        row = first_row();
         rows = min(max(all_rows - row, 0), 16);
+    }
+    /* `row`, by registers of the block alone */
+    static __device__ inline int first_row()
+    {
+        return 16 * (blockIdx.x * (blockDim.x / 32) + (unsigned)anew(threadIdx.x) / 32);
     }
     __device__ inline int at_row(int e) const { return g + e / 2 * 8; }
     __device__ inline int at_column(int i, int e) const { return 8 * i + 2 * t + e % 2; }
@@ -267,8 +270,9 @@ template <int D> struct Mma<float, D> {
 /* ------------------------------------------------------------------------------------------------
  * 3. Memory */
 
-/* A block's shared memory: two stages of two tiles; room for left operands (float alone); lse and
- * delta of the streamed rows, two stages (used for dk and dv); a dropout mask for each warp. */
+/* A block's shared memory: two stages of two tiles, rings in which a streamed row r is at
+ * r % (2 ROWS); room for left operands (float alone); lse and delta of the streamed rows, rings as
+ * well (used for dk and dv); a dropout mask for each warp. */
 template <class E, int D> struct Shared {
     static constexpr int ROWS = Tile<E, D>::ROWS, SIZE = Tile<E, D>::SIZE, ROOM = Mma<E, D>::ROOM;
     static constexpr int KEEP = 20 * ROWS; /* bytes: 16 rows of ROWS + 4, or ROWS rows of 16 + 4 */
@@ -283,10 +287,11 @@ template <class E, int D> struct Shared {
         stats = (float *)(tiles + 4 * SIZE + 2 * (int)(blockDim.x / 32) * ROOM);
         keep = (uint8_t *)(stats + 4 * ROWS) + p.warp * KEEP;
     }
-    __device__ inline E *first(int stage) const { return tiles + 2 * stage * SIZE; }
-    __device__ inline E *second(int stage) const { return tiles + (2 * stage + 1) * SIZE; }
-    __device__ inline float *lse(int stage) const { return stats + 2 * stage * ROWS; }
-    __device__ inline float *delta(int stage) const { return stats + (2 * stage + 1) * ROWS; }
+    __device__ inline static int place(int row) { return (unsigned)row % (2 * ROWS); }
+    __device__ inline E *first(int row) const { return tiles + place(row) * Tile<E, D>::STRIDE; }
+    __device__ inline E *second(int row) const { return first(row) + 2 * SIZE; }
+    __device__ inline float *lse(int row) const { return stats + place(row); }
+    __device__ inline float *delta(int row) const { return lse(row) + 2 * ROWS; }
     static size_t bytes(int warps, bool drop)
     {
         return (4 * SIZE + 2 * (size_t)warps * ROOM) * sizeof(E) + 4 * ROWS * sizeof(float) +
@@ -294,19 +299,30 @@ template <class E, int D> struct Shared {
     }
 };
 
-/* The other side's `rows` rows, tile after tile: fetch(stage, row) starts copying those from row
- * on, use(stage, row) has them. The caller fetches (0, 0), and does more while that arrives. */
-template <int ROWS, class Fetch, class Use>
-__device__ inline void stream(int rows, Fetch fetch, Use use)
+/* The other side's `rows` rows, tile after tile: fetch(row) starts copying the tile from row on,
+ * use(row, mask) has STEP of them, with the tile's dropout mask(row). The caller fetches the first
+ * tile, and does more while that arrives. `own` is how many rows the head's warps own together.
+ * Products take nearly all registers: so `row` alone says where all this stands, and what a warp is
+ * asked to know once a tile is computed anew. */
+template <int ROWS, int STEP, class Fetch, class Mask, class Use>
+__device__ inline void stream(int rows, int own, Fetch fetch, Mask mask, Use use)
 {
     cp_async_commit();
-    for (int j = 0, stage = 0; j < rows; j += ROWS, stage ^= 1) {
+    for (int row = 0; row < rows;) {
         cp_async_wait<0>();
         __syncthreads(); /* this stage is complete, and the other's readers are done */
-        if (j + ROWS < rows)
-            fetch(stage ^ 1, j + ROWS);
+        if (row + ROWS < rows)
+            fetch(row + ROWS);
         cp_async_commit();
-        use(stage, j);
+        if (Place::first_row() >= own) { /* this warp's rows do not exist: it only fetches */
+            row += ROWS;
+            continue;
+        }
+        const auto keep = mask(row);
+        do {
+            use(row, keep);
+            row += STEP;
+        } while (STEP < ROWS && row % ROWS && row < rows);
     }
     __syncthreads(); /* results go out through the tiles */
 }
@@ -427,6 +443,7 @@ __device__ inline void forward_tile(float (&o)[D / 8][4], float (&top)[2], float
                                     int keys, const Keep &keep, const Place &p, float scale2)
 {
     constexpr int N = Tile<E, D>::ROWS / 16, S = 16 * Tile<E, D>::STRIDE;
+    const int limit = keys - p.at_column(0, 0); /* from the thread's first column on */
     float s[N][2][4] = {}, high[2] = {-INFINITY, -INFINITY};
 #pragma unroll
     for (int n = 0; n < N; n++) {
@@ -434,7 +451,7 @@ __device__ inline void forward_tile(float (&o)[D / 8][4], float (&top)[2], float
             break;
         Mma<E, D>::dot(s[n], q, k + n * S);
         each_of_tile([&](int i, int e) {
-            if (!FULL && 16 * n + p.at_column(i, e) >= keys)
+            if (!FULL && 16 * n + 8 * i + e % 2 >= limit)
                 s[n][i][e] = -INFINITY;
             high[e / 2] = fmaxf(high[e / 2], s[n][i][e]);
         });
@@ -465,7 +482,7 @@ __device__ inline void forward_tile(float (&o)[D / 8][4], float (&top)[2], float
 }
 
 /* out [Tq, hs] = (M softmax(q k^T / sqrt(hs))) v and lse [Tq], for each of B*heads.
- * Grid: B * heads * blocks; a warp owns 16 queries; k and v stream.
+ * Grid: blocks, heads, B; a warp owns 16 queries; k and v stream.
  * 4 Tq T hs FLOPs a head; 2T + 2Tq rows of hs elements once from or to memory (k and v again for
  * each block, from the L2). B/16: 310 MB, 72 us; 34 GFLOP with padding, 69 us; 133 M exponentials,
  * 36 us beside the products. Floor about 72 us (estimates). */
@@ -476,43 +493,45 @@ __global__ void __launch_bounds__(32 * Warps<E, D, DROP>::Q, 2)
     launched_within<32 * Warps<E, D, DROP>::Q>();
     using M = Mma<E, D>;
     constexpr int ROWS = Tile<E, D>::ROWS;
-    const Place p(a, a.Tq);
+    const Place p(a.Tq);
     const Shared<E, D> at(p);
     const E *q = a.qkv + (long)p.b * a.T * a.ld + p.head * a.hs, *k = q + a.C, *v = k + a.C;
 
-    auto fetch = [&](int stage, int key) {
-        fetch_tile<E, D>(at.first(stage), k, a.ld, key, a.T, a);
-        fetch_tile<E, D>(at.second(stage), v, a.ld, key, a.T, a);
+    auto fetch = [&](int key) {
+        fetch_tile<E, D>(at.first(key), k, a.ld, key, a.T, a);
+        fetch_tile<E, D>(at.second(key), v, a.ld, key, a.T, a);
     };
-    fetch(0, 0);
+    fetch(0);
     typename M::Left left;
     M::load_left(left, at.room, q + p.row * a.ld, a.ld, p.rows, a);
 
     float o[D / 8][4] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {}, factor[2];
-    stream<ROWS>(a.T, fetch, [&](int stage, int j) {
-        if (!p.rows)
-            return;
-        Keep keep(at.keep, p, p.row, j, a);
+    auto mask = [&](int key) {
+        Keep keep(at.keep, p, p.row, key, a);
         if constexpr (DROP)
             keep.make(16, ROWS, p, a);
-        if (a.T - j >= ROWS)
-            forward_tile<E, D, DROP, true>(o, top, sum, left, at.first(stage), at.second(stage),
-                                           ROWS, keep, p, a.scale2);
+        return keep;
+    };
+    stream<ROWS, ROWS>(a.T, a.Tq, fetch, mask, [&](int key, const Keep &keep) {
+        if (a.T - key >= ROWS)
+            forward_tile<E, D, DROP, true>(o, top, sum, left, at.first(key), at.second(key), ROWS,
+                                           keep, p, a.scale2);
         else
-            forward_tile<E, D, DROP, false>(o, top, sum, left, at.first(stage), at.second(stage),
-                                            a.T - j, keep, p, a.scale2);
+            forward_tile<E, D, DROP, false>(o, top, sum, left, at.first(key), at.second(key),
+                                            a.T - key, keep, p, a.scale2);
     });
+    const Place end(a.Tq); /* again, so that nothing of it was kept during the products */
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         sum[r] = quad_sum(sum[r]);
         factor[r] = 1 / sum[r];
-        int row = p.at_row(2 * r);
-        if (p.t == 0 && row < p.rows)
-            a.lse[((long)p.b * a.heads + p.head) * a.Tq + p.row + row] =
+        int row = end.at_row(2 * r);
+        if (end.t == 0 && row < end.rows)
+            a.lse[((long)end.b * a.heads + end.head) * a.Tq + end.row + row] =
                 top[r] / LOG2E + logf(sum[r]);
     }
-    write_rows<E, D>(at.tiles, a.out + ((long)p.b * a.Tq + p.row) * a.ld_out + p.head * a.hs,
-                     a.ld_out, o, factor, p, a);
+    write_rows<E, D>(at.tiles, a.out + ((long)end.b * a.Tq + end.row) * a.ld_out + end.head * a.hs,
+                     a.ld_out, o, factor, end, a);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -540,7 +559,7 @@ template <class E, int N> __device__ inline float row_dot(const E *x, const E *y
 }
 
 /* dq [Tq, hs] and delta [Tq], for each of B*heads; a.sums [B * blocks, C].
- * Grid: B * heads * blocks; a warp owns 16 queries; k and v stream.
+ * Grid: blocks, heads, B; a warp owns 16 queries; k and v stream.
  * 6 Tq T hs FLOPs a head; 2T + 4Tq rows of hs elements. B/16: 465 MB, 108 us; 51 GFLOP with
  * padding, 104 us. Floor about 108 us (estimates). */
 template <class E, int D, bool DROP>
@@ -549,19 +568,19 @@ __global__ void __launch_bounds__(32 * Warps<E, D, DROP>::Q, 2)
 {
     launched_within<32 * Warps<E, D, DROP>::Q>();
     using M = Mma<E, D>;
-    constexpr int ROWS = Tile<E, D>::ROWS, S = Tile<E, D>::STRIDE;
-    const Place p(a, a.Tq);
+    constexpr int ROWS = Tile<E, D>::ROWS;
+    const Place p(a.Tq);
     const Shared<E, D> at(p);
     const E *q = a.qkv + (long)p.b * a.T * a.ld + p.head * a.hs, *k = q + a.C, *v = k + a.C;
     const long query = (long)p.b * a.Tq + p.row;
     const E *out = a.out + query * a.ld_out + p.head * a.hs;
     const E *dout = a.dout + query * a.ld_dout + p.head * a.hs;
 
-    auto fetch = [&](int stage, int key) {
-        fetch_tile<E, D>(at.first(stage), k, a.ld, key, a.T, a);
-        fetch_tile<E, D>(at.second(stage), v, a.ld, key, a.T, a);
+    auto fetch = [&](int key) {
+        fetch_tile<E, D>(at.first(key), k, a.ld, key, a.T, a);
+        fetch_tile<E, D>(at.second(key), v, a.ld, key, a.T, a);
     };
-    fetch(0, 0);
+    fetch(0);
     typename M::Left left, dleft;
     M::load_left(left, at.room, q + p.row * a.ld, a.ld, p.rows, a);
     M::load_left(dleft, at.room + M::ROOM, dout, a.ld_dout, p.rows, a);
@@ -583,35 +602,35 @@ __global__ void __launch_bounds__(32 * Warps<E, D, DROP>::Q, 2)
     }
 
     float dq[D / 8][4] = {};
-    stream<ROWS>(a.T, fetch, [&](int stage, int j) {
-        if (!p.rows)
-            return;
-        Keep keep(at.keep, p, p.row, j, a);
+    auto mask = [&](int key) {
+        Keep keep(at.keep, p, p.row, key, a);
         if constexpr (DROP)
             keep.make(16, ROWS, p, a);
-        for (int c = 0; c < min(ROWS, a.T - j); c += 16) {
-            float s[2][4] = {}, dp[2][4] = {};
-            M::dot(s, left, at.first(stage) + c * S);
-            M::dot(dp, dleft, at.second(stage) + c * S);
-            each_of_tile([&](int i, int e) {
-                int key = c + p.at_column(i, e);
-                float x = ex2_approx(fmaf(s[i][e], a.scale2, -lse[e / 2]));
-                float m = DROP ? keep.at(p.at_row(e), key) : 1;
-                s[i][e] = j + key < a.T ? x * (m * dp[i][e] - delta[e / 2]) : 0;
-            });
-            M::add(dq, s, at.first(stage) + c * S);
-        }
+        return keep;
+    };
+    stream<ROWS, 16>(a.T, a.Tq, fetch, mask, [&](int first, const Keep &keep) {
+        const int c = first % ROWS, limit = a.T - first - p.at_column(0, 0);
+        float s[2][4] = {}, dp[2][4] = {};
+        M::dot(s, left, at.first(first));
+        M::dot(dp, dleft, at.second(first));
+        each_of_tile([&](int i, int e) {
+            float x = ex2_approx(fmaf(s[i][e], a.scale2, -lse[e / 2]));
+            float m = DROP ? keep.at(p.at_row(e), c + p.at_column(i, e)) : 1;
+            s[i][e] = 8 * i + e % 2 < limit ? x * (m * dp[i][e] - delta[e / 2]) : 0;
+        });
+        M::add(dq, s, at.first(first));
     });
+    const Place end(a.Tq); /* again: see above */
     const float scale[2] = {a.scale, a.scale};
-    write_rows<E, D>(at.tiles, a.dqkv + ((long)p.b * a.T + p.row) * a.ld_dqkv + p.head * a.hs,
-                     a.ld_dqkv, dq, scale, p, a);
+    write_rows<E, D>(at.tiles, a.dqkv + ((long)end.b * a.T + end.row) * a.ld_dqkv + end.head * a.hs,
+                     a.ld_dqkv, dq, scale, end, a);
     if (a.sums)
-        sum_columns<E, D>(a.sums + ((long)p.b * a.blocks + p.block) * a.C + p.head * a.hs, at.tiles,
-                          at.stats, a.Tq, p, a);
+        sum_columns<E, D>(a.sums + ((long)end.b * gridDim.x + end.block) * a.C + end.head * a.hs,
+                          at.tiles, at.stats, a.Tq, end, a);
 }
 
 /* dk, dv [T, hs], for each of B*heads; a.sums [B * blocks, 2C].
- * Grid: B * heads * blocks; a warp owns 16 keys, so its tiles are those of S^T; q, dO, lse and
+ * Grid: blocks, heads, B; a warp owns 16 keys, so its tiles are those of S^T; q, dO, lse and
  * delta stream. Where a tile has queries beyond Tq, all four are zero: they add nothing.
  * 8 Tq T hs FLOPs a head; 4T + 2Tq rows of hs elements. B/16: 465 MB, 108 us; 68 GFLOP with
  * padding, 139 us. Floor about 139 us (estimates). */
@@ -621,59 +640,60 @@ __global__ void __launch_bounds__(32 * Warps<E, D, DROP>::KV, 2)
 {
     launched_within<32 * Warps<E, D, DROP>::KV>();
     using M = Mma<E, D>;
-    constexpr int ROWS = Tile<E, D>::ROWS, S = Tile<E, D>::STRIDE;
-    const Place p(a, a.T);
+    constexpr int ROWS = Tile<E, D>::ROWS;
+    const Place p(a.T);
     const Shared<E, D> at(p);
     const E *q = a.qkv + (long)p.b * a.T * a.ld + p.head * a.hs, *k = q + a.C, *v = k + a.C;
     const E *dout = a.dout + (long)p.b * a.Tq * a.ld_dout + p.head * a.hs;
     const long head = ((long)p.b * a.heads + p.head) * a.Tq;
 
-    auto fetch = [&](int stage, int query) {
-        fetch_tile<E, D>(at.first(stage), q, a.ld, query, a.Tq, a);
-        fetch_tile<E, D>(at.second(stage), dout, a.ld_dout, query, a.Tq, a);
+    auto fetch = [&](int query) {
+        fetch_tile<E, D>(at.first(query), q, a.ld, query, a.Tq, a);
+        fetch_tile<E, D>(at.second(query), dout, a.ld_dout, query, a.Tq, a);
         for (int i = threadIdx.x; i < ROWS; i += blockDim.x) {
             long from = head + min(query + i, a.Tq - 1);
             int bytes = query + i < a.Tq ? 4 : 0;
-            cp_async<4>(at.lse(stage) + i, a.lse + from, bytes);
-            cp_async<4>(at.delta(stage) + i, a.delta + from, bytes);
+            cp_async<4>(at.lse(query) + i, a.lse + from, bytes);
+            cp_async<4>(at.delta(query) + i, a.delta + from, bytes);
         }
     };
-    fetch(0, 0);
+    fetch(0);
     typename M::Left kleft, vleft;
     M::load_left(kleft, at.room, k + p.row * a.ld, a.ld, p.rows, a);
     M::load_left(vleft, at.room + M::ROOM, v + p.row * a.ld, a.ld, p.rows, a);
 
     float dk[D / 8][4] = {}, dv[D / 8][4] = {};
-    stream<ROWS>(a.Tq, fetch, [&](int stage, int j) {
-        if (!p.rows)
-            return;
-        const float *lse = at.lse(stage), *delta = at.delta(stage);
-        Keep keep(at.keep, p, j, p.row, a);
+    auto mask = [&](int query) {
+        Keep keep(at.keep, p, query, p.row, a);
         if constexpr (DROP)
-            keep.make(min(ROWS, a.Tq - j), 16, p, a);
-        for (int c = 0; c < min(ROWS, a.Tq - j); c += 16) {
-            float s[2][4] = {}, dp[2][4] = {};
-            M::dot(s, kleft, at.first(stage) + c * S);
-            M::dot(dp, vleft, at.second(stage) + c * S);
-            each_of_tile([&](int i, int e) {
-                int query = c + p.at_column(i, e);
-                float x = ex2_approx(fmaf(s[i][e], a.scale2, -lse[query] * LOG2E));
-                float m = DROP ? keep.at(query, p.at_row(e)) : 1;
-                dp[i][e] = x * (m * dp[i][e] - delta[query]);
-                s[i][e] = m * x;
-            });
-            M::add(dv, s, at.second(stage) + c * S);
-            M::add(dk, dp, at.first(stage) + c * S);
-        }
+            keep.make(min(ROWS, a.Tq - query), 16, p, a);
+        return keep;
+    };
+    stream<ROWS, 16>(a.Tq, a.T, fetch, mask, [&](int first, const Keep &keep) {
+        const int c = first % ROWS;
+        const float *lse = at.lse(first), *delta = at.delta(first);
+        float s[2][4] = {}, dp[2][4] = {};
+        M::dot(s, kleft, at.first(first));
+        M::dot(dp, vleft, at.second(first));
+        each_of_tile([&](int i, int e) {
+            int query = p.at_column(i, e);
+            float x = ex2_approx(fmaf(s[i][e], a.scale2, -lse[query] * LOG2E));
+            float m = DROP ? keep.at(c + query, p.at_row(e)) : 1;
+            dp[i][e] = x * (m * dp[i][e] - delta[query]);
+            s[i][e] = m * x;
+        });
+        M::add(dv, s, at.second(first));
+        M::add(dk, dp, at.first(first));
     });
+    const Place end(a.T); /* again: see above */
     const float scale[2] = {a.scale, a.scale}, one[2] = {1, 1};
-    E *to = a.dqkv + ((long)p.b * a.T + p.row) * a.ld_dqkv + p.head * a.hs + a.C;
-    write_rows<E, D>(at.first(0), to, a.ld_dqkv, dk, scale, p, a);
-    write_rows<E, D>(at.first(1), to + a.C, a.ld_dqkv, dv, one, p, a);
+    E *to = a.dqkv + ((long)end.b * a.T + end.row) * a.ld_dqkv + end.head * a.hs + a.C;
+    write_rows<E, D>(at.first(0), to, a.ld_dqkv, dk, scale, end, a);
+    write_rows<E, D>(at.second(0), to + a.C, a.ld_dqkv, dv, one, end, a);
     if (a.sums) {
-        float *sums = a.sums + ((long)p.b * a.blocks + p.block) * 2 * a.C + p.head * a.hs;
-        sum_columns<E, D>(sums, at.first(0), at.stats, a.T, p, a);
-        sum_columns<E, D>(sums + a.C, at.first(1), at.stats, a.T, p, a);
+        float *sums = a.sums + ((long)end.b * gridDim.x + end.block) * 2 * a.C + end.head * a.hs;
+        sum_columns<E, D>(sums, at.first(0), at.stats, a.T, end, a);
+        sum_columns<E, D>(sums + a.C, at.second(0), at.stats, a.T, end, a);
     }
 }
 
@@ -787,9 +807,10 @@ template <class E>
 static void attention_launch(void (*kernel)(AttentionArgs<E>), const AttentionPlan &p,
                              const Attention *a, AttentionArgs<E> k)
 {
-    k.blocks = p.blocks;
-    launch(kernel, dim3((unsigned)((long)a->B * a->heads * p.blocks)), dim3(32 * p.warps), p.smem,
-           cu.stream, k);
+    if (a->B > 65535)
+        die("take fewer images at a time: --micro-batch",
+            "attention takes up to 65535 images in one batch, not %d", a->B);
+    launch(kernel, dim3(p.blocks, a->heads, a->B), dim3(32 * p.warps), p.smem, cu.stream, k);
 }
 
 /* Or attention_sm90.cuh's, and attention_sm90_backward.cuh's. */

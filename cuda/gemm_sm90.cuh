@@ -28,7 +28,8 @@
  *               L2: 48 KiB for 1,024 cycles of products. What follows a product waits for its end.
  *   ping-pong   each works on a tile of 128x128 of its own, in turns: while one multiplies, the
  *               other does what follows. It needs a third more bytes (32 KiB for 512 cycles), and
- *               pays where what follows takes long: GELU is 25 instructions an element.
+ *               pays where what follows takes long: 17 instructions an element with GELU, 23
+ *               with its slope and the sums, 8 without.
  *
  * Read in this order:
  *   1. Tiles      sizes, shared memory, which unit is whose turn
@@ -231,7 +232,7 @@ __device__ inline void sm90_consume(float (&sums)[Tile::HALVES][Tile::N / 2], co
  * which memory wants 128 in a row. So 16 rows of 64 columns at a time go through a patch of shared
  * memory, in both directions. It belongs to one warp, which needs no barrier but its own. */
 
-/* Rows g and g + 8, columns 8j + 2t and the next (g = lane / 4, t = lane % 4) */
+/* Pairs [i][j] are of rows g + 8i, columns 8j + 2t and the next (g = lane / 4, t = lane % 4). */
 struct Fragment {
     uint32_t pair[2][8];
 };
@@ -252,6 +253,7 @@ template <class E> struct Patch {
             f(i, r, c, row + r < M && column + c < N);
         });
     }
+    /* Those packs of a matrix; then into the patch, which is free. */
     __device__ inline Packs load(const E *from, long ld) const
     {
         Packs p;
@@ -261,66 +263,86 @@ template <class E> struct Patch {
         });
         return p;
     }
-    __device__ inline Fragment spread(const Packs &p) const
+    __device__ inline void fill(const Packs &p) const
     {
-        Fragment f;
-        __syncwarp(); /* what was there has been read */
         each_pack(
             [&](int i, int r, int c, bool) { *(uint4 *)(room + r * PATCH_STRIDE + c) = p.v[i]; });
         __syncwarp();
-        each<2>([&](int i) {
-            each<8>([&](int j) {
-                f.pair[i][j] = *(const uint32_t *)(room + (lane / 4 + 8 * i) * PATCH_STRIDE +
-                                                   8 * j + lane % 4 * 2);
-            });
-        });
-        return f;
     }
-    __device__ inline void store(E *to, long ld, const Fragment &f) const
+    /* Four pairs of each thread, from and to the patch: of columns 16q + 2t and 16q + 8 + 2t, in
+     * rows g and g + 8 */
+    __device__ inline uint16_t *quarter(int q) const
     {
-        __syncwarp();
-        each<2>([&](int i) {
-            each<8>([&](int j) {
-                *(uint32_t *)(room + (lane / 4 + 8 * i) * PATCH_STRIDE + 8 * j + lane % 4 * 2) =
-                    f.pair[i][j];
-            });
-        });
+        return room + lane % 16 * PATCH_STRIDE + lane / 16 * 8 + 16 * q;
+    }
+    __device__ inline void get(uint32_t (&pair)[4], int q) const
+    {
+        ldmatrix_x4(pair, quarter(q));
+    }
+    __device__ inline void put(const uint32_t (&pair)[4], int q) const
+    {
+        stmatrix_x4(quarter(q), pair);
+    }
+    /* The patch to memory. Then it is free. */
+    __device__ inline void flush(E *to, long ld) const
+    {
         __syncwarp();
         each_pack([&](int, int r, int c, bool there) {
             if (there)
                 *(uint4 *)(to + (row + r) * ld + column + c) =
                     *(const uint4 *)(room + r * PATCH_STRIDE + c);
         });
+        __syncwarp();
+    }
+    __device__ inline void store(E *to, long ld, const Fragment &f) const
+    {
+        each<4>([&](int q) {
+            put({f.pair[0][2 * q], f.pair[1][2 * q], f.pair[0][2 * q + 1], f.pair[1][2 * q + 1]},
+                q);
+        });
+        flush(to, ld);
     }
 };
 
 /* Eight numbers of a thread's 32 of a patch, and their four pairs as they are rounded */
-template <class E> __device__ inline void round_pairs(uint32_t *pair, const float (&v)[8])
+template <class E> __device__ inline void round_pairs(uint32_t (&pair)[4], const float (&v)[8])
 {
     each<4>([&](int j) { pair[j] = pack<E>(v[2 * j], v[2 * j + 1]); });
 }
-template <class E> __device__ inline void unpack_pairs(float (&v)[8], const uint32_t *pair)
+template <class E> __device__ inline void unpack_pairs(float (&v)[8], const uint32_t (&pair)[4])
 {
     each<4>([&](int j) {
-        Pack<E, 2> two;
-        memcpy(&two, &pair[j], sizeof two);
-        v[2 * j] = to_float(two.v[0]);
-        v[2 * j + 1] = to_float(two.v[1]);
+        if constexpr (std::is_same_v<E, bf16>) { /* the upper half of a float: one instruction */
+            v[2 * j] = __uint_as_float(pair[j] << 16);
+            v[2 * j + 1] = __uint_as_float(pair[j] & 0xFFFF0000u);
+        } else {
+            Pack<E, 2> two;
+            memcpy(&two, &pair[j], sizeof two);
+            v[2 * j] = to_float(two.v[0]);
+            v[2 * j + 1] = to_float(two.v[1]);
+        }
     });
 }
 
 /* Column sums of a tile's rows that a group owns: a thread has them of its own rows, the patch's 64
- * columns in turn. Eight lanes have the same columns, and then four warps do: always added in the
- * same order. */
-__device__ inline void sum_lanes(float *room, const float (&sums)[16], int lane)
+ * columns in turn. Eight lanes have the same 16 columns: each time two of them share these, they
+ * divide what is left. Then four warps do. Always added in the same order. */
+template <int N> __device__ inline void share_sums(float (&sums)[16], int lane, int apart)
 {
-    each<16>([&](int c) {
-        float s = sums[c];
-        for (int d = 4; d < 32; d *= 2)
-            s += __shfl_xor_sync(0xffffffffu, s, d);
-        if (lane < 4)
-            room[c / 2 * 8 + lane * 2 + c % 2] = s;
+    const bool upper = lane & apart;
+    each<N / 2>([&](int c) {
+        const float mine = upper ? sums[c + N / 2] : sums[c];
+        const float other = upper ? sums[c] : sums[c + N / 2];
+        sums[c] = mine + __shfl_xor_sync(0xffffffffu, other, apart);
     });
+}
+__device__ inline void sum_lanes(float *room, float (&sums)[16], int lane)
+{
+    share_sums<16>(sums, lane, 4);
+    share_sums<8>(sums, lane, 8);
+    share_sums<4>(sums, lane, 16);
+    const int j = (lane & 4) + (lane & 8) / 4 + (lane & 16) / 16; /* the pair that is left */
+    *(float2 *)(room + 8 * j + lane % 4 * 2) = make_float2(sums[0], sums[1]);
 }
 template <int N>
 __device__ inline void sum_warps(const float *room, float *out, int group, int thread, int columns)
@@ -331,80 +353,90 @@ __device__ inline void sum_warps(const float *room, float *out, int group, int t
     named_barrier_sync(1 + group, SM90_GROUP); /* they may be written again */
 }
 
-/* What follows the product of a unit; `group` is 0 or 1. Everything is unrolled: what indexes sums
- * must be known when this is compiled. */
-template <class E, End END, int ACT, class Tile>
-__device__ inline void sm90_end(const float (&sums)[Tile::HALVES][Tile::N / 2], const Tile &t,
-                                const Sm90Args &x, const Sm90Unit &u, int group)
+/* The warp's patch number p of a tile; of 128 rows, both halves of the same columns in turn.
+ * `group` is 0 or 1. */
+template <class E, class Tile>
+__device__ inline Patch<E> sm90_patch(const Tile &t, const Sm90Args &x, const Sm90Unit &u,
+                                      int group, int p)
 {
-    constexpr int PATCHES = Tile::N / 64 * Tile::HALVES; /* halves of the same columns in turn */
+    const int warp = threadIdx.x % SM90_GROUP / 32, lane = threadIdx.x % 32;
+    const int half = Tile::HALVES == 1 ? group : p % Tile::HALVES;
+    return Patch<E>{t.patch + (4 * group + warp) * PATCH,
+                    u.m * Tile::M + 64 * half + 16 * warp,
+                    u.n * Tile::N + p / Tile::HALVES * 64,
+                    x.M,
+                    x.N,
+                    lane};
+}
+
+/* What follows the product of a unit. `next` is the first patch of x.addend, which has arrived
+ * during the product. Everything is unrolled: what indexes sums must be known when this is
+ * compiled. */
+template <class E, End END, int ACT, class Tile>
+__device__ inline void sm90_end(const float (&sums)[Tile::HALVES][Tile::N / 2], Packs &next,
+                                const Tile &t, const Sm90Args &x, const Sm90Unit &u, int group)
+{
+    constexpr int PATCHES = Tile::N / 64 * Tile::HALVES;
     const int thread = threadIdx.x % SM90_GROUP, warp = thread / 32, lane = thread % 32;
-    const int first = u.m * Tile::M + (Tile::HALVES == 1 ? 64 * group : 0) + 16 * warp;
-    auto patch = [&](int p) {
-        return Patch<E>{t.patch + (4 * group + warp) * PATCH,
-                        first + p % Tile::HALVES * 64,
-                        u.n * Tile::N + p / Tile::HALVES * 64,
-                        x.M,
-                        x.N,
-                        lane};
-    };
-    constexpr bool AHEAD = Tile::READERS == 8; /* in ping-pong the other group has work meanwhile */
+    auto patch = [&](int p) { return sm90_patch<E>(t, x, u, group, p); };
     const bool adds = END != END_ACT && x.addend;
     float column_sums[16] = {};
-    Packs next;
-    if (AHEAD && adds)
-        next = patch(0).load((const E *)x.addend, x.ldadd);
+    uint32_t bias[8] = {};
     each<PATCHES>([&](int p) {
         const Patch<E> at = patch(p);
         const int c = p / Tile::HALVES, h = p % Tile::HALVES;
-        Fragment in, pre, out;
-        uint32_t bias[8] = {};
+        uint32_t pairs[4][4];
         if (adds) {
-            if (!AHEAD)
-                next = at.load((const E *)x.addend, x.ldadd);
-            in = at.spread(next);
-            if (AHEAD && p + 1 < PATCHES) /* arrives while this one is used */
+            at.fill(next);
+            if (p + 1 < PATCHES) /* arrives while this one is used */
                 next = patch(p + 1).load((const E *)x.addend, x.ldadd);
         }
-        if (END != END_SLOPE && x.bias)
+        if (END != END_SLOPE && x.bias && h == 0)
             each<8>([&](int j) {
                 const int column = at.column + 8 * j + lane % 4 * 2;
                 if (column < x.N)
                     bias[j] = *(const uint32_t *)((const E *)x.bias + column);
             });
-        each<4>([&](int q) { /* four pairs of a row */
-                             const int i = q / 2, j = q % 2 * 4;
-                             float v[1][8], w[1][8];
-                             each<8>([&](int k) {
-                                 v[0][k] = sums[h][32 * c + (j + k / 2) * 4 + 2 * i + k % 2];
-                             });
-                             if constexpr (END != END_SLOPE) {
-                                 unpack_pairs<E>(w[0], bias + j);
-                                 each<8>([&](int k) { v[0][k] += w[0][k]; });
-                             }
-                             if (END == END_PLAIN && adds) {
-                                 unpack_pairs<E>(w[0], in.pair[i] + j);
-                                 each<8>([&](int k) { v[0][k] += w[0][k]; });
-                             } else if constexpr (END == END_ACT) {
-                                 round_pairs<E>(pre.pair[i] + j, v[0]);
-                                 unpack_pairs<E>(v[0], pre.pair[i] + j);
-                                 act_forward<E>(v, ACT);
-                             } else if constexpr (END == END_SLOPE) {
-                                 unpack_pairs<E>(w[0], in.pair[i] + j);
-                                 act_backward<E>(v, w, ACT);
-                             }
-                             round_pairs<E>(out.pair[i] + j, v[0]);
-                             if constexpr (END == END_SLOPE) {
-                                 unpack_pairs<E>(w[0], out.pair[i] + j);
-                                 each<8>([&](int k) {
-                                     column_sums[2 * j + k] =
-                                         (h || i ? column_sums[2 * j + k] : 0) + w[0][k];
-                                 });
-                             }
+        /* Four pairs, of two rows. END_ACT keeps those of pre until they have left the patch. */
+        each<4>([&](int q) {
+            float v[1][8], w[1][8];
+            each<8>([&](int k) { v[0][k] = sums[h][32 * c + 8 * q + k]; });
+            if constexpr (END != END_SLOPE) {
+                unpack_pairs<E>(w[0], {bias[2 * q], bias[2 * q], bias[2 * q + 1], bias[2 * q + 1]});
+                each<8>([&](int k) { v[0][k] += w[0][k]; });
+            }
+            if (adds) {
+                at.get(pairs[q], q);
+                unpack_pairs<E>(w[0], pairs[q]);
+            }
+            if (END == END_PLAIN && adds)
+                each<8>([&](int k) { v[0][k] += w[0][k]; });
+            if constexpr (END == END_SLOPE)
+                act_backward<E>(v, w, ACT);
+            round_pairs<E>(pairs[q], v[0]);
+            if (END != END_ACT || x.pre)
+                at.put(pairs[q], q);
+            if constexpr (END == END_SLOPE) {
+                unpack_pairs<E>(w[0], pairs[q]);
+                each<4>([&](int k) {
+                    const int e = k / 2 * 4 + k % 2; /* of row g; that of row g + 8 is e + 2 */
+                    float &sum = column_sums[4 * q + k];
+                    sum = (h ? sum : 0) + w[0][e] + w[0][e + 2];
+                });
+            }
         });
-        if (END == END_ACT && x.pre)
-            at.store((E *)x.pre, x.ldpre, pre);
-        at.store((E *)x.D, x.ldd, out);
+        if constexpr (END == END_ACT) {
+            if (x.pre)
+                at.flush((E *)x.pre, x.ldpre);
+            each<4>([&](int q) {
+                float v[1][8];
+                unpack_pairs<E>(v[0], pairs[q]);
+                act_forward<E>(v, ACT);
+                round_pairs<E>(pairs[q], v[0]);
+                at.put(pairs[q], q);
+            });
+        }
+        at.flush((E *)x.D, x.ldd);
         if (END == END_SLOPE && x.sums && h + 1 == Tile::HALVES)
             sum_lanes(t.sums + (4 * group + warp) * Tile::N + 64 * c, column_sums, lane);
     });
@@ -476,11 +508,14 @@ __global__ void __launch_bounds__(HAS_SM90 ? SM90_THREADS : 32, 1)
                     continue;
                 }
                 float sums[Tile::HALVES][Tile::N / 2];
+                Packs first;
+                if ((END == END_PLAIN || END == END_SLOPE) && x.addend)
+                    first = sm90_patch<E>(t, x, u, group, 0).load((const E *)x.addend, x.ldadd);
                 sm90_consume<E, A_ALONG_K, B_ALONG_K>(sums, t, ring, u.blocks, n, group);
                 if constexpr (END == END_SUM)
                     sm90_end_sum<Tile>(sums, x, u, group);
                 else
-                    sm90_end<E, END, ACT>(sums, t, x, u, group);
+                    sm90_end<E, END, ACT>(sums, first, t, x, u, group);
             }
         }
     }

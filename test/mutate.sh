@@ -109,7 +109,9 @@ cuda/attention.cuh | s/cp_async_wait<0>();/cp_async_wait<1>();/
 cuda/attention.cuh | s/x \* (m \* dp\[i\]\[e\] - delta\[e \/ 2\])/x * (m * dp[i][e] + delta[e \/ 2])/
 cuda/attention.cuh | s/dp\[i\]\[e\] = x \* (m \* dp\[i\]\[e\] - delta\[query\]);/dp[i][e] = x * (m * dp[i][e] + delta[query]);/
 cuda/attention.cuh | s/sum\[r\] \*= shrink;/;/
-cuda/attention.cuh | s/if (!FULL \&\& 16 \* n + p.at_column(i, e) >= keys)/if (!FULL \&\& 16 * n + p.at_column(i, e) > keys)/
+cuda/attention.cuh | s/if (!FULL \&\& 16 \* n + 8 \* i + e % 2 >= limit)/if (!FULL \&\& 16 * n + 8 * i + e % 2 > limit)/
+cuda/attention.cuh | s/e % 2 < limit ?/e % 2 <= limit ?/
+cuda/attention.cuh | s/(unsigned)row % (2 \* ROWS)/(unsigned)row % ROWS/
 cuda/layers.cuh | s/rstd\[m\] \* (dyk \* gamma/-rstd[m] * (dyk * gamma/
 cuda/layers.cuh | s/sum\[SUM_DBETA\]\[j\]\[k\] += dyk;/sum[SUM_DBETA][j][k] -= dyk;/
 cuda/layers.cuh | s/d\[1\]\[k\] = dy \* g \* plus;/d[1][k] = dy * g * minus;/
@@ -136,6 +138,8 @@ cuda/gemm_sm90.cuh | s/mbarrier_wait(t.turn + group, (n - 1) \/ 2 % 2);/;/
 cuda/gemm_sm90.cuh | s/(n - 1) \/ 2 % 2/n \/ 2 % 2/
 cuda/gemm_sm90.cuh | s/named_barrier_sync(1 + group, SM90_GROUP);$/;/
 cuda/gemm_sm90.cuh | s/row + r < M \&\& column + c < N/row + r < M/
+cuda/gemm_sm90.cuh | s/upper ? sums\[c\] : sums\[c + N \/ 2\]/sums[c]/
+cuda/gemm_sm90.cuh | s/lane % 16 \* PATCH_STRIDE/lane % 8 * PATCH_STRIDE/
 cuda/gemm_sm90.cuh | s/for (int p = 1; p < parts; p++)/for (int p = 2; p < parts; p++)/
 cuda/attention_sm90.cuh | s/column + lane % 4 \* 2 + e % 2 >= a.T/column + lane % 4 * 2 + e % 2 > a.T/
 cuda/attention_sm90.cuh | s/mbarrier_wait(at.there, 0);/;/
