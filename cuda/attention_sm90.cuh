@@ -80,6 +80,7 @@ __device__ inline uint32_t both_halves(uint32_t kept)
  * beyond hs is zero. Keys beyond T are those of the next image, or zero. */
 template <int D, int KEYS> struct Head90 {
     static constexpr int SLABS = (D + 63) / 64;
+    static constexpr bool DROPS = D <= 80; /* dropout: of larger ones it would spill registers */
     static constexpr int PARTS = KEYS > 256 ? 2 : 1; /* that k, v and S come in */
     static constexpr int PART = KEYS / PARTS;
     static constexpr int ROWS = KEYS * SLAB_ROW, PATCHES = 4 * PATCH * 2; /* bytes */
@@ -150,7 +151,7 @@ __global__ void __launch_bounds__(HAS_SM90 ? 256 : 32, 1)
             mbarrier_init_fence();
             fetch_head(at, &keys, &queries, a, b, h);
         }
-        if (a.mask.keep)
+        if (Head::DROPS && a.mask.keep)
             Keep90(at.keep, a.mask, h, a.T).make(a.mask, a.state, b, a.Tq);
         __syncthreads();
         const uint64_t k = wgmma_operand(at.k, SWIZZLE_128, 8 * SLAB_ROW, SLAB);
@@ -161,15 +162,14 @@ __global__ void __launch_bounds__(HAS_SM90 ? 256 : 32, 1)
             float s[Head::PARTS][PART / 2], o[D / 2], top[2] = {-INFINITY, -INFINITY}, sum[2] = {};
             mbarrier_wait(at.there, 0);
             each<Head::PARTS>([&](int i) { wgmma_fence(s[i]); });
-            each<D / 16>(
-                [&](int c) { /* 16 columns of a head: 32 bytes of rows of a slab */
-                             each<Head::PARTS>([&](int i) {
-                                 wgmma<E, E>(s[i], wgmma_advance(q, c / 4 * SLAB + c % 4 * 32),
-                                             wgmma_advance(k, c / 4 * Head::ROWS +
-                                                                  i * PART * SLAB_ROW + c % 4 * 32),
-                                             c > 0);
-                             });
+            /* 16 columns of a head: 32 bytes of rows of a slab */
+            each<D / 16>([&](int c) {
+                each<Head::PARTS>([&](int i) {
+                    const int part = c / 4 * Head::ROWS + i * PART * SLAB_ROW;
+                    wgmma<E, E>(s[i], wgmma_advance(q, c / 4 * SLAB + c % 4 * 32),
+                                wgmma_advance(k, part + c % 4 * 32), c > 0);
                 });
+            });
             wgmma_commit();
             each<Head::PARTS>([&](int i) { wgmma_wait<0>(s[i]); });
             named_barrier_sync(1 + threadIdx.x / SM90_GROUP,
@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(HAS_SM90 ? 256 : 32, 1)
                 p[n / 2][n % 2 * 2 + 1] = pack<E>(x[2], x[3]);
             });
 
-            if (a.mask.keep) {
+            if (Head::DROPS && a.mask.keep) {
                 const Keep90 keep(at.keep, a.mask, anew(blockIdx.x) % a.heads, a.T);
                 /* rows beyond Tq: as the last one, to no harm */
                 each<2>([&](int r) {
@@ -219,13 +219,14 @@ __global__ void __launch_bounds__(HAS_SM90 ? 256 : 32, 1)
             wgmma_commit();
             const int row = tile * 64 + 16 * warp;
             float factor[2];
-            each<2>([&](int r) { /* while that goes on */
-                                 sum[r] = quad_sum(sum[r]);
-                                 factor[r] = a.mask.scale / sum[r];
-                                 const int mine = row + lane / 4 + 8 * r;
-                                 if (lane % 4 == 0 && mine < a.Tq)
-                                     a.lse[((long)b * a.heads + h) * a.Tq + mine] =
-                                         top[r] * a.scale + logf(sum[r]);
+            /* while that goes on */
+            each<2>([&](int r) {
+                sum[r] = quad_sum(sum[r]);
+                factor[r] = a.mask.scale / sum[r];
+                const int mine = row + lane / 4 + 8 * r;
+                if (lane % 4 == 0 && mine < a.Tq)
+                    a.lse[((long)b * a.heads + h) * a.Tq + mine] =
+                        top[r] * a.scale + logf(sum[r]);
             });
             wgmma_wait<0>(o);
             E *to = (E *)a.out + (long)b * a.Tq * a.ld_out + h * a.hs;
@@ -280,7 +281,9 @@ static bool attention90_takes(const Attention *a)
     if (!wide_rows(a->qkv) || !wide_rows(a->out))
         return false;
     by_head90(a->hs, a->T, [&](auto d, auto keys) {
-        fits = Head90<d, keys>::bytes(a->Tq, a->T, a->drop.p > 0) <= (size_t)cu.smem;
+        using Head = Head90<d, keys>;
+        fits = (Head::DROPS || a->drop.p == 0) &&
+               Head::bytes(a->Tq, a->T, a->drop.p > 0) <= (size_t)cu.smem;
     });
     return fits;
 }

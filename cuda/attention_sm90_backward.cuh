@@ -139,8 +139,8 @@ __device__ inline void row_stats(const Backward90 &at, const Backward90Args &a, 
     each<EACH>([&](int i) {
         const int row = first + 32 * i;
         float u[8], w[8], sum = 0;
-        unpack_pairs<E>(u, &x[i].x);
-        unpack_pairs<E>(w, &y[i].x);
+        unpack_pairs<E>(u, {x[i].x, x[i].y, x[i].z, x[i].w});
+        unpack_pairs<E>(w, {y[i].x, y[i].y, y[i].z, y[i].w});
         each<8>([&](int k) { sum += u[k] * w[k]; });
         for (int d = 1; d < 8; d *= 2)
             sum += __shfl_xor_sync(0xffffffffu, sum, d);
