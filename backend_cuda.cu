@@ -492,8 +492,8 @@ static Recording *recording;     /* the body that is being recorded, or NULL */
 static Ticket earlier[STREAMS];  /* counts, when the body began */
 static double sent_bytes;
 
-/* For how long the ops wait at joins: the device reads its clock before and after each, in graphs as
- * well. By estimate 3 us a join, for two kernels of one thread. */
+/* For how long the ops wait at joins: the device reads its clock before and after each, in graphs
+ * as well. By estimate 3 us a join, for two kernels of one thread. */
 struct JoinClock {
     uint64_t since, waited; /* ns */
 };

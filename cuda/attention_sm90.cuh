@@ -80,7 +80,7 @@ __device__ inline uint32_t both_halves(uint32_t kept)
  * beyond hs is zero. Keys beyond T are those of the next image, or zero. */
 template <int D, int KEYS> struct Head90 {
     static constexpr int SLABS = (D + 63) / 64;
-    static constexpr bool DROPS = D <= 80; /* dropout: of larger ones it would spill registers */
+    static constexpr bool DROPS = D <= 64; /* dropout: of larger ones it would spill registers */
     static constexpr int PARTS = KEYS > 256 ? 2 : 1; /* that k, v and S come in */
     static constexpr int PART = KEYS / PARTS;
     static constexpr int ROWS = KEYS * SLAB_ROW, PATCHES = 4 * PATCH * 2; /* bytes */

@@ -285,8 +285,8 @@ static bool must_end(void)
     return failing;
 }
 
-/* What is wrong with flags or files every rank finds, at about the same time: the first of a machine says
- * it, the others wait a moment for its farewell. */
+/* What is wrong with flags or files every rank finds, at about the same time: the first of a
+ * machine says it, the others wait a moment for its farewell. */
 static bool is_said(void)
 {
     for (int i = 0; i < 30 && net.world.local_rank > 0; i++) {

@@ -18,8 +18,8 @@ typedef struct {
     double cpu_seconds; /* of the process */
     double data_bytes;  /* of all ranks */
     double comm_bytes, comm_waited; /* this rank's, for collectives, */
-    uint64_t asked;                 /* of so many steps: a GPU is asked for one more than reported */
-    double step_bytes;              /* of the last of them */
+    uint64_t asked;    /* of so many steps: a GPU is asked for one more than reported */
+    double step_bytes; /* of the last of them */
     /* in all since the first report: before it, nothing was there to wait for */
     double training, stalled; /* seconds */
 } Meter;
