@@ -884,7 +884,7 @@ int main(int argc, char **argv)
     int n = all ? all_cases(cases) : pairwise_cases(cases), run = 0;
     const char *which = all ? "every combination of a pass" : "every pair of settings";
     if (!under.full && !all && one < 0) {
-        n /= 3; /* a CPU that plays a GPU takes its time; the first cases have the most pairs */
+        n /= 4; /* a CPU that plays a GPU takes its time; the first cases have the most pairs */
         which = "most pairs of settings";
     }
     double start = now();
