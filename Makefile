@@ -214,12 +214,12 @@ LAYOUTS = $(foreach n,$4,"as layouts $3 on $n: $1/test_layouts $2 $n") \
 # Gradients are checked in double alone: finite differences say nothing in float. The CUDA backend is
 # compiled by nvcc where that is found, and tested on the stand-ins everywhere.
 FORCED := VIT_STANDIN_SM=90 VIT_GEMM=sm90# products of our own, made wherever they can be
-OWN = "as ops $1 own products $2: $(FORCED):$2 $(STANDIN)/test_ops --backend cuda --type $1"
+FORCED_OPS = "as ops $1 own products $2: $(FORCED):$2 $(STANDIN)/test_ops --backend cuda --type $1"
 CUDA_TESTS := "$(STANDIN)/test_cuda_on_cpu" "$(STANDIN)/test_hopper" "$(STANDIN)/test_cuda_ranks" \
   $(foreach t,fp32 tf32 bf16 fp16,"as ops $t: $(STANDIN)/test_ops --backend cuda --type $t") \
   "as ops fp8: $(STANDIN)/test_fp8 --backend cuda --type fp8" \
   $(foreach t,fp32 tf32 bf16 fp16 fp8,"as goldens $t: $(STANDIN)/test_golden --backend cuda --type $t $(GOLDEN) $(FIXTURES)") \
-  $(call OWN,bf16,0) $(call OWN,fp16,1) \
+  $(call FORCED_OPS,bf16,0) $(call FORCED_OPS,fp16,1) \
   "as goldens bf16 own products: $(FORCED) $(STANDIN)/test_golden --backend cuda --type bf16 $(GOLDEN) $(FIXTURES)" \
   $(call LAYOUTS,$(STANDIN),--backend cuda,fp32,2) \
   $(call LAYOUTS,$(STANDIN),--backend cuda --type bf16,bf16,2) \
@@ -282,7 +282,7 @@ test-long: report
 	  "as tests: $(MAKE) --no-print-directory test" \
 	  "as sanitizers: TEST_SMALL=1 $(MAKE) --no-print-directory BUILD=build/asan NVCC= EXTRA='$(SANITIZE)' test" \
 	  $(foreach n,2 4,"as every layout on $n: build/test_layouts $n all") \
-	  "as every resume: build/test_resume all" $(call OWN,bf16,1) $(call OWN,fp16,0) \
+	  "as every resume: build/test_resume all" $(call FORCED_OPS,bf16,1) $(call FORCED_OPS,fp16,0) \
 	  "as every plan: TEST_LONG=1 test/test_plan.sh vit train_cpu $(SHARED)" \
 	  "check clang: command -v clang || exit 77; $(MAKE) BUILD=build/clang CC=clang EXTRA=-Werror objects" \
 	  "as cuda by clang: $(MAKE) --no-print-directory BUILD=build/clang CC=clang NVCC= test-cuda" \
