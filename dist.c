@@ -209,7 +209,7 @@ static bool shards_gradients(const Units *u)
 /* Working weights are made, and not kept. */
 static bool makes_weights(const Units *u)
 {
-    return u->passing && u->type != F32 && !is_sharded(u);
+    return u->transient && u->type != F32 && !is_sharded(u);
 }
 
 /* Two units' weights are here at a time. */

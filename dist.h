@@ -78,7 +78,7 @@ typedef struct {
     int type;        /* F32, BF16, F16: of the working weights */
     bool training;   /* there are gradients and an optimiser */
     bool stochastic; /* working weights are rounded up or down by chance */
-    bool passing;    /* working weights in 16 bits, where no other rank needs them, are not kept: a
+    bool transient;  /* working weights in 16 bits, where no other rank needs them, are not kept: a
                         unit's are rounded when it is asked for. Not with `stochastic`: they would
                         not be the same again */
     bool average;    /* there is an average of the weights */

@@ -1492,7 +1492,7 @@ static Model *new_model(const Config *c, const Plan *plan, const Backend *be)
                      .type = plan->type,
                      .training = plan->training,
                      .stochastic = plan->stochastic,
-                     .passing = !plan->stochastic && m->plan.recompute.kind == RECOMPUTE_LIGHT,
+                     .transient = !plan->stochastic && m->plan.recompute.kind == RECOMPUTE_LIGHT,
                      .average = plan->ema,
                      .opt = plan->opt,
                      .clip = plan->clip};

@@ -49,7 +49,7 @@ enum { BLOCK_ACTS(X) BLOCK_ACT_COUNT };
  *              block method; longer groups: its uniform one; keep = 1 << ACT_mid: Graphcore's
  *              stash in the middle of a layer.
  *   LIGHT      what costs next to NOTHING: norms and GELU; and a unit's working weights in 16 bits
- *              are made of its master weights whenever a pass comes to it (Units.passing) */
+ *              are made of its master weights whenever a pass comes to it (Units.transient) */
 enum { RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL, RECOMPUTE_LIGHT };
 typedef struct {
     int kind;

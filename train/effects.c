@@ -10,6 +10,7 @@
  */
 #include "train/effects.h"
 
+#include "train/setup_options.h"
 #include "util/names.h"
 #include "util/report.h"
 #include "util/text.h"
@@ -72,12 +73,6 @@ static bool is_kind(const char *spec, const char *kind)
     return strncmp(spec, kind, strlen(kind)) == 0;
 }
 
-/* Files of pixels, which are not cropped to be evaluated. */
-static bool is_pixels(const char *spec)
-{
-    return is_kind(spec, "cifar") || is_kind(spec, "mnist:");
-}
-
 typedef struct {
     bool works;        /* what follows, */
     const char *flags; /* by blanks, */
@@ -93,7 +88,7 @@ static void each_row(const Session *s, int command, void (*each)(void *arg, cons
     const char *data = o->data, *val = *o->val_data && !none ? o->val_data : data;
     bool files = command == PREDICT, cpu = s->be && !backend_cuda;
     bool fake = !files && is_kind(data, "fake") && is_kind(val, "fake");
-    bool pixels = !files && is_pixels(data) && is_pixels(val);
+    bool pixels = !files && setup_pixels(data) && setup_pixels(val);
     bool resident = command == BENCH && !options_given(o, "data");
     bool evaluates = !trains || !none, one = s->split.dp.ranks == 1;
     bool either = o->mixup > 0 || o->cutmix > 0, both = o->mixup > 0 && o->cutmix > 0;

@@ -83,7 +83,7 @@ Recompute parallel_recompute(const Options *o, bool light)
                               : "give --recompute full, or --recompute-keep ''",
                   "--recompute-%s goes with --recompute full", r.group > 1 ? "group" : "keep");
     if (r.kind == RECOMPUTE_NONE && r.blocks)
-        die_usage("give --recompute full or selective, or --recompute-blocks 0",
+        die_usage("give --recompute light, selective or full, or --recompute-blocks 0",
                   "--recompute-blocks says of what, not how");
     for (const char *p = o->recompute_keep; *p;) {
         size_t length = strcspn(p, ",");

@@ -61,7 +61,7 @@ static void check_usage(bool ok)
 
 /* ---- what lies under the command line ---- */
 
-static bool is_tiny_data(const char *spec)
+bool setup_pixels(const char *spec)
 {
     return strncmp(spec, "cifar", 5) == 0 || strncmp(spec, "mnist:", 6) == 0;
 }
@@ -124,7 +124,7 @@ static void apply_built_in(Session *s, const Settings *asked)
     } else if (!*said(asked, "model")) {
         s->built_in = "a small model";
         ok = options_lines(o, built_in, "built-in recipe", &why);
-        if (ok && is_tiny_data(said(asked, "data")))
+        if (ok && setup_pixels(said(asked, "data")))
             ok = options_lines(o, built_in_tiny, "built-in recipe", &why);
     }
     check(ok);

@@ -5,3 +5,6 @@
 #include "train/session.h"
 
 void setup_options(Session *s, int argc, char **argv);
+/* Whether --data names files of pixels (CIFAR's, MNIST's), which are small and not cropped to be
+ * evaluated. */
+bool setup_pixels(const char *spec);
