@@ -281,7 +281,8 @@ test-long: report
 	@TEST_SMALL= TEST_SOURCES=$(SOURCES) test/run build/log-long \
 	  "as tests: $(MAKE) --no-print-directory test" \
 	  "as sanitizers: TEST_SMALL=1 $(MAKE) --no-print-directory BUILD=build/asan NVCC= EXTRA='$(SANITIZE)' test" \
-	  $(foreach n,2 4,"as every layout on $n: build/test_layouts $n all") \
+	  "as every layout on 2: build/test_layouts 2 all" \
+	  $(foreach p,1 2 3 4 5 6 7 8,"as every layout on 4 part $p: build/test_layouts 4 all part=$p/8") \
 	  "as every resume: build/test_resume all" $(call FORCED_OPS,bf16,1) $(call FORCED_OPS,fp16,0) \
 	  "as every plan: TEST_LONG=1 test/test_plan.sh vit train_cpu $(SHARED)" \
 	  "check clang: command -v clang || exit 77; $(MAKE) BUILD=build/clang CC=clang EXTRA=-Werror objects" \

@@ -184,15 +184,6 @@ static bool block_in_fp8(const Model *m, int l)
     return m->scales && !skipped && !class_rows_only(m, l);
 }
 
-/* An operand with its scale; in other blocks as it is. */
-static Tensor with_scale(const Model *m, Tensor t, int l, int operand)
-{
-    size_t at = (size_t)(l * BLOCK_SCALES + operand) * sizeof(Fp8Scale);
-    t.scale = block_in_fp8(m, l) ? (dev *)((char *)m->scales + at) : NULL;
-    return t;
-}
-#define scaled(t, operand) with_scale(m, t, l, operand)
-
 /* Delayed scaling begins when its history is full. */
 static bool scales_are_delayed(const Model *m)
 {
@@ -202,15 +193,25 @@ static bool scales_are_delayed(const Model *m)
 
 /* An operand that nothing but 8-bit products reads: whoever makes it rounds it, if its scale is
  * known before. Not where weight gradients want it in BF16, or watch() would count it. */
-static Tensor with_copies(const Model *m, const Micro *b, Tensor t, int l, int operand)
+static bool is_made_in_fp8(const Model *m, const Micro *b, int operand)
 {
-    t = with_scale(m, t, l, operand);
-    if (t.scale && b->train_mode && scales_are_delayed(m) && !m->plan.fp8.wgrad_bf16 &&
-        m->plan.scaling.kind != SCALING_AUTO)
-        t.type = operand % 3 == 2 ? E5M2 : E4M3;
+    bool alone = operand == QKV_X || operand == FC1_X || operand == FC2_X || operand == FC1_DY;
+    return alone && b->train_mode && scales_are_delayed(m) && !m->plan.fp8.wgrad_bf16 &&
+           m->plan.scaling.kind != SCALING_AUTO;
+}
+
+/* An operand with its scale; in other blocks as it is. */
+static Tensor with_scale(const Model *m, const Micro *b, Tensor t, int l, int operand)
+{
+    size_t at = (size_t)(l * BLOCK_SCALES + operand) * sizeof(Fp8Scale);
+    if (!block_in_fp8(m, l))
+        return t;
+    t.scale = (dev *)((char *)m->scales + at);
+    if (is_made_in_fp8(m, b, operand))
+        t.type = operand == FC1_DY ? E5M2 : E4M3;
     return t;
 }
-#define eight(t, operand) with_copies(m, b, t, l, operand)
+#define scaled(t, operand) with_scale(m, b, t, l, operand)
 
 static int scales_of(const Model *m)
 {
@@ -314,7 +315,7 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
 
     if (lacks(norm1_y))
         be->residual_norm_forward(&(ResidualNorm){ /* norm1_y [B,T,C] = LN1(x) */
-            .x = mat(b->stream[l], C), .y = eight(mat(a->norm1_y, C), QKV_X), .gamma = w.norm1_w,
+            .x = mat(b->stream[l], C), .y = scaled(mat(a->norm1_y, C), QKV_X), .gamma = w.norm1_w,
             .beta = w.norm1_b, .mean = a->norm1_mean, .rstd = a->norm1_rstd, .eps = c->eps,
             .rows = B * T, .C = C, .tokens = T});
     bool asks = lacks(qkv) || (c->qk_norm && lacks(qk));
@@ -324,7 +325,7 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
         linear(m, mat(from(a->qkv, A), 3L * A), mat(a->norm1_y, C),
                mat(from(w.qkv_w, (long)A * C), C), from(w.qkv_b, A), B * T, C, 2 * A);
     } else if (asks) { /* qkv [B,T,3A] */
-        linear(m, mat(a->qkv, 3L * A), eight(mat(a->norm1_y, C), QKV_X),
+        linear(m, mat(a->qkv, 3L * A), scaled(mat(a->norm1_y, C), QKV_X),
                scaled(mat(w.qkv_w, C), QKV_W), w.qkv_b, B * T, C, 3 * A);
     }
     if (asks && c->qk_norm) { /* q = LN(q), k = LN(k), of each head */
@@ -352,13 +353,13 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
     if (lacks(mid) || lacks(norm2_y))
         be->residual_norm_forward(&(ResidualNorm){ /* mid = x + branch1; norm2_y = LN2(mid) */
             .x = has_mid ? mid : x, .x_out = mid, .branch = has_mid ? NONE : branch1,
-            .y = eight(mat(a->norm2_y, C), FC1_X), .gamma = w.norm2_w, .beta = w.norm2_b,
+            .y = scaled(mat(a->norm2_y, C), FC1_X), .gamma = w.norm2_w, .beta = w.norm2_b,
             .mean = a->norm2_mean, .rstd = a->norm2_rstd, .ls = w.ls1,
             .drop = drop(b, c->dropout, RNG_PROJ_DROPOUT, l), .path = path(m, b, RNG_ATTN_PATH, l),
             .eps = c->eps, .rows = r.n, .C = C, .tokens = r.Tq});
 
     LinearForward up = { /* gelu [B,Tq,F] = gelu(fc1(norm2_y)) */
-        .y = eight(mat(a->gelu, F), FC2_X), .x = eight(mat(a->norm2_y, C), FC1_X),
+        .y = scaled(mat(a->gelu, F), FC2_X), .x = scaled(mat(a->norm2_y, C), FC1_X),
         .w = scaled(mat(w.fc1_w, C), FC1_W), .bias = w.fc1_b, .rows = r.n, .in = C, .out = F,
         .act = c->act,
         .pre = b->train_mode || F1 > F ? mat(a->fc1, F1) : NONE, .tokens = r.Tq,
@@ -370,7 +371,7 @@ static void block_forward(Model *m, Micro *b, int l, int pass)
         be->activate(&up);
     if (through || (c->layer_scale && lacks(branch2))) {
         be->linear_forward(&(LinearForward){ /* branch2 [B,Tq,C] = fc2(gelu), or out = mid + that */
-            .y = joins ? out : branch2, .x = eight(mat(a->gelu, F), FC2_X),
+            .y = joins ? out : branch2, .x = scaled(mat(a->gelu, F), FC2_X),
             .w = scaled(mat(w.fc2_w, F), FC2_W), .bias = once(tp, w.fc2_b), .rows = r.n, .in = F,
             .out = C, .residual = joins ? mid : NONE, .tokens = r.Tq});
         sum_parts(m, tp, branch2, r.n, C);
@@ -673,7 +674,7 @@ static void block_backward(Model *m, Micro *b, int l)
     Rows r = rows_of(m, b, few);
     Tensor dx = mat(m->dstream, r.ld); /* the gradient of out, of mid and of x in turn */
     Tensor dbranch = plain ? dx : mat(m->dbranch, C), dbranch_out = plain ? NONE : dbranch;
-    Tensor dwide = eight(mat(m->dwide, F1), FC1_DY), dy = mat(m->dy, C), datt = mat(m->dy, A);
+    Tensor dwide = scaled(mat(m->dwide, F1), FC1_DY), dy = mat(m->dy, C), datt = mat(m->dy, A);
     Tensor dqkv = mat(m->dqkv, 3L * A);
     dev *dbias = c->qk_norm ? g.qkv_b : NULL; /* else attention_backward makes it */
 
@@ -687,14 +688,14 @@ static void block_backward(Model *m, Micro *b, int l)
             .rows = r.n, .C = C, .tokens = r.Tq, .dx = dx, .dbranch = dbranch_out, .dls = g.ls2,
             .dbias = g.fc2_b});
     be->linear_backward_weight(&(LinearBackwardWeight){ /* fc2_w [C,F] */
-        .dw = g.fc2_w, .dy = scaled(dbranch, FC2_DY), .x = eight(mat(a->gelu, F), FC2_X),
+        .dw = g.fc2_w, .dy = scaled(dbranch, FC2_DY), .x = scaled(mat(a->gelu, F), FC2_X),
         .rows = r.n, .in = F, .out = C});
     be->linear_backward_input(&(LinearBackwardInput){ /* dwide [B,Tq,F1], before the GELU */
         .dx = dwide, .dy = scaled(dbranch, FC2_DY), .w = scaled(mat(w.fc2_w, F), FC2_W),
         .rows = r.n, .in = F, .out = C, .act = c->act, .pre = mat(a->fc1, F1), .dbias = g.fc1_b,
         .tokens = r.Tq, .drop = drop_part(m, b, c->dropout, RNG_MLP_DROPOUT, l, F)});
     watch(m, dwide, r.n, F1);
-    linear_backward(m, g.fc1_w, NULL, dy, dwide, eight(mat(a->norm2_y, C), FC1_X),
+    linear_backward(m, g.fc1_w, NULL, dy, dwide, scaled(mat(a->norm2_y, C), FC1_X),
                     scaled(mat(w.fc1_w, C), FC1_W), r.n, C, F1); /* dy */
     sum_parts(m, tp, dy, r.n, C);
     be->residual_norm_backward(&(ResidualNorm){ /* dx += LN2'(dy); dbranch [B,Tq,C] of it */
@@ -727,7 +728,7 @@ static void block_backward(Model *m, Micro *b, int l)
             .rows = B, .in = C, .out = A, .tokens = 1, .accumulate = true});
     } else { /* dy [B,T,C] */
         linear_backward(m, g.qkv_w, dbias, dy, scaled(dqkv, QKV_DY),
-                        eight(mat(a->norm1_y, C), QKV_X), scaled(mat(w.qkv_w, C), QKV_W), B * T,
+                        scaled(mat(a->norm1_y, C), QKV_X), scaled(mat(w.qkv_w, C), QKV_W), B * T,
                         C, 3 * A);
     }
     sum_parts(m, tp, dy, B * T, C);

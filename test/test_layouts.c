@@ -137,11 +137,12 @@ static bool is_possible(const Case *c)
 }
 
 /* Every combination of the factors that meet in a pass. Returns how many cases there are. */
-static int all_cases(Case *list)
+static int all_cases(Case **cases)
 {
     int n = 0, product = 1;
     for (int f = 0; f < PASS_FACTORS; f++)
         product *= counts[f];
+    Case *list = *cases = xcalloc((size_t)product, sizeof *list);
     for (int i = 0; i < product; i++) {
         Case c = {{0}};
         for (int f = 0, rest = i; f < PASS_FACTORS; rest /= counts[f++])
@@ -159,7 +160,7 @@ static int all_cases(Case *list)
     return n;
 }
 
-enum { MOST_VALUES = 32 };
+enum { MOST_VALUES = 32, MOST_PAIRWISE = 1 << 10 };
 static bool covered[FACTORS][MOST_VALUES][FACTORS][MOST_VALUES];
 
 /* Pairs of values that no case has had so far; marks them. */
@@ -176,9 +177,10 @@ static int new_pairs(const Case *c, bool mark)
 }
 
 /* Greedily: of many random cases the one with the most new pairs, until none has any. */
-static int pairwise_cases(Case *list)
+static int pairwise_cases(Case **cases)
 {
     enum { TRIES = 3000 };
+    Case *list = *cases = xcalloc(MOST_PAIRWISE, sizeof *list);
     for (int n = 0;; n++) {
         Case best = {{0}};
         int most = 0;
@@ -196,6 +198,8 @@ static int pairwise_cases(Case *list)
         }
         if (!most)
             return n;
+        if (n == MOST_PAIRWISE)
+            die("enlarge MOST_PAIRWISE", "test_layouts: more than %d cases", n);
         new_pairs(&best, true);
         list[n] = best;
     }
@@ -858,8 +862,7 @@ static void run_case(const Case *c, int number)
 
 int main(int argc, char **argv)
 {
-    enum { MOST_CASES = 1 << 16 };
-    static Case cases[MOST_CASES];
+    Case *cases;
     const char *full = getenv("TEST_FULL");
     int ranks = 4, one = -1, part = 1, parts = 1;
     bool all = full && strcmp(full, "0") != 0;
@@ -881,7 +884,7 @@ int main(int argc, char **argv)
         host[i] = xcalloc(1 << 17, sizeof(real));
     draw_inputs();
     spread_ranks();
-    int n = all ? all_cases(cases) : pairwise_cases(cases), run = 0;
+    int n = all ? all_cases(&cases) : pairwise_cases(&cases), run = 0;
     const char *which = all ? "every combination of a pass" : "every pair of settings";
     if (!under.full && !all && one < 0) {
         n /= 4; /* a CPU that plays a GPU takes its time; the first cases have the most pairs */
@@ -896,6 +899,7 @@ int main(int argc, char **argv)
         }
     }
     alarm(0);
+    free(cases);
     if (team.rank == 0)
         printf("%d ranks, %s: %d of %d cases, %s, %.0f s; tensor parallel within %.1e\n",
                team.ranks, under.name, run, n, which, now() - start, worst_near);
