@@ -19,13 +19,6 @@
 
 enum { SHAPES_TRAIN = 500, SHAPES_VAL = 100 }; /* images per class */
 
-static Error why; /* what the call that has just failed says of it */
-
-static void check(bool ok)
-{
-    setup_check(ok, &why);
-}
-
 /* ---- one split ---- */
 
 /* One per core, shared with the other ranks of this machine; a launcher may have shared them out
@@ -44,6 +37,7 @@ static int workers_of(const Session *s)
 /* `shapes` and `shapes:DIR` are a folder in data/, or in DIR, that is drawn the first time. */
 static char *data_spec(Session *s, const char *spec)
 {
+    Error e;
     bool named = strncmp(spec, "shapes:", 7) == 0, plain = strcmp(spec, "shapes") == 0;
     const char *parent = named ? spec + 7 : "data";
     if ((plain || strcmp(spec, "fake") == 0) && is_dir(spec) && s->world.rank == 0)
@@ -58,9 +52,9 @@ static char *data_spec(Session *s, const char *spec)
         printf("data      drawing %d images into %s (--data shapes:DIR draws elsewhere)\n",
                10 * (SHAPES_TRAIN + SHAPES_VAL), dir);
     fflush(stdout);
-    if (!make_dirs(dir, &why))
-        die("--data shapes:DIR and --out DIR name places that you may write to", "%s", why.what);
-    check(shapes_write(dir, SHAPES_TRAIN, SHAPES_VAL, size, 0, &why));
+    if (!make_dirs(dir, &e))
+        die("--data shapes:DIR and --out DIR name places that you may write to", "%s", e.what);
+    setup_check(shapes_write(dir, SHAPES_TRAIN, SHAPES_VAL, size, 0, &e), &e);
     free(stamp);
     return dir;
 }
@@ -73,11 +67,12 @@ static bool is_training(const Session *s)
 /* The classes of the run, in label order. NULL: there is no run, or --classes says it. */
 static const Names *run_classes(Session *s)
 {
+    Error e;
     if (!s->run_dir || *s->o.classes)
         return NULL;
     names_free(&s->classes);
     char *path = xasprintf("%s/classes.txt", s->run_dir), *line;
-    char *text = path_exists(path) ? read_text(path, 64 << 20, &why) : NULL, *rest = text;
+    char *text = path_exists(path) ? read_text(path, 64 << 20, &e) : NULL, *rest = text;
     while (rest && (line = strsep(&rest, "\n")))
         if (*line)
             names_add(&s->classes, line);
@@ -107,7 +102,8 @@ static const Names *weights_classes(Session *s)
 /* How many of the data's classes a list has. Names that it has twice say nothing. */
 static int known_among(const Names *list, const Dataset *d)
 {
-    ClassKeys *keys = class_keys(list, "the weights' classes", &why);
+    Error e;
+    ClassKeys *keys = class_keys(list, "the weights' classes", &e);
     int known = 0;
     for (int k = 0; keys && k < data_classes(d); k++)
         known += class_label(keys, data_class_name(d, k)) >= 0;
@@ -120,6 +116,7 @@ static int known_among(const Names *list, const Dataset *d)
  * the weights'. */
 static Dataset *number_as_weights(Session *s, DataOptions *d, Dataset *data)
 {
+    Error e;
     const Names *names = s->run_dir ? run_classes(s) : weights_classes(s);
     int n = data_classes(data), known = names ? known_among(names, data) : 0;
     bool same = names && n == names->n;
@@ -130,8 +127,8 @@ static Dataset *number_as_weights(Session *s, DataOptions *d, Dataset *data)
     if (known == n && (!is_training(s) || n == names->n)) {
         data_close(data);
         d->like = names;
-        data = data_open(d, &why);
-        check(data != NULL);
+        data = data_open(d, &e);
+        setup_check(data != NULL, &e);
         return data;
     }
     bool tell = names && s->world.rank == 0 && !s->checkpoint;
@@ -231,8 +228,9 @@ static void check_splits(const Session *s)
 /* A run that is evaluated or continued keeps its classes: labels are positions in that list. */
 static void check_run_classes(const Session *s, const Dataset *d)
 {
+    Error e;
     char *path = xasprintf("%s/classes.txt", s->run_dir), *line;
-    char *text = path_exists(path) ? read_text(path, 64 << 20, &why) : NULL, *rest = text;
+    char *text = path_exists(path) ? read_text(path, 64 << 20, &e) : NULL, *rest = text;
     for (int k = 0; text && k < data_classes(d) && (line = strsep(&rest, "\n")); k++)
         if (strcmp(line, data_class_name(d, k)) != 0)
             die("give --classes the file with the model's classes, in order",
