@@ -625,6 +625,27 @@ good "trained on by name" --data byname --weights turned --val-data none --steps
 check "keeps the weights' order, and the head" sh -c '[ "$(tr "\n" " " <byname.run/classes.txt)" = "elk dog cat bee ant " ] &&
     ! grep -q "head is new" log'
 good "and resumed" --resume byname.run --steps 2
+# So does a run's head, by its classes.txt.
+printf 'elk\ncat\ndog\nbee\nant\n' >zoo.txt
+tuned="--val-data none --steps 1 --batch-size 2"
+good "a run with an order of its own" --data byname --classes zoo.txt $tiny $tuned --out zoo.run
+good "trained on from it" --data byname --weights zoo.run $tuned --out zoo2.run
+check "keeps its order" cmp -s zoo2.run/classes.txt zoo.txt
+cp -r byname fewer && rm -r fewer/cat
+good "with fewer classes and the head of all" --data fewer --weights zoo.run --num-classes 5 $tuned --out zoo3.run
+check "too" cmp -s zoo3.run/classes.txt zoo.txt
+for asked in "--classes insects.txt" "--class-order natural"; do
+    printf 'ant\nbee\ncat\ndog\nelk\n' >insects.txt
+    good "with another order" --data byname --weights zoo.run $asked $tuned --out zoo4.run
+    check "has what was asked for, and says so" sh -c "cmp -s zoo4.run/classes.txt insects.txt &&
+        grep -q \"^warning: .* class 0 is 'elk' in it (classes.txt) and 'ant' in the data: leave ${asked% *} out\" log"
+    rm -r zoo4.run
+done
+mv fewer/bee fewer/wasp && mkdir fewer/yak && cp "$picture" fewer/yak/
+good "on some other classes" --data fewer --weights zoo.run $tuned --out zoo5.run
+check "says how many" grep -q '^warning: .* as many classes, 2 of them by other names (classes.txt)' log
+good "on some other classes than config.json's" --data fewer --weights turned $tuned --out zoo6.run
+check "says how many" grep -q '^warning: .* as many classes, 2 of them by other names (config.json)' log
 good "a file without one" predict --weights "$others/nested.pth" "$picture"
 check "what is assumed is a warning" grep -q '^warning: .*--heads.*--mean' log
 good "what is given is not assumed" predict --weights "$others/nested.pth" --heads 2 --mean 0.5 --std 0.5 \
