@@ -619,6 +619,9 @@ bad "one of another name" 1 '4 of 5 class folders are among' eval --weights turn
 mkdir -p others/v others/w others/x others/y others/z && cp "$picture" others/v
 good "all of other names" eval --weights turned --data others
 check "are said to be sorted" grep -q "^warning: the weights' config.json names other classes, such as 'elk'" log
+cp -r turned few && sed -i 's/, "ant"\]/]/' few/config.json
+good "a config.json that names too few classes" predict --weights few "$picture"
+check "is said, and what to do" grep -q '^note: .*label_names names 4 classes, the head has 5: .*--classes FILE' log
 mv byname/wasp byname/bee
 for class in byname/*; do cp "$picture" "$class/"; done
 good "trained on by name" --data byname --weights turned --val-data none --steps 1 --batch-size 2 --out byname.run

@@ -235,13 +235,49 @@ static void test_folders(void)
               w.notes);
     if (describe("gap.safetensors", &w))
         CHECK(w.config.pool == POOL_GAP && w.config.cls_tokens == 0);
-    char **labels = hub_labels(at(here, "hf-vit/model.safetensors"), 5);
-    CHECK(labels && strcmp(labels[4], "elk") == 0);
-    for (int k = 0; labels && k < 5; k++)
-        free(labels[k]);
-    free(labels);
-    CHECK(!hub_labels(at(here, "hf-deit/model.safetensors"), 5), "LABEL_0 is no name");
-    CHECK(!hub_labels(at(here, "hf-vit/model.safetensors"), 4), "names of other classes");
+}
+
+/* Of files of three classes; where not each of them is named, which says so. */
+static void test_labels(void)
+{
+    static const struct {
+        const char *json, *names, *says;
+    } cases[] = {
+        {"\"id2label\": {\"1\": \"b\", \"0\": \"a\", \"2\": \"c\"}", "a b c", ""},
+        {"\"label_names\": [\"a\", \"b\", \"c\"]", "a b c", ""},
+        {"\"label2id\": {\"c\": 2, \"a\": 0, \"b\": 1}", "a b c", ""},
+        {"\"id2label\": {\"0\": \"LABEL_0\"}, \"label2id\": {\"c\": 2, \"a\": 0, \"b\": 1}",
+         "a b c", ""},
+        {"\"id2label\": {\"0\": \"LABEL_0\", \"1\": \"LABEL_1\"}", "", ""},
+        {"\"id2label\": {\"0\": \"a\", \"1\": \"b\"}", "",
+         "id2label names 2 classes, the head has 3"},
+        {"\"id2label\": {\"1\": \"a\", \"2\": \"b\", \"3\": \"c\"}", "",
+         "id2label does not name class 0"},
+        {"\"label2id\": {\"a\": 0, \"b\": 1, \"c\": 1}", "", "label2id does not name class 2"},
+        {"\"label2id\": {\"a\": \"0\", \"b\": 1, \"c\": 2}", "", "label2id does not name class 0"},
+        {"\"id2label\": {\"0\": \"a\"}, \"label2id\": {\"a\": 0}", "",
+         "id2label names 1 class, the"},
+    };
+    Error e;
+    for (int i = 0; i < COUNT(cases); i++) {
+        Names names = {0};
+        char *json = xasprintf("{%s}", cases[i].json), all[32] = "";
+        CHECK(save_text(at(temporary, "config.json"), json, &e), "%s", e.what);
+        bool found = hub_labels(at(temporary, "model.safetensors"), 3, &names, &e);
+        for (int k = 0; k < names.n; k++)
+            snprintf(all + strlen(all), sizeof all - strlen(all), k ? " %s" : "%s", names.at[k]);
+        CHECK(found == (*cases[i].names != 0) && strcmp(all, cases[i].names) == 0, "%s: %s", json,
+              all);
+        CHECK(found || (*cases[i].says ? contains(e.what, cases[i].says) : !*e.what), "%s: %s",
+              json, e.what);
+        names_free(&names);
+        free(json);
+    }
+    Names names = {0};
+    CHECK(hub_labels(at(here, "hf-vit/model.safetensors"), 5, &names, NULL) &&
+          strcmp(names.at[4], "elk") == 0);
+    names_free(&names);
+    unlink(at(temporary, "config.json"));
 }
 
 /* ---- export ---- */
@@ -605,6 +641,7 @@ int main(int argc, char **argv)
     backend_cpu()->init(&(Device){0});
     test_models();
     test_runs();
+    test_labels();
     test_registers();
     test_folders();
     test_export();

@@ -70,11 +70,12 @@ static char **class_names(const Session *s, int K)
     else if (s->run_dir)
         path = xasprintf("%s/classes.txt", s->run_dir);
     if (!path || (!*s->o.classes && !path_exists(path))) {
-        char **labels = s->run_dir ? NULL : hub_labels(s->weights, K);
+        Names labels = {0};
         free(path);
-        if (labels)
-            free(names);
-        return labels ? labels : names;
+        if (s->run_dir || !hub_labels(s->weights, K, &labels, NULL))
+            return names;
+        free(names);
+        return labels.at;
     }
     char *lines = read_text(path, 16 << 20, &e), *rest = lines, *line;
     setup_check(lines != NULL, &e);

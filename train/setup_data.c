@@ -98,19 +98,13 @@ static bool head_classes(const Session *s, int K, Names *names, char from[static
         run = xstrdup(s->run_dir);
     else if (*s->o.weights)
         run = run_of(s->o.weights);
-    char **labels = run || !s->weights || !K ? NULL : hub_labels(s->weights, K);
     snprintf(from, 16, "%s", run ? "classes.txt" : "config.json");
     if (run)
         read_run_classes(run, names);
-    bool all = names->n == K;
-    for (int k = 0; labels && k < K; k++) {
-        all = labels[k] && (all || k == 0);
-        names_add(names, labels[k] ? labels[k] : "");
-        free(labels[k]);
-    }
-    free(labels);
+    else if (s->weights)
+        hub_labels(s->weights, K, names, NULL);
     free(run);
-    return all && names->n > 0;
+    return K > 0 && names->n == K;
 }
 
 /* How many of the data's classes a list has. Names that it has twice say nothing. */

@@ -3,16 +3,17 @@
  * timm's config.json: {"architecture", "num_classes", "global_pool", "pretrained_cfg": {"mean",
  * "std", "crop_pct", "interpolation", "crop_mode", "input_size": [3, H, W]}, "model_args": {...},
  * "label_names"}. transformers': {"hidden_size", "num_hidden_layers", "num_attention_heads",
- * "intermediate_size", "patch_size", "image_size", "hidden_act", "layer_norm_eps", "id2label"}, and
- * its preprocessor_config.json: {"image_mean", "image_std", "size", "crop_size", "do_center_crop",
- * "resample"} (Pillow's number); open_clip's is open_clip_config.json. Files are untrusted: a value
- * of another type or range is unknown.
+ * "intermediate_size", "patch_size", "image_size", "hidden_act", "layer_norm_eps", "id2label",
+ * "label2id"}, and its preprocessor_config.json: {"image_mean", "image_std", "size", "crop_size",
+ * "do_center_crop", "resample"} (Pillow's number); open_clip's is open_clip_config.json. Files are
+ * untrusted: a value of another type or range is unknown.
  *
  * Read in this order: values, files, the model, its images, labels.
  */
 #include "weights/hub.h"
 
 #include "util/files.h"
+#include "util/text.h"
 
 #include <cjson/cJSON.h>
 #include <stdlib.h>
@@ -371,41 +372,78 @@ bool hub_read(const char *path, Hub *h, Error *e)
 
 /* ---- labels ---- */
 
-/* {"0": "cat", "1": "dog"}, or ["cat", "dog"]. */
-static const char *label_of(const cJSON *labels, int k)
+/* One entry of {"0": "cat", "1": "dog"} or ["cat", "dog"], or of label2id, {"cat": 0, "dog": 1}. */
+typedef struct {
+    const char *text;
+    double id; /* -1: none */
+} Label;
+
+static Label label_of(const cJSON *entry, int i, bool by_name)
 {
-    char key[16];
-    snprintf(key, sizeof key, "%d", k);
-    return cJSON_GetStringValue(cJSON_IsArray(labels) ? cJSON_GetArrayItem(labels, k)
-                                                      : get(labels, key));
+    char *end = NULL;
+    Label l = {by_name ? entry->string : cJSON_GetStringValue(entry), i};
+    if (by_name)
+        l.id = cJSON_IsNumber(entry) ? entry->valuedouble : -1;
+    else if (entry->string)
+        l.id = (double)strtol(entry->string, &end, 10);
+    if (end && (end == entry->string || *end))
+        l.id = -1;
+    return l;
 }
 
-/* transformers fills in LABEL_7 where nobody named class 7. */
-char **hub_labels(const char *path, int K)
+/* Whether anybody named a class: transformers fills in LABEL_7 where nobody named class 7. */
+static bool is_named(const cJSON *labels, bool by_name)
 {
-    bool ok, named = false;
-    Error e;
-    cJSON *json = read_json(path, "config.json", &ok, &e);
-    const cJSON *labels = get(json, "id2label");
-    if (!labels)
-        labels = get(json, "label_names");
-    char **names = NULL;
-    if (labels && cJSON_GetArraySize(labels) == K) {
-        names = xcalloc((size_t)K, sizeof *names);
-        for (int k = 0; k < K; k++) {
-            const char *label = label_of(labels, k);
-            named |= label && strncmp(label, "LABEL_", 6) != 0;
-            names[k] = label ? xstrdup(label) : NULL;
-            for (char *c = names[k]; c && *c; c++)
-                *c = (unsigned char)*c < ' ' || *c == 0x7f ? '?' : *c;
-        }
+    const cJSON *entry;
+    cJSON_ArrayForEach(entry, labels)
+    {
+        const char *text = label_of(entry, 0, by_name).text;
+        if (text && strncmp(text, "LABEL_", 6) != 0)
+            return true;
     }
-    for (int k = 0; names && !named && k < K; k++)
-        free(names[k]);
-    if (!named) {
-        free(names);
-        names = NULL;
+    return false;
+}
+
+/* Each class once, onto `out`. */
+static bool read_labels(const cJSON *labels, const char *key, int K, Names *out, Error *e)
+{
+    const char *hint = "give --classes the file with the model's classes, in order";
+    const cJSON *entry;
+    bool by_name = strcmp(key, "label2id") == 0;
+    int n = cJSON_GetArraySize(labels), i = 0, k = 0;
+    if (n != K)
+        return fail(e, hint, "config.json: %s names %s, the head has %d", key, amount(n, "class").s,
+                    K);
+    *out = (Names){xcalloc((size_t)K, sizeof *out->at), K};
+    cJSON_ArrayForEach(entry, labels)
+    {
+        Label l = label_of(entry, i++, by_name);
+        if (l.text && l.id >= 0 && l.id < K && !out->at[(int)l.id])
+            out->at[(int)l.id] = xstrdup(l.text);
+    }
+    for (; k < K && out->at[k]; k++)
+        for (char *c = out->at[k]; *c; c++)
+            *c = (unsigned char)*c < ' ' || *c == 0x7f ? '?' : *c;
+    return k == K ||
+           fail(e, hint, "config.json: %s does not name class %d (of 0 to %d)", key, k, K - 1);
+}
+
+bool hub_labels(const char *path, int K, Names *out, Error *e)
+{
+    static const char *const keys[] = {"id2label", "label_names", "label2id"};
+    bool ok, all = false;
+    cJSON *json = read_json(path, "config.json", &ok, NULL);
+    if (e)
+        *e = (Error){"", ""};
+    for (int i = 0; !all && i < COUNT(keys); i++) {
+        const cJSON *labels = get(json, keys[i]);
+        bool said = e && *e->what;
+        if (!is_named(labels, strcmp(keys[i], "label2id") == 0))
+            continue;
+        all = read_labels(labels, keys[i], K, out, said ? NULL : e);
+        if (!all)
+            names_free(out);
     }
     cJSON_Delete(json);
-    return names;
+    return all;
 }

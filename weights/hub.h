@@ -7,6 +7,7 @@
 #pragma once
 
 #include "model/config.h"
+#include "util/names.h"
 
 typedef struct {
     char from[256];                /* the files that were read, "" for none */
@@ -29,6 +30,6 @@ typedef struct {
 /* Of the folder that `path`, a file of weights, is in. False and an error where a file there is
  * damaged, or asks for what the model cannot compute (an activation, a norm). */
 bool hub_read(const char *path, Hub *h, Error *e);
-/* Names of the K classes, by config.json, in an array of copies; NULL where it does not name all.
- */
-char **hub_labels(const char *path, int K);
+/* Names of the K classes, by config.json, in `out`, which is empty. False where it does not name
+ * each of them; then e (or NULL) says what it lacks, or is "" where it names none. */
+bool hub_labels(const char *path, int K, Names *out, Error *e);

@@ -408,6 +408,20 @@ static bool check_pool(const Weights *w, const Config *c, Error *e)
                     : "a mean of all tokens (pool_include_prefix)");
 }
 
+/* Names that are not there for every class are not used for any. */
+static void note_labels(const Weights *w, WeightsInfo *info)
+{
+    Error why;
+    Names labels = {0};
+    size_t at = strlen(info->notes);
+    if (info->config.classes && !hub_labels(w->f->path, info->config.classes, &labels, &why) &&
+        *why.what)
+        snprintf(info->notes + at, sizeof info->notes - at,
+                 "%s%s: its names are not used (--classes FILE gives others)", at ? "; " : "",
+                 why.what);
+    names_free(&labels);
+}
+
 static bool config_of_foreign(Weights *w, WeightsInfo *info, Error *e)
 {
     Config *c = &info->config;
@@ -430,6 +444,7 @@ static bool config_of_foreign(Weights *w, WeightsInfo *info, Error *e)
     if (!check_pool(w, c, e))
         return false;
     info->hub = w->hub;
+    note_labels(w, info);
     snprintf(info->form, sizeof info->form, "%s%s%.100s, %dx%d pixels%s", w->names.family,
              *w->hub.from ? ", " : "", w->hub.from, c->image_h, c->image_w,
              c->classes ? "" : "; the file has no head");

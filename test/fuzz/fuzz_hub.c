@@ -29,10 +29,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n)
         MUST(save_file(file, bytes, n, false, &e));
         MUST(hub_read(path, &h, &e) || *e.what);
         MUST(h.heads >= 0 && h.crop_pct >= 0 && h.crop_pct <= 1 && strlen(h.from) < sizeof h.from);
-        char **labels = i ? NULL : hub_labels(path, 3);
-        for (int k = 0; labels && k < 3; k++)
-            free(labels[k]);
-        free(labels);
+        Names labels = {0};
+        MUST(hub_labels(path, 3, &labels, &e) == (labels.n == 3));
+        names_free(&labels);
         unlink(file);
     }
     return 0;
