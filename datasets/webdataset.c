@@ -527,6 +527,22 @@ static bool choose_shards(Shards *s, const char *patterns, bool train, Names *pa
     return true;
 }
 
+/* Archives of a whole data set have its splits as folders. */
+static void note_folders(Shards *s, bool train)
+{
+    long lies[SPLITS] = {0};
+    for (int k = 0; k < s->shards; k++)
+        for (int i = 0; i < SPLITS; i++)
+            lies[i] += (long)s->shard[k].lies[i];
+    long others = train ? lies[SPLIT_VAL] + lies[SPLIT_TEST] : lies[SPLIT_TRAIN];
+    if (others && others < s->base.n)
+        source_note(&s->base,
+                    "%ld of %ld samples lie in folders for %s: %s uses them all the same; archives "
+                    "of their own keep them apart, --data wds:train.tar --val-data wds:val.tar",
+                    others, s->base.n, train ? "validation or tests" : "training",
+                    train ? "training" : "evaluation");
+}
+
 /* The shards of the pattern, with all their samples. */
 static bool open_shards(Shards *s, const char *patterns, const DataOptions *o, Error *e)
 {
@@ -553,6 +569,8 @@ static bool open_shards(Shards *s, const char *patterns, const DataOptions *o, E
     for (int k = 0; ok && k < s->shards; k++)
         for (long i = 0; i < s->shard[k].n; i++)
             source_add(&s->base, (uint64_t)k << 32 | (uint64_t)i, s->shard[k].sample[i].label);
+    if (ok)
+        note_folders(s, o->train);
     names_free(&paths);
     return ok;
 }

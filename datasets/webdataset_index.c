@@ -292,6 +292,24 @@ static bool whole_sample(Reader *r, const char *name, Error *e)
                 r->label);
 }
 
+/* By the folders in a member's name, "set/val/cat/1.jpg"; that of the class is none of them. */
+static int split_of_folders(const Reader *r, const char *name)
+{
+    int split = SPLIT_NONE, folders = 0;
+    for (const char *p = name; *p; p++)
+        folders += *p == '/';
+    if (!r->label)
+        folders--;
+    for (; folders > 0 && !split; folders--) {
+        size_t n = strcspn(name, "/");
+        char *folder = xasprintf("%.*s", (int)n, name);
+        split = split_named(folder);
+        free(folder);
+        name += n + 1;
+    }
+    return split;
+}
+
 static void clear_sample(Reader *r)
 {
     clear_places(&r->parts);
@@ -308,6 +326,7 @@ static bool end_sample(Reader *r, const char *name, Error *e)
     add_place(&r->samples, name, strlen(name), r->now.offset);
     r->out->sample = xgrow(r->out->sample, r->out->n, sizeof *r->out->sample);
     r->out->sample[r->out->n++] = r->now;
+    r->out->lies[split_of_folders(r, r->picture)]++;
     clear_sample(r);
     return true;
 }
@@ -456,7 +475,7 @@ static char *make_key(Shard *shard, int n, const Names *index, const char *label
     size_t size;
     struct stat st = {0};
     FILE *key = open_memstream(&text, &size);
-    bool ok = key && fprintf(key, "labels %s\n", label) > 0;
+    bool ok = key && fprintf(key, "labels and splits %s\n", label) > 0;
     *settled = true;
     for (int k = 0; ok && k < n; k++) {
         ok = add_to_key(key, shard[k].path, &st, settled, e);
@@ -474,8 +493,8 @@ static char *make_key(Shard *shard, int n, const Names *index, const char *label
     return NULL;
 }
 
-/* In the file: for each shard its numbers of samples and of names as int64_t, then its samples, and
- * its names, each with its zero byte. */
+/* In the file: for each shard its numbers of samples, of names, and of samples in each split's
+ * folders, as int64_t, then its samples, and its names, each with its zero byte. */
 static void save_shards(const char *key, const Shard *shard, int n)
 {
     char *bytes = NULL;
@@ -484,6 +503,7 @@ static void save_shards(const char *key, const Shard *shard, int n)
     for (int k = 0; file && k < n; k++) {
         int64_t count[2] = {shard[k].n, shard[k].names.n};
         fwrite(count, sizeof count, 1, file);
+        fwrite(shard[k].lies, sizeof shard[k].lies, 1, file);
         fwrite(shard[k].sample, sizeof(ShardSample), (size_t)shard[k].n, file);
         for (int i = 0; i < shard[k].names.n; i++)
             fwrite(shard[k].names.at[i], strlen(shard[k].names.at[i]) + 1, 1, file);
@@ -504,11 +524,12 @@ static bool sane(const Shard *shard, const ShardSample *s)
 static bool take_shard(Shard *shard, const uint8_t **file, size_t *left)
 {
     int64_t n[2];
-    if (*left < sizeof n)
+    if (*left < sizeof n + sizeof shard->lies)
         return false;
     memcpy(n, *file, sizeof n);
-    *left -= sizeof n;
-    *file += sizeof n;
+    memcpy(shard->lies, *file + sizeof n, sizeof shard->lies);
+    *left -= sizeof n + sizeof shard->lies;
+    *file += sizeof n + sizeof shard->lies;
     if (n[0] < 1 || (uint64_t)n[0] > *left / sizeof(ShardSample) || n[1] < 0)
         return false;
     size_t bytes = sizeof(ShardSample) * (size_t)n[0];

@@ -1,6 +1,7 @@
 /* webdataset_index.h - which samples tar shards hold: where each picture is, and its label. */
 #pragma once
 
+#include "datasets/splits.h"
 #include "util/names.h"
 
 typedef struct {
@@ -16,7 +17,9 @@ typedef struct {
     uint64_t inode; /* and which file it is: clocks are coarse */
     long n;
     ShardSample *sample; /* [n] */
-    Names names; /* where labels are names: those that occur, sorted; a label is its place */
+    int64_t
+        lies[SPLITS]; /* how many of them lie in a folder named for each split, in the archive */
+    Names names;      /* where labels are names: those that occur, sorted; a label is its place */
 } Shard;
 
 struct stat;

@@ -664,6 +664,32 @@ static void test_divided(void)
         data_close(d);
     }
     free(both);
+    /* What a whole data set's archive has as folders; a class of such a name is none. */
+    static const struct {
+        const char *label, *members, *train, *val; /* what is said; NULL: nothing */
+    } inside[] = {
+        {"folder", "train/a/0.ppm train/b/1.ppm val/a/2.ppm",
+         "note: 1 of 3 samples lie in folders for validation or tests: training uses them all",
+         "note: 2 of 3 samples lie in folders for training: evaluation uses"},
+        {NULL, "./set/train/0.ppm ./set/train/0.cls=0 ./set/Test/1.ppm ./set/Test/1.cls=1",
+         "note: 1 of 2 samples lie", "note: 1 of 2 samples lie"},
+        {"folder", "train/a/0.ppm train/b/1.ppm", NULL, NULL},
+        {"folder", "train/0.ppm test/1.ppm", NULL, NULL},
+    };
+    for (int i = 0; i < 2 * COUNT(inside); i++) {
+        write_members(at(temporary, "inside.tar"), inside[i / 2].members);
+        DataOptions o = options(at(temporary, "inside.tar"));
+        o.wds_label = inside[i / 2].label;
+        o.train = i % 2 == 0;
+        const char *want = o.train ? inside[i / 2].train : inside[i / 2].val;
+        Dataset *all = open_options(o);
+        char *said = said_of(all);
+        CHECK(want ? strstr(said, want) && strstr(said, "--val-data wds:")
+                   : !strstr(said, "lie in"),
+              "%s: '%s'", inside[i / 2].members, said);
+        free(said);
+        data_close(all);
+    }
     DataOptions captions = options(at(temporary, "captions.tar"));
     char *members = xstrdup("0.ppm 0.txt=a");
     for (int i = 1; i < 20; i++) {
