@@ -280,6 +280,81 @@ static void test_labels(void)
     unlink(at(temporary, "config.json"));
 }
 
+/* What timm says of the images, by its own resolve_data_config: args before the architecture. */
+static void test_timm_args(void)
+{
+#define TIMM "{\"architecture\": \"%s\", \"model_args\": {%s}, \"pretrained_cfg\": {%s}}"
+    static const struct {
+        const char *model, *args, *images;
+        double mean[3], std, crop_pct; /* 0: not known; std of red */
+        int interpolation, crop, side, heads;
+    } cases[] = {
+        {"vit_tiny_patch16_224", "", "", {0.5, 0.5, 0.5}, 0.5, 0.9, 1, 0, 0, 0},
+        {"vit_base_patch16_384", "", "", {0.5, 0.5, 0.5}, 0.5, 1, 1, 0, 0, 0},
+        {"deit_base_distilled_patch16_384", "", "", {0.485, 0.456, 0.406}, 0.229, 1, 1, 0, 0, 0},
+        {"vit_tiny_patch16_224",
+         "\"num_heads\": 5",
+         "\"mean\": [0.1, 0.2, 0.3], \"std\": [0.25], \"crop_pct\": 0.95, \"interpolation\": "
+         "\"bilinear\", \"crop_mode\": \"squash\", \"img_size\": 32",
+         {0.1, 0.2, 0.3},
+         0.25,
+         0.95,
+         0,
+         1,
+         32,
+         5},
+        {"vit_tiny_patch16_224",
+         "",
+         "\"std\": [0.2, 0.3, 0.4], \"input_size\": [3, 48, 48]",
+         {0.5, 0.5, 0.5},
+         0.2,
+         0.9,
+         1,
+         0,
+         48,
+         0},
+        {"vit_tiny_patch16_224.mae", "", "\"crop_pct\": 0.8", {0}, 0, 0.8, -1, -1, 0, 0},
+        {"vit_tiny_patch16_224.mae",
+         "",
+         "\"mean\": [0], \"std\": [1]",
+         {0, 0, 0},
+         1,
+         0,
+         -1,
+         -1,
+         0,
+         0},
+        {"vit_medium_patch16_gap_240", "", "\"mean\": [0.1, 0.2, 0.3]", {0}, 0, 0, -1, -1, 0, 0},
+    };
+    Error e;
+    for (int i = 0; i < COUNT(cases); i++) {
+        char *json = xasprintf(TIMM, cases[i].model, cases[i].args, cases[i].images);
+        Hub h = {.eps = -1, .pool = -1, .interpolation = -1, .crop = -1};
+        CHECK(hub_args("x.pth", json, &h, &e), "%s: %s", json, e.what);
+        bool mean = h.has_mean == (cases[i].std > 0);
+        for (int k = 0; h.has_mean && k < 3; k++)
+            mean = mean && near(h.mean[k], cases[i].mean[k]);
+        CHECK(mean && (!h.has_mean || near(h.std[0], cases[i].std)), "%s: mean %g std %g", json,
+              h.mean[0], h.std[0]);
+        CHECK(near(h.crop_pct, cases[i].crop_pct) && h.interpolation == cases[i].interpolation &&
+                  h.crop == cases[i].crop && h.image_h == cases[i].side &&
+                  h.heads == cases[i].heads && contains(h.from, "timm args"),
+              "%s: crop %d of %g, filter %d, %d pixels, %d heads, %s", json, h.crop, h.crop_pct,
+              h.interpolation, h.image_h, h.heads, h.from);
+        free(json);
+    }
+    Hub h = {.eps = -1};
+    char *json = xasprintf(TIMM, "vit_base_patch16_rope_224", "", "");
+    CHECK(!hub_args("x.pth", json, &h, &e) && contains(e.what, "its timm args says"), "%s", e.what);
+    free(json);
+    WeightsInfo w;
+    if (describe("timm-args.pth.tar", &w))
+        CHECK(w.config.heads == 2 && near(w.config.mean_g, 0.25) && near(w.config.std_b, 0.225) &&
+                  near(w.hub.crop_pct, 0.9) && w.assumptions == 0 && contains(w.form, "timm args"),
+              "%d heads, mean %g, std %g, %d assumed, %s", w.config.heads, w.config.mean_g,
+              w.config.std_b, w.assumptions, w.form);
+}
+
 /* ---- export ---- */
 
 /* Each network in each form that can hold it, read again: the same logits. Forms that cannot say
@@ -642,6 +717,7 @@ int main(int argc, char **argv)
     test_models();
     test_runs();
     test_labels();
+    test_timm_args();
     test_registers();
     test_folders();
     test_export();

@@ -58,7 +58,7 @@ static void use_images(Session *s, const Hub *h)
                 h->unknown);
     if (h->crop < 0 && h->crop_pct == 0)
         return;
-    printf("          images as %s says: %s, %s", h->from,
+    printf("          images by %s: %s, %s", h->from,
            o->interpolation == FILTER_BICUBIC ? "bicubic" : "bilinear",
            o->crop == CROP_STRETCH ? "stretched\n" : "centre crop of ");
     if (o->crop != CROP_STRETCH)

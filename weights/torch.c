@@ -5,12 +5,13 @@
  * is _rebuild_parameter(tensor, ...). Offsets, shapes and strides are checked against the bytes of
  * the storage.
  *
- * Read in this order: storages, one tensor, nested dicts, the archive, the old form.
+ * Read in this order: storages, one tensor, nested dicts, timm's args, the archive, the old form.
  */
 #include "weights/torch.h"
 
 #include "util/pickle.h"
 
+#include <cjson/cJSON.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -217,6 +218,77 @@ static bool add_dict(Reader *r, const char *path, const PickleItem *dict, int de
     return true;
 }
 
+/* ---- timm's args ---- */
+
+static const PickleItem *find_value(const Reader *r, const PickleItem *dict, const char *key)
+{
+    for (long i = 0; dict && dict->kind == PICKLE_DICT && i + 1 < dict->count; i += 2)
+        if (pickle_is(pickle_at(r->pickle, dict, i), key))
+            return pickle_at(r->pickle, dict, i + 1);
+    return NULL;
+}
+
+/* Texts, numbers, and lists of up to three of them; else NULL. */
+static cJSON *plain_json(const Reader *r, const PickleItem *item)
+{
+    if (item->kind == PICKLE_TEXT && item->n < 200) {
+        char text[200] = "";
+        memcpy(text, item->bytes, item->n);
+        return cJSON_CreateString(text);
+    }
+    if (item->kind == PICKLE_NUMBER)
+        return cJSON_CreateNumber((double)item->number);
+    if (item->kind == PICKLE_REAL)
+        return cJSON_CreateNumber(item->real);
+    bool list = item->kind == PICKLE_LIST || item->kind == PICKLE_TUPLE;
+    cJSON *json = list && item->count <= 3 ? cJSON_CreateArray() : NULL;
+    for (long i = 0; json && i < item->count; i++) {
+        const PickleItem *part = pickle_at(r->pickle, item, i);
+        bool number = part->kind == PICKLE_NUMBER || part->kind == PICKLE_REAL;
+        cJSON_AddItemToArray(json, number ? plain_json(r, part) : cJSON_CreateNull());
+    }
+    return json;
+}
+
+/* Those of the dict's values that are plain, onto `to` under the same keys. */
+static void copy_plain(const Reader *r, const PickleItem *dict, cJSON *to)
+{
+    for (long i = 0; dict && dict->kind == PICKLE_DICT && i + 1 < dict->count; i += 2) {
+        cJSON *plain = plain_json(r, pickle_at(r->pickle, dict, i + 1));
+        cJSON *key = plain_json(r, pickle_at(r->pickle, dict, i));
+        if (plain && cJSON_IsString(key))
+            cJSON_AddItemToObject(to, key->valuestring, plain);
+        else
+            cJSON_Delete(plain);
+        cJSON_Delete(key);
+    }
+}
+
+/* {"args": argparse.Namespace(model=..., mean=..., crop_pct=...)} of timm's train.py, or the same
+ * as a dict, as its config.json would have it. Other programs' args have other names. */
+static void keep_args(const Reader *r)
+{
+    static const char *const keys[][2] = {{"model", "architecture"}, {"gp", "global_pool"}};
+    const PickleItem *args = find_value(r, pickle_root(r->pickle), "args");
+    if (args && pickle_is_object(r->pickle, args, "argparse Namespace"))
+        args = pickle_at(r->pickle, args, 2);
+    if (!find_value(r, args, "mean") || !find_value(r, args, "crop_pct"))
+        return;
+    cJSON *json = cJSON_CreateObject();
+    for (int i = 0; i < COUNT(keys); i++) {
+        const PickleItem *value = find_value(r, args, keys[i][0]);
+        cJSON *plain = value ? plain_json(r, value) : NULL;
+        if (plain)
+            cJSON_AddItemToObject(json, keys[i][1], plain);
+    }
+    copy_plain(r, args, cJSON_AddObjectToObject(json, "pretrained_cfg"));
+    copy_plain(r, find_value(r, args, "model_kwargs"), cJSON_AddObjectToObject(json, "model_args"));
+    char *text = cJSON_PrintUnformatted(json);
+    r->f->args = text ? st_own(r->f, xstrdup(text)) : NULL;
+    cJSON_free(text);
+    cJSON_Delete(json);
+}
+
 /* ---- the archive ---- */
 
 static const char pickle_name[] = "/data.pkl";
@@ -241,6 +313,7 @@ static bool read_pickle(Reader *r)
     const PickleItem *root = pickle_root(r->pickle);
     if (root->kind != PICKLE_DICT)
         return fail(r->e, hint, "%s: holds a Python object, not a dict of tensors", r->f->path);
+    keep_args(r);
     return add_dict(r, "", root, 0) &&
            (r->tensors || fail(r->e, hint, "%s: there is no tensor in it", r->f->path));
 }

@@ -236,7 +236,9 @@ static bool open_weights(const char *path, int image_h, int image_w, int want, W
     if (state)
         fail(e, "give the model.safetensors beside it, or the run's directory",
              "%s: is the state of an optimiser, not a model", path);
-    if (state || !hub_read(path, &w->hub, e)) {
+    bool known = !state && hub_read(path, &w->hub, e) &&
+                 (!w->f->args || hub_args(path, w->f->args, &w->hub, e));
+    if (!known) {
         st_close(w->f);
         return false;
     }
