@@ -15,6 +15,7 @@
 #include "weights/names.h"
 #include "weights/open.h"
 #include "weights/weights.h"
+#include "weights/zip.h"
 
 static const char here[] = "test/weights";
 
@@ -455,6 +456,12 @@ static void test_refusals(void)
         {"refused-lora.safetensors", "adapters that are not merged", "such a ViT"},
         {"refused-owlvit/model.safetensors", "vision_model.pre_layernorm", "such a ViT"},
         {"refused-module.pth", "a Python object, not a dict", "state_dict"},
+        {"refused-numpy.pth", "state_dict.w is an array of numpy's", "savez"},
+        {"refused-sparse.pth", "state_dict.w is a sparse tensor", "to_dense"},
+        {"refused-quantised.pth", "state_dict.w is a quantised tensor", "dequantize"},
+        {"refused-own.pth", "state_dict.w is a tensor of a class of its own", "full_tensor"},
+        {"refused-inner.pth", "state_dict.w is a Python object", "state_dict()"},
+        {"refused-script.pt", "is TorchScript", "torch.jit.load"},
         {"refused-no-blocks.npz", "no blocks", "all parameters"},
         {"logits.safetensors", "no Vision Transformer", "timm"}};
     static const struct {
@@ -479,6 +486,17 @@ static void test_refusals(void)
         refuse(path, texts[i].says, texts[i].hint);
     }
     CHECK(weights_in_folder("test", &(Error){0}) == NULL);
+    Error e;
+    SafeTensors *f = weights_open_file(at(here, "refused-float8.pth"), &e);
+    const StTensor *t = f ? st_find(f, "state_dict.w") : NULL;
+    CHECK(t && t->type == ST_F8_E4M3 && t->n == 4 && !st_is_real(f, t, &e) &&
+              contains(e.what, "F8_E4M3, which is not read") && contains(e.hint, "v.float()"),
+          "%s; %s", e.what, e.hint);
+    st_close(f);
+    refuse(write_temporary("__0_0.distcp", "PK\3\4", 4), "a piece of a checkpoint", "dcp_to_torch");
+    ZipEntry format = {.name = "model/archive_format", .rest = "pt2", .n = 3};
+    CHECK(zip_write(at(temporary, "program.pt2"), &format, 1, &e), "%s", e.what);
+    refuse(at(temporary, "program.pt2"), "a program of torch.export", "torch.export.load");
     refuse("model-00002-of-00003.safetensors", "one of several parts", ".index.json");
     static const char empty[] =
         "{\"patch_embed.proj.weight\":{\"dtype\":\"F32\",\"shape\":[0,9007199254740991,"

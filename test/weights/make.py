@@ -107,6 +107,20 @@ torch.save(strided, here("strided.pth"))
 keep("legacy.pth", model)  # of the form before PyTorch 1.6, with two tensors in one storage
 torch.save({"state_dict": strided, "epoch": 3}, here("legacy.pth"), _use_new_zipfile_serialization=False)
 torch.save(torch.nn.Linear(2, 2), here("refused-module.pth"))
+
+
+class Own(torch.Tensor):
+    pass
+
+
+two = torch.eye(2)
+for name, value in {"float8": two.to(torch.float8_e4m3fn), "numpy": two.numpy(), "sparse": two.to_sparse(),
+                    "own": two.as_subclass(Own), "inner": torch.nn.Linear(2, 2),
+                    "quantised": torch.quantize_per_tensor(two, 0.1, 0, torch.qint8)}.items():
+    others = {} if name in ("numpy", "inner") else {"plain": two}
+    torch.save({"state_dict": {**others, "w": value}, "optimizer": {"w": two.to_sparse()}},
+               here(f"refused-{name}.pth"))
+torch.jit.trace(torch.nn.Linear(2, 2), two).save(here("refused-script.pt"))
 np.savez(here("refused-no-blocks.npz"), **{"embedding/kernel": np.zeros((P, P, 3, C), np.float32)})
 
 # ---- timm: variants ----
