@@ -4,6 +4,7 @@
  * update; last, what files see of it.
  */
 #include "dist.h"
+#include "util/text.h"
 
 #include <limits.h>
 #include <stdlib.h>
@@ -43,12 +44,12 @@ static bool check_layout(const Config *c, int ranks, int tp, int pp, Error *e)
     if (!divides_model(c, tp)) {
         legal_tp(c, legal, sizeof legal);
         snprintf(hint, sizeof hint, "--tp must divide both: %s", legal);
-        return fail(e, hint, "--tp %d does not divide %d heads and an MLP of %d", tp, c->heads,
-                    c->mlp);
+        return fail(e, hint, "--tp %d does not divide %s and an MLP of %d", tp,
+                    amount(c->heads, "head").s, c->mlp);
     }
     if (pp < 1 || pp > c->layers)
-        return fail(e, "a stage has one layer or more", "--pp %d, but the model has %d layers", pp,
-                    c->layers);
+        return fail(e, "a stage has one layer or more", "--pp %d, but the model has %s", pp,
+                    amount(c->layers, "layer").s);
     if (ranks % (tp * pp) == 0)
         return true;
     nearest_layout(c, ranks, &t, &p);
@@ -322,9 +323,9 @@ static void gather(Units *u, int unit)
                        own_n(u, unit));
         return;
     }
-    u->coming[unit % 2] = u->be->all_gather(u->split->dp.group, place_of(u, unit),
-                                            own(u, u->shard, unit, u->type), u->type,
-                                            own_n(u, unit));
+    u->coming[unit % 2] =
+        u->be->all_gather(u->split->dp.group, place_of(u, unit), own(u, u->shard, unit, u->type),
+                          u->type, own_n(u, unit));
 }
 
 dev *unit_acquire(Units *u, int unit, int next)

@@ -4,6 +4,7 @@
  */
 #include "datasets/classes.h"
 #include "util/files.h"
+#include "util/text.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -48,7 +49,7 @@ bool classes_number(Names *out, int n, const char *file, const char *list, Error
         if (!classes_read(file, out, e))
             return false;
         return out->n == n || fail(e, "give one line per class, in label order",
-                                   "%s has %d classes, the data %d", file, out->n, n);
+                                   "%s has %s, the data %d", file, amount(out->n, "class").s, n);
     }
     Error ignored;
     if (list && path_exists(list) && classes_read(list, out, &ignored) && out->n == n)

@@ -16,6 +16,7 @@
 #include "datasets/splits.h"
 #include "image/decoder.h"
 #include "util/files.h"
+#include "util/text.h"
 
 #include <ctype.h>
 #include <dirent.h>
@@ -315,17 +316,20 @@ static bool right_level(const Walk *w, Error *e)
 
 static bool add_folder(Folders *f, const char *folder, const Files *files, int label, Error *e)
 {
+    const Names *passed = &files->passed;
+    char others[128] = "";
+    if (passed->n)
+        snprintf(others, sizeof others, ", only %s (%s%s)", amount(passed->n, "other file").s,
+                 passed->at[0], passed->n > 1 ? ", ..." : "");
     for (int i = 0; i < files->images.n; i++) {
         source_add(&f->base, f->size, label);
         f->size += strlen(strcpy(f->text + f->size, files->images.at[i])) + 1;
     }
-    for (int i = 0; i < files->passed.n; i++)
-        names_add(&f->base.passed, files->passed.at[i]);
+    for (int i = 0; i < passed->n; i++)
+        names_add(&f->base.passed, passed->at[i]);
     return files->images.n > 0 || !f->train ||
            fail(e, "add jpg, png, ppm, pgm, bmp, gif, tif or webp files, or remove the folder",
-                "the class folder %s/%s has no images%s%s", f->root, folder,
-                files->passed.n ? ", only files such as " : "",
-                files->passed.n ? files->passed.at[0] : "");
+                "the class folder %s/%s has no images%s", f->root, folder, others);
 }
 
 /* Class names: the class file's lines; else the folders of train/, so that both splits agree, or
@@ -380,17 +384,17 @@ static bool no_classes(const Folders *f, const Divided *d, const Files *files, E
 {
     int n = files->images.n;
     if (n && d->split && d->count[SPLIT_NONE])
-        return fail(
-            e,
-            "a class of that name: list all class folders in --classes FILE; a split: "
-            "it needs class folders",
-            "%s has %d pictures and no class folders, beside %s/: is it a class or a split?",
-            f->root, n, d->folders.at[d->at[SPLIT_NONE]]);
+        return fail(e,
+                    "a class of that name: list all class folders in --classes FILE; a split: "
+                    "it needs class folders",
+                    "%s has %s and no class folders, beside %s/: is it a class or a split?",
+                    f->root, amount(n, "picture").s, d->folders.at[d->at[SPLIT_NONE]]);
     if (n && d->split && !f->train)
         return fail(e,
                     "train without validation: --val-data none; or keep a share of the training "
                     "images for it: --val-fraction 0.1",
-                    "%s has %d pictures, but no class folders: they have no labels", f->root, n);
+                    "%s has %s, but no class folders: they have no labels", f->root,
+                    amount(n, "picture").s);
     for (int i = 0; i < files->passed.n; i++)
         if (strcmp(files->passed.at[i], ".tar") == 0)
             return fail(e, "these may be shards: --data wds:DIR",
@@ -415,7 +419,7 @@ static bool open_folders(Folders *f, const Divided *d, const DataOptions *o, con
     for (int i = 0; i < beside.passed.n; i++)
         names_add(&f->base.passed, beside.passed.at[i]);
     for (int i = 0; i < beside.images.n; i++)
-        names_add(&f->base.passed, "pictures beside the class folders");
+        names_add(&f->base.passed, "beside the class folders");
     for (int k = 0; k < folder.n; k++)
         files_free(&w.files[k]);
     free(w.files);

@@ -14,6 +14,7 @@
 #include "datasets/webdataset_index.h"
 #include "image/decoder.h"
 #include "util/files.h"
+#include "util/text.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -413,7 +414,8 @@ static bool number_classes(Shards *s, const DataOptions *o, Error *e)
     if (ok && most >= s->base.classes.n) {
         char *path = member_path(&s->base, where);
         ok = fail(e, "give --classes the file with all classes, or a larger --num-classes",
-                  "%s has label %d, but there are %d classes", path, most, s->base.classes.n);
+                  "%s has label %d, but there %s %s", path, most,
+                  s->base.classes.n == 1 ? "is" : "are", amount(s->base.classes.n, "class").s);
         free(path);
     }
     return ok;
@@ -515,7 +517,7 @@ static bool choose_shards(Shards *s, const char *patterns, bool train, Names *pa
     for (int i = 0; i < paths->n; i++) {
         int other = split_of(paths->at[i]);
         if (!other)
-            names_add(&s->base.passed, "shards named for no split");
+            names_add(&s->base.passed, "named for no split");
         if (other == split)
             paths->at[n++] = paths->at[i];
         else
@@ -552,7 +554,7 @@ static bool open_shards(Shards *s, const char *patterns, const DataOptions *o, E
     bool ok = tar_names(patterns, &paths, e) && choose_shards(s, patterns, o->train, &paths, e);
     ok = ok && (!is_dir(patterns) || tar_packed(patterns, &packed, e));
     for (int k = 0; k < packed.n; k++)
-        names_add(&s->base.passed, "compressed shards, which gunzip -k (or unzstd) unpacks");
+        names_add(&s->base.passed, "compressed, which gunzip -k (or unzstd) unpacks");
     names_free(&packed);
     if (ok) {
         s->shards = paths.n;
@@ -562,8 +564,9 @@ static bool open_shards(Shards *s, const char *patterns, const DataOptions *o, E
             s->shard[k].path = xstrdup(paths.at[k]);
             s->use[k].fd = -1;
         }
-        s->base.place = xasprintf("%s (%d %s%sshards)", patterns, paths.n,
-                                  split_names[s->base.split], s->base.split ? " " : "");
+        s->base.place =
+            xasprintf("%s (%d %s%sshard%s)", patterns, paths.n, split_names[s->base.split],
+                      s->base.split ? " " : "", paths.n == 1 ? "" : "s");
         ok = shards_index(s->shard, s->shards, o->index_dir, label, e);
     }
     for (int k = 0; ok && k < s->shards; k++)

@@ -15,6 +15,7 @@
 #include "util/cache.h"
 #include "util/files.h"
 #include "util/report.h"
+#include "util/text.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -429,9 +430,10 @@ static bool find_indices(const char *dir, int shards, Names *out, Error *e)
     names_free(&found);
     if (out->n)
         qsort(out->at, (size_t)out->n, sizeof(char *), by_number);
-    return ok && (out->n == shards ||
-                  fail(e, "write one for each shard, in their order: ./vit index",
-                       "%s has %d files idx_N.txt for %d shards", dir, out->n, shards));
+    return ok &&
+           (out->n == shards || fail(e, "write one for each shard, in their order: ./vit index",
+                                     "%s has %s idx_N.txt for %s", dir, amount(out->n, "file").s,
+                                     amount(shards, "shard").s));
 }
 
 /* ---- what is cached ---- */
@@ -486,7 +488,7 @@ static char *make_key(Shard *shard, int n, const Names *index, const char *label
     for (int k = 0; ok && k < index->n; k++)
         ok = add_to_key(key, index->at[k], &st, settled, e);
     if (!key || fclose(key) != 0)
-        die("free some memory", "out of memory: cannot open %d shards", n);
+        die("free some memory", "out of memory: cannot open %s", amount(n, "shard").s);
     if (ok)
         return text;
     free(text);
@@ -590,8 +592,8 @@ static void show_progress(Reading *r)
     if (seconds < 2)
         return;
     if (!r->said)
-        printf("data      reading the %s of %d shards\n",
-               r->index->n ? "index and labels" : "headers", r->n);
+        printf("data      reading the %s of %s\n", r->index->n ? "index and labels" : "headers",
+               amount(r->n, "shard").s);
     fflush(stdout);
     r->said = true;
     report_progress("shards", r->done, r->n, 0);

@@ -165,6 +165,9 @@ static void test_folders(void)
     refuse(dir, true, classes, "no classes");
     CHECK(make_dirs(at(dir, "empty"), &e));
     refuse(dir, true, NULL, "empty has no images");
+    write_text(at(dir, "empty/notes"), "");
+    write_text(at(dir, "empty/list.txt"), "");
+    refuse(dir, true, NULL, "empty has no images, only 2 other files (");
     refuse(at(temporary, "missing"), true, NULL, "no such directory");
     CHECK(make_dirs(at(temporary, "bare"), &e));
     refuse(at(temporary, "bare"), true, NULL, "no class folders");
@@ -201,7 +204,7 @@ static void test_split_names(void)
         {{"a", "trainer", "tests"}, "", "", ""},
         {{"train/a", "val/a", "valid/a"}, "train", NULL, "has both val/ and another folder"},
         {{"train/a", "Train/a"}, NULL, NULL, "no val/"},
-        {{"train/a", "test"}, "train", NULL, "test has 1 pictures, but no class folders"},
+        {{"train/a", "test"}, "train", NULL, "test has 1 picture, but no class folders"},
         {{"train", "bus", "car"}, NULL, NULL, ""},
         {{"test", "bus", "car"}, NULL, NULL, ""},
         {{"seg_pred/1/a", "seg_pred/2/a", "seg_train/seg_train/a", "seg_train/other/a"},
@@ -266,9 +269,8 @@ static void test_endings(void)
     write_text(at(dir, "beside.jpg"), "");
     Dataset *d = open_dir(dir, true, NULL, &e);
     CHECK(d && data_count(d) == 18, "%ld: %s", d ? data_count(d) : -1, e.what);
-    check_said(d,
-               "/endings: 18 images of 2 classes; passed over: 2 .heic, 6 .txt, 1 pictures beside "
-               "the class folders, 2 without an ending\n");
+    check_said(d, "/endings: 18 images of 2 classes; passed over: 2 .heic, 6 .txt, 1 beside "
+                  "the class folders, 2 without an ending\n");
     data_close(d);
     d = open_dir(make_set("single", (const char *const[]){"train/a", NULL}), true, NULL, &e);
     check_said(d, "note: there is one class, 'a'");

@@ -718,7 +718,7 @@ static void test_divided(void)
     write_text(at(dir, "b.tar.gz"), "what gunzip -k leaves");
     write_text(at(dir, "c.tgz"), "");
     d = open_options(options(dir));
-    check_said(d, "; passed over: 2 compressed shards, which gunzip -k");
+    check_said(d, "; passed over: 2 compressed, which gunzip -k");
     data_close(d);
 }
 

@@ -53,6 +53,14 @@ head -c 3000 /dev/urandom >noise.ini
 run --recipe noise.ini
 check "noise as a recipe" [ $rc = 2 ]
 
+mkdir folder-alone && touch recipe-alone.ini image-alone.JPG weights-alone.pth
+bad "a folder alone" 2 'hint: images are --data folder-alone' folder-alone
+bad "behind train too" 2 'hint: images are --data folder-alone' train folder-alone
+bad "a recipe alone" 2 'hint: .*--recipe recipe-alone.ini' recipe-alone.ini
+bad "a picture alone" 2 'hint: .*predict RUN image-alone.JPG' image-alone.JPG
+bad "weights alone" 2 'hint: .*--weights weights-alone.pth' weights-alone.pth
+bad "a no with a value" 2 'no-augment takes no value' --no-augment=false
+
 # ---- a run and what it leaves ----
 
 good "a run" $fake --steps 12 --log-every 4 --eval-every 6 --out run
@@ -540,6 +548,11 @@ mv folder/train/y folder/train/w && mv folder/val/y folder/val/w
 bad "eval with other class names" 1 'class folder folder/val/w is not' eval --weights one --data folder
 bad "resume with other class names" 1 'class [01] is .[wx].' --resume one --steps 9
 mv folder/train/w folder/train/y && mv folder/val/w folder/val/y
+mv folder moved
+for command in "eval one" "--resume one --steps 22"; do
+    bad "images that have moved: $command" 1 '^hint: .*config.ini: --data names another' $command
+done
+mv moved folder
 mkdir some && cp -r folder/val/y some
 good "eval on some of the classes" eval --weights one --data some
 check "says which are not there" grep -q 'no images of 1 of 2 classes here: x' log
@@ -651,6 +664,7 @@ good "on some other classes than config.json's" --data fewer --weights turned $t
 check "says how many" grep -q '^warning: .* as many classes, 2 of them by other names (config.json)' log
 good "a file without one" predict --weights "$others/nested.pth" "$picture"
 check "what is assumed is a warning" grep -q '^warning: .*--heads.*--mean' log
+good "its name alone" predict "$others/nested.pth" "$picture"
 good "what is given is not assumed" predict --weights "$others/nested.pth" --heads 2 --mean 0.5 --std 0.5 \
     "$picture"
 check "only the rest is" bash -c "grep '^warning: ' log | grep -q -- --act && ! grep -q -- '--heads\|--mean' log"

@@ -356,6 +356,71 @@ static void test_timm_args(void)
               w.config.std_b, w.assumptions, w.form);
 }
 
+/* A file of these dimensions and one block, of zeros; nobody says how many heads it has. */
+static const char *write_shapes(int C, int F)
+{
+    char *json = NULL;
+    size_t size;
+    long at_byte = 0;
+    FILE *f = open_memstream(&json, &size);
+    const struct {
+        const char *name;
+        long shape[4];
+    } tensors[] = {{"pos_embed", {1, 4, C}},
+                   {"patch_embed.proj.weight", {C, 3, 2, 2}},
+                   {"patch_embed.proj.bias", {C}},
+                   {"blocks.0.norm1.weight", {C}},
+                   {"blocks.0.norm1.bias", {C}},
+                   {"blocks.0.attn.qkv.weight", {3L * C, C}},
+                   {"blocks.0.attn.qkv.bias", {3L * C}},
+                   {"blocks.0.attn.proj.weight", {C, C}},
+                   {"blocks.0.attn.proj.bias", {C}},
+                   {"blocks.0.norm2.weight", {C}},
+                   {"blocks.0.norm2.bias", {C}},
+                   {"blocks.0.mlp.fc1.weight", {F, C}},
+                   {"blocks.0.mlp.fc1.bias", {F}},
+                   {"blocks.0.mlp.fc2.weight", {C, F}},
+                   {"blocks.0.mlp.fc2.bias", {C}},
+                   {"fc_norm.weight", {C}},
+                   {"fc_norm.bias", {C}},
+                   {"head.weight", {2, C}},
+                   {"head.bias", {2}}};
+    for (int i = 0; i < COUNT(tensors); i++) {
+        long n = 1;
+        fprintf(f, "%c\"%s\":{\"dtype\":\"F16\",\"shape\":[", i ? ',' : '{', tensors[i].name);
+        for (int d = 0; d < 4 && tensors[i].shape[d]; n *= tensors[i].shape[d++])
+            fprintf(f, d ? ",%ld" : "%ld", tensors[i].shape[d]);
+        fprintf(f, "],\"data_offsets\":[%ld,%ld]}", at_byte, at_byte + 2 * n);
+        at_byte += 2 * n;
+    }
+    fputc('}', f);
+    CHECK(fclose(f) == 0);
+    uint64_t length = size;
+    const char *path = at(temporary, "shapes.safetensors");
+    f = fopen(path, "wb");
+    CHECK(f && fwrite(&length, 8, 1, f) == 1 && fwrite(json, size, 1, f) == 1 && fclose(f) == 0);
+    CHECK(truncate(path, (long)(8 + size) + at_byte) == 0); /* takes no room on the disk */
+    free(json);
+    return path;
+}
+
+static void test_heads(void)
+{
+    static const struct {
+        int C, F, heads;
+        const char *as;
+    } cases[] = {{1152, 4304, 16, "so400m"}, {1536, 6144, 16, "giantopt"}, {192, 64, 3, "width"}};
+    for (int i = 0; i < COUNT(cases); i++) {
+        WeightsInfo w;
+        Error e;
+        const char *path = write_shapes(cases[i].C, cases[i].F);
+        CHECK(weights_describe(path, 0, 0, &w, &e), "%s", e.what);
+        CHECK(w.config.heads == cases[i].heads && contains(w.assumed[0].text, cases[i].as),
+              "%d heads: %s", w.config.heads, w.assumed[0].text);
+        unlink(path);
+    }
+}
+
 /* ---- export ---- */
 
 /* Each network in each form that can hold it, read again: the same logits. Forms that cannot say
@@ -736,6 +801,7 @@ int main(int argc, char **argv)
     test_runs();
     test_labels();
     test_timm_args();
+    test_heads();
     test_registers();
     test_folders();
     test_export();

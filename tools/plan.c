@@ -226,7 +226,7 @@ static void print_model(const Planned *p)
                "%d\n",
                c->width / c->heads);
     if (p->assumed_batch)
-        printf("note: no --batch-size: %ld images a step\n", p->batch);
+        printf("note: no --batch-size: %s a step\n", amount((double)p->batch, "image").s);
 }
 
 static void print_memory(const Proposal *p)

@@ -19,6 +19,7 @@
 #include "util/files.h"
 #include "util/report.h"
 #include "util/rng.h"
+#include "util/text.h"
 
 #include <cjson/cJSON.h>
 #include <errno.h>
@@ -268,9 +269,8 @@ int command_bench(Session *s)
     double forward = vit_forward_flops(&s->config);
     setup_model(s, true);
     if (o->batch_size / s->split.dp.ranks % s->micro != 0)
-        die_usage("give a --micro-batch that divides it",
-                  "%d images at a time, of %ld on each rank", s->micro,
-                  o->batch_size / s->split.dp.ranks);
+        die_usage("give a --micro-batch that divides it", "%s at a time, of %ld on each rank",
+                  amount(s->micro, "image").s, o->batch_size / s->split.dp.ranks);
     double peak = s->be->peak_flops() * s->world.ranks, memory = planned_bytes(s->m);
     Times train = time_steps(s, repeat, true);
     print_rate("training", &train, 3 * forward, peak);

@@ -19,6 +19,7 @@
  * Read in this order: messages, the end, the watchdog, the watcher, coming together, the calls.
  */
 #include "train/hosts.h"
+#include "util/text.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -972,7 +973,8 @@ World hosts_start(int wanted, bool mpi, char **argv)
              flag);
     bool nested = mpi && p.launcher && strncmp(p.launcher, "mpi", 3) == 0; /* mpirun in mpirun */
     if ((ranks > 1 || nested) && !fits)
-        die_usage(hint, "%s %d, but %s has started %d processes", flag, wanted, p.launcher, ranks);
+        die_usage(hint, "%s %d, but %s has started %s", flag, wanted, p.launcher,
+                  amount(ranks, "process").s);
     if (ranks == 1 && wanted > 1)
         (mpi ? launch_mpirun : launch_ranks)(wanted, argv);
     int tasks = launch_env_int("SLURM_NTASKS", 1, 1 << 20, 1, &e);

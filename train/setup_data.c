@@ -225,6 +225,10 @@ Dataset *setup_split(Session *s, const char *spec, bool train)
                      .seed = (uint64_t)o->seed};
     d.images.augment &= train;
     Dataset *data = data_open(&d, &e);
+    if (!data && s->run_dir && !options_asked(o, own ? "val-data" : "data"))
+        die(xasprintf("%s; the place is of the run's config.ini: --%s names another", e.hint,
+                      own ? "val-data" : "data"),
+            "%s", e.what);
     setup_check(data != NULL, &e);
     if (!like && d.classes_fraction >= 1 && data_classes_sorted(data))
         data = number_as_weights(s, &d, data);
@@ -240,8 +244,8 @@ static void check_splits(const Session *s)
     const Dataset *a = s->train, *b = s->val;
     const char *hint = "give --classes a file with all classes, one a line";
     if (data_classes(a) != data_classes(b))
-        die(hint, "the training images have %d classes, the validation images %d", data_classes(a),
-            data_classes(b));
+        die(hint, "the training images have %s, the validation images %d",
+            amount(data_classes(a), "class").s, data_classes(b));
     for (int k = 0; k < data_classes(a); k++)
         if (strcmp(data_class_name(a, k), data_class_name(b, k)) != 0)
             die(hint, "class %d is '%s' in the training images and '%s' in the validation images",
@@ -352,10 +356,10 @@ static void check_class_count(const Session *s, bool train, int K)
     if (s->weights && !options_config_given(o, "classes"))
         hint = "give --classes the file with the model's classes, in order";
     if (K > s->config.classes)
-        die(hint, "the data has %d classes, the model %d", K, s->config.classes);
+        die(hint, "the data has %s, the model %d", amount(K, "class").s, s->config.classes);
     if (!train && K < s->config.classes)
         die("labels would be wrong: give --classes the file with the model's classes, in order",
-            "%s has %d classes, the model %d", *o->classes ? o->classes : "the data", K,
+            "%s has %s, the model %d", *o->classes ? o->classes : "the data", amount(K, "class").s,
             s->config.classes);
 }
 

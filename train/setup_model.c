@@ -81,7 +81,8 @@ long setup_micro(Session *s, bool training, long *batch, long *group)
     long ranks = training ? s->split.dp.ranks : 1;
     if (o->batch_size % ranks != 0)
         die_usage("give a --batch-size that the ranks can share",
-                  "%ld images do not divide among %ld data parallel ranks", o->batch_size, ranks);
+                  "a batch of %s does not divide among %ld data parallel ranks",
+                  amount((double)o->batch_size, "image").s, ranks);
     *batch = o->batch_size / ranks;
     long micro = o->micro_batch && o->micro_batch < *batch ? o->micro_batch : *batch;
     *group = choose_group(s, *batch, o->micro_batch ? micro : 0);

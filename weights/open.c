@@ -279,7 +279,7 @@ SafeTensors *weights_open_file(const char *path, Error *e)
 
 /* ---- folders ---- */
 
-static bool ends_as_weights(const char *name)
+bool weights_ending(const char *name)
 {
     static const char *const endings[] = {".safetensors", ".pth",  ".pt",     ".bin",
                                           ".npz",         ".ckpt", ".pth.tar"};
@@ -322,7 +322,7 @@ static void look_inside(const char *dir, bool deeper, Inside *in)
             look_inside(path, false, &below);
         if (below.files)
             keep_name(&in->deeper, name, false);
-        if (ends_as_weights(name)) {
+        if (weights_ending(name)) {
             in->files++;
             keep_name(&in->file, name, true);
         }

@@ -206,16 +206,18 @@ static const struct {
     PickleKind kind;
     const char *what, *hint;
     bool always;
-} others[] = {
-    {"torch._utils _rebuild_sparse_tensor", PICKLE_OBJECT, "a sparse tensor",
-     "in Python: save {k: v.to_dense() for k, v in model.state_dict().items()}", true},
-    {"torch._utils _rebuild_qtensor", PICKLE_OBJECT, "a quantised tensor",
-     "take the model from before it was quantised, or save v.dequantize() of each", true},
-    {"torch._tensor _rebuild_from_type_v2", PICKLE_OBJECT, "a tensor of a class of its own",
-     "in Python: save v.full_tensor() of each if these are DTensors, else v.as_subclass(torch.Tensor)", true},
-    {NULL, PICKLE_ARRAY, "an array of numpy's",
-     "in Python: numpy.savez('weights.npz', **arrays), and give that", false},
-    {NULL, PICKLE_OBJECT, "a Python object", hint, false}};
+} others[] = {{"torch._utils _rebuild_sparse_tensor", PICKLE_OBJECT, "a sparse tensor",
+               "in Python: save {k: v.to_dense() for k, v in model.state_dict().items()}", true},
+              {"torch._utils _rebuild_qtensor", PICKLE_OBJECT, "a quantised tensor",
+               "take the model from before it was quantised, or save v.dequantize() of each", true},
+              {"torch._tensor _rebuild_from_type_v2", PICKLE_OBJECT,
+               "a tensor of a class of its own",
+               "in Python: save v.full_tensor() of each if these are DTensors, else "
+               "v.as_subclass(torch.Tensor)",
+               true},
+              {NULL, PICKLE_ARRAY, "an array of numpy's",
+               "in Python: numpy.savez('weights.npz', **arrays), and give that", false},
+              {NULL, PICKLE_OBJECT, "a Python object", hint, false}};
 
 /* Which of them; -1: none. Quantised modules keep theirs in tuples. */
 static int find_other(const Reader *r, const PickleItem *value)
