@@ -206,6 +206,7 @@ static int run_info(const Command *c, int argc, char **argv)
     flags_take(c, &argc, argv);
     tool_model_open(&m, c, &argc, argv);
     flags_none_left(c, argc, argv);
+    flags_note(!o.json, "tensors", "with --json, which has them");
     cJSON *json = describe(&m);
     char *text = o.json ? cJSON_Print(json) : NULL;
     if (text)

@@ -104,6 +104,9 @@ static void make_job(Planned *p, bool sized)
     Cluster cluster;
     check(cluster_new(&cluster, flag.gpu, flag.link, (int)flag.per_machine, (double)flag.gbit, &e),
           &e);
+    flags_note(ranks > cluster.per_machine, "link gbit", "on one machine");
+    flags_note(ranks > 1, "per-machine", "with one GPU");
+    flags_note(!flag.json, "kernels", "with --json");
     p->assumed_batch = !options_given(o, "batch-size");
     if (p->assumed_batch)
         o->batch_size = 4096 / ranks ? 4096 / ranks * ranks : ranks;
