@@ -247,11 +247,22 @@ static bool has_other_form(const ClassKeys *k, const char *name)
     return found;
 }
 
+/* The name as the list has it in other letter case, or NULL. */
+static const ClassKey *in_other_case(const ClassKeys *k, const char *name)
+{
+    size_t n = strlen(name);
+    for (int i = 0; i < k->n; i++)
+        if ((size_t)k->key[i].n == n && strncasecmp(k->key[i].text, name, n) == 0)
+            return &k->key[i];
+    return NULL;
+}
+
 int class_label_of(const ClassKeys *k, const char *name, const char *what, Error *e)
 {
     int label = class_label(k, name);
     if (label >= 0)
         return label;
+    const ClassKey *other = in_other_case(k, name);
     if (label == -2)
         fail(e, "add it there, or move the folder away", "%s is on more than one line of %s", what,
              k->list);
@@ -261,6 +272,9 @@ int class_label_of(const ClassKeys *k, const char *name, const char *what, Error
              "with their letters (NFC) or behind them (NFD, on some Macs)",
              "%s is not in %s, but a name that looks the same: Unicode has two forms of it", what,
              k->list);
+    else if (other)
+        fail(e, "write it alike in both: capitals count", "%s is not in %s, but '%.*s' is", what,
+             k->list, other->n, other->text);
     else
         fail(e, "add it there, or move the folder away", "%s is not in %s", what, k->list);
     return -1;

@@ -214,6 +214,8 @@ static void test_split_names(void)
         {{"flowers/train/a", "flowers/val/a"}, NULL, NULL, "flowers/train"},
         {{"one/a", "one/b", "two/a"}, NULL, NULL, "in it have no pictures, but folders"},
         {{"a/images", "b/images"}, "", "", ""},
+        {{"train2017/a", "val2017/a"}, "train2017", "val2017", ""},
+        {{"train/a", "train/b", "val", "devkit"}, "train", NULL, "1 picture, but no class folders"},
     };
     for (int i = 0; i < COUNT(cases); i++) {
         char name[16];
@@ -235,7 +237,30 @@ static void test_split_names(void)
         }
     }
     Error e = {"", ""};
-    Dataset *d = open_dir(at(temporary, "case0"), false, NULL, &e);
+    Dataset *d = open_dir(make_set("alike", (const char *const[]){"train/a", "val/A", NULL}), false,
+                          NULL, &e);
+    CHECK(!d && strstr(e.what, "train, but 'a' is") && strstr(e.hint, "capitals"), "%s", e.what);
+    d = open_dir(make_set("inner", (const char *const[]){"train/a", "train/val", NULL}), true, NULL,
+                 &e);
+    check_said(d, "inner/train/val is taken for a class: --classes FILE");
+    data_close(d);
+    static const char *const endings[][2] = {{"x.parquet", "Hugging Face"},
+                                             {"x.ZIP", "unpack"},
+                                             {"x.tar", "--data wds:"},
+                                             {"labels.csv", "csv, json"}};
+    for (int i = 0; i < COUNT(endings); i++) {
+        char *dir = xasprintf("%s/ending%d", temporary, i),
+             *file = xasprintf("%s/%s", dir, *endings[i]);
+        CHECK(make_dirs(dir, &e), "%s", e.what);
+        write_text(file, "");
+        d = open_dir(dir, true, NULL, &e);
+        CHECK(!d && strstr(e.what, "no class folders") && strstr(e.hint, endings[i][1]), "%s; %s",
+              e.what, e.hint);
+        free(dir);
+        free(file);
+    }
+    refuse("s3://bucket/set", true, NULL, "is an address");
+    d = open_dir(at(temporary, "case0"), false, NULL, &e);
     check_said(d, "case0 has no val/: ");
     data_close(d);
     /* A class file says that such names are classes. */
