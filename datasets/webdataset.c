@@ -529,13 +529,34 @@ static bool choose_shards(Shards *s, const char *patterns, bool train, Names *pa
     return true;
 }
 
-/* Archives of a whole data set have its splits as folders. */
-static void note_folders(Shards *s, bool train)
+/* Archives of a whole data set have its splits as folders; of other things that are no errors, what
+ * was made of them. */
+static void note_facts(Shards *s, bool train)
 {
-    long lies[SPLITS] = {0};
-    for (int k = 0; k < s->shards; k++)
+    long lies[SPLITS] = {0}, pictures = 0, links = 0, open = 0;
+    const char *cut = "";
+    for (int k = 0; k < s->shards; k++) {
+        const ShardFacts *f = &s->shard[k].facts;
         for (int i = 0; i < SPLITS; i++)
-            lies[i] += (long)s->shard[k].lies[i];
+            lies[i] += (long)f->lies[i];
+        pictures += (long)f->pictures;
+        links += (long)f->links;
+        open += f->open != 0;
+        cut = f->open ? s->shard[k].path : cut;
+    }
+    if (pictures)
+        source_note(&s->base, "%ld of %s: several pictures, of which the first counts", pictures,
+                    amount((double)s->base.n, "sample").s);
+    if (links)
+        source_note(&s->base,
+                    "%s in the shards: not followed; tar -h --hard-dereference writes "
+                    "the files themselves",
+                    amount((double)links, "link").s);
+    if (open)
+        source_note(&s->base,
+                    "%ld of %s without the zeros that close an archive, such as %s: was "
+                    "it copied completely?",
+                    open, amount(s->shards, "shard").s, cut);
     long others = train ? lies[SPLIT_VAL] + lies[SPLIT_TEST] : lies[SPLIT_TRAIN];
     if (others && others < s->base.n)
         source_note(&s->base,
@@ -573,7 +594,7 @@ static bool open_shards(Shards *s, const char *patterns, const DataOptions *o, E
         for (long i = 0; i < s->shard[k].n; i++)
             source_add(&s->base, (uint64_t)k << 32 | (uint64_t)i, s->shard[k].sample[i].label);
     if (ok)
-        note_folders(s, o->train);
+        note_facts(s, o->train);
     names_free(&paths);
     return ok;
 }

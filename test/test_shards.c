@@ -509,7 +509,12 @@ static void test_labels(void)
         {"txt", "0.ppm 0.txt=-1", "0.txt: '-1' is no label", NULL},
         {"txt", "0.ppm 0.txt=a 1.ppm 1.txt=1", "1.txt: '1' is a number, labels before", NULL},
         {"txt", "0.ppm 0.txt=1 1.ppm 1.txt=a", "1.txt: 'a' is a name, labels before", NULL},
-        {"txt", "0.ppm 0.cls=1", "the sample 0 has no txt file", NULL},
+        {"txt", "0.ppm 0.cls=1", "the sample 0 has no txt file, only cls, ppm", NULL},
+        {NULL, "0.json={} 0.cls=1", "the sample 0 has no picture, only cls, json", NULL},
+        {NULL,
+         "0.ppm 0.cls=\xef\xbb\xbf"
+         "1",
+         "1", "0 1"},
         {NULL, "0.ppm 0.cls=1.0", "0.cls: '1.0' is no label", NULL},
         {NULL, "0.ppm 0.cls=cat", "0.cls: 'cat' is no label", NULL},
         {NULL, "0.ppm 0.cls=0 0.ppm 0.cls=1", "the sample 0 has cls twice, at byte", NULL},
@@ -690,6 +695,17 @@ static void test_divided(void)
         free(said);
         data_close(all);
     }
+    write_members(at(temporary, "several.tar"), "0.ppm 0.PNG 0.cls=0 1.ppm 1.cls=1");
+    Dataset *several = open_options(options(at(temporary, "several.tar")));
+    check_said(several, "note: 1 of 2 samples: several pictures, of which the first counts");
+    data_close(several);
+    struct stat st;
+    const char *open_end = at(temporary, "open.tar");
+    write_members(open_end, "0.ppm 0.cls=0 1.ppm 1.cls=1");
+    CHECK(stat(open_end, &st) == 0 && truncate(open_end, st.st_size - 1024) == 0);
+    several = open_options(options(open_end));
+    check_said(several, "note: 1 of 1 shard without the zeros that close an archive");
+    data_close(several);
     DataOptions captions = options(at(temporary, "captions.tar"));
     char *members = xstrdup("0.ppm 0.txt=a");
     for (int i = 1; i < 20; i++) {
