@@ -232,8 +232,9 @@ static void test_folders(void)
                   contains(w.notes, "two heads are one"),
               "%s", w.notes);
     if (describe("nested.pth", &w))
-        CHECK(contains(w.form, "model_ema") && contains(w.notes, "of 2 models"), "%s; %s", w.form,
-              w.notes);
+        CHECK(contains(w.form, "model_ema") && contains(w.notes, "of 2 models") &&
+                  !contains(w.notes, "head of another kind"),
+              "%s; %s", w.form, w.notes);
     if (describe("gap.safetensors", &w))
         CHECK(w.config.pool == POOL_GAP && w.config.cls_tokens == 0);
 }
@@ -526,6 +527,7 @@ static void test_refusals(void)
         {"refused-quantised.pth", "state_dict.w is a quantised tensor", "dequantize"},
         {"refused-own.pth", "state_dict.w is a tensor of a class of its own", "full_tensor"},
         {"refused-inner.pth", "state_dict.w is a Python object", "state_dict()"},
+        {"refused-optimizer.pth", "the state of an optimiser", "the model's file"},
         {"refused-script.pt", "is TorchScript", "torch.jit.load"},
         {"refused-no-blocks.npz", "no blocks", "all parameters"},
         {"logits.safetensors", "no Vision Transformer", "timm"}};

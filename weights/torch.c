@@ -389,6 +389,10 @@ static bool read_pickle(Reader *r)
     if (ok && r->other && (!r->tensors || others[r->kind].always))
         ok = fail(r->e, others[r->kind].hint, "%s: %.150s is %s, which is not read", r->f->path,
                   r->other, others[r->kind].what);
+    else if (ok && !r->tensors && find_value(r, root, "param_groups"))
+        ok =
+            fail(r->e, "give the model's file; the optimiser's is not needed to start from weights",
+                 "%s: is the state of an optimiser, not a model", r->f->path);
     else if (ok && !r->tensors)
         ok = fail(r->e, hint, "%s: there is no tensor in it", r->f->path);
     free(r->other);

@@ -120,6 +120,7 @@ for name, value in {"float8": two.to(torch.float8_e4m3fn), "numpy": two.numpy(),
     others = {} if name in ("numpy", "inner") else {"plain": two}
     torch.save({"state_dict": {**others, "w": value}, "optimizer": {"w": two.to_sparse()}},
                here(f"refused-{name}.pth"))
+torch.save(torch.optim.SGD([torch.nn.Parameter(two)], 0.1).state_dict(), here("refused-optimizer.pth"))
 torch.jit.trace(torch.nn.Linear(2, 2), two).save(here("refused-script.pt"))
 np.savez(here("refused-no-blocks.npz"), **{"embedding/kernel": np.zeros((P, P, 3, C), np.float32)})
 
