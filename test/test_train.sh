@@ -565,6 +565,10 @@ check "the parts' mean is the whole" awk -v x="$x" -v y="$y" -v all="$(tail -n 1
     'BEGIN { exit !((x + y) / 2 == all) }'
 good "no learning rate" $fake --lr 0 --lr-floor 0 --steps 1 --out still
 check "is said" grep -q 'nothing will be learned' log
+good "a warm-up beyond the end" $fake --lr 0.5 --warmup-steps 100 --steps 4 --val-data none --out warm
+check "is said, with where it ends" grep -q '^warning: --warmup-steps 100 in a run of 4 steps: .* comes to 0.02 of' log
+good "a warm-up up to the end" $fake --warmup-steps 4 --steps 4 --val-data none --out warm2
+check "is none" sh -c "! grep -q '^warning' log"
 for length in "--steps 2" "--epochs 3"; do
     good "a batch beyond the epoch, $length" $fake --data fake:20 --batch-size 50 $length --val-data none --out beyond
     check "is said once, and what it means" \

@@ -345,7 +345,14 @@ static bool set(Options *o, const Field *f, const char *name, const char *value,
                 Error *e)
 {
     bool model = f >= fields + MODEL_ROW;
-    if (!field_set(f, o, value, where, name, model ? NULL : f->help, e))
+    bool ok = field_set(f, o, value, where, name, model ? NULL : f->help, e);
+    const char *ours = ok || !e || f->type != T_word ? NULL : value_synonym(value, f->allowed);
+    if (ours) {
+        char hint[64];
+        snprintf(hint, sizeof hint, "here it is %s", ours);
+        return fail(e, hint, "%s", e->what);
+    }
+    if (!ok)
         return false;
     if (!model && !field_in_range(f, o))
         return fail(e, f->help, "%s%s: %s is outside %s", where, name, value, f->allowed);
