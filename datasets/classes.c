@@ -247,6 +247,15 @@ static bool has_other_form(const ClassKeys *k, const char *name)
     return found;
 }
 
+/* What the list is of shows in its first line: "0,ant" is no class. */
+static const char *first_line(const ClassKeys *k)
+{
+    int i = 0;
+    while (i < k->n && (k->key[i].label || k->key[i].id))
+        i++;
+    return i < k->n ? k->key[i].text : "";
+}
+
 /* The name as the list has it in other letter case, or NULL. */
 static const ClassKey *in_other_case(const ClassKeys *k, const char *name)
 {
@@ -275,8 +284,12 @@ int class_label_of(const ClassKeys *k, const char *name, const char *what, Error
     else if (other)
         fail(e, "write it alike in both: capitals count", "%s is not in %s, but '%.*s' is", what,
              k->list, other->n, other->text);
-    else
-        fail(e, "add it there, or move the folder away", "%s is not in %s", what, k->list);
+    else {
+        char hint[128];
+        snprintf(hint, sizeof hint, "add it there (the first one is '%.60s'), or move it away",
+                 first_line(k));
+        fail(e, hint, "%s is not in %s", what, k->list);
+    }
     return -1;
 }
 

@@ -153,6 +153,9 @@ static void test_folders(void)
     }
     write_text(classes, "a\nb\nd\n");
     refuse(dir, true, classes, "/c is not in");
+    write_text(classes, "0,a\n1,b\n2,c\n3,d\n");
+    CHECK(!open_dir(dir, true, classes, &e) && strstr(e.hint, "the first one is '0,a'"), "%s",
+          e.hint);
     write_text(classes, "a\nb\n\nc\nd\n");
     refuse(dir, true, classes, "line 3 is empty");
     write_text(classes, "a\nb\na\nc\nd\n");
