@@ -186,9 +186,11 @@ scene "all stopped, and continued" stopped_for_a_while
 
 # ---- told to stop ----
 
-told() { # layout
+told() { # layout, the rank that is; none: the launcher
     begin "$program" $small $1
-    kill -TERM $pid
+    local whom=$pid
+    [ "$2" ] && whom=$(rank $2)
+    kill -TERM $whom
     gone 10
     wait $pid
     local rc=$? step
@@ -209,7 +211,24 @@ mpirun_told() { # signal, status
     [ $1 = TERM ] || check "$name" grep -q '^stopped after step' log
     goes_on $dp
 }
+# Before mpirun, which has much to do, has started any rank.
+told_early() {
+    mkdir slow
+    printf '#!/bin/sh\ntrap "" USR1\nsleep 3\nexec "%s" "$@"\n' "$(command -v mpirun)" >slow/mpirun
+    chmod +x slow/mpirun
+    PATH=$PWD/slow:$PATH "$program" $small $dp --out run --steps 1000000 >log 2>&1 &
+    pid=$! ranks=
+    sleep 1
+    kill -TERM $pid
+    gone 10
+    wait $pid
+    local rc=$?
+    check "$name: status $rc" [ $rc = 143 ]
+    check "$name: nothing has begun" [ ! -e run ]
+}
 scene "SIGTERM" told "$dp"
+scene "SIGTERM, too early for ranks" told_early
+scene "SIGTERM to a rank" told "$dp" 1
 scene "SIGTERM, zero" told "$zero"
 scene "SIGTERM, tp" told "$tp"
 scene "SIGTERM, pp" told "$pp"
