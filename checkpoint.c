@@ -364,6 +364,20 @@ static bool comes(const char *dir, const char *path)
     return false;
 }
 
+/* Whether rank 0's file is here, and may be written to. */
+static bool joins(const char *dir, const char *path, Error *e)
+{
+    if (!comes(dir, path))
+        return fail(e, "give --out a directory of a file system that all hosts share",
+                    "%s: does not show what rank 0 writes there", dir);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return fail(e, "give --out a directory that all ranks may write to",
+                    "%s: cannot write to a file of rank 0: %s", dir, strerror(errno));
+    close(fd);
+    return true;
+}
+
 bool ckpt_shared(const char *dir, const CkptRanks *r, Error *e)
 {
     char token[40] = "";
@@ -376,10 +390,7 @@ bool ckpt_shared(const char *dir, const CkptRanks *r, Error *e)
     bool ok = r->rank > 0 || (make_dirs(dir, e) && save_file(path.s, "", 0, false, e));
     if (!agree(r, ok, e))
         return false;
-    ok = r->rank == 0 || comes(dir, path.s) ||
-         fail(e, "give --out a directory of a file system that all hosts share",
-              "%s: does not show what rank 0 writes there", dir);
-    ok = agree(r, ok, e);
+    ok = agree(r, r->rank == 0 || joins(dir, path.s, e), e);
     if (r->rank == 0)
         unlink(path.s);
     return ok;

@@ -262,6 +262,10 @@ int open(const char *path, int flags, ...)
     va_end(args);
     while (strstr(path, "stuck") && meant("disk"))
         pause();
+    if (strstr(path, "run/") && (flags & O_ACCMODE) != O_RDONLY && meant("read-only")) {
+        errno = EROFS;
+        return -1;
+    }
     return (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
 }
 ssize_t pwrite(int fd, const void *bytes, size_t n, off_t at)
@@ -298,6 +302,19 @@ full() { # layout
     faulty full 1 'rank 1: run/step_00000002.tmp/.*: No space left on device' --out run --steps 2 $1
     check "$name: no half of a checkpoint" [ -z "$(compgen -G 'run/step*')" ]
 }
+# Found out before the first step, and not when there is something to save.
+read_only() {
+    faulty read-only 1 'rank 1: run: cannot write to a file of rank 0: Read-only file system' --out run \
+        --steps 2 $zero
+    check "$name: before the first step" sh -c "! grep -q '^step' log"
+}
+read_only_dp() {
+    LD_PRELOAD=$tmp/fault.so FAULT=read-only timeout 60 "$program" $small --out run --steps 2 $dp >log 2>&1
+    local rc=$?
+    check "$name: status $rc" [ $rc = 0 ]
+    check "$name: is said" grep -q '^note: rank 1: run: .*Read-only.*; rank 0 saves the run by itself' log
+    check "$name: is saved" test -e run/step_00000002
+}
 hanging_disk() {
     mkdir -p pictures/a pictures/b
     for i in $(seq 32); do
@@ -314,6 +331,8 @@ in_mpi() { # call
 }
 if ${MPICC:-mpicc} -shared -fPIC -o fault.so fault.c 2>log; then
     scene "a disk that hangs" hanging_disk
+    scene "a disk that is read-only for one, zero" read_only
+    scene "a disk that is read-only for one" read_only_dp
     for layout in "$dp" "$zero" "$tp" "$pp"; do scene "a full disk, $layout" full "$layout"; done
     scene "killed in MPI_Init" in_mpi init
     scene "killed in MPI_Finalize" in_mpi finalize
