@@ -167,7 +167,7 @@ static void open_device(void)
         local = 0;
     if (local >= devices && shared_limit == 0)
         die("start as many processes as the machine has GPUs, see --gpus",
-            "rank %d wants GPU %d, this machine has %d", cu.device.rank, local, devices);
+            "there is no GPU %d here: this machine has %d", local, devices);
     CHECK_CUDA(cudaSetDevice(local % devices));
     CHECK_CUDA(cudaGetDeviceProperties(&cu.gpu, local % devices));
     if (cu.gpu.major < 8)

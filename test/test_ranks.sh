@@ -314,6 +314,8 @@ cp "$program" other && echo >>other
 # shellcheck disable=SC2086
 bad "two builds" 1 'refused rank 1.*: it is another build of this program' \
     mpirun -n 1 "$program" $tiny --steps 1 : -n 1 ./other $tiny --steps 1
+bad "what one alone finds" 1 '^error: rank 1 \(.*\): not-there: no such directory' \
+    mpirun -n 1 "$program" $tiny --steps 1 : -n 1 "$program" $tiny --data not-there --steps 1
 bad "GPUs" 2 'ranks N' "$program" $tiny --gpus 2 --steps 1
 
 finish
