@@ -91,9 +91,15 @@ long setup_micro(Session *s, bool training, long *batch, long *group)
 {
     const Options *o = &s->o;
     long ranks = training ? s->split.dp.ranks : 1;
-    if (o->batch_size % ranks != 0)
-        die_usage("give a --batch-size that the ranks can share",
-                  "%ld images do not divide among %ld data parallel ranks", o->batch_size, ranks);
+    if (o->batch_size % ranks != 0) {
+        long below = o->batch_size / ranks * ranks;
+        char hint[80], lower[24] = "";
+        if (below)
+            snprintf(lower, sizeof lower, "%ld or ", below);
+        snprintf(hint, sizeof hint, "give --batch-size %s%ld", lower, below + ranks);
+        die_usage(hint, "%ld images do not divide among %ld data parallel ranks", o->batch_size,
+                  ranks);
+    }
     *batch = o->batch_size / ranks;
     long micro = o->micro_batch && o->micro_batch < *batch ? o->micro_batch : *batch;
     *group = choose_group(s, *batch, o->micro_batch ? micro : 0);
