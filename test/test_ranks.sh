@@ -178,6 +178,16 @@ for layout in "--ranks 2 --pp 2" "--ranks 4 --pp 4 --layers-per-stage 1,1,1,1" \
 done
 train layout $wide --steps 4 --ranks 8 --tp 2 --pp 2 --zero 3
 check "every kind at once: its line" grep -q '^ranks     8 .*2 stages, 2 tensor parallel, 2 data parallel (zero 3)' log
+# shellcheck disable=SC2016
+check "no line of the log has a key twice" awk '
+    {
+        split("", seen)
+        while (match($0, /"[a-z_0-9]+":/)) {
+            if (seen[substr($0, RSTART, RLENGTH)]++)
+                exit 1
+            $0 = substr($0, RSTART + RLENGTH)
+        }
+    }' layout/log.jsonl
 check "a step's bytes are in the log" grep -q '"comm_bytes":[1-9].*"comm_wait":[01]' layout/log.jsonl
 train half $wide --steps 2 --ranks 4 --tp 2 --zero 3
 for layout in "--ranks 1" "--ranks 2 --pp 2" "--ranks 2 --zero 1" "--ranks 4 --tp 4"; do
