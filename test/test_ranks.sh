@@ -234,7 +234,11 @@ if [ -z "${TEST_SMALL-}" ]; then
         'BEGIN {x = (a - b) / (c - d); exit !(c > 1e8 && x > 0.95 && x < 1.05)}'
 fi
 
-# ---- prediction ----
+# ---- bench, prediction ----
+
+# shellcheck disable=SC2086
+timeout 60 "$program" bench $tiny --ranks 2 --pp 2 --steps 3 >log 2>&1
+check "bench with stages (status $?): inference of a whole batch" grep -q '^inference .* per step of 8 ' log
 
 printf 'P6 2 2 255\n123456789012' >grey.ppm
 train predicted $tiny --steps 1

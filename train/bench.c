@@ -275,6 +275,8 @@ int command_bench(Session *s)
     Times train = time_steps(s, repeat, true);
     print_rate("training", &train, 3 * forward, peak);
     vit_free(s->m);
+    if (s->split.pp.ranks > 1 && !options_given(o, "micro-batch"))
+        o->micro_batch = o->batch_size / s->split.dp.ranks; /* small ones are training's alone */
     setup_model(s, false);
     Times infer = time_steps(s, repeat, false);
     print_rate("inference", &infer, forward, peak);
