@@ -325,12 +325,17 @@ hanging_disk() {
     faulty disk 1 "rank 1 \\(.*\\) has done nothing for $patience s, and others wait: it was reading images \\(step [0-9]+\\)$" \
         $dp --data pictures --no-augment --out run --steps 100
 }
+hanging_directory() {
+    faulty disk 1 "rank 1 \\(.*\\) has done nothing for $patience s, and others wait: it was opening the run.s directory$" \
+        $zero --out stuck --steps 100
+}
 in_mpi() { # call
     faulty "$1" 137 'rank 1 \(.*\) ended' $dp --out run --steps 3
     [ "$1" = init ] || check "$name: the run is there" test -e run/step_00000003
 }
 if ${MPICC:-mpicc} -shared -fPIC -o fault.so fault.c 2>log; then
     scene "a disk that hangs" hanging_disk
+    scene "a directory that hangs" hanging_directory
     scene "a disk that is read-only for one, zero" read_only
     scene "a disk that is read-only for one" read_only_dp
     for layout in "$dp" "$zero" "$tp" "$pp"; do scene "a full disk, $layout" full "$layout"; done

@@ -246,6 +246,7 @@ static void open_out(Session *s)
 
 void setup_out(Session *s)
 {
+    hosts_at("opening the run's directory", 0);
     if (s->world.rank == 0)
         open_out(s);
     tell_out(s);
