@@ -76,8 +76,8 @@ static int equal_share(int layers, int pp, int stage)
 /* "--pp is 2: give as many numbers that add up to 12: 6,6" */
 static void example_stages(const Config *c, int pp, char *out, size_t size)
 {
-    size_t at = (size_t)snprintf(out, size, "--pp is %d: give as many numbers that add up to %d: ",
-                                 pp, c->layers);
+    size_t at = (size_t)snprintf(
+        out, size, "--pp is %d: give as many numbers that add up to %d: ", pp, c->layers);
     for (int i = 0; i < pp && at + 16 < size; i++)
         at += (size_t)snprintf(out + at, size - at, "%s%d", i ? "," : "",
                                equal_share(c->layers, pp, i + 1) - equal_share(c->layers, pp, i));

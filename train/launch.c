@@ -308,8 +308,8 @@ static int open_status_pipe(void)
     return ends[0];
 }
 
-/* What mpirun's end means, whose ranks have told a status. Open MPI's says a rank's signal as we do;
- * MPICH's as the number alone, unless a rank knows better. */
+/* What mpirun's end means, whose ranks have told a status. Open MPI's says a rank's signal as we
+ * do; MPICH's as the number alone, unless a rank knows better. */
 static int mpirun_status(int how, int told)
 {
     int status = WIFSIGNALED(how) ? 128 + WTERMSIG(how) : WEXITSTATUS(how);

@@ -52,7 +52,7 @@ NORETURN void launch_ranks(int ranks, char **argv);
 /* The same by mpirun, Open MPI's or MPICH's, for ranks that talk MPI. */
 NORETURN void launch_mpirun(int ranks, char **argv);
 
-/* Tells launch_mpirun that this rank is there, and from here on the status that it exits with, which
+/* Tells launch_mpirun that this rank is there, and from here on the status that it exits with:
  * MPICH's mpirun may not. What ends by _exit says so before. Nothing, where another launcher has
  * started it. */
 void launch_tell_at_exit(void);
