@@ -71,7 +71,7 @@ static int type_of(const Options *o, const Gpu *g)
                   "--precision fp8 is for an H100 or anything newer, not for %s", g->name);
     if (!g->half)
         return F32;
-    return o->precision == PRECISION_AUTO && !g->bf16 ? F16 : types[o->precision];
+    return o->precision == PRECISION_AUTO && g->capability < 80 ? F16 : types[o->precision];
 }
 
 static void check(bool ok, const Error *e)
@@ -218,7 +218,7 @@ static void print_model(const Planned *p)
                 gpu_peak(g, p->job.plan.fp8.on ? E4M3 : p->job.plan.type, p->job.tf32) / 1e12,
                 type_name(p), g->bandwidth / 1e12, g->nvlink / 1e9, p->job.cluster.adapter / 1e9,
                 p->job.cluster.link);
-    if (g->processors && !g->bf16)
+    if (g->processors && g->capability < 80)
         printf("note: the training program needs compute capability 8.0, which %s has not\n",
                g->name);
     if (c->width / c->heads > 128 && g->processors)
@@ -276,7 +276,7 @@ static void print_kernels(const Planned *p, const Proposal *one)
     double images = (double)p->batch / one->job.ranks, all[2] = {0};
     printf("kernels   microseconds an image, and the floor:\n");
     for (int i = 0; i < KERNELS; i++) {
-        if (f->kernel[i] > 0)
+        if (i != MESSAGES || f->kernel[i] > 0)
             printf("          %8.2f %8.2f  %s\n", 1e6 * f->kernel[i] / images,
                    1e6 * f->floor[i] / images, kernel_names[i]);
         all[0] += 1e6 * f->kernel[i] / images;
