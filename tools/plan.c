@@ -329,7 +329,7 @@ static void print_estimate(const Gpu *g)
                     g->measured);
     else
         report_line("estimate  nothing has been measured on this GPU: peaks are the maker's, what "
-                    "is reached of them is assumed (plan/gpus.c); the loader and checkpoints are "
+                    "is reached of them is assumed (plan/gpus.c, hopper.c); the loader and checkpoints are "
                     "left out");
 }
 
