@@ -329,8 +329,8 @@ static void print_estimate(const Gpu *g)
                     g->measured);
     else
         report_line("estimate  nothing has been measured on this GPU: peaks are the maker's, what "
-                    "is reached of them is assumed (plan/gpus.c, hopper.c); the loader and checkpoints are "
-                    "left out");
+                    "is reached of them is assumed (plan/gpus.c, plan/hopper.c); the loader and "
+                    "checkpoints are left out");
 }
 
 static void print_text(const Planned *p)
