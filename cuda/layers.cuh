@@ -583,7 +583,8 @@ __device__ inline bool is_fresh(const ResidualNorm &a, long r)
  * stored, or of dx as stored. A block takes a range of rows, M at a time, and a thread R packs of
  * columns of each, so that its sums over the range stay in registers; between its two looks at a
  * pack the block adds up the means. Where R > 1 the sums take most registers, and the packs are
- * fetched again for the second look. partial: [SUMS][ranges][C]. Reads x, dy, dx, writes dx:
+ * fetched again for the second look; sums of 16 packs, of rows that are wide and not aligned, would
+ * take too many, and stay in memory. partial: [SUMS][ranges][C]. Reads x, dy, dx, writes dx:
  * 310 MB, floor 72 us; with dbranch 90 us. BRANCH: dbranch or dls is wanted; FRESH: a.fresh is not
  * 0. */
 enum { SUM_DGAMMA, SUM_DBETA, SUM_DBIAS, SUM_DLS, SUMS };
@@ -597,10 +598,11 @@ __global__ void __launch_bounds__(NORM_THREADS)
 {
     launched_within<NORM_THREADS>();
     constexpr int M = NORM_ROWS<R>, HELD = R == 1 ? R : 0, PACKS = HELD ? HELD : 1;
+    constexpr bool IN_MEMORY = R == 16;
     const int warps = (int)blockDim.x / 32, warp = (int)threadIdx.x / 32;
     const long end = range_begin(a.rows, blockIdx.x + 1, gridDim.x);
     float *room = dynamic_smem<float>(); /* [2][warps][2*M], used in turn */
-    float sum[SUMS][R][N] = {}, gamma[PACKS][N] = {};
+    float sum[SUMS][IN_MEMORY ? 1 : R][N] = {}, gamma[PACKS][N] = {};
     const float per_column = 1.0f / (float)a.C;
     auto column = [&](int j) {
         return (j * (int)blockDim.x + (HELD ? (int)threadIdx.x : anew((int)threadIdx.x))) * N;
@@ -612,6 +614,32 @@ __global__ void __launch_bounds__(NORM_THREADS)
     };
     if constexpr (NORM && HELD)
         load_gamma(0);
+    auto place = [&](int s, int j) {
+        return partial + ((long)s * gridDim.x + blockIdx.x) * a.C + column(j);
+    };
+    auto sum_of = [&](int s, int j, int k) -> float & {
+        if constexpr (IN_MEMORY)
+            return place(s, j)[k];
+        else
+            return sum[s][j][k];
+    };
+    auto each_pack = [&](auto f) { /* sums that are in registers have numbers, not an index */
+        if constexpr (IN_MEMORY) {
+#pragma unroll 1
+            for (int j = 0; j < R; j++)
+                f(j);
+        } else {
+            each<R>(f);
+        }
+    };
+    auto store_all = [&] {
+        each_pack([&](int j) {
+            if (column(j) < a.C)
+                each<SUMS>([&](int s) { store_sums(place(s, j), sum[s][IN_MEMORY ? 0 : j]); });
+        });
+    };
+    if (IN_MEMORY)
+        store_all();
 
     int turn = 0;
     for (long r0 = range_begin(a.rows, blockIdx.x, gridDim.x); r0 < end; r0 += M, turn ^= 1) {
@@ -679,11 +707,10 @@ __global__ void __launch_bounds__(NORM_THREADS)
 #pragma unroll
         for (int m = 0; m < M; m++) {
             long r = r0 + m;
-#pragma unroll
-            for (int j = 0; j < R; j++) {
+            each_pack([&](int j) {
                 const int col = column(j), at = HELD ? j : 0;
                 if (r >= end || col >= a.C)
-                    continue;
+                    return;
                 if constexpr (!HELD)
                     fetch(m, j, false);
                 float d[N];
@@ -695,8 +722,8 @@ __global__ void __launch_bounds__(NORM_THREADS)
                         float dyk = to_float(dy[m][at].v[k]);
                         d[k] +=
                             rstd[m] * (dyk * gamma[at][k] - total[2 * m] - n * total[2 * m + 1]);
-                        sum[SUM_DGAMMA][j][k] += dyk * n;
-                        sum[SUM_DBETA][j][k] += dyk;
+                        sum_of(SUM_DGAMMA, j, k) += dyk * n;
+                        sum_of(SUM_DBETA, j, k) += dyk;
                     });
                     stored = store(row_of<E>(a.dx, r) + col, d);
                 }
@@ -707,7 +734,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
                     each<N>([&](int k) { scale[k] *= d[k]; });
                     if (a.dls) {
                         load(v, row_of<E>(a.branch, r) + col);
-                        each<N>([&](int k) { sum[SUM_DLS][j][k] += scale[k] * v[k]; });
+                        each<N>([&](int k) { sum_of(SUM_DLS, j, k) += scale[k] * v[k]; });
                     }
                     if (a.dbranch.p) {
                         if (a.ls) {
@@ -718,17 +745,12 @@ __global__ void __launch_bounds__(NORM_THREADS)
                     }
                 }
                 unpack(v, stored);
-                each<N>([&](int k) { sum[SUM_DBIAS][j][k] += v[k]; });
-            }
+                each<N>([&](int k) { sum_of(SUM_DBIAS, j, k) += v[k]; });
+            });
         }
     }
-#pragma unroll
-    for (int s = 0; s < SUMS; s++)
-#pragma unroll
-        for (int j = 0; j < R; j++)
-            if (column(j) < a.C)
-                store_sums(partial + ((long)s * gridDim.x + blockIdx.x) * a.C + column(j),
-                           sum[s][j]);
+    if (!IN_MEMORY)
+        store_all();
 }
 
 /* Threads and blocks: about NORM_THREADS threads on a multiprocessor, NORM_ROWS rows for each. */

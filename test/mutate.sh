@@ -113,7 +113,8 @@ cuda/attention.cuh | s/if (!FULL \&\& 16 \* n + 8 \* i + e % 2 >= limit)/if (!FU
 cuda/attention.cuh | s/e % 2 < limit ?/e % 2 <= limit ?/
 cuda/attention.cuh | s/(unsigned)row % (2 \* ROWS)/(unsigned)row % ROWS/
 cuda/layers.cuh | s/rstd\[m\] \* (dyk \* gamma/-rstd[m] * (dyk * gamma/
-cuda/layers.cuh | s/sum\[SUM_DBETA\]\[j\]\[k\] += dyk;/sum[SUM_DBETA][j][k] -= dyk;/
+cuda/layers.cuh | s/sum_of(SUM_DBETA, j, k) += dyk;/sum_of(SUM_DBETA, j, k) -= dyk;/
+cuda/layers.cuh | s/    if (IN_MEMORY)/    if (!IN_MEMORY)/
 cuda/layers.cuh | s/d\[1\]\[k\] = dy \* g \* plus;/d[1][k] = dy * g * minus;/
 cuda/layers.cuh | s/- g_sum - n.v\[r\]\[k\] \* gn_sum/- g_sum + n.v[r][k] * gn_sum/
 cuda/layers.cuh | s/for (int d = lanes; d < 32; d \*= 2)/for (int d = lanes; d < 16; d *= 2)/
