@@ -2,7 +2,7 @@
  *
  * This file holds what is not arithmetic: the device, memory, streams, graphs, and collectives. The
  * ops are in cuda/, which is one unit with it: gemm.cuh (linear layers, by cuBLASLt), fp8.cuh
- * (8-bit copies for them), layers.cuh (norms, embedding, loss), attention.cuh, optimizer.cuh.
+ * (8-bit copies for them), norms.cuh, layers.cuh (embedding, loss), attention.cuh, optimizer.cuh.
  * Kernels are launched by function call, so that the same source is also plain C++ and runs on a
  * CPU (test/cuda_on_cpu).
  *

@@ -112,16 +112,16 @@ cuda/attention.cuh | s/sum\[r\] \*= shrink;/;/
 cuda/attention.cuh | s/if (!FULL \&\& 16 \* n + 8 \* i + e % 2 >= limit)/if (!FULL \&\& 16 * n + 8 * i + e % 2 > limit)/
 cuda/attention.cuh | s/e % 2 < limit ?/e % 2 <= limit ?/
 cuda/attention.cuh | s/(unsigned)row % (2 \* ROWS)/(unsigned)row % ROWS/
-cuda/layers.cuh | s/rstd\[m\] \* (dyk \* gamma/-rstd[m] * (dyk * gamma/
-cuda/layers.cuh | s/sum_of(SUM_DBETA, j, k) += dyk;/sum_of(SUM_DBETA, j, k) -= dyk;/
-cuda/layers.cuh | s/    if (IN_MEMORY)/    if (!IN_MEMORY)/
+cuda/norms.cuh | s/rstd\[m\] \* (dyk \* gamma/-rstd[m] * (dyk * gamma/
+cuda/norms.cuh | s/sum_of(SUM_DBETA, j, k) += dyk;/sum_of(SUM_DBETA, j, k) -= dyk;/
+cuda/norms.cuh | s/    if (IN_MEMORY)/    if (!IN_MEMORY)/
 cuda/layers.cuh | s/d\[1\]\[k\] = dy \* g \* plus;/d[1][k] = dy * g * minus;/
-cuda/layers.cuh | s/- g_sum - n.v\[r\]\[k\] \* gn_sum/- g_sum + n.v[r][k] * gn_sum/
-cuda/layers.cuh | s/for (int d = lanes; d < 32; d \*= 2)/for (int d = lanes; d < 16; d *= 2)/
+cuda/norms.cuh | s/- g_sum - n.v\[r\]\[k\] \* gn_sum/- g_sum + n.v[r][k] * gn_sum/
+cuda/norms.cuh | s/for (int d = lanes; d < 32; d \*= 2)/for (int d = lanes; d < 16; d *= 2)/
 cuda/layers.cuh | s/cut ? g->partner : b, c, y, x/cut ? b : g->partner, c, y, x/
 cuda/layers.cuh | s/(unsigned)(x - r.x) < (unsigned)r.w/(unsigned)(x - r.x) <= (unsigned)r.w/
 cuda/layers.cuh | s/g->lambda < 1 || g->cut.h > 0/g->lambda < 1/
-cuda/layers.cuh | s/room\[warp \* 32 + lane\] = sum;/room[warp * 32 + lane] = -sum;/
+cuda/rows.cuh | s/room\[warp \* 32 + lane\] = sum;/room[warp * 32 + lane] = -sum;/
 cuda/optimizer.cuh | s/^    if (s->skip)$/    if (!s->skip)/
 cuda/optimizer.cuh | s/(double)c.rate \* (double)ratio/(double)ratio/
 cuda/optimizer.cuh | s/c.n = c.rate > 0 ? c.n : 0;/;/
