@@ -100,29 +100,36 @@ HopperProduct hopper_backward_input(const Gpu *g, const LinearBackwardInput *a)
 /* ---- attention ----
  *
  * A multiprocessor has one head at a time. Its scores take exponentials and what goes with them,
- * beside products: the longer one hides the other but for a share. by_head90 (attention_sm90.cuh)
- * and backward90_takes (attention_sm90_backward.cuh) say which heads there are kernels for; the
- * first row that a head fits is its. */
+ * beside products: the longer one hides the other but for a share. by_head90 (attention_sm90.cuh),
+ * backward90_takes (attention_sm90_backward.cuh) and large90_takes (attention_sm90_large.cuh) say
+ * which heads there are kernels for; the first row that a head fits is its. */
 typedef struct {
     bool backward;
-    int columns, tokens;  /* of a head, at the most; columns are computed as many */
-    bool drops;           /* there is dropout */
-    int keys, queries;    /* are computed in multiples of these */
-    int products;         /* of queries x keys x columns */
+    int columns, tokens; /* of a head, at the most; columns are computed as many */
+    bool drops;          /* there is dropout */
+    int keys, queries;   /* are computed in multiples of these */
+    int sums, results; /* products of queries x keys x columns: sums over columns take 16 a time */
+    double peak;       /* what these reach of it */
     double score, shared; /* cycles of an element of the scores; share that is not hidden */
     double begin;         /* cycles of a head beside which nothing happens */
     bool waits;           /* for its bytes: they don't arrive while the head before is computed */
 } Own;
 static const Own own[] = {
     /* 16 exponentials a cycle, assumed to hide all else */
-    {false, 64, 208, true, 208, 64, 2, 1 / 16.0, 0, 0, true},
-    {false, 64, 272, true, 272, 64, 2, 1 / 16.0, 0, 0, true},
-    {false, 80, 272, false, 272, 64, 2, 1 / 16.0, 0, 0, true},
-    {false, 96, 272, false, 272, 64, 2, 1 / 16.0, 0, 0, true},
-    {false, 112, 272, false, 272, 64, 2, 1 / 16.0, 0, 0, true},
+    {false, 64, 208, true, 208, 64, 1, 1, 1, 1 / 16.0, 0, 0, true},
+    {false, 64, 272, true, 272, 64, 1, 1, 1, 1 / 16.0, 0, 0, true},
+    {false, 80, 272, false, 272, 64, 1, 1, 1, 1 / 16.0, 0, 0, true},
+    {false, 96, 272, false, 272, 64, 1, 1, 1, 1 / 16.0, 0, 0, true},
+    {false, 112, 272, false, 272, 64, 1, 1, 1, 1 / 16.0, 0, 0, true},
     /* 12.3 instructions an element; two groups overlap three quarters. Begin: 1,800 until the rest
      * of a head has arrived (a guess), 2,200 for results and column sums */
-    {true, 64, 208, true, 64, 16, 5, 12.3 / 128, 0.25, 4000, false},
+    {true, 64, 208, true, 64, 16, 2, 3, 1, 12.3 / 128, 0.25, 4000, false},
+    /* Two kinds of blocks, both of which make exponentials, beside products at 85% (a guess).
+     * Begin: in each kind 2,000 where one head follows the other */
+    {true, 64, 640, true, 64, 16, 4, 3, 0.85, 2 / 16.0, 0, 4000, false},
+    {true, 80, 272, true, 64, 16, 4, 3, 0.85, 2 / 16.0, 0, 4000, false},
+    {true, 88, 272, true, 64, 16, 4, 3, 0.85, 2 / 16.0, 0, 4000, false},
+    {true, 104, 272, true, 64, 16, 4, 3, 0.85, 2 / 16.0, 0, 4000, false},
 };
 
 static const Own *kernel_of(const Attention *a, bool backward)
@@ -142,7 +149,8 @@ double hopper_attention(const Gpu *g, const Attention *a, bool backward, double 
     if (!o || a->hs % 8 != 0 || !takes(g, a->qkv.type, tensors, backward ? 4 : 2))
         return INFINITY;
     double scores = o->keys * tiles(a->T, o->keys) * o->queries * tiles(a->Tq, o->queries);
-    double products = o->products * 2 * scores * o->columns / PRODUCT, others = scores * o->score;
+    double columns = o->sums * 16 * tiles(o->columns, 16) + o->results * o->columns;
+    double products = 2 * scores * columns / PRODUCT / o->peak, others = scores * o->score;
     double cycles = o->begin + fmax(products, others) + o->shared * fmin(products, others);
     double heads = tiles((double)a->B * a->heads, g->processors) * cycles / CLOCK;
     double memory = gpu_pass(g, bytes);

@@ -1,8 +1,8 @@
 /* hopper.h - how long this program's own kernels for Hopper take, where it has one.
  *
  * The CUDA backend times each of them beside what does the same on any GPU, and takes the faster
- * (cuda/gemm_sm90.cuh, attention_sm90.cuh, attention_sm90_backward.cuh). So does a forecast, by the
- * seconds given here; they are INFINITY where there is no such kernel.
+ * (cuda/gemm_sm90.cuh, attention_sm90*.cuh). So does a forecast, by the seconds given here; they
+ * are INFINITY where there is no such kernel.
  */
 #pragma once
 

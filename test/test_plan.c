@@ -355,12 +355,13 @@ static void test_own_attention(void)
         double drop;
         bool forward, backward;
     } cases[] = {
-        {197, 64, BF16, 0, true, true},   {197, 64, F16, 0.1, true, true},
-        {208, 8, BF16, 0, true, true},    {209, 64, BF16, 0, true, false},
-        {257, 80, BF16, 0, true, false},  {257, 80, BF16, 0.1, false, false},
-        {272, 112, BF16, 0, true, false}, {197, 120, BF16, 0, false, false},
-        {273, 64, BF16, 0, false, false}, {197, 60, BF16, 0, false, false},
-        {197, 64, F32, 0, false, false},
+        {197, 64, BF16, 0, true, true},    {197, 64, F16, 0.1, true, true},
+        {208, 8, BF16, 0, true, true},     {209, 64, BF16, 0, true, true},
+        {640, 64, BF16, 0.1, false, true}, {641, 64, BF16, 0, false, false},
+        {257, 80, BF16, 0, true, true},    {257, 80, BF16, 0.1, false, true},
+        {272, 104, BF16, 0, true, true},   {272, 112, BF16, 0, true, false},
+        {197, 120, BF16, 0, false, false}, {273, 72, BF16, 0, false, false},
+        {197, 60, BF16, 0, false, false},  {197, 64, F32, 0, false, false},
     };
     for (int i = 0; i < COUNT(cases); i++)
         for (int k = 0; k < gpu_count; k++) {
@@ -426,7 +427,8 @@ static void test_own_products(void)
         CHECK(hopper_backward_input(h200, &b[i]).seconds == INFINITY, "backward, case %d", i);
 }
 
-/* The figures that the kernels' own comments come to: 512 TFLOP/s, 182 us of one layer of B/16. */
+/* The figures that the kernels' own comments come to: 512 TFLOP/s; of attention backward 182 us for
+ * a layer of B/16, 36,400 cycles for a head of g/14. */
 static void test_own_times(void)
 {
     const Gpu *g = cluster_of("h200", "ib", 8).gpu;
@@ -442,6 +444,9 @@ static void test_own_times(void)
     Attention a = heads_of(256, 197, 12, 64, BF16);
     double t = hopper_attention(g, &a, true, 620e6);
     CHECK(fabs(t - 182e-6) < 0.05 * 182e-6, "%g s", t);
+    a = heads_of(132, 257, 16, 88, BF16);
+    t = hopper_attention(g, &a, true, 1e6) / 16 * 1.75e9;
+    CHECK(fabs(t - 36400) < 0.02 * 36400, "%g cycles", t);
 }
 
 /* A forecast takes the faster way: beside an H200 that is like any other GPU. */
@@ -449,8 +454,8 @@ static void test_own_kernels(void)
 {
     static const struct {
         const char *model;
-        bool gelu, backward; /* ours is faster: GELU in its product, attention's backward pass */
-    } cases[] = {{"B/16", true, true}, {"G/14", false, false}};
+        bool gelu; /* ours is faster in its product */
+    } cases[] = {{"B/16", true}, {"G/14", false}};
     for (int i = 0; i < COUNT(cases); i++) {
         Job j = job_of(cases[i].model, 1, 64, 1);
         j.cluster = cluster_of("h200", "ib", 8);
@@ -468,10 +473,7 @@ static void test_own_kernels(void)
             CHECK(x[ACT_FORWARD] < 0.2 * y[ACT_FORWARD]);
         else
             CHECK(x[ACT_FORWARD] == y[ACT_FORWARD]);
-        if (cases[i].backward)
-            CHECK(x[ATTENTION_BACKWARD] < 0.7 * y[ATTENTION_BACKWARD]);
-        else
-            CHECK(x[ATTENTION_BACKWARD] == y[ATTENTION_BACKWARD]);
+        CHECK(x[ATTENTION_BACKWARD] < 0.7 * y[ATTENTION_BACKWARD]);
     }
 }
 
