@@ -20,6 +20,7 @@
 #include "cuda/gemm.cuh"
 #include "cuda/attention_sm90.cuh"
 #include "cuda/attention_sm90_backward.cuh"
+#include "cuda/attention_sm90_large.cuh"
 #include "cuda/optimizer.cuh"
 
 #include <unistd.h>

@@ -161,6 +161,13 @@ cuda/attention_sm90_backward.cuh | s/tma_store_read_wait<0>(); \/\*/; \/*/
 cuda/attention_sm90_backward.cuh | s/ \& keys.there\[r\];/;/
 cuda/attention_sm90_backward.cuh | s/two >> 8 \& 1/two >> 7 \& 1/
 cuda/attention_sm90_backward.cuh | s/a->qkv, 3 \* H, Tq, T,/a->qkv, 3 * H, T, T,/
+cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.full + tile, n % 2);/;/
+cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.empty + i, n % 2 ^ 1);/;/
+cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.empty + i, n % 2 ^ 1);/mbarrier_wait(at.empty + i, n % 2);/
+cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.own_there + group, own_parity);/;/
+cuda/attention_sm90_large.cuh | s/own_parity ^= 1;/;/
+cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.forgotten + n % 2, n \/ 2 % 2 ^ 1);/;/
+cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.known + n % 2, n \/ 2 % 2);/;/
 cuda/gemm.cuh | s/p.C ? 1.0f : 0.0f/p.C ? 0.0f : 1.0f/
 backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(cu.stream, event_of(t), 0));/;/
 backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(copies, event_of(after), 0));/;/
