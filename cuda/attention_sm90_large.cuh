@@ -502,7 +502,7 @@ __device__ inline void passes_90(const Large90<D> &at, const Large90Maps &maps,
             own_parity ^= 1;
             passed = true;
         }
-        __syncwarp(); /* one lane arrives for all: none may still have to wait for what it lets go */
+        __syncwarp(); /* one lane arrives for all, which have all waited */
         if (lane == 0)
             mbarrier_arrive(at.forgotten + n % 2);
         for (int i = 0; !passed && i < all_tiles(Pass::others(a)); i++) {

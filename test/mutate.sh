@@ -168,6 +168,14 @@ cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.own_there + group, own_parity
 cuda/attention_sm90_large.cuh | s/own_parity ^= 1;/;/
 cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.forgotten + n % 2, n \/ 2 % 2 ^ 1);/;/
 cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.known + n % 2, n \/ 2 % 2);/;/
+cuda/attention_sm90_large.cuh | s/wgmma_wait<1>(s);/wgmma_wait<2>(s);/
+cuda/attention_sm90_large.cuh | s/wgmma_fence(sums\[0\]);/;/
+cuda/attention_sm90_large.cuh | s/my.last \&\& tile > 0/tile > 0/
+cuda/attention_sm90_large.cuh | s/!passed \&\& i </false \&\& i </
+cuda/attention_sm90_large.cuh | s/i % 2 < a.T ? s\[i\] : 0;/i % 2 <= a.T ? s[i] : 0;/
+cuda/attention_sm90_large.cuh | s/(x - (KEYS ? delta\[e % 2\] : my.delta\[e \/ 2\]))/x/
+cuda/attention_sm90_large.cuh | s/(which \* SLABS + s) % 2/0/
+cuda/attention_sm90_large.cuh | s/((uint32_t)first + (uint32_t)query \* T) % 4 + key/key/
 cuda/gemm.cuh | s/p.C ? 1.0f : 0.0f/p.C ? 0.0f : 1.0f/
 backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(cu.stream, event_of(t), 0));/;/
 backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(copies, event_of(after), 0));/;/
