@@ -32,15 +32,13 @@
  * row, costs what a whole one does, a fifth of the products. mma.sync could make it of 16 rows in
  * half of that; it would be a second set of kernels.
  *
- * Predicted for 257 tokens of 80 columns (H/14), cycles a head: products, 5 * 64 * 272 * (4 * 80 +
- * 3
- * * 80) multiplications at 2,048 a cycle, 23,800. Beside them run 10,900 of exponentials and about
+ * Predicted for 257 tokens of 80 columns (H/14), cycles a head: products, 5 * 64 * 272 * (4 + 3) *
+ * 80 multiplications at 2,048 a cycle, 23,800. Beside them run 10,900 of exponentials and about
  * 15,000 of instructions (380 a warp and tile of keys, as compiled). At 85% of the products' peak
- * (a guess: two groups, each of which alone keeps the tensor cores busy for two thirds of its
- * time), and 2,000 in each kind of block where one head follows the other (a group waits for the
- * first tile, which the other group still needs): 32,000. Bytes: 329 KB, 17,700 at 4.3 TB/s.
- * At 1.75 GHz on 132 multiprocessors that is 71 us an image; g/14, 36,400 cycles, 101 us; G/14,
- * 42,000, 140 us.
+ * (a guess: two groups, each of which alone keeps the tensor cores busy two thirds of its time),
+ * and 2,000 in each kind of block where one head follows the other (a group waits for the first
+ * tile, which the other group still needs): 32,000. Bytes: 329 KB, 17,700 at 4.3 TB/s. At 1.75 GHz
+ * on 132 multiprocessors that is 71 us an image; g/14, 36,400 cycles, 101 us; G/14, 42,000, 140 us.
  *
  * Read: shared memory, who does what, the third group, a tile, a pass, the kernel, the host's part.
  */
