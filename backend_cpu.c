@@ -22,6 +22,7 @@
 #include "cpu/ranks.h"
 #include "util/machine.h"
 #include "util/rng.h"
+#include "util/text.h"
 #include "util/util.h"
 
 #include <cblas.h>
@@ -1067,8 +1068,8 @@ static void cpu_describe(char *out, size_t size)
     char model[128], version[32] = "";
     machine_cpu(model, sizeof model);
     sscanf(openblas_get_config(), "OpenBLAS %31s", version);
-    snprintf(out, size, "%s, %d threads, OpenBLAS %s (%s kernels)", model, omp_get_max_threads(),
-             version, openblas_get_corename());
+    snprintf(out, size, "%s, %s, OpenBLAS %s (%s kernels)", model,
+             amount(omp_get_max_threads(), "thread").s, version, openblas_get_corename());
 }
 
 const Backend *backend_cpu(void)

@@ -2,7 +2,7 @@
  *
  * This file holds what is not arithmetic: the device, memory, streams, graphs, and collectives. The
  * ops are in cuda/, which is one unit with it: gemm.cuh (linear layers, by cuBLASLt), fp8.cuh
- * (8-bit copies for them), layers.cuh (norms, embedding, loss), attention.cuh, optimizer.cuh.
+ * (8-bit copies for them), norms.cuh, layers.cuh (embedding, loss), attention.cuh, optimizer.cuh.
  * Kernels are launched by function call, so that the same source is also plain C++ and runs on a
  * CPU (test/cuda_on_cpu).
  *
@@ -20,6 +20,7 @@
 #include "cuda/gemm.cuh"
 #include "cuda/attention_sm90.cuh"
 #include "cuda/attention_sm90_backward.cuh"
+#include "cuda/attention_sm90_large.cuh"
 #include "cuda/optimizer.cuh"
 
 #include <unistd.h>
@@ -167,7 +168,7 @@ static void open_device(void)
         local = 0;
     if (local >= devices && shared_limit == 0)
         die("start as many processes as the machine has GPUs, see --gpus",
-            "rank %d wants GPU %d, this machine has %d", cu.device.rank, local, devices);
+            "there is no GPU %d here: this machine has %d", local, devices);
     CHECK_CUDA(cudaSetDevice(local % devices));
     CHECK_CUDA(cudaGetDeviceProperties(&cu.gpu, local % devices));
     if (cu.gpu.major < 8)

@@ -18,6 +18,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #define MODEL_FILE "model.safetensors"
@@ -364,6 +365,20 @@ static bool comes(const char *dir, const char *path)
     return false;
 }
 
+/* Whether rank 0's file is here, and may be written to. */
+static bool joins(const char *dir, const char *path, Error *e)
+{
+    if (!comes(dir, path))
+        return fail(e, "give --out a directory of a file system that all hosts share",
+                    "%s: does not show what rank 0 writes there", dir);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return fail(e, "give --out a directory that all ranks may write to",
+                    "%s: cannot write to a file of rank 0: %s", dir, strerror(errno));
+    close(fd);
+    return true;
+}
+
 bool ckpt_shared(const char *dir, const CkptRanks *r, Error *e)
 {
     char token[40] = "";
@@ -376,10 +391,7 @@ bool ckpt_shared(const char *dir, const CkptRanks *r, Error *e)
     bool ok = r->rank > 0 || (make_dirs(dir, e) && save_file(path.s, "", 0, false, e));
     if (!agree(r, ok, e))
         return false;
-    ok = r->rank == 0 || comes(dir, path.s) ||
-         fail(e, "give --out a directory of a file system that all hosts share",
-              "%s: does not show what rank 0 writes there", dir);
-    ok = agree(r, ok, e);
+    ok = agree(r, r->rank == 0 || joins(dir, path.s, e), e);
     if (r->rank == 0)
         unlink(path.s);
     return ok;
@@ -620,6 +632,18 @@ static bool check_optimiser(const SafeTensors *f, const Units *u, Error *e)
     return true;
 }
 
+/* Reads set after set. What was read of the file, which is mapped, would count as this process's
+ * memory until all is: it is given back. */
+static bool read_sets(const SafeTensors *f, const Layout *l, const TensorSet *sets, int n, Error *e)
+{
+    bool ok = true;
+    for (int i = 0; ok && i < n; i++) {
+        ok = weights_read(f, l, &sets[i], 1, WEIGHTS_WHOLE, e);
+        madvise((void *)f->map, f->size, MADV_DONTNEED);
+    }
+    return ok;
+}
+
 /* The saved model must be this one; its regularisation alone may change. Nothing is overwritten
  * before both files are known to fit. */
 static bool resume_from(Units *u, const SafeTensors *model, const SafeTensors *state, RunState *run,
@@ -636,8 +660,8 @@ static bool resume_from(Units *u, const SafeTensors *model, const SafeTensors *s
     ok = ok && check_optimiser(state, u, e);
     ok = ok && weights_check(state, l, sets + 1, n - 1, WEIGHTS_WHOLE, e);
     ok = ok && read_counters(state, &r, e);
-    ok = ok && weights_read(model, l, sets, 1, WEIGHTS_WHOLE, e);
-    ok = ok && weights_read(state, l, sets + 1, n - 1, WEIGHTS_WHOLE, e);
+    ok = ok && read_sets(model, l, sets, 1, e);
+    ok = ok && read_sets(state, l, sets + 1, n - 1, e);
     if (!ok)
         return false;
     *run = r;

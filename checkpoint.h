@@ -27,9 +27,9 @@ typedef struct {
     void (*sum)(double *x, int n);
 } CkptRanks;
 
-/* Whether all ranks see one directory, which is made where there is none: to be asked before a
- * run's first step, not found out at its first save. Called by all, as ckpt_save is; ranks NULL:
- * alone. Where they do not, it takes five seconds to say so. */
+/* Whether all ranks see one directory, and may write to its files. It is made where there is none.
+ * To be asked before a run's first step, not found out at its first save. Called by all, as
+ * ckpt_save is; ranks NULL: alone. Where one does not see it, it takes five seconds to say so. */
 bool ckpt_shared(const char *dir, const CkptRanks *ranks, Error *e);
 
 /* Called by all ranks, of which each writes what it holds of the same two files, in pieces of few

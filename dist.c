@@ -4,6 +4,7 @@
  * update; last, what files see of it.
  */
 #include "dist.h"
+#include "util/text.h"
 
 #include <limits.h>
 #include <stdlib.h>
@@ -27,31 +28,38 @@ static void legal_tp(const Config *c, char *out, size_t size)
             at += (size_t)snprintf(out + at, size - at, "%s%d", at ? ", " : "", tp);
 }
 
-/* The layout nearest below tp and pp that so many ranks can have. */
+/* Of the layouts that so many ranks can have the one nearest below tp and pp: it shares out the
+ * model among as many as it can. */
 static void nearest_layout(const Config *c, int ranks, int *tp, int *pp)
 {
-    while (*pp > 1 && ranks % (*tp * *pp))
-        --*pp;
-    while (*tp > 1 && (ranks % (*tp * *pp) || !divides_model(c, *tp)))
-        --*tp;
+    int most_tp = *tp, most_pp = *pp < c->layers ? *pp : c->layers;
+    *tp = *pp = 1;
+    for (int t = most_tp; t > 0; t--)
+        for (int p = most_pp; p > 0; p--)
+            if (divides_model(c, t) && ranks % (t * p) == 0 && t * p > *tp * *pp) {
+                *tp = t;
+                *pp = p;
+            }
 }
 
 static bool check_layout(const Config *c, int ranks, int tp, int pp, Error *e)
 {
     char legal[120], hint[200];
-    int t = tp, p = pp;
+    int t = tp, p = pp < 1 ? 1 : pp;
     if (!divides_model(c, tp)) {
         legal_tp(c, legal, sizeof legal);
         snprintf(hint, sizeof hint, "--tp must divide both: %s", legal);
-        return fail(e, hint, "--tp %d does not divide %d heads and an MLP of %d", tp, c->heads,
-                    c->mlp);
+        return fail(e, hint, "--tp %d does not divide %s and an MLP of %d", tp,
+                    amount(c->heads, "head").s, c->mlp);
     }
-    if (pp < 1 || pp > c->layers)
-        return fail(e, "a stage has one layer or more", "--pp %d, but the model has %d layers", pp,
-                    c->layers);
+    nearest_layout(c, ranks, &t, &p);
+    if (pp < 1 || pp > c->layers) {
+        snprintf(hint, sizeof hint, "a stage has one layer or more: give --tp %d --pp %d", t, p);
+        return fail(e, hint, "--pp %d, but the model has %s", pp,
+                    amount(c->layers, "layer").s);
+    }
     if (ranks % (tp * pp) == 0)
         return true;
-    nearest_layout(c, ranks, &t, &p);
     snprintf(hint, sizeof hint,
              "start %d processes or a multiple of that (--ranks, --gpus), or give --tp %d --pp %d",
              tp * pp, t, p);
@@ -67,12 +75,23 @@ static int equal_share(int layers, int pp, int stage)
     return layers / pp * stage + (more > 0 ? more : 0);
 }
 
+/* "--pp is 2: give as many numbers that add up to 12: 6,6" */
+static void example_stages(const Config *c, int pp, char *out, size_t size)
+{
+    size_t at = (size_t)snprintf(
+        out, size, "--pp is %d: give as many numbers that add up to %d: ", pp, c->layers);
+    for (int i = 0; i < pp && at + 16 < size; i++)
+        at += (size_t)snprintf(out + at, size - at, "%s%d", i ? "," : "",
+                               equal_share(c->layers, pp, i + 1) - equal_share(c->layers, pp, i));
+}
+
 /* Layers before this stage and before the next, by the user's list. */
 static bool read_stages(const char *list, const Config *c, const Axis *pp, int bound[2], Error *e)
 {
-    static const char hint[] = "give --layers-per-stage one number per stage: 3,3,3,3";
+    char hint[200];
     int stage = 0, sum = 0;
-    for (const char *p = list; *p; stage++) {
+    example_stages(c, pp->ranks, hint, sizeof hint);
+    for (const char *p = list; p; stage++) {
         char *end;
         long n = strtol(p, &end, 10);
         if (end == p || n < 1 || n > c->layers || (*end && *end != ','))
@@ -83,7 +102,7 @@ static bool read_stages(const char *list, const Config *c, const Axis *pp, int b
         sum += (int)n;
         if (stage == pp->rank)
             bound[1] = sum;
-        p = *end ? end + 1 : end;
+        p = *end ? end + 1 : NULL;
     }
     if (stage != pp->ranks || sum != c->layers)
         return fail(e, hint, "--layers-per-stage %s: %d stages, %d layers; there are %d and %d",
@@ -322,9 +341,9 @@ static void gather(Units *u, int unit)
                        own_n(u, unit));
         return;
     }
-    u->coming[unit % 2] = u->be->all_gather(u->split->dp.group, place_of(u, unit),
-                                            own(u, u->shard, unit, u->type), u->type,
-                                            own_n(u, unit));
+    u->coming[unit % 2] =
+        u->be->all_gather(u->split->dp.group, place_of(u, unit), own(u, u->shard, unit, u->type),
+                          u->type, own_n(u, unit));
 }
 
 dev *unit_acquire(Units *u, int unit, int next)

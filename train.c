@@ -194,7 +194,7 @@ static void check_diverged(const Training *t)
              t->s->o.lr);
     report_clear();
     hosts_die(hint, "training diverged: no finite gradients in %u steps in a row, at step %lu",
-        state->skipped_in_row, (unsigned long)t->collected);
+              state->skipped_in_row, (unsigned long)t->collected);
 }
 
 /* Collects the results of steps until only `keep` are still on their way. With them comes whether
@@ -251,9 +251,10 @@ static bool say_evaluation(Session *s, const Evaluation *v)
     log_num("step", (double)s->state.step);
     log_num("epoch", meter_epoch(s, s->state.step));
 #define X(number) log_num(#number, m->number);
-    X(top1) X(top5) X(loss) X(balanced) X(macro_f1) X(ece)
+    X(top1)
+    X(top5) X(loss) X(balanced) X(macro_f1) X(ece)
 #undef X
-    log_num("images", (double)m->images);
+        log_num("images", (double)m->images);
     log_num("seconds", v->seconds);
     log_end();
     s->state.since_best++;
@@ -550,7 +551,7 @@ int main(int argc, char **argv)
     if (c->of_files && s.o.n_files == 0)
         die_usage("give their names: predict RUN IMAGE...", "predict needs images");
     if (c->of_weights && !*s.o.weights && !*s.o.resume)
-        die_usage("name a run directory or a safetensors file: eval RUN, or --weights FILE",
+        die_usage("name a run's folder or a file of weights: eval RUN, or --weights FILE",
                   "%s needs --weights", c->name);
     if (bench_is_of_many(&s.o))
         return bench_many(&s.o, argv);

@@ -1568,13 +1568,14 @@ static void allocate_host(Model *m)
 static bool check_fp8(const Config *c, const Plan *plan, const Backend *be, Error *e)
 {
     int tp = plan->split ? plan->split->tp.ranks : 1;
+    const char *of = tp > 1 ? " of a tensor parallel rank" : "";
     const struct {
-        const char *what;
+        const char *what, *of;
         int width;
-    } widths[] = {{"width", c->width},
-                  {"width of a tensor parallel rank", c->width / tp},
-                  {"mlp", c->mlp / tp},
-                  {"hidden", vit_hidden(c) / tp}};
+    } widths[] = {{"width", "", c->width},
+                  {"width", of, c->width / tp},
+                  {"mlp", of, c->mlp / tp},
+                  {"hidden", of, vit_hidden(c) / tp}};
     if (!plan->fp8.on)
         return true;
     if (!be->fp8)
@@ -1582,7 +1583,7 @@ static bool check_fp8(const Config *c, const Plan *plan, const Backend *be, Erro
     for (int i = 0; i < COUNT(widths); i++)
         if (widths[i].width % 16)
             return fail(e, "choose widths that are multiples of 16, or --precision bf16",
-                        "fp8: %s is %d", widths[i].what, widths[i].width);
+                        "fp8: %s%s is %d", widths[i].what, widths[i].of, widths[i].width);
     return true;
 }
 

@@ -26,7 +26,8 @@
  *
  * Times below are estimates for one layer of B/16 at batch 256 on an H200 (4.3 TB/s; mma.sync at
  * 62% of the 790 TFLOP/s that wgmma reaches, 490). NOTHING HERE HAS BEEN MEASURED YET. With wgmma
- * and TMA, on Hopper: attention_sm90.cuh (up to 272 tokens) and attention_sm90_backward.cuh (208).
+ * and TMA, on Hopper: attention_sm90.cuh (up to 272 tokens), attention_sm90_backward.cuh (208) and
+ * attention_sm90_large.cuh.
  */
 #pragma once
 
@@ -813,7 +814,7 @@ static void attention_launch(void (*kernel)(AttentionArgs<E>), const AttentionPl
     launch(kernel, dim3(p.blocks, a->heads, a->B), dim3(32 * p.warps), p.smem, cu.stream, k);
 }
 
-/* Or attention_sm90.cuh's, and attention_sm90_backward.cuh's. */
+/* Or attention_sm90.cuh's; backward attention_sm90_backward.cuh's, attention_sm90_large.cuh's. */
 static void attention_forward(const Attention *a)
 {
     by_attention(a->qkv.type, a->hs, a->drop.p > 0, [&](auto e, auto d, auto drop) {

@@ -31,6 +31,17 @@ struct Attention90 {
     const StepState *state;
 };
 
+/* Bit e: whether element 4 block + e of image b is kept, e to 7 */
+__device__ inline uint32_t kept_8(const Mask &m, const StepState *state, uint32_t block, int b)
+{
+    float x[2][4];
+    uint32_t kept = 0;
+    each<2>([&](int k) {
+        mask4(x[k], m, state, block + k, b);
+        each<4>([&](int e) { kept |= (uint32_t)(x[k][e] != 0) << (4 * k + e); });
+    });
+    return kept;
+}
 /* A head's dropout mask in shared memory, a bit an element in their order: (query, key) is bit
  * phase + query*T + key, since Philox makes four at a time, and a head, T being odd, may begin
  * between them. */
@@ -48,15 +59,8 @@ struct Keep90 {
     /* By all threads of the block; then a barrier. */
     __device__ inline void make(const Mask &m, const StepState *state, int b, int queries) const
     {
-        for (int i = threadIdx.x; 8 * i < phase + queries * T; i += blockDim.x) {
-            float x[2][4];
-            uint32_t kept = 0;
-            each<2>([&](int k) {
-                mask4(x[k], m, state, block + 2 * i + k, b);
-                each<4>([&](int e) { kept |= (uint32_t)(x[k][e] != 0) << (4 * k + e); });
-            });
-            bytes[i] = (uint8_t)kept;
-        }
+        for (int i = threadIdx.x; 8 * i < phase + queries * T; i += blockDim.x)
+            bytes[i] = (uint8_t)kept_8(m, state, block + 2 * i, b);
     }
     /* Bit i, up to 8: whether (query, key + i) is kept. Beyond the head it says nothing. */
     __device__ inline uint32_t from(int query, int key) const

@@ -26,8 +26,7 @@
  * queries, and a barrier of both groups for each; S and dP would be bound by shared memory. (2) dq
  * as a sum over rounds of keys, kept in shared memory: 65 KB in float, read and written each round.
  * (3) Heads that are larger: 257 tokens have 148 KB of dS, which leaves no room for four matrices
- * even of 64 columns (139 KB); they would have to come tile by tile, twice. The portable kernels
- * have these.
+ * even of 64 columns (139 KB). attention_sm90_large.cuh has these.
  *
  * Predicted for one layer of B/16 at batch 256 (3,072 heads, 23.3 on each multiprocessor): 1,800
  * cycles until k, v and the rows that delta is made of have arrived; phase 1, 6,700 of products and
@@ -119,6 +118,15 @@ __device__ inline void fetch_keys(const Backward90 &at, const Backward90Maps &ma
     tma_load_4d(at.v, &maps.keys, at.there + 1, 0, 2 * heads + h, 0, b);
 }
 
+/* x . y of a pack */
+template <class E> __device__ inline float pack_dot(const uint4 &x, const uint4 &y)
+{
+    float u[8], w[8], sum = 0;
+    unpack_pairs<E>(u, {x.x, x.y, x.z, x.w});
+    unpack_pairs<E>(w, {y.x, y.y, y.z, y.w});
+    each<8>([&](int k) { sum += u[k] * w[k]; });
+    return sum;
+}
 /* lse, and delta = rowsum(dO * O): eight lanes have a row, and a thread asks for all its packs at
  * once. Zero for queries that do not exist: their q and dO are zero too, and what they add. */
 template <class E>
@@ -138,10 +146,7 @@ __device__ inline void row_stats(const Backward90 &at, const Backward90Args &a, 
     });
     each<EACH>([&](int i) {
         const int row = first + 32 * i;
-        float u[8], w[8], sum = 0;
-        unpack_pairs<E>(u, {x[i].x, x[i].y, x[i].z, x[i].w});
-        unpack_pairs<E>(w, {y[i].x, y[i].y, y[i].z, y[i].w});
-        each<8>([&](int k) { sum += u[k] * w[k]; });
+        float sum = pack_dot<E>(x[i], y[i]);
         for (int d = 1; d < 8; d *= 2)
             sum += __shfl_xor_sync(0xffffffffu, sum, d);
         if (c == 0 && row < Backward90::ROWS) {
@@ -163,7 +168,8 @@ struct Keys90 {
 };
 
 /* Bit 4j + e of a tile: whether its element is kept */
-template <int N> __device__ inline uint32_t kept_of(const Keep90 &keep, int query, int key)
+template <int N, class Keep>
+__device__ inline uint32_t kept_of(const Keep &keep, int query, int key)
 {
     uint32_t kept = 0;
     each<N / 4>([&](int i) {
@@ -250,8 +256,8 @@ __device__ inline void queries_90(float (&dk)[32], float (&dv)[32], const Backwa
 /* ------------------------------------------------------------------------------------------------
  * Results: a warp's 16 rows go out through a strip of shared memory, by the copy engine */
 
-template <class E>
-__device__ inline void put_rows(unsigned char *strip, const float (&x)[32], float factor,
+template <class E, int R>
+__device__ inline void put_rows(unsigned char *strip, const float (&x)[R], int slab, float factor,
                                 const CUtensorMap *map, int head, int row, int b, int lane)
 {
     if (lane == 0)
@@ -260,14 +266,16 @@ __device__ inline void put_rows(unsigned char *strip, const float (&x)[32], floa
     each<4>([&](int c) {
         uint32_t pairs[4];
         each<4>([&](int i) {
-            pairs[i] = pack<E>(x[8 * c + 2 * i] * factor, x[8 * c + 2 * i + 1] * factor);
+            const int at = 32 * slab + 8 * c + 2 * i;
+            pairs[i] = at < R ? pack<E>(x[at % R] * factor, x[(at + 1) % R] * factor) : 0;
         });
-        put_16(strip, pairs, c, lane);
+        if (32 * slab + 8 * c < R)
+            put_16(strip, pairs, c, lane);
     });
     fence_proxy_async();
     __syncwarp();
     if (lane == 0) {
-        tma_store_4d(map, strip, 0, head, row, b);
+        tma_store_4d(map, strip, 64 * slab, head, row, b);
         tma_store_commit();
     }
 }
@@ -324,10 +332,10 @@ __device__ inline void keys_90(float2 &dk_sum, float2 &dv_sum, const Backward90 
         named_barrier_sync(1 + group, SM90_GROUP); /* the tile of v is room now */
         if (first >= a.T)
             continue;
-        put_rows<E>(strip, dv, a.mask.scale, &maps.dkeys, 2 * a.heads + h, first, b, lane);
+        put_rows<E>(strip, dv, 0, a.mask.scale, &maps.dkeys, 2 * a.heads + h, first, b, lane);
         if (a.sums)
             sum_rows<E>(dv_sum, strip, a.T - first, lane);
-        put_rows<E>(strip, dk, a.scale, &maps.dkeys, a.heads + h, first, b, lane);
+        put_rows<E>(strip, dk, 0, a.scale, &maps.dkeys, a.heads + h, first, b, lane);
         if (a.sums)
             sum_rows<E>(dk_sum, strip, a.T - first, lane);
     }
@@ -354,7 +362,7 @@ __device__ inline void dq_90(float2 &sum, const Backward90 &at, const Backward90
         wgmma_wait<0>(dq);
         if (first >= a.Tq)
             continue;
-        put_rows<E>(strip, dq, a.scale, &maps.dqueries, h, first, b, lane);
+        put_rows<E>(strip, dq, 0, a.scale, &maps.dqueries, h, first, b, lane);
         if (a.sums)
             sum_rows<E>(sum, strip, a.Tq - first, lane);
     }
@@ -439,6 +447,24 @@ static CUtensorMap heads_of_images(const Attention *a, const Tensor &t, int head
     return map;
 }
 
+static Backward90Args backward90_args(const Attention *a, float *sums)
+{
+    return {a->out.p,
+            a->dout.p,
+            ptr<float>(a->lse),
+            sums,
+            a->out.ld,
+            a->dout.ld,
+            a->B,
+            a->T,
+            a->Tq,
+            a->heads,
+            a->hs,
+            (float)(1 / sqrt((double)a->hs)),
+            (float)(1.4426950408889634 / sqrt((double)a->hs)),
+            mask_of(a->drop, a->heads),
+            cu.state};
+}
 template <class E> static void backward90_launch(const Attention *a)
 {
     const int H = a->heads, T = a->T, Tq = a->Tq, C = H * a->hs;
@@ -450,21 +476,7 @@ template <class E> static void backward90_launch(const Attention *a)
         heads_of_images<E>(a, a->dqkv, 3 * H, Tq, T, 16),
     };
     float *sums = a->dbias ? scratch_floats(3 * (size_t)a->B * C) : NULL;
-    const Backward90Args args = {a->out.p,
-                                 a->dout.p,
-                                 ptr<float>(a->lse),
-                                 sums,
-                                 a->out.ld,
-                                 a->dout.ld,
-                                 a->B,
-                                 T,
-                                 Tq,
-                                 H,
-                                 a->hs,
-                                 (float)(1 / sqrt((double)a->hs)),
-                                 (float)(1.4426950408889634 / sqrt((double)a->hs)),
-                                 mask_of(a->drop, H),
-                                 cu.state};
+    const Backward90Args args = backward90_args(a, sums);
     launch(attention_sm90_backward_kernel<E>,
            (unsigned)std::min(a->B * H, cu.gpu.multiProcessorCount), Backward90::THREADS,
            Backward90::bytes(T, a->drop.p > 0), cu.stream, maps, args);
@@ -479,21 +491,4 @@ static void backward90(const Attention *a)
         backward90_launch<bf16>(a);
     else
         backward90_launch<fp16>(a);
-}
-
-/* What the two are compared by has no rows that nobody writes: where queries are fewer, it is the
- * gradient of keys and values. */
-static void cuda_attention_backward(const Attention *a)
-{
-    const Instead ours = [&] { backward90(a); }, portable = [&] { attention_backward(a); };
-    const long C = (long)a->heads * a->hs, from = a->Tq < a->T ? C : 0;
-    Tensor written = a->dqkv;
-    written.p = (dev *)((char *)written.p + from * type_size(written.type));
-    char more[64];
-    snprintf(more, sizeof more, ",%ld,%ld%s", a->dqkv.ld, a->dout.ld, a->dbias ? " sums" : "");
-    if (backward90_takes(a) && own_is_faster(attention_key("attention backward", a, more), written,
-                                             (long)a->B * a->T, 3 * C - from, ours, portable))
-        ours();
-    else
-        portable();
 }

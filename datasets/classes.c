@@ -4,6 +4,7 @@
  */
 #include "datasets/classes.h"
 #include "util/files.h"
+#include "util/text.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -48,7 +49,7 @@ bool classes_number(Names *out, int n, const char *file, const char *list, Error
         if (!classes_read(file, out, e))
             return false;
         return out->n == n || fail(e, "give one line per class, in label order",
-                                   "%s has %d classes, the data %d", file, out->n, n);
+                                   "%s has %s, the data %d", file, amount(out->n, "class").s, n);
     }
     Error ignored;
     if (list && path_exists(list) && classes_read(list, out, &ignored) && out->n == n)
@@ -246,11 +247,31 @@ static bool has_other_form(const ClassKeys *k, const char *name)
     return found;
 }
 
+/* What the list is of shows in its first line: "0,ant" is no class. */
+static const char *first_line(const ClassKeys *k)
+{
+    int i = 0;
+    while (i < k->n && (k->key[i].label || k->key[i].id))
+        i++;
+    return i < k->n ? k->key[i].text : "";
+}
+
+/* The name as the list has it in other letter case, or NULL. */
+static const ClassKey *in_other_case(const ClassKeys *k, const char *name)
+{
+    size_t n = strlen(name);
+    for (int i = 0; i < k->n; i++)
+        if ((size_t)k->key[i].n == n && strncasecmp(k->key[i].text, name, n) == 0)
+            return &k->key[i];
+    return NULL;
+}
+
 int class_label_of(const ClassKeys *k, const char *name, const char *what, Error *e)
 {
     int label = class_label(k, name);
     if (label >= 0)
         return label;
+    const ClassKey *other = in_other_case(k, name);
     if (label == -2)
         fail(e, "add it there, or move the folder away", "%s is on more than one line of %s", what,
              k->list);
@@ -260,8 +281,15 @@ int class_label_of(const ClassKeys *k, const char *name, const char *what, Error
              "with their letters (NFC) or behind them (NFD, on some Macs)",
              "%s is not in %s, but a name that looks the same: Unicode has two forms of it", what,
              k->list);
-    else
-        fail(e, "add it there, or move the folder away", "%s is not in %s", what, k->list);
+    else if (other)
+        fail(e, "write it alike in both: capitals count", "%s is not in %s, but '%.*s' is", what,
+             k->list, other->n, other->text);
+    else {
+        char hint[128];
+        snprintf(hint, sizeof hint, "add it there (the first one is '%.60s'), or move it away",
+                 first_line(k));
+        fail(e, hint, "%s is not in %s", what, k->list);
+    }
     return -1;
 }
 

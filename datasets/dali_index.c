@@ -143,7 +143,7 @@ bool index_write(const char *archive, const char *path, long *samples, Error *e)
     IndexText x = {.archive = archive, .lines = open_memstream(&lines, &size)};
     if (!x.lines)
         die("free some memory", "out of memory: cannot index %s", archive);
-    bool ok = tar_read(archive, add_to_index, &x, e);
+    bool ok = tar_read(archive, add_to_index, &x, NULL, e);
     if (fclose(x.lines) != 0)
         die("free some memory", "out of memory: cannot index %s", archive);
     if (ok && x.samples == 0)

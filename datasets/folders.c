@@ -9,19 +9,22 @@
  *
  * Class folders are listed in parallel. All of ImageNet takes less than a second on a local disk,
  * so nothing is remembered from one opening to the next.
- * Order: reading; directories; splits; one class folder; labels; opening.
+ * Order: reading; directories; splits; one class folder; what is no folder of pictures; labels;
+ * opening.
  */
 #include "datasets/source.h"
 #include "datasets/classes.h"
 #include "datasets/splits.h"
 #include "image/decoder.h"
 #include "util/files.h"
+#include "util/text.h"
 
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 
 typedef struct {
@@ -311,21 +314,83 @@ static bool right_level(const Walk *w, Error *e)
     return false;
 }
 
+/* ---- what is no folder of pictures ---- */
+
+/* By the ending of a file that stands in a picture's or a folder's place; "" for any. */
+static const char *hint_of(const char *name)
+{
+    static const char *const hints[][2] = {
+        {".parquet", "a data set of Hugging Face's: write its images into one folder per class"},
+        {".arrow", "a data set of Hugging Face's: write its images into one folder per class"},
+        {".tfrecord", "TensorFlow's records: write their images into one folder per class"},
+        {".zip", "unpack it, and name the folder"},
+        {".tgz", "unpack it, and name the folder"},
+        {".gz", "unpack it, and name the folder"},
+        {".tar", "these may be shards: --data wds:DIR, or wds:FILE; else unpack them"},
+        {".npz", "write the pictures into one folder per class"},
+        {".npy", "write the pictures into one folder per class"},
+        {".h5", "write the pictures into one folder per class"},
+        {".heic", "convert them to JPEG or PNG"},
+        {".avif", "convert them to JPEG or PNG"}};
+    const char *dot = strrchr(name, '.');
+    for (int i = 0; dot && i < COUNT(hints); i++)
+        if (strcasecmp(dot, hints[i][0]) == 0)
+            return hints[i][1];
+    return "";
+}
+
+/* Of the files that are passed over, the first that says what they are. */
+static const char *hint_of_any(const Names *endings)
+{
+    const char *hint = "";
+    for (int i = 0; !*hint && i < endings->n; i++)
+        hint = hint_of(endings->at[i]);
+    return hint;
+}
+
+/* ", only 3 other files (.txt, ...)", or nothing. */
+static void describe_others(const Names *endings, char out[static 128])
+{
+    *out = '\0';
+    if (endings->n)
+        snprintf(out, 128, ", only %s (%s%s)", amount(endings->n, "other file").s, endings->at[0],
+                 endings->n > 1 ? ", ..." : "");
+}
+
+static bool no_directory(const char *dir, Error *e)
+{
+    const char *hint = hint_of(dir), *what = "not a directory";
+    if (!path_exists(dir)) {
+        what = path_trouble("no such directory");
+        hint = "";
+    }
+    if (strstr(dir, "://"))
+        return fail(e, "download it, and name the folder: nothing is read over a network",
+                    "%s: is an address", dir);
+    if (!*hint)
+        hint = "data is DIR with class folders, wds:PATTERN, cifar10:DIR, cifar100:DIR, mnist:DIR, "
+               "shapes or fake";
+    return fail(e, hint, "%s: %s", dir, what);
+}
+
 /* ---- labels ---- */
 
 static bool add_folder(Folders *f, const char *folder, const Files *files, int label, Error *e)
 {
+    const Names *passed = &files->passed;
+    char others[128];
+    describe_others(passed, others);
     for (int i = 0; i < files->images.n; i++) {
         source_add(&f->base, f->size, label);
         f->size += strlen(strcpy(f->text + f->size, files->images.at[i])) + 1;
     }
-    for (int i = 0; i < files->passed.n; i++)
-        names_add(&f->base.passed, files->passed.at[i]);
+    for (int i = 0; i < passed->n; i++)
+        names_add(&f->base.passed, passed->at[i]);
+    const char *hint = hint_of_any(passed);
+    if (!*hint)
+        hint = "add jpg, png, ppm, pgm, bmp, gif, tif or webp files, or remove the folder";
     return files->images.n > 0 || !f->train ||
-           fail(e, "add jpg, png, ppm, pgm, bmp, gif, tif or webp files, or remove the folder",
-                "the class folder %s/%s has no images%s%s", f->root, folder,
-                files->passed.n ? ", only files such as " : "",
-                files->passed.n ? files->passed.at[0] : "");
+           fail(e, hint, "the class folder %s/%s has no images%s", f->root, folder, others);
 }
 
 /* Class names: the class file's lines; else the folders of train/, so that both splits agree, or
@@ -379,23 +444,27 @@ static bool add_folders(Folders *f, const Walk *w, const DataOptions *o, const c
 static bool no_classes(const Folders *f, const Divided *d, const Files *files, Error *e)
 {
     int n = files->images.n;
-    if (n && d->split && d->count[SPLIT_NONE])
-        return fail(
-            e,
-            "a class of that name: list all class folders in --classes FILE; a split: "
-            "it needs class folders",
-            "%s has %d pictures and no class folders, beside %s/: is it a class or a split?",
-            f->root, n, d->folders.at[d->at[SPLIT_NONE]]);
+    bool both = d->count[SPLIT_TRAIN] && d->count[SPLIT_VAL] + d->count[SPLIT_TEST];
+    if (n && d->split && d->count[SPLIT_NONE] && !both)
+        return fail(e,
+                    "a class of that name: list all class folders in --classes FILE; a split: "
+                    "it needs class folders",
+                    "%s has %s and no class folders, beside %s/: is it a class or a split?",
+                    f->root, amount(n, "picture").s, d->folders.at[d->at[SPLIT_NONE]]);
     if (n && d->split && !f->train)
         return fail(e,
-                    "train without validation: --val-data none; or keep a share of the training "
-                    "images for it: --val-fraction 0.1",
-                    "%s has %d pictures, but no class folders: they have no labels", f->root, n);
-    for (int i = 0; i < files->passed.n; i++)
-        if (strcmp(files->passed.at[i], ".tar") == 0)
-            return fail(e, "these may be shards: --data wds:DIR",
-                        "%s has no class folders, but tar files", f->root);
-    return fail(e, "images belong into one folder per class: DIR/train/<class>/*.jpg",
+                    "sort them into class folders; or train without validation: --val-data none; "
+                    "or keep a share of the training images for it: --val-fraction 0.1",
+                    "%s has %s, but no class folders: they have no labels", f->root,
+                    amount(n, "picture").s);
+    char others[128];
+    const char *hint = n ? "" : hint_of_any(&files->passed);
+    describe_others(&files->passed, others);
+    if (*hint)
+        return fail(e, hint, "%s has no class folders%s", f->root, others);
+    return fail(e,
+                "images belong into one folder per class: DIR/train/<class>/*.jpg; labels in a "
+                "list (csv, json) are not read",
                 "%s has %sno class folders", f->root, n ? "pictures, but " : "");
 }
 
@@ -415,7 +484,12 @@ static bool open_folders(Folders *f, const Divided *d, const DataOptions *o, con
     for (int i = 0; i < beside.passed.n; i++)
         names_add(&f->base.passed, beside.passed.at[i]);
     for (int i = 0; i < beside.images.n; i++)
-        names_add(&f->base.passed, "pictures beside the class folders");
+        names_add(&f->base.passed, "beside the class folders");
+    for (int k = 0; ok && !o->classes && k < folder.n; k++)
+        if (split_named(folder.at[k]))
+            source_note(&f->base,
+                        "the folder %s/%s is taken for a class: --classes FILE lists the classes",
+                        f->root, folder.at[k]);
     for (int k = 0; k < folder.n; k++)
         files_free(&w.files[k]);
     free(w.files);
@@ -432,11 +506,7 @@ static char *folder_of(const char *dir, const Divided *d, int split)
 Source *folders_open(const char *dir, const DataOptions *o, Error *e)
 {
     if (!is_dir(dir)) {
-        fail(e,
-             "data is DIR with class folders, wds:PATTERN, cifar10:DIR, cifar100:DIR, mnist:DIR, "
-             "shapes or fake",
-             "%s: %s", dir,
-             path_exists(dir) ? "not a directory" : path_trouble("no such directory"));
+        no_directory(dir, e);
         return NULL;
     }
     Divided d = {0};

@@ -6,6 +6,7 @@
  */
 #include "datasets/source.h"
 #include "datasets/splits.h"
+#include "util/text.h"
 
 #include <math.h>
 #include <pthread.h>
@@ -193,7 +194,7 @@ char *source_summary(const Source *s)
     if (!f)
         die("free some memory", "out of memory");
     free(count_classes(s, &with));
-    fprintf(f, "%s: %ld images of %d classes", s->place, s->n, with);
+    fprintf(f, "%s: %s of %s", s->place, amount((double)s->n, "image").s, amount(with, "class").s);
     for (int i = 0, n; i < s->passed.n; i += n) { /* it is sorted */
         for (n = 1; i + n < s->passed.n && strcmp(s->passed.at[i], s->passed.at[i + n]) == 0;)
             n++;
@@ -213,10 +214,9 @@ void source_note_classes(Source *s)
         source_note(s, "there is one class, '%.100s': every answer is right, and the loss is 0",
                     s->classes.at[0]);
     if (with == K - 1 && K > 1 && !n[0] && strcmp(s->classes.at[0], "0") == 0)
-        source_note(s,
-                    "no image has label 0: labels from 1 to %d make %d classes, of which class "
-                    "0 is never seen",
-                    K - 1, K);
+        source_note(
+            s, "no image has label 0: labels from 1 to %d make %s, of which class 0 is never seen",
+            K - 1, amount(K, "class").s);
     else if (with < K) {
         for (int k = 0; k < K && named < NAMED; k++)
             if (!n[k])

@@ -22,12 +22,14 @@ static int split_word(const char *word, size_t n)
     return SPLIT_NONE;
 }
 
-/* train, training_set, Test Images, val-data */
+/* train, training_set, Test Images, val-data, train2017 */
 int split_named(const char *name)
 {
     static const char *const behind[] = {"", "set", "data", "images"};
     size_t n = strcspn(name, "_- ");
     const char *rest = name + n + (name[n] != '\0');
+    if (n > 4 && strspn(name + n - 4, "0123456789") >= 4 && !isdigit((unsigned char)name[n - 5]))
+        n -= 4; /* a year */
     for (int i = 0; i < COUNT(behind); i++)
         if (strcasecmp(rest, behind[i]) == 0)
             return split_word(name, n);

@@ -1,6 +1,7 @@
 /* splits.h - the parts of a data set, by the names of folders and of shards.
  *
- * Names count in any letter case: train, training; val, valid, validation, dev; test, testing.
+ * Names count in any letter case: train, training; val, valid, validation, dev; test, testing;
+ * a folder's with a year behind them, as COCO's (train2017).
  */
 #pragma once
 

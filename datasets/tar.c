@@ -124,6 +124,7 @@ typedef struct {
     char *name; /* or NULL */
     bool has_size, sparse;
     uint64_t extended, member_size; /* where the first of them stands; the size */
+    TarRest rest;
 } Tar;
 
 static bool damaged(const Tar *t, uint64_t at, Error *e, const char *what)
@@ -297,6 +298,13 @@ static bool is_regular(char type)
     return type == '0' || !type || type == '7';
 }
 
+static bool has_ending(const char *name)
+{
+    TarMember m = {.name = name};
+    split_name(&m);
+    return m.name[m.ext] && m.stem > 0 && m.name[m.stem - 1] != '/';
+}
+
 /* A member behind its header `h` at `at`; *next is where the next header stands. */
 static bool read_member(Tar *t, const Header *h, uint64_t at, uint64_t *next, TarEach *each,
                         void *ctx, Error *e)
@@ -332,9 +340,9 @@ static bool read_member(Tar *t, const Header *h, uint64_t at, uint64_t *next, Ta
     } else if (is_regular(type) && *t->name && t->name[strlen(t->name) - 1] != '/') {
         m.name = t->name; /* a slash: a directory, before there was a type for them */
         split_name(&m);
-        if (m.name[m.ext] && m.stem > 0 && m.name[m.stem - 1] != '/')
-            ok = each(ctx, &m, e);
+        ok = !has_ending(m.name) || each(ctx, &m, e);
     }
+    t->rest.links += (type == '1' || type == '2') && has_ending(t->name);
     free(t->name);
     t->name = NULL;
     t->has_size = t->sparse = false;
@@ -364,7 +372,8 @@ static bool read_members(Tar *t, TarEach *each, void *ctx, Error *e)
         const Header *h = header_at(t, at, e);
         if (!h)
             return false;
-        if (memcmp(h, zeros, BLOCK) == 0)
+        t->rest.open = memcmp(h, zeros, BLOCK) != 0;
+        if (!t->rest.open)
             break;
         if (!checksum_holds(h)) {
             const uint8_t *b = (const uint8_t *)h;
@@ -398,10 +407,12 @@ static bool read_archive(Tar *t, TarEach *each, void *ctx, Error *e)
     return read_members(t, each, ctx, e);
 }
 
-bool tar_read(const char *path, TarEach *each, void *ctx, Error *e)
+bool tar_read(const char *path, TarEach *each, void *ctx, TarRest *rest, Error *e)
 {
     Tar t = {.path = path, .fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
     bool ok = read_archive(&t, each, ctx, e);
+    if (rest)
+        *rest = t.rest;
     free(t.name);
     if (t.fd >= 0)
         close(t.fd);

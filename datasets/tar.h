@@ -36,7 +36,13 @@ typedef struct {
  * read.
  * Errors name the archive and the offset. */
 typedef bool TarEach(void *ctx, const TarMember *m, Error *e);
-bool tar_read(const char *path, TarEach *each, void *ctx, Error *e);
+/* What is no error: links that have names of members, and whether no zero block closes the file. */
+typedef struct {
+    long links;
+    bool open;
+} TarRest;
+/* `rest` may be NULL. */
+bool tar_read(const char *path, TarEach *each, void *ctx, TarRest *rest, Error *e);
 /* Whether a member belongs to the sample that `stem` names; NULL is none. */
 bool tar_same_sample(const char *stem, const TarMember *m);
 

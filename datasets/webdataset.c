@@ -14,6 +14,7 @@
 #include "datasets/webdataset_index.h"
 #include "image/decoder.h"
 #include "util/files.h"
+#include "util/text.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -413,7 +414,8 @@ static bool number_classes(Shards *s, const DataOptions *o, Error *e)
     if (ok && most >= s->base.classes.n) {
         char *path = member_path(&s->base, where);
         ok = fail(e, "give --classes the file with all classes, or a larger --num-classes",
-                  "%s has label %d, but there are %d classes", path, most, s->base.classes.n);
+                  "%s has label %d, but there %s %s", path, most,
+                  s->base.classes.n == 1 ? "is" : "are", amount(s->base.classes.n, "class").s);
         free(path);
     }
     return ok;
@@ -515,7 +517,7 @@ static bool choose_shards(Shards *s, const char *patterns, bool train, Names *pa
     for (int i = 0; i < paths->n; i++) {
         int other = split_of(paths->at[i]);
         if (!other)
-            names_add(&s->base.passed, "shards named for no split");
+            names_add(&s->base.passed, "named for no split");
         if (other == split)
             paths->at[n++] = paths->at[i];
         else
@@ -527,6 +529,43 @@ static bool choose_shards(Shards *s, const char *patterns, bool train, Names *pa
     return true;
 }
 
+/* Archives of a whole data set have its splits as folders; of other things that are no errors, what
+ * was made of them. */
+static void note_facts(Shards *s, bool train)
+{
+    long lies[SPLITS] = {0}, pictures = 0, links = 0, open = 0;
+    const char *cut = "";
+    for (int k = 0; k < s->shards; k++) {
+        const ShardFacts *f = &s->shard[k].facts;
+        for (int i = 0; i < SPLITS; i++)
+            lies[i] += (long)f->lies[i];
+        pictures += (long)f->pictures;
+        links += (long)f->links;
+        open += f->open != 0;
+        cut = f->open ? s->shard[k].path : cut;
+    }
+    if (pictures)
+        source_note(&s->base, "%ld of %s: several pictures, of which the first counts", pictures,
+                    amount((double)s->base.n, "sample").s);
+    if (links)
+        source_note(&s->base,
+                    "%s in the shards: not followed; tar -h --hard-dereference writes "
+                    "the files themselves",
+                    amount((double)links, "link").s);
+    if (open)
+        source_note(&s->base,
+                    "%ld of %s without the zeros that close an archive, such as %s: was "
+                    "it copied completely?",
+                    open, amount(s->shards, "shard").s, cut);
+    long others = train ? lies[SPLIT_VAL] + lies[SPLIT_TEST] : lies[SPLIT_TRAIN];
+    if (others && others < s->base.n)
+        source_note(&s->base,
+                    "%ld of %ld samples lie in folders for %s: %s uses them all the same; archives "
+                    "of their own keep them apart, --data wds:train.tar --val-data wds:val.tar",
+                    others, s->base.n, train ? "validation or tests" : "training",
+                    train ? "training" : "evaluation");
+}
+
 /* The shards of the pattern, with all their samples. */
 static bool open_shards(Shards *s, const char *patterns, const DataOptions *o, Error *e)
 {
@@ -536,7 +575,7 @@ static bool open_shards(Shards *s, const char *patterns, const DataOptions *o, E
     bool ok = tar_names(patterns, &paths, e) && choose_shards(s, patterns, o->train, &paths, e);
     ok = ok && (!is_dir(patterns) || tar_packed(patterns, &packed, e));
     for (int k = 0; k < packed.n; k++)
-        names_add(&s->base.passed, "compressed shards, which gunzip -k (or unzstd) unpacks");
+        names_add(&s->base.passed, "compressed, which gunzip -k (or unzstd) unpacks");
     names_free(&packed);
     if (ok) {
         s->shards = paths.n;
@@ -546,13 +585,16 @@ static bool open_shards(Shards *s, const char *patterns, const DataOptions *o, E
             s->shard[k].path = xstrdup(paths.at[k]);
             s->use[k].fd = -1;
         }
-        s->base.place = xasprintf("%s (%d %s%sshards)", patterns, paths.n,
-                                  split_names[s->base.split], s->base.split ? " " : "");
+        s->base.place =
+            xasprintf("%s (%d %s%sshard%s)", patterns, paths.n, split_names[s->base.split],
+                      s->base.split ? " " : "", paths.n == 1 ? "" : "s");
         ok = shards_index(s->shard, s->shards, o->index_dir, label, e);
     }
     for (int k = 0; ok && k < s->shards; k++)
         for (long i = 0; i < s->shard[k].n; i++)
             source_add(&s->base, (uint64_t)k << 32 | (uint64_t)i, s->shard[k].sample[i].label);
+    if (ok)
+        note_facts(s, o->train);
     names_free(&paths);
     return ok;
 }

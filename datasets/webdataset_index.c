@@ -15,6 +15,7 @@
 #include "util/cache.h"
 #include "util/files.h"
 #include "util/report.h"
+#include "util/text.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -60,6 +61,7 @@ typedef struct {
     char *picture,
         *dotted;    /* of these the picture, and one whose name has a dot too many; or NULL */
     Places samples; /* all so far, by their stems */
+    int pictures;   /* of the sample so far */
     Names names;    /* and their labels, where these are names */
 } Reader;
 
@@ -149,6 +151,8 @@ static bool take_label(Reader *r, const char *text, size_t n, const char *name, 
 {
     while (n && strchr(" \t\r\n", text[n - 1]))
         n--;
+    if (n >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0) /* as Windows' editors do */
+        text += 3, n -= 3;
     while (n && strchr(" \t\r\n", *text))
         text++, n--;
     char *label = xasprintf("%.*s", (int)n, text), *end;
@@ -166,7 +170,9 @@ static bool take_label(Reader *r, const char *text, size_t n, const char *name, 
     } else if (!*label || n > 200 || strpbrk(label, "\r\n") || cls || (number && !names)) {
         fail(e,
              number ? "labels are whole numbers from 0; leave samples without one (-1) out"
-                    : "a label is a number in decimal digits, from 0; see --wds-label too",
+                    : "a label is a number in decimal digits, from 0; names are read from txt, "
+                      "json:KEY or "
+                      "the folder (--wds-label)",
              "%s: %.200s: '%.40s' is no label from 0 to %d", r->out->path, name, label, MAX_LABEL);
     } else if (r->label && (number || r->out->n > r->names.n)) {
         fail(e, "write them all as numbers, or all as names",
@@ -224,6 +230,7 @@ static bool add_part(Reader *r, const char *name, const char *ext, uint64_t offs
         r->dotted = xstrdup(name);
     if (is_label(r, ext) && r->now.label < 0)
         return read_label(r, name, offset, size, e);
+    r->pictures += image_extension(ext);
     if (!image_extension(ext) || r->now.offset)
         return true;
     if (size > INT32_MAX)
@@ -265,6 +272,16 @@ static bool find_apart(void *ctx, const TarMember *m, Error *e)
                 a->r->out->path, a->stem, m->name, m->offset);
 }
 
+/* "jpg, json": the endings of a sample's members */
+static void list_endings(const Reader *r, char out[static 128])
+{
+    *out = '\0';
+    for (long i = 0; i < r->parts.n; i++) {
+        size_t n = strlen(out);
+        snprintf(out + n, 128 - n, "%s%.30s", i ? ", " : "", r->parts.at[i].name);
+    }
+}
+
 static bool whole_sample(Reader *r, const char *name, Error *e)
 {
     const char *path = r->out->path, *dots =
@@ -281,15 +298,35 @@ static bool whole_sample(Reader *r, const char *name, Error *e)
                     r->dotted, name);
     if (picture && label)
         return true;
-    if (!r->index && !tar_read(path, find_apart, &(Apart){r, name}, e))
+    if (!r->index && !tar_read(path, find_apart, &(Apart){r, name}, NULL, e))
         return false;
     if (r->dotted)
         return fail(e, dots, "%s: the sample %.150s has no %s, but %.150s", path, name,
                     picture ? "label" : "picture", r->dotted);
+    char has[128];
+    list_endings(r, has);
     if (!picture)
-        return fail(e, NEEDS, "%s: the sample %.200s has no picture", path, name);
-    return fail(e, NEEDS, "%s: the sample %.200s has no %.*s file", path, name, r->label_n,
-                r->label);
+        return fail(e, NEEDS, "%s: the sample %.150s has no picture, only %s", path, name, has);
+    return fail(e, NEEDS, "%s: the sample %.150s has no %.*s file, only %s", path, name, r->label_n,
+                r->label, has);
+}
+
+/* By the folders in a member's name, "set/val/cat/1.jpg"; that of the class is none of them. */
+static int split_of_folders(const Reader *r, const char *name)
+{
+    int split = SPLIT_NONE, folders = 0;
+    for (const char *p = name; *p; p++)
+        folders += *p == '/';
+    if (!r->label)
+        folders--;
+    for (; folders > 0 && !split; folders--) {
+        size_t n = strcspn(name, "/");
+        char *folder = xasprintf("%.*s", (int)n, name);
+        split = split_named(folder);
+        free(folder);
+        name += n + 1;
+    }
+    return split;
 }
 
 static void clear_sample(Reader *r)
@@ -298,6 +335,7 @@ static void clear_sample(Reader *r)
     free(r->picture);
     free(r->dotted);
     r->picture = r->dotted = NULL;
+    r->pictures = 0;
     r->now = (ShardSample){.label = -1};
 }
 
@@ -308,6 +346,8 @@ static bool end_sample(Reader *r, const char *name, Error *e)
     add_place(&r->samples, name, strlen(name), r->now.offset);
     r->out->sample = xgrow(r->out->sample, r->out->n, sizeof *r->out->sample);
     r->out->sample[r->out->n++] = r->now;
+    r->out->facts.lies[split_of_folders(r, r->picture)]++;
+    r->out->facts.pictures += r->pictures > 1;
     clear_sample(r);
     return true;
 }
@@ -352,7 +392,11 @@ static bool read_header(void *ctx, const TarMember *m, Error *e)
 
 static bool read_headers(Reader *r, Error *e)
 {
-    return tar_read(r->out->path, read_header, r, e) && (!r->stem || end_sample(r, r->stem, e)) &&
+    TarRest rest;
+    bool ok = tar_read(r->out->path, read_header, r, &rest, e);
+    r->out->facts.links = rest.links;
+    r->out->facts.open = rest.open;
+    return ok && (!r->stem || end_sample(r, r->stem, e)) &&
            (r->out->n > 0 || fail(e, NEEDS, "%s: no samples", r->out->path)) && end_shard(r, e);
 }
 
@@ -410,9 +454,10 @@ static bool find_indices(const char *dir, int shards, Names *out, Error *e)
     names_free(&found);
     if (out->n)
         qsort(out->at, (size_t)out->n, sizeof(char *), by_number);
-    return ok && (out->n == shards ||
-                  fail(e, "write one for each shard, in their order: ./vit index",
-                       "%s has %d files idx_N.txt for %d shards", dir, out->n, shards));
+    return ok &&
+           (out->n == shards || fail(e, "write one for each shard, in their order: ./vit index",
+                                     "%s has %s idx_N.txt for %s", dir, amount(out->n, "file").s,
+                                     amount(shards, "shard").s));
 }
 
 /* ---- what is cached ---- */
@@ -456,7 +501,7 @@ static char *make_key(Shard *shard, int n, const Names *index, const char *label
     size_t size;
     struct stat st = {0};
     FILE *key = open_memstream(&text, &size);
-    bool ok = key && fprintf(key, "labels %s\n", label) > 0;
+    bool ok = key && fprintf(key, "labels and facts %s\n", label) > 0;
     *settled = true;
     for (int k = 0; ok && k < n; k++) {
         ok = add_to_key(key, shard[k].path, &st, settled, e);
@@ -467,15 +512,15 @@ static char *make_key(Shard *shard, int n, const Names *index, const char *label
     for (int k = 0; ok && k < index->n; k++)
         ok = add_to_key(key, index->at[k], &st, settled, e);
     if (!key || fclose(key) != 0)
-        die("free some memory", "out of memory: cannot open %d shards", n);
+        die("free some memory", "out of memory: cannot open %s", amount(n, "shard").s);
     if (ok)
         return text;
     free(text);
     return NULL;
 }
 
-/* In the file: for each shard its numbers of samples and of names as int64_t, then its samples, and
- * its names, each with its zero byte. */
+/* In the file: for each shard its numbers of samples and of names as int64_t, its facts, then its
+ * samples, and its names, each with its zero byte. */
 static void save_shards(const char *key, const Shard *shard, int n)
 {
     char *bytes = NULL;
@@ -484,6 +529,7 @@ static void save_shards(const char *key, const Shard *shard, int n)
     for (int k = 0; file && k < n; k++) {
         int64_t count[2] = {shard[k].n, shard[k].names.n};
         fwrite(count, sizeof count, 1, file);
+        fwrite(&shard[k].facts, sizeof shard[k].facts, 1, file);
         fwrite(shard[k].sample, sizeof(ShardSample), (size_t)shard[k].n, file);
         for (int i = 0; i < shard[k].names.n; i++)
             fwrite(shard[k].names.at[i], strlen(shard[k].names.at[i]) + 1, 1, file);
@@ -504,11 +550,12 @@ static bool sane(const Shard *shard, const ShardSample *s)
 static bool take_shard(Shard *shard, const uint8_t **file, size_t *left)
 {
     int64_t n[2];
-    if (*left < sizeof n)
+    if (*left < sizeof n + sizeof shard->facts)
         return false;
     memcpy(n, *file, sizeof n);
-    *left -= sizeof n;
-    *file += sizeof n;
+    memcpy(&shard->facts, *file + sizeof n, sizeof shard->facts);
+    *left -= sizeof n + sizeof shard->facts;
+    *file += sizeof n + sizeof shard->facts;
     if (n[0] < 1 || (uint64_t)n[0] > *left / sizeof(ShardSample) || n[1] < 0)
         return false;
     size_t bytes = sizeof(ShardSample) * (size_t)n[0];
@@ -569,8 +616,8 @@ static void show_progress(Reading *r)
     if (seconds < 2)
         return;
     if (!r->said)
-        printf("data      reading the %s of %d shards\n",
-               r->index->n ? "index and labels" : "headers", r->n);
+        printf("data      reading the %s of %s\n", r->index->n ? "index and labels" : "headers",
+               amount(r->n, "shard").s);
     fflush(stdout);
     r->said = true;
     report_progress("shards", r->done, r->n, 0);

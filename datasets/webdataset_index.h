@@ -1,6 +1,7 @@
 /* webdataset_index.h - which samples tar shards hold: where each picture is, and its label. */
 #pragma once
 
+#include "datasets/splits.h"
 #include "util/names.h"
 
 typedef struct {
@@ -9,6 +10,14 @@ typedef struct {
     int32_t label;
 } ShardSample;
 
+/* What is said of a shard once. */
+typedef struct {
+    int64_t lies[SPLITS]; /* samples in a folder named for each split, in the archive; */
+    int64_t pictures;     /* those with several pictures, of which the first counts; */
+    int64_t links;        /* links, which are not followed; */
+    int64_t open;         /* 1: the archive has no end */
+} ShardFacts;
+
 typedef struct {
     char *path;
     uint64_t bytes; /* of the file, */
@@ -16,6 +25,7 @@ typedef struct {
     uint64_t inode; /* and which file it is: clocks are coarse */
     long n;
     ShardSample *sample; /* [n] */
+    ShardFacts facts;
     Names names; /* where labels are names: those that occur, sorted; a label is its place */
 } Shard;
 

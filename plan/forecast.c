@@ -16,6 +16,8 @@
  */
 #include "plan/forecast.h"
 
+#include "plan/hopper.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -108,7 +110,8 @@ static void pass(int kernel, double bytes)
 
 /* ------------------------------------------------------------------------------------------------
  * Operations. What the CUDA backend does in the product is free here, what it does beside it is a
- * pass: GELU by erf always, by tanh in the backward pass and with dropout. */
+ * pass: GELU by erf always, by tanh in the backward pass and with dropout. On Hopper it times our
+ * own kernels beside that (hopper.h), and the faster way is taken here as there. */
 
 static void product(int kernel, int type, double M, double N, double K, double out_bytes)
 {
@@ -145,29 +148,48 @@ static void copied(const Tensor *x, double n, int copies)
         pass(COPIES, n * (copies + size_of(x) * (fp8_how.current ? 2 : 1)));
 }
 
+/* Whether a product and a pass over so many bytes behind it are one kernel of our own for Hopper:
+ * where that is faster. */
+static bool in_one(int kernel, HopperProduct own, double behind)
+{
+    double apart = gpu_product(gpu(), BF16, false, own.M, own.N, own.K, 2);
+    apart += behind > 0 ? gpu_pass(gpu(), behind) : 0;
+    if (own.seconds < apart)
+        spend(kernel, own.seconds,
+              gpu_floor(gpu(), BF16, false, 2 * own.M * own.N * own.K, own.bytes));
+    return own.seconds < apart;
+}
+
 static void clock_linear_forward(const LinearForward *a)
 {
     int columns = a->act == ACT_SWIGLU ? 2 * a->out : a->out, type = multiplied(&a->x, &a->w);
     double y = (double)a->rows * columns * size_of(&a->y);
     bool fused = a->act == ACT_NONE || (a->act == ACT_GELU_TANH && a->y.type != F32 && a->kept);
+    double behind = !fused || a->drop.p > 0 || is_eight(&a->y) ? 2 * y : 0;
+    if (in_one(PRODUCTS_FORWARD, hopper_forward(gpu(), a), behind))
+        return;
     if (type == E4M3) {
         copied(&a->x, (double)a->rows * a->in, 1);
         copied(&a->w, (double)columns * a->in, 1);
     }
     product(PRODUCTS_FORWARD, type, a->rows, columns, a->in, size_of(&a->y));
-    if (!fused || a->drop.p > 0 || is_eight(&a->y))
-        pass(ACT_FORWARD, 2 * y);
+    if (behind > 0)
+        pass(ACT_FORWARD, behind);
 }
 
+/* An activation's slope takes dx and what the activation was of, and gives dx. */
 static void clock_linear_backward_input(const LinearBackwardInput *a)
 {
     double dx = (double)a->rows * a->in * size_of(&a->dx);
+    double slope = a->act || a->drop.p > 0 ? 3 * dx : 0;
     int type = multiplied(&a->dy, &a->w);
+    if (in_one(PRODUCTS_INPUT, hopper_backward_input(gpu(), a), slope))
+        return;
     if (type == E4M3)
         copied(&a->w, (double)a->in * a->out, 1);
     product(PRODUCTS_INPUT, type, a->rows, a->in, a->out, size_of(&a->dx));
-    if (a->act || a->drop.p > 0)
-        pass(ACT_BACKWARD, 3 * dx); /* reads dx and what the activation was of */
+    if (slope > 0)
+        pass(ACT_BACKWARD, slope);
     else if (a->dbias)
         pass(BIAS_SUMS, dx);
 }
@@ -226,8 +248,9 @@ static void attention(const Attention *a, bool backward)
     double width = (double)a->heads * a->hs, e = size_of(&a->qkv);
     double flop = (backward ? 10.0 : 4.0) * a->B * a->Tq * a->T * width;
     double bytes = (backward ? 8.0 : 4.0) * a->B * a->T * width * e;
+    double portable = gpu_attention(gpu(), a->qkv.type, flop, bytes, backward);
     spend(backward ? ATTENTION_BACKWARD : ATTENTION_FORWARD,
-          gpu_attention(gpu(), a->qkv.type, flop, bytes, backward),
+          fmin(portable, hopper_attention(gpu(), a, backward, bytes)),
           gpu_floor(gpu(), a->qkv.type, false, flop, bytes));
 }
 

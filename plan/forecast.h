@@ -2,7 +2,7 @@
  *
  * Nothing of the model is written down a second time: memory is what vit_memory plans, and a step
  * is vit.c's own, called on a device that computes nothing and keeps a clock (forecast.c). What it
- * costs, each operation says by its shapes (gpus.h).
+ * costs, each operation says by its shapes (gpus.h, hopper.h).
  */
 #pragma once
 

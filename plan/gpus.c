@@ -24,8 +24,8 @@
  * Reach: of 989 TFLOP/s an H200 has given 790 to one large bf16 product of random numbers; in a
  * step, at its limit of power and with what products do besides, 0.70 is assumed. llm.c came to
  * 0.55 to 0.6 of the peak of an A100 in a whole step, and to 0.4 of an H100's. Attention: mma.sync,
- * which ours uses, has the whole peak up to Ampere and about 0.6 of it on Hopper; at 200 tokens a
- * third of that is assumed.
+ * which our portable kernels use, has the whole peak up to Ampere and about 0.6 of it on Hopper; at
+ * 200 tokens a third of that is assumed.
  *
  * fp8: of its peak three quarters as much is assumed as of half's, 1,040 TFLOP/s of an H200's 1,979
  * (Transformer Engine's own benchmark has come to 1,146 with large matrices). The L40S has it too,
@@ -35,20 +35,20 @@
  * sgemm's GFLOP/s on the shapes of Ti/16 (docs/speed.md). Its bandwidth is fitted to 27.9 images/s
  * of one process there, messages to the same table. */
 /* clang-format off */
-#define GPU(name, eight, half, tf32, full, gib, tb, sms, nvlink, adapter, reach, forward,         \
-            backward, us, bf16, measured)                                                         \
-    {name, half * TERA, tf32 * TERA, full * TERA, eight * TERA, gib * GIB, tb * TERA, sms,        \
-     nvlink * GB, adapter * GB, reach, {forward, backward}, us * 1e-6, bf16, measured},
+#define GPU(name, cc, eight, half, tf32, full, gib, tb, sms, nvlink, adapter, reach, forward,     \
+            backward, us, measured)                                                               \
+    {name, half * TERA, tf32 * TERA, full * TERA, eight * TERA, gib * GIB, tb * TERA, cc, sms,    \
+     nvlink * GB, adapter * GB, reach, {forward, backward}, us * 1e-6, measured},
 const Gpu gpus[] = {
-/*   name         fp8   half   tf32   full  GiB  TB/s  SMs  links     reach attention us bf16 */
- GPU("h200",      1979, 989.4, 494.7, 66.9, 140, 4.80, 132, 450, 50,   0.70, 0.21, 0.17, 2, 1, NULL)
- GPU("h100",      1979, 989.4, 494.7, 66.9, 79,  3.35, 132, 450, 50,   0.70, 0.21, 0.17, 2, 1, NULL)
- GPU("a100-80",   0,    311.9, 156,   19.5, 79,  2.04, 108, 300, 25,   0.78, 0.40, 0.32, 2, 1, NULL)
- GPU("a100-40",   0,    311.9, 156,   19.5, 39,  1.56, 108, 300, 25,   0.78, 0.40, 0.32, 2, 1, NULL)
- GPU("b200",      4500, 2250,  1125,  75,   178, 8.00, 148, 900, 50,   0.66, 0.12, 0.10, 2, 1, NULL)
- GPU("v100",      0,    125,   0,     15.7, 31,  0.90, 80,  150, 6.25, 0.75, 0.20, 0.15, 3, 0, NULL)
- GPU("l40s",      0,    362,   183,   91.6, 44,  0.86, 142, 25,  12.5, 0.75, 0.35, 0.28, 2, 1, NULL)
- GPU("xeon-core", 0,    0,     0,     0.14, 0,   .011, 0,   4,   1,    1,    0,    0,    5, 0,
+/*   name         cc   fp8   half   tf32   full  GiB  TB/s  SMs  links     reach attention us */
+ GPU("h200",      90,  1979, 989.4, 494.7, 66.9, 140, 4.80, 132, 450, 50,   .70, .21, .17, 2, NULL)
+ GPU("h100",      90,  1979, 989.4, 494.7, 66.9, 79,  3.35, 132, 450, 50,   .70, .21, .17, 2, NULL)
+ GPU("a100-80",   80,  0,    311.9, 156,   19.5, 79,  2.04, 108, 300, 25,   .78, .40, .32, 2, NULL)
+ GPU("a100-40",   80,  0,    311.9, 156,   19.5, 39,  1.56, 108, 300, 25,   .78, .40, .32, 2, NULL)
+ GPU("b200",      100, 4500, 2250,  1125,  75,   178, 8.00, 148, 900, 50,   .66, .12, .10, 2, NULL)
+ GPU("v100",      70,  0,    125,   0,     15.7, 31,  0.90, 80,  150, 6.25, .75, .20, .15, 3, NULL)
+ GPU("l40s",      89,  0,    362,   183,   91.6, 44,  0.86, 142, 25,  12.5, .75, .35, .28, 2, NULL)
+ GPU("xeon-core", 0,   0,    0,     0,     0.14, 0,   .011, 0,   4,   1,    1,   0,   0,   5,
      "bench/results/ranks-2026-11-29-intel-xeon.md")
 };
 #undef GPU

@@ -13,13 +13,13 @@ typedef struct {
     double eight;            /* in fp8, where --precision fp8 can be chosen; 0: it cannot */
     double memory;           /* bytes */
     double bandwidth;        /* of memory, bytes/s */
+    int capability;          /* compute capability, 90: 9.0; before 80 there is no bf16; 0: a CPU */
     int processors;          /* multiprocessors; 0: a CPU, which has no waves of tiles */
     double nvlink;           /* to the other GPUs of the machine, bytes/s each way */
     double adapter;          /* a GPU's share of the machine's InfiniBand, bytes/s each way */
     double reach;            /* share of `half` and `tf32` that large products reach */
     double attention[2];     /* share of `half` in our attention, forward and backward */
     double launch;           /* seconds between an operation and the next */
-    bool bf16;               /* else fp16 alone */
     const char *measured;    /* where measurements stand; NULL: nothing has been measured on it */
 } Gpu;
 

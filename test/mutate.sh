@@ -112,15 +112,16 @@ cuda/attention.cuh | s/sum\[r\] \*= shrink;/;/
 cuda/attention.cuh | s/if (!FULL \&\& 16 \* n + 8 \* i + e % 2 >= limit)/if (!FULL \&\& 16 * n + 8 * i + e % 2 > limit)/
 cuda/attention.cuh | s/e % 2 < limit ?/e % 2 <= limit ?/
 cuda/attention.cuh | s/(unsigned)row % (2 \* ROWS)/(unsigned)row % ROWS/
-cuda/layers.cuh | s/rstd\[m\] \* (dyk \* gamma/-rstd[m] * (dyk * gamma/
-cuda/layers.cuh | s/sum\[SUM_DBETA\]\[j\]\[k\] += dyk;/sum[SUM_DBETA][j][k] -= dyk;/
+cuda/norms.cuh | s/rstd\[m\] \* (dyk \* gamma/-rstd[m] * (dyk * gamma/
+cuda/norms.cuh | s/sum_of(SUM_DBETA, j, k) += dyk;/sum_of(SUM_DBETA, j, k) -= dyk;/
+cuda/norms.cuh | s/    if (IN_MEMORY)/    if (!IN_MEMORY)/
 cuda/layers.cuh | s/d\[1\]\[k\] = dy \* g \* plus;/d[1][k] = dy * g * minus;/
-cuda/layers.cuh | s/- g_sum - n.v\[r\]\[k\] \* gn_sum/- g_sum + n.v[r][k] * gn_sum/
-cuda/layers.cuh | s/for (int d = lanes; d < 32; d \*= 2)/for (int d = lanes; d < 16; d *= 2)/
+cuda/norms.cuh | s/- g_sum - n.v\[r\]\[k\] \* gn_sum/- g_sum + n.v[r][k] * gn_sum/
+cuda/norms.cuh | s/for (int d = lanes; d < 32; d \*= 2)/for (int d = lanes; d < 16; d *= 2)/
 cuda/layers.cuh | s/cut ? g->partner : b, c, y, x/cut ? b : g->partner, c, y, x/
 cuda/layers.cuh | s/(unsigned)(x - r.x) < (unsigned)r.w/(unsigned)(x - r.x) <= (unsigned)r.w/
 cuda/layers.cuh | s/g->lambda < 1 || g->cut.h > 0/g->lambda < 1/
-cuda/layers.cuh | s/room\[warp \* 32 + lane\] = sum;/room[warp * 32 + lane] = -sum;/
+cuda/rows.cuh | s/room\[warp \* 32 + lane\] = sum;/room[warp * 32 + lane] = -sum;/
 cuda/optimizer.cuh | s/^    if (s->skip)$/    if (!s->skip)/
 cuda/optimizer.cuh | s/(double)c.rate \* (double)ratio/(double)ratio/
 cuda/optimizer.cuh | s/c.n = c.rate > 0 ? c.n : 0;/;/
@@ -161,6 +162,21 @@ cuda/attention_sm90_backward.cuh | s/tma_store_read_wait<0>(); \/\*/; \/*/
 cuda/attention_sm90_backward.cuh | s/ \& keys.there\[r\];/;/
 cuda/attention_sm90_backward.cuh | s/two >> 8 \& 1/two >> 7 \& 1/
 cuda/attention_sm90_backward.cuh | s/a->qkv, 3 \* H, Tq, T,/a->qkv, 3 * H, T, T,/
+cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.full + tile, n % 2);/;/
+cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.empty + i, n % 2 ^ 1);/;/
+cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.empty + i, n % 2 ^ 1);/mbarrier_wait(at.empty + i, n % 2);/
+cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.own_there + group, own_parity);/;/
+cuda/attention_sm90_large.cuh | s/own_parity ^= 1;/;/
+cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.forgotten + n % 2, n \/ 2 % 2 ^ 1);/;/
+cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.known + n % 2, n \/ 2 % 2);/;/
+cuda/attention_sm90_large.cuh | s/wgmma_wait<1>(s);/wgmma_wait<2>(s);/
+cuda/attention_sm90_large.cuh | s/wgmma_fence(sums\[0\]);/;/
+cuda/attention_sm90_large.cuh | s/my.last \&\& tile > 0/tile > 0/
+cuda/attention_sm90_large.cuh | s/!passed \&\& i </false \&\& i </
+cuda/attention_sm90_large.cuh | s/i % 2 < a.T ? s\[i\] : 0;/i % 2 <= a.T ? s[i] : 0;/
+cuda/attention_sm90_large.cuh | s/(x - (KEYS ? delta\[e % 2\] : my.delta\[e \/ 2\]))/x/
+cuda/attention_sm90_large.cuh | s/(which \* SLABS + s) % 2/0/
+cuda/attention_sm90_large.cuh | s/((uint32_t)first + (uint32_t)query \* T) % 4 + key/key/
 cuda/gemm.cuh | s/p.C ? 1.0f : 0.0f/p.C ? 0.0f : 1.0f/
 backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(cu.stream, event_of(t), 0));/;/
 backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(copies, event_of(after), 0));/;/

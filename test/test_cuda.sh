@@ -171,6 +171,8 @@ bad "ranks without GPUs" 2 'gpus' "$gpu" $tiny --ranks 2
 bad "more ranks than images" 2 'divide' RANK=0 WORLD_SIZE=1 "$gpu" $tiny --gpus 3 --steps 1
 if [ "$standin" ]; then
     bad "no GPU" 1 'no GPU is visible' VIT_STANDIN_NO_DEVICE=1 "$gpu" $tiny --steps 1
+    bad "GPUs that are not there" 1 'rank [123] .*: there is no GPU [123] here' -u VIT_SHARE_GPU "$gpu" $tiny --gpus 4
+    check "is said once: $(grep -c '^error: ' log)" [ "$(grep -c '^error: ' log)" = 1 ]
     bad "an old driver" 1 'driver' VIT_STANDIN_OLD_DRIVER=1 "$gpu" $tiny --steps 1
     bad "an old GPU" 1 'compute capability 7.5' VIT_STANDIN_SM=75 "$gpu" $tiny --steps 1
     bad "built for other GPUs" 1 'built for other GPUs' VIT_STANDIN_NO_KERNEL=1 "$gpu" $tiny --steps 1

@@ -153,6 +153,9 @@ static void test_folders(void)
     }
     write_text(classes, "a\nb\nd\n");
     refuse(dir, true, classes, "/c is not in");
+    write_text(classes, "0,a\n1,b\n2,c\n3,d\n");
+    CHECK(!open_dir(dir, true, classes, &e) && strstr(e.hint, "the first one is '0,a'"), "%s",
+          e.hint);
     write_text(classes, "a\nb\n\nc\nd\n");
     refuse(dir, true, classes, "line 3 is empty");
     write_text(classes, "a\nb\na\nc\nd\n");
@@ -165,6 +168,9 @@ static void test_folders(void)
     refuse(dir, true, classes, "no classes");
     CHECK(make_dirs(at(dir, "empty"), &e));
     refuse(dir, true, NULL, "empty has no images");
+    write_text(at(dir, "empty/notes"), "");
+    write_text(at(dir, "empty/list.txt"), "");
+    refuse(dir, true, NULL, "empty has no images, only 2 other files (");
     refuse(at(temporary, "missing"), true, NULL, "no such directory");
     CHECK(make_dirs(at(temporary, "bare"), &e));
     refuse(at(temporary, "bare"), true, NULL, "no class folders");
@@ -201,7 +207,7 @@ static void test_split_names(void)
         {{"a", "trainer", "tests"}, "", "", ""},
         {{"train/a", "val/a", "valid/a"}, "train", NULL, "has both val/ and another folder"},
         {{"train/a", "Train/a"}, NULL, NULL, "no val/"},
-        {{"train/a", "test"}, "train", NULL, "test has 1 pictures, but no class folders"},
+        {{"train/a", "test"}, "train", NULL, "test has 1 picture, but no class folders"},
         {{"train", "bus", "car"}, NULL, NULL, ""},
         {{"test", "bus", "car"}, NULL, NULL, ""},
         {{"seg_pred/1/a", "seg_pred/2/a", "seg_train/seg_train/a", "seg_train/other/a"},
@@ -211,6 +217,8 @@ static void test_split_names(void)
         {{"flowers/train/a", "flowers/val/a"}, NULL, NULL, "flowers/train"},
         {{"one/a", "one/b", "two/a"}, NULL, NULL, "in it have no pictures, but folders"},
         {{"a/images", "b/images"}, "", "", ""},
+        {{"train2017/a", "val2017/a"}, "train2017", "val2017", ""},
+        {{"train/a", "train/b", "val", "devkit"}, "train", NULL, "1 picture, but no class folders"},
     };
     for (int i = 0; i < COUNT(cases); i++) {
         char name[16];
@@ -232,7 +240,30 @@ static void test_split_names(void)
         }
     }
     Error e = {"", ""};
-    Dataset *d = open_dir(at(temporary, "case0"), false, NULL, &e);
+    Dataset *d = open_dir(make_set("alike", (const char *const[]){"train/a", "val/A", NULL}), false,
+                          NULL, &e);
+    CHECK(!d && strstr(e.what, "train, but 'a' is") && strstr(e.hint, "capitals"), "%s", e.what);
+    d = open_dir(make_set("inner", (const char *const[]){"train/a", "train/val", NULL}), true, NULL,
+                 &e);
+    check_said(d, "inner/train/val is taken for a class: --classes FILE");
+    data_close(d);
+    static const char *const endings[][2] = {{"x.parquet", "Hugging Face"},
+                                             {"x.ZIP", "unpack"},
+                                             {"x.tar", "--data wds:"},
+                                             {"labels.csv", "csv, json"}};
+    for (int i = 0; i < COUNT(endings); i++) {
+        char *dir = xasprintf("%s/ending%d", temporary, i),
+             *file = xasprintf("%s/%s", dir, *endings[i]);
+        CHECK(make_dirs(dir, &e), "%s", e.what);
+        write_text(file, "");
+        d = open_dir(dir, true, NULL, &e);
+        CHECK(!d && strstr(e.what, "no class folders") && strstr(e.hint, endings[i][1]), "%s; %s",
+              e.what, e.hint);
+        free(dir);
+        free(file);
+    }
+    refuse("s3://bucket/set", true, NULL, "is an address");
+    d = open_dir(at(temporary, "case0"), false, NULL, &e);
     check_said(d, "case0 has no val/: ");
     data_close(d);
     /* A class file says that such names are classes. */
@@ -266,9 +297,8 @@ static void test_endings(void)
     write_text(at(dir, "beside.jpg"), "");
     Dataset *d = open_dir(dir, true, NULL, &e);
     CHECK(d && data_count(d) == 18, "%ld: %s", d ? data_count(d) : -1, e.what);
-    check_said(d,
-               "/endings: 18 images of 2 classes; passed over: 2 .heic, 6 .txt, 1 pictures beside "
-               "the class folders, 2 without an ending\n");
+    check_said(d, "/endings: 18 images of 2 classes; passed over: 2 .heic, 6 .txt, 1 beside "
+                  "the class folders, 2 without an ending\n");
     data_close(d);
     d = open_dir(make_set("single", (const char *const[]){"train/a", NULL}), true, NULL, &e);
     check_said(d, "note: there is one class, 'a'");

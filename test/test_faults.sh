@@ -186,9 +186,11 @@ scene "all stopped, and continued" stopped_for_a_while
 
 # ---- told to stop ----
 
-told() { # layout
+told() { # layout, the rank that is; none: the launcher
     begin "$program" $small $1
-    kill -TERM $pid
+    local whom=$pid
+    [ "$2" ] && whom=$(rank $2)
+    kill -TERM $whom
     gone 10
     wait $pid
     local rc=$? step
@@ -209,7 +211,24 @@ mpirun_told() { # signal, status
     [ $1 = TERM ] || check "$name" grep -q '^stopped after step' log
     goes_on $dp
 }
+# Before mpirun, which has much to do, has started any rank.
+told_early() {
+    mkdir slow
+    printf '#!/bin/sh\ntrap "" USR1\nsleep 3\nexec "%s" "$@"\n' "$(command -v mpirun)" >slow/mpirun
+    chmod +x slow/mpirun
+    PATH=$PWD/slow:$PATH "$program" $small $dp --out run --steps 1000000 >log 2>&1 &
+    pid=$! ranks=
+    sleep 1
+    kill -TERM $pid
+    gone 10
+    wait $pid
+    local rc=$?
+    check "$name: status $rc" [ $rc = 143 ]
+    check "$name: nothing has begun" [ ! -e run ]
+}
 scene "SIGTERM" told "$dp"
+scene "SIGTERM, too early for ranks" told_early
+scene "SIGTERM to a rank" told "$dp" 1
 scene "SIGTERM, zero" told "$zero"
 scene "SIGTERM, tp" told "$tp"
 scene "SIGTERM, pp" told "$pp"
@@ -243,6 +262,10 @@ int open(const char *path, int flags, ...)
     va_end(args);
     while (strstr(path, "stuck") && meant("disk"))
         pause();
+    if (strstr(path, "run/") && (flags & O_ACCMODE) != O_RDONLY && meant("read-only")) {
+        errno = EROFS;
+        return -1;
+    }
     return (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
 }
 ssize_t pwrite(int fd, const void *bytes, size_t n, off_t at)
@@ -279,6 +302,19 @@ full() { # layout
     faulty full 1 'rank 1: run/step_00000002.tmp/.*: No space left on device' --out run --steps 2 $1
     check "$name: no half of a checkpoint" [ -z "$(compgen -G 'run/step*')" ]
 }
+# Found out before the first step, and not when there is something to save.
+read_only() {
+    faulty read-only 1 'rank 1: run: cannot write to a file of rank 0: Read-only file system' --out run \
+        --steps 2 $zero
+    check "$name: before the first step" sh -c "! grep -q '^step' log"
+}
+read_only_dp() {
+    LD_PRELOAD=$tmp/fault.so FAULT=read-only timeout 60 "$program" $small --out run --steps 2 $dp >log 2>&1
+    local rc=$?
+    check "$name: status $rc" [ $rc = 0 ]
+    check "$name: is said" grep -q '^note: rank 1: run: .*Read-only.*; rank 0 saves the run by itself' log
+    check "$name: is saved" test -e run/step_00000002
+}
 hanging_disk() {
     mkdir -p pictures/a pictures/b
     for i in $(seq 32); do
@@ -289,12 +325,19 @@ hanging_disk() {
     faulty disk 1 "rank 1 \\(.*\\) has done nothing for $patience s, and others wait: it was reading images \\(step [0-9]+\\)$" \
         $dp --data pictures --no-augment --out run --steps 100
 }
+hanging_directory() {
+    faulty disk 1 "rank 1 \\(.*\\) has done nothing for $patience s, and others wait: it was opening the run.s directory$" \
+        $zero --out stuck --steps 100
+}
 in_mpi() { # call
     faulty "$1" 137 'rank 1 \(.*\) ended' $dp --out run --steps 3
     [ "$1" = init ] || check "$name: the run is there" test -e run/step_00000003
 }
 if ${MPICC:-mpicc} -shared -fPIC -o fault.so fault.c 2>log; then
     scene "a disk that hangs" hanging_disk
+    scene "a directory that hangs" hanging_directory
+    scene "a disk that is read-only for one, zero" read_only
+    scene "a disk that is read-only for one" read_only_dp
     for layout in "$dp" "$zero" "$tp" "$pp"; do scene "a full disk, $layout" full "$layout"; done
     scene "killed in MPI_Init" in_mpi init
     scene "killed in MPI_Finalize" in_mpi finalize

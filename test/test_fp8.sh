@@ -49,6 +49,8 @@ bad "a CPU" 2 'no --precision fp8' "$cpu" $tiny $eight --steps 1 --out none
 bad "a width that is no multiple of 16" 1 'multiples of 16' "$gpu" $tiny $eight --width 40 --steps 1 --out none
 bad "nor an MLP" 1 'mlp is 72' "$gpu" $tiny $eight --mlp 72 --steps 1 --out none
 bad "a rank's" 1 'rank is 24' "$gpu" $tiny $eight --width 48 --mlp 96 --tp 2 --gpus 2 --steps 1 --out none
+bad "a rank's MLP" 1 'mlp of a tensor parallel rank is 40' \
+    "$gpu" $tiny $eight --mlp 80 --tp 2 --gpus 2 --steps 1 --out none
 bad "no such scaling" 2 'delayed' "$gpu" $tiny $eight --fp8-scaling block
 
 # ---- the same training as in bf16, and what each flag changes ----

@@ -106,6 +106,10 @@ static void test_wrong(void)
         {{"--num-classes", "x"}, "--num-classes: 'x'", "whole number"},
         {{"--layer-scale=maybe", "--lr=1"}, "--layer-scale: 'maybe'", "true or false"},
         {{"--no-opt", "--lr=1"}, "--opt: '0' is none of", "words"},
+        {{"--precision=bfloat16", "--lr=1"},
+         "--precision: 'bfloat16' is none of",
+         "here it is bf16"},
+        {{"--loss", "BCE"}, "--loss: 'BCE' is none of", "here it is sigmoid"},
         {{"--warmup_stesp", "3"}, "--warmup_stesp", "did you mean --warmup-steps?"},
         {{"--image-size", "1x2x3"}, "--image-size: cannot read '1x2x3'", "N|HxW"},
         {{"--image-size", "ax4"}, "--image-size: cannot read 'ax4'", "N|HxW"},
@@ -247,7 +251,8 @@ static void test_echo_texts(void)
     Error e = {"", ""};
     Config c = vit_config_default();
     CHECK(mkdtemp(dir));
-    char *path = xasprintf("%s/config.ini", dir), *temporary = xasprintf("%s.%ld.tmp", path, (long)getpid());
+    char *path = xasprintf("%s/config.ini", dir),
+         *temporary = xasprintf("%s.%ld.tmp", path, (long)getpid());
     for (int i = 0; i < COUNT(texts); i++) {
         Options o, back;
         options_init(&back);
@@ -401,9 +406,9 @@ static void test_amounts(void)
     static const struct {
         double n;
         const char *one, *text;
-    } cases[] = {{0, "step", "0 steps"},      {1, "step", "1 step"},   {2, "class", "2 classes"},
-                 {1, "class", "1 class"},     {3, "index", "3 indexes"},
-                 {1e9, "image", "1000000000 images"}};
+    } cases[] = {{0, "step", "0 steps"},    {1, "step", "1 step"},
+                 {2, "class", "2 classes"}, {1, "class", "1 class"},
+                 {3, "index", "3 indexes"}, {1e9, "image", "1000000000 images"}};
     for (int i = 0; i < COUNT(cases); i++)
         CHECK(strcmp(amount(cases[i].n, cases[i].one).s, cases[i].text) == 0, "%s",
               amount(cases[i].n, cases[i].one).s);
@@ -416,7 +421,8 @@ static char *effects_of(const char *command, const char *flags)
 {
     static const Backend device; /* a CPU, where there is no other */
     char *copy = xstrdup(flags), *rest = copy, *words[32] = {(char *)"train_cpu"};
-    Session s = {.be = strcmp(command, "plan") == 0 ? NULL : &device, .config = vit_config_default()};
+    Session s = {.be = strcmp(command, "plan") == 0 ? NULL : &device,
+                 .config = vit_config_default()};
     Settings asked = {0};
     Error e = {"", ""};
     int n = 1;
@@ -487,7 +493,8 @@ static void test_effects(void)
          "--val-fraction has no effect with --val-data"},
         {"train", "--class-order timm --classes c", "--no-classes",
          "--class-order has no effect with --classes"},
-        {"train", "--data d --index-dir i --wds-label txt --shuffle-shards 2", "--data wds:d/{0..9}",
+        {"train", "--data d --index-dir i --wds-label txt --shuffle-shards 2",
+         "--data wds:d/{0..9}",
          "--wds-label, --shuffle-shards, --index-dir have no effect without --data wds:PATTERN"},
         {"train", "--no-augment --flip 0 --color-jitter 0.4 --area-min 0.5", "--augment",
          "--flip, --color-jitter, --area-min have no effect with --no-augment"},
@@ -504,7 +511,8 @@ static void test_effects(void)
         {"eval", "--resize 256 --crop-pct 0.9", "--no-resize",
          "--crop-pct has no effect with --resize"},
         {"train", "--val-data none --tta flip --crop stretch", "--val-data v",
-         "--tta has no effect with --val-data none\nnote: --crop has no effect with --val-data none"},
+         "--tta has no effect with --val-data none\nnote: --crop has no effect with --val-data "
+         "none"},
         {"train", "--val-data none --eval-every 7 --save-every 3", "--no-save-every",
          "--eval-every has no effect with --val-data none and --save-every"},
         {"train", "--zero 2", "--ranks 2", "--zero has no effect with one data parallel rank"},
@@ -517,7 +525,8 @@ static void test_effects(void)
          "--layers-per-stage has no effect without --pp"},
         {"bench", "--workers 3 --no-augment", "--data d",
          "--workers, --no-augment have no effect without --data"},
-        {"plan", "--ranks 8 --zero 1 --no-reshard-after-forward --momentum 0.8", "--zero 3 --opt sgd",
+        {"plan", "--ranks 8 --zero 1 --no-reshard-after-forward --momentum 0.8",
+         "--zero 3 --opt sgd",
          "--momentum has no effect without --opt sgd\nnote: --no-reshard-after-forward has no "
          "effect without --zero 3"},
     };
@@ -600,11 +609,8 @@ static void test_schedules(void)
     CHECK(near(schedule_lr(&s, 12, 8), 1.25) && near(schedule_lr(&s, 12, 11), 0.5 + 1.5 / 8));
     s.schedule = SCHEDULE_CONSTANT;
     CHECK(near(schedule_lr(&s, 12, 2), 1.5) && near(schedule_lr(&s, 12, 11), 2));
-    s = (Options){.schedule = SCHEDULE_STEP,
-                  .lr = 1,
-                  .lr_floor = 0.005,
-                  .step_size = 10,
-                  .step_gamma = 0.1};
+    s = (Options){
+        .schedule = SCHEDULE_STEP, .lr = 1, .lr_floor = 0.005, .step_size = 10, .step_gamma = 0.1};
     CHECK(near(schedule_lr(&s, 30, 0), 1) && near(schedule_lr(&s, 30, 9), 1) &&
           near(schedule_lr(&s, 30, 10), 0.1));
     CHECK(near(schedule_lr(&s, 30, 29), 0.01) && near(schedule_lr(&s, 30, 30), 0.005));

@@ -6,6 +6,7 @@
  * time.
  */
 #include "check.h"
+#include "plan/hopper.h"
 #include "plan/propose.h"
 
 #include <math.h>
@@ -325,6 +326,157 @@ static void test_products(void)
     CHECK(2 * 768.0 * 768 * 100000 / thin > 0.5 * g->reach * g->half, "%g s", thin);
 }
 
+/* ---- our own kernels for Hopper ---- */
+
+static Tensor rows_of(long ld, int type)
+{
+    return (Tensor){(dev *)(uintptr_t)4096, ld, type, NULL};
+}
+
+static Attention heads_of(int B, int T, int heads, int hs, int type)
+{
+    long C = (long)heads * hs;
+    return (Attention){.qkv = rows_of(3 * C, type),
+                       .out = rows_of(C, type),
+                       .B = B,
+                       .T = T,
+                       .Tq = T,
+                       .heads = heads,
+                       .hs = hs,
+                       .dqkv = rows_of(3 * C, type),
+                       .dout = rows_of(C, type)};
+}
+
+/* What there are kernels of, on H100 and H200 alone. */
+static void test_own_attention(void)
+{
+    static const struct {
+        int T, hs, type;
+        double drop;
+        bool forward, backward;
+    } cases[] = {
+        {197, 64, BF16, 0, true, true},    {197, 64, F16, 0.1, true, true},
+        {208, 8, BF16, 0, true, true},     {209, 64, BF16, 0, true, true},
+        {640, 64, BF16, 0.1, false, true}, {641, 64, BF16, 0, false, false},
+        {257, 80, BF16, 0, true, true},    {257, 80, BF16, 0.1, false, true},
+        {272, 104, BF16, 0, true, true},   {272, 112, BF16, 0, true, false},
+        {197, 120, BF16, 0, false, false}, {273, 72, BF16, 0, false, false},
+        {197, 60, BF16, 0, false, false},  {197, 64, F32, 0, false, false},
+    };
+    for (int i = 0; i < COUNT(cases); i++)
+        for (int k = 0; k < gpu_count; k++) {
+            bool hopper = strcmp(gpus[k].name, "h100") == 0 || strcmp(gpus[k].name, "h200") == 0;
+            Attention a = heads_of(16, cases[i].T, 16, cases[i].hs, cases[i].type);
+            a.drop.p = cases[i].drop;
+            bool forward = hopper_attention(&gpus[k], &a, false, 1e6) < INFINITY;
+            bool backward = hopper_attention(&gpus[k], &a, true, 1e6) < INFINITY;
+            CHECK(forward == (hopper && cases[i].forward), "%s, case %d: forward %d", gpus[k].name,
+                  i, forward);
+            CHECK(backward == (hopper && cases[i].backward), "%s, case %d: backward %d",
+                  gpus[k].name, i, backward);
+        }
+    Attention odd = heads_of(16, 197, 12, 64, BF16);
+    odd.dout.ld += 4; /* rows that are not packs of 16 bytes, of a tensor of the backward pass */
+    CHECK(hopper_attention(&gpus[0], &odd, false, 1e6) < INFINITY);
+    CHECK(hopper_attention(&gpus[0], &odd, true, 1e6) == INFINITY);
+}
+
+static void test_own_products(void)
+{
+    const int M = 256 * 197, F = 3072, C = 768;
+    const Gpu *h200 = cluster_of("h200", "ib", 8).gpu, *a100 = cluster_of("a100-80", "ib", 8).gpu;
+    const LinearForward fc1 = {.x = rows_of(C, BF16),
+                               .w = rows_of(C, BF16),
+                               .y = rows_of(F, BF16),
+                               .pre = rows_of(F, BF16),
+                               .rows = M,
+                               .in = C,
+                               .out = F,
+                               .act = ACT_GELU};
+    const LinearBackwardInput fc2 = {.dx = rows_of(F, BF16),
+                                     .dy = rows_of(C, BF16),
+                                     .w = rows_of(F, BF16),
+                                     .pre = rows_of(F, BF16),
+                                     .rows = M,
+                                     .in = F,
+                                     .out = C,
+                                     .act = ACT_GELU_TANH};
+    dev *scale = fc1.x.p;
+    LinearForward f[] = {fc1, fc1, fc1, fc1, fc1, fc1, fc1};
+    LinearBackwardInput b[] = {fc2, fc2, fc2, fc2, fc2};
+    CHECK(hopper_forward(h200, &fc1).seconds < INFINITY);
+    CHECK(hopper_backward_input(h200, &fc2).seconds < INFINITY);
+    CHECK(hopper_forward(a100, &fc1).seconds == INFINITY);
+    CHECK(hopper_backward_input(a100, &fc2).seconds == INFINITY);
+    f[0].act = ACT_NONE;
+    f[1].act = ACT_QUICK_GELU;
+    f[2].drop.p = 0.1;
+    f[3].residual = rows_of(F, BF16);
+    f[4].x.scale = f[4].w.scale = scale; /* operands that are multiplied in 8 bits */
+    f[5].y.type = E4M3;
+    f[6].out = 3076;
+    for (int i = 0; i < COUNT(f); i++)
+        CHECK(hopper_forward(h200, &f[i]).seconds == INFINITY, "forward, case %d", i);
+    b[0].act = ACT_SWIGLU;
+    b[1].drop.p = 0.1;
+    b[2].dy.scale = b[2].w.scale = scale;
+    b[3].dx.type = b[3].dy.type = b[3].w.type = b[3].pre.type = F32;
+    b[4].dbias = scale;
+    b[4].rows = 12000000; /* whose tiles' sums have no room */
+    for (int i = 0; i < COUNT(b); i++)
+        CHECK(hopper_backward_input(h200, &b[i]).seconds == INFINITY, "backward, case %d", i);
+}
+
+/* The figures that the kernels' own comments come to: 512 TFLOP/s; of attention backward 182 us for
+ * a layer of B/16, 36,400 cycles for a head of g/14. */
+static void test_own_times(void)
+{
+    const Gpu *g = cluster_of("h200", "ib", 8).gpu;
+    LinearForward fc1 = {.x = rows_of(1024, BF16),
+                         .w = rows_of(1024, BF16),
+                         .y = rows_of(4096, BF16),
+                         .rows = 100000,
+                         .in = 1024,
+                         .out = 4096,
+                         .act = ACT_GELU};
+    double rate = 2.0 * 100000 * 1024 * 4096 / hopper_forward(g, &fc1).seconds;
+    CHECK(fabs(rate - 512e12) < 0.02 * 512e12, "%g FLOP/s", rate);
+    Attention a = heads_of(256, 197, 12, 64, BF16);
+    double t = hopper_attention(g, &a, true, 620e6);
+    CHECK(fabs(t - 182e-6) < 0.05 * 182e-6, "%g s", t);
+    a = heads_of(132, 257, 16, 88, BF16);
+    t = hopper_attention(g, &a, true, 1e6) / 16 * 1.75e9;
+    CHECK(fabs(t - 36400) < 0.02 * 36400, "%g cycles", t);
+}
+
+/* A forecast takes the faster way: beside an H200 that is like any other GPU. */
+static void test_own_kernels(void)
+{
+    static const struct {
+        const char *model;
+        bool gelu; /* ours is faster in its product */
+    } cases[] = {{"B/16", true}, {"G/14", false}};
+    for (int i = 0; i < COUNT(cases); i++) {
+        Job j = job_of(cases[i].model, 1, 64, 1);
+        j.cluster = cluster_of("h200", "ib", 8);
+        Gpu other = *j.cluster.gpu;
+        other.capability = 80;
+        Forecast own = job_forecast(&j);
+        j.cluster.gpu = &other;
+        Forecast portable = job_forecast(&j);
+        const double *x = own.kernel, *y = portable.kernel;
+        check_sum(&own, "our own kernels");
+        CHECK(x[ATTENTION_FORWARD] < 0.95 * y[ATTENTION_FORWARD]);
+        CHECK(x[ACT_BACKWARD] < 0.2 * y[ACT_BACKWARD] && x[PRODUCTS_INPUT] > y[PRODUCTS_INPUT]);
+        CHECK(x[PRODUCTS_WEIGHT] == y[PRODUCTS_WEIGHT] && own.seconds < portable.seconds);
+        if (cases[i].gelu)
+            CHECK(x[ACT_FORWARD] < 0.2 * y[ACT_FORWARD]);
+        else
+            CHECK(x[ACT_FORWARD] == y[ACT_FORWARD]);
+        CHECK(x[ATTENTION_BACKWARD] < 0.7 * y[ATTENTION_BACKWARD]);
+    }
+}
+
 /* ---- layouts ---- */
 
 static void test_proposals(void)
@@ -387,6 +539,10 @@ int main(void)
     test_time();
     test_bubble();
     test_more_is_better();
+    test_own_attention();
+    test_own_products();
+    test_own_times();
+    test_own_kernels();
     test_proposals();
     test_fit();
     return check_report();

@@ -22,7 +22,7 @@ bad "no model" 2 'no model is named'
 bad "unknown GPU" 2 'h100 a100-80' --model B/16 --gpu h101
 bad "unknown link" 2 'ib ethernet' --model B/16 --link wifi
 bad "a layout that cannot be" 2 'must divide both: 1, 2' --model B/16 --world 10 --tp 5
-bad "a batch that does not divide" 2 'do not divide' --model B/16 --world 8 --zero 1 --batch-size 100
+bad "a batch that does not divide" 2 'does not divide' --model B/16 --world 8 --zero 1 --batch-size 100
 bad "what does not fit" 1 'what fits: ' --model G/14 --world 8 --gpu a100-40 --zero 0 --micro-batch 128 \
     --batch-size 1024
 bad "what fits nowhere" 1 '[0-9]+ GPUs and' --model 10B/14 --world 2 --gpu l40s --batch-size 64
@@ -31,6 +31,13 @@ bad "unknown flag" 2 'did you mean --micro-batch' --model B/16 --mirco-batch 3
 check "a recipe" grep -q '90 epochs of 1281167 images' log
 check "it says that it is an estimate" grep -q 'nothing has been measured on this GPU' log
 check "three proposals" grep -q '^3\. ' log
+silent=(--model B/16 --world 8 --link ethernet --gbit 100)
+good "one machine" "${silent[@]}"
+check "says what has no effect" grep -q '^note: --link, --gbit have no effect on one machine$' log
+good "two machines" "${silent[@]}" --per-machine 4
+check "need no such note" sh -c "! grep -q 'no effect' log"
+good "one GPU" --model B/16 --per-machine 4 --json --kernels
+check "has others" sh -c "grep -q -- '--per-machine has no effect with one' log && grep -q -- '--kernels has no effect' log"
 "$tool" plan --json --model B/16 --world 16 --gpu h200 2>log | python3 -m json.tool >/dev/null 2>&1 ||
     { command -v python3 >/dev/null && check "JSON" false; }
 

@@ -509,7 +509,12 @@ static void test_labels(void)
         {"txt", "0.ppm 0.txt=-1", "0.txt: '-1' is no label", NULL},
         {"txt", "0.ppm 0.txt=a 1.ppm 1.txt=1", "1.txt: '1' is a number, labels before", NULL},
         {"txt", "0.ppm 0.txt=1 1.ppm 1.txt=a", "1.txt: 'a' is a name, labels before", NULL},
-        {"txt", "0.ppm 0.cls=1", "the sample 0 has no txt file", NULL},
+        {"txt", "0.ppm 0.cls=1", "the sample 0 has no txt file, only cls, ppm", NULL},
+        {NULL, "0.json={} 0.cls=1", "the sample 0 has no picture, only cls, json", NULL},
+        {NULL,
+         "0.ppm 0.cls=\xef\xbb\xbf"
+         "1",
+         "1", "0 1"},
         {NULL, "0.ppm 0.cls=1.0", "0.cls: '1.0' is no label", NULL},
         {NULL, "0.ppm 0.cls=cat", "0.cls: 'cat' is no label", NULL},
         {NULL, "0.ppm 0.cls=0 0.ppm 0.cls=1", "the sample 0 has cls twice, at byte", NULL},
@@ -664,6 +669,43 @@ static void test_divided(void)
         data_close(d);
     }
     free(both);
+    /* What a whole data set's archive has as folders; a class of such a name is none. */
+    static const struct {
+        const char *label, *members, *train, *val; /* what is said; NULL: nothing */
+    } inside[] = {
+        {"folder", "train/a/0.ppm train/b/1.ppm val/a/2.ppm",
+         "note: 1 of 3 samples lie in folders for validation or tests: training uses them all",
+         "note: 2 of 3 samples lie in folders for training: evaluation uses"},
+        {NULL, "./set/train/0.ppm ./set/train/0.cls=0 ./set/Test/1.ppm ./set/Test/1.cls=1",
+         "note: 1 of 2 samples lie", "note: 1 of 2 samples lie"},
+        {"folder", "train/a/0.ppm train/b/1.ppm", NULL, NULL},
+        {"folder", "train/0.ppm test/1.ppm", NULL, NULL},
+    };
+    for (int i = 0; i < 2 * COUNT(inside); i++) {
+        write_members(at(temporary, "inside.tar"), inside[i / 2].members);
+        DataOptions o = options(at(temporary, "inside.tar"));
+        o.wds_label = inside[i / 2].label;
+        o.train = i % 2 == 0;
+        const char *want = o.train ? inside[i / 2].train : inside[i / 2].val;
+        Dataset *all = open_options(o);
+        char *said = said_of(all);
+        CHECK(want ? strstr(said, want) && strstr(said, "--val-data wds:")
+                   : !strstr(said, "lie in"),
+              "%s: '%s'", inside[i / 2].members, said);
+        free(said);
+        data_close(all);
+    }
+    write_members(at(temporary, "several.tar"), "0.ppm 0.PNG 0.cls=0 1.ppm 1.cls=1");
+    Dataset *several = open_options(options(at(temporary, "several.tar")));
+    check_said(several, "note: 1 of 2 samples: several pictures, of which the first counts");
+    data_close(several);
+    struct stat st;
+    const char *open_end = at(temporary, "open.tar");
+    write_members(open_end, "0.ppm 0.cls=0 1.ppm 1.cls=1");
+    CHECK(stat(open_end, &st) == 0 && truncate(open_end, st.st_size - 1024) == 0);
+    several = open_options(options(open_end));
+    check_said(several, "note: 1 of 1 shard without the zeros that close an archive");
+    data_close(several);
     DataOptions captions = options(at(temporary, "captions.tar"));
     char *members = xstrdup("0.ppm 0.txt=a");
     for (int i = 1; i < 20; i++) {
@@ -692,7 +734,7 @@ static void test_divided(void)
     write_text(at(dir, "b.tar.gz"), "what gunzip -k leaves");
     write_text(at(dir, "c.tgz"), "");
     d = open_options(options(dir));
-    check_said(d, "; passed over: 2 compressed shards, which gunzip -k");
+    check_said(d, "; passed over: 2 compressed, which gunzip -k");
     data_close(d);
 }
 

@@ -288,18 +288,20 @@ static void test_errors(void)
         const char *stages, *what, *hint;
     } bad[] = {
         {8, 3, 1, "", "--tp 3 --pp 1 takes a multiple of 3 processes; there are 8", "--tp 2 --pp 1"},
+        {8, 3, 2, "", "a multiple of 6 processes; there are 8", "--tp 2 --pp 2"},
         {8, 8, 1, "", "--tp 8 does not divide 12 heads and an MLP of 3072", "1, 2, 3, 4, 6, 12"},
         {8, 0, 1, "", "--tp 0 does not divide 12 heads", "1, 2, 3, 4, 6, 12"},
         {8, 1, 0, "", "--pp 0", "one layer or more"},
         {8, 1, 3, "", "a multiple of 3 processes; there are 8", "--tp 1 --pp 2"},
         {8, 2, 8, "", "a multiple of 16 processes; there are 8", "--tp 2 --pp 4"},
         {1, 1, 2, "", "there is 1", "start 2 processes"},
-        {16, 1, 16, "", "--pp 16, but the model has 12 layers", "one layer or more"},
-        {2, 1, 2, "6", "1 stages, 6 layers; there are 2 and 12", "3,3"},
-        {2, 1, 2, "6,5", "2 stages, 11 layers; there are 2 and 12", "3,3"},
-        {2, 1, 2, "12,0", "stage 2 has no number", "3,3"},
-        {2, 1, 2, "6,,6", "stage 2 has no number", "3,3"},
-        {2, 1, 2, "6;6", "stage 1 has no number", "3,3"},
+        {16, 1, 16, "", "--pp 16, but the model has 12 layers", "--tp 1 --pp 8"},
+        {2, 1, 2, "6", "1 stages, 6 layers; there are 2 and 12", ": 6,6"},
+        {5, 1, 5, "6,5", "2 stages, 11 layers; there are 5 and 12", ": 2,2,2,3,3"},
+        {2, 1, 2, "12,0", "stage 2 has no number", ": 6,6"},
+        {2, 1, 2, "6,,6", "stage 2 has no number", ": 6,6"},
+        {2, 1, 2, "6,6,", "stage 3 has no number", ": 6,6"},
+        {2, 1, 2, "6;6", "stage 1 has no number", ": 6,6"},
     };
     Config c = vit_config_default();
     for (int i = 0; i < COUNT(bad); i++) {

@@ -185,7 +185,7 @@ static const char *listed(void)
     const char *path = write_bytes("t.tar", tar, tar_n);
     text[0] = 0;
     why = (Error){"", ""};
-    bool ok = tar_read(path, list_member, text, &why);
+    bool ok = tar_read(path, list_member, text, NULL, &why);
     CHECK(ok || (strstr(why.what, path) && *why.hint), "'%s'", why.what);
     return ok ? text : "error";
 }
@@ -250,6 +250,27 @@ static void test_members(void)
         member('0', "a.jpg", "x", 1);
         accepted("a.jpg@1024+1\n");
     }
+}
+
+/* Links, and an archive that nothing ends, are told. */
+static void test_rest(void)
+{
+    static const char *const links[] = {"a.jpg", "folder/b.cls", ".hidden", "folder"};
+    for (int i = 0; i < 4; i++) {
+        TarRest rest;
+        char text[8192] = "";
+        tar_n = 0;
+        for (int k = 0; k < COUNT(links); k++)
+            member(i & 1 ? '2' : '1', links[k], "", 0);
+        member('0', "c.jpg", "x", 1);
+        if (i & 2)
+            end();
+        CHECK(tar_read(write_bytes("t.tar", tar, tar_n), list_member, text, &rest, &why), "%s",
+              why.what);
+        CHECK(rest.links == 2 && rest.open == !(i & 2), "%ld links, open %d", rest.links,
+              rest.open);
+    }
+    tar_n = 0;
 }
 
 static void test_names(void)
@@ -413,10 +434,12 @@ static void test_damage(void)
     seal(h);
     const char *path = write_bytes("big.tar", tar, tar_n);
     CHECK(truncate(path, 1 << 24) == 0);
-    CHECK(!tar_read(path, list_member, NULL, &why) && strstr(why.what, "megabyte"), "%s", why.what);
+    CHECK(!tar_read(path, list_member, NULL, NULL, &why) && strstr(why.what, "megabyte"), "%s",
+          why.what);
     tar_n = 0;
-    CHECK(!tar_read(dir, list_member, NULL, &why) && strstr(why.what, "not a regular file"));
-    CHECK(!tar_read(in_dir("none.tar"), list_member, NULL, &why) && strstr(why.what, "none.tar"));
+    CHECK(!tar_read(dir, list_member, NULL, NULL, &why) && strstr(why.what, "not a regular file"));
+    CHECK(!tar_read(in_dir("none.tar"), list_member, NULL, NULL, &why) &&
+          strstr(why.what, "none.tar"));
 }
 
 /* Every cut and, at each byte of two headers, a few other values: never a crash, never a member
@@ -445,11 +468,11 @@ static void test_changed_bytes(void)
             tar[i] = values[k];
             if (memcmp(tar + header + 257, "ustar", 5) == 0)
                 seal(tar + header);
-            tar_read(write_bytes("c.tar", tar, n), inside, &n, &why);
+            tar_read(write_bytes("c.tar", tar, n), inside, &n, NULL, &why);
             memcpy(tar + header, old, 512);
         }
     for (size_t cut = 0; cut < n; cut += 97)
-        tar_read(write_bytes("c.tar", tar, cut), inside, &cut, &why);
+        tar_read(write_bytes("c.tar", tar, cut), inside, &cut, NULL, &why);
     tar_n = 0;
 }
 
@@ -579,7 +602,7 @@ static void test_write(void)
     CHECK(!tar_add(w, longer, big, 1, &why) && strstr(why.what, "no name for a member"));
     CHECK(!path_exists(in_dir("w.tar")));
     CHECK(tar_close(w, &why), "%s", why.what);
-    CHECK(tar_read(in_dir("w.tar"), list_member, text, &why), "%s", why.what);
+    CHECK(tar_read(in_dir("w.tar"), list_member, text, NULL, &why), "%s", why.what);
     char want[1024];
     snprintf(want, sizeof want,
              "a.cls@512+2\na.jpg@1536+200000\ne.jpg@202240+0\nf.jpg@202752+512\n%s@203776+1\n",
@@ -629,6 +652,7 @@ int main(void)
         die("see whether /tmp can be written to", "%s: cannot create", dir);
     test_braces();
     test_members();
+    test_rest();
     test_names();
     test_sizes();
     test_damage();

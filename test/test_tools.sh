@@ -80,6 +80,9 @@ check "the same samples in the same order" sh -c 'for s in one/train* ; do tar t
 { echo b && echo a && ls pics/train | LC_ALL=C sort; } >list
 good "shard, --classes" shard --data pics --out list.d/c --classes list
 check "labels are lines of --classes" sh -c "test $(cls list.d/c-000000.tar 0000000) = 2"
+good "shards of pictures as they are" shard --data pics --out as-is/c --short-side 1000 --quality 80
+says "what has no effect" '^note: --short-side, --quality have no effect here: no picture was encoded$'
+rm -r as-is
 good "shard, --short-side" shard --data pics --out small.d/c --short-side 16 --quality 80
 check "smaller" sh -c 'test $(wc -c <small.d/c-000000.tar) -lt $(wc -c <one/train-000000.tar)'
 check "16 pixels" sh -c 'tar xOf small.d/c-000000.tar 0000005.jpg | od -An -v -tx1 | tr -d " \n" |
@@ -295,9 +298,9 @@ mkdir -p flat/train/a flat/test && cp pics/train/circle/*.jpg flat/train/a && cp
 trains "an unlabelled test split" 1 '^hint: .*--val-data none' --data flat $tiny --steps 1 --out x
 trains "one class" 0 "^note: there is one class, 'a'" --data flat --val-data none $tiny --steps 1 --out x4
 mkdir -p both && cp one/train-000000.tar both/set-train-0.tar && cp one/val-000000.tar both/set-val-0.tar
-trains "a folder with shards of both splits" 0 '^ +training +both .1 train shards.: 70 images' \
+trains "a folder with shards of both splits" 0 '^ +training +both .1 train shard.: 70 images' \
     --data wds:both $tiny --steps 1 --out x5
-says "a folder with shards of both splits" '^ +validation +both .1 val shards.: 30 images'
+says "a folder with shards of both splits" '^ +validation +both .1 val shard.: 30 images'
 trains "its evaluation" 0 ' images 30$' eval --weights x5
 trains "evaluation of a run without validation" 0 "^warning: these are the run.s training images" eval --weights whole
 check "none of a folder's own" sh -c '! "$1" eval --weights x5 2>&1 | grep -q "training images"' - "$train"
@@ -369,6 +372,7 @@ differ a.png c.png
 sheet b.png --val --epoch 5 --mixup 1 --seed 3 --erase 1
 check "validation images do not change" cmp b.png c.png
 says "validation images" '^b.png: 10 of 30 images of 10 classes'
+says "what has no effect" '^note: --epoch has no effect with --val'
 for recipe in "$root"/recipes/*.ini; do
     good "show with $(basename "$recipe")" show --recipe "$recipe" --data pics --out recipe.png --count 2
 done
@@ -471,6 +475,8 @@ says "its settings" 'heads 2'
 says "its classes" 'ant, bee, cat, dog, ... \(5\)'
 good "info with all tensors" info "$weights/hf-clip" --tensors
 says "a tensor" 'blocks.1.attn.qkv.weight +F32 +\[24, 8\]'
+good "info as JSON" info --json --tensors "$weights/map.safetensors" --heads 2
+says "what has no effect" '^note: --tensors has no effect with --json'
 good "info as JSON" info --json "$weights/map.safetensors" --heads 2
 says "pooling" '"pool":[[:space:]]*"map"'
 says "what is assumed" '"eps":[[:space:]]*"eps 1e-06'

@@ -53,6 +53,14 @@ head -c 3000 /dev/urandom >noise.ini
 run --recipe noise.ini
 check "noise as a recipe" [ $rc = 2 ]
 
+mkdir folder-alone && touch recipe-alone.ini image-alone.JPG weights-alone.pth
+bad "a folder alone" 2 'hint: images are --data folder-alone' folder-alone
+bad "behind train too" 2 'hint: images are --data folder-alone' train folder-alone
+bad "a recipe alone" 2 'hint: .*--recipe recipe-alone.ini' recipe-alone.ini
+bad "a picture alone" 2 'hint: .*predict RUN image-alone.JPG' image-alone.JPG
+bad "weights alone" 2 'hint: .*--weights weights-alone.pth' weights-alone.pth
+bad "a no with a value" 2 'no-augment takes no value' --no-augment=false
+
 # ---- a run and what it leaves ----
 
 good "a run" $fake --steps 12 --log-every 4 --eval-every 6 --out run
@@ -540,6 +548,11 @@ mv folder/train/y folder/train/w && mv folder/val/y folder/val/w
 bad "eval with other class names" 1 'class folder folder/val/w is not' eval --weights one --data folder
 bad "resume with other class names" 1 'class [01] is .[wx].' --resume one --steps 9
 mv folder/train/w folder/train/y && mv folder/val/w folder/val/y
+mv folder moved
+for command in "eval one" "--resume one --steps 22"; do
+    bad "images that have moved: $command" 1 '^hint: .*config.ini: --data names another' $command
+done
+mv moved folder
 mkdir some && cp -r folder/val/y some
 good "eval on some of the classes" eval --weights one --data some
 check "says which are not there" grep -q 'no images of 1 of 2 classes here: x' log
@@ -552,6 +565,10 @@ check "the parts' mean is the whole" awk -v x="$x" -v y="$y" -v all="$(tail -n 1
     'BEGIN { exit !((x + y) / 2 == all) }'
 good "no learning rate" $fake --lr 0 --lr-floor 0 --steps 1 --out still
 check "is said" grep -q 'nothing will be learned' log
+good "a warm-up beyond the end" $fake --lr 0.5 --warmup-steps 100 --steps 4 --val-data none --out warm
+check "is said, with where it ends" grep -q '^warning: --warmup-steps 100 in a run of 4 steps: .* comes to 0.02 of' log
+good "a warm-up up to the end" $fake --warmup-steps 4 --steps 4 --val-data none --out warm2
+check "is none" sh -c "! grep -q '^warning' log"
 for length in "--steps 2" "--epochs 3"; do
     good "a batch beyond the epoch, $length" $fake --data fake:20 --batch-size 50 $length --val-data none --out beyond
     check "is said once, and what it means" \
@@ -619,14 +636,39 @@ bad "one of another name" 1 '4 of 5 class folders are among' eval --weights turn
 mkdir -p others/v others/w others/x others/y others/z && cp "$picture" others/v
 good "all of other names" eval --weights turned --data others
 check "are said to be sorted" grep -q "^warning: the weights' config.json names other classes, such as 'elk'" log
+cp -r turned few && sed -i 's/, "ant"\]/]/' few/config.json
+good "a config.json that names too few classes" predict --weights few "$picture"
+check "is said, and what to do" grep -q '^note: .*label_names names 4 classes, the head has 5: .*--classes FILE' log
 mv byname/wasp byname/bee
 for class in byname/*; do cp "$picture" "$class/"; done
 good "trained on by name" --data byname --weights turned --val-data none --steps 1 --batch-size 2 --out byname.run
 check "keeps the weights' order, and the head" sh -c '[ "$(tr "\n" " " <byname.run/classes.txt)" = "elk dog cat bee ant " ] &&
     ! grep -q "head is new" log'
 good "and resumed" --resume byname.run --steps 2
+# So does a run's head, by its classes.txt.
+printf 'elk\ncat\ndog\nbee\nant\n' >zoo.txt
+tuned="--val-data none --steps 1 --batch-size 2"
+good "a run with an order of its own" --data byname --classes zoo.txt $tiny $tuned --out zoo.run
+good "trained on from it" --data byname --weights zoo.run $tuned --out zoo2.run
+check "keeps its order" cmp -s zoo2.run/classes.txt zoo.txt
+cp -r byname fewer && rm -r fewer/cat
+good "with fewer classes and the head of all" --data fewer --weights zoo.run --num-classes 5 $tuned --out zoo3.run
+check "too" cmp -s zoo3.run/classes.txt zoo.txt
+for asked in "--classes insects.txt" "--class-order natural"; do
+    printf 'ant\nbee\ncat\ndog\nelk\n' >insects.txt
+    good "with another order" --data byname --weights zoo.run $asked $tuned --out zoo4.run
+    check "has what was asked for, and says so" sh -c "cmp -s zoo4.run/classes.txt insects.txt &&
+        grep -q \"^warning: .* class 0 is 'elk' in it (classes.txt) and 'ant' in the data: leave ${asked% *} out\" log"
+    rm -r zoo4.run
+done
+mv fewer/bee fewer/wasp && mkdir fewer/yak && cp "$picture" fewer/yak/
+good "on some other classes" --data fewer --weights zoo.run $tuned --out zoo5.run
+check "says how many" grep -q '^warning: .* as many classes, 2 of them by other names (classes.txt)' log
+good "on some other classes than config.json's" --data fewer --weights turned $tuned --out zoo6.run
+check "says how many" grep -q '^warning: .* as many classes, 2 of them by other names (config.json)' log
 good "a file without one" predict --weights "$others/nested.pth" "$picture"
 check "what is assumed is a warning" grep -q '^warning: .*--heads.*--mean' log
+good "its name alone" predict "$others/nested.pth" "$picture"
 good "what is given is not assumed" predict --weights "$others/nested.pth" --heads 2 --mean 0.5 --std 0.5 \
     "$picture"
 check "only the rest is" bash -c "grep '^warning: ' log | grep -q -- --act && ! grep -q -- '--heads\|--mean' log"

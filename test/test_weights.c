@@ -15,6 +15,7 @@
 #include "weights/names.h"
 #include "weights/open.h"
 #include "weights/weights.h"
+#include "weights/zip.h"
 
 static const char here[] = "test/weights";
 
@@ -231,17 +232,194 @@ static void test_folders(void)
                   contains(w.notes, "two heads are one"),
               "%s", w.notes);
     if (describe("nested.pth", &w))
-        CHECK(contains(w.form, "model_ema") && contains(w.notes, "of 2 models"), "%s; %s", w.form,
-              w.notes);
+        CHECK(contains(w.form, "model_ema") && contains(w.notes, "of 2 models") &&
+                  !contains(w.notes, "head of another kind"),
+              "%s; %s", w.form, w.notes);
     if (describe("gap.safetensors", &w))
         CHECK(w.config.pool == POOL_GAP && w.config.cls_tokens == 0);
-    char **labels = hub_labels(at(here, "hf-vit/model.safetensors"), 5);
-    CHECK(labels && strcmp(labels[4], "elk") == 0);
-    for (int k = 0; labels && k < 5; k++)
-        free(labels[k]);
-    free(labels);
-    CHECK(!hub_labels(at(here, "hf-deit/model.safetensors"), 5), "LABEL_0 is no name");
-    CHECK(!hub_labels(at(here, "hf-vit/model.safetensors"), 4), "names of other classes");
+}
+
+/* Of files of three classes; where not each of them is named, which says so. */
+static void test_labels(void)
+{
+    static const struct {
+        const char *json, *names, *says;
+    } cases[] = {
+        {"\"id2label\": {\"1\": \"b\", \"0\": \"a\", \"2\": \"c\"}", "a b c", ""},
+        {"\"label_names\": [\"a\", \"b\", \"c\"]", "a b c", ""},
+        {"\"label2id\": {\"c\": 2, \"a\": 0, \"b\": 1}", "a b c", ""},
+        {"\"id2label\": {\"0\": \"LABEL_0\"}, \"label2id\": {\"c\": 2, \"a\": 0, \"b\": 1}",
+         "a b c", ""},
+        {"\"id2label\": {\"0\": \"LABEL_0\", \"1\": \"LABEL_1\"}", "", ""},
+        {"\"id2label\": {\"0\": \"a\", \"1\": \"b\"}", "",
+         "id2label names 2 classes, the head has 3"},
+        {"\"id2label\": {\"1\": \"a\", \"2\": \"b\", \"3\": \"c\"}", "",
+         "id2label does not name class 0"},
+        {"\"label2id\": {\"a\": 0, \"b\": 1, \"c\": 1}", "", "label2id does not name class 2"},
+        {"\"label2id\": {\"a\": \"0\", \"b\": 1, \"c\": 2}", "", "label2id does not name class 0"},
+        {"\"id2label\": {\"0\": \"a\"}, \"label2id\": {\"a\": 0}", "",
+         "id2label names 1 class, the"},
+    };
+    Error e;
+    for (int i = 0; i < COUNT(cases); i++) {
+        Names names = {0};
+        char *json = xasprintf("{%s}", cases[i].json), all[32] = "";
+        CHECK(save_text(at(temporary, "config.json"), json, &e), "%s", e.what);
+        bool found = hub_labels(at(temporary, "model.safetensors"), 3, &names, &e);
+        for (int k = 0; k < names.n; k++)
+            snprintf(all + strlen(all), sizeof all - strlen(all), k ? " %s" : "%s", names.at[k]);
+        CHECK(found == (*cases[i].names != 0) && strcmp(all, cases[i].names) == 0, "%s: %s", json,
+              all);
+        CHECK(found || (*cases[i].says ? contains(e.what, cases[i].says) : !*e.what), "%s: %s",
+              json, e.what);
+        names_free(&names);
+        free(json);
+    }
+    Names names = {0};
+    CHECK(hub_labels(at(here, "hf-vit/model.safetensors"), 5, &names, NULL) &&
+          strcmp(names.at[4], "elk") == 0);
+    names_free(&names);
+    unlink(at(temporary, "config.json"));
+}
+
+/* What timm says of the images, by its own resolve_data_config: args before the architecture. */
+static void test_timm_args(void)
+{
+#define TIMM "{\"architecture\": \"%s\", \"model_args\": {%s}, \"pretrained_cfg\": {%s}}"
+    static const struct {
+        const char *model, *args, *images;
+        double mean[3], std, crop_pct; /* 0: not known; std of red */
+        int interpolation, crop, side, heads;
+    } cases[] = {
+        {"vit_tiny_patch16_224", "", "", {0.5, 0.5, 0.5}, 0.5, 0.9, 1, 0, 0, 0},
+        {"vit_base_patch16_384", "", "", {0.5, 0.5, 0.5}, 0.5, 1, 1, 0, 0, 0},
+        {"deit_base_distilled_patch16_384", "", "", {0.485, 0.456, 0.406}, 0.229, 1, 1, 0, 0, 0},
+        {"vit_tiny_patch16_224",
+         "\"num_heads\": 5",
+         "\"mean\": [0.1, 0.2, 0.3], \"std\": [0.25], \"crop_pct\": 0.95, \"interpolation\": "
+         "\"bilinear\", \"crop_mode\": \"squash\", \"img_size\": 32",
+         {0.1, 0.2, 0.3},
+         0.25,
+         0.95,
+         0,
+         1,
+         32,
+         5},
+        {"vit_tiny_patch16_224",
+         "",
+         "\"std\": [0.2, 0.3, 0.4], \"input_size\": [3, 48, 48]",
+         {0.5, 0.5, 0.5},
+         0.2,
+         0.9,
+         1,
+         0,
+         48,
+         0},
+        {"vit_tiny_patch16_224.mae", "", "\"crop_pct\": 0.8", {0}, 0, 0.8, -1, -1, 0, 0},
+        {"vit_tiny_patch16_224.mae",
+         "",
+         "\"mean\": [0], \"std\": [1]",
+         {0, 0, 0},
+         1,
+         0,
+         -1,
+         -1,
+         0,
+         0},
+        {"vit_medium_patch16_gap_240", "", "\"mean\": [0.1, 0.2, 0.3]", {0}, 0, 0, -1, -1, 0, 0},
+    };
+    Error e;
+    for (int i = 0; i < COUNT(cases); i++) {
+        char *json = xasprintf(TIMM, cases[i].model, cases[i].args, cases[i].images);
+        Hub h = {.eps = -1, .pool = -1, .interpolation = -1, .crop = -1};
+        CHECK(hub_args("x.pth", json, &h, &e), "%s: %s", json, e.what);
+        bool mean = h.has_mean == (cases[i].std > 0);
+        for (int k = 0; h.has_mean && k < 3; k++)
+            mean = mean && near(h.mean[k], cases[i].mean[k]);
+        CHECK(mean && (!h.has_mean || near(h.std[0], cases[i].std)), "%s: mean %g std %g", json,
+              h.mean[0], h.std[0]);
+        CHECK(near(h.crop_pct, cases[i].crop_pct) && h.interpolation == cases[i].interpolation &&
+                  h.crop == cases[i].crop && h.image_h == cases[i].side &&
+                  h.heads == cases[i].heads && contains(h.from, "timm args"),
+              "%s: crop %d of %g, filter %d, %d pixels, %d heads, %s", json, h.crop, h.crop_pct,
+              h.interpolation, h.image_h, h.heads, h.from);
+        free(json);
+    }
+    Hub h = {.eps = -1};
+    char *json = xasprintf(TIMM, "vit_base_patch16_rope_224", "", "");
+    CHECK(!hub_args("x.pth", json, &h, &e) && contains(e.what, "its timm args says"), "%s", e.what);
+    free(json);
+    WeightsInfo w;
+    if (describe("timm-args.pth.tar", &w))
+        CHECK(w.config.heads == 2 && near(w.config.mean_g, 0.25) && near(w.config.std_b, 0.225) &&
+                  near(w.hub.crop_pct, 0.9) && w.assumptions == 0 && contains(w.form, "timm args"),
+              "%d heads, mean %g, std %g, %d assumed, %s", w.config.heads, w.config.mean_g,
+              w.config.std_b, w.assumptions, w.form);
+}
+
+/* A file of these dimensions and one block, of zeros; nobody says how many heads it has. */
+static const char *write_shapes(int C, int F)
+{
+    char *json = NULL;
+    size_t size;
+    long at_byte = 0;
+    FILE *f = open_memstream(&json, &size);
+    const struct {
+        const char *name;
+        long shape[4];
+    } tensors[] = {{"pos_embed", {1, 4, C}},
+                   {"patch_embed.proj.weight", {C, 3, 2, 2}},
+                   {"patch_embed.proj.bias", {C}},
+                   {"blocks.0.norm1.weight", {C}},
+                   {"blocks.0.norm1.bias", {C}},
+                   {"blocks.0.attn.qkv.weight", {3L * C, C}},
+                   {"blocks.0.attn.qkv.bias", {3L * C}},
+                   {"blocks.0.attn.proj.weight", {C, C}},
+                   {"blocks.0.attn.proj.bias", {C}},
+                   {"blocks.0.norm2.weight", {C}},
+                   {"blocks.0.norm2.bias", {C}},
+                   {"blocks.0.mlp.fc1.weight", {F, C}},
+                   {"blocks.0.mlp.fc1.bias", {F}},
+                   {"blocks.0.mlp.fc2.weight", {C, F}},
+                   {"blocks.0.mlp.fc2.bias", {C}},
+                   {"fc_norm.weight", {C}},
+                   {"fc_norm.bias", {C}},
+                   {"head.weight", {2, C}},
+                   {"head.bias", {2}}};
+    for (int i = 0; i < COUNT(tensors); i++) {
+        long n = 1;
+        fprintf(f, "%c\"%s\":{\"dtype\":\"F16\",\"shape\":[", i ? ',' : '{', tensors[i].name);
+        for (int d = 0; d < 4 && tensors[i].shape[d]; n *= tensors[i].shape[d++])
+            fprintf(f, d ? ",%ld" : "%ld", tensors[i].shape[d]);
+        fprintf(f, "],\"data_offsets\":[%ld,%ld]}", at_byte, at_byte + 2 * n);
+        at_byte += 2 * n;
+    }
+    fputc('}', f);
+    CHECK(fclose(f) == 0);
+    uint64_t length = size;
+    const char *path = at(temporary, "shapes.safetensors");
+    f = fopen(path, "wb");
+    CHECK(f && fwrite(&length, 8, 1, f) == 1 && fwrite(json, size, 1, f) == 1 && fclose(f) == 0);
+    CHECK(truncate(path, (long)(8 + size) + at_byte) == 0); /* takes no room on the disk */
+    free(json);
+    return path;
+}
+
+static void test_heads(void)
+{
+    static const struct {
+        int C, F, heads;
+        const char *as;
+    } cases[] = {{1152, 4304, 16, "so400m"}, {1536, 6144, 16, "giantopt"}, {192, 64, 3, "width"}};
+    for (int i = 0; i < COUNT(cases); i++) {
+        WeightsInfo w;
+        Error e;
+        const char *path = write_shapes(cases[i].C, cases[i].F);
+        CHECK(weights_describe(path, 0, 0, &w, &e), "%s", e.what);
+        CHECK(w.config.heads == cases[i].heads && contains(w.assumed[0].text, cases[i].as),
+              "%d heads: %s", w.config.heads, w.assumed[0].text);
+        unlink(path);
+    }
 }
 
 /* ---- export ---- */
@@ -344,6 +522,13 @@ static void test_refusals(void)
         {"refused-lora.safetensors", "adapters that are not merged", "such a ViT"},
         {"refused-owlvit/model.safetensors", "vision_model.pre_layernorm", "such a ViT"},
         {"refused-module.pth", "a Python object, not a dict", "state_dict"},
+        {"refused-numpy.pth", "state_dict.w is an array of numpy's", "savez"},
+        {"refused-sparse.pth", "state_dict.w is a sparse tensor", "to_dense"},
+        {"refused-quantised.pth", "state_dict.w is a quantised tensor", "dequantize"},
+        {"refused-own.pth", "state_dict.w is a tensor of a class of its own", "full_tensor"},
+        {"refused-inner.pth", "state_dict.w is a Python object", "state_dict()"},
+        {"refused-optimizer.pth", "the state of an optimiser", "the model's file"},
+        {"refused-script.pt", "is TorchScript", "torch.jit.load"},
         {"refused-no-blocks.npz", "no blocks", "all parameters"},
         {"logits.safetensors", "no Vision Transformer", "timm"}};
     static const struct {
@@ -368,6 +553,17 @@ static void test_refusals(void)
         refuse(path, texts[i].says, texts[i].hint);
     }
     CHECK(weights_in_folder("test", &(Error){0}) == NULL);
+    Error e;
+    SafeTensors *f = weights_open_file(at(here, "refused-float8.pth"), &e);
+    const StTensor *t = f ? st_find(f, "state_dict.w") : NULL;
+    CHECK(t && t->type == ST_F8_E4M3 && t->n == 4 && !st_is_real(f, t, &e) &&
+              contains(e.what, "F8_E4M3, which is not read") && contains(e.hint, "v.float()"),
+          "%s; %s", e.what, e.hint);
+    st_close(f);
+    refuse(write_temporary("__0_0.distcp", "PK\3\4", 4), "a piece of a checkpoint", "dcp_to_torch");
+    ZipEntry format = {.name = "model/archive_format", .rest = "pt2", .n = 3};
+    CHECK(zip_write(at(temporary, "program.pt2"), &format, 1, &e), "%s", e.what);
+    refuse(at(temporary, "program.pt2"), "a program of torch.export", "torch.export.load");
     refuse("model-00002-of-00003.safetensors", "one of several parts", ".index.json");
     static const char empty[] =
         "{\"patch_embed.proj.weight\":{\"dtype\":\"F32\",\"shape\":[0,9007199254740991,"
@@ -605,6 +801,9 @@ int main(int argc, char **argv)
     backend_cpu()->init(&(Device){0});
     test_models();
     test_runs();
+    test_labels();
+    test_timm_args();
+    test_heads();
     test_registers();
     test_folders();
     test_export();

@@ -1,6 +1,7 @@
 /* flags.c - a command's flags taken out of argv, and its --help. See flags.h. */
 #include "tools/flags.h"
 
+#include "util/names.h"
 #include "util/report.h"
 #include "util/text.h"
 
@@ -58,6 +59,8 @@ static const Flag *find_flag(const Command *c, const char *arg, const char **val
     return found;
 }
 
+static Names given; /* flags of this process's command */
+
 void flags_take(const Command *c, int *argc, char **argv)
 {
     int left = 1;
@@ -70,6 +73,7 @@ void flags_take(const Command *c, int *argc, char **argv)
             argv[left++] = argv[i];
             continue;
         }
+        names_add(&given, f->name);
         if (f->kind == FLAG_SWITCH) {
             if (value)
                 die_usage("give the flag alone", "--%s takes no value", f->name);
@@ -86,6 +90,22 @@ void flags_take(const Command *c, int *argc, char **argv)
     }
     *argc = left;
     argv[left] = NULL;
+}
+
+void flags_note(bool works, const char *names, const char *where)
+{
+    char *list = xstrdup(names), *rest = list, *name;
+    int found = 0;
+    while (!works && (name = strsep(&rest, " "))) {
+        int i = 0;
+        while (i < given.n && strcmp(given.at[i], name) != 0)
+            i++;
+        if (i < given.n)
+            fprintf(stderr, "%s--%s", found++ ? ", " : "note: ", name);
+    }
+    if (found)
+        fprintf(stderr, " %s no effect %s\n", found > 1 ? "have" : "has", where);
+    free(list);
 }
 
 void flags_none_left(const Command *c, int argc, char **argv)

@@ -24,5 +24,8 @@ typedef struct Command {
 /* Takes the command's flags out of argv, and leaves the others. Prints help and exits for --help;
  * dies for a wrong value. */
 void flags_take(const Command *c, int *argc, char **argv);
+/* On stderr, "note: --link, --gbit have no effect on one machine": of `names`, divided by blanks,
+ * those that were given, unless what they are for `works`. */
+void flags_note(bool works, const char *names, const char *where);
 /* Dies if anything is left, naming the nearest flag. */
 void flags_none_left(const Command *c, int argc, char **argv);

@@ -8,6 +8,7 @@
 #include "tools/model.h"
 #include "tools/tools.h"
 #include "util/report.h"
+#include "util/text.h"
 #include "weights/names.h"
 
 #include <cjson/cJSON.h>
@@ -177,8 +178,8 @@ static void print_lines(const ToolModel *m, const cJSON *json)
            cJSON_IsTrue(cJSON_GetObjectItem(json, "averaged")) ? ": averaged weights, those that "
                                                                  "were evaluated"
                                                                : "");
-    printf("size      %d tensors, %s parameters, %sFLOP per image\n", m->f->count, parameters,
-           flops);
+    printf("size      %s, %s parameters, %sFLOP per image\n", amount(m->f->count, "tensor").s,
+           parameters, flops);
     print_object("model", cJSON_GetObjectItem(json, "config"));
     print_object("images", cJSON_GetObjectItem(json, "images"));
     for (int i = 0; i < w->assumptions; i++)
@@ -205,6 +206,7 @@ static int run_info(const Command *c, int argc, char **argv)
     flags_take(c, &argc, argv);
     tool_model_open(&m, c, &argc, argv);
     flags_none_left(c, argc, argv);
+    flags_note(!o.json, "tensors", "with --json, which has them");
     cJSON *json = describe(&m);
     char *text = o.json ? cJSON_Print(json) : NULL;
     if (text)

@@ -175,8 +175,11 @@ void tool_model_open(ToolModel *m, const Command *command, int *argc, char **arg
     use_settings(m, &c, given);
     free(given);
     int K = m->info.config.classes;
-    if (K)
-        m->labels = m->run ? read_classes(m->run, K) : hub_labels(m->file, K);
+    Names labels = {0};
+    if (K && m->run)
+        m->labels = read_classes(m->run, K);
+    else if (K && hub_labels(m->file, K, &labels, NULL))
+        m->labels = labels.at;
     read_images(m);
 }
 

@@ -71,7 +71,7 @@ static int type_of(const Options *o, const Gpu *g)
                   "--precision fp8 is for an H100 or anything newer, not for %s", g->name);
     if (!g->half)
         return F32;
-    return o->precision == PRECISION_AUTO && !g->bf16 ? F16 : types[o->precision];
+    return o->precision == PRECISION_AUTO && g->capability < 80 ? F16 : types[o->precision];
 }
 
 static void check(bool ok, const Error *e)
@@ -104,6 +104,9 @@ static void make_job(Planned *p, bool sized)
     Cluster cluster;
     check(cluster_new(&cluster, flag.gpu, flag.link, (int)flag.per_machine, (double)flag.gbit, &e),
           &e);
+    flags_note(ranks > cluster.per_machine, "link gbit", "on one machine");
+    flags_note(ranks > 1, "per-machine", "with one GPU");
+    flags_note(!flag.json, "kernels", "with --json");
     p->assumed_batch = !options_given(o, "batch-size");
     if (p->assumed_batch)
         o->batch_size = 4096 / ranks ? 4096 / ranks * ranks : ranks;
@@ -218,7 +221,7 @@ static void print_model(const Planned *p)
                 gpu_peak(g, p->job.plan.fp8.on ? E4M3 : p->job.plan.type, p->job.tf32) / 1e12,
                 type_name(p), g->bandwidth / 1e12, g->nvlink / 1e9, p->job.cluster.adapter / 1e9,
                 p->job.cluster.link);
-    if (g->processors && !g->bf16)
+    if (g->processors && g->capability < 80)
         printf("note: the training program needs compute capability 8.0, which %s has not\n",
                g->name);
     if (c->width / c->heads > 128 && g->processors)
@@ -226,7 +229,7 @@ static void print_model(const Planned *p)
                "%d\n",
                c->width / c->heads);
     if (p->assumed_batch)
-        printf("note: no --batch-size: %ld images a step\n", p->batch);
+        printf("note: no --batch-size: %s a step\n", amount((double)p->batch, "image").s);
 }
 
 static void print_memory(const Proposal *p)
@@ -276,7 +279,7 @@ static void print_kernels(const Planned *p, const Proposal *one)
     double images = (double)p->batch / one->job.ranks, all[2] = {0};
     printf("kernels   microseconds an image, and the floor:\n");
     for (int i = 0; i < KERNELS; i++) {
-        if (f->kernel[i] > 0)
+        if (i != MESSAGES || f->kernel[i] > 0)
             printf("          %8.2f %8.2f  %s\n", 1e6 * f->kernel[i] / images,
                    1e6 * f->floor[i] / images, kernel_names[i]);
         all[0] += 1e6 * f->kernel[i] / images;
@@ -329,8 +332,8 @@ static void print_estimate(const Gpu *g)
                     g->measured);
     else
         report_line("estimate  nothing has been measured on this GPU: peaks are the maker's, what "
-                    "is reached of them is assumed (plan/gpus.c); the loader and checkpoints are "
-                    "left out");
+                    "is reached of them is assumed (plan/gpus.c, plan/hopper.c); the loader and "
+                    "checkpoints are left out");
 }
 
 static void print_text(const Planned *p)

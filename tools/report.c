@@ -2,6 +2,7 @@
 #include "tools/tools.h"
 
 #include "results/page.h"
+#include "util/text.h"
 
 #include <stdlib.h>
 
@@ -26,7 +27,7 @@ static int run_report(const Command *c, int argc, char **argv)
     double from = now();
     if (!page_write(argv + 1, argc - 1, to, &e))
         die(e.hint, "%s", e.what);
-    printf("%s: %d run%s (%.2f s)\n", to, argc - 1, argc > 2 ? "s" : "", now() - from);
+    printf("%s: %s (%.2f s)\n", to, amount(argc - 1, "run").s, now() - from);
     free(path);
     return 0;
 }

@@ -393,6 +393,7 @@ static void print_summary(const Writer *w, const char *classes)
     if (w->converted)
         printf("%s encoded as JPEG, at quality %ld\n", amount((double)w->converted, "picture").s,
                o.quality);
+    flags_note(w->converted > 0, "short-side quality", "here: no picture was encoded");
     if (w->damaged)
         warn("damaged, and left out: %ld of %s", w->damaged,
              amount((double)data_count(w->data), "picture").s);

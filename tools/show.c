@@ -302,9 +302,9 @@ static void sheet_begin(Viewer *v, const char *spec)
 /* Pictures are the same on every machine: what a recipe says of its own is not asked for here. */
 static void use_this_machine(Options *to)
 {
-    static const char *const here[][2] = {{"precision", "auto"},   {"tp", "1"},    {"pp", "1"},
-                                          {"layers_per_stage", ""}, {"zero", "0"}, {"ranks", "1"},
-                                          {"gpus", "1"}};
+    static const char *const here[][2] = {
+        {"precision", "auto"}, {"tp", "1"},    {"pp", "1"},  {"layers_per_stage", ""},
+        {"zero", "0"},         {"ranks", "1"}, {"gpus", "1"}};
     Error e = {"", ""};
     for (int i = 0; i < COUNT(here); i++)
         setup_check(options_set(to, here[i][0], here[i][1], "", &e), &e);
@@ -321,6 +321,8 @@ static int run_show(const Command *c, int argc, char **argv)
     if (!*s.o.out)
         die_usage("name the picture, --out grid.png, or an array, --out batches.npy",
                   "--out is missing");
+    flags_note(!is_array(s.o.out), "columns", "on an array");
+    flags_note(!o.val, "epoch", "with --val: its images are always the same");
     use_this_machine(&s.o);
     setup_config(&s);
     effects_note(&s, c->name);

@@ -18,22 +18,11 @@
 #include <string.h>
 #include <strings.h>
 
-static Error why; /* what the call that has just failed says of it */
-
-static void check(bool ok)
-{
-    setup_check(ok, &why);
-}
-
-static void check_usage(bool ok)
-{
-    setup_check_usage(ok, &why);
-}
-
 /* ---- weights ---- */
 
 char *find_weights(const char *path)
 {
+    Error e;
     if (!path_exists(path))
         die("name a file of weights, a folder with one, or a run directory; nothing is downloaded",
             "%s: %s", path, path_trouble("no such file or directory"));
@@ -44,7 +33,7 @@ char *find_weights(const char *path)
     if (file)
         return file;
     char dir[4096], *ini = xasprintf("%s/config.ini", path), *runs = runs_in(path);
-    bool found = ckpt_best(path, dir, sizeof dir, &why);
+    bool found = ckpt_best(path, dir, sizeof dir, &e);
     if (!found && (runs || path_exists(ini)))
         not_a_run(path);
     free(runs);
@@ -69,7 +58,7 @@ static void use_images(Session *s, const Hub *h)
                 h->unknown);
     if (h->crop < 0 && h->crop_pct == 0)
         return;
-    printf("          images as %s says: %s, %s", h->from,
+    printf("          images by %s: %s, %s", h->from,
            o->interpolation == FILTER_BICUBIC ? "bicubic" : "bilinear",
            o->crop == CROP_STRETCH ? "stretched\n" : "centre crop of ");
     if (o->crop != CROP_STRETCH)
@@ -79,12 +68,13 @@ static void use_images(Session *s, const Hub *h)
 /* The model that weights are of, and what nobody says about it and is assumed. */
 static void use_weights(Session *s)
 {
+    Error e;
     WeightsInfo w;
     char text[1024] = "";
     printf("weights   %s\n", s->weights);
     Config given = {0}; /* its image size, if there is one */
     options_apply_config(&s->o, &given);
-    check(weights_describe(s->weights, given.image_h, given.image_w, &w, &why));
+    setup_check(weights_describe(s->weights, given.image_h, given.image_w, &w, &e), &e);
     s->config = w.config;
     if (*w.form)
         printf("          %s\n", w.form);
@@ -178,10 +168,11 @@ static void use_preset(const char *name, Config *c)
 /* The number of classes may still be the data's to say. */
 static void check_config(const Session *s)
 {
+    Error e;
     Config c = s->config;
     if (c.classes == 0 && !options_config_given(&s->o, "classes"))
         c.classes = 1;
-    check_usage(vit_config_check(&c, &why));
+    setup_check_usage(vit_config_check(&c, &e), &e);
     if (s->o.position != POSITION_LEARNED && (c.width % 4 || c.width < 8))
         die_usage(
             "give --width such a number, or --position learned",
@@ -192,6 +183,7 @@ static void check_config(const Session *s)
 
 void setup_architecture(Session *s)
 {
+    Error e;
     if (!s->weights && *s->o.weights)
         s->weights = find_weights(s->o.weights);
     s->config = vit_config_default();
@@ -200,5 +192,5 @@ void setup_architecture(Session *s)
     use_preset(s->o.model, &s->config);
     options_apply_config(&s->o, &s->config);
     check_config(s);
-    check_usage(tuning_frozen(&s->o, s->config.layers, &s->frozen, &why));
+    setup_check_usage(tuning_frozen(&s->o, s->config.layers, &s->frozen, &e), &e);
 }

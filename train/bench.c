@@ -19,6 +19,7 @@
 #include "util/files.h"
 #include "util/report.h"
 #include "util/rng.h"
+#include "util/text.h"
 
 #include <cjson/cJSON.h>
 #include <errno.h>
@@ -268,13 +269,14 @@ int command_bench(Session *s)
     double forward = vit_forward_flops(&s->config);
     setup_model(s, true);
     if (o->batch_size / s->split.dp.ranks % s->micro != 0)
-        die_usage("give a --micro-batch that divides it",
-                  "%d images at a time, of %ld on each rank", s->micro,
-                  o->batch_size / s->split.dp.ranks);
+        die_usage("give a --micro-batch that divides it", "%s at a time, of %ld on each rank",
+                  amount(s->micro, "image").s, o->batch_size / s->split.dp.ranks);
     double peak = s->be->peak_flops() * s->world.ranks, memory = planned_bytes(s->m);
     Times train = time_steps(s, repeat, true);
     print_rate("training", &train, 3 * forward, peak);
     vit_free(s->m);
+    if (s->split.pp.ranks > 1 && !options_given(o, "micro-batch"))
+        o->micro_batch = o->batch_size / s->split.dp.ranks; /* small ones are training's alone */
     setup_model(s, false);
     Times infer = time_steps(s, repeat, false);
     print_rate("inference", &infer, forward, peak);

@@ -19,6 +19,7 @@
  * Read in this order: messages, the end, the watchdog, the watcher, coming together, the calls.
  */
 #include "train/hosts.h"
+#include "util/text.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -250,6 +251,16 @@ static void peer_ended(const Peer *p)
     end_all(what, ended_hint, net.world.rank == 0 || speaks_without_rank_0(), false);
 }
 
+/* What the others' messages begin with; rank 0's are everybody's. */
+static const char *name_us(void)
+{
+    static char name[96];
+    char host[64] = "";
+    gethostname(host, sizeof host - 1);
+    snprintf(name, sizeof name, "rank %d (%s): ", net.world.rank, host);
+    return net.world.rank > 0 ? name : NULL;
+}
+
 /* This rank has said why it ends, and leaves by itself: none on this machine need say more. */
 static void say_farewell(void)
 {
@@ -286,10 +297,12 @@ static bool must_end(void)
 }
 
 /* What is wrong with flags or files every rank finds, at about the same time: the first of a
- * machine says it, the others wait a moment for its farewell. */
+ * machine says it, the others wait a moment for its farewell, each a little longer than the one
+ * before: what only some of them find is said once too. */
 static bool is_said(void)
 {
-    for (int i = 0; i < 30 && net.world.local_rank > 0; i++) {
+    int local = net.world.local_rank;
+    for (int i = 0; i < 30 + 2 * local && local > 0; i++) {
         if (must_end())
             return true;
         usleep(10000);
@@ -951,6 +964,7 @@ static void open_net(const Place *place)
     start_watcher();
     die_farewell = say_farewell;
     die_is_said = is_said;
+    die_from = name_us();
     if (w.rank == 0)
         gather(place, until);
     hosts_barrier();
@@ -972,7 +986,8 @@ World hosts_start(int wanted, bool mpi, char **argv)
              flag);
     bool nested = mpi && p.launcher && strncmp(p.launcher, "mpi", 3) == 0; /* mpirun in mpirun */
     if ((ranks > 1 || nested) && !fits)
-        die_usage(hint, "%s %d, but %s has started %d processes", flag, wanted, p.launcher, ranks);
+        die_usage(hint, "%s %d, but %s has started %s", flag, wanted, p.launcher,
+                  amount(ranks, "process").s);
     if (ranks == 1 && wanted > 1)
         (mpi ? launch_mpirun : launch_ranks)(wanted, argv);
     int tasks = launch_env_int("SLURM_NTASKS", 1, 1 << 20, 1, &e);
@@ -1149,6 +1164,7 @@ void hosts_end(void)
             send_message(&net.peer[i], GOODBYE, net.count, NULL, 0);
     die_farewell = NULL;
     die_is_said = NULL;
+    die_from = NULL;
     pthread_mutex_lock(&net.lock);
     net.closing = true;
     pthread_mutex_unlock(&net.lock);

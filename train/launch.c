@@ -260,14 +260,15 @@ int launch_listen(const char *host, int port, char *why, size_t size)
     return fd;
 }
 
-/* ---- statuses ----
+/* ---- what ranks tell their launcher ----
  *
  * MPICH's mpirun ends with the statuses of all ranks ORed, of those too that it has killed itself;
- * with 0 where a rank's output was closed before it looked at its status. So ranks tell our
- * launcher themselves, through a pipe that they open by its name: what mpirun starts inherits no
- * files. */
+ * with 0 where a rank's output was closed before it looked at its status. And no mpirun says when
+ * its ranks are there. So they tell our launcher themselves, through a pipe that they open by its
+ * name: what mpirun starts inherits no files. */
 
 #define STATUS_NAME "VIT_STATUS" /* the pipe's */
+#define IS_HERE     255          /* told in the beginning; no status of ours */
 
 static int status_pipe = -1;
 
@@ -289,8 +290,10 @@ void launch_tell_at_exit(void)
     const char *name = env(STATUS_NAME);
     status_pipe = name ? open(name, O_WRONLY | O_NONBLOCK | O_CLOEXEC) : -1;
     unsetenv(STATUS_NAME); /* not for what this process may start */
-    if (status_pipe >= 0)
-        on_exit(tell_at_exit, NULL);
+    if (status_pipe < 0)
+        return;
+    launch_tell(IS_HERE);
+    on_exit(tell_at_exit, NULL);
 }
 
 /* Opens the pipe that ranks will find; returns the end that is read. */
@@ -305,22 +308,8 @@ static int open_status_pipe(void)
     return ends[0];
 }
 
-/* The worst that ranks have told: a failure, else the signal that has stopped them. */
-static int told_status(int fd)
-{
-    unsigned char byte;
-    int failed = 0, stopped = 0;
-    while (read(fd, &byte, 1) == 1) {
-        if (byte > 128)
-            stopped = byte;
-        else if (byte > failed)
-            failed = byte;
-    }
-    return failed ? failed : stopped;
-}
-
-/* What mpirun's end means, whose ranks have told `told`. Open MPI's says a rank's signal as we do;
- * MPICH's as the number alone, unless a rank knows better. */
+/* What mpirun's end means, whose ranks have told a status. Open MPI's says a rank's signal as we
+ * do; MPICH's as the number alone, unless a rank knows better. */
 static int mpirun_status(int how, int told)
 {
     int status = WIFSIGNALED(how) ? 128 + WTERMSIG(how) : WEXITSTATUS(how);
@@ -334,12 +323,14 @@ static int mpirun_status(int how, int told)
 typedef struct {
     pid_t *pid; /* 0: has ended */
     int n, alive;
-    bool mpirun;      /* the one child is mpirun, */
-    int told;         /* whose ranks tell their statuses here */
+    int mpirun;       /* the one child is mpirun, of so many ranks; 0: it is not, */
+    int pipe;         /* which tell us here: */
+    int here;         /* so many that they have begun, */
+    int told, signal; /* the worst status of a failure; of one that a signal has stopped */
     int rank, how;    /* the first failure: whose, and as waitpid says it; 0: none */
-    double failed_at; /* the time of it */
-    int asked;        /* the signal that has been passed on: ending by it is no failure, */
-    bool stopped;     /* and so has one: its checkpoint is safe, but the run not complete */
+    int asked;        /* the signal that has been passed on: ending by it is no failure */
+    int stopped;      /* a status by a signal: the checkpoint is safe, but the run not complete */
+    double ends_at;   /* when those that are left are killed; 0: not yet known */
 } Family;
 
 static void set_int(const char *name, int value)
@@ -381,6 +372,40 @@ static void signal_all(const Family *f, int sig)
             kill(f->pid[i], sig);
 }
 
+static void hear(Family *f)
+{
+    unsigned char byte;
+    while (f->mpirun && read(f->pipe, &byte, 1) == 1) {
+        if (byte == IS_HERE)
+            f->here++;
+        else if (byte > 128)
+            f->signal = byte;
+        else if (byte > f->told)
+            f->told = byte;
+    }
+}
+
+/* All end at once. */
+static void end_all(Family *f)
+{
+    signal_all(f, SIGTERM);
+    f->ends_at = now() + LAST_GRACE;
+}
+
+/* mpirun takes SIGTERM and SIGINT as orders to kill within two seconds; SIGUSR1 it passes on, but
+ * only to ranks that it has started: before they have begun there is nothing to save. */
+static void pass_on(Family *f, int sig)
+{
+    hear(f);
+    f->asked = sig;
+    if (f->here < f->mpirun) {
+        f->stopped = 128 + sig;
+        end_all(f);
+    } else {
+        signal_all(f, f->mpirun ? SIGUSR1 : sig);
+    }
+}
+
 /* The first failure is the cause, and the others' ends are its consequences: they exit with 1 or
  * are stopped by us. But they may be over before it is: the system takes a while to clear away a
  * large process. So for two seconds a better explanation is taken. */
@@ -391,21 +416,31 @@ static int weight(int how)
     return WEXITSTATUS(how) > 1 ? 2 : WEXITSTATUS(how);
 }
 
+/* Whether it has saved and left, after a signal that it may have had from somebody else: of
+ * mpirun's ranks, those that were killed by one tell nothing. */
+static bool left_in_order(const Family *f, int how)
+{
+    int status = WIFEXITED(how) ? WEXITSTATUS(how) : 0;
+    bool told = !f->mpirun || f->asked || (status == f->signal && !f->told);
+    return status > 128 && told;
+}
+
 static void note_end(Family *f, int rank, int how)
 {
-    if (f->asked && WIFEXITED(how) && WEXITSTATUS(how) > 128) {
-        f->stopped = true;
+    if (f->mpirun && f->stopped) /* before its ranks had begun */
+        return;
+    if (left_in_order(f, how)) {
+        f->stopped = f->asked ? 128 + f->asked : WEXITSTATUS(how);
         return;
     }
     bool first = f->how == 0, by_us = !first && WIFSIGNALED(how) && WTERMSIG(how) == SIGTERM;
-    if (weight(how) <= weight(f->how) || by_us || (!first && now() > f->failed_at + 2))
+    bool late = !first && now() > f->ends_at - LAST_GRACE + 2;
+    if (weight(how) <= weight(f->how) || by_us || late)
         return;
     f->rank = rank;
     f->how = how;
-    if (first) {
-        f->failed_at = now();
-        signal_all(f, SIGTERM);
-    }
+    if (first)
+        end_all(f);
 }
 
 static void reap(Family *f)
@@ -415,8 +450,9 @@ static void reap(Family *f)
         if (f->pid[i] && waitpid(f->pid[i], &how, WNOHANG) == f->pid[i]) {
             f->pid[i] = 0;
             f->alive--;
+            hear(f);
             if (f->mpirun)
-                how = W_EXITCODE(mpirun_status(how, told_status(f->told)), 0);
+                how = W_EXITCODE(mpirun_status(how, f->told ? f->told : f->signal), 0);
             note_end(f, i, how);
         }
 }
@@ -443,21 +479,18 @@ static int explain(const Family *f)
     return status;
 }
 
-/* mpirun takes SIGTERM and SIGINT as orders to kill within two seconds; SIGUSR1 it passes on. */
 static _Noreturn void wait_for_all(Family *f, const sigset_t *set)
 {
     while (f->alive) {
         struct timespec tick = {.tv_nsec = 100000000};
-        int sig = sigtimedwait(set, NULL, f->how ? &tick : NULL);
-        if (sig > 0 && sig != SIGCHLD) {
-            f->asked = sig;
-            signal_all(f, f->mpirun ? SIGUSR1 : sig);
-        }
+        int sig = sigtimedwait(set, NULL, f->ends_at > 0 ? &tick : NULL);
+        if (sig > 0 && sig != SIGCHLD)
+            pass_on(f, sig);
         reap(f);
-        if (f->how && now() > f->failed_at + LAST_GRACE)
+        if (f->ends_at > 0 && now() > f->ends_at)
             signal_all(f, SIGKILL);
     }
-    int status = f->stopped && !f->how ? 128 + f->asked : explain(f);
+    int status = f->stopped && !f->how ? f->stopped : explain(f);
     fflush(NULL);
     exit(status);
 }
@@ -573,12 +606,12 @@ _Noreturn void launch_mpirun(int ranks, char **argv)
     for (int i = 0; i < COUNT(mpirun_settings); i++)
         setenv(mpirun_settings[i][0], mpirun_settings[i][1], 0);
     name_job(); /* MPICH has none, and runs side by side must not be taken for one */
-    int told = open_status_pipe();
+    int pipe = open_status_pipe();
     setenv("VIT_TERMINAL", isatty(STDOUT_FILENO) ? "1" : "0", 1);
     sigset_t before, set = hold_signals(&before);
     pid_t pid = start("mpirun", args, &before);
     if (pid < 0)
         die("raise the limit of processes (ulimit -u)", "cannot start mpirun: %s", strerror(errno));
-    Family f = {.pid = &pid, .n = 1, .alive = 1, .mpirun = true, .told = told};
+    Family f = {.pid = &pid, .n = 1, .alive = 1, .mpirun = ranks, .pipe = pipe};
     wait_for_all(&f, &set);
 }

@@ -9,7 +9,8 @@
  *   VIT_DIST_KEY   names the job to its ranks; the launchers here set it. MPICH's mpirun names
  *                  none: give it one by hand where several runs share a machine
  *   VIT_DIST_FD    rank 0's socket, which listens; launch_ranks sets it
- *   VIT_STATUS     a pipe, to which ranks write what they end with; launch_mpirun sets it
+ *   VIT_STATUS     a pipe, to which ranks write that they are there, and what they end with;
+ *                  launch_mpirun sets it
  */
 #pragma once
 
@@ -51,8 +52,9 @@ NORETURN void launch_ranks(int ranks, char **argv);
 /* The same by mpirun, Open MPI's or MPICH's, for ranks that talk MPI. */
 NORETURN void launch_mpirun(int ranks, char **argv);
 
-/* From here on, a rank tells launch_mpirun the status that it exits with: MPICH's mpirun may not.
- * What ends by _exit says so before. Nothing, where another launcher has started it. */
+/* Tells launch_mpirun that this rank is there, and from here on the status that it exits with:
+ * MPICH's mpirun may not. What ends by _exit says so before. Nothing, where another launcher has
+ * started it. */
 void launch_tell_at_exit(void);
 void launch_tell(int status);
 

@@ -192,7 +192,6 @@ static void log_hosts(World w)
         free(hosts);
         hosts = more;
     }
-    log_num("ranks", w.ranks);
     log_text("hosts", hosts);
     free(hosts);
 }

@@ -10,9 +10,11 @@
 #include "train/options.h"
 
 #include "backend.h"
+#include "datasets/source.h"
 #include "train/synonyms.h"
 #include "util/files.h"
 #include "util/text.h"
+#include "weights/open.h"
 
 #include <ctype.h>
 #include <stdlib.h>
@@ -221,7 +223,11 @@ static bool read_flag(Settings *s, int argc, char **argv, int *i, Error *e)
     const char *next = *i + 1 < argc ? argv[*i + 1] : NULL;
     bool no = strncmp(name, "no-", 3) == 0 || strncmp(name, "no_", 3) == 0;
     const Field *f = find(name), *off = no ? find(name + 3) : NULL;
-    if (equals) {
+    if (equals && off) {
+        char hint[160];
+        snprintf(hint, sizeof hint, "--no-%s alone, or --%s=VALUE", name + 3, name + 3);
+        return fail(e, hint, "--%s takes no value", name);
+    } else if (equals) {
         value = equals + 1;
     } else if (f && f->type == T_bool) {
         bool takes = next && find_bool(next) >= 0;
@@ -240,6 +246,25 @@ static bool read_flag(Settings *s, int argc, char **argv, int *i, Error *e)
 
 static const char *const commands[] = {"train", "eval", "predict", "bench", NULL};
 
+/* What a file or folder may be meant for that stands where a command or a flag does. */
+static void meant_path(const char *path, char *hint, size_t size)
+{
+    char *latest = xasprintf("%s/latest", path);
+    const char *dot = strrchr(path, '.');
+    if (path_exists(latest))
+        snprintf(hint, size, "of a run: eval %s, or --resume %s", path, path);
+    else if (is_dir(path))
+        snprintf(hint, size, "images are --data %s, weights --weights %s", path, path);
+    else if (weights_ending(path))
+        snprintf(hint, size, "weights are --weights %s, as in eval --weights FILE --data DIR",
+                 path);
+    else if (dot && strcmp(dot, ".ini") == 0)
+        snprintf(hint, size, "a recipe is --recipe %s", path);
+    else if (dot && image_extension(dot + 1))
+        snprintf(hint, size, "of a picture: predict RUN %s", path);
+    free(latest);
+}
+
 static bool read_command(Options *o, const char *word, Error *e)
 {
     for (int k = 0; commands[k]; k++)
@@ -248,10 +273,11 @@ static bool read_command(Options *o, const char *word, Error *e)
             return true;
         }
     const char *near = nearest(word, commands);
-    char hint[96];
-    snprintf(hint, sizeof hint,
-             near ? "did you mean %s?" : "train, eval, predict or bench; --help, --version%s",
-             near ? near : "");
+    char hint[sizeof e->hint] = "train, eval, predict or bench; --help, --version";
+    if (path_exists(word))
+        meant_path(word, hint, sizeof hint);
+    else if (near)
+        snprintf(hint, sizeof hint, "did you mean %s?", near);
     return fail(e, hint, "no command is called '%s'", word);
 }
 
@@ -265,17 +291,16 @@ static bool one_dash(const char *arg, Error *e)
     return fail(e, hint, "'%s' is no flag", arg);
 }
 
-/* `eval RUN` and `predict RUN IMAGE...` name the weights first, which a folder and a safetensors
- * file can be, and no image. */
+/* `eval RUN` and `predict RUN IMAGE...` name the weights first: a folder, or a file with an ending
+ * that no image has. */
 static void take_weights(Options *o, Settings *asked)
 {
     bool eval = strcmp(o->command, "eval") == 0, predict = strcmp(o->command, "predict") == 0;
     bool named = settings_last(asked, "weights") || settings_last(asked, "resume");
     if (named || !(eval || predict) || !o->n_files)
         return;
-    const char *first = o->files[0], *end = strrchr(first, '.');
-    bool safetensors = end && strcmp(end, ".safetensors") == 0;
-    if (predict && !safetensors && !is_dir(first))
+    const char *first = o->files[0];
+    if (predict && !weights_ending(first) && !is_dir(first))
         return;
     add(asked, "weights", first, "--", NULL);
     o->n_files--;
@@ -304,8 +329,11 @@ bool options_args(Options *o, Settings *asked, int argc, char **argv, Error *e)
         }
     }
     take_weights(o, asked);
+    char hint[sizeof e->hint] = "flags begin with --, as in --data DIR";
+    if (o->n_files && path_exists(o->files[0]))
+        meant_path(o->files[0], hint, sizeof hint);
     if (o->n_files && strcmp(o->command, "predict") != 0)
-        return fail(e, "flags begin with --, as in --data DIR", "'%s' is no flag", o->files[0]);
+        return fail(e, hint, "'%s' is no flag", o->files[0]);
     return true;
 }
 
@@ -317,7 +345,14 @@ static bool set(Options *o, const Field *f, const char *name, const char *value,
                 Error *e)
 {
     bool model = f >= fields + MODEL_ROW;
-    if (!field_set(f, o, value, where, name, model ? NULL : f->help, e))
+    bool ok = field_set(f, o, value, where, name, model ? NULL : f->help, e);
+    const char *ours = ok || !e || f->type != T_word ? NULL : value_synonym(value, f->allowed);
+    if (ours) {
+        char hint[64];
+        snprintf(hint, sizeof hint, "here it is %s", ours);
+        return fail(e, hint, "%s", e->what);
+    }
+    if (!ok)
         return false;
     if (!model && !field_in_range(f, o))
         return fail(e, f->help, "%s%s: %s is outside %s", where, name, value, f->allowed);

@@ -70,11 +70,12 @@ static char **class_names(const Session *s, int K)
     else if (s->run_dir)
         path = xasprintf("%s/classes.txt", s->run_dir);
     if (!path || (!*s->o.classes && !path_exists(path))) {
-        char **labels = s->run_dir ? NULL : hub_labels(s->weights, K);
+        Names labels = {0};
         free(path);
-        if (labels)
-            free(names);
-        return labels ? labels : names;
+        if (s->run_dir || !hub_labels(s->weights, K, &labels, NULL))
+            return names;
+        free(names);
+        return labels.at;
     }
     char *lines = read_text(path, 16 << 20, &e), *rest = lines, *line;
     setup_check(lines != NULL, &e);
@@ -91,7 +92,7 @@ static char **class_names(const Session *s, int K)
     }
     if (n != K)
         die("give --classes the file with the model's classes, in order",
-            "%s names %d classes, the model has %d", path, n, K);
+            "%s names %s, the model has %d", path, amount(n, "class").s, K);
     free(lines);
     free(path);
     return names;
@@ -505,7 +506,8 @@ int command_predict(Session *s)
     end_features(&b);
     end_attention(&b);
     if (b.done > 1)
-        printf("%ld images in %.1f s, %.1f images/s\n", b.done, seconds, (double)b.done / seconds);
+        printf("%s in %.1f s, %.1f images/s\n", amount((double)b.done, "image").s, seconds,
+               (double)b.done / seconds);
     if (passed)
         printf("note: %s in the folders %s\n", amount((double)passed, "file").s,
                passed == 1 ? "is no picture" : "are no pictures");
@@ -513,7 +515,8 @@ int command_predict(Session *s)
         die("name pictures, folders of some, or pipe their names to `predict RUN -`",
             "there were no pictures");
     if (b.failed && s->world.rank == 0)
-        fprintf(stderr, "%ld of %ld images could not be read\n", b.failed, b.done);
+        fprintf(stderr, "%ld of %s could not be read\n", b.failed,
+                amount((double)b.done, "image").s);
     predict_free(&b);
     return b.failed ? 1 : 0;
 }

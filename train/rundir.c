@@ -21,13 +21,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static Error why; /* what the call that has just failed says of it */
-
-static void check(bool ok)
-{
-    setup_check(ok, &why);
-}
-
 /* ---- what is a run ---- */
 
 /* Whether dir holds a run of ours, and not just anybody's config.ini. */
@@ -100,11 +93,12 @@ bool run_stays(const Session *s)
 
 void lock_run(Session *s, const char *dir)
 {
+    Error e;
     if (s->lock >= 0 || s->world.rank > 0)
         return;
     char *path = xasprintf("%s/lock", dir);
-    s->lock = lock_file(path, dir, &why);
-    check(s->lock >= 0);
+    s->lock = lock_file(path, dir, &e);
+    setup_check(s->lock >= 0, &e);
     free(path);
 }
 
@@ -121,6 +115,7 @@ void unlock_run(Session *s)
  */
 static char *new_run_dir(const Options *o)
 {
+    Error e;
     char *spec = xstrdup(o->data), *colon = strchr(spec, ':');
     char model[64];
     if (colon)
@@ -130,7 +125,7 @@ static char *new_run_dir(const Options *o)
     for (char *p = model; *p; p++)
         if (*p == '/')
             *p = '-';
-    check(make_dirs("runs", &why));
+    setup_check(make_dirs("runs", &e), &e);
     for (int i = 1; i < 100000; i++) {
         char *dir = xasprintf("runs/%.48s-%s-%03d", data, model, i);
         if (mkdir(dir, 0777) == 0) {
@@ -147,33 +142,35 @@ static char *new_run_dir(const Options *o)
 /* Names of the classes beside the weights, for predict. */
 static void write_classes(const Session *s)
 {
+    Error e;
     char *path = xasprintf("%s/classes.txt", s->out);
-    FileWriter *f = file_create(path, &why);
+    FileWriter *f = file_create(path, &e);
     bool ok = f != NULL;
     for (int k = 0; ok && k < data_classes(s->train); k++) {
         const char *name = data_class_name(s->train, k);
-        ok = file_write(f, name, strlen(name), &why) && file_write(f, "\n", 1, &why);
+        ok = file_write(f, name, strlen(name), &e) && file_write(f, "\n", 1, &e);
     }
     if (ok)
-        ok = file_publish(f, true, &why);
+        ok = file_publish(f, true, &e);
     else
         file_abandon(f);
-    check(ok);
+    setup_check(ok, &e);
     free(path);
 }
 
 /* Where every rank has the whole of the model, the first one can save it by itself. */
 static void check_shared(Session *s)
 {
+    Error e;
     const CkptRanks ranks = {s->world.rank, s->world.ranks, hosts_sum};
-    s->shared = ckpt_shared(s->out, &ranks, &why);
+    s->shared = ckpt_shared(s->out, &ranks, &e);
     if (s->shared)
         return;
     bool writable = access(s->out, W_OK) == 0; /* by rank 0, whose word counts */
     hosts_broadcast(&writable, sizeof writable);
     if (parallel_together(s) || !writable)
-        die(why.hint, "%s", why.what);
-    printf("note: %s; rank 0 saves the run by itself\n", why.what);
+        die(e.hint, "%s", e.what);
+    printf("note: %s; rank 0 saves the run by itself\n", e.what);
 }
 
 /* Rank 0's directory is all ranks'. */
@@ -191,6 +188,7 @@ static void tell_out(Session *s)
  */
 static void write_settings(const Session *s)
 {
+    Error e;
     char *ini = xasprintf("%s/config.ini", s->out), *kept = NULL;
     char *was = path_exists(ini) ? read_text(ini, 1 << 20, NULL) : NULL;
     char *is = options_text(&s->o, &s->config, ini);
@@ -199,10 +197,10 @@ static void write_settings(const Session *s)
         kept = xasprintf("%s.%d", ini, i);
         if (path_exists(kept))
             continue;
-        check(save_text(kept, was, &why));
+        setup_check(save_text(kept, was, &e), &e);
         break;
     }
-    check(save_text(ini, is, &why));
+    setup_check(save_text(ini, is, &e), &e);
     free(was);
     free(is);
     free(kept);
@@ -222,21 +220,22 @@ static void send_settings(const Session *s)
 /* A continued run stays where it is, unless --out names another place. No run is written over. */
 static void open_out(Session *s)
 {
+    Error e;
     const Options *o = &s->o;
     bool same_run = run_stays(s);
     if (*o->out)
         s->out = xstrdup(o->out);
     else
         s->out = same_run ? xstrdup(s->run_dir) : new_run_dir(o);
-    check(make_dirs(s->out, &why));
+    setup_check(make_dirs(s->out, &e), &e);
     lock_run(s, s->out);
     char *latest = xasprintf("%s/latest", s->out);
     char *log = xasprintf("%s/log.jsonl", s->out);
     if (path_exists(latest) && !same_run)
         die("continue it with --resume, or choose another --out", "%s already holds a run", s->out);
     write_settings(s);
-    check(log_open(log, same_run, &why));
-    check(events_open(s->out, (long)s->state.step, &why));
+    setup_check(log_open(log, same_run, &e), &e);
+    setup_check(events_open(s->out, (long)s->state.step, &e), &e);
     send_settings(s);
     free(latest);
     free(log);
@@ -246,6 +245,7 @@ static void open_out(Session *s)
 
 void setup_out(Session *s)
 {
+    hosts_at("opening the run's directory", 0);
     if (s->world.rank == 0)
         open_out(s);
     tell_out(s);

@@ -75,6 +75,12 @@ void setup_length(Session *s)
                 "%.1f times; lower --batch-size for more steps of other images",
                 o->batch_size, data_count(s->train),
                 (double)o->batch_size / (double)data_count(s->train));
+    if (o->warmup_steps > 0 && (uint64_t)o->warmup_steps > s->steps)
+        warn_of(s,
+                "--warmup-steps %ld in a run of %s: the learning rate rises to the end, and comes "
+                "to %.3g of --lr %g; -1 is a twentieth of the run",
+                o->warmup_steps, amount((double)s->steps, "step").s,
+                schedule_lr(o, s->steps, s->steps - 1), o->lr);
     if (o->lr == 0)
         warn_of(s, "--lr 0: nothing will be learned");
     if (mix_mixes(o))

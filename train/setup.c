@@ -18,13 +18,6 @@
 #include <string.h>
 #include <unistd.h>
 
-static Error why; /* what the call that has just failed says of it */
-
-static void check(bool ok)
-{
-    setup_check(ok, &why);
-}
-
 /* ---- the device ---- */
 
 /* Of activations and working weights, by PRECISION_*. */
@@ -106,13 +99,14 @@ static void start_device(Session *s)
  * training continues, optimiser and all. */
 static void find_start(Session *s)
 {
+    Error e;
     const Options *o = &s->o;
     if (*o->resume) {
         char dir[4096];
         if (run_stays(s) && strcmp(o->command, "train") == 0)
             lock_run(s, s->run_dir);
-        bool found = s->world.rank > 0 || ckpt_find(o->resume, dir, sizeof dir, &why);
-        check(found);
+        bool found = s->world.rank > 0 || ckpt_find(o->resume, dir, sizeof dir, &e);
+        setup_check(found, &e);
         hosts_broadcast(dir, sizeof dir); /* others may not see the newest yet */
         s->checkpoint = xstrdup(dir);
         s->weights = xasprintf("%s/model.safetensors", dir);

@@ -7,6 +7,7 @@
 #include "datasets/classes.h"
 #include "datasets/shapes.h"
 #include "train/hosts.h"
+#include "train/rundir.h"
 #include "util/files.h"
 #include "util/machine.h"
 #include "util/report.h"
@@ -18,13 +19,6 @@
 #include <unistd.h>
 
 enum { SHAPES_TRAIN = 500, SHAPES_VAL = 100 }; /* images per class */
-
-static Error why; /* what the call that has just failed says of it */
-
-static void check(bool ok)
-{
-    setup_check(ok, &why);
-}
 
 /* ---- one split ---- */
 
@@ -44,6 +38,7 @@ static int workers_of(const Session *s)
 /* `shapes` and `shapes:DIR` are a folder in data/, or in DIR, that is drawn the first time. */
 static char *data_spec(Session *s, const char *spec)
 {
+    Error e;
     bool named = strncmp(spec, "shapes:", 7) == 0, plain = strcmp(spec, "shapes") == 0;
     const char *parent = named ? spec + 7 : "data";
     if ((plain || strcmp(spec, "fake") == 0) && is_dir(spec) && s->world.rank == 0)
@@ -58,9 +53,9 @@ static char *data_spec(Session *s, const char *spec)
         printf("data      drawing %d images into %s (--data shapes:DIR draws elsewhere)\n",
                10 * (SHAPES_TRAIN + SHAPES_VAL), dir);
     fflush(stdout);
-    if (!make_dirs(dir, &why))
-        die("--data shapes:DIR and --out DIR name places that you may write to", "%s", why.what);
-    check(shapes_write(dir, SHAPES_TRAIN, SHAPES_VAL, size, 0, &why));
+    if (!make_dirs(dir, &e))
+        die("--data shapes:DIR and --out DIR name places that you may write to", "%s", e.what);
+    setup_check(shapes_write(dir, SHAPES_TRAIN, SHAPES_VAL, size, 0, &e), &e);
     free(stamp);
     return dir;
 }
@@ -70,44 +65,53 @@ static bool is_training(const Session *s)
     return strcmp(s->o.command, "train") == 0;
 }
 
+/* Lines of a run's classes.txt, onto `names`: none where there is no such file. */
+static void read_run_classes(const char *run, Names *names)
+{
+    Error e;
+    char *path = xasprintf("%s/classes.txt", run), *line;
+    char *text = path_exists(path) ? read_text(path, 64 << 20, &e) : NULL, *rest = text;
+    setup_check(text || !path_exists(path), &e);
+    while (rest && (line = strsep(&rest, "\n")))
+        if (*line)
+            names_add(names, line);
+    free(text);
+    free(path);
+}
+
 /* The classes of the run, in label order. NULL: there is no run, or --classes says it. */
 static const Names *run_classes(Session *s)
 {
     if (!s->run_dir || *s->o.classes)
         return NULL;
     names_free(&s->classes);
-    char *path = xasprintf("%s/classes.txt", s->run_dir), *line;
-    char *text = path_exists(path) ? read_text(path, 64 << 20, &why) : NULL, *rest = text;
-    while (rest && (line = strsep(&rest, "\n")))
-        if (*line)
-            names_add(&s->classes, line);
-    free(text);
-    free(path);
+    read_run_classes(s->run_dir, &s->classes);
     return s->classes.n == s->config.classes ? &s->classes : NULL;
 }
 
-/* Those that the files beside the weights name. */
-static const Names *weights_classes(Session *s)
+/* Classes of the weights' head, in label order, and who names them: classes.txt of the run that
+ * they are of, or config.json beside them. False where nobody names all K. */
+static bool head_classes(const Session *s, int K, Names *names, char from[static 16])
 {
-    const Options *o = &s->o;
-    int K = s->config.classes;
-    bool asked = *o->classes || o->class_order != ORDER_BYTE;
-    char **labels = !asked && s->weights && !s->run_dir && K ? hub_labels(s->weights, K) : NULL;
-    bool all = labels != NULL;
-    names_free(&s->classes);
-    for (int k = 0; labels && k < K; k++) {
-        all &= labels[k] != NULL;
-        names_add(&s->classes, labels[k] ? labels[k] : "");
-        free(labels[k]);
-    }
-    free(labels);
-    return all ? &s->classes : NULL;
+    char *run = NULL;
+    if (s->run_dir)
+        run = xstrdup(s->run_dir);
+    else if (*s->o.weights)
+        run = run_of(s->o.weights);
+    snprintf(from, 16, "%s", run ? "classes.txt" : "config.json");
+    if (run)
+        read_run_classes(run, names);
+    else if (s->weights)
+        hub_labels(s->weights, K, names, NULL);
+    free(run);
+    return K > 0 && names->n == K;
 }
 
 /* How many of the data's classes a list has. Names that it has twice say nothing. */
 static int known_among(const Names *list, const Dataset *d)
 {
-    ClassKeys *keys = class_keys(list, "the weights' classes", &why);
+    Error e;
+    ClassKeys *keys = class_keys(list, "the weights' classes", &e);
     int known = 0;
     for (int k = 0; keys && k < data_classes(d); k++)
         known += class_label(keys, data_class_name(d, k)) >= 0;
@@ -115,41 +119,64 @@ static int known_among(const Names *list, const Dataset *d)
     return known;
 }
 
+/* What training makes of a head of as many classes, when some or all have other names. */
+static void warn_of_names(const Session *s, const Names *names, const char *from, int known)
+{
+    if (known == 0)
+        warn_of(s,
+                "the weights' head is of as many classes by other names, such as '%s' (%s): "
+                "training starts from it",
+                names->at[0], from);
+    else
+        warn_of(s,
+                "the weights' head is of as many classes, %d of them by other names (%s), and "
+                "training starts from it: class folders are numbered by their sorted names; "
+                "--classes FILE says which is which",
+                names->n - known, from);
+}
+
 /* Class folders are numbered as the weights' classes of the same names are, not by their sorted
- * names: trained on, if the names are the same, for the head is kept; evaluated, if all are among
- * the weights'. */
+ * names: trained on, if the head is kept and has all of them; evaluated, if all are among the
+ * weights'. */
 static Dataset *number_as_weights(Session *s, DataOptions *d, Dataset *data)
 {
-    const Names *names = s->run_dir ? run_classes(s) : weights_classes(s);
-    int n = data_classes(data), known = names ? known_among(names, data) : 0;
-    bool same = names && n == names->n;
+    Error e;
+    const Options *o = &s->o;
+    char from[16];
+    names_free(&s->classes);
+    if (!head_classes(s, s->config.classes, &s->classes, from) || o->class_order != ORDER_BYTE) {
+        names_free(&s->classes);
+        return data;
+    }
+    const Names *names = &s->classes;
+    int n = data_classes(data), known = known_among(names, data);
+    bool kept = !is_training(s) || n == names->n || options_config_given(o, "classes");
+    bool same = n == names->n;
     for (int k = 0; same && k < n; k++)
         same = strcmp(names->at[k], data_class_name(data, k)) == 0;
     if (same)
         return data;
-    if (known == n && (!is_training(s) || n == names->n)) {
+    if (known == n && kept) {
         data_close(data);
         d->like = names;
-        data = data_open(d, &why);
-        check(data != NULL);
+        data = data_open(d, &e);
+        setup_check(data != NULL, &e);
         return data;
     }
-    bool tell = names && s->world.rank == 0 && !s->checkpoint;
-    if (tell && known == 0 && is_training(s) && n == names->n)
+    if (is_training(s) && kept && !s->checkpoint)
+        warn_of_names(s, names, from, known);
+    if (known == 0 && !is_training(s))
         warn_of(s,
-                "the weights' head is of as many classes by other names, such as '%s': training "
-                "starts from it",
-                names->at[0]);
-    if (tell && known == 0 && !is_training(s))
-        warn_of(s,
-                "the weights' config.json names other classes, such as '%s', than the folders: "
-                "these are numbered by their sorted names; --classes FILE says which is which",
-                names->at[0]);
-    if (names && known > 0 && !is_training(s))
-        die("name the folders as config.json does, or give --classes the file with the model's "
-            "classes, in order",
-            "%d of %d class folders are among the classes that the weights' config.json names",
-            known, n);
+                "the weights' %s names other classes, such as '%s', than the folders: these are "
+                "numbered by their sorted names; --classes FILE says which is which",
+                from, names->at[0]);
+    if (known > 0 && !is_training(s)) {
+        char *hint = xasprintf("name the folders as %s does, or give --classes the file with the "
+                               "model's classes, in order",
+                               from);
+        die(hint, "%d of %d class folders are among the classes that the weights' %s names", known,
+            n, from);
+    }
     names_free(&s->classes);
     return data;
 }
@@ -198,6 +225,10 @@ Dataset *setup_split(Session *s, const char *spec, bool train)
                      .seed = (uint64_t)o->seed};
     d.images.augment &= train;
     Dataset *data = data_open(&d, &e);
+    if (!data && s->run_dir && !options_asked(o, own ? "val-data" : "data"))
+        die(xasprintf("%s; the place is of the run's config.ini: --%s names another", e.hint,
+                      own ? "val-data" : "data"),
+            "%s", e.what);
     setup_check(data != NULL, &e);
     if (!like && d.classes_fraction >= 1 && data_classes_sorted(data))
         data = number_as_weights(s, &d, data);
@@ -213,8 +244,8 @@ static void check_splits(const Session *s)
     const Dataset *a = s->train, *b = s->val;
     const char *hint = "give --classes a file with all classes, one a line";
     if (data_classes(a) != data_classes(b))
-        die(hint, "the training images have %d classes, the validation images %d", data_classes(a),
-            data_classes(b));
+        die(hint, "the training images have %s, the validation images %d",
+            amount(data_classes(a), "class").s, data_classes(b));
     for (int k = 0; k < data_classes(a); k++)
         if (strcmp(data_class_name(a, k), data_class_name(b, k)) != 0)
             die(hint, "class %d is '%s' in the training images and '%s' in the validation images",
@@ -231,8 +262,9 @@ static void check_splits(const Session *s)
 /* A run that is evaluated or continued keeps its classes: labels are positions in that list. */
 static void check_run_classes(const Session *s, const Dataset *d)
 {
+    Error e;
     char *path = xasprintf("%s/classes.txt", s->run_dir), *line;
-    char *text = path_exists(path) ? read_text(path, 64 << 20, &why) : NULL, *rest = text;
+    char *text = path_exists(path) ? read_text(path, 64 << 20, &e) : NULL, *rest = text;
     for (int k = 0; text && k < data_classes(d) && (line = strsep(&rest, "\n")); k++)
         if (strcmp(line, data_class_name(d, k)) != 0)
             die("give --classes the file with the model's classes, in order",
@@ -240,6 +272,27 @@ static void check_run_classes(const Session *s, const Dataset *d)
                 path);
     free(text);
     free(path);
+}
+
+/* Whoever asks for another order of the classes that the head has, and keeps the head, trains each
+ * of its rows anew. */
+static void check_head_order(const Session *s, const Dataset *d, int heads)
+{
+    Names names = {0};
+    char from[16];
+    int n = data_classes(d), k = 0;
+    bool kept = s->train && s->weights && !s->checkpoint && n == heads;
+    if (kept && head_classes(s, heads, &names, from) && known_among(&names, d) == n) {
+        while (k < n && strcmp(names.at[k], data_class_name(d, k)) == 0)
+            k++;
+        if (k < n)
+            warn_of(s,
+                    "the weights' head is kept, but class %d is '%s' in it (%s) and '%s' in the "
+                    "data: leave %s out to keep the weights' order",
+                    k, names.at[k], from, data_class_name(d, k),
+                    *s->o.classes ? "--classes" : "--class-order");
+    }
+    names_free(&names);
 }
 
 /* What to evaluate on; NULL: nothing, while training. */
@@ -303,10 +356,10 @@ static void check_class_count(const Session *s, bool train, int K)
     if (s->weights && !options_config_given(o, "classes"))
         hint = "give --classes the file with the model's classes, in order";
     if (K > s->config.classes)
-        die(hint, "the data has %d classes, the model %d", K, s->config.classes);
+        die(hint, "the data has %s, the model %d", amount(K, "class").s, s->config.classes);
     if (!train && K < s->config.classes)
         die("labels would be wrong: give --classes the file with the model's classes, in order",
-            "%s has %d classes, the model %d", *o->classes ? o->classes : "the data", K,
+            "%s has %s, the model %d", *o->classes ? o->classes : "the data", amount(K, "class").s,
             s->config.classes);
 }
 
@@ -349,6 +402,7 @@ void setup_data(Session *s, bool train)
     if (K <= 5 && s->val)
         printf("          with %s, top5 is always 100\n", amount(K, "class").s);
     check_class_order(s, any, heads);
+    check_head_order(s, any, heads);
     check_evaluated(s);
 }
 

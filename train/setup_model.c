@@ -15,18 +15,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static Error why; /* what the call that has just failed says of it */
-
-static void check(bool ok)
-{
-    setup_check(ok, &why);
-}
-
-static void check_usage(bool ok)
-{
-    setup_check_usage(ok, &why);
-}
-
 /* ---- how many images at a time ---- */
 
 /* Euclid. */
@@ -91,9 +79,15 @@ long setup_micro(Session *s, bool training, long *batch, long *group)
 {
     const Options *o = &s->o;
     long ranks = training ? s->split.dp.ranks : 1;
-    if (o->batch_size % ranks != 0)
-        die_usage("give a --batch-size that the ranks can share",
-                  "%ld images do not divide among %ld data parallel ranks", o->batch_size, ranks);
+    if (o->batch_size % ranks != 0) {
+        long below = o->batch_size / ranks * ranks;
+        char hint[80], lower[24] = "";
+        if (below)
+            snprintf(lower, sizeof lower, "%ld or ", below);
+        snprintf(hint, sizeof hint, "give --batch-size %s%ld", lower, below + ranks);
+        die_usage(hint, "a batch of %s does not divide among %ld data parallel ranks",
+                  amount((double)o->batch_size, "image").s, ranks);
+    }
     *batch = o->batch_size / ranks;
     long micro = o->micro_batch && o->micro_batch < *batch ? o->micro_batch : *batch;
     *group = choose_group(s, *batch, o->micro_batch ? micro : 0);
@@ -244,8 +238,10 @@ static void amax_room(Session *s, const Plan *plan)
  * weights file onto a fresh initialisation, which is what remains of a new head; or fresh. */
 void setup_model(Session *s, bool training)
 {
+    Error e;
     const Options *o = &s->o;
-    check_usage(vit_config_check(&s->config, &why)); /* again: classes may come from the data */
+    setup_check_usage(vit_config_check(&s->config, &e),
+                      &e); /* again: classes may come from the data */
     Plan plan = setup_plan(s, training);
     hosts_at("setting up the model", 0);
     choose_micro(s, &plan);
@@ -258,7 +254,7 @@ void setup_model(Session *s, bool training)
         s->state.counters = *vit_state(s->m);
         s->state.scaled = plan.scaling.kind != SCALING_NONE;
         amax_room(s, &plan);
-        check(ckpt_resume(own, s->checkpoint, &s->state, &why));
+        setup_check(ckpt_resume(own, s->checkpoint, &s->state, &e), &e);
         vit_set_state(s->m, &s->state.counters);
         vit_set_positions(s->m);
         vit_set_amax(s->m, s->state.amax, (uint32_t)s->state.fp8_since);
@@ -270,12 +266,13 @@ void setup_model(Session *s, bool training)
     }
     /* a new head on trained weights starts at zero: random logits would only disturb them */
     const char *scheme = s->weights && !options_given(o, "init") ? "jax" : o->init;
-    check(vit_init(s->m, scheme, (uint64_t)o->seed, o->head_bias, o->layer_scale_init, &why));
+    setup_check(vit_init(s->m, scheme, (uint64_t)o->seed, o->head_bias, o->layer_scale_init, &e),
+                &e);
     if (s->weights) {
         char report[1024] = "";
         bool new_head = training || strcmp(o->command, "bench") == 0;
         int how = LOAD_POS(o->pos_resize) | (new_head ? LOAD_NEW_HEAD : 0);
-        check(ckpt_load_weights(own, s->weights, how, report, sizeof report, &why));
+        setup_check(ckpt_load_weights(own, s->weights, how, report, sizeof report, &e), &e);
         if (*report)
             report_line(
                 "          %s%s", report,

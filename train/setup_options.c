@@ -47,18 +47,6 @@ static const char fine_tuning[] = "batch-size = 32\n"
 static const char fine_tuning_steps[] = "opt = sgd\n"
                                         "lr = 0.01\n";
 
-static Error why; /* what the call that has just failed says of it */
-
-static void check(bool ok)
-{
-    setup_check(ok, &why);
-}
-
-static void check_usage(bool ok)
-{
-    setup_check_usage(ok, &why);
-}
-
 /* ---- what lies under the command line ---- */
 
 bool setup_pixels(const char *spec)
@@ -78,20 +66,21 @@ static const char *const precisions[] = {NULL, NULL, "tf32", "bf16", "fp16", "fp
 /* The run's config.ini, and what of it does not hold for this process. */
 static void apply_run(Session *s, const Settings *asked)
 {
+    Error e;
     Options *o = &s->o;
     Place place;
     char *ini = xasprintf("%s/config.ini", s->run_dir);
     bool train = strcmp(o->command, "train") == 0;
-    check(options_file(o, ini, &why));
+    setup_check(options_file(o, ini, &e), &e);
     if (!backend_cuda && !(train && o->precision == PRECISION_BF16)) { /* other devices' */
         const char *now = said(asked, "precision");
         s->ran_in = *now && strcmp(now, "auto") ? NULL : precisions[o->precision];
-        check(options_set(o, "precision", "auto", "", &why));
+        setup_check(options_set(o, "precision", "auto", "", &e), &e);
     }
     /* how many processes there are is for this device to say, and for a launcher */
-    check(options_set(o, backend_cuda ? "ranks" : "gpus", "1", "", &why));
-    if (launch_environment(&place, &why) && place.world.ranks > 1)
-        check(options_set(o, backend_cuda ? "gpus" : "ranks", "1", "", &why));
+    setup_check(options_set(o, backend_cuda ? "ranks" : "gpus", "1", "", &e), &e);
+    if (launch_environment(&place, &e) && place.world.ranks > 1)
+        setup_check(options_set(o, backend_cuda ? "gpus" : "ranks", "1", "", &e), &e);
     /* how ranks shared the model goes for training alone, and where nothing else is said */
     static const char *const layout[][2] = {
         {"tp", "1"}, {"pp", "1"}, {"layers_per_stage", ""}, {"zero", "0"}};
@@ -99,14 +88,14 @@ static void apply_run(Session *s, const Settings *asked)
     for (int i = 0; i < COUNT(layout); i++)
         s->run_layout &= !settings_last(asked, layout[i][0]);
     for (int i = 0; i < COUNT(layout) && !(train && s->run_layout); i++)
-        check(options_set(o, layout[i][0], layout[i][1], "", &why));
+        setup_check(options_set(o, layout[i][0], layout[i][1], "", &e), &e);
     if (*said(asked, "resume")) /* the checkpoint holds the weights now */
-        check(options_set(o, "weights", "", "", &why));
+        setup_check(options_set(o, "weights", "", "", &e), &e);
     /* --data is what to evaluate, whatever the run evaluated */
     if (!train && settings_last(asked, "data") && !*said(asked, "val-data")) {
-        check(options_set(o, "val-data", "", "", &why));
-        check(options_set(o, "val-fraction", "0", "", &why));
-        check(options_set(o, "index-dir", "", "", &why));
+        setup_check(options_set(o, "val-data", "", "", &e), &e);
+        setup_check(options_set(o, "val-fraction", "0", "", &e), &e);
+        setup_check(options_set(o, "index-dir", "", "", &e), &e);
     }
     free(ini);
 }
@@ -114,29 +103,31 @@ static void apply_run(Session *s, const Settings *asked)
 /* One of the two built-in recipes, where no other is named. */
 static void apply_built_in(Session *s, const Settings *asked)
 {
+    Error e;
     Options *o = &s->o;
     bool ok = true;
     if (*said(asked, "weights")) {
         s->built_in = "fine-tuning";
-        ok = options_lines(o, fine_tuning, "built-in recipe", &why);
+        ok = options_lines(o, fine_tuning, "built-in recipe", &e);
         if (ok && !settings_last(asked, "opt"))
-            ok = options_lines(o, fine_tuning_steps, "built-in recipe", &why);
+            ok = options_lines(o, fine_tuning_steps, "built-in recipe", &e);
     } else if (!*said(asked, "model")) {
         s->built_in = "a small model";
-        ok = options_lines(o, built_in, "built-in recipe", &why);
+        ok = options_lines(o, built_in, "built-in recipe", &e);
         if (ok && setup_pixels(said(asked, "data")))
-            ok = options_lines(o, built_in_tiny, "built-in recipe", &why);
+            ok = options_lines(o, built_in_tiny, "built-in recipe", &e);
     }
-    check(ok);
+    setup_check(ok, &e);
 }
 
 /* Of a file of several (bench). */
 static void apply_configuration(Session *s, const Settings *asked)
 {
+    Error e;
     Spec spec;
-    check_usage(spec_read(&spec, said(asked, "spec"), &why));
-    const Configuration *c = spec_find(&spec, said(asked, "only"), &why);
-    check_usage(c && spec_apply(&spec, c, &s->o, &why));
+    setup_check_usage(spec_read(&spec, said(asked, "spec"), &e), &e);
+    const Configuration *c = spec_find(&spec, said(asked, "only"), &e);
+    setup_check_usage(c && spec_apply(&spec, c, &s->o, &e), &e);
     spec_free(&spec);
 }
 
@@ -168,6 +159,7 @@ static void apply_base(Session *s, const Settings *asked)
 /* What is wrong between settings; each by itself has been checked when it was set. */
 static void check_options(const Options *o)
 {
+    Error e;
     if (o->area_min > o->area_max || o->area_max <= 0)
         die_usage("--area-min must not exceed --area-max", "no crop has an area in %g..%g",
                   o->area_min, o->area_max);
@@ -178,7 +170,7 @@ static void check_options(const Options *o)
         die_usage("--lr-floor must not exceed --lr", "the learning rate would rise from %g to %g",
                   o->lr, o->lr_floor);
     double twist[4];
-    check_usage(mix_parse_twist(o->color_twist, twist, &why));
+    setup_check_usage(mix_parse_twist(o->color_twist, twist, &e), &e);
     bool bench = strcmp(o->command, "bench") == 0;
     if (!bench && (*o->spec || *o->only || *o->json))
         die_usage("such as bench --spec bench/specs.ini", "--spec, --only and --json are bench's");
@@ -212,17 +204,18 @@ static _Noreturn void print_version(void)
  * applied last. --help prints the defaults, whatever else was said, if that made sense. */
 void setup_options(Session *s, int argc, char **argv)
 {
+    Error e;
     Options *o = &s->o;
     Settings asked = {0};
     *s = (Session){.argv = argv, .lock = -1};
     options_init(o);
-    check_usage(options_args(o, &asked, argc, argv, &why));
+    setup_check_usage(options_args(o, &asked, argc, argv, &e), &e);
     if (!o->help && !o->version)
         apply_base(s, &asked);
     char *was = *said(&asked, "resume") && s->run_dir ? options_text(o, &o->config, "") : NULL;
     s->before = *o;
     s->asked_batch = settings_last(&asked, "batch-size");
-    check_usage(options_apply(o, &asked, &why));
+    setup_check_usage(options_apply(o, &asked, &e), &e);
     if (was) {
         char *is = options_text(o, &o->config, "");
         s->changed = options_changes(was, is);
@@ -237,6 +230,6 @@ void setup_options(Session *s, int argc, char **argv)
         exit(0);
     }
     check_options(o);
-    s->changes = augmentation_new(o->color_jitter, o->auto_augment, &why);
-    check_usage(s->changes != NULL);
+    s->changes = augmentation_new(o->color_jitter, o->auto_augment, &e);
+    setup_check_usage(s->changes != NULL, &e);
 }

@@ -131,3 +131,36 @@ const char *flag_synonym(const char *name)
             return synonyms[i].ours;
     return NULL;
 }
+
+static const struct {
+    const char *theirs, *ours;
+} values[] = {
+    {"float32", "fp32"},
+    {"float", "fp32"},
+    {"bfloat16", "bf16"},
+    {"float16", "fp16"},
+    {"half", "fp16"},
+    {"float8", "fp8"},
+    {"bce", "sigmoid"},
+    {"ce", "softmax"},
+    {"cross-entropy", "softmax"},
+    {"mean", "gap"},
+    {"avg", "gap"},
+    {"token", "cls"},
+    {"cos", "cosine"},
+    {"multistep", "step"},
+    {"momentum", "sgd"},
+    {"gelu_new", "gelu_tanh"},
+    {"gelu_pytorch_tanh", "gelu_tanh"},
+    {"quickgelu", "quick_gelu"},
+    {"squash", "stretch"},
+    {"centre", "center"},
+};
+
+const char *value_synonym(const char *value, const char *words)
+{
+    for (int i = 0; i < COUNT(values); i++)
+        if (find_word(values[i].theirs, value) == 0 && find_word(words, values[i].ours) >= 0)
+            return values[i].ours;
+    return NULL;
+}

@@ -32,7 +32,7 @@ bool tuning_frozen(const Options *o, int layers, int *units, Error *e)
     if (!isdigit((unsigned char)*o->freeze) || *end)
         return fail(e, hint, "--freeze: '%s' is no number of blocks", o->freeze);
     if (n > layers)
-        return fail(e, hint, "--freeze %s: the model has %d blocks", o->freeze, layers);
+        return fail(e, hint, "--freeze %s: the model has %s", o->freeze, amount(layers, "block").s);
     *units = 1 + (int)n;
     return true;
 }
@@ -119,9 +119,8 @@ static bool read_weights(const char *path, const Dataset *d, double *w, Error *e
         k++;
     }
     free(lines);
-    return ok && (k == K || fail(e, "a line for each class, in label order",
-                                 "%s has %s for %s", path, amount(k, "weight").s,
-                                 amount(K, "class").s));
+    return ok && (k == K || fail(e, "a line for each class, in label order", "%s has %s for %s",
+                                 path, amount(k, "weight").s, amount(K, "class").s));
 }
 
 /* Images of each class, [data_classes]; free() it. */

@@ -356,6 +356,18 @@ static bool push_long(Pickle *p)
     return push_number(p, -1);
 }
 
+/* 8 bytes, the highest first. */
+static bool push_real(Pickle *p)
+{
+    uint64_t n;
+    Item item = {.kind = PICKLE_REAL};
+    if (!take(p, 8, &n))
+        return false;
+    n = __builtin_bswap64(n);
+    memcpy(&item.real, &n, sizeof n);
+    return push_item(p, item);
+}
+
 /* What names the object on top stands for it. */
 static bool push_persistent(Pickle *p)
 {
@@ -374,8 +386,8 @@ static bool operate_torch(Pickle *p, int op)
     switch (op) {
     case 'Q': /* BINPERSID */
         return push_persistent(p);
-    case 'G': /* BINFLOAT, whose value nobody asks for */
-        return take(p, 8, &n) && push_item(p, (Item){.kind = PICKLE_REAL});
+    case 'G': /* BINFLOAT */
+        return push_real(p);
     case 0x8a:
         return push_long(p);
     case 0x8c: /* SHORT_BINUNICODE, BINUNICODE8, BINBYTES8 */

@@ -15,11 +15,11 @@ Pickle *pickle_open(const uint8_t *bytes, size_t n, const char *path, bool objec
 void pickle_close(Pickle *p); /* NULL does nothing */
 
 /* What a pickle is made of; whatever refers to another says its number.
- * NUMBER: `number`, also of bools. TEXT: `n` bytes; `number` is 1 if they are UTF-8 of the values
- * below 256 that are meant. LIST, TUPLE, DICT: item numbers, keys before values. FUNCTION: texts of
- * its module and name. OBJECT: function, arguments (a tuple), then perhaps its state. PERSISTENT:
- * what names it. ARRAY: the numbers of its shape, its dtype and its bytes. CALLABLE, DTYPE, MARK:
- * the reader's own. */
+ * NUMBER: `number`, also of bools. REAL: `real`, with `objects` alone. TEXT: `n` bytes; `number` is
+ * 1 if they are UTF-8 of the values below 256 that are meant. LIST, TUPLE, DICT: item numbers, keys
+ * before values. FUNCTION: texts of its module and name. OBJECT: function, arguments (a tuple),
+ * then perhaps its state. PERSISTENT: what names it. ARRAY: the numbers of its shape, its dtype and
+ * its bytes. CALLABLE, DTYPE, MARK: the reader's own. */
 typedef enum {
     PICKLE_NONE,
     PICKLE_NUMBER,
@@ -39,6 +39,7 @@ typedef enum {
 typedef struct {
     PickleKind kind;
     long number;
+    double real;
     const uint8_t *bytes;
     size_t n;
     int *at;

@@ -17,6 +17,7 @@
 /* ---- errors ---- */
 
 bool (*die_is_said)(void);
+const char *die_from;
 void (*die_hook)(void);
 void (*die_farewell)(void);
 
@@ -28,8 +29,8 @@ static _Noreturn void leave(int status, const char *hint, const char *fmt, va_li
     vsnprintf(text, sizeof text, fmt, args);
     if (!die_is_said || !die_is_said()) {
         /* at once: other ranks write to the same terminal */
-        fprintf(stderr, "error: %s\n%s%s%s", text, has_hint ? "hint: " : "", has_hint ? hint : "",
-                has_hint ? "\n" : "");
+        fprintf(stderr, "error: %s%s\n%s%s%s", die_from ? die_from : "", text,
+                has_hint ? "hint: " : "", has_hint ? hint : "", has_hint ? "\n" : "");
         void (*hook)(void) = die_hook;
         die_hook = NULL; /* a hook that dies itself must not come back here */
         if (hook)

@@ -28,6 +28,8 @@ NORETURN void die_usage(const char *hint, const char *fmt, ...) PRINTF_LIKE(2, 3
 
 /* Asked by die() before it speaks: whether another process of the run has said the same. */
 extern bool (*die_is_said)(void);
+/* What its message begins with: which process of the run this is; NULL: nothing. */
+extern const char *die_from;
 /* Called once by die() before it exits (e.g. to say where the last checkpoint is). */
 extern void (*die_hook)(void);
 /* After it: tells the other processes of the run that this one has said why it ends. */

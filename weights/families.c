@@ -296,6 +296,7 @@ static const Known refused[] = {
 
 static const Known left_out[] = {
     {"mask_token", "a mask token"},
+    {"masked_embed", "a mask token"},
     {"pooler.", "the pooler"},
     {"decoder", "a decoder"},
     {"position_ids", "position numbers"},

@@ -3,16 +3,17 @@
  * timm's config.json: {"architecture", "num_classes", "global_pool", "pretrained_cfg": {"mean",
  * "std", "crop_pct", "interpolation", "crop_mode", "input_size": [3, H, W]}, "model_args": {...},
  * "label_names"}. transformers': {"hidden_size", "num_hidden_layers", "num_attention_heads",
- * "intermediate_size", "patch_size", "image_size", "hidden_act", "layer_norm_eps", "id2label"}, and
- * its preprocessor_config.json: {"image_mean", "image_std", "size", "crop_size", "do_center_crop",
- * "resample"} (Pillow's number); open_clip's is open_clip_config.json. Files are untrusted: a value
- * of another type or range is unknown.
+ * "intermediate_size", "patch_size", "image_size", "hidden_act", "layer_norm_eps", "id2label",
+ * "label2id"}, and its preprocessor_config.json: {"image_mean", "image_std", "size", "crop_size",
+ * "do_center_crop", "resample"} (Pillow's number); open_clip's is open_clip_config.json. Files are
+ * untrusted: a value of another type or range is unknown.
  *
- * Read in this order: values, files, the model, its images, labels.
+ * Read in this order: values, files, the model, its images, timm's args, labels.
  */
 #include "weights/hub.h"
 
 #include "util/files.h"
+#include "util/text.h"
 
 #include <cjson/cJSON.h>
 #include <stdlib.h>
@@ -53,13 +54,15 @@ static void read_sides(const cJSON *item, int *h, int *w)
 /* Three numbers; deviations must not be 0. */
 static bool read_colour(const cJSON *item, bool deviation, double out[3])
 {
+    double read[3];
     for (int i = 0; i < 3; i++) {
         const cJSON *x = cJSON_GetArraySize(item) == 3 ? cJSON_GetArrayItem(item, i) : NULL;
         if (!cJSON_IsNumber(x) || !(x->valuedouble >= 0 && x->valuedouble <= 1e6) ||
             (deviation && x->valuedouble < 1e-6))
             return false;
-        out[i] = x->valuedouble;
+        read[i] = x->valuedouble;
     }
+    memcpy(out, read, sizeof read);
     return true;
 }
 
@@ -143,14 +146,15 @@ static const struct {
                    {"silu", ACT_SWIGLU},
                    {"swish", ACT_SWIGLU}}; /* of a gate, else refused */
 
-static bool read_activation(const char *path, const char *name, Hub *h, Error *e)
+/* from: "config.json beside it" */
+static bool read_activation(const char *path, const char *from, const char *name, Hub *h, Error *e)
 {
     int i = 0;
     while (*name && i < COUNT(activations) && strcmp(activations[i].name, name) != 0)
         i++;
     if (*name && i == COUNT(activations))
         return fail(e, "take weights that were trained with GELU (erf, tanh, quick) or SwiGLU",
-                    "%s: config.json beside it: the activation is %.50s", path, name);
+                    "%s: %s: the activation is %.50s", path, from, name);
     if (*name)
         h->act = activations[i].act;
     return true;
@@ -188,7 +192,8 @@ static const struct {
              {"vit_base_patch16_gap", 48},
              {"test_vit", 32}};
 
-static bool read_architecture(const char *path, const char *name, Hub *h, Error *e)
+static bool read_architecture(const char *path, const char *from, const char *name, Hub *h,
+                              Error *e)
 {
     int i = 0;
     while (!strstr(name, habits[i].part))
@@ -199,9 +204,8 @@ static bool read_architecture(const char *path, const char *name, Hub *h, Error 
     for (int k = 0; k < COUNT(heads); k++)
         if (strstr(name, heads[k].part))
             h->head_width = heads[k].width;
-    return !habits[i].refused ||
-           fail(e, "take weights of a plain ViT, with learned positions",
-                "%s: config.json beside it says %.60s: %s", path, name, habits[i].refused);
+    return !habits[i].refused || fail(e, "take weights of a plain ViT, with learned positions",
+                                      "%s: %s says %.60s: %s", path, from, name, habits[i].refused);
 }
 
 /* What transformers' configurations leave out is as their classes have it: a part of model_type,
@@ -243,7 +247,7 @@ static void read_open_clip(const cJSON *json, Hub *h)
 
 /* transformers' keys, at the top, or those of an image tower in vision_config; timm's model_args
  * have some of the same meaning. */
-static bool read_model(const char *path, const cJSON *json, Hub *h, Error *e)
+static bool read_model(const char *path, const char *from, const cJSON *json, Hub *h, Error *e)
 {
     const cJSON *tower = get(json, "vision_config"), *args = get(json, "model_args");
     read_kind(get_text(json, "model_type"), h);
@@ -283,19 +287,20 @@ static bool read_model(const char *path, const cJSON *json, Hub *h, Error *e)
         h->pool = POOL_MAP;
     if (strncmp(pool, "avgmax", 6) == 0 || strcmp(pool, "max") == 0)
         return fail(e, "take weights of a model that pools by a class token, a mean or attention",
-                    "%s: config.json beside it: global_pool = %.20s", path, pool);
+                    "%s: %s: global_pool = %.20s", path, from, pool);
     h->pools_all = cJSON_IsTrue(get(args, "pool_include_prefix"));
-    if (!read_architecture(path, get_text(json, "architecture"), h, e) ||
-        !read_activation(path, get_text(args, "act_layer"), h, e))
+    if (!read_architecture(path, from, get_text(json, "architecture"), h, e) ||
+        !read_activation(path, from, get_text(args, "act_layer"), h, e))
         return false;
-    return read_activation(path, get_text(json, "hidden_act"), h, e);
+    return read_activation(path, from, get_text(json, "hidden_act"), h, e);
 }
 
 /* ---- its images ---- */
 
-static void read_timm_images(const cJSON *json, Hub *h)
+/* timm's pretrained_cfg, or args of the same names */
+static void read_timm_images(const cJSON *cfg, Hub *h)
 {
-    const cJSON *cfg = get(json, "pretrained_cfg"), *crop = get(cfg, "crop_pct");
+    const cJSON *crop = get(cfg, "crop_pct");
     const char *mode = get_text(cfg, "crop_mode");
     read_normalisation(get(cfg, "mean"), get(cfg, "std"), h);
     read_filter(get_text(cfg, "interpolation"), h);
@@ -346,8 +351,8 @@ bool hub_read(const char *path, Hub *h, Error *e)
     cJSON *json = read_json(path, "config.json", &ok, e);
     if (json) {
         read_from(h, "config.json");
-        fine = read_model(path, json, h, e);
-        read_timm_images(json, h);
+        fine = read_model(path, "config.json beside it", json, h, e);
+        read_timm_images(get(json, "pretrained_cfg"), h);
     }
     cJSON_Delete(json);
     if (!ok || !fine)
@@ -369,43 +374,137 @@ bool hub_read(const char *path, Hub *h, Error *e)
     return ok;
 }
 
-/* ---- labels ---- */
+/* ---- timm's args ---- */
 
-/* {"0": "cat", "1": "dog"}, or ["cat", "dog"]. */
-static const char *label_of(const cJSON *labels, int k)
+/* What timm's plain architectures have, as pretrained_cfg of their first weights: vit_ and deit_ of
+ * 224 and 384 pixels, without a dot and the name of other weights. */
+static void read_timm_default(const char *name, Hub *h)
 {
-    char key[16];
-    snprintf(key, sizeof key, "%d", k);
-    return cJSON_GetStringValue(cJSON_IsArray(labels) ? cJSON_GetArrayItem(labels, k)
-                                                      : get(labels, key));
+    static const double imagenet[2][3] = {{0.485, 0.456, 0.406}, {0.229, 0.224, 0.225}};
+    char family[8], size[12];
+    int patch, pixels, end = 0;
+    if (sscanf(name, "%7[a-z3]_%11[a-z]_patch%d_%d%n", family, size, &patch, &pixels, &end) != 4 &&
+        sscanf(name, "%7[a-z3]_%11[a-z]_distilled_patch%d_%d%n", family, size, &patch, &pixels,
+               &end) != 4)
+        return;
+    bool vit = strcmp(family, "vit") == 0, deit = strncmp(family, "deit", 4) == 0;
+    if (name[end] || !(vit || deit) || (pixels != 224 && pixels != 384))
+        return;
+    bool half = vit && strcmp(name, "vit_small_patch8_224") != 0;
+    for (int i = 0; i < 3 && !h->has_mean; i++) {
+        h->mean[i] = half ? 0.5 : imagenet[0][i];
+        h->std[i] = half ? 0.5 : imagenet[1][i];
+    }
+    h->has_mean = true;
+    if (h->crop_pct <= 0)
+        h->crop_pct = pixels == 384 ? 1 : 0.9;
+    h->crop = h->crop < 0 ? 0 : h->crop;
+    h->interpolation = h->interpolation < 0 ? 1 : h->interpolation;
 }
 
-/* transformers fills in LABEL_7 where nobody named class 7. */
-char **hub_labels(const char *path, int K)
+/* Three numbers, or one that stands for three. */
+static bool read_timm_colour(const cJSON *item, bool deviation, double out[3])
 {
-    bool ok, named = false;
-    Error e;
-    cJSON *json = read_json(path, "config.json", &ok, &e);
-    const cJSON *labels = get(json, "id2label");
-    if (!labels)
-        labels = get(json, "label_names");
-    char **names = NULL;
-    if (labels && cJSON_GetArraySize(labels) == K) {
-        names = xcalloc((size_t)K, sizeof *names);
-        for (int k = 0; k < K; k++) {
-            const char *label = label_of(labels, k);
-            named |= label && strncmp(label, "LABEL_", 6) != 0;
-            names[k] = label ? xstrdup(label) : NULL;
-            for (char *c = names[k]; c && *c; c++)
-                *c = (unsigned char)*c < ' ' || *c == 0x7f ? '?' : *c;
-        }
+    cJSON *three = cJSON_Duplicate(item, true);
+    for (int i = 0; cJSON_GetArraySize(item) == 1 && i < 2; i++)
+        cJSON_AddItemToArray(three, cJSON_Duplicate(item->child, true));
+    bool ok = read_colour(three, deviation, out);
+    cJSON_Delete(three);
+    return ok;
+}
+
+bool hub_args(const char *path, const char *args, Hub *h, Error *e)
+{
+    cJSON *json = cJSON_Parse(args);
+    const cJSON *images = get(json, "pretrained_cfg"), *side = get(images, "img_size");
+    char from[sizeof h->from];
+    bool ok = read_model(path, "its timm args", json, h, e);
+    read_sides(side, &h->image_h, &h->image_w);
+    read_timm_default(get_text(json, "architecture"), h);
+    read_timm_images(images, h);
+    bool mean = read_timm_colour(get(images, "mean"), false, h->mean);
+    bool std = read_timm_colour(get(images, "std"), true, h->std);
+    h->has_mean |= mean && std;
+    snprintf(from, sizeof from, "%s", h->from);
+    snprintf(h->from, sizeof h->from, "its timm args%s%.200s", *from ? ", " : "", from);
+    cJSON_Delete(json);
+    return ok;
+}
+
+/* ---- labels ---- */
+
+/* One entry of {"0": "cat", "1": "dog"} or ["cat", "dog"], or of label2id, {"cat": 0, "dog": 1}. */
+typedef struct {
+    const char *text;
+    double id; /* -1: none */
+} Label;
+
+static Label label_of(const cJSON *entry, int i, bool by_name)
+{
+    char *end = NULL;
+    Label l = {by_name ? entry->string : cJSON_GetStringValue(entry), i};
+    if (by_name)
+        l.id = cJSON_IsNumber(entry) ? entry->valuedouble : -1;
+    else if (entry->string)
+        l.id = (double)strtol(entry->string, &end, 10);
+    if (end && (end == entry->string || *end))
+        l.id = -1;
+    return l;
+}
+
+/* Whether anybody named a class: transformers fills in LABEL_7 where nobody named class 7. */
+static bool is_named(const cJSON *labels, bool by_name)
+{
+    const cJSON *entry;
+    cJSON_ArrayForEach(entry, labels)
+    {
+        const char *text = label_of(entry, 0, by_name).text;
+        if (text && strncmp(text, "LABEL_", 6) != 0)
+            return true;
     }
-    for (int k = 0; names && !named && k < K; k++)
-        free(names[k]);
-    if (!named) {
-        free(names);
-        names = NULL;
+    return false;
+}
+
+/* Each class once, onto `out`. */
+static bool read_labels(const cJSON *labels, const char *key, int K, Names *out, Error *e)
+{
+    const char *hint = "give --classes the file with the model's classes, in order";
+    const cJSON *entry;
+    bool by_name = strcmp(key, "label2id") == 0;
+    int n = cJSON_GetArraySize(labels), i = 0, k = 0;
+    if (n != K)
+        return fail(e, hint, "config.json: %s names %s, the head has %d", key, amount(n, "class").s,
+                    K);
+    *out = (Names){xcalloc((size_t)K, sizeof *out->at), K};
+    cJSON_ArrayForEach(entry, labels)
+    {
+        Label l = label_of(entry, i++, by_name);
+        if (l.text && l.id >= 0 && l.id < K && !out->at[(int)l.id])
+            out->at[(int)l.id] = xstrdup(l.text);
+    }
+    for (; k < K && out->at[k]; k++)
+        for (char *c = out->at[k]; *c; c++)
+            *c = (unsigned char)*c < ' ' || *c == 0x7f ? '?' : *c;
+    return k == K ||
+           fail(e, hint, "config.json: %s does not name class %d (of 0 to %d)", key, k, K - 1);
+}
+
+bool hub_labels(const char *path, int K, Names *out, Error *e)
+{
+    static const char *const keys[] = {"id2label", "label_names", "label2id"};
+    bool ok, all = false;
+    cJSON *json = read_json(path, "config.json", &ok, NULL);
+    if (e)
+        *e = (Error){"", ""};
+    for (int i = 0; !all && i < COUNT(keys); i++) {
+        const cJSON *labels = get(json, keys[i]);
+        bool said = e && *e->what;
+        if (!is_named(labels, strcmp(keys[i], "label2id") == 0))
+            continue;
+        all = read_labels(labels, keys[i], K, out, said ? NULL : e);
+        if (!all)
+            names_free(out);
     }
     cJSON_Delete(json);
-    return names;
+    return all;
 }

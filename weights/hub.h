@@ -1,12 +1,14 @@
 /* hub.h - what lies beside weights as people download them: how the model was made, and what images
  * it expects.
  *
- * config.json of timm or transformers, and preprocessor_config.json. All of it is optional; what
+ * config.json of timm or transformers, and preprocessor_config.json; in a checkpoint of timm's, the
+ * args of its training. All of it is optional; what
  * these files do not say stays unknown.
  */
 #pragma once
 
 #include "model/config.h"
+#include "util/names.h"
 
 typedef struct {
     char from[256];                /* the files that were read, "" for none */
@@ -29,6 +31,10 @@ typedef struct {
 /* Of the folder that `path`, a file of weights, is in. False and an error where a file there is
  * damaged, or asks for what the model cannot compute (an activation, a norm). */
 bool hub_read(const char *path, Hub *h, Error *e);
-/* Names of the K classes, by config.json, in an array of copies; NULL where it does not name all.
- */
-char **hub_labels(const char *path, int K);
+/* What timm's train.py was asked for, in the form of its config.json, onto h. As in timm
+ * (data/config.py), it goes before a pretrained_cfg; where neither says what the images were, a
+ * plain architecture's own does. */
+bool hub_args(const char *path, const char *args, Hub *h, Error *e);
+/* Names of the K classes, by config.json, in `out`, which is empty. False where it does not name
+ * each of them; then e (or NULL) says what it lacks, or is "" where it names none. */
+bool hub_labels(const char *path, int K, Names *out, Error *e);

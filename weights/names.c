@@ -313,6 +313,8 @@ static bool match_all(Reader *r)
             continue;
         bool ours = strncmp(t->name, r->prefix, length) == 0;
         const char *why = family_left_out(t->name);
+        if (!ours && why && strstr(why, "head")) /* another model's own */
+            why = NULL;
         if (ours && (!why || family_refused(t->name)))
             return not_plain(r, t->name);
         if (why && !strstr(r->report->notes, why))

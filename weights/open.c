@@ -160,6 +160,16 @@ static SafeTensors *open_index(SafeTensors *f, Error *e)
 
 /* ---- archives ---- */
 
+static bool is_export(const Zip *z)
+{
+    for (int i = 0; i < z->count; i++) {
+        const char *slash = strchr(z->member[i].name, '/');
+        if (slash && strcmp(slash, "/archive_format") == 0)
+            return true;
+    }
+    return false;
+}
+
 static bool has_arrays(const Zip *z)
 {
     for (int i = 0; i < z->count; i++)
@@ -176,6 +186,9 @@ static bool read_archive(SafeTensors *f, Error *e)
         ok = torch_read(f, &z, e);
     else if (ok && has_arrays(&z))
         ok = npz_read(f, &z, e);
+    else if (ok && is_export(&z))
+        ok = fail(e, "in Python: torch.save(torch.export.load(FILE).state_dict, 'weights.pth')",
+                  "%s: is a program of torch.export, with its weights", f->path);
     else if (ok)
         ok = fail(e, "unpack it, and give the file of weights in it",
                   "%s: is a zip archive, but neither PyTorch's nor numpy's", f->path);
@@ -238,8 +251,24 @@ static bool is_part(const char *path)
     return of && sscanf(of, "-of-%9d", &parts) == 1 && parts > 1;
 }
 
+static const char pieces_hint[] =
+    "python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR FILE.pth, DIR with all "
+    "of them and .metadata";
+
+/* torch.distributed.checkpoint's pieces are zip archives in part, their .metadata a bare pickle. */
+static bool is_piece(const char *path)
+{
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    const char *dot = strrchr(name, '.');
+    return dot && (strcmp(dot, ".distcp") == 0 || strcmp(name, ".metadata") == 0);
+}
+
 SafeTensors *weights_open_file(const char *path, Error *e)
 {
+    if (is_piece(path)) {
+        fail(e, pieces_hint, "%s: is a piece of a checkpoint of several processes (.distcp)", path);
+        return NULL;
+    }
     if (is_part(path)) {
         fail(e, "give the folder, or the .index.json in it", "%s: is one of several parts", path);
         return NULL;
@@ -250,7 +279,7 @@ SafeTensors *weights_open_file(const char *path, Error *e)
 
 /* ---- folders ---- */
 
-static bool ends_as_weights(const char *name)
+bool weights_ending(const char *name)
 {
     static const char *const endings[] = {".safetensors", ".pth",  ".pt",     ".bin",
                                           ".npz",         ".ckpt", ".pth.tar"};
@@ -293,7 +322,7 @@ static void look_inside(const char *dir, bool deeper, Inside *in)
             look_inside(path, false, &below);
         if (below.files)
             keep_name(&in->deeper, name, false);
-        if (ends_as_weights(name)) {
+        if (weights_ending(name)) {
             in->files++;
             keep_name(&in->file, name, true);
         }
@@ -313,9 +342,8 @@ static bool no_weights(const char *dir, const Inside *in, Error *e)
                     "%s: holds adapters (adapter_config.json) without the model that they change",
                     dir);
     if (in->pieces)
-        return fail(e,
-                    "python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR FILE.pth",
-                    "%s: is a checkpoint in pieces of several processes (.distcp)", dir);
+        return fail(e, pieces_hint, "%s: is a checkpoint in pieces of several processes (.distcp)",
+                    dir);
     if (in->files)
         return fail(e, "name one of them itself", "%s: holds %d files of weights, such as %.100s",
                     dir, in->files, in->file);

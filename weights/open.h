@@ -8,6 +8,7 @@
 
 #include "weights/safetensors.h"
 
+bool weights_ending(const char *name); /* .safetensors, .pth, ... */
 /* The tensors as the file calls them. */
 SafeTensors *weights_open_file(const char *path, Error *e);
 /* The weights in a folder as people download it: model.safetensors, its index, pytorch_model.bin,

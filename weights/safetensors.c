@@ -530,8 +530,11 @@ static double float_at(const uint8_t *p, StType type)
 
 bool st_is_real(const SafeTensors *f, const StTensor *t, Error *e)
 {
-    return t->type <= ST_BF16 || fail(e, "weights must be F64, F32, F16 or BF16: convert the file",
-                                      "%s: tensor %.150s has type %s, not a floating-point type",
+    const char *hint = "weights must be F64, F32, F16 or BF16: convert the file";
+    if (t->type == ST_F8_E4M3 || t->type == ST_F8_E5M2)
+        hint =
+            "take the weights in 16 or 32 bits; or in Python, v.float() of each, times its scale";
+    return t->type <= ST_BF16 || fail(e, hint, "%s: tensor %.150s has type %s, which is not read",
                                       f->path, t->name, t->dtype);
 }
 

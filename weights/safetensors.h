@@ -68,6 +68,7 @@ struct SafeTensors {
     StEntry *by_name;   /* [count], sorted */
     StEntry *meta;      /* [metas], sorted */
     struct cJSON *json; /* the header, to which all names and texts belong */
+    const char *args;   /* another file's: what it says of itself, as hub_args has it; or NULL */
     SafeTensors **file; /* [files] that this is a view of */
     void **owned;       /* [owns], memory that goes with it: names, pieces, values */
     int files, owns;

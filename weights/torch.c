@@ -5,12 +5,13 @@
  * is _rebuild_parameter(tensor, ...). Offsets, shapes and strides are checked against the bytes of
  * the storage.
  *
- * Read in this order: storages, one tensor, nested dicts, the archive, the old form.
+ * Read in this order: storages, one tensor, nested dicts, timm's args, the archive, the old form.
  */
 #include "weights/torch.h"
 
 #include "util/pickle.h"
 
+#include <cjson/cJSON.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,6 +36,8 @@ typedef struct {
     const Pickle *pickle;
     int tensors;
     long entries; /* seen so far, in all dicts */
+    char *other;  /* the first value that might be a tensor, and is not read: its name, */
+    int kind;     /* and which of `others` it is */
     Error *e;
 } Reader;
 
@@ -43,11 +46,23 @@ typedef struct {
 static const struct {
     const char *name;
     StType type;
-} storages[] = {{"torch FloatStorage", ST_F32},     {"torch HalfStorage", ST_F16},
-                {"torch BFloat16Storage", ST_BF16}, {"torch DoubleStorage", ST_F64},
-                {"torch LongStorage", ST_I64},      {"torch IntStorage", ST_I32},
-                {"torch ShortStorage", ST_I16},     {"torch CharStorage", ST_I8},
-                {"torch ByteStorage", ST_U8},       {"torch BoolStorage", ST_BOOL}};
+} storages[] = {{"torch FloatStorage", ST_F32},         {"torch HalfStorage", ST_F16},
+                {"torch BFloat16Storage", ST_BF16},     {"torch DoubleStorage", ST_F64},
+                {"torch LongStorage", ST_I64},          {"torch IntStorage", ST_I32},
+                {"torch ShortStorage", ST_I16},         {"torch CharStorage", ST_I8},
+                {"torch ByteStorage", ST_U8},           {"torch BoolStorage", ST_BOOL},
+                {"torch.storage UntypedStorage", ST_U8}}; /* of the types that follow */
+
+/* Which _rebuild_tensor_v3 names by themselves. Their tensors are listed, and refused when one is
+ * asked for its numbers. */
+static const struct {
+    const char *name;
+    StType type;
+} dtypes[] = {{"torch float8_e4m3fn", ST_F8_E4M3},
+              {"torch float8_e5m2", ST_F8_E5M2},
+              {"torch uint16", ST_U16},
+              {"torch uint32", ST_U32},
+              {"torch uint64", ST_U64}};
 
 static const ZipMember *find_member(const Reader *r, const char *name, size_t n)
 {
@@ -162,7 +177,11 @@ static bool add_tensor(Reader *r, const char *name, const PickleItem *args)
     if (!known)
         return fail(r->e, hint, "%s: tensor %.150s is described in a way that is not known here",
                     r->f->path, name);
+    const PickleItem *dtype = pickle_at(r->pickle, args, 6); /* of v3 alone is it a type */
     p.type = s.type;
+    for (int i = 0; i < COUNT(dtypes); i++)
+        if (pickle_is_object(r->pickle, dtype, dtypes[i].name))
+            p.type = dtypes[i].type;
     if (!is_within(&p, offset->number, s.size))
         return fail(r->e, hint, "%s: tensor %.150s is not within its storage of %" PRIu64 " bytes",
                     r->f->path, name, s.size);
@@ -180,20 +199,64 @@ enum { DEEPEST = 8, LONGEST = 180, MOST_ENTRIES = 1 << 20 }; /* dicts may hold e
 
 static bool add_dict(Reader *r, const char *path, const PickleItem *dict, int depth);
 
+/* What might be a tensor and is not read: by the call that makes it, or what a pickle has of it.
+ * `always` refuses the file, even if it has others that are. */
+static const struct {
+    const char *call;
+    PickleKind kind;
+    const char *what, *hint;
+    bool always;
+} others[] = {{"torch._utils _rebuild_sparse_tensor", PICKLE_OBJECT, "a sparse tensor",
+               "in Python: save {k: v.to_dense() for k, v in model.state_dict().items()}", true},
+              {"torch._utils _rebuild_qtensor", PICKLE_OBJECT, "a quantised tensor",
+               "take the model from before it was quantised, or save v.dequantize() of each", true},
+              {"torch._tensor _rebuild_from_type_v2", PICKLE_OBJECT,
+               "a tensor of a class of its own",
+               "in Python: save v.full_tensor() of each if these are DTensors, else "
+               "v.as_subclass(torch.Tensor)",
+               true},
+              {NULL, PICKLE_ARRAY, "an array of numpy's",
+               "in Python: numpy.savez('weights.npz', **arrays), and give that", false},
+              {NULL, PICKLE_OBJECT, "a Python object", hint, false}};
+
+/* Which of them; -1: none. Quantised modules keep theirs in tuples. */
+static int find_other(const Reader *r, const PickleItem *value)
+{
+    if (value && value->kind == PICKLE_TUPLE)
+        value = pickle_at(r->pickle, value, 0);
+    for (int k = 0; value && k < COUNT(others); k++)
+        if (value->kind == others[k].kind &&
+            (!others[k].call || pickle_is_object(r->pickle, value, others[k].call)))
+            return k;
+    return -1;
+}
+
+static void keep_other(Reader *r, const char *name, int k)
+{
+    if (k < 0 || strncmp(name, "optimizer", 9) == 0)
+        return;
+    if (r->other && (others[r->kind].always || !others[k].always))
+        return;
+    free(r->other);
+    r->other = xstrdup(name);
+    r->kind = k;
+}
+
 /* What is neither a tensor nor a dict of them is no matter. */
 static bool add_value(Reader *r, const char *name, const PickleItem *value, int depth)
 {
-    static const char rebuild[] = "torch._utils _rebuild_tensor_v2";
-    static const char old_rebuild[] = "torch._utils _rebuild_tensor";
+    static const char *const rebuild[] = {"torch._utils _rebuild_tensor_v2",
+                                          "torch._utils _rebuild_tensor",
+                                          "torch._utils _rebuild_tensor_v3"};
     static const char parameter[] = "torch._utils _rebuild_parameter";
     if (pickle_is_object(r->pickle, value, parameter))
         value = pickle_at(r->pickle, pickle_at(r->pickle, value, 1), 0);
-    if (value && value->kind == PICKLE_OBJECT &&
-        (pickle_is_object(r->pickle, value, rebuild) ||
-         pickle_is_object(r->pickle, value, old_rebuild)))
-        return add_tensor(r, name, pickle_at(r->pickle, value, 1));
+    for (int i = 0; value && value->kind == PICKLE_OBJECT && i < COUNT(rebuild); i++)
+        if (pickle_is_object(r->pickle, value, rebuild[i]))
+            return add_tensor(r, name, pickle_at(r->pickle, value, 1));
     if (value && value->kind == PICKLE_DICT && depth < DEEPEST)
         return add_dict(r, name, value, depth + 1);
+    keep_other(r, name, find_other(r, value));
     return true;
 }
 
@@ -217,18 +280,95 @@ static bool add_dict(Reader *r, const char *path, const PickleItem *dict, int de
     return true;
 }
 
+/* ---- timm's args ---- */
+
+static const PickleItem *find_value(const Reader *r, const PickleItem *dict, const char *key)
+{
+    for (long i = 0; dict && dict->kind == PICKLE_DICT && i + 1 < dict->count; i += 2)
+        if (pickle_is(pickle_at(r->pickle, dict, i), key))
+            return pickle_at(r->pickle, dict, i + 1);
+    return NULL;
+}
+
+/* Texts, numbers, and lists of up to three of them; else NULL. */
+static cJSON *plain_json(const Reader *r, const PickleItem *item)
+{
+    if (item->kind == PICKLE_TEXT && item->n < 200) {
+        char text[200] = "";
+        memcpy(text, item->bytes, item->n);
+        return cJSON_CreateString(text);
+    }
+    if (item->kind == PICKLE_NUMBER)
+        return cJSON_CreateNumber((double)item->number);
+    if (item->kind == PICKLE_REAL)
+        return cJSON_CreateNumber(item->real);
+    bool list = item->kind == PICKLE_LIST || item->kind == PICKLE_TUPLE;
+    cJSON *json = list && item->count <= 3 ? cJSON_CreateArray() : NULL;
+    for (long i = 0; json && i < item->count; i++) {
+        const PickleItem *part = pickle_at(r->pickle, item, i);
+        bool number = part->kind == PICKLE_NUMBER || part->kind == PICKLE_REAL;
+        cJSON_AddItemToArray(json, number ? plain_json(r, part) : cJSON_CreateNull());
+    }
+    return json;
+}
+
+/* Those of the dict's values that are plain, onto `to` under the same keys. */
+static void copy_plain(const Reader *r, const PickleItem *dict, cJSON *to)
+{
+    for (long i = 0; dict && dict->kind == PICKLE_DICT && i + 1 < dict->count; i += 2) {
+        cJSON *plain = plain_json(r, pickle_at(r->pickle, dict, i + 1));
+        cJSON *key = plain_json(r, pickle_at(r->pickle, dict, i));
+        if (plain && cJSON_IsString(key))
+            cJSON_AddItemToObject(to, key->valuestring, plain);
+        else
+            cJSON_Delete(plain);
+        cJSON_Delete(key);
+    }
+}
+
+/* {"args": argparse.Namespace(model=..., mean=..., crop_pct=...)} of timm's train.py, or the same
+ * as a dict, as its config.json would have it. Other programs' args have other names. */
+static void keep_args(const Reader *r)
+{
+    static const char *const keys[][2] = {{"model", "architecture"}, {"gp", "global_pool"}};
+    const PickleItem *args = find_value(r, pickle_root(r->pickle), "args");
+    if (args && pickle_is_object(r->pickle, args, "argparse Namespace"))
+        args = pickle_at(r->pickle, args, 2);
+    if (!find_value(r, args, "mean") || !find_value(r, args, "crop_pct"))
+        return;
+    cJSON *json = cJSON_CreateObject();
+    for (int i = 0; i < COUNT(keys); i++) {
+        const PickleItem *value = find_value(r, args, keys[i][0]);
+        cJSON *plain = value ? plain_json(r, value) : NULL;
+        if (plain)
+            cJSON_AddItemToObject(json, keys[i][1], plain);
+    }
+    copy_plain(r, args, cJSON_AddObjectToObject(json, "pretrained_cfg"));
+    copy_plain(r, find_value(r, args, "model_kwargs"), cJSON_AddObjectToObject(json, "model_args"));
+    char *text = cJSON_PrintUnformatted(json);
+    r->f->args = text ? st_own(r->f, xstrdup(text)) : NULL;
+    cJSON_free(text);
+    cJSON_Delete(json);
+}
+
 /* ---- the archive ---- */
 
 static const char pickle_name[] = "/data.pkl";
 
-static const ZipMember *find_pickle(const Zip *z)
+/* The first member whose name goes on so behind the folder that all are in. */
+static const ZipMember *find_inside(const Zip *z, const char *begin)
 {
     for (int i = 0; i < z->count; i++) {
         const char *slash = strchr(z->member[i].name, '/');
-        if (slash && strcmp(slash, pickle_name) == 0)
+        if (slash && strncmp(slash, begin, strlen(begin)) == 0)
             return &z->member[i];
     }
     return NULL;
+}
+
+static const ZipMember *find_pickle(const Zip *z)
+{
+    return find_inside(z, pickle_name);
 }
 
 bool torch_is_zip(const Zip *z)
@@ -239,10 +379,24 @@ bool torch_is_zip(const Zip *z)
 static bool read_pickle(Reader *r)
 {
     const PickleItem *root = pickle_root(r->pickle);
+    if (root->kind != PICKLE_DICT && r->zip && find_inside(r->zip, "/code/"))
+        return fail(r->e, "in Python: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')",
+                    "%s: is TorchScript, a program with its weights", r->f->path);
     if (root->kind != PICKLE_DICT)
         return fail(r->e, hint, "%s: holds a Python object, not a dict of tensors", r->f->path);
-    return add_dict(r, "", root, 0) &&
-           (r->tensors || fail(r->e, hint, "%s: there is no tensor in it", r->f->path));
+    keep_args(r);
+    bool ok = add_dict(r, "", root, 0);
+    if (ok && r->other && (!r->tensors || others[r->kind].always))
+        ok = fail(r->e, others[r->kind].hint, "%s: %.150s is %s, which is not read", r->f->path,
+                  r->other, others[r->kind].what);
+    else if (ok && !r->tensors && find_value(r, root, "param_groups"))
+        ok =
+            fail(r->e, "give the model's file; the optimiser's is not needed to start from weights",
+                 "%s: is the state of an optimiser, not a model", r->f->path);
+    else if (ok && !r->tensors)
+        ok = fail(r->e, hint, "%s: there is no tensor in it", r->f->path);
+    free(r->other);
+    return ok;
 }
 
 bool torch_read(SafeTensors *f, const Zip *z, Error *e)

@@ -5,7 +5,7 @@
  * other (a magic number, a version, facts about the machine, the object, the storages' keys) and
  * the storages behind them, each after its length. The pickle is read, not executed
  * (util/pickle.h). Tensors of nested dicts are called as the path to them: {"model":
- * {"norm.weight": ...}} has "model.norm.weight".
+ * {"norm.weight": ...}} has "model.norm.weight". What timm's training was asked for is kept too.
  */
 #pragma once
 

@@ -9,6 +9,7 @@
 
 #include "weights/names.h"
 #include "weights/open.h"
+#include "util/text.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -130,12 +131,18 @@ static const char *matching_preset(const Config *c, Config *preset)
     return NULL;
 }
 
-/* Heads leave no trace in the shapes. Nearly every published model has heads of 64. */
+/* Heads leave no trace in the shapes. Nearly every published model has heads of 64; SigLIP's two
+ * shapes without a preset do not. */
 static const char *guess_heads(Config *c)
 {
     Config preset;
     const char *name = matching_preset(c, &preset);
     c->heads = name ? preset.heads : c->width / 64 + (c->width < 64);
+    bool giant = c->width == 1536 && c->mlp == 6144;
+    if (c->width == 1152 || giant) {
+        c->heads = 16;
+        return giant ? "giantopt" : "so400m";
+    }
     while (c->width % c->heads)
         c->heads--;
     return name;
@@ -236,7 +243,9 @@ static bool open_weights(const char *path, int image_h, int image_w, int want, W
     if (state)
         fail(e, "give the model.safetensors beside it, or the run's directory",
              "%s: is the state of an optimiser, not a model", path);
-    if (state || !hub_read(path, &w->hub, e)) {
+    bool known = !state && hub_read(path, &w->hub, e) &&
+                 (!w->f->args || hub_args(path, w->f->args, &w->hub, e));
+    if (!known) {
         st_close(w->f);
         return false;
     }
@@ -371,7 +380,7 @@ static void settle(const Weights *w, WeightsInfo *info)
     else if (h->head_width && c->width % h->head_width == 0)
         c->heads = c->width / h->head_width;
     else if (!h->timm || !preset)
-        assume(info, "heads", "%d head%s, %s%s (--heads)", c->heads, c->heads > 1 ? "s" : "",
+        assume(info, "heads", "%s, %s%s (--heads)", amount(c->heads, "head").s,
                preset ? "as " : "width ", preset ? preset : "/ 64");
     settle_pool(w, c);
     if (c->norm_pre)
@@ -408,6 +417,20 @@ static bool check_pool(const Weights *w, const Config *c, Error *e)
                     : "a mean of all tokens (pool_include_prefix)");
 }
 
+/* Names that are not there for every class are not used for any. */
+static void note_labels(const Weights *w, WeightsInfo *info)
+{
+    Error why;
+    Names labels = {0};
+    size_t at = strlen(info->notes);
+    if (info->config.classes && !hub_labels(w->f->path, info->config.classes, &labels, &why) &&
+        *why.what)
+        snprintf(info->notes + at, sizeof info->notes - at,
+                 "%s%s: its names are not used (--classes FILE gives others)", at ? "; " : "",
+                 why.what);
+    names_free(&labels);
+}
+
 static bool config_of_foreign(Weights *w, WeightsInfo *info, Error *e)
 {
     Config *c = &info->config;
@@ -430,6 +453,7 @@ static bool config_of_foreign(Weights *w, WeightsInfo *info, Error *e)
     if (!check_pool(w, c, e))
         return false;
     info->hub = w->hub;
+    note_labels(w, info);
     snprintf(info->form, sizeof info->form, "%s%s%.100s, %dx%d pixels%s", w->names.family,
              *w->hub.from ? ", " : "", w->hub.from, c->image_h, c->image_w,
              c->classes ? "" : "; the file has no head");
@@ -785,10 +809,11 @@ bool weights_load(const char *path, const Layout *l, const TensorSet *sets, int 
     bool ok = check_heads(f, c, e) && weights_check(f, l, sets, n, extent, e) &&
               weights_read(f, l, sets, n, extent, e);
     if (ok && !keep && head && head->ndim > 0)
-        add_text(report, size, "the head is new, for %d classes; the file's has %ld outputs",
-                 c->classes, head->shape[0]);
+        add_text(report, size, "the head is new, for %s; the file's has %s",
+                 amount(c->classes, "class").s, amount((double)head->shape[0], "output").s);
     else if (ok && !keep)
-        add_text(report, size, "the head is new, for %d classes; the file has none", c->classes);
+        add_text(report, size, "the head is new, for %s; the file has none",
+                 amount(c->classes, "class").s);
     st_close(f);
     return ok;
 }

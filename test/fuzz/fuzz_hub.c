@@ -1,4 +1,4 @@
-/* fuzz_hub.c - config.json and preprocessor_config.json beside weights. */
+/* fuzz_hub.c - config.json and preprocessor_config.json beside weights, and args in their form. */
 #include "fuzz.h"
 #include "util/files.h"
 #include "weights/hub.h"
@@ -28,11 +28,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n)
         snprintf(file, sizeof file, "%s/%s", dir, names[i]);
         MUST(save_file(file, bytes, n, false, &e));
         MUST(hub_read(path, &h, &e) || *e.what);
+        char *text = xasprintf("%.*s", (int)n, (const char *)bytes);
+        if (i == 0)
+            MUST(hub_args(path, text, &h, &e) || *e.what);
+        free(text);
         MUST(h.heads >= 0 && h.crop_pct >= 0 && h.crop_pct <= 1 && strlen(h.from) < sizeof h.from);
-        char **labels = i ? NULL : hub_labels(path, 3);
-        for (int k = 0; labels && k < 3; k++)
-            free(labels[k]);
-        free(labels);
+        Names labels = {0};
+        MUST(hub_labels(path, 3, &labels, &e) == (labels.n == 3));
+        names_free(&labels);
         unlink(file);
     }
     return 0;

@@ -16,6 +16,7 @@ import os
 import pathlib
 import shutil
 import struct
+import tempfile
 
 import numpy as np
 import timm
@@ -82,6 +83,16 @@ torch.save({"epoch": 3, "arch": "vit", "model": state(vit(), "module."), "model_
             "args": argparse.Namespace(lr=1e-3, names=[1, 2]),
             "optimizer": {"state": {0: {"exp_avg": torch.zeros(3), "step": 5}}, "param_groups": [{"lr": 0.1}]}},
            here("nested.pth"))
+# what timm's train.py keeps, with its args; the same for any seed, and no logits are compared
+saved = timm.create_model("deit_tiny_patch16_224", img_size=S, patch_size=P, embed_dim=C, depth=L, num_heads=H,
+                          mlp_ratio=F / C, num_classes=K)
+args = argparse.Namespace(model="deit_tiny_patch16_224", img_size=None, input_size=None, mean=[0.25], std=None,
+                          interpolation="", crop_pct=None, crop_mode=None, lr=0.1, num_classes=K, gp=None,
+                          model_kwargs=dict(num_heads=H))
+with tempfile.TemporaryDirectory() as directory:
+    optimizer = torch.optim.SGD(saved.parameters(), lr=0.1)
+    timm.utils.CheckpointSaver(saved, optimizer, args, checkpoint_dir=directory).save_checkpoint(1, metric=50.0)
+    shutil.copy(directory + "/model_best.pth.tar", here("timm-args.pth.tar"))
 model = model.half().float()
 keep("half.pt", model)
 torch.save(state(model.half()), here("half.pt"), pickle_protocol=5)
@@ -96,6 +107,21 @@ torch.save(strided, here("strided.pth"))
 keep("legacy.pth", model)  # of the form before PyTorch 1.6, with two tensors in one storage
 torch.save({"state_dict": strided, "epoch": 3}, here("legacy.pth"), _use_new_zipfile_serialization=False)
 torch.save(torch.nn.Linear(2, 2), here("refused-module.pth"))
+
+
+class Own(torch.Tensor):
+    pass
+
+
+two = torch.eye(2)
+for name, value in {"float8": two.to(torch.float8_e4m3fn), "numpy": two.numpy(), "sparse": two.to_sparse(),
+                    "own": two.as_subclass(Own), "inner": torch.nn.Linear(2, 2),
+                    "quantised": torch.quantize_per_tensor(two, 0.1, 0, torch.qint8)}.items():
+    others = {} if name in ("numpy", "inner") else {"plain": two}
+    torch.save({"state_dict": {**others, "w": value}, "optimizer": {"w": two.to_sparse()}},
+               here(f"refused-{name}.pth"))
+torch.save(torch.optim.SGD([torch.nn.Parameter(two)], 0.1).state_dict(), here("refused-optimizer.pth"))
+torch.jit.trace(torch.nn.Linear(2, 2), two).save(here("refused-script.pt"))
 np.savez(here("refused-no-blocks.npz"), **{"embedding/kernel": np.zeros((P, P, 3, C), np.float32)})
 
 # ---- timm: variants ----
