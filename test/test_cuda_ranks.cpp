@@ -372,7 +372,7 @@ static void gelu_forward(void *)
 }
 static int gelu(bool slow)
 {
-    set_bits("SLOW_GELU", slow);
+    set_bits("SLOW_GELU", slow ? 1 : 2);
     start(true);
     fill();
     for (int i = 0; i < 3; i++)

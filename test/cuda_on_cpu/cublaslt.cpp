@@ -693,7 +693,8 @@ static bool pointers_ok(const Product &p, const uint64_t *alignment)
 
 /* What tests let algorithms do: each setting is a set of bits, 1 << number. WRONG: a corner of D is
  * twice what it should be; SILENT: D is not written; FAIL: it cannot be launched; SLOW: it takes
- * VIT_STANDIN_LT_MS longer (and with VIT_STANDIN_LT_SLOW_GELU, whatever has such an epilogue). */
+ * VIT_STANDIN_LT_MS longer (and with VIT_STANDIN_LT_SLOW_GELU, whatever has such an epilogue: 1, or
+ * has none: 2). */
 static bool does(const char *what, uint64_t algo)
 {
     return setting(what, 0) >> algo & 1;
@@ -704,7 +705,7 @@ static unsigned delay(const Product &p)
 {
     static Random random = {uint64_t(setting("VIT_STANDIN_SEED", 1))};
     bool slow = does("VIT_STANDIN_LT_SLOW", p.algo);
-    slow |= has(p.d, CUBLASLT_EPILOGUE_GELU) && setting("VIT_STANDIN_LT_SLOW_GELU", 0);
+    slow |= setting("VIT_STANDIN_LT_SLOW_GELU", 0) == (has(p.d, CUBLASLT_EPILOGUE_GELU) ? 1 : 2);
     unsigned us = slow ? 1000 * unsigned(setting("VIT_STANDIN_LT_MS", 20)) : 0;
     return us + (idle() ? random.below(1 + 1000 * unsigned(setting("VIT_STANDIN_LT_IDLE", 0))) : 0);
 }
