@@ -248,7 +248,7 @@ int main(int argc, char **argv)
     struct stat st;
     CHECK(stat(shard, &st) == 0);
     char *key =
-        xasprintf("labels cls\n%s %ld %ld.%09ld %ld.%09ld\n", shard, (long)st.st_size, (long)st.st_mtim.tv_sec,
+        xasprintf("labels and facts cls\n%s %ld %ld.%09ld %ld.%09ld\n", shard, (long)st.st_size, (long)st.st_mtim.tv_sec,
                   st.st_mtim.tv_nsec, (long)st.st_ctim.tv_sec, st.st_ctim.tv_nsec);
     check_lies("shards", key, spec, SAMPLES);
     free(key);
