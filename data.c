@@ -104,7 +104,11 @@ Dataset *data_open(const DataOptions *o, Error *e)
             fail(e, "one image of a class stays for training: add images, or --val-data none",
                  "%s has one image in each class, and none to keep for validation", o->spec);
         else
-            fail(e, "download it again, or name another data set", "%s has no images", o->spec);
+            fail(e,
+                 o->train ? "download it again, or name another data set"
+                          : "download it again; or train without validation: --val-data none; or "
+                            "keep a share of the training images for it: --val-fraction 0.1",
+                 "%s has no images", s->place ? s->place : o->spec);
         source_close(s);
         return NULL;
     }

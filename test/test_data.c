@@ -174,6 +174,9 @@ static void test_folders(void)
     refuse(at(temporary, "missing"), true, NULL, "no such directory");
     CHECK(make_dirs(at(temporary, "bare"), &e));
     refuse(at(temporary, "bare"), true, NULL, "no class folders");
+    CHECK(make_dirs(at(temporary, "bare/train/a"), &e));
+    CHECK(make_dirs(at(temporary, "bare/val/a"), &e));
+    refuse(at(temporary, "bare"), false, NULL, "bare/val has no images");
 }
 
 /* The folders of a set with pictures: "Train/a" has 0.ppm. */
