@@ -108,8 +108,8 @@ typedef struct {
     int columns, tokens; /* of a head, at the most; columns are computed as many */
     bool drops;          /* there is dropout */
     int keys, queries;   /* are computed in multiples of these */
-    int sums, results; /* products of queries x keys x columns: sums over columns take 16 a time */
-    double peak;       /* what these reach of it */
+    int sums, results;    /* products of queries x keys x columns; sums take 16 columns a time */
+    double peak;          /* what these reach of it */
     double score, shared; /* cycles of an element of the scores; share that is not hidden */
     double begin;         /* cycles of a head beside which nothing happens */
     bool waits;           /* for its bytes: they don't arrive while the head before is computed */
