@@ -204,6 +204,7 @@ static OwnProduct own_product(const Product &p)
     o.x.pre = p.act && !p.slope ? p.aux : nullptr;
     o.x.ldpre = p.ldaux;
     o.sums = (float *)p.sums;
+    o.x.scale_a = (const float *)p.scale_b, o.x.scale_b = (const float *)p.scale_a;
     o.room = workspace, o.room_size = workspace_bytes;
     return o;
 }
@@ -211,7 +212,10 @@ static OwnProduct own_product(const Product &p)
 /* The ways to make it; none: it isn't for them. */
 static std::vector<int> own_ways(const Product &p)
 {
-    bool types = !is_fp8(p.in) && (p.out == F32 ? !p.C && !p.bias : p.out == p.in);
+    const int out = is_fp8(p.in) ? BF16 : p.in; /* where it is no sum */
+    bool types = p.out == F32 ? !p.C && !p.bias : p.out == out;
+    if (is_fp8(p.in))
+        types &= p.in_a == E4M3 && p.scale_a && p.scale_b;
     return types && !forced.library ? sm90_ways(own_product(p)) : std::vector<int>();
 }
 

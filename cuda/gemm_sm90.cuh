@@ -1,20 +1,23 @@
 /* gemm_sm90.cuh - matrix products of our own for Hopper, with the ends that cuBLASLt lacks there.
  *
- * A product is D [M,N] = A [M,K] B [K,N], sums in float, of bf16 or fp16. What may follow it in the
- * same kernel, while the sums are in registers:
+ * A product is D [M,N] = A [M,K] B [K,N], sums in float, of bf16, fp16, or 8-bit numbers and their
+ * scales. What may follow it in the same kernel, while the sums are in registers:
  *
  *   PLAIN   D = A B + bias + addend
  *   ACT     pre = A B + bias, D = act(pre), of pre as it is rounded: what `activate` makes again
  *   SLOPE   D = (A B) act'(pre), and the column sums of D, which are a bias gradient
  *   SUM     D = A B in float, with the sum over K cut into parts that are added in order
  *
+ * (Of 8-bit numbers PLAIN and SUM alone. GELU's output in 8 bits is written twice, once transposed,
+ * by a pass that reads `pre`; its slope wants sums for which there are no registers, see below.)
  * These save passes over memory: on B/16 GELU after the product costs 7.5 us an image and its slope
  * 11 (estimates, as all times here are: NOTHING IN THIS FILE HAS RUN ON A GPU). It is one more
  * candidate in the timing of gemm.cuh, and is used only where it is faster.
  *
  * How it works. A block stays on its multiprocessor and takes one unit of work after another. Its
  * three warp groups divide the labour. One thread of the first, the producer, fetches: it asks the
- * copy engine (TMA) for 64 terms of A and B at a time, into a ring of stages in shared memory. The
+ * copy engine (TMA) for 64 terms of A and B at a time (128 of 8 bits: the same bytes), into a ring
+ * of stages in shared memory. The
  * other two groups consume: their products (wgmma) read the stages where they lie and keep the sums
  * in registers, 128 in each thread. Barriers in shared memory are all they say to each other:
  *
@@ -30,6 +33,13 @@
  *               other does what follows. It needs a third more bytes (32 KiB for 512 cycles), and
  *               pays where what follows takes long: 17 instructions an element with GELU, 23
  *               with its slope and the sums, 8 without.
+ *
+ * Sums of 8-bit products are kept to about 14 bits in the tensor cores. That does in the forward
+ * pass, as the library is told, too. What comes back is added to sums in ordinary registers after
+ * every 128 terms, by which the consumers, together, have two sets of sums. So the tile is one of
+ * 128x192, whose sets take 192 registers of a thread (two of 256 columns would take all 255), and
+ * 40 KiB for 768 cycles; 128x128 would need as much from the L2 as ping-pong does. While one group
+ * adds, 96 instructions, the other multiplies.
  *
  * Read in this order:
  *   1. Tiles      sizes, shared memory, which unit is whose turn
@@ -60,6 +70,29 @@ struct Sm90Args {
     void *pre;          /* END_ACT: [M,N] or NULL */
     float *sums;        /* END_SLOPE: [tiles of rows][N] column sums of each, or NULL */
     long ldd, ldadd, ldpre;
+    const float *scale_a, *scale_b; /* of 8-bit numbers: what A's and B's are to be multiplied by */
+};
+
+/* What is multiplied: bf16 or fp16, which D has, too; or one of these. */
+struct Fp8Forward;  /* x and w; D is bf16 */
+struct Fp8Backward; /* dy and w or x; D is bf16 or a sum */
+template <class O> struct Sm90Types {
+    using A = O;
+    using B = O;
+    using D = O;
+    static constexpr bool NARROW = false, PROMOTES = false;
+};
+template <> struct Sm90Types<Fp8Forward> {
+    using A = __nv_fp8_e4m3;
+    using B = __nv_fp8_e4m3;
+    using D = bf16;
+    static constexpr bool NARROW = true, PROMOTES = false;
+};
+template <> struct Sm90Types<Fp8Backward> {
+    using A = __nv_fp8_e5m2;
+    using B = __nv_fp8_e4m3;
+    using D = bf16;
+    static constexpr bool NARROW = true, PROMOTES = true; /* to sums in float, see above */
 };
 
 /* ------------------------------------------------------------------------------------------------
@@ -67,20 +100,23 @@ struct Sm90Args {
  *
  * In shared memory every matrix is made of slabs of 64 rows of 128 bytes, whose 16-byte chunks the
  * copy engine mixes (SWIZZLE_128), so that neither copies nor products meet in a bank. Along K, a
- * row is 64 terms of one row of A or column of B; across, it is 64 rows of A or columns of B at one
- * term, which is how they lie in memory where the product is by dy^T or by w untransposed. */
+ * row is 64 terms, or 128 of 8 bits, of one row of A or column of B; across, which 8 bits cannot
+ * be, it is 64 rows of A or columns of B at one term, which is how they lie in memory where the
+ * product is by dy^T or by w untransposed. */
 
 enum { SLAB_ROW = 128, SLAB = 64 * SLAB_ROW }; /* bytes */
 enum { SM90_GROUP = 128, SM90_THREADS = 3 * SM90_GROUP };
 enum { PATCH_STRIDE = 64 + 8, PATCH = 16 * PATCH_STRIDE }; /* 16-bit numbers; see Patch */
 
-template <bool PINGPONG> struct Sm90Tile {
-    static constexpr bool TURNS = PINGPONG;
-    static constexpr int M = 128, N = PINGPONG ? 128 : 256, K = 64;
+template <bool PINGPONG, class O = bf16> struct Sm90Tile {
+    static constexpr bool TURNS = PINGPONG, PROMOTES = Sm90Types<O>::PROMOTES,
+                          NARROW = Sm90Types<O>::NARROW;
+    static constexpr int M = 128, N = PINGPONG ? 128 : PROMOTES ? 192 : 256;
+    static constexpr int K = NARROW ? SLAB_ROW : SLAB_ROW / 2; /* terms of a stage */
     static constexpr int HALVES = PINGPONG ? 2 : 1;            /* of 64 rows, that a group owns */
     static constexpr int READERS = PINGPONG ? 4 : 8;           /* warps that read a stage */
-    static constexpr int STAGES = PINGPONG ? 6 : 4;            /* 192 KiB either way */
-    static constexpr int A = M * K * 2, STAGE = A + N * K * 2; /* bytes */
+    static constexpr int STAGES = PINGPONG ? 6 : PROMOTES ? 5 : 4;   /* 192 or 200 KiB */
+    static constexpr int A = M * SLAB_ROW, STAGE = A + N * SLAB_ROW; /* bytes */
 
     unsigned char *stages;  /* [STAGES]: A's slabs, then B's */
     uint64_t *full, *empty; /* [STAGES] */
@@ -103,8 +139,8 @@ template <bool PINGPONG> struct Sm90Tile {
     }
 };
 
-/* The ring: what is fetched and read is counted in blocks of 64 terms, by producer and consumers
- * alike. Barriers' phases have parity 0 the first time around. */
+/* The ring: what is fetched and read is counted in blocks of Tile::K terms, by producer and
+ * consumers alike. Barriers' phases have parity 0 the first time around. */
 template <int STAGES> struct Ring {
     uint32_t at = 0;
     __device__ inline uint32_t stage() const
@@ -117,12 +153,12 @@ template <int STAGES> struct Ring {
     }
 };
 
-/* One unit of work: a tile, and which blocks of 64 terms. Tiles that are worked on at the same time
+/* One unit of work: a tile, and which blocks of terms. Tiles that are worked on at the same time
  * shall share what they read while it is in the L2: they lie in bands of 16 rows of tiles, and
  * within a band column after column. 132 of them are about 16 x 8 tiles. */
 struct Sm90Unit {
     int m, n, part;    /* tile, and part of the sum */
-    int first, blocks; /* the part's, of 64 terms */
+    int first, blocks; /* the part's, of Tile::K terms */
 
     static constexpr int BAND = 16;
     template <class Tile> __host__ __device__ static long count(const Sm90Args &x, Tile *)
@@ -146,7 +182,7 @@ struct Sm90Unit {
 /* ------------------------------------------------------------------------------------------------
  * 2. Producer, one thread */
 
-/* 64 terms from `k` on, of SIZE rows of A or columns of B from `at` on */
+/* A stage's terms from `k` on, of SIZE rows of A or columns of B from `at` on */
 template <int SIZE, bool ALONG_K>
 __device__ inline void sm90_fetch(unsigned char *to, const CUtensorMap *map, uint64_t *full, int k,
                                   int at)
@@ -189,12 +225,12 @@ __device__ inline void sm90_produce(const Tile &t, const CUtensorMap *a, const C
  * could be a whole round of the ring ahead of what is fetched, where a barrier's parity says
  * nothing: that of the phase two before is the same. */
 
-template <class E, bool A_ALONG_K, bool B_ALONG_K, class Tile>
+template <class O, bool A_ALONG_K, bool B_ALONG_K, class Tile>
 __device__ inline void sm90_consume(float (&sums)[Tile::HALVES][Tile::N / 2], const Tile &t,
                                     Ring<Tile::STAGES> &ring, int blocks, int n, int group)
 {
-    constexpr int STEP = 16, A_STEP = A_ALONG_K ? 2 * STEP : STEP * SLAB_ROW,
-                  B_STEP = B_ALONG_K ? 2 * STEP : STEP * SLAB_ROW; /* bytes of 16 terms */
+    constexpr int STEPS = 4, A_STEP = A_ALONG_K ? SLAB_ROW / STEPS : 16 * SLAB_ROW,
+                  B_STEP = B_ALONG_K ? SLAB_ROW / STEPS : 16 * SLAB_ROW; /* bytes of one's terms */
     const int first_slab = Tile::HALVES == 1 ? group : 0;
     const bool reports = threadIdx.x % 32 == 0;
     if (Tile::TURNS && n > 0)
@@ -206,11 +242,11 @@ __device__ inline void sm90_consume(float (&sums)[Tile::HALVES][Tile::N / 2], co
         const uint64_t b = wgmma_operand(from + Tile::A, SWIZZLE_128, 8 * SLAB_ROW, SLAB);
         mbarrier_wait(t.full + stage, ring.parity());
         each<Tile::HALVES>([&](int h) { wgmma_fence(sums[h]); });
-        each<Tile::K / STEP>([&](int k) {
+        each<STEPS>([&](int k) {
             each<Tile::HALVES>([&](int h) {
-                wgmma<E, E, !A_ALONG_K, !B_ALONG_K>(sums[h],
-                                                    wgmma_advance(a, h * SLAB + k * A_STEP),
-                                                    wgmma_advance(b, k * B_STEP), i > 0 || k > 0);
+                wgmma<typename Sm90Types<O>::A, typename Sm90Types<O>::B, !A_ALONG_K, !B_ALONG_K>(
+                    sums[h], wgmma_advance(a, h * SLAB + k * A_STEP), wgmma_advance(b, k * B_STEP),
+                    i > 0 || k > 0);
             });
         });
         wgmma_commit();
@@ -218,11 +254,40 @@ __device__ inline void sm90_consume(float (&sums)[Tile::HALVES][Tile::N / 2], co
         if (i > 0 && reports)
             mbarrier_arrive(t.empty + (ring.at - 1) % Tile::STAGES);
     }
-    if (Tile::TURNS && reports)
-        mbarrier_arrive(t.turn + (group ^ 1));
+    if (Tile::TURNS) {
+        __syncwarp(); /* of one block of terms no product was waited for: all have had their turn */
+        if (reports)
+            mbarrier_arrive(t.turn + (group ^ 1));
+    }
     each<Tile::HALVES>([&](int h) { wgmma_wait<0>(sums[h]); });
     if (blocks > 0 && reports)
         mbarrier_arrive(t.empty + (ring.at - 1) % Tile::STAGES);
+}
+
+/* The same of 8-bit numbers, 64 rows of each group, with sums in ordinary registers */
+template <class O, class Tile>
+__device__ inline void sm90_consume_promoting(float (&sums)[1][Tile::N / 2], const Tile &t,
+                                              Ring<Tile::STAGES> &ring, int blocks, int group)
+{
+    each<Tile::N / 2>([&](int j) { sums[0][j] = 0; });
+    for (int i = 0; i < blocks; i++, ring.at++) {
+        const uint32_t stage = ring.stage();
+        const unsigned char *from = t.stages + stage * Tile::STAGE;
+        const uint64_t a = wgmma_operand(from + group * SLAB, SWIZZLE_128, 8 * SLAB_ROW);
+        const uint64_t b = wgmma_operand(from + Tile::A, SWIZZLE_128, 8 * SLAB_ROW);
+        float part[Tile::N / 2];
+        mbarrier_wait(t.full + stage, ring.parity());
+        wgmma_fence(part);
+        each<4>([&](int k) {
+            wgmma<typename Sm90Types<O>::A, typename Sm90Types<O>::B>(
+                part, wgmma_advance(a, k * 32), wgmma_advance(b, k * 32), k > 0);
+        });
+        wgmma_commit();
+        wgmma_wait<0>(part);
+        if (threadIdx.x % 32 == 0)
+            mbarrier_arrive(t.empty + stage);
+        each<Tile::N / 2>([&](int j) { sums[0][j] += part[j]; });
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -369,6 +434,12 @@ __device__ inline Patch<E> sm90_patch(const Tile &t, const Sm90Args &x, const Sm
                     lane};
 }
 
+/* What sums are to be multiplied by: a power of two, so that no bit is lost */
+template <class Tile> __device__ inline float sm90_scale(const Sm90Args &x)
+{
+    return Tile::NARROW ? *x.scale_a * *x.scale_b : 1;
+}
+
 /* What follows the product of a unit. `next` is the first patch of x.addend, which has arrived
  * during the product. Everything is unrolled: what indexes sums must be known when this is
  * compiled. */
@@ -376,6 +447,7 @@ template <class E, End END, int ACT, class Tile>
 __device__ inline void sm90_end(const float (&sums)[Tile::HALVES][Tile::N / 2], Packs &next,
                                 const Tile &t, const Sm90Args &x, const Sm90Unit &u, int group)
 {
+    const float scale = sm90_scale<Tile>(x);
     constexpr int PATCHES = Tile::N / 64 * Tile::HALVES;
     const int thread = threadIdx.x % SM90_GROUP, warp = thread / 32, lane = thread % 32;
     auto patch = [&](int p) { return sm90_patch<E>(t, x, u, group, p); };
@@ -400,7 +472,7 @@ __device__ inline void sm90_end(const float (&sums)[Tile::HALVES][Tile::N / 2], 
         /* Four pairs, of two rows. END_ACT keeps those of pre until they have left the patch. */
         each<4>([&](int q) {
             float v[1][8], w[1][8];
-            each<8>([&](int k) { v[0][k] = sums[h][32 * c + 8 * q + k]; });
+            each<8>([&](int k) { v[0][k] = sums[h][32 * c + 8 * q + k] * scale; });
             if constexpr (END != END_SLOPE) {
                 unpack_pairs<E>(w[0], {bias[2 * q], bias[2 * q], bias[2 * q + 1], bias[2 * q + 1]});
                 each<8>([&](int k) { v[0][k] += w[0][k]; });
@@ -457,12 +529,14 @@ __device__ inline void sm90_end_sum(const float (&sums)[Tile::HALVES][Tile::N / 
     const int thread = threadIdx.x % SM90_GROUP, warp = thread / 32, lane = thread % 32;
     const int row = u.m * Tile::M + (Tile::HALVES == 1 ? 64 * group : 0) + 16 * warp + lane / 4;
     const int column = u.n * Tile::N + lane % 4 * 2;
+    const float scale = sm90_scale<Tile>(x);
     float *to = (float *)x.D + (long)u.part * x.M * x.ldd + column;
     each<Tile::HALVES>([&](int h) {
         each<Tile::N / 4>([&](int i) {
             const int r = row + 64 * h + i % 2 * 8, c = i / 2 * 8;
             if (r < x.M && column + c < x.N)
-                *(float2 *)(to + r * x.ldd + c) = make_float2(sums[h][2 * i], sums[h][2 * i + 1]);
+                *(float2 *)(to + r * x.ldd + c) =
+                    make_float2(sums[h][2 * i] * scale, sums[h][2 * i + 1] * scale);
         });
     });
 }
@@ -473,14 +547,15 @@ __device__ inline void sm90_end_sum(const float (&sums)[Tile::HALVES][Tile::N / 
  * Grid: a block for each multiprocessor, or for each unit if there are fewer. A block begins with
  * 168 registers a thread, of which the producers leave most to the consumers. Compiled for another
  * GPU it is empty, and refuses to be launched. */
-template <class E, bool PINGPONG, bool A_ALONG_K, bool B_ALONG_K, End END, int ACT>
+template <class O, bool PINGPONG, bool A_ALONG_K, bool B_ALONG_K, End END, int ACT>
 __global__ void __launch_bounds__(HAS_SM90 ? SM90_THREADS : 32, 1)
     gemm_sm90_kernel(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b,
                      const Sm90Args x)
 {
     launched_within<SM90_THREADS>();
     if constexpr (HAS_SM90) {
-        using Tile = Sm90Tile<PINGPONG>;
+        using Tile = Sm90Tile<PINGPONG, O>;
+        using E = typename Sm90Types<O>::D;
         const Tile t;
         const int group = (int)threadIdx.x / SM90_GROUP - 1; /* -1: the producer's */
         if (threadIdx.x == 0) {
@@ -511,7 +586,10 @@ __global__ void __launch_bounds__(HAS_SM90 ? SM90_THREADS : 32, 1)
                 Packs first;
                 if ((END == END_PLAIN || END == END_SLOPE) && x.addend)
                     first = sm90_patch<E>(t, x, u, group, 0).load((const E *)x.addend, x.ldadd);
-                sm90_consume<E, A_ALONG_K, B_ALONG_K>(sums, t, ring, u.blocks, n, group);
+                if constexpr (Tile::PROMOTES)
+                    sm90_consume_promoting<O>(sums, t, ring, u.blocks, group);
+                else
+                    sm90_consume<O, A_ALONG_K, B_ALONG_K>(sums, t, ring, u.blocks, n, group);
                 if constexpr (END == END_SUM)
                     sm90_end_sum<Tile>(sums, x, u, group);
                 else
@@ -543,8 +621,8 @@ static __global__ void add_parts_kernel(float4 *to, const float4 *from, int part
 /* What is asked for. A "way" to do it is a number other than 0, which may be kept: whether groups
  * play ping-pong, and twice the number of parts. */
 struct OwnProduct {
-    int type; /* BF16 or F16, of A, B and what is not a sum */
-    const void *A, *B;
+    int type;          /* BF16 or F16, of A, B and what is not a sum; or E4M3 or E5M2, of A */
+    const void *A, *B; /* in 8 bits, B is E4M3 and D BF16 or a sum */
     long lda, ldb;
     bool a_along_k, b_along_k; /* do A's rows, and B's columns, lie in memory in one piece? */
     End end;
@@ -568,6 +646,7 @@ static bool sm90_here()
         const void *kernel = (const void *)gemm_sm90_kernel<bf16, true, true, true, END_PLAIN, 0>;
         return cu.gpu.major == 9 && cu.gpu.minor == 0 && tensor_map_encoder() &&
                (size_t)cu.smem >= Sm90Tile<true>::bytes(END_SLOPE) &&
+               (size_t)cu.smem >= Sm90Tile<false, Fp8Backward>::bytes(END_SUM) &&
                cudaFuncGetAttributes(&a, kernel) == cudaSuccess &&
                a.maxThreadsPerBlock >= SM90_THREADS;
     }();
@@ -577,16 +656,19 @@ static bool sm90_here()
 static bool sm90_takes(const OwnProduct &p)
 {
     const Sm90Args &x = p.x;
-    const int out = p.end == END_SUM ? 4 : 2;
-    if (!sm90_here() || (p.type != BF16 && p.type != F16) || x.K <= 0 || x.N % 8 != 0)
+    const int in = is_fp8(p.type) ? 1 : 2, out = p.end == END_SUM ? 4 : 2;
+    if (!sm90_here() || p.type == F32 || x.K <= 0 || x.N % 8 != 0)
         return false;
     if (p.act && p.act != ACT_GELU && p.act != ACT_GELU_TANH)
         return false;
-    if (!sm90_packs(p.A, p.lda, 2) || !sm90_packs(p.B, p.ldb, 2) || !sm90_packs(x.D, x.ldd, out))
+    if (!sm90_packs(p.A, p.lda, in) || !sm90_packs(p.B, p.ldb, in) || !sm90_packs(x.D, x.ldd, out))
         return false;
     if (!sm90_packs(x.addend, x.ldadd, 2) || !sm90_packs(x.pre, x.ldpre, 2) ||
         (uintptr_t)x.bias % 4 != 0)
         return false;
+    if (in == 1)
+        return p.a_along_k && p.b_along_k &&
+               (p.end == END_PLAIN || (p.end == END_SUM && p.type == E5M2));
     switch (p.end) {
     case END_PLAIN:
         return p.a_along_k;
@@ -599,76 +681,85 @@ static bool sm90_takes(const OwnProduct &p)
     }
 }
 
-/* Cycles that a weight gradient takes with its sum in so many parts: 1,024 for 64 terms of a tile,
- * and 2,400 bytes of parts that go to memory and back in each. */
-static double sm90_cycles(const OwnProduct &p, int parts)
+/* Cycles that a weight gradient takes with its sum in so many parts: four for each column of a
+ * stage's tile, and 2,400 bytes of parts that go to memory and back in each. */
+template <class O> static double sm90_cycles(const OwnProduct &p, int parts)
 {
-    using Tile = Sm90Tile<false>;
+    using Tile = Sm90Tile<false, O>;
     Sm90Args x = p.x;
     x.parts = parts;
     const double rounds = ceil_div(Sm90Unit::count(x, (Tile *)0), cu.gpu.multiProcessorCount);
-    const double terms = ceil_div(ceil_div(x.K, Tile::K), parts);
-    return rounds * terms * 1024 + (parts > 1 ? parts * 8.0 * x.M * x.N / 2400 : 0);
+    const double stages = ceil_div(ceil_div(x.K, Tile::K), parts);
+    return rounds * stages * 4 * Tile::N + (parts > 1 ? parts * 8.0 * x.M * x.N / 2400 : 0);
+}
+template <class O> static std::vector<int> sm90_parts(const OwnProduct &p)
+{
+    enum { MOST_PARTS = 32, TRIED = 4 };
+    std::vector<int> ways;
+    const size_t whole = (size_t)p.x.M * (size_t)p.x.N * sizeof(float);
+    const int stages = ceil_div(p.x.K, Sm90Tile<false, O>::K);
+    for (int parts = 1; parts <= MOST_PARTS && parts <= stages; parts++)
+        if (parts == 1 || (p.x.ldd == p.x.N && parts * whole <= p.room_size))
+            ways.push_back(2 * parts);
+    std::stable_sort(ways.begin(), ways.end(), [&](int a, int b) {
+        return sm90_cycles<O>(p, a / 2) < sm90_cycles<O>(p, b / 2);
+    });
+    ways.resize(std::min<size_t>(ways.size(), TRIED));
+    return ways;
 }
 
 /* The ways worth trying, the likeliest first; none: the product is not for these kernels. */
 static std::vector<int> sm90_ways(const OwnProduct &p)
 {
-    enum { MOST_PARTS = 32, TRIED = 4 };
     if (!sm90_takes(p))
         return {};
+    if (p.end == END_SUM)
+        return is_fp8(p.type) ? sm90_parts<Fp8Backward>(p) : sm90_parts<bf16>(p);
     if (p.end == END_PLAIN)
-        return {2, 3};
+        return p.type == E5M2 ? std::vector<int>{2} : std::vector<int>{2, 3};
     const size_t sums = (size_t)ceil_div(p.x.M, Sm90Tile<true>::M) * (size_t)p.x.N * sizeof(float);
     if (p.end == END_SLOPE && p.sums && sums > p.room_size)
         return {};
-    if (p.end != END_SUM)
-        return {3};
-    std::vector<int> ways;
-    const size_t whole = (size_t)p.x.M * (size_t)p.x.N * sizeof(float);
-    const int blocks = ceil_div(p.x.K, Sm90Tile<false>::K);
-    for (int parts = 1; parts <= MOST_PARTS && parts <= blocks; parts++)
-        if (parts == 1 || (p.x.ldd == p.x.N && parts * whole <= p.room_size))
-            ways.push_back(2 * parts);
-    std::stable_sort(ways.begin(), ways.end(),
-                     [&](int a, int b) { return sm90_cycles(p, a / 2) < sm90_cycles(p, b / 2); });
-    ways.resize(std::min<size_t>(ways.size(), TRIED));
-    return ways;
+    return {3};
 }
 
-/* A map of A [rows, K], or of B [K, columns] as [columns, K], in boxes of 64 terms */
+/* A map of A [rows, K], or of B [K, columns] as [columns, K], in boxes of a stage's terms */
 template <class E>
 static CUtensorMap sm90_map(const void *p, long ld, bool along_k, int rows, int K, int tile)
 {
     CUtensorMap map;
+    const uint32_t bytes = sm90_is_wide<E> ? 2 : 1;
     const uint64_t inner = (uint64_t)(along_k ? K : rows), outer = (uint64_t)(along_k ? rows : K);
-    const uint64_t size[2] = {inner, outer}, stride[2] = {sizeof(E), (uint64_t)ld * sizeof(E)};
-    const uint32_t box[2] = {64, along_k ? (uint32_t)tile : 64};
+    const uint64_t size[2] = {inner, outer}, stride[2] = {bytes, (uint64_t)ld * bytes};
+    const uint32_t box[2] = {SLAB_ROW / bytes, along_k ? (uint32_t)tile : 64};
     if (!tensor_map<E, 2>(&map, p, size, stride, box, SWIZZLE_128))
         die("VIT_GEMM=cublaslt does without this program's own products",
             "the driver refuses a map of a matrix [%d,%d]", rows, K);
     return map;
 }
 
-template <class E, bool PINGPONG, bool A_ALONG_K, bool B_ALONG_K, End END, int ACT>
+template <class O, bool PINGPONG, bool A_ALONG_K, bool B_ALONG_K, End END, int ACT>
 static void sm90_launch(const OwnProduct &p)
 {
-    using Tile = Sm90Tile<PINGPONG>;
+    using Tile = Sm90Tile<PINGPONG, O>;
+    using A = typename Sm90Types<O>::A;
+    using B = typename Sm90Types<O>::B;
     const long units = Sm90Unit::count(p.x, (Tile *)0);
     const int grid = (int)std::min(units, (long)cu.gpu.multiProcessorCount);
-    launch(gemm_sm90_kernel<E, PINGPONG, A_ALONG_K, B_ALONG_K, END, ACT>, grid, SM90_THREADS,
-           Tile::bytes(END), cu.stream, sm90_map<E>(p.A, p.lda, A_ALONG_K, p.x.M, p.x.K, Tile::M),
-           sm90_map<E>(p.B, p.ldb, B_ALONG_K, p.x.N, p.x.K, Tile::N), p.x);
+    launch(gemm_sm90_kernel<O, PINGPONG, A_ALONG_K, B_ALONG_K, END, ACT>, grid, SM90_THREADS,
+           Tile::bytes(END), cu.stream, sm90_map<A>(p.A, p.lda, A_ALONG_K, p.x.M, p.x.K, Tile::M),
+           sm90_map<B>(p.B, p.ldb, B_ALONG_K, p.x.N, p.x.K, Tile::N), p.x);
 }
 
 /* dw, whose sum over all rows of a batch may be cut into parts */
-template <class E> static void sm90_sum(OwnProduct p, int parts)
+template <class O> static void sm90_sum(OwnProduct p, int parts)
 {
+    constexpr bool NARROW = Sm90Types<O>::NARROW;
     void *const D = p.x.D;
     p.x.parts = parts;
     if (parts > 1)
         p.x.D = p.room;
-    sm90_launch<E, false, false, false, END_SUM, 0>(p);
+    sm90_launch<O, false, NARROW, NARROW, END_SUM, 0>(p);
     const long quads = (long)p.x.M * p.x.N / 4;
     if (parts > 1)
         launch(add_parts_kernel, (unsigned)std::min(ceil_div(quads, 256), 1 << 16), 256, 0,
@@ -707,10 +798,23 @@ template <class E> static void sm90_by_end(const OwnProduct &p, int way)
     else
         sm90_launch<E, false, true, false, END_PLAIN, 0>(p);
 }
+static void sm90_narrow(const OwnProduct &p, int way)
+{
+    if (p.end == END_SUM)
+        sm90_sum<Fp8Backward>(p, way / 2);
+    else if (p.type == E5M2)
+        sm90_launch<Fp8Backward, false, true, true, END_PLAIN, 0>(p);
+    else if (way % 2)
+        sm90_launch<Fp8Forward, true, true, true, END_PLAIN, 0>(p);
+    else
+        sm90_launch<Fp8Forward, false, true, true, END_PLAIN, 0>(p);
+}
 /* In one of sm90_ways(p) */
 static void sm90_multiply(const OwnProduct &p, int way)
 {
-    if (p.type == BF16)
+    if (is_fp8(p.type))
+        sm90_narrow(p, way);
+    else if (p.type == BF16)
         sm90_by_end<bf16>(p, way);
     else
         sm90_by_end<fp16>(p, way);

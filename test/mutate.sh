@@ -142,6 +142,12 @@ cuda/gemm_sm90.cuh | s/row + r < M \&\& column + c < N/row + r < M/
 cuda/gemm_sm90.cuh | s/upper ? sums\[c\] : sums\[c + N \/ 2\]/sums[c]/
 cuda/gemm_sm90.cuh | s/lane % 16 \* PATCH_STRIDE/lane % 8 * PATCH_STRIDE/
 cuda/gemm_sm90.cuh | s/for (int p = 1; p < parts; p++)/for (int p = 2; p < parts; p++)/
+cuda/gemm_sm90.cuh | s/k \* 32), k > 0);/k * 32), i > 0 || k > 0);/
+cuda/gemm_sm90.cuh | s/PROMOTES = true;/PROMOTES = false;/
+cuda/gemm_sm90.cuh | s/wgmma_wait<0>(part);/wgmma_wait<1>(part);/
+cuda/gemm_sm90.cuh | s/\*x.scale_a \* \*x.scale_b : 1;/*x.scale_a : 1;/
+cuda/gemm_sm90.cuh | s/NARROW ? SLAB_ROW : SLAB_ROW \/ 2;/SLAB_ROW \/ 2;/
+cuda/gemm_sm90.cuh | s/^        __syncwarp(); \/\* of one/        ; \/* of one/
 cuda/attention_sm90.cuh | s/column + lane % 4 \* 2 + e % 2 >= a.T/column + lane % 4 * 2 + e % 2 > a.T/
 cuda/attention_sm90.cuh | s/mbarrier_wait(at.there, 0);/;/
 cuda/attention_sm90.cuh | s/mbarrier_wait(at.there + 1, 0);/;/

@@ -243,6 +243,9 @@ static const Case cases[] = {
     {65, 32, 48, ACT_SWIGLU, 8, 1, 0, CURRENT, 0, 0, 0},
     {49, 48, 32, ACT_NONE, 0, 1, 0, {.current = true, .margin = 3}, 0, 0, 0}, /* dw in bf16 */
     {300, 144, 48, ACT_NONE, 0, 0, 0, {.learns = true}, 64, 128, 256},
+    /* Sums of gradients so long that 14 bits of them would not do: dw's, dx's */
+    {4100, 16, 32, ACT_NONE, 0, 0, 0, DELAYED, 64, 128, 1024},
+    {17, 32, 8208, ACT_NONE, 0, 0, 0, DELAYED, 64, 128, 1024},
 };
 
 static int halves(int act)

@@ -3,7 +3,8 @@
  * A product is issued when all 128 threads have issued it. It reads its operands and is computed
  * then, or, by the seed, only when a thread waits for it; either way a thread's registers hold
  * NOTHING until that thread has waited. Products on the same registers follow each other as a
- * chain, whose sums are kept as a matrix.
+ * chain, whose sums are kept as a matrix. Those of 8-bit numbers lose what is beyond 14 bits after
+ * each product, a model of what Hopper's tensor cores are known to do: which bits they lose is not.
  *
  * Read: where an element is in shared memory; issuing; computing; waiting.
  */
@@ -147,8 +148,15 @@ static void fetch_registers(float *x, const LateProduct &l, int k)
         }
 }
 
+/* Cut off towards zero, as sums of 8-bit products are */
+static float fourteen_bits(float x)
+{
+    return __uint_as_float(__float_as_uint(x) & ~((1u << (24 - 14)) - 1));
+}
+
 static void compute(const LateProduct &l)
 {
+    const bool cut = bytes_of(l.p.a_type) == 1;
     const int n = l.p.n, k = 32 / bytes_of(l.p.a_type);
     float a[64 * 32], b[32 * 256], sum[256];
     if (l.p.a_in_registers)
@@ -164,6 +172,8 @@ static void compute(const LateProduct &l)
                 sum[j] += a[i * k + kk] * b[kk * n + j];
         for (int j = 0; j < n; j++)
             d[j] = l.p.accumulate ? d[j] + sum[j] : sum[j];
+        for (int j = 0; cut && j < n; j++)
+            d[j] = fourteen_bits(d[j]);
     }
 }
 static void compute_to(WarpGroup &g, unsigned long end)
