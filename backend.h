@@ -109,7 +109,8 @@ typedef struct {
  * Its memory is as large as in BF16, and 15 n + 255 bytes more. It may be
  *   E4M3  the y of residual_norm_forward, of linear_forward and activate (with pre, and without a
  *         residual), then the x of linear_forward and linear_backward_weight
- *   E5M2  the dx of linear_backward_input, then dy */
+ *   E5M2  the dx of linear_backward_input and, where Tq is T, the dqkv of attention_backward, then
+ *         dy */
 typedef struct {
     float inverse; /* of the scale of the copy made last: first, since products read it alone */
     float scale;   /* delayed; 0: there is none yet */
