@@ -434,8 +434,10 @@ typedef struct Backend {
     void (*scale_loss)(const LossScaling *s);
 
     /* Between the ranks. All ranks call split together: those of one colour become a group, in
-     * the order of their ranks; a group of one is NULL. Groups last until the end. */
-    Group *(*split)(int colour);
+     * the order of their ranks; a group of one is NULL. Groups last until the end. What a group is
+     * called, a constant, messages say of a rank that hangs; for that a backend notes where it is
+     * (util/calls.h). */
+    Group *(*split)(int colour, const char *name);
     /* Asynchronous beside the ops: they begin when what was called before is done, those of one
      * group in the order of calls, which is the same on all its ranks. What is called later waits
      * for one of them after `join` with its ticket; until then it may not touch the operands. What
