@@ -214,6 +214,21 @@ mpirun_told() { # signal, status
     [ $1 = TERM ] || check "$name" grep -q '^stopped after step' log
     goes_on $dp
 }
+# The last evaluation, when the training itself is complete and saved: it is given up, and that is said.
+told_at_the_end() {
+    "$program" $small $dp --val-data fake:200000 --steps 5 --out run >log 2>&1 &
+    pid=$!
+    wait_for 60 grep -q '^step 5' log
+    ranks=$(descendants $pid)
+    sleep 0.5
+    kill -TERM $pid
+    gone 10
+    wait $pid
+    local rc=$?
+    check "$name: status $rc" [ $rc = 0 ]
+    check "$name: says so once" [ "$(grep -c '^note: a signal has ended the evaluation after step 5' log)" = 1 ]
+    check "$name: is saved" [ "$(cat run/latest)" = step_00000005 ]
+}
 # Before mpirun, which has much to do, has started any rank.
 told_early() {
     mkdir slow
@@ -230,6 +245,7 @@ told_early() {
     check "$name: nothing has begun" [ ! -e run ]
 }
 scene "SIGTERM" told "$dp"
+scene "SIGTERM in the last evaluation" told_at_the_end
 scene "SIGTERM, too early for ranks" told_early
 scene "SIGTERM to a rank" told "$dp" 1
 scene "SIGTERM, zero" told "$zero"
