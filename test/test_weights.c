@@ -688,6 +688,42 @@ static void test_no_weights(void)
     }
 }
 
+/* What transformers does to a byte x is x * factor, then less the mean, by the deviation: each step
+ * may be left out. So many of our pixels' mean and deviation that is. */
+static void test_rescale(void)
+{
+    static const struct {
+        const char *json;
+        double mean, std;
+    } cases[] = {
+        {"{\"image_mean\": [0.5, 0.5, 0.5], \"image_std\": [0.25, 0.25, 0.25]}", 0.5, 0.25},
+        {"{\"image_mean\": 0.5, \"image_std\": 0.25}", 0.5, 0.25},
+        {"{\"image_mean\": [0.5, 0.5, 0.5], \"image_std\": [0.25, 0.25, 0.25], "
+         "\"do_normalize\": false}",
+         0, 1},
+        {"{\"image_mean\": [127.5, 127.5, 127.5], \"image_std\": [51, 51, 51], "
+         "\"do_rescale\": false}",
+         0.5, 0.2},
+        {"{\"image_mean\": [1, 1, 1], \"image_std\": [1, 1, 1], \"rescale_factor\": "
+         "0.00784313725490196}",
+         0.5, 0.5},
+        {"{\"do_normalize\": false, \"do_rescale\": false}", 0, 1 / 255.0}};
+    Error e;
+    SafeTensors *f = st_map(at(here, "hf-vit/model.safetensors"), &e);
+    if (!CHECK(f != NULL, "%s", e.what))
+        return;
+    const char *path = write_temporary("model.safetensors", f->map, f->size);
+    st_close(f);
+    for (int i = 0; i < COUNT(cases); i++) {
+        WeightsInfo w;
+        write_temporary("preprocessor_config.json", cases[i].json, strlen(cases[i].json));
+        bool ok = weights_describe(path, 0, 0, &w, &e);
+        CHECK(ok && near(w.config.mean_g, cases[i].mean) && near(w.config.std_g, cases[i].std),
+              "%d: %s: %g %g", i, e.what, w.config.mean_g, w.config.std_g);
+    }
+    unlink(at(temporary, "preprocessor_config.json"));
+}
+
 /* A config.json that asks for another activation, is damaged, or is of another model. */
 static void test_beside(void)
 {
@@ -894,6 +930,7 @@ int main(int argc, char **argv)
     test_refusals();
     test_members();
     test_no_weights();
+    test_rescale();
     test_beside();
     test_damage();
     test_fixtures();
