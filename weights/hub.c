@@ -314,8 +314,8 @@ static void read_timm_images(const cJSON *cfg, Hub *h)
         cannot(h, "crop_mode", mode);
 }
 
-/* transformers' pixels are bytes times rescale_factor before the mean is taken, ours are bytes / 255:
- * (255 f x - mean) / std = (x - mean / 255 f) / (std / 255 f). */
+/* transformers' pixels are bytes times rescale_factor before the mean is taken, ours are bytes /
+ * 255: (255 f x - mean) / std = (x - mean / 255 f) / (std / 255 f). */
 static void read_rescale(const cJSON *json, Hub *h)
 {
     const cJSON *factor = get(json, "rescale_factor");
