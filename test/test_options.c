@@ -130,6 +130,8 @@ static void test_wrong(void)
         {{"--batch-size", "99999999999999999999"}, "--batch-size", ""},
         {{"--opt", "adamx"}, "adamw|adam|sgd|lamb", ""},
         {{"--opt", ""}, "adamw|adam|sgd|lamb", ""},
+        {{"--resume", ""}, "--resume: its value is empty", "variable of the shell"},
+        {{"--weights=", "--lr=1"}, "--weights: its value is empty", "--no-weights"},
         {{"--augment=perhaps", "--lr=1"}, "perhaps", ""},
         {{"--width", "wide"}, "--width: 'wide'", ""},
         {{"--image-width", "x"}, "--image-width: 'x'", "whole number"},

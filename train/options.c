@@ -247,6 +247,20 @@ static char *join_numbers(int argc, char **argv, int *i)
     return joined;
 }
 
+/* Settings that name places: a recipe that repeats a run does so from any directory. On the command
+ * line an empty one is a mistake: --resume "$RUN" would begin a run, where the shell knows no RUN.
+ */
+static bool names_place(const Field *p)
+{
+    static const char *const places[] = {"data",          "val_data", "classes",       "index_dir",
+                                         "val_index_dir", "weights",  "class_weights", "resume",
+                                         "recipe",        "out"};
+    for (int i = 0; i < COUNT(places); i++)
+        if (strcmp(p->name, places[i]) == 0)
+            return true;
+    return false;
+}
+
 /* One flag at argv[*i]; moves *i past its value. A switch takes the next word only where that is
  * true or false. What is no flag takes one too, and is refused when it is applied. */
 static bool read_flag(Settings *s, int argc, char **argv, int *i, Error *e)
@@ -274,6 +288,11 @@ static bool read_flag(Settings *s, int argc, char **argv, int *i, Error *e)
         value = argv[++*i];
     } else if (f) {
         return fail(e, f->help, "--%s needs a value", name);
+    }
+    if (f && !*value && (equals || value == next) && names_place(f)) {
+        char hint[160];
+        snprintf(hint, sizeof hint, "is a variable of the shell empty? --no-%s says none", name);
+        return fail(e, hint, "--%s: its value is empty", name);
     }
     bool list = f && f->type == T_parts && value == next;
     char *whole = list ? join_numbers(argc, argv, i) : at_home(value);
@@ -598,17 +617,6 @@ static void write_value(FILE *f, const char *value)
         fputc(*value == '\n' ? 'n' : *value, f);
     }
     fputc('"', f);
-}
-
-/* Settings that name places: a recipe that repeats a run does so from any directory. */
-static bool names_place(const Field *p)
-{
-    static const char *const places[] = {"data",          "val_data", "classes",      "index_dir",
-                                         "val_index_dir", "weights",  "class_weights"};
-    for (int i = 0; i < COUNT(places); i++)
-        if (strcmp(p->name, places[i]) == 0)
-            return true;
-    return false;
 }
 
 /* Where the path begins in what --data takes: behind wds: and the like; NULL: there is none. */
