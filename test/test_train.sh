@@ -377,6 +377,9 @@ good "evaluated from another directory" eval --weights ../one
 good "resumed from another directory" --resume ../one --steps 22
 cd .. || exit 1
 mv elsewhere/log log
+cp -r one copied && rm copied/latest
+good "resumed where latest was not copied" --resume copied --steps 23
+check "from its newest checkpoint" grep -q '^resumed  *at step 22,' log
 "$binary" predict --weights one folder/val/*/*.jpg --topk 1 >out 2>log
 rc=$?
 check "predict many (status $rc): results alone on stdout" \
