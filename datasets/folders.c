@@ -25,7 +25,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-#include <sys/stat.h>
 
 typedef struct {
     Source base;       /* item: where its path begins in text */
@@ -125,8 +124,7 @@ static void add_file(Files *f, const char *root, const char *path, const char *n
     free(full);
 }
 
-/* What programs that look after disks and archives leave among pictures. */
-static bool is_litter(const char *name)
+bool is_litter(const char *name)
 {
     static const char *const names[] = {"@eaDir",      "#recycle",     "@Recycle",
                                         "lost+found",  "$RECYCLE.BIN", "System Volume Information",
@@ -241,42 +239,30 @@ static bool divide(const char *dir, const DataOptions *o, Divided *d, Error *e)
 
 typedef struct {
     const char *root;
-    struct stat top;     /* of root */
     const Names *folder; /* class folders, or the classes of a list */
     Files *files;        /* [folder->n]: paths below root, sorted */
     bool listed;
 } Walk;
-
-/* Whether a directory comes up for the first time on this walk, by whichever path. */
-static bool first_visit(struct stat **seen, int *n, const struct stat *st)
-{
-    for (int i = 0; i < *n; i++)
-        if ((*seen)[i].st_dev == st->st_dev && (*seen)[i].st_ino == st->st_ino)
-            return false;
-    *seen = xgrow(*seen, *n, sizeof **seen);
-    (*seen)[(*n)++] = *st;
-    return true;
-}
 
 /* Class folder k and everything below it, no directory twice. */
 static bool walk_class(void *ctx, int k, Error *e)
 {
     Walk *w = ctx;
     Names todo = {0};
-    struct stat *seen = NULL, st;
-    int visited = 0;
-    bool ok = first_visit(&seen, &visited, &w->top);
+    Visited visited = {0};
+    bool ok = visit(&visited, w->root) > 0 || cannot_read(w->root, e);
     names_add(&todo, w->folder->at[k]);
     for (int i = 0; ok && i < todo.n; i++) {
         char *dir = xasprintf("%s/%s", w->root, todo.at[i]);
-        ok = stat(dir, &st) == 0 || cannot_read(dir, e);
-        if (ok && first_visit(&seen, &visited, &st))
+        int first = visit(&visited, dir);
+        ok = first >= 0 || cannot_read(dir, e);
+        if (first > 0)
             ok = list_folder(w->root, todo.at[i], &todo, &w->files[k], e);
         free(dir);
     }
     names_sort(&w->files[k].images);
     names_free(&todo);
-    free(seen);
+    free(visited.seen);
     return ok;
 }
 
@@ -591,11 +577,8 @@ static bool open_folders(Folders *f, const Divided *d, const DataOptions *o, con
     Names folder = {0};
     Files beside = {0};
     Walk w = {.root = f->root, .folder = &folder, .listed = has_list(f->root)};
-    bool ok = stat(f->root, &w.top) == 0 || cannot_read(f->root, e);
-    if (w.listed)
-        ok = ok && walk_list(f, &w, &folder, e);
-    else
-        ok = ok && walk_folders(f, d, o, &w, &folder, &beside, e);
+    bool ok =
+        w.listed ? walk_list(f, &w, &folder, e) : walk_folders(f, d, o, &w, &folder, &beside, e);
     ok = ok && add_folders(f, &w, o, train_dir, e);
     for (int i = 0; i < beside.passed.n; i++)
         names_add(&f->base.passed, beside.passed.at[i]);

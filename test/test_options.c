@@ -89,6 +89,8 @@ static void test_values(void)
     options_free(&o);
     CHECK(PARSE("predict", "--image-size", "32", "a.jpg") && o.n_files == 1);
     options_free(&o);
+    CHECK(PARSE("predict", "--lr", "1", "--", "-a.jpg", "--b.jpg") && o.n_files == 2);
+    options_free(&o);
     /* the home directory, where no shell has put it */
     setenv("HOME", "/home/me", 1);
     CHECK(PARSE("--data=~/pictures", "--val-data", "cifar10:~/data", "--classes", "a~/b"));

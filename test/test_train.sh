@@ -377,8 +377,8 @@ good "evaluated from another directory" eval --weights ../one
 good "resumed from another directory" --resume ../one --steps 22
 cd .. || exit 1
 mv elsewhere/log log
-cp -r one copied && rm copied/latest
-good "resumed where latest was not copied" --resume copied --steps 23
+cp -r one nolatest && rm nolatest/latest
+good "resumed where latest was not copied" --resume nolatest --steps 23
 check "from its newest checkpoint" grep -q '^resumed  *at step 22,' log
 "$binary" predict --weights one folder/val/*/*.jpg --topk 1 >out 2>log
 rc=$?
@@ -404,6 +404,14 @@ check "what is no picture is counted" grep -q '^note: 1 file in the folders is n
 printf '%s\n\nnone.jpg\n' mixed/b.jpg | "$binary" predict --weights one - --format jsonl --topk 2 >out 2>log
 check "predict a list as JSON" [ "${PIPESTATUS[1]} $(wc -l <out) $(grep -c '"error": "none.jpg' out) \
 $(grep -cE '^\{"file": "mixed/b.jpg", "predictions": \[\{"class": [01], "name": "[xy]", "probability": [0-9.]+\}, ' out)" = "1 2 1 1" ]
+mkdir -p tangled/@eaDir tangled/a/b && cp mixed/b.jpg tangled/a/b && cp mixed/b.jpg tangled/@eaDir
+ln -s .. tangled/a/up && ln -s ../.. tangled/a/b/up && ln -s a/b tangled/again
+"$binary" predict --weights one tangled --topk 1 --format csv >out 2>log
+check "links in a circle: each picture once" [ "$(tail -n +2 out | cut -d, -f1)" = tangled/a/b/b.jpg ]
+printf '\xef\xbb\xbfmixed/b.jpg\0mixed/deep/a.jpg\0\0folder/none.jpg' |
+    "$binary" predict --weights one - --topk 1 --format csv >out 2>log
+check "a list of names that end with zeros" [ "$(tail -n +2 out | cut -d, -f1 | tr '\n' ' ')" = \
+    "mixed/b.jpg mixed/deep/a.jpg folder/none.jpg " ]
 find folder/val -type f | LC_ALL=C sort >listed
 for batch in 1 7; do
     "$binary" predict --weights one - --features f$batch.npy --batch-size $batch <listed >out.$batch 2>log

@@ -380,7 +380,10 @@ bool options_args(Options *o, Settings *asked, int argc, char **argv, Error *e)
             o->version = true;
         } else if (argv[i][0] == '-' && argv[i][1] && argv[i][1] != '-') {
             return one_dash(argv[i], e);
-        } else if (strncmp(argv[i], "--", 2) != 0 || !argv[i][2]) {
+        } else if (strcmp(argv[i], "--") == 0) { /* what follows is no flag */
+            while (++i < argc)
+                o->files[o->n_files++] = argv[i];
+        } else if (strncmp(argv[i], "--", 2) != 0) {
             o->files[o->n_files++] = argv[i];
         } else if (!read_flag(asked, argc, argv, &i, e)) {
             return false;
