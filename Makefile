@@ -300,6 +300,7 @@ test-long: report
 	  "as fuzz: $(MAKE) --no-print-directory NVCC= fuzz FUZZ_SECONDS=600" \
 	  "as machines: test/test_netns.sh train_cpu build/standin/train_gpu" \
 	  "as fp8 and DeiT-Tiny: TEST_LONG=1 test/test_fp8.sh build/standin/train_gpu train_cpu $(SHARED)" \
+	  "as learning to the end: TEST_LONG=1 test/test_learn.sh train_cpu $(SHARED)" \
 	  "as slurm: TEST_LONG=1 test/test_slurm.sh train_cpu build/standin/train_gpu" \
 	  "as mpich: test/test_mpich.sh $(SHARED)" \
 	  "test/mutate.sh"

@@ -1,6 +1,7 @@
 #!/bin/bash
 # What the README promises, run as a user would: test/test_learn.sh BINARY [SHARED]
-# Minutes rather than seconds; TEST_SMALL=1 skips it (sanitizers would make it an hour).
+# Minutes rather than seconds; TEST_SMALL=1 skips it (sanitizers would make it an hour),
+# TEST_LONG=1 trains to the end.
 root=$(cd "$(dirname "$0")/.." && pwd)
 binary=$(realpath "$1")
 shared=$(realpath -m "${2:-../shared}")
@@ -12,14 +13,14 @@ best() { # run, floor: the best top-1 of its evaluations reaches the floor
     awk -F'"top1":' -v floor="$2" '/"event":"eval"/ { split($2, v, ","); if (v[1] > top) top = v[1] }
         END { printf "  best top-1 %.2f, wanted %s\n", top, floor; exit !(top >= floor) }' "$1/log.jsonl"
 }
-# program, arguments...: trains until an evaluation of run $run reaches top-1 $floor, then asks it to stop (the
-# rest would show the same); if none does, to its end.
+# program, arguments...: trains until an evaluation of run $run reaches top-1 $floor, then asks it to
+# stop; if none does, or with TEST_LONG=1, to its end.
 until_reached() {
     "$@" >log 2>&1 &
     local pid=$! status
     while kill -0 $pid 2>/dev/null; do
         sleep 1
-        best "$(echo $run)" "$floor" >/dev/null 2>&1 && kill -TERM $pid 2>/dev/null && break
+        [ -z "${TEST_LONG-}" ] && best "$(echo $run)" "$floor" >/dev/null 2>&1 && kill -TERM $pid 2>/dev/null && break
     done
     wait $pid
     status=$?
