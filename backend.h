@@ -109,7 +109,8 @@ typedef struct {
  * Its memory is as large as in BF16, and 15 n + 255 bytes more. It may be
  *   E4M3  the y of residual_norm_forward, of linear_forward and activate (with pre, and without a
  *         residual), then the x of linear_forward and linear_backward_weight
- *   E5M2  the dx of linear_backward_input, then dy */
+ *   E5M2  the dx of linear_backward_input and, where Tq is T, the dqkv of attention_backward, then
+ *         dy */
 typedef struct {
     float inverse; /* of the scale of the copy made last: first, since products read it alone */
     float scale;   /* delayed; 0: there is none yet */
@@ -434,8 +435,10 @@ typedef struct Backend {
     void (*scale_loss)(const LossScaling *s);
 
     /* Between the ranks. All ranks call split together: those of one colour become a group, in
-     * the order of their ranks; a group of one is NULL. Groups last until the end. */
-    Group *(*split)(int colour);
+     * the order of their ranks; a group of one is NULL. Groups last until the end. What a group is
+     * called, a constant, messages say of a rank that hangs; for that a backend notes where it is
+     * (util/calls.h). */
+    Group *(*split)(int colour, const char *name);
     /* Asynchronous beside the ops: they begin when what was called before is done, those of one
      * group in the order of calls, which is the same on all its ranks. What is called later waits
      * for one of them after `join` with its ticket; until then it may not touch the operands. What

@@ -22,6 +22,9 @@
 #include "cuda/attention_sm90_backward.cuh"
 #include "cuda/attention_sm90_large.cuh"
 #include "cuda/optimizer.cuh"
+extern "C" {
+#include "util/calls.h"
+}
 
 #include <unistd.h>
 
@@ -69,6 +72,7 @@ struct Group {
 #endif
     cudaStream_t stream;
     int ranks, number; /* number: of its stream in tickets */
+    const char *name;
 };
 static auto &groups = *new std::vector<Group *>; /* for as long as the process lives */
 
@@ -406,6 +410,8 @@ enum { EVENTS = 64 };
 /* Low bits of a ticket, which is never 0; the groups' follow. */
 enum { ON_OPS = 1, ON_COPIES = 2, ON_GROUPS = 3, STREAMS = 64 };
 static cudaEvent_t ring[STREAMS][EVENTS];
+static int kind_of[STREAMS][EVENTS]; /* util/calls.h: of the collective before a mark */
+static int last_kind[STREAMS];
 static Ticket marks[STREAMS]; /* counts */
 
 static cudaEvent_t &event_of(Ticket t)
@@ -420,6 +426,7 @@ static Ticket mark_stream(int number, cudaStream_t stream)
     if (!e)
         CHECK_CUDA(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
     CHECK_CUDA(cudaEventRecord(e, stream));
+    kind_of[number][t / STREAMS % EVENTS] = last_kind[number];
     return t;
 }
 
@@ -493,25 +500,35 @@ static Recording *recording;     /* the body that is being recorded, or NULL */
 static Ticket earlier[STREAMS];  /* counts, when the body began */
 static double sent_bytes;
 
-/* For how long the ops wait at joins: the device reads its clock before and after each, in graphs
- * as well. By estimate 3 us a join, for two kernels of one thread. */
+/* At which joins the ops wait, and for how long: the device says it before and after each, in
+ * graphs as well. By estimate 3 us a join, for two kernels of one thread. */
 struct JoinClock {
-    uint64_t since, waited; /* ns */
+    uint64_t since, waited;     /* ns */
+    uint32_t calls[CALL_KINDS]; /* joined, of each series */
+};
+/* The host's copy, which the device writes and nobody waits for. */
+struct Joins {
+    uint64_t waited, word; /* word: of util/calls.h */
 };
 static JoinClock *join_clock; /* the device's */
-static uint64_t *join_waited; /* the host's copy, which the device writes and nobody waits for */
+static Joins *joins;
 
-static __global__ void join_clock_kernel(JoinClock *c, uint64_t *copy, bool joined)
+static __global__ void join_clock_kernel(JoinClock *c, volatile Joins *copy, int kind, int series,
+                                         bool joined)
 {
-    if (!joined)
+    if (!joined) {
         c->since = clock_ns();
-    else
-        *(volatile uint64_t *)copy = c->waited += clock_ns() - c->since;
+        copy->word = CALL_WORD(kind, ++c->calls[series], true);
+    } else {
+        copy->waited = c->waited += clock_ns() - c->since;
+        copy->word = CALL_WORD(kind, c->calls[series], false);
+    }
 }
 
-static void read_join_clock(bool joined)
+static void read_join_clock(int kind, bool joined)
 {
-    launch(join_clock_kernel, 1, 1, 0, cu.stream, join_clock, join_waited, joined);
+    launch(join_clock_kernel, 1, 1, 0, cu.stream, join_clock, joins, kind, call_series(kind),
+           joined);
 }
 
 #ifdef HAVE_NCCL
@@ -519,11 +536,12 @@ static void make_join_clock()
 {
     CHECK_CUDA(cudaMalloc((void **)&join_clock, sizeof *join_clock));
     CHECK_CUDA(cudaMemset(join_clock, 0, sizeof *join_clock));
-    CHECK_CUDA(cudaMallocHost((void **)&join_waited, sizeof *join_waited));
-    *join_waited = 0;
+    CHECK_CUDA(cudaMallocHost((void **)&joins, sizeof *joins));
+    *joins = {};
+    call_look_at(&joins->word);
 }
 
-static Group *group_new(ncclComm_t comm, int ranks)
+static Group *group_new(ncclComm_t comm, int ranks, const char *name)
 {
     int low, high;
     if (ON_GROUPS + groups.size() == STREAMS)
@@ -531,14 +549,14 @@ static Group *group_new(ncclComm_t comm, int ranks)
             STREAMS - ON_GROUPS);
     if (!join_clock)
         make_join_clock();
-    Group *g = new Group{comm, NULL, ranks, ON_GROUPS + (int)groups.size()};
+    Group *g = new Group{comm, NULL, ranks, ON_GROUPS + (int)groups.size(), name};
     CHECK_CUDA(cudaDeviceGetStreamPriorityRange(&low, &high));
     CHECK_CUDA(cudaStreamCreateWithPriority(&g->stream, cudaStreamNonBlocking, high));
     groups.push_back(g);
     return g;
 }
 
-static Group *cuda_split(int colour)
+static Group *cuda_split(int colour, const char *name)
 {
     ncclComm_t comm;
     int ranks;
@@ -547,23 +565,26 @@ static Group *cuda_split(int colour)
     CHECK_NCCL(ncclCommSplit(world, colour, cu.device.rank, &comm, NULL));
     CHECK_NCCL(ncclCommCount(comm, &ranks));
     if (ranks > 1)
-        return group_new(comm, ranks);
+        return group_new(comm, ranks, name);
     CHECK_NCCL(ncclCommDestroy(comm));
     return NULL;
 }
 
 /* Calls `collective`, which puts something on the group's stream, behind what the ops have been
- * asked to do so far. bytes: what it sends. */
-template <class F> static Ticket begin(const Group *g, double bytes, F collective)
+ * asked to do so far. sent: bytes that this rank sends in it, which is `what` (util/calls.h) of so
+ * many bytes. */
+template <class F>
+static Ticket begin(const Group *g, double sent, int what, double bytes, F collective)
 {
     if (!g)
         return 0;
     CHECK_CUDA(cudaEventRecord(fork_event, cu.stream));
     CHECK_CUDA(cudaStreamWaitEvent(g->stream, fork_event, 0));
     CHECK_NCCL(collective());
-    (recording ? recording->sent : sent_bytes) += bytes;
+    (recording ? recording->sent : sent_bytes) += sent;
     if (recording)
         recording->groups |= 1ull << g->number;
+    last_kind[g->number] = call_kind(what, g->name, bytes);
     return mark_stream(g->number, g->stream);
 }
 
@@ -584,37 +605,41 @@ static double bytes_of(long n, int type)
 
 static Ticket cuda_all_reduce(Group *g, dev *x, int type, long n)
 {
-    return begin(g, g ? 2.0 * (g->ranks - 1) / g->ranks * bytes_of(n, type) : 0, [&] {
+    const double bytes = bytes_of(n, type), sent = g ? 2.0 * (g->ranks - 1) / g->ranks * bytes : 0;
+    return begin(g, sent, CALL_ALL_REDUCE, bytes, [&] {
         return ncclAllReduce(x, x, (size_t)n, nccl_type(type), ncclSum, g->comm, g->stream);
     });
 }
 
 static Ticket cuda_reduce_scatter(Group *g, dev *own, const dev *x, int type, long n)
 {
-    return begin(g, g ? (g->ranks - 1) * bytes_of(n, type) : 0, [&] {
+    const double own_bytes = bytes_of(n, type), ranks = g ? g->ranks : 1;
+    return begin(g, (ranks - 1) * own_bytes, CALL_REDUCE_SCATTER, ranks * own_bytes, [&] {
         return ncclReduceScatter(x, own, (size_t)n, nccl_type(type), ncclSum, g->comm, g->stream);
     });
 }
 
 static Ticket cuda_all_gather(Group *g, dev *x, const dev *own, int type, long n)
 {
-    return begin(g, g ? (g->ranks - 1) * bytes_of(n, type) : 0, [&] {
+    const double own_bytes = bytes_of(n, type), ranks = g ? g->ranks : 1;
+    return begin(g, (ranks - 1) * own_bytes, CALL_ALL_GATHER, ranks * own_bytes, [&] {
         return ncclAllGather(own, x, (size_t)n * type_size(type), ncclUint8, g->comm, g->stream);
     });
 }
 
 static Ticket cuda_pass(Group *g, int peer, const dev *x, size_t bytes)
 {
-    return begin(g, (double)bytes,
+    return begin(g, (double)bytes, CALL_PASS, (double)bytes,
                  [&] { return ncclSend(x, bytes, ncclUint8, peer, g->comm, g->stream); });
 }
 
 static Ticket cuda_receive(Group *g, int peer, dev *x, size_t bytes)
 {
-    return begin(g, 0, [&] { return ncclRecv(x, bytes, ncclUint8, peer, g->comm, g->stream); });
+    return begin(g, 0, CALL_RECEIVE, (double)bytes,
+                 [&] { return ncclRecv(x, bytes, ncclUint8, peer, g->comm, g->stream); });
 }
 #else
-static Group *cuda_split(int) { return NULL; }
+static Group *cuda_split(int, const char *) { return NULL; }
 static Ticket cuda_all_reduce(Group *, dev *, int, long) { return 0; }
 static Ticket cuda_reduce_scatter(Group *, dev *, const dev *, int, long) { return 0; }
 static Ticket cuda_all_gather(Group *, dev *, const dev *, int, long) { return 0; }
@@ -633,9 +658,10 @@ static void cuda_join(Ticket t)
         recording->groups |= 1ull << number;
         return;
     }
-    read_join_clock(false);
+    const int kind = kind_of[number][count % EVENTS];
+    read_join_clock(kind, false);
     CHECK_CUDA(cudaStreamWaitEvent(cu.stream, event_of(t), 0));
-    read_join_clock(true);
+    read_join_clock(kind, true);
     joined[number] = count;
 }
 
@@ -646,7 +672,7 @@ static double cuda_sent(void)
 
 static double cuda_waited(void)
 {
-    return join_waited ? 1e-9 * (double)*(volatile uint64_t *)join_waited : 0;
+    return joins ? 1e-9 * (double)*(volatile uint64_t *)&joins->waited : 0;
 }
 
 /* The communicators end with the process. */

@@ -18,7 +18,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #define MODEL_FILE "model.safetensors"
@@ -632,18 +631,6 @@ static bool check_optimiser(const SafeTensors *f, const Units *u, Error *e)
     return true;
 }
 
-/* Reads set after set. What was read of the file, which is mapped, would count as this process's
- * memory until all is: it is given back. */
-static bool read_sets(const SafeTensors *f, const Layout *l, const TensorSet *sets, int n, Error *e)
-{
-    bool ok = true;
-    for (int i = 0; ok && i < n; i++) {
-        ok = weights_read(f, l, &sets[i], 1, WEIGHTS_WHOLE, e);
-        madvise((void *)f->map, f->size, MADV_DONTNEED);
-    }
-    return ok;
-}
-
 /* The saved model must be this one; its regularisation alone may change. Nothing is overwritten
  * before both files are known to fit. */
 static bool resume_from(Units *u, const SafeTensors *model, const SafeTensors *state, RunState *run,
@@ -660,8 +647,8 @@ static bool resume_from(Units *u, const SafeTensors *model, const SafeTensors *s
     ok = ok && check_optimiser(state, u, e);
     ok = ok && weights_check(state, l, sets + 1, n - 1, WEIGHTS_WHOLE, e);
     ok = ok && read_counters(state, &r, e);
-    ok = ok && read_sets(model, l, sets, 1, e);
-    ok = ok && read_sets(state, l, sets + 1, n - 1, e);
+    ok = ok && weights_read(model, l, sets, 1, WEIGHTS_WHOLE, e);
+    ok = ok && weights_read(state, l, sets + 1, n - 1, WEIGHTS_WHOLE, e);
     if (!ok)
         return false;
     *run = r;

@@ -142,12 +142,12 @@ Split split_alone(const Config *c)
 /* Every rank takes the same turns, with the colour of its group. */
 void split_connect(Split *s, const Backend *be)
 {
-    s->world.group = be->split(0);
-    s->tp.group = be->split(s->world.rank / s->tp.ranks);
-    s->dp.group = be->split(s->pp.rank * s->tp.ranks + s->tp.rank);
-    s->pp.group = be->split(s->dp.rank * s->tp.ranks + s->tp.rank);
-    s->back = be->split(s->dp.rank * s->tp.ranks + s->tp.rank);
-    s->parts = be->split(s->zero ? 0 : s->dp.rank);
+    s->world.group = be->split(0, "all ranks");
+    s->tp.group = be->split(s->world.rank / s->tp.ranks, "tensor parallel");
+    s->dp.group = be->split(s->pp.rank * s->tp.ranks + s->tp.rank, "data parallel");
+    s->pp.group = be->split(s->dp.rank * s->tp.ranks + s->tp.rank, "pipeline");
+    s->back = be->split(s->dp.rank * s->tp.ranks + s->tp.rank, "pipeline, backward");
+    s->parts = be->split(s->zero ? 0 : s->dp.rank, "parts of the model");
 }
 
 Cut split_cut(const Split *s)

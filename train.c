@@ -281,6 +281,10 @@ static bool train_evaluate(Training *t)
     bool best = complete && say_evaluation(s, &v);
     if (complete)
         leave_results(s, &v);
+    else
+        printf("note: a signal has ended the evaluation after step %lu, which counts for nothing; "
+               "%s eval %s makes it\n",
+               (unsigned long)s->state.step, PROGRAM, run_as_word);
     evaluation_free(&v);
     if (s->m->own.ema)
         units_swap_ema(&s->m->own);

@@ -195,8 +195,11 @@ static bool scales_are_delayed(const Model *m)
  * known before. Not where weight gradients want it in BF16, or watch() would count it. */
 static bool is_made_in_fp8(const Model *m, const Micro *b, int operand)
 {
-    bool alone = operand == QKV_X || operand == FC1_X || operand == FC2_X || operand == FC1_DY;
-    return alone && b->train_mode && scales_are_delayed(m) && !m->plan.fp8.wgrad_bf16 &&
+    static const bool alone[BLOCK_SCALES] = {[QKV_X] = true, [QKV_DY] = true, [FC1_X] = true,
+                                             [FC1_DY] = true, [FC2_X] = true};
+    if (operand == QKV_DY && m->config.qk_norm) /* which goes through what attention made */
+        return false;
+    return alone[operand] && b->train_mode && scales_are_delayed(m) && !m->plan.fp8.wgrad_bf16 &&
            m->plan.scaling.kind != SCALING_AUTO;
 }
 
@@ -208,7 +211,7 @@ static Tensor with_scale(const Model *m, const Micro *b, Tensor t, int l, int op
         return t;
     t.scale = (dev *)((char *)m->scales + at);
     if (is_made_in_fp8(m, b, operand))
-        t.type = operand == FC1_DY ? E5M2 : E4M3;
+        t.type = operand % 3 == QKV_DY % 3 ? E5M2 : E4M3;
     return t;
 }
 #define scaled(t, operand) with_scale(m, b, t, l, operand)
@@ -675,7 +678,7 @@ static void block_backward(Model *m, Micro *b, int l)
     Tensor dx = mat(m->dstream, r.ld); /* the gradient of out, of mid and of x in turn */
     Tensor dbranch = plain ? dx : mat(m->dbranch, C), dbranch_out = plain ? NONE : dbranch;
     Tensor dwide = scaled(mat(m->dwide, F1), FC1_DY), dy = mat(m->dy, C), datt = mat(m->dy, A);
-    Tensor dqkv = mat(m->dqkv, 3L * A);
+    Tensor dqkv = scaled(mat(m->dqkv, 3L * A), QKV_DY);
     dev *dbias = c->qk_norm ? g.qkv_b : NULL; /* else attention_backward makes it */
 
     /* MLP */
@@ -727,9 +730,8 @@ static void block_backward(Model *m, Micro *b, int l)
             .dx = mat(m->dy, r.ld), .dy = mat(m->dqkv, 3L * A * T), .w = mat(w.qkv_w, C),
             .rows = B, .in = C, .out = A, .tokens = 1, .accumulate = true});
     } else { /* dy [B,T,C] */
-        linear_backward(m, g.qkv_w, dbias, dy, scaled(dqkv, QKV_DY),
-                        scaled(mat(a->norm1_y, C), QKV_X), scaled(mat(w.qkv_w, C), QKV_W), B * T,
-                        C, 3 * A);
+        linear_backward(m, g.qkv_w, dbias, dy, dqkv, scaled(mat(a->norm1_y, C), QKV_X),
+                        scaled(mat(w.qkv_w, C), QKV_W), B * T, C, 3 * A);
     }
     sum_parts(m, tp, dy, B * T, C);
     be->residual_norm_backward(&(ResidualNorm){ /* dstream += LN1'(dy), all rows from here on */
@@ -1351,7 +1353,7 @@ static void plan_wide(Model *m, Arena *a)
         m->dwide = m->again[0].gelu;
     else
         m->dwide = take(a, m->plan.type,
-                        (double)m->plan.max_batch * vit_tokens(c) * wide + spare(m, F1));
+                        (double)m->plan.max_batch * vit_tokens(c) * wide + spare(m, wide));
     m->dqkv = m->dwide;
 }
 

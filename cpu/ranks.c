@@ -17,6 +17,7 @@
 
 #ifdef HAVE_MPI
 #include "cpu/bf16.h"
+#include "util/calls.h"
 #include "util/util.h"
 
 #include <mpi.h>
@@ -62,6 +63,7 @@ static void (*const sum_of[])(void *out, const void *const *x, int ranks, long n
 struct Job;
 struct Group {
     MPI_Comm comm;
+    const char *name;
     int rank, ranks;
     struct Job *speaking; /* the collective that is under way */
     char *room;           /* for what is being received and added */
@@ -72,6 +74,7 @@ struct Group {
 typedef struct Job {
     struct Job *next;
     Ticket ticket;
+    uint64_t word;                /* what util/calls.h calls it; 0: nothing */
     int (*advance)(struct Job *); /* as far as it gets without waiting */
     Group *group;
     char *x;
@@ -257,7 +260,9 @@ static struct {
     pthread_cond_t less; /* a job is done */
     Job *first, **last;
     Ticket tickets;
-    bool waited_for; /* the thread that computes does not */
+    uint64_t word;              /* of the last call */
+    uint32_t calls[CALL_KINDS]; /* so far, of each series */
+    bool waited_for;            /* the thread that computes does not */
     bool quit;
     bool started;
     pthread_t speaker;
@@ -307,12 +312,13 @@ static void job_done(Job *j)
     free(j);
 }
 
-static bool is_pending(Ticket ticket)
+/* NULL: it is done. */
+static const Job *pending(Ticket ticket)
 {
     const Job *j = us.first;
     while (j && ticket != ANY && j->ticket != ticket)
         j = j->next;
-    return j != NULL;
+    return j;
 }
 
 /* At most so long; `lock` is held. */
@@ -326,9 +332,11 @@ static void sleep_until_signal(pthread_cond_t *signal, double seconds)
 static void await(Ticket ticket)
 {
     pthread_mutex_lock(&us.lock);
-    while (is_pending(ticket)) {
+    for (const Job *j; (j = pending(ticket));) {
         if (!us.waited_for)
             pthread_cond_signal(&us.more); /* no more naps */
+        if (j->word)
+            call_note(j->word | CALL_WORD(0, 0, true));
         us.waited_for = true;
         sleep_until_signal(&us.less, 0.02);
         pthread_mutex_unlock(&us.lock);
@@ -337,6 +345,7 @@ static void await(Ticket ticket)
     }
     us.waited_for = false;
     pthread_mutex_unlock(&us.lock);
+    call_note(us.word);
 }
 
 static int advance_call(Job *j)
@@ -444,6 +453,7 @@ static void share_cores(void *share)
 
 typedef struct {
     int colour;
+    const char *name;
     Group *group;
 } Splitting;
 
@@ -455,6 +465,7 @@ static void split(void *arg)
     CHECK_MPI(MPI_Comm_set_errhandler(g->comm, MPI_ERRORS_RETURN));
     CHECK_MPI(MPI_Comm_rank(g->comm, &g->rank));
     CHECK_MPI(MPI_Comm_size(g->comm, &g->ranks));
+    g->name = s->name;
     g->next = us.groups;
     us.groups = g;
     s->group = g->ranks > 1 ? g : NULL;
@@ -499,12 +510,21 @@ int ranks_cores(void)
     return share > 0 ? share : 1;
 }
 
-Group *ranks_split(int colour)
+Group *ranks_split(int colour, const char *name)
 {
-    Splitting s = {.colour = colour};
+    Splitting s = {.colour = colour, .name = name};
     if (us.started)
         call(split, &s);
     return s.group;
+}
+
+/* The thread that computes has come to this call. */
+static uint64_t come_to(int what, const Group *g, double bytes)
+{
+    int kind = call_kind(what, g->name, bytes);
+    us.word = CALL_WORD(kind, ++us.calls[call_series(kind)], false);
+    call_note(us.word);
+    return us.word;
 }
 
 /* A collective on x [n], which begins with its sum where that is wanted; a rank sends each other
@@ -516,6 +536,9 @@ static Ticket collective(Job j)
             j.type);
     double part = (double)j.n / j.group->ranks * (double)type_size(j.type);
     us.sent += (j.adds + j.gathers) * (j.group->ranks - 1) * part;
+    int what = j.gathers ? CALL_ALL_GATHER : CALL_REDUCE_SCATTER;
+    j.word = come_to(j.adds && j.gathers ? CALL_ALL_REDUCE : what, j.group,
+                     (double)j.n * (double)type_size(j.type));
     j.advance = advance_collective;
     return submit(&j, 2 * j.group->ranks);
 }
@@ -564,6 +587,7 @@ static Ticket passed(Group *g, bool sends, int peer, const dev *x, size_t bytes)
         return 0;
     us.sent += sends ? (double)bytes : 0;
     return submit(&(Job){.advance = advance_passed,
+                         .word = come_to(sends ? CALL_PASS : CALL_RECEIVE, g, (double)bytes),
                          .group = g,
                          .x = (char *)x,
                          .sends = sends,
@@ -622,9 +646,9 @@ int ranks_cores(void)
     return 1;
 }
 
-Group *ranks_split(int colour)
+Group *ranks_split(int colour, const char *name)
 {
-    (void)colour;
+    (void)colour, (void)name;
     return NULL;
 }
 

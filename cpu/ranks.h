@@ -12,7 +12,7 @@ void ranks_start(const Device *d);
 /* This rank's share of its machine's cores; the ranks of a machine may have been bound to some. */
 int ranks_cores(void);
 
-Group *ranks_split(int colour);
+Group *ranks_split(int colour, const char *name);
 Ticket ranks_all_reduce(Group *g, dev *x, int type, long n);
 Ticket ranks_reduce_scatter(Group *g, dev *own, const dev *x, int type, long n);
 Ticket ranks_all_gather(Group *g, dev *x, const dev *own, int type, long n);

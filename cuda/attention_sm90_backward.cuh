@@ -32,7 +32,8 @@
  * cycles until k, v and the rows that delta is made of have arrived; phase 1, 6,700 of products and
  * 5,100 of exponentials and rounding (372 instructions a warp and tile, as compiled), of which the
  * two groups overlap three quarters: 8,000; phase 2, 1,700; results and their column sums, 2,200.
- * That is 13,700 cycles at 1.75 GHz, 182 us. Bytes alone: 620 MB, 144 us.
+ * That is 13,700 cycles at 1.75 GHz, 182 us. Bytes alone: 620 MB, 144 us. A gradient in 8 bits takes
+ * 2,000 cycles more, 25 instructions for two numbers instead of 12, and writes 116 MB less.
  *
  * Read: shared memory, before the products, phase 1, results, both phases of a group, the kernel,
  * the host's part.
@@ -40,6 +41,7 @@
 #pragma once
 
 #include "cuda/attention_sm90.cuh"
+#include "cuda/fp8.cuh"
 
 struct Backward90Args {
     const void *out, *dout; /* [B*Tq, C] */
@@ -50,12 +52,13 @@ struct Backward90Args {
     float scale, scale2; /* 1/sqrt(hs), and the same for exponents to base 2 */
     Mask mask;
     const StepState *state;
+    Fp8Cast eight; /* EIGHT: of dqkv [B*T, 3C], the copy by rows */
 };
 /* Of [B, rows, heads, hs], rows of an image: beyond the last and beyond hs, zeros come in and
  * nothing goes out. */
 struct Backward90Maps {
     CUtensorMap keys, queries, dout; /* in: a whole head. `keys` has T rows, the others Tq */
-    CUtensorMap dkeys, dqueries;     /* out: 16 rows */
+    CUtensorMap dkeys, dqueries;     /* out: 16 rows; not used where they have 8 bits */
 };
 
 /* ------------------------------------------------------------------------------------------------
@@ -71,6 +74,7 @@ struct Backward90 {
     float *lse, *delta;              /* [ROWS]; lse to base 2 */
     float *sums;                     /* [3][WARPS][64] */
     uint64_t *there;                 /* [2]: q and dout; k and v */
+    float *most;                     /* of dqkv in 8 bits, so far */
     uint8_t *keep;
 
     __device__ inline Backward90()
@@ -84,11 +88,12 @@ struct Backward90 {
         delta = lse + ROWS;
         sums = delta + ROWS;
         there = (uint64_t *)(sums + 3 * WARPS * 64);
-        keep = (uint8_t *)(there + 2);
+        most = (float *)(there + 2);
+        keep = (uint8_t *)(most + 1);
     }
     static size_t bytes(int T, bool drop)
     {
-        return 8 * MATRIX + (2 * ROWS + 3 * WARPS * 64) * sizeof(float) + 16 +
+        return 8 * MATRIX + (2 * ROWS + 3 * WARPS * 64 + 1) * sizeof(float) + 16 +
                (drop ? Keep90::room(ROWS, T, 256) : 0);
     }
 };
@@ -254,12 +259,59 @@ __device__ inline void queries_90(float (&dk)[32], float (&dv)[32], const Backwa
 }
 
 /* ------------------------------------------------------------------------------------------------
- * Results: a warp's 16 rows go out through a strip of shared memory, by the copy engine */
+ * Results: a warp's 16 rows go out through a strip of shared memory, by the copy engine; in 8 bits
+ * by the warp itself, which reads them once more for their column sums. */
 
-template <class E, int R>
-__device__ inline void put_rows(unsigned char *strip, const float (&x)[R], int slab, float factor,
-                                const CUtensorMap *map, int head, int row, int b, int lane)
+/* Where 16 rows of a slab belong; heads as a token's row has them, 3 * a.heads */
+struct Place90 {
+    const CUtensorMap *map;
+    int slab, head, row, rows, b; /* rows: of an image */
+};
+
+/* Before anything else, by all threads; a barrier follows. */
+__device__ inline void begin_eight(const Fp8Cast &eight, float *most)
 {
+    if (threadIdx.x > 0)
+        return;
+    *most = 0;
+    if (blockIdx.x == 0)
+        eight.scale->inverse = 1 / delayed_scale(eight.scale);
+}
+/* A warp's largest. To memory goes what is larger than all that the block has seen: little. */
+__device__ inline void note_eight(const Fp8Cast &eight, float *most, float x, int lane)
+{
+    const uint32_t bits = __float_as_uint(warp_amax(x));
+    if (lane == 0 && eight.how.learns && atomicMax((unsigned *)most, bits) < bits)
+        raise_amax(&eight.scale->amax, __uint_as_float(bits));
+}
+/* The lane's two columns of the strip's rows, as they were rounded to 16 bits: their sums, and what
+ * they are in 8. */
+template <class E, bool EIGHT>
+__device__ inline void read_rows(float2 &sum, float *most, const unsigned char *strip,
+                                 const Place90 &to, const Backward90Args &a, int lane)
+{
+    const int column = 64 * to.slab + 2 * lane;
+    const float scale = EIGHT ? delayed_scale(a.eight.scale) : 1;
+    uint8_t *out = a.eight.to + ((long)to.b * a.T + to.row) * a.eight.n + to.head * a.hs + column;
+    const int rows = column < a.hs ? min(to.rows - to.row, 16) : 0; /* beyond are zeros */
+    float largest = 0;
+    for (int r = 0; r < rows; r++) {
+        float x[2];
+        load(x, (const E *)(strip + r * SLAB_ROW + ((lane / 4 ^ r % 8) << 4) + lane % 4 * 4));
+        sum.x += x[0];
+        sum.y += x[1];
+        if (EIGHT)
+            store_fp8<__NV_E5M2>(out, x, scale, &largest);
+        out += a.eight.n;
+    }
+    if (EIGHT)
+        note_eight(a.eight, most, largest, lane);
+}
+template <class E, bool EIGHT, int R>
+__device__ inline void put_rows(float2 &sum, float *most, unsigned char *strip, const float (&x)[R],
+                                float factor, const Place90 &to, const Backward90Args &a, int lane)
+{
+    const int slab = to.slab;
     if (lane == 0)
         tma_store_read_wait<0>(); /* of what went through it before */
     __syncwarp();
@@ -274,21 +326,12 @@ __device__ inline void put_rows(unsigned char *strip, const float (&x)[R], int s
     });
     fence_proxy_async();
     __syncwarp();
-    if (lane == 0) {
-        tma_store_4d(map, strip, 64 * slab, head, row, b);
+    if (lane == 0 && !EIGHT) {
+        tma_store_4d(to.map, strip, 64 * slab, to.head, to.row, to.b);
         tma_store_commit();
     }
-}
-/* The lane's two columns of the strip's first rows, as they were rounded */
-template <class E>
-__device__ inline void sum_rows(float2 &sum, const unsigned char *strip, int rows, int lane)
-{
-    for (int r = 0; r < min(rows, 16); r++) {
-        float x[2];
-        load(x, (const E *)(strip + r * SLAB_ROW + ((lane / 4 ^ r % 8) << 4) + lane % 4 * 4));
-        sum.x += x[0];
-        sum.y += x[1];
-    }
+    if (EIGHT || a.sums)
+        read_rows<E, EIGHT>(sum, most, strip, to, a, lane);
 }
 /* The head's column sums: those of the block's warps, in order; after a barrier */
 __device__ inline void sum_head(const float *warps, const Backward90Args &a, int b, int h)
@@ -308,7 +351,7 @@ __device__ inline void sum_head(const float *warps, const Backward90Args &a, int
  * A group's share of both phases */
 
 /* dk and dv of the tiles of keys whose turn it is, and their column sums */
-template <class E>
+template <class E, bool EIGHT>
 __device__ inline void keys_90(float2 &dk_sum, float2 &dv_sum, const Backward90 &at,
                                const Backward90Maps &maps, const Backward90Args &a,
                                const Keep90 &keep, int b, int h, int group, int warp, int lane)
@@ -332,16 +375,14 @@ __device__ inline void keys_90(float2 &dk_sum, float2 &dv_sum, const Backward90 
         named_barrier_sync(1 + group, SM90_GROUP); /* the tile of v is room now */
         if (first >= a.T)
             continue;
-        put_rows<E>(strip, dv, 0, a.mask.scale, &maps.dkeys, 2 * a.heads + h, first, b, lane);
-        if (a.sums)
-            sum_rows<E>(dv_sum, strip, a.T - first, lane);
-        put_rows<E>(strip, dk, 0, a.scale, &maps.dkeys, a.heads + h, first, b, lane);
-        if (a.sums)
-            sum_rows<E>(dk_sum, strip, a.T - first, lane);
+        put_rows<E, EIGHT>(dv_sum, at.most, strip, dv, a.mask.scale,
+                           {&maps.dkeys, 0, 2 * a.heads + h, first, a.T, b}, a, lane);
+        put_rows<E, EIGHT>(dk_sum, at.most, strip, dk, a.scale,
+                           {&maps.dkeys, 0, a.heads + h, first, a.T, b}, a, lane);
     }
 }
 /* dq of the tiles of queries, through the strips of v that the warp has used before */
-template <class E>
+template <class E, bool EIGHT>
 __device__ inline void dq_90(float2 &sum, const Backward90 &at, const Backward90Maps &maps,
                              const Backward90Args &a, int b, int h, int group, int warp, int lane)
 {
@@ -351,27 +392,25 @@ __device__ inline void dq_90(float2 &sum, const Backward90 &at, const Backward90
         const int first = 64 * tile + 16 * warp;
         unsigned char *strip = at.v + first * SLAB_ROW;
         float dq[32] = {};
+        wgmma_fence(dq);
 #pragma unroll 1
-        for (int key = 0; key < a.T; key += 16) {
-            wgmma_fence(dq);
+        for (int key = 0; key < a.T; key += 16)
             wgmma<E, E, true, true>(dq,
                                     wgmma_advance(ds, tile * Backward90::MATRIX + key * SLAB_ROW),
                                     wgmma_advance(k, key * SLAB_ROW), true);
-        }
         wgmma_commit();
         wgmma_wait<0>(dq);
         if (first >= a.Tq)
             continue;
-        put_rows<E>(strip, dq, 0, a.scale, &maps.dqueries, h, first, b, lane);
-        if (a.sums)
-            sum_rows<E>(sum, strip, a.Tq - first, lane);
+        put_rows<E, EIGHT>(sum, at.most, strip, dq, a.scale, {&maps.dqueries, 0, h, first, a.Tq, b},
+                           a, lane);
     }
 }
 
 /* ------------------------------------------------------------------------------------------------
  * Grid: a block for each multiprocessor, which stays for one head after another. 10 Tq T hs FLOPs a
  * head; 4T + 4Tq rows of hs elements, each once (dO a second time, from the L2, for delta). */
-template <class E>
+template <class E, bool EIGHT>
 __global__ void __launch_bounds__(HAS_SM90 ? Backward90::THREADS : 32, 1)
     attention_sm90_backward_kernel(const __grid_constant__ Backward90Maps maps,
                                    const Backward90Args a)
@@ -381,6 +420,8 @@ __global__ void __launch_bounds__(HAS_SM90 ? Backward90::THREADS : 32, 1)
         const int group = threadIdx.x / SM90_GROUP, warp = threadIdx.x % SM90_GROUP / 32;
         const int lane = threadIdx.x % 32, heads = a.B * a.heads;
         const Backward90 at;
+        if (EIGHT)
+            begin_eight(a.eight, at.most);
         if (threadIdx.x == 0) {
             mbarrier_init(at.there, 1);
             mbarrier_init(at.there + 1, 1);
@@ -398,11 +439,11 @@ __global__ void __launch_bounds__(HAS_SM90 ? Backward90::THREADS : 32, 1)
             mbarrier_wait(at.there, parity);
             mbarrier_wait(at.there + 1, parity);
             float2 sums[3] = {}; /* of dq, dk, dv */
-            keys_90<E>(sums[1], sums[2], at, maps, a, keep, b, h, group, warp, lane);
+            keys_90<E, EIGHT>(sums[1], sums[2], at, maps, a, keep, b, h, group, warp, lane);
             __syncthreads(); /* all of dS is there, and q and dO have been read */
             if (threadIdx.x == 0 && next < heads)
                 fetch_queries(at, maps, next / a.heads, next % a.heads);
-            dq_90<E>(sums[0], at, maps, a, b, h, group, warp, lane);
+            dq_90<E, EIGHT>(sums[0], at, maps, a, b, h, group, warp, lane);
             if (lane == 0)
                 tma_store_read_wait<0>();
             each<3>([&](int i) {
@@ -431,12 +472,14 @@ static bool backward90_takes(const Attention *a)
 }
 
 /* Of the first `rows` of each image's `all`, in boxes of `box` rows; heads: how many follow each
- * other in a row */
+ * other in a row. None of rows that the copy engine does not move. */
 template <class E>
 static CUtensorMap heads_of_images(const Attention *a, const Tensor &t, int heads, int rows,
                                    int all, int box)
 {
-    CUtensorMap map;
+    CUtensorMap map = {};
+    if (is_fp8(t.type))
+        return map;
     const uint64_t size[4] = {(uint64_t)a->hs, (uint64_t)heads, (uint64_t)rows, (uint64_t)a->B};
     const uint64_t row = (uint64_t)t.ld * sizeof(E);
     const uint64_t stride[4] = {sizeof(E), a->hs * sizeof(E), row, (uint64_t)all * row};
@@ -463,9 +506,11 @@ static Backward90Args backward90_args(const Attention *a, float *sums)
             (float)(1 / sqrt((double)a->hs)),
             (float)(1.4426950408889634 / sqrt((double)a->hs)),
             mask_of(a->drop, a->heads),
-            cu.state};
+            cu.state,
+            is_fp8(a->dqkv.type) ? fp8_copies_of(a->dqkv, (long)a->B * a->T, a->dqkv.ld)
+                                 : Fp8Cast{}};
 }
-template <class E> static void backward90_launch(const Attention *a)
+template <class E, bool EIGHT> static void backward90_launch(const Attention *a)
 {
     const int H = a->heads, T = a->T, Tq = a->Tq, C = H * a->hs;
     const Backward90Maps maps = {
@@ -477,7 +522,7 @@ template <class E> static void backward90_launch(const Attention *a)
     };
     float *sums = a->dbias ? scratch_floats(3 * (size_t)a->B * C) : NULL;
     const Backward90Args args = backward90_args(a, sums);
-    launch(attention_sm90_backward_kernel<E>,
+    launch(attention_sm90_backward_kernel<E, EIGHT>,
            (unsigned)std::min(a->B * H, cu.gpu.multiProcessorCount), Backward90::THREADS,
            Backward90::bytes(T, a->drop.p > 0), cu.stream, maps, args);
     if (sums)
@@ -485,10 +530,17 @@ template <class E> static void backward90_launch(const Attention *a)
                32 * 33 * sizeof(float), cu.stream, ptr<float>(a->dbias), (const float *)sums, a->B,
                (const float *)sums + (size_t)a->B * C, a->B, C);
 }
+/* f(e, eight) with e an element and constexpr bool EIGHT = eight: whether dqkv has 8 bits */
+template <class F> static void by_gradient(const Attention *a, F f)
+{
+    if (a->qkv.type == F16)
+        f(fp16(), Width<0>());
+    else if (is_fp8(a->dqkv.type))
+        f(bf16(), Width<1>());
+    else
+        f(bf16(), Width<0>());
+}
 static void backward90(const Attention *a)
 {
-    if (a->qkv.type == BF16)
-        backward90_launch<bf16>(a);
-    else
-        backward90_launch<fp16>(a);
+    by_gradient(a, [&](auto e, auto eight) { backward90_launch<decltype(e), eight != 0>(a); });
 }

@@ -90,6 +90,7 @@ template <int D> struct Large90 {
     uint64_t *full, *empty;      /* [TILES] */
     uint64_t *known, *forgotten; /* [2]: stats */
     uint64_t *own_there;         /* [GROUPS] */
+    float *most;                 /* of dqkv in 8 bits, so far */
     uint8_t *keep;               /* [GROUPS] of KEEP bytes */
 
     __device__ inline Large90()
@@ -104,14 +105,15 @@ template <int D> struct Large90 {
         known = empty + TILES;
         forgotten = known + 2;
         own_there = forgotten + 2;
-        keep = (uint8_t *)(own_there + GROUPS);
+        most = (float *)(own_there + GROUPS);
+        keep = (uint8_t *)(most + 1);
     }
     __device__ inline float *lse(int n) const { return stats + n % 2 * 2 * ROWS; }
     __device__ inline float *delta(int n) const { return lse(n) + ROWS; }
-    static constexpr size_t BYTES = ROWS / 16 * (PAIR / 4) + GROUPS * PAIR +
-                                    READERS / 32 * 16 * SLAB_ROW + 4 * ROWS * sizeof(float) +
-                                    GROUPS * 2 * 4 * 64 * sizeof(float) +
-                                    (2 * TILES + 4 + GROUPS) * sizeof(uint64_t) + GROUPS * KEEP;
+    static constexpr size_t BYTES =
+        ROWS / 16 * (PAIR / 4) + GROUPS * PAIR + READERS / 32 * 16 * SLAB_ROW +
+        4 * ROWS * sizeof(float) + GROUPS * 2 * 4 * 64 * sizeof(float) +
+        (2 * TILES + 4 + GROUPS) * sizeof(uint64_t) + sizeof(float) + GROUPS * KEEP;
     static_assert(BYTES <= 227 * 1024, "more than a block can have");
 };
 
@@ -234,7 +236,7 @@ __device__ inline void bring_stats(const Large90<D> &at, const Large90Args &a, i
         const Pass90<KEYS> pass(a, n, 0);
         mbarrier_wait(at.forgotten + n % 2, n / 2 % 2 ^ 1);
         stats_of_rows<E, Large90<D>::LANES, 2>(at.lse(n), at.delta(n), tiled_rows(a.Tq), a, pass.b,
-                                           pass.h, thread, Large90<D>::STATS);
+                                               pass.h, thread, Large90<D>::STATS);
         mbarrier_arrive(at.known + n % 2);
     }
 }
@@ -407,7 +409,7 @@ __device__ inline void tile_90(float (&sums)[1 + KEYS][D / 2], const Large90<D> 
 
 /* The group's 64 rows of a result, and their column sums. `heads`: before those of this result in a
  * row; which: of the pass's results */
-template <class E, int D, bool KEYS>
+template <class E, bool EIGHT, int D, bool KEYS>
 __device__ inline void put_result(const Large90<D> &at, const float (&x)[D / 2], float factor,
                                   const CUtensorMap *map, int heads, const Pass90<KEYS> &pass,
                                   const Large90Args &a, int which, float *sums)
@@ -420,11 +422,9 @@ __device__ inline void put_result(const Large90<D> &at, const float (&x)[D / 2],
         /* room is used in turns: who writes it has met those that read it before */
         float *room = at.sums + (2 * group + (which * SLABS + s) % 2) * 4 * 64;
         float2 sum = {};
-        if (first < rows) {
-            put_rows<E>(strip, x, s, factor, map, heads + pass.h, first, pass.b, lane);
-            if (sums)
-                sum_rows<E>(sum, strip, rows - first, lane);
-        }
+        if (first < rows)
+            put_rows<E, EIGHT>(sum, at.most, strip, x, factor,
+                               {map, s, heads + pass.h, first, rows, pass.b}, a, lane);
         if (!sums)
             return;
         *(float2 *)(room + warp * 64 + 2 * lane) = sum;
@@ -436,7 +436,7 @@ __device__ inline void put_result(const Large90<D> &at, const float (&x)[D / 2],
     });
 }
 
-template <class E, int D, bool KEYS>
+template <class E, bool EIGHT, int D, bool KEYS>
 __device__ inline void pass_90(const Large90<D> &at, const Large90Maps &maps, const Large90Args &a,
                                int number)
 {
@@ -472,17 +472,17 @@ __device__ inline void pass_90(const Large90<D> &at, const Large90Maps &maps, co
     const long C = a.heads * a.hs, place = (long)pass.b * Pass::passes(a) + pass.tile;
     if constexpr (KEYS) {
         float *to = a.sums ? a.sums + ((long)a.B * all_tiles(a.Tq) + 2 * place) * C : NULL;
-        put_result<E, D>(at, sums[1], a.mask.scale, &maps.dkeys, 2 * a.heads, pass, a, 0,
-                         to ? to + C : NULL);
-        put_result<E, D>(at, sums[0], a.scale, &maps.dkeys, a.heads, pass, a, 1, to);
+        put_result<E, EIGHT, D>(at, sums[1], a.mask.scale, &maps.dkeys, 2 * a.heads, pass, a, 0,
+                                to ? to + C : NULL);
+        put_result<E, EIGHT, D>(at, sums[0], a.scale, &maps.dkeys, a.heads, pass, a, 1, to);
     } else {
-        put_result<E, D>(at, sums[0], a.scale, &maps.dqueries, 0, pass, a, 0,
-                         a.sums ? a.sums + place * C : NULL);
+        put_result<E, EIGHT, D>(at, sums[0], a.scale, &maps.dqueries, 0, pass, a, 0,
+                                a.sums ? a.sums + place * C : NULL);
     }
 }
 
 /* A group's passes of all of the block's heads */
-template <class E, int D, bool KEYS>
+template <class E, bool EIGHT, int D, bool KEYS>
 __device__ inline void passes_90(const Large90<D> &at, const Large90Maps &maps,
                                  const Large90Args &a)
 {
@@ -496,7 +496,7 @@ __device__ inline void passes_90(const Large90<D> &at, const Large90Maps &maps,
         mbarrier_wait(at.known + n % 2, n / 2 % 2);
         for (; number < (n + 1) * Pass::passes(a); number += Large90<D>::GROUPS) {
             mbarrier_wait(at.own_there + group, own_parity);
-            pass_90<E, D, KEYS>(at, maps, a, number);
+            pass_90<E, EIGHT, D, KEYS>(at, maps, a, number);
             own_parity ^= 1;
             passed = true;
         }
@@ -517,12 +517,14 @@ __device__ inline void passes_90(const Large90<D> &at, const Large90Maps &maps,
 /* ------------------------------------------------------------------------------------------------
  * A block's work */
 
-template <class E, int D, bool KEYS>
+template <class E, bool EIGHT, int D, bool KEYS>
 __device__ inline void backward_large90(const Large90Maps &maps, const Large90Args &a)
 {
     using At = Large90<D>;
     const At at;
     const int group = (int)threadIdx.x / SM90_GROUP - 1, thread = threadIdx.x % SM90_GROUP;
+    if (EIGHT)
+        begin_eight(a.eight, at.most);
     if (threadIdx.x == 0) {
         for (int i = 0; i < At::TILES; i++) {
             mbarrier_init(at.full + i, 1);
@@ -537,7 +539,7 @@ __device__ inline void backward_large90(const Large90Maps &maps, const Large90Ar
     }
     const Pass90<KEYS> first(a, 0);
     stats_of_rows<E, At::LANES, 4>(at.lse(0), at.delta(0), tiled_rows(a.Tq), a, first.b, first.h,
-                               threadIdx.x, At::THREADS);
+                                   threadIdx.x, At::THREADS);
     __syncthreads();
     if (group < 0) {
         registers_release<40>();
@@ -547,11 +549,11 @@ __device__ inline void backward_large90(const Large90Maps &maps, const Large90Ar
             bring_stats<E, D, KEYS>(at, a, thread - 32);
     } else {
         registers_take<232>();
-        passes_90<E, D, KEYS>(at, maps, a);
+        passes_90<E, EIGHT, D, KEYS>(at, maps, a);
     }
 }
 /* Grid: a block for each multiprocessor. */
-template <class E, int D>
+template <class E, bool EIGHT, int D>
 __global__ void __launch_bounds__(HAS_SM90 ? Large90<D>::THREADS : 32, 1)
     attention_sm90_large_kernel(const __grid_constant__ Large90Maps maps,
                                 const __grid_constant__ Large90Args a)
@@ -559,9 +561,9 @@ __global__ void __launch_bounds__(HAS_SM90 ? Large90<D>::THREADS : 32, 1)
     launched_within<Large90<D>::THREADS>();
     if constexpr (HAS_SM90) {
         if ((int)blockIdx.x < a.key_blocks)
-            backward_large90<E, D, true>(maps, a);
+            backward_large90<E, EIGHT, D, true>(maps, a);
         else
-            backward_large90<E, D, false>(maps, a);
+            backward_large90<E, EIGHT, D, false>(maps, a);
     }
 }
 
@@ -597,7 +599,7 @@ static bool large90_takes(const Attention *a)
     });
     return fits;
 }
-template <class E> static void large90_launch(const Attention *a)
+template <class E, bool EIGHT> static void large90_launch(const Attention *a)
 {
     const int H = a->heads, T = a->T, Tq = a->Tq, C = H * a->hs;
     auto rows = [&](const Tensor &t, int heads, int rows, int all) {
@@ -619,7 +621,7 @@ template <class E> static void large90_launch(const Attention *a)
     const int blocks = key_blocks + std::min(most - key_blocks, heads);
     const Large90Args args = {backward90_args(a, sums), key_blocks};
     by_large90(a->hs, [&](auto d) {
-        launch(attention_sm90_large_kernel<E, d>, (unsigned)blocks, Large90<d>::THREADS,
+        launch(attention_sm90_large_kernel<E, EIGHT, d>, (unsigned)blocks, Large90<d>::THREADS,
                Large90<d>::BYTES, cu.stream, maps, args);
     });
     if (sums)
@@ -629,17 +631,13 @@ template <class E> static void large90_launch(const Attention *a)
 }
 static void large90(const Attention *a)
 {
-    if (a->qkv.type == BF16)
-        large90_launch<bf16>(a);
-    else
-        large90_launch<fp16>(a);
+    by_gradient(a, [&](auto e, auto eight) { large90_launch<decltype(e), eight != 0>(a); });
 }
 
 /* What the two are compared by has no rows that nobody writes: where queries are fewer, it is the
  * gradient of keys and values. */
-static void cuda_attention_backward(const Attention *a)
+static bool backward_is_ours(const Attention *a, bool small)
 {
-    const bool small = backward90_takes(a);
     const Instead ours = [&] { small ? backward90(a) : large90(a); };
     const Instead portable = [&] { attention_backward(a); };
     const long C = (long)a->heads * a->hs, from = a->Tq < a->T ? C : 0;
@@ -647,10 +645,34 @@ static void cuda_attention_backward(const Attention *a)
     written.p = (dev *)((char *)written.p + from * type_size(written.type));
     char more[64];
     snprintf(more, sizeof more, ",%ld,%ld%s", a->dqkv.ld, a->dout.ld, a->dbias ? " sums" : "");
-    if ((small || large90_takes(a)) &&
-        own_is_faster(attention_key("attention backward", a, more), written, (long)a->B * a->T,
-                      3 * C - from, ours, portable))
-        ours();
-    else
-        portable();
+    return (small || large90_takes(a)) &&
+           own_is_faster(attention_key("attention backward", a, more), written, (long)a->B * a->T,
+                         3 * C - from, ours, portable);
+}
+
+/* A dqkv in 8 bits: ours write its copy by rows, which is turned behind them. The portable kernels
+ * leave bf16 in the scratch memory, where the two are compared too, and both copies are cast. */
+static void cuda_attention_backward(const Attention *a)
+{
+    const bool eight = is_fp8(a->dqkv.type);
+    const long rows = (long)a->B * a->T, n = 3L * a->heads * a->hs;
+    Attention half = *a;
+    Fp8Cast copies = {};
+    if (eight && a->Tq < a->T)
+        die("this is a mistake in vit.c", "a dqkv of 8 bits of which not all is written");
+    if (eight) {
+        cu.copies = 0;
+        copies = fp8_copies_of(a->dqkv, rows, n);
+        half.dqkv = {(dev *)fp8_room((size_t)(rows * n) * sizeof(bf16)), n, BF16, NULL};
+    }
+    const bool small = backward90_takes(&half);
+    if (backward_is_ours(&half, small)) {
+        small ? backward90(a) : large90(a);
+        if (eight)
+            turn(copies);
+    } else {
+        attention_backward(&half);
+        if (eight)
+            cast<__NV_E5M2>(copies, Stored{half.dqkv});
+    }
 }

@@ -92,11 +92,16 @@ __device__ inline float larger_amax(float a, float b)
 {
     return __uint_as_float(max(__float_as_uint(a), __float_as_uint(b)));
 }
-/* The largest of a block's, to *most. room: a float for each warp. All threads come together. */
-__device__ inline void block_amax(float *most, float x, float *room)
+__device__ inline float warp_amax(float x)
 {
     for (int d = 16; d; d >>= 1)
         x = larger_amax(x, __shfl_xor_sync(0xffffffffu, x, d));
+    return x;
+}
+/* The largest of a block's, to *most. room: a float for each warp. All threads come together. */
+__device__ inline void block_amax(float *most, float x, float *room)
+{
+    x = warp_amax(x);
     __syncthreads();
     if (threadIdx.x % 32 == 0)
         room[threadIdx.x / 32] = x;
@@ -120,6 +125,8 @@ __device__ inline void store_fp8(uint8_t *to, const float (&v)[N], float scale, 
     });
     if constexpr (N == 8)
         *(uint2 *)to = make_uint2(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16);
+    else if constexpr (N == 2)
+        *(uint16_t *)to = (uint16_t)pairs[0];
     else
         each<N>([&](int k) { to[k] = (uint8_t)(pairs[k / 2] >> k % 2 * 8); });
 }

@@ -5,12 +5,12 @@
  * below that folder it lies: every file with an image's extension, in any letter case, and every
  * other that begins as a picture does. What is no picture is counted; hidden files and folders, and
  * what a NAS or an archive has left, are passed over; links are followed. A damaged file is found
- * when it is read.
+ * when it is read. A folder of pictures with Tiny ImageNet's list of their labels is read as well.
  *
  * Class folders are listed in parallel. All of ImageNet takes less than a second on a local disk,
  * so nothing is remembered from one opening to the next.
- * Order: reading; directories; splits; one class folder; what is no folder of pictures; labels;
- * opening.
+ * Order: reading; directories; splits; one class folder; a list of labels; what is no folder of
+ * pictures; labels; opening.
  */
 #include "datasets/source.h"
 #include "datasets/classes.h"
@@ -25,7 +25,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-#include <sys/stat.h>
 
 typedef struct {
     Source base;       /* item: where its path begins in text */
@@ -125,8 +124,7 @@ static void add_file(Files *f, const char *root, const char *path, const char *n
     free(full);
 }
 
-/* What programs that look after disks and archives leave among pictures. */
-static bool is_litter(const char *name)
+bool is_litter(const char *name)
 {
     static const char *const names[] = {"@eaDir",      "#recycle",     "@Recycle",
                                         "lost+found",  "$RECYCLE.BIN", "System Volume Information",
@@ -241,41 +239,30 @@ static bool divide(const char *dir, const DataOptions *o, Divided *d, Error *e)
 
 typedef struct {
     const char *root;
-    struct stat top;     /* of root */
-    const Names *folder; /* class folders */
+    const Names *folder; /* class folders, or the classes of a list */
     Files *files;        /* [folder->n]: paths below root, sorted */
+    bool listed;
 } Walk;
-
-/* Whether a directory comes up for the first time on this walk, by whichever path. */
-static bool first_visit(struct stat **seen, int *n, const struct stat *st)
-{
-    for (int i = 0; i < *n; i++)
-        if ((*seen)[i].st_dev == st->st_dev && (*seen)[i].st_ino == st->st_ino)
-            return false;
-    *seen = xgrow(*seen, *n, sizeof **seen);
-    (*seen)[(*n)++] = *st;
-    return true;
-}
 
 /* Class folder k and everything below it, no directory twice. */
 static bool walk_class(void *ctx, int k, Error *e)
 {
     Walk *w = ctx;
     Names todo = {0};
-    struct stat *seen = NULL, st;
-    int visited = 0;
-    bool ok = first_visit(&seen, &visited, &w->top);
+    Visited visited = {0};
+    bool ok = visit(&visited, w->root) > 0 || cannot_read(w->root, e);
     names_add(&todo, w->folder->at[k]);
     for (int i = 0; ok && i < todo.n; i++) {
         char *dir = xasprintf("%s/%s", w->root, todo.at[i]);
-        ok = stat(dir, &st) == 0 || cannot_read(dir, e);
-        if (ok && first_visit(&seen, &visited, &st))
+        int first = visit(&visited, dir);
+        ok = first >= 0 || cannot_read(dir, e);
+        if (first > 0)
             ok = list_folder(w->root, todo.at[i], &todo, &w->files[k], e);
         free(dir);
     }
     names_sort(&w->files[k].images);
     names_free(&todo);
-    free(seen);
+    free(visited.seen);
     return ok;
 }
 
@@ -312,6 +299,107 @@ static bool right_level(const Walk *w, Error *e)
          deep, (int)strcspn(below, "/"), below);
     free(hint);
     return false;
+}
+
+/* ---- a list of labels ---- */
+
+/* Tiny ImageNet's validation images are all in val/images, and beside that folder this file has a
+ * line for each: its name, its class, its box. They are taken as class folders would be. */
+#define LIST_FILE   "val_annotations.txt"
+#define LIST_IMAGES "images"
+static const char list_hint[] = "unpack the data set again; or sort the images into class folders, "
+                                "and take the list away";
+
+/* Many sort the images into class folders, and leave the list where it is. */
+static bool has_list(const char *root)
+{
+    char *list = xasprintf("%s/" LIST_FILE, root);
+    Names folders = {0};
+    bool listed = path_exists(list) && list_folder(root, "", &folders, NULL, NULL) &&
+                  folders.n == 1 && strcmp(folders.at[0], LIST_IMAGES) == 0;
+    names_free(&folders);
+    free(list);
+    return listed;
+}
+
+/* A list's lines: paths of images below the root, and their classes. */
+static bool read_list(const char *root, Names *images, Names *classes, Error *e)
+{
+    char *path = xasprintf("%s/" LIST_FILE, root), *text = read_text(path, 64 << 20, e), *line;
+    bool ok = text != NULL;
+    char *rest = text;
+    for (int n = 1; ok && (line = strsep(&rest, "\n")); n++) {
+        char *more, *name = strtok_r(line, "\t\r ", &more);
+        char *class = name ? strtok_r(NULL, "\t\r ", &more) : NULL;
+        if (!name)
+            continue;
+        ok = class || fail(e, list_hint, "%s:%d: no class behind '%.100s'", path, n, name);
+        char *image = xasprintf(LIST_IMAGES "/%s", name);
+        names_add(images, image);
+        names_add(classes, class ? class : "");
+        free(image);
+    }
+    free(text);
+    free(path);
+    return ok;
+}
+
+static int compare_texts(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* Where it is in a sorted list; -1: it is not. */
+static int find_text(const Names *l, const char *text)
+{
+    char **at = l->n ? bsearch(&text, l->at, (size_t)l->n, sizeof text, compare_texts) : NULL;
+    return at ? (int)(at - l->at) : -1;
+}
+
+/* Every line's image must be there, and have one line; images without a line are passed over. */
+static bool share_out(Folders *f, Walk *w, const Names *images, const Names *classes,
+                      const Names *there, Error *e)
+{
+    bool *taken = xcalloc((size_t)there->n + 1, sizeof *taken), ok = true;
+    for (int i = 0; ok && i < images->n; i++) {
+        int at = find_text(there, images->at[i]);
+        if (at < 0 || taken[at])
+            ok = fail(e, list_hint, "%s/" LIST_FILE ": %.100s %s", w->root, images->at[i],
+                      at < 0 ? "is not there" : "has two lines");
+        else
+            taken[at] = true;
+        names_add(&w->files[find_text(w->folder, classes->at[i])].images, images->at[i]);
+    }
+    for (int i = 0; i < there->n; i++)
+        if (!taken[i])
+            names_add(&f->base.passed, "not in " LIST_FILE);
+    for (int k = 0; k < w->folder->n; k++)
+        names_sort(&w->files[k].images);
+    free(taken);
+    return ok;
+}
+
+/* The classes of the list become `folder`. */
+static bool walk_list(Folders *f, Walk *w, Names *folder, Error *e)
+{
+    Names images = {0}, classes = {0}, deeper = {0};
+    Files there = {0};
+    bool ok = read_list(w->root, &images, &classes, e) &&
+              list_folder(w->root, LIST_IMAGES, &deeper, &there, e);
+    for (int i = 0; i < classes.n; i++)
+        names_add(folder, classes.at[i]);
+    classes_distinct(folder);
+    names_sort(&there.images);
+    w->files = xcalloc((size_t)folder->n + 1, sizeof *w->files);
+    ok = ok && (images.n > 0 || fail(e, list_hint, "%s/" LIST_FILE ": has no lines", w->root));
+    ok = ok && share_out(f, w, &images, &classes, &there.images, e);
+    source_note(&f->base, "labels of %s/" LIST_IMAGES " are those of %s/" LIST_FILE, w->root,
+                w->root);
+    files_free(&there);
+    names_free(&images);
+    names_free(&classes);
+    names_free(&deeper);
+    return ok;
 }
 
 /* ---- what is no folder of pictures ---- */
@@ -395,7 +483,8 @@ static bool add_folder(Folders *f, const char *folder, const Files *files, int l
 
 /* Class names: the class file's lines; else the folders of train/, so that both splits agree, or
  * what the training images' are; else the folders themselves. */
-static bool list_names(Folders *f, const DataOptions *o, const char *train_dir, Error *e)
+static bool list_names(Folders *f, const Walk *w, const DataOptions *o, const char *train_dir,
+                       Error *e)
 {
     Names *classes = &f->base.classes;
     if (o->classes)
@@ -403,7 +492,9 @@ static bool list_names(Folders *f, const DataOptions *o, const char *train_dir, 
     f->base.sorted = true;
     for (int k = 0; o->like && k < o->like->n; k++)
         names_add(classes, o->like->at[k]);
-    if (!o->like && !list_folder(train_dir ? train_dir : f->root, "", classes, NULL, e))
+    for (int k = 0; !o->like && !train_dir && k < w->folder->n; k++)
+        names_add(classes, w->folder->at[k]);
+    if (!o->like && train_dir && !list_folder(train_dir, "", classes, NULL, e))
         return false;
     if (!o->like)
         classes_sort(classes, o->class_order);
@@ -418,7 +509,7 @@ static bool add_folders(Folders *f, const Walk *w, const DataOptions *o, const c
         list = "the training images' classes";
     if (o->classes)
         list = o->classes;
-    if (!list_names(f, o, train_dir, e))
+    if (!list_names(f, w, o, train_dir, e))
         return false;
     ClassKeys *keys = class_keys(&f->base.classes, list, e);
     size_t size = 0;
@@ -429,7 +520,8 @@ static bool add_folders(Folders *f, const Walk *w, const DataOptions *o, const c
     bool ok = keys != NULL;
     for (int k = 0; ok && k < w->folder->n; k++) {
         const char *folder = w->folder->at[k];
-        char *what = xasprintf("the class folder %s/%s", f->root, folder);
+        char *what = w->listed ? xasprintf("%s/" LIST_FILE ": the class %s", f->root, folder)
+                               : xasprintf("the class folder %s/%s", f->root, folder);
         int label = class_label_of(keys, folder, what, e);
         ok = label >= 0 && add_folder(f, folder, &w->files[k], label, e);
         free(what);
@@ -468,18 +560,25 @@ static bool no_classes(const Folders *f, const Divided *d, const Files *files, E
                 "%s has %sno class folders", f->root, n ? "pictures, but " : "");
 }
 
+/* Class folders become `folder`, other files `beside`. */
+static bool walk_folders(const Folders *f, const Divided *d, const DataOptions *o, Walk *w,
+                         Names *folder, Files *beside, Error *e)
+{
+    bool ok = list_folder(f->root, "", folder, beside, e);
+    w->files = xcalloc((size_t)folder->n + 1, sizeof *w->files);
+    ok = ok && (folder->n > 0 || no_classes(f, d, beside, e));
+    ok = ok && source_parallel(folder->n, walk_class, w, e);
+    return ok && (o->classes || right_level(w, e));
+}
+
 static bool open_folders(Folders *f, const Divided *d, const DataOptions *o, const char *train_dir,
                          Error *e)
 {
     Names folder = {0};
     Files beside = {0};
-    Walk w = {.root = f->root, .folder = &folder};
-    bool ok = stat(f->root, &w.top) == 0 || cannot_read(f->root, e);
-    ok = ok && list_folder(f->root, "", &folder, &beside, e);
-    w.files = xcalloc((size_t)folder.n, sizeof *w.files);
-    ok = ok && (folder.n > 0 || no_classes(f, d, &beside, e));
-    ok = ok && source_parallel(folder.n, walk_class, &w, e);
-    ok = ok && (o->classes || right_level(&w, e));
+    Walk w = {.root = f->root, .folder = &folder, .listed = has_list(f->root)};
+    bool ok =
+        w.listed ? walk_list(f, &w, &folder, e) : walk_folders(f, d, o, &w, &folder, &beside, e);
     ok = ok && add_folders(f, &w, o, train_dir, e);
     for (int i = 0; i < beside.passed.n; i++)
         names_add(&f->base.passed, beside.passed.at[i]);

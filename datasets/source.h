@@ -73,6 +73,8 @@ struct Source {
 /* What stands behind a spec's prefix, without preprocessing. NULL and an error if it cannot be
  * opened as a whole. */
 typedef Source *SourceOpen(const char *where, const DataOptions *o, Error *e);
+/* Hidden, or what programs that look after disks and archives leave among pictures. */
+bool is_litter(const char *name);
 /* Whether wds:WHERE is a folder whose shards, by their names, have a part for validation. */
 bool webdataset_divided(const char *where);
 SourceOpen folders_open, cifar10_open, cifar100_open, mnist_open, webdataset_open, fake_open;

@@ -5,6 +5,7 @@
  */
 #include "model/config.h"
 
+#include <math.h>
 #include <string.h>
 
 const ConfigField vit_config_fields[] = {
@@ -106,6 +107,10 @@ bool vit_config_check(const Config *c, Error *e)
     if (c->width % c->heads)
         return fail(e, "choose --heads so that it divides --width",
                     "%d heads do not divide a width of %d", c->heads, c->width);
+    if (fmax(c->mean_r, fmax(c->mean_g, c->mean_b)) > 1)
+        return fail(e, "divide means and deviations of pixels in 0..255 by 255",
+                    "a mean of %g, %g, %g, where pixels are in 0..1", c->mean_r, c->mean_g,
+                    c->mean_b);
     static const int needs[] = {[POOL_CLS] = 1, [POOL_CLS_DIST] = 2, [POOL_CLS_GAP] = 1};
     const ConfigField *pool = vit_config_find("pool");
     field_text(pool, c, value, sizeof value);

@@ -242,16 +242,21 @@ static void clock_norm_backward(const ResidualNorm *a)
 }
 
 /* Four numbers of C a token are read or written, and eight in the backward pass, where the
- * probabilities are made again: five products of T x T instead of two. */
+ * probabilities are made again: five products of T x T instead of two. Of a gradient in 8 bits,
+ * kernels of our own write one copy, from which the other is made; behind the portable ones both
+ * are. */
 static void attention(const Attention *a, bool backward)
 {
-    double width = (double)a->heads * a->hs, e = size_of(&a->qkv);
-    double flop = (backward ? 10.0 : 4.0) * a->B * a->Tq * a->T * width;
-    double bytes = (backward ? 8.0 : 4.0) * a->B * a->T * width * e;
+    double n = (double)a->B * a->T * a->heads * a->hs, e = size_of(&a->qkv);
+    double flop = (backward ? 10.0 : 4.0) * a->Tq * n;
+    double bytes = (backward ? 8.0 : 4.0) * n * e;
+    double eight = backward && is_eight(&a->dqkv) ? 3 * n : 0;
     double portable = gpu_attention(gpu(), a->qkv.type, flop, bytes, backward);
-    spend(backward ? ATTENTION_BACKWARD : ATTENTION_FORWARD,
-          fmin(portable, hopper_attention(gpu(), a, backward, bytes)),
-          gpu_floor(gpu(), a->qkv.type, false, flop, bytes));
+    double own = hopper_attention(gpu(), a, backward, bytes - eight);
+    spend(backward ? ATTENTION_BACKWARD : ATTENTION_FORWARD, fmin(portable, own),
+          gpu_floor(gpu(), a->qkv.type, false, flop, bytes - eight));
+    if (eight > 0)
+        pass(COPIES, eight * (own < portable ? 2 : 4));
 }
 
 static void clock_attention_forward(const Attention *a)

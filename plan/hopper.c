@@ -132,6 +132,10 @@ static const Own own[] = {
     {true, 104, 272, true, 64, 16, 4, 3, 0.85, 2 / 16.0, 0, 4000, false},
 };
 
+/* What rounding a gradient to 8 bits takes more than its column sums alone, 13.5 for two numbers: of
+ * one, whose slabs have 64 columns */
+static const double eight_instructions = 13.5 / 2;
+
 static const Own *kernel_of(const Attention *a, bool backward)
 {
     for (const Own *o = own; o < own + COUNT(own); o++) {
@@ -144,14 +148,16 @@ static const Own *kernel_of(const Attention *a, bool backward)
 
 double hopper_attention(const Gpu *g, const Attention *a, bool backward, double bytes)
 {
-    const Tensor *tensors[] = {&a->qkv, &a->out, &a->dqkv, &a->dout};
+    const bool eight = backward && a->dqkv.type == E5M2;
+    const Tensor *tensors[] = {&a->qkv, &a->out, &a->dout, &a->dqkv};
     const Own *o = kernel_of(a, backward);
-    if (!o || a->hs % 8 != 0 || !takes(g, a->qkv.type, tensors, backward ? 4 : 2))
+    if (!o || a->hs % 8 != 0 || !takes(g, a->qkv.type, tensors, 2 + 2 * backward - eight))
         return INFINITY;
     double scores = o->keys * tiles(a->T, o->keys) * o->queries * tiles(a->Tq, o->queries);
     double columns = o->sums * 16 * tiles(o->columns, 16) + o->results * o->columns;
     double products = 2 * scores * columns / PRODUCT / o->peak, others = scores * o->score;
     double cycles = o->begin + fmax(products, others) + o->shared * fmin(products, others);
+    cycles += eight ? 3.0 * a->T * 64 * tiles(a->hs, 64) * eight_instructions / 128 : 0;
     double heads = tiles((double)a->B * a->heads, g->processors) * cycles / CLOCK;
     double memory = gpu_pass(g, bytes);
     return o->waits ? heads + memory : fmax(heads + g->launch, memory);

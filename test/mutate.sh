@@ -168,6 +168,9 @@ cuda/attention_sm90_backward.cuh | s/tma_store_read_wait<0>(); \/\*/; \/*/
 cuda/attention_sm90_backward.cuh | s/ \& keys.there\[r\];/;/
 cuda/attention_sm90_backward.cuh | s/two >> 8 \& 1/two >> 7 \& 1/
 cuda/attention_sm90_backward.cuh | s/a->qkv, 3 \* H, Tq, T,/a->qkv, 3 * H, T, T,/
+cuda/attention_sm90_backward.cuh | s/EIGHT ? delayed_scale(a.eight.scale) : 1/1/
+cuda/attention_sm90_backward.cuh | s/warp_amax(x));/warp_amax(x) * 2);/
+cuda/attention_sm90_backward.cuh | s/sum.x += x\[0\];/sum.x += EIGHT ? 0 : x[0];/
 cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.full + tile, n % 2);/;/
 cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.empty + i, n % 2 ^ 1);/;/
 cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.empty + i, n % 2 ^ 1);/mbarrier_wait(at.empty + i, n % 2);/
@@ -312,6 +315,7 @@ late_tests() {
 cuda_tests() {
     case $1 in
     cuda/*_sm90*.cuh)
+        VIT_STANDIN_SM=90 VIT_GEMM=sm90 build/standin/test_fp8 --backend cuda --type fp8 || return 1
         for way in 0 1; do
             VIT_STANDIN_SM=90 VIT_GEMM=sm90:$way build/standin/test_ops --backend cuda --type bf16 ||
                 return 1
@@ -337,7 +341,7 @@ hopper_tests() {
 [[ $which == *bf16* ]] && each -O3 build/test_ops bf16_tests < <(bf16_mutants)
 [[ $which == *ranks* ]] && each -O3 build/test_layouts rank_tests < <(rank_mutants)
 [[ $which == *ranks* ]] && each -O1 build/standin/test_layouts late_tests < <(late_mutants)
-[[ $which == *cuda* ]] && each -O1 "build/standin/test_ops build/standin/train_gpu" \
+[[ $which == *cuda* ]] && each -O1 "build/standin/test_ops build/standin/test_fp8 build/standin/train_gpu" \
     cuda_tests < <(cuda_mutants)
 [[ $which == *hopper* ]] && each -O1 build/standin/test_hopper hopper_tests < <(hopper_mutants)
 echo "$passed passed, $failed failed, 0 skipped"

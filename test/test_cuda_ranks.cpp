@@ -12,16 +12,19 @@
 
 extern "C" {
 #include "backend.h"
+#include "util/calls.h"
 #include "util/util.h"
 }
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <string>
 #include <sys/wait.h>
+#include <thread>
 #include <unistd.h>
 #include <vector>
 
@@ -55,7 +58,7 @@ static void start(bool measure, bool ordered = true, void (*check)() = [] {})
     d.check = check;
     be = backend_cuda();
     be->init(&d);
-    world = be->split(0);
+    world = be->split(0, "test");
     for (Tensor *t : {&x, &w, &y})
         *t = {be->alloc(N * N * sizeof(float)), N, F32, NULL};
 }
@@ -932,8 +935,8 @@ static void messages(const Members &m, Group *back, long n)
 static int all_collectives()
 {
     start(false, ranks == 4);
-    Group *back = be->split(7), *pair = be->split(rank / 2), *every = be->split(rank % 2);
-    if (be->split(rank))
+    Group *back = be->split(7, "test"), *pair = be->split(rank / 2, "test"), *every = be->split(rank % 2, "test");
+    if (be->split(rank, "test"))
         die(NULL, "a group of one is not NULL");
     const Members all[] = {{world, 0, 1, ranks, rank},
                            {pair, rank / 2 * 2, 1, std::min(2, ranks - rank / 2 * 2), rank % 2},
@@ -977,7 +980,7 @@ static int out_of_order()
 {
     enum { ELEMENTS = 3000, AT_ONCE = 3, ROUNDS = 40 };
     start(false);
-    Group *again = be->split(1);
+    Group *again = be->split(1, "test");
     dev *a[AT_ONCE], *base = numbers(F32, ELEMENTS, rank);
     const size_t bytes = ELEMENTS * sizeof(float);
     for (dev *&p : a)
@@ -1081,7 +1084,7 @@ static int replayed_collectives(bool outside)
     const size_t bytes = GRAPH_N * sizeof(float);
     const Members everyone = {world, 0, 1, ranks, rank};
     c.join_outside = outside;
-    c.pair = be->split(rank / 2);
+    c.pair = be->split(rank / 2, "test");
     c.base = numbers(F32, GRAPH_N, rank);
     c.sum = be->alloc(bytes);
     c.all = be->alloc(bytes);
@@ -1127,18 +1130,31 @@ static int late_rank()
     start(false);
     for (int call = 0; call < CALLS; call++) {
         const double before = be->waited();
+        const std::string at = "all-reduce " + std::to_string(call + 1) + " of 4.1 kB (test)";
+        std::atomic<bool> done(false);
+        char text[80], last[80] = "";
         if (rank == 0)
             usleep(useconds_t(LATE * 1e6));
         be->run(TRAIN, true, [](void *) { be->join(be->all_reduce(world, x.p, F32, N * N)); }, NULL);
+        std::thread watcher([&] {
+            for (; !done; usleep(1000))
+                if (call_text(text, sizeof text))
+                    strcpy(last, text);
+        });
         be->wait(be->mark());
+        done = true;
+        watcher.join();
         const double waited = be->waited() - before;
-        printf("call %d: rank %d has waited %.3f s\n", call, rank, waited);
+        printf("call %d: rank %d has waited %.3f s in %s\n", call, rank, waited, last);
+        if (call_text(text, sizeof text) || text != at || (rank > 0 && last != at))
+            return 4;
         if (rank == 0 ? waited > LATE / 2 : waited < LATE / 2 || waited > 10 * LATE)
             return 3;
     }
     return 0;
 }
 
+/* How long it has waited, and where it says that it does: in graphs as well. */
 static void test_join_clock()
 {
     must_end("a rank that comes late", run(3, late_rank), 3, 0);

@@ -194,6 +194,53 @@ static const char *make_set(const char *name, const char *const *folders)
     return dir;
 }
 
+/* Tiny ImageNet's layout: validation images in one folder, and a list of their labels. */
+static void test_list(void)
+{
+    static const struct {
+        const char *list, *says; /* NULL: opened */
+    } cases[] = {
+        {"0.ppm\tn2\t0\t0\t9\t9\r\n1.ppm\tn1\t0\t0\t9\t9\n\n", NULL},
+        {"0.ppm\tn2\n", NULL},
+        {"0.ppm\tn2\n0.ppm\tn1\n", "images/0.ppm has two lines"},
+        {"0.ppm\tn2\n2.ppm\tn1\n", "images/2.ppm is not there"},
+        {"0.ppm\tn2\n1.ppm\n", "annotations.txt:2: no class behind '1.ppm'"},
+        {"0.ppm\tn9\n", "the class n9 is not in"},
+        {"\n", "has no lines"},
+    };
+    const char *dir = make_set(
+        "tiny", (const char *[]){"train/n1/images", "train/n2/images", "val/images", NULL});
+    const char *list = at(dir, "val/val_annotations.txt");
+    write_text(at(dir, "val/images/1.ppm"), "P6 1 1 255 abc");
+    for (int i = 0; i < COUNT(cases); i++) {
+        Error e = {"", ""};
+        write_text(list, cases[i].list);
+        if (cases[i].says) {
+            refuse(dir, false, NULL, cases[i].says);
+            continue;
+        }
+        Dataset *d = open_dir(dir, false, NULL, &e);
+        int n = i == 0 ? 2 : 1;
+        CHECK(d && data_count(d) == n && data_classes(d) == 2, "%s", e.what);
+        for (int k = 0; d && k < n; k++) {
+            char *path = data_sample_path(d, k);
+            int n1 = strstr(path, "/val/images/1.ppm") != NULL;
+            CHECK(n1 || strstr(path, "/val/images/0.ppm"), "%s", path);
+            CHECK(data_label(d, k) == !n1, "%s is %d", path, data_label(d, k));
+            free(path);
+        }
+        data_close(d);
+    }
+    /* sorted into class folders since */
+    Error e = {"", ""};
+    make_set("tiny", (const char *[]){"val/n1", "val/n2", NULL});
+    CHECK(unlink(at(dir, "val/images/0.ppm")) == 0 && unlink(at(dir, "val/images/1.ppm")) == 0 &&
+          rmdir(at(dir, "val/images")) == 0);
+    Dataset *d = open_dir(dir, false, NULL, &e);
+    CHECK(d && data_count(d) == 2, "%s", e.what);
+    data_close(d);
+}
+
 /* Which folder each split is found in, by what there is; NULL: refused, with the text in `say`. */
 static void test_split_names(void)
 {
@@ -1297,6 +1344,7 @@ int main(int argc, char **argv)
     decoder = decoder_new();
     test_shuffle();
     test_folders();
+    test_list();
     test_share();
     test_splits();
     test_split_names();

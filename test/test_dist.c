@@ -11,6 +11,7 @@
 #include "train/hosts.h"
 
 #include "check.h"
+#include "util/calls.h"
 #include "util/files.h"
 
 #include <arpa/inet.h>
@@ -544,6 +545,8 @@ static int do_hang(void *arg)
     double until = now() + 3 * PATIENCE, x = 0;
     hosts_watch(w.rank ? 0 : PATIENCE); /* rank 0's word counts */
     hosts_at("reading images", 12);
+    int sum = call_kind(CALL_ALL_REDUCE, "data parallel", 4.2e6);
+    call_note(CALL_WORD(sum, 341, w.rank == h->rank && h->how == WAITING));
     if (w.rank == h->rank) {
         if (h->how == STOPPED) {
             usleep(PATIENCE * 700000); /* it has told where it is */
@@ -563,6 +566,8 @@ static int do_hang(void *arg)
             usleep(PATIENCE * 500000);
     }
     hosts_at("computing", 12);
+    if (w.rank == 2)
+        call_note(CALL_WORD(sum, 342, true));
     while (w.rank == 2 && h->how != BUSY && h->how != PAUSED) {
         usleep(20000);
         hosts_check();
@@ -592,13 +597,20 @@ static void start_hangs(Hangs *s)
 
 static void finish_hangs(Hangs *s)
 {
+#define CALL(n) "all-reduce " #n " of 4.2 MB (data parallel)"
+#define SUM     "computing (step 12), in sum 2 of the hosts"
+#define REDUCE  "rank 2 computing (step 12), in " CALL(342)
     static const char *const said[HANGS] = {
-        ") has done nothing for 2 s, and others wait: it was reading images (step 12)",
-        ") has done nothing for 2 s, and others wait: it was reading images (step 12)",
-        ") has not answered for 2 s, stopped or on a machine that hangs: it was reading images",
-        ") has not answered for 2 s, stopped or on a machine that hangs: it was reading images",
-        "error: all ranks have waited for each other for 2 s: ranks 0, 2 computing (step 12), rank "
-        "1 reading images (step 12)"};
+        ") has done nothing for 2 s, and others wait: it was reading images (step 12), after " CALL(
+            341) "; waiting: rank 0 " SUM "; " REDUCE,
+        ") has done nothing for 2 s, and others wait: it was reading images (step 12), after " CALL(
+            341) "; waiting: rank 1 " SUM "; " REDUCE,
+        ") has not answered for 2 s, stopped or on a machine that hangs: it was reading images "
+        "(step 12), after " CALL(341) "; waiting: rank 0 " SUM "; " REDUCE,
+        ") has not answered for 2 s, stopped or on a machine that hangs: it was reading images "
+        "(step 12), after " CALL(341) "; rank 1: " SUM,
+        "error: all ranks have waited for each other for 2 s: rank 0 " SUM
+        "; rank 1 reading images (step 12), in " CALL(341) "; " REDUCE};
     for (int i = 0; i < HANGS; i++) {
         int hung = s->hang[i].rank, speaker = s->hang[i].how == STOPPED && hung == 0;
         char want[64];

@@ -16,6 +16,9 @@ small="--data fake --num-classes 4 --image-size 32 --patch-size 4 --width 64 --l
        --schedule constant --warmup-steps 0 --dropout 0.1 --log-every 1"
 dp="--ranks 2" zero="--ranks 2 --zero 3" tp="--ranks 2 --tp 2" pp="--ranks 2 --pp 2"
 patience=4
+# what the watchdog says of a rank's calls to the others
+call=' [0-9]+ of (the hosts|[0-9.]+ ([kMG]B|bytes) \([a-z, ]+\))'
+waits="rank [0-9] computing \\(step [0-9]+\\), in"
 
 # ---- scenes, and what they check ----
 
@@ -163,7 +166,7 @@ stopped() { # layout, rank
     sleep 1.5 # the others know where it is
     kill -STOP "$(rank $2)"
     ended $((patience + 10)) 1 \
-        "rank $2 \\(.*\\) has not answered for $patience s, stopped or .*: it was [a-z ]* \\(step [0-9]+\\)$"
+        "rank $2 \\(.*\\) has not answered for $patience s, stopped or .*: it was [a-z ]* \\(step [0-9]+\\), (in|after) [a-z-]+$call; .*(in|after) [a-z-]+$call$"
 }
 stopped_for_a_while() {
     begin "$program" $small $dp --watchdog $patience
@@ -211,6 +214,21 @@ mpirun_told() { # signal, status
     [ $1 = TERM ] || check "$name" grep -q '^stopped after step' log
     goes_on $dp
 }
+# The last evaluation, when the training itself is complete and saved: it is given up, and that is said.
+told_at_the_end() {
+    "$program" $small $dp --val-data fake:200000 --steps 5 --out run >log 2>&1 &
+    pid=$!
+    wait_for 60 grep -q '^step 5' log
+    ranks=$(descendants $pid)
+    sleep 0.5
+    kill -TERM $pid
+    gone 10
+    wait $pid
+    local rc=$?
+    check "$name: status $rc" [ $rc = 0 ]
+    check "$name: says so once" [ "$(grep -c '^note: a signal has ended the evaluation after step 5' log)" = 1 ]
+    check "$name: is saved" [ "$(cat run/latest)" = step_00000005 ]
+}
 # Before mpirun, which has much to do, has started any rank.
 told_early() {
     mkdir slow
@@ -227,6 +245,7 @@ told_early() {
     check "$name: nothing has begun" [ ! -e run ]
 }
 scene "SIGTERM" told "$dp"
+scene "SIGTERM in the last evaluation" told_at_the_end
 scene "SIGTERM, too early for ranks" told_early
 scene "SIGTERM to a rank" told "$dp" 1
 scene "SIGTERM, zero" told "$zero"
@@ -276,6 +295,14 @@ ssize_t pwrite(int fd, const void *bytes, size_t n, off_t at)
     }
     return syscall(SYS_pwrite64, fd, bytes, n, at);
 }
+/* In the middle of a step. */
+int MPI_Isend(const void *x, int n, MPI_Datatype type, int to, int tag, MPI_Comm comm, MPI_Request *r)
+{
+    static int sent;
+    while (meant("silence") && ++sent > 40)
+        pause();
+    return PMPI_Isend(x, n, type, to, tag, comm, r);
+}
 int MPI_Init_thread(int *argc, char ***argv, int wanted, int *given)
 {
     if (meant("init"))
@@ -322,12 +349,16 @@ hanging_disk() {
         printf 'P3 1 1 255 0 %d 0' "$i" >"pictures/b/$i.ppm"
     done
     mv pictures/b/9.ppm pictures/b/stuck.ppm
-    faulty disk 1 "rank 1 \\(.*\\) has done nothing for $patience s, and others wait: it was reading images \\(step [0-9]+\\)$" \
+    faulty disk 1 "rank 1 \\(.*\\) has done nothing for $patience s, and others wait: it was reading images \\(step [0-9]+\\), after [a-z-]+$call; waiting: $waits [a-z-]+$call$" \
         $dp --data pictures --no-augment --out run --steps 100
 }
 hanging_directory() {
-    faulty disk 1 "rank 1 \\(.*\\) has done nothing for $patience s, and others wait: it was opening the run.s directory$" \
+    faulty disk 1 "rank 1 \\(.*\\) has done nothing for $patience s, and others wait: it was opening the run.s directory.*; waiting: rank 0 opening .*, in sum [0-9]+ of the hosts$" \
         $zero --out stuck --steps 100
+}
+silent() { # one is in a call, of which another's message never comes
+    faulty silence 1 "all ranks have waited for each other for $patience s: ranks? .*, in all-reduce [0-9]+ of [0-9.]+ (kB|bytes) \\(data parallel\\)" \
+        $dp --out run --steps 1000
 }
 in_mpi() { # call
     faulty "$1" 137 'rank 1 \(.*\) ended' $dp --out run --steps 3
@@ -339,6 +370,7 @@ if ${MPICC:-mpicc} -shared -fPIC -o fault.so fault.c 2>log; then
     scene "a disk that is read-only for one, zero" read_only
     scene "a disk that is read-only for one" read_only_dp
     for layout in "$dp" "$zero" "$tp" "$pp"; do scene "a full disk, $layout" full "$layout"; done
+    scene "a message that never comes" silent
     scene "killed in MPI_Init" in_mpi init
     scene "killed in MPI_Finalize" in_mpi finalize
 else

@@ -426,12 +426,13 @@ static void calibration(Fp8 f)
  * done twice, with the operand in BF16 and in 8 bits: what the layer makes of it has the same bits,
  * and so have the scales. */
 
-enum { BY_NORM, BY_LINEAR, BY_ACTIVATE, BY_INPUT };
+enum { BY_NORM, BY_LINEAR, BY_ACTIVATE, BY_INPUT, BY_ATTENTION };
 enum { INNER = 32, OUTER = 48, TOKENS = 13 };
 typedef struct {
     int by, rows, n, act;
     double drop, scale;
     bool learns;
+    int tokens, heads; /* of attention, whose width is n */
 } Made;
 static const Made made_cases[] = {
     {BY_NORM, 130, 48, 0, 0, 64, true},
@@ -445,6 +446,12 @@ static const Made made_cases[] = {
     {BY_INPUT, 273, 208, ACT_GELU, 0.3, 65536, true},
     {BY_INPUT, 16, 48, ACT_GELU_TANH, 0, 0, false},
     {BY_INPUT, 257, 80, ACT_SWIGLU, 0.2, 1024, true},
+    {BY_ATTENTION, 2 * 197, 128, 0, 0, 4096, true, 197, 2},
+    {BY_ATTENTION, 3 * 37, 48, 0, 0.2, 0, true, 37, 3},
+    {BY_ATTENTION, 2 * 17, 64, 0, 0, 1 << 24, false, 17, 1}, /* saturated */
+    {BY_ATTENTION, 257, 160, 0, 0, 8192, true, 257, 2},
+    {BY_ATTENTION, 2 * 210, 64, 0, 0.1, 1024, true, 210, 4},
+    {BY_ATTENTION, 65, 224, 0, 0, 1024, true, 65, 2},
 };
 
 /* Where a case ends: by way, what the layer made, and the scales. */
@@ -544,21 +551,19 @@ static void made_forward(const Made *c, bool eight, Outcome *o, dev *table)
         leave_room(room, c->rows, c->n);
 }
 
-/* Makes dx [rows, halves * n], which is the dy of the layer before. Returns its column sums. */
-static double *made_backward(const Made *c, bool eight, Outcome *o, dev *table)
+static int columns_of(const Made *c)
 {
-    int columns = halves(c->act) * c->n;
+    if (c->by == BY_ATTENTION)
+        return 3 * c->n;
+    return (c->by == BY_INPUT ? halves(c->act) : 1) * c->n;
+}
+
+/* dx [rows, halves * n] and its column sums */
+static void make_dx(const Made *c, Tensor dx, Mat *dbias, dev *table)
+{
     Mat *dy = mat("dy", IN, c->rows, INNER, 0), *w = mat("w", IN, INNER, c->n, 0);
     Mat *x = mat("x", IN, c->rows, c->n, 0), *dw = mat_of(F32, "dw", SCRATCH, INNER, c->n, 0);
-    Mat *pre = mat("pre", IN, c->rows, columns, 0), *m = mat("dx", SCRATCH, c->rows, columns, 0);
-    Mat *dbias = real_vec("dbias", SCRATCH, columns);
-    Mat *below = mat("below", IN, c->rows, OUTER, 0), *next = mat("next", IN, columns, OUTER, 0);
-    Mat *dbelow = mat("dbelow", SCRATCH, c->rows, OUTER, 0);
-    Mat *dnext = mat_of(F32, "dnext", SCRATCH, columns, OUTER, 0);
-    dev *room = NULL;
-    Tensor dx = slot(m->t, table, OPERANDS + DY);
-    if (eight)
-        dx = in_eight(dx, c->rows, columns, DY, &room);
+    Mat *pre = mat("pre", IN, c->rows, columns_of(c), 0);
     be->linear_backward_weight(&(LinearBackwardWeight){.dw = dw->t.p,
                                                        .dy = slot(dy->t, table, DY),
                                                        .x = slot(x->t, table, X),
@@ -577,6 +582,49 @@ static double *made_backward(const Made *c, bool eight, Outcome *o, dev *table)
                                .dbias = pointer(dbias),
                                .drop = {.p = c->drop, .purpose = RNG_MLP_DROPOUT, .layer = 3},
                                .tokens = TOKENS});
+}
+
+/* dqkv [rows, 3n] and its column sums */
+static void make_dqkv(const Made *c, Tensor dqkv, Mat *dbias)
+{
+    Mat *qkv = mat("qkv", IN, c->rows, 3 * c->n, 0), *out = mat("out", SCRATCH, c->rows, c->n, 0);
+    Mat *dout = mat("dout", IN, c->rows, c->n, 0);
+    Mat *lse = real_vec("lse", SCRATCH, (long)c->rows * c->heads);
+    Mat *delta = real_vec("delta", SCRATCH, (long)c->rows * c->heads);
+    Attention a = {.qkv = qkv->t,
+                   .out = out->t,
+                   .lse = lse->t.p,
+                   .delta = delta->t.p,
+                   .B = c->rows / c->tokens,
+                   .T = c->tokens,
+                   .Tq = c->tokens,
+                   .heads = c->heads,
+                   .hs = c->n / c->heads,
+                   .drop = {.p = c->drop, .purpose = RNG_ATTN_DROPOUT, .layer = 3},
+                   .dqkv = dqkv,
+                   .dout = dout->t,
+                   .dbias = pointer(dbias)};
+    be->attention_forward(&a);
+    be->attention_backward(&a);
+}
+
+/* Makes a gradient, which is the dy of the layer before. Returns its column sums. */
+static double *made_backward(const Made *c, bool eight, Outcome *o, dev *table)
+{
+    int columns = columns_of(c);
+    Mat *m = mat("dx", SCRATCH, c->rows, columns, 0);
+    Mat *dbias = real_vec("dbias", SCRATCH, columns);
+    Mat *below = mat("below", IN, c->rows, OUTER, 0), *next = mat("next", IN, columns, OUTER, 0);
+    Mat *dbelow = mat("dbelow", SCRATCH, c->rows, OUTER, 0);
+    Mat *dnext = mat_of(F32, "dnext", SCRATCH, columns, OUTER, 0);
+    dev *room = NULL;
+    Tensor dx = slot(m->t, table, OPERANDS + DY);
+    if (eight)
+        dx = in_eight(dx, c->rows, columns, DY, &room);
+    if (c->by == BY_ATTENTION)
+        make_dqkv(c, dx, dbias);
+    else
+        make_dx(c, dx, dbias, table);
     be->linear_backward_weight(&(LinearBackwardWeight){.dw = dnext->t.p,
                                                        .dy = dx,
                                                        .x = slot(below->t, table, OPERANDS + X),
@@ -603,8 +651,10 @@ static double *made_backward(const Made *c, bool eight, Outcome *o, dev *table)
 
 static void rounded_where_made(const Made *c)
 {
-    static const char *const makers[] = {"norm", "linear", "activate", "input gradient"};
-    int columns = (c->by == BY_INPUT ? halves(c->act) : 1) * c->n, first = n_cases;
+    static const char *const makers[] = {"norm", "linear", "activate", "input gradient",
+                                         "attention"};
+    bool gradient = c->by == BY_INPUT || c->by == BY_ATTENTION;
+    int columns = columns_of(c), first = n_cases;
     Outcome o[2];
     double *sums[2] = {NULL};
     for (int eight = 0; eight < 2; eight++) {
@@ -616,7 +666,7 @@ static void rounded_where_made(const Made *c)
         for (int i = 0; i < 2 * OPERANDS; i++)
             o[eight].table[i] = (Fp8Scale){.scale = (float)(i < OPERANDS ? 64 : c->scale)};
         be->upload(table, o[eight].table, sizeof o->table);
-        if (c->by == BY_INPUT)
+        if (gradient)
             sums[eight] = made_backward(c, eight, &o[eight], table);
         else
             made_forward(c, eight, &o[eight], table);
@@ -629,10 +679,11 @@ static void rounded_where_made(const Made *c)
     CHECK(memcmp(o[0].dw, o[1].dw, (size_t)columns * OUTER * sizeof(double)) == 0,
           "%s: its weight's gradient is another", title);
     CHECK(memcmp(o[0].table, o[1].table, sizeof o->table) == 0, "%s: scales or amax differ", title);
-    CHECK((o[0].table[OPERANDS + (c->by == BY_INPUT ? DY : X)].amax > 0) == c->learns,
-          "%s: amax is %g", title, (double)o[0].table[OPERANDS + X].amax);
+    CHECK((o[0].table[OPERANDS + (gradient ? DY : X)].amax > 0) == c->learns, "%s: amax is %g",
+          title, (double)o[0].table[OPERANDS + X].amax);
+    double within = c->by == BY_INPUT ? 1e-5 : 0; /* sums in another order */
     for (int i = 0; sums[0] && i < columns; i++)
-        CHECK(fabs(sums[0][i] - sums[1][i]) <= 1e-5 * fabs(sums[0][i]) + 1e-5,
+        CHECK(fabs(sums[0][i] - sums[1][i]) <= within * (fabs(sums[0][i]) + 1),
               "%s: column %d sums up to %g, not %g", title, i, sums[1][i], sums[0][i]);
     for (int i = 0; i < 2; i++) {
         free(o[i].y);

@@ -78,12 +78,41 @@ static void test_values(void)
     options_free(&o);
     CHECK(PARSE("--opt", "sgd", "--weight-decay", "0.2") && o.weight_decay == 0.2);
     options_free(&o);
+    /* whole numbers as other programs write them */
+    CHECK(PARSE("--steps", "1e4", "--batch-size=64.0", "--seed", "9007199254740993"));
+    CHECK(o.steps == 10000 && o.batch_size == 64 && o.seed == 9007199254740993);
+    options_free(&o);
+    /* lists as argparse takes them */
+    CHECK(PARSE("train", "--mean", "0.5", ".25", "1e-1", "--image-size", "32", "48", "--lr", "1"));
+    CHECK(o.config.mean_r == 0.5 && o.config.mean_g == 0.25 && o.config.mean_b == 0.1);
+    CHECK(o.config.image_h == 32 && o.config.image_w == 48 && o.lr == 1);
+    options_free(&o);
+    CHECK(PARSE("predict", "--image-size", "32", "a.jpg") && o.n_files == 1);
+    options_free(&o);
+    CHECK(PARSE("predict", "--lr", "1", "--", "-a.jpg", "--b.jpg") && o.n_files == 2);
+    options_free(&o);
+    /* the home directory, where no shell has put it */
+    setenv("HOME", "/home/me", 1);
+    CHECK(PARSE("--data=~/pictures", "--val-data", "cifar10:~/data", "--classes", "a~/b"));
+    CHECK(strcmp(o.data, "/home/me/pictures") == 0 && strcmp(o.classes, "a~/b") == 0);
+    CHECK(strcmp(o.val_data, "cifar10:/home/me/data") == 0);
+    options_free(&o);
     CHECK(PARSE("--epochs", "5", "--steps", "7"));
     CHECK(o.steps == 7 && o.epochs == 0);
     options_free(&o);
     CHECK(PARSE("--steps", "7", "--epochs", "5"));
     CHECK(o.steps == 0 && o.epochs == 5);
     options_free(&o);
+}
+
+/* Of bytes instead of pixels in 0..1, as some programs' settings are. */
+static void test_means(void)
+{
+    Error e = {"", ""};
+    Config c = vit_config_default();
+    CHECK(vit_config_check(&c, &e), "%s", e.what);
+    c.mean_g = 116.28;
+    CHECK(!vit_config_check(&c, &e) && strstr(e.hint, "by 255"), "%s", e.hint);
 }
 
 static void test_wrong(void)
@@ -97,9 +126,14 @@ static void test_wrong(void)
         {{"--lr", "-1"}, "--lr: -1 is outside", ""},
         {{"--batch-size", "0"}, "--batch-size: 0 is outside", ""},
         {{"--batch-size", "1.5"}, "'1.5' is not a whole number", ""},
+        {{"--batch-size", "1e-1"}, "'1e-1' is not a whole number", ""},
+        {{"--batch-size", "1e99"}, "'1e99' is not a whole number", ""},
+        {{"--batch-size", "1k"}, "'1k' is not a whole number", ""},
         {{"--batch-size", "99999999999999999999"}, "--batch-size", ""},
         {{"--opt", "adamx"}, "adamw|adam|sgd|lamb", ""},
         {{"--opt", ""}, "adamw|adam|sgd|lamb", ""},
+        {{"--resume", ""}, "--resume: its value is empty", "variable of the shell"},
+        {{"--weights=", "--lr=1"}, "--weights: its value is empty", "--no-weights"},
         {{"--augment=perhaps", "--lr=1"}, "perhaps", ""},
         {{"--width", "wide"}, "--width: 'wide'", ""},
         {{"--image-width", "x"}, "--image-width: 'x'", "whole number"},
@@ -762,6 +796,7 @@ static void test_log(void)
 int main(void)
 {
     test_values();
+    test_means();
     test_wrong();
     test_recipes();
     test_echo();

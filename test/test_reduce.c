@@ -437,7 +437,7 @@ int main(int argc, char **argv)
     rank = w.rank;
     be->init(&(Device){
         .ranks = w.ranks, .rank = w.rank, .broadcast = hosts_broadcast, .check = hosts_check});
-    Group *world = be->split(0), *pair = be->split(rank == 1);
+    Group *world = be->split(0, "test"), *pair = be->split(rank == 1, "test");
     if (getenv(failing))
         fail_here(world);
     discerning();

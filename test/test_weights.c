@@ -143,6 +143,66 @@ static void test_runs(void)
     }
 }
 
+/* What was read of a file does not stay this process's memory: while any tensor is copied, no more
+ * than that tensor is. */
+static long mapped_most;
+
+static long mapped_now(void) /* kB */
+{
+    char line[128];
+    long kb = 0;
+    FILE *f = fopen("/proc/self/status", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "RssFile: %ld", &kb) == 1)
+            break;
+    if (f)
+        fclose(f);
+    return kb;
+}
+
+static long all_of_it(const TensorSet *set, const Param *p, bool once, long *begin, long *end)
+{
+    (void)set, (void)once;
+    *begin = 0;
+    *end = p->n;
+    return 0;
+}
+
+static void look(const TensorSet *set, long at, long n, real *values)
+{
+    (void)set, (void)at, (void)values;
+    long kb = n > 0 ? mapped_now() : 0;
+    mapped_most = kb > mapped_most ? kb : mapped_most;
+}
+
+static void test_memory(void)
+{
+    Error e = {"", ""};
+    char report[256];
+    Config c = vit_config_default();
+    c.width = 512, c.heads = 8, c.layers = 4, c.mlp = 2048, c.image_h = c.image_w = 32;
+    c.classes = 10;
+    Layout *l = layout_new(&c, DECAY_ALL, &WHOLE_MODEL);
+    const TensorSet set = {"", NULL, NULL, all_of_it, look};
+    const char *path = at(temporary, "large.safetensors");
+    StWriter *w = weights_create(path, l);
+    weights_declare(w, l, &set, 1);
+    bool ok = st_begin(w, 0, &e) && weights_write(w, l, &set, 1, &e) && st_finish(w, 0, &e);
+    long before = mapped_now(), all = 0, largest = 0;
+    for (int i = 0; i < l->tensors; i++) {
+        long kb = (long)sizeof(real) * l->param[i].n / 1024;
+        all += kb;
+        largest = kb > largest ? kb : largest;
+    }
+    mapped_most = 0;
+    ok = ok && weights_load(path, l, &set, 1, 0, report, sizeof report, &e);
+    long more = mapped_most - before;
+    CHECK(ok && all > 8 * largest && more < 2 * largest, "%s; %ld kB of %ld, the largest %ld",
+          e.what, more, all, largest);
+    unlink(path);
+    layout_free(l);
+}
+
 /* Registers stand between the class token and the patches, and have no position. */
 static void test_registers(void)
 {
@@ -574,6 +634,28 @@ static void test_refusals(void)
     refuse(write_temporary("empty", bytes, 8 + sizeof empty - 1), "is empty", "");
 }
 
+/* Beside PyTorch's pickle may lie what is only called nearly so. */
+static void test_members(void)
+{
+    Error e = {"", ""};
+    Zip z;
+    SafeTensors *f = st_map(at(here, "strided.pth"), &e);
+    if (!CHECK(f && zip_read(f->map, f->size, f->path, &z, &e), "%s", e.what))
+        return;
+    ZipEntry *entry = xcalloc((size_t)z.count + 1, sizeof *entry);
+    entry[0] = (ZipEntry){.name = "strided/data.pkl.orig", .rest = "no pickle", .n = 9};
+    for (int i = 0; i < z.count; i++)
+        entry[i + 1] = (ZipEntry){
+            .name = z.member[i].name, .rest = z.member[i].bytes, .n = (size_t)z.member[i].size};
+    CHECK(zip_write(at(temporary, "members.pth"), entry, z.count + 1, &e), "%s", e.what);
+    free(entry);
+    zip_free(&z);
+    st_close(f);
+    f = weights_open_file(at(temporary, "members.pth"), &e);
+    CHECK(f && f->count > 0, "%s", e.what);
+    st_close(f);
+}
+
 /* Folders of trainers: what is there instead of weights, and which step leads to them. */
 static void test_no_weights(void)
 {
@@ -604,6 +686,42 @@ static void test_no_weights(void)
               e.what, e.hint);
         free(file);
     }
+}
+
+/* What transformers does to a byte x is x * factor, then less the mean, by the deviation: each step
+ * may be left out. So many of our pixels' mean and deviation that is. */
+static void test_rescale(void)
+{
+    static const struct {
+        const char *json;
+        double mean, std;
+    } cases[] = {
+        {"{\"image_mean\": [0.5, 0.5, 0.5], \"image_std\": [0.25, 0.25, 0.25]}", 0.5, 0.25},
+        {"{\"image_mean\": 0.5, \"image_std\": 0.25}", 0.5, 0.25},
+        {"{\"image_mean\": [0.5, 0.5, 0.5], \"image_std\": [0.25, 0.25, 0.25], "
+         "\"do_normalize\": false}",
+         0, 1},
+        {"{\"image_mean\": [127.5, 127.5, 127.5], \"image_std\": [51, 51, 51], "
+         "\"do_rescale\": false}",
+         0.5, 0.2},
+        {"{\"image_mean\": [1, 1, 1], \"image_std\": [1, 1, 1], \"rescale_factor\": "
+         "0.00784313725490196}",
+         0.5, 0.5},
+        {"{\"do_normalize\": false, \"do_rescale\": false}", 0, 1 / 255.0}};
+    Error e;
+    SafeTensors *f = st_map(at(here, "hf-vit/model.safetensors"), &e);
+    if (!CHECK(f != NULL, "%s", e.what))
+        return;
+    const char *path = write_temporary("model.safetensors", f->map, f->size);
+    st_close(f);
+    for (int i = 0; i < COUNT(cases); i++) {
+        WeightsInfo w;
+        write_temporary("preprocessor_config.json", cases[i].json, strlen(cases[i].json));
+        bool ok = weights_describe(path, 0, 0, &w, &e);
+        CHECK(ok && near(w.config.mean_g, cases[i].mean) && near(w.config.std_g, cases[i].std),
+              "%d: %s: %g %g", i, e.what, w.config.mean_g, w.config.std_g);
+    }
+    unlink(at(temporary, "preprocessor_config.json"));
 }
 
 /* A config.json that asks for another activation, is damaged, or is of another model. */
@@ -801,6 +919,7 @@ int main(int argc, char **argv)
     backend_cpu()->init(&(Device){0});
     test_models();
     test_runs();
+    test_memory();
     test_labels();
     test_timm_args();
     test_heads();
@@ -809,7 +928,9 @@ int main(int argc, char **argv)
     test_export();
     test_processor();
     test_refusals();
+    test_members();
     test_no_weights();
+    test_rescale();
     test_beside();
     test_damage();
     test_fixtures();

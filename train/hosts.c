@@ -19,6 +19,7 @@
  * Read in this order: messages, the end, the watchdog, the watcher, coming together, the calls.
  */
 #include "train/hosts.h"
+#include "util/calls.h"
 #include "util/text.h"
 
 #include <errno.h>
@@ -42,7 +43,7 @@
 #define HELLO_MAGIC   0x7669742e63a1b201u
 #define WELCOME_MAGIC 0x7669742e63a1b202u
 #define MESSAGE_MAGIC 0x76a1b203u
-#define PROTOCOL      3u
+#define PROTOCOL      4u
 
 /* Seconds between the news that all must end and this process's end. A main thread that is about to
  * fail for a reason of its own says the better one; and since some launchers kill all when one has
@@ -72,8 +73,10 @@ typedef struct Message {
 typedef struct {
     uint64_t alive; /* signs of life so far */
     uint64_t step;
-    uint32_t waits; /* for another rank, or has since the last pulse */
+    uint32_t waits;   /* for another rank, or has since the last pulse */
+    uint32_t in_call; /* waits in the call below; otherwise that is the last one */
     char doing[36];
+    char call[80]; /* "all-reduce 341 of 4.2 MB (data parallel)"; "": none yet */
 } Pulse;
 
 /* What the watchdog knows of a rank; times as net.clock has it. */
@@ -110,7 +113,7 @@ static struct {
     bool failing; /* all must end, */
     bool failed;  /* and the others have been told */
     bool speaks;  /* this rank says so: */
-    char what[1024];
+    char what[2048];
     char hint[256];
     /* the watchdog's */
     atomic_int patience; /* seconds; 0: it is off */
@@ -124,7 +127,7 @@ static struct {
 static struct {
     const char *_Atomic doing;
     _Atomic uint64_t step, waits;
-    atomic_bool blocked; /* in a call here */
+    _Atomic uint64_t blocked; /* in a call here: net.count << 3 | kind, and 1 more; 0: in none */
 } here = {.doing = "starting"};
 
 static const char ended_hint[] =
@@ -330,6 +333,8 @@ static _Noreturn void see_to_the_end(void)
 
 /* ---- the watchdog ---- */
 
+enum { PLACE = 160, TEXT_OF_PLACES = 800 }; /* characters */
+
 /* Of r = 0 ... ranks - 1; NULL where it has left. On rank 0 alone. */
 static const Life *life_of(int r)
 {
@@ -348,38 +353,45 @@ static void note_pulse(Life *l, const Pulse *pulse)
     l->heard = net.clock;
     l->last = *pulse;
     l->last.doing[sizeof l->last.doing - 1] = 0;
+    l->last.call[sizeof l->last.call - 1] = 0;
 }
 
 static Pulse own_pulse(void)
 {
-    uint64_t waits = atomic_load(&here.waits);
+    uint64_t waits = atomic_load(&here.waits), blocked = atomic_load(&here.blocked);
     Pulse p = {.alive = alive_count(),
                .step = atomic_load(&here.step),
-               .waits = atomic_load(&here.blocked) || waits != net.waits};
+               .waits = blocked || waits != net.waits};
     snprintf(p.doing, sizeof p.doing, "%s", atomic_load(&here.doing));
+    p.in_call = call_text(p.call, sizeof p.call) || blocked;
+    if (blocked)
+        snprintf(p.call, sizeof p.call, "%s %llu of the hosts", kinds[(blocked - 1) & 7],
+                 (unsigned long long)(blocked - 1) >> 3);
     net.waits = waits;
     return p;
 }
 
-/* "computing (step 12)" */
+/* "computing (step 12), in all-reduce 341 of 4.2 MB (data parallel)", or "after" that one */
 static void name_place(char *out, size_t size, const Pulse *p)
 {
+    char step[32] = "";
     if (p->step)
-        snprintf(out, size, "%s (step %llu)", p->doing, (unsigned long long)p->step);
-    else
-        snprintf(out, size, "%s", p->doing);
+        snprintf(step, sizeof step, " (step %llu)", (unsigned long long)p->step);
+    const char *where = p->in_call ? ", in " : ", after ";
+    snprintf(out, size, "%s%s%s%s", p->doing, step, *p->call ? where : "", p->call);
 }
 
 static bool same_place(const Pulse *a, const Pulse *b)
 {
-    return a->step == b->step && strcmp(a->doing, b->doing) == 0;
+    return a->step == b->step && a->in_call == b->in_call && strcmp(a->doing, b->doing) == 0 &&
+           strcmp(a->call, b->call) == 0;
 }
 
 /* "rank 2", or "ranks 1-3, 7": those of which[ranks] that do the same as `first`, struck out. */
 static size_t name_group(char *out, size_t size, bool *which, int first)
 {
     const Pulse *p = &life_of(first)->last;
-    char ranks[128], place[64];
+    char ranks[128], place[PLACE];
     size_t n = 0;
     int several = 0;
     for (int r = first; r < net.world.ranks; r++) {
@@ -398,39 +410,51 @@ static size_t name_group(char *out, size_t size, bool *which, int first)
     return (size_t)snprintf(out, size, "rank%s %s %s", several > 1 ? "s" : "", ranks, place);
 }
 
-/* "ranks 0-2 computing (step 12), rank 3 reading images (step 12)" */
+/* "ranks 0-2 computing (step 12); rank 3 reading images (step 12)" */
 static void name_places(char *out, size_t size, bool *which)
 {
     size_t n = 0;
-    for (int r = 0; r < net.world.ranks && n + 256 < size; r++) {
+    *out = 0;
+    for (int r = 0; r < net.world.ranks; r++) {
         if (!which[r])
             continue;
-        n += (size_t)snprintf(out + n, size - n, n ? ", " : "");
+        if (n + 2 * PLACE > size) {
+            snprintf(out + n, size - n, "; ...");
+            return;
+        }
+        n += (size_t)snprintf(out + n, size - n, n ? "; " : "");
         n += name_group(out + n, size - n, which, r);
     }
 }
 
-/* These ranks, to whom `what` has happened, are why all end; what follows for one, and for many. */
-static void blame(bool *which, const char *what, const char *then_one, const char *then_many)
+/* These ranks, to whom `what` has happened, are why all end; what follows for one, and for many.
+ * Of those that wait it says where. */
+static void blame(bool *which, bool *waiting, const char *what, const char *then_one,
+                  const char *then_many)
 {
-    char text[sizeof net.what], places[sizeof net.what - 256], host[64] = "";
+    char text[sizeof net.what], places[TEXT_OF_PLACES], others[TEXT_OF_PLACES], host[64] = "";
     int many = 0, one = 0;
-    for (int r = 0; r < net.world.ranks; r++)
+    for (int r = 0; r < net.world.ranks; r++) {
+        waiting[r] &= !which[r];
         if (which[r]) {
             many++;
             one = r;
         }
+    }
+    name_places(others, sizeof others, waiting);
+    const char *more = *others ? "; waiting: " : "";
     gethostname(host, sizeof host - 1);
     if (many == 1)
         name_place(places, sizeof places, &life_of(one)->last);
     else
         name_places(places, sizeof places, which);
     if (many == 1)
-        snprintf(text, sizeof text, "rank %d (%s) has %s for %d s%s: it was %s", one,
-                 one ? net.peer[one - 1].host : host, what, net.patience, then_one, places);
+        snprintf(text, sizeof text, "rank %d (%s) has %s for %d s%s: it was %s%s%s", one,
+                 one ? net.peer[one - 1].host : host, what, net.patience, then_one, places, more,
+                 others);
     else
-        snprintf(text, sizeof text, "%d ranks have %s for %d s%s: %s", many, what, net.patience,
-                 then_many, places);
+        snprintf(text, sizeof text, "%d ranks have %s for %d s%s: %s%s%s", many, what, net.patience,
+                 then_many, places, more, others);
     end_all(text, stuck_hint, true, true);
 }
 
@@ -439,7 +463,7 @@ static void blame(bool *which, const char *what, const char *then_one, const cha
 static void judge(double tick)
 {
     int ranks = net.world.ranks, present = 0, silent = 0, stuck = 0, still = 0, waiting = 0;
-    bool is_silent[ranks], is_stuck[ranks], is_still[ranks];
+    bool is_silent[ranks], is_stuck[ranks], is_still[ranks], is_waiting[ranks];
     double past = net.clock - net.patience, lately = net.clock - 3 * tick;
     for (int r = 0; r < ranks; r++) {
         const Life *l = life_of(r);
@@ -450,16 +474,17 @@ static void judge(double tick)
         silent += is_silent[r];
         stuck += is_stuck[r];
         still += is_still[r];
-        waiting += l && l->waited > lately;
+        is_waiting[r] = l && l->waited > lately;
+        waiting += is_waiting[r];
     }
     if (silent) {
-        blame(is_silent, "not answered", ", stopped or on a machine that hangs",
+        blame(is_silent, is_waiting, "not answered", ", stopped or on a machine that hangs",
               ", stopped or on machines that hang");
     } else if (stuck && (waiting || stuck == present)) {
         const char *then = waiting ? ", and others wait" : "";
-        blame(is_stuck, "done nothing", then, then);
+        blame(is_stuck, is_waiting, "done nothing", then, then);
     } else if (present > 1 && still == present) {
-        char text[sizeof net.what], places[sizeof net.what - 256];
+        char text[sizeof net.what], places[2 * TEXT_OF_PLACES];
         name_places(places, sizeof places, is_still);
         snprintf(text, sizeof text, "all ranks have waited for each other for %d s: %s",
                  net.patience, places);
@@ -471,13 +496,15 @@ static void judge(double tick)
 static void judge_rank_0(double tick)
 {
     const Peer *p = &net.peer[0];
-    char text[256], place[64];
+    char text[512], place[PLACE], own[PLACE];
     if (p->goodbye || p->gone || p->life.heard > net.clock - net.patience - 4 * tick)
         return;
     name_place(place, sizeof place, &p->life.last);
+    name_place(own, sizeof own, &net.life.last);
     snprintf(text, sizeof text,
-             "rank 0 (%s) has not answered for %d s, stopped or on a machine that hangs: it was %s",
-             p->host, net.patience, place);
+             "rank 0 (%s) has not answered for %d s, stopped or on a machine that hangs: it was "
+             "%s; rank %d: %s",
+             p->host, net.patience, place, net.world.rank, own);
     end_all(text, stuck_hint, speaks_without_rank_0(), false);
 }
 
@@ -1012,17 +1039,17 @@ static _Noreturn void out_of_step(int rank, const Header *h, int kind, size_t by
         net.world.rank, (unsigned long long)net.count, kinds[kind], bytes);
 }
 
-/* Waits until p has said goodbye or, with `or_message`, something else; returns its next message,
- * which stays in the queue. Where all must end, this rank ends here. */
-static Message *wait_for(Peer *p, bool or_message)
+/* In a call of this kind, waits until p has said goodbye or, with `or_message`, something else;
+ * returns its next message, which stays in the queue. Where all must end, this rank ends here. */
+static Message *wait_for(Peer *p, int kind, bool or_message)
 {
-    atomic_store(&here.blocked, true);
+    atomic_store(&here.blocked, (net.count << 3 | (unsigned)kind) + 1);
     pthread_mutex_lock(&net.lock);
     while (!net.failing && !p->goodbye && !(or_message && p->first))
         pthread_cond_wait(&net.news, &net.lock);
     Message *m = p->first;
     pthread_mutex_unlock(&net.lock);
-    atomic_store(&here.blocked, false);
+    atomic_store(&here.blocked, 0);
     alive();
     if (must_end())
         end_here();
@@ -1032,7 +1059,7 @@ static Message *wait_for(Peer *p, bool or_message)
 /* The next message of p, which must be this one; its body goes to `to`. */
 static void take(Peer *p, int kind, void *to, size_t bytes)
 {
-    Message *m = wait_for(p, true);
+    Message *m = wait_for(p, kind, true);
     if (!m || m->header.kind != (uint32_t)kind || m->header.count != net.count ||
         m->header.bytes != bytes)
         out_of_step(p->rank, m ? &m->header : NULL, kind, bytes);
@@ -1050,7 +1077,7 @@ static void give(Peer *p, int kind, const void *data, size_t bytes)
 {
     if (!must_end() && send_message(p, kind, net.count, data, bytes))
         return;
-    wait_for(p, false);
+    wait_for(p, kind, false);
     out_of_step(p->rank, NULL, kind, bytes);
 }
 
@@ -1155,7 +1182,7 @@ void hosts_end(void)
     if (net.world.rank != 0)
         give_all(GOODBYE, NULL, 0);
     for (int i = 0; i < net.peers; i++) {
-        const Message *more = wait_for(&net.peer[i], true);
+        const Message *more = wait_for(&net.peer[i], GOODBYE, true);
         if (more)
             out_of_step(net.peer[i].rank, &more->header, GOODBYE, 0);
     }

@@ -106,6 +106,18 @@ const char *settings_last(const Settings *s, const char *name)
 
 /* ---- recipe lines ---- */
 
+/* Shells leave the ~ of --data=~/pictures and of cifar10:~/data as it is, and so do recipes: the
+ * home directory, where a text begins or goes on behind a colon; free() it. */
+static char *at_home(const char *value)
+{
+    const char *home = getenv("HOME"), *tilde = value;
+    while ((tilde = strstr(tilde, "~/")) && tilde != value && tilde[-1] != ':')
+        tilde++;
+    if (!tilde || !home || !*home)
+        return xstrdup(value);
+    return xasprintf("%.*s%s%s", (int)(tilde - value), value, home, tilde + 1);
+}
+
 /* In place: without blanks at either end. */
 static char *trim(char *s)
 {
@@ -171,7 +183,9 @@ static bool read_line(Settings *s, char *line, const char *where, const char **s
     if (!value)
         return fail(e, "a value in quotes ends with one; write \\\" for a quote inside",
                     "%sthe quotes of %s do not match", where, key);
-    add(s, key, value, where, *section);
+    char *home = at_home(value);
+    add(s, key, home, where, *section);
+    free(home);
     return true;
 }
 
@@ -212,6 +226,41 @@ static const char *no_value(const Field *f)
     return f->type == T_text ? "" : "0";
 }
 
+/* Whether the word is a number and no file. */
+static bool is_number(const char *word)
+{
+    char *end;
+    strtod(word, &end);
+    return *word && !*end && !path_exists(word);
+}
+
+/* argparse's way of giving a list: --mean 0.5 0.5 0.5. Joins what follows argv[*i] to it, as far as
+ * these are numbers; free() it. */
+static char *join_numbers(int argc, char **argv, int *i)
+{
+    char *joined = xstrdup(argv[*i]);
+    for (int n = 1; n < 4 && is_number(argv[*i]) && *i + 1 < argc && is_number(argv[*i + 1]); n++) {
+        char *longer = xasprintf("%s,%s", joined, argv[++*i]);
+        free(joined);
+        joined = longer;
+    }
+    return joined;
+}
+
+/* Settings that name places: a recipe that repeats a run does so from any directory. On the command
+ * line an empty one is a mistake: --resume "$RUN" would begin a run, where the shell knows no RUN.
+ */
+static bool names_place(const Field *p)
+{
+    static const char *const places[] = {"data",          "val_data", "classes",       "index_dir",
+                                         "val_index_dir", "weights",  "class_weights", "resume",
+                                         "recipe",        "out"};
+    for (int i = 0; i < COUNT(places); i++)
+        if (strcmp(p->name, places[i]) == 0)
+            return true;
+    return false;
+}
+
 /* One flag at argv[*i]; moves *i past its value. A switch takes the next word only where that is
  * true or false. What is no flag takes one too, and is refused when it is applied. */
 static bool read_flag(Settings *s, int argc, char **argv, int *i, Error *e)
@@ -240,8 +289,17 @@ static bool read_flag(Settings *s, int argc, char **argv, int *i, Error *e)
     } else if (f) {
         return fail(e, f->help, "--%s needs a value", name);
     }
-    add(s, name, value, "--", NULL);
-    return strcmp(name, "recipe") != 0 || settings_file(s, value, e);
+    if (f && !*value && (equals || value == next) && names_place(f)) {
+        char hint[160];
+        snprintf(hint, sizeof hint, "is a variable of the shell empty? --no-%s says none", name);
+        return fail(e, hint, "--%s: its value is empty", name);
+    }
+    bool list = f && f->type == T_parts && value == next;
+    char *whole = list ? join_numbers(argc, argv, i) : at_home(value);
+    add(s, name, whole, "--", NULL);
+    bool ok = strcmp(name, "recipe") != 0 || settings_file(s, whole, e);
+    free(whole);
+    return ok;
 }
 
 static const char *const commands[] = {"train", "eval", "predict", "bench", NULL};
@@ -322,7 +380,10 @@ bool options_args(Options *o, Settings *asked, int argc, char **argv, Error *e)
             o->version = true;
         } else if (argv[i][0] == '-' && argv[i][1] && argv[i][1] != '-') {
             return one_dash(argv[i], e);
-        } else if (strncmp(argv[i], "--", 2) != 0 || !argv[i][2]) {
+        } else if (strcmp(argv[i], "--") == 0) { /* what follows is no flag */
+            while (++i < argc)
+                o->files[o->n_files++] = argv[i];
+        } else if (strncmp(argv[i], "--", 2) != 0) {
             o->files[o->n_files++] = argv[i];
         } else if (!read_flag(asked, argc, argv, &i, e)) {
             return false;
@@ -559,17 +620,6 @@ static void write_value(FILE *f, const char *value)
         fputc(*value == '\n' ? 'n' : *value, f);
     }
     fputc('"', f);
-}
-
-/* Settings that name places: a recipe that repeats a run does so from any directory. */
-static bool names_place(const Field *p)
-{
-    static const char *const places[] = {"data",          "val_data", "classes",      "index_dir",
-                                         "val_index_dir", "weights",  "class_weights"};
-    for (int i = 0; i < COUNT(places); i++)
-        if (strcmp(p->name, places[i]) == 0)
-            return true;
-    return false;
 }
 
 /* Where the path begins in what --data takes: behind wds: and the like; NULL: there is none. */

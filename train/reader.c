@@ -30,6 +30,7 @@ struct Reader {
     bool list;   /* standard input is being read */
     Names below; /* files of the folder that is being read, and the next of them */
     int at;
+    Visited visited; /* folders in it */
     long passed;
     /* places [room], under `lock`, which is taken after `naming` */
     Picture *pictures;
@@ -50,16 +51,18 @@ static bool is_picture(const char *path)
     return (dot && image_extension(dot + 1)) || picture_file(path);
 }
 
-/* The pictures in a folder, then those in its folders; what is hidden is passed over. */
+/* The pictures in a folder, then those in its folders, each once; litter is passed over. */
 static void add_folder(Reader *r, const char *dir)
 {
     Names entries = {0};
     Error e = {"", ""};
+    if (!visit(&r->visited, dir))
+        return;
     if (!names_in(dir, "", &entries, &e))
         warn("%s", e.what);
     for (int folders = 0; folders < 2; folders++)
         for (int i = 0; i < entries.n; i++) {
-            if (entries.at[i][0] == '.')
+            if (is_litter(entries.at[i]))
                 continue;
             char *path = xasprintf("%s/%s", dir, entries.at[i]);
             bool folder = is_dir(path);
@@ -74,15 +77,26 @@ static void add_folder(Reader *r, const char *dir)
     names_free(&entries);
 }
 
-/* A line without its end; empty ones are passed over. NULL at the end. */
+/* A name of the list without its end, which is a line's or (find -print0) a zero; empty ones are
+ * passed over, and so is the mark that Windows' editors begin with. NULL at the end. */
 static char *next_line(void)
 {
+    static const char mark[] = "\xef\xbb\xbf";
     char *line = NULL;
-    size_t size = 0;
-    while (getline(&line, &size, stdin) >= 0) {
-        line[strcspn(line, "\r\n")] = 0;
+    size_t n = 0;
+    for (int c; (c = getchar()) != EOF || n;) {
+        bool end = c == EOF || c == '\n' || c == '\0';
+        if (n % 256 == 0)
+            line = xrealloc(line, n + 256);
+        line[n++] = (char)(end ? 0 : c);
+        if (!end)
+            continue;
+        line[strcspn(line, "\r")] = 0;
+        size_t skip = strncmp(line, mark, sizeof mark - 1) == 0 ? sizeof mark - 1 : 0;
+        memmove(line, line + skip, strlen(line + skip) + 1);
         if (*line)
             return line;
+        n = 0;
     }
     free(line);
     return NULL;
@@ -105,7 +119,7 @@ static char *next_path(Reader *r)
             r->list = true;
         } else if (is_dir(name)) {
             names_free(&r->below);
-            r->at = 0;
+            r->at = r->visited.n = 0;
             add_folder(r, name);
         } else {
             return xstrdup(name);
@@ -254,6 +268,7 @@ void reader_close(Reader *r)
         free(r->pictures[i].pixels);
     }
     names_free(&r->below);
+    free(r->visited.seen);
     pthread_mutex_destroy(&r->naming);
     pthread_mutex_destroy(&r->lock);
     pthread_cond_destroy(&r->changed);

@@ -2,7 +2,8 @@
  * rundir.h.
  *
  * A directory is a run's when it has a config.ini and a `latest`, the name of its newest checkpoint
- * (checkpoint.c). Read in this order: what is a run, the lock, the directory of this run.
+ * (checkpoint.c), or at least a checkpoint, where that was not copied. Read in this order: what is
+ * a run, the lock, the directory of this run.
  */
 #include "train/rundir.h"
 
@@ -26,8 +27,9 @@
 /* Whether dir holds a run of ours, and not just anybody's config.ini. */
 static bool is_run(const char *dir)
 {
-    char *ini = xasprintf("%s/config.ini", dir), *latest = xasprintf("%s/latest", dir);
-    bool yes = path_exists(ini) && path_exists(latest);
+    char found[4096], *ini = xasprintf("%s/config.ini", dir), *latest = xasprintf("%s/latest", dir);
+    bool yes =
+        path_exists(ini) && (path_exists(latest) || ckpt_find(dir, found, sizeof found, NULL));
     free(ini);
     free(latest);
     return yes;

@@ -35,6 +35,19 @@ static const void *place(const Field *f, const void *in)
 
 /* ---- text in ---- */
 
+/* A long in decimal digits, or as other programs write one: 1e4, 20.0. Then *end is its end. */
+static long read_whole(const char *text, char **end)
+{
+    errno = 0;
+    long n = strtol(text, end, 10);
+    if (!**end || text[strspn(text, "+-.0123456789eE")])
+        return n;
+    double x = strtod(text, end);
+    if (x != floor(x) || fabs(x) > 1e15)
+        errno = ERANGE;
+    return errno ? 0 : (long)x;
+}
+
 /* The whole text has to be a number, and a finite one. */
 static bool set_number(const Field *f, void *at, const char *value, const char *where,
                        const char *name, const char *hint, Error *e)
@@ -45,7 +58,7 @@ static bool set_number(const Field *f, void *at, const char *value, const char *
     const char *digits = chosen ? "0" : value;
     char *end;
     errno = 0;
-    long n = whole ? strtol(digits, &end, 10) : 0;
+    long n = whole ? read_whole(digits, &end) : 0;
     double x = whole ? (double)n : strtod(digits, &end);
     bool ok = *digits && !*end && !isspace((unsigned char)*digits) && isfinite(x);
     if (!hint)

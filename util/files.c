@@ -42,6 +42,20 @@ static bool make_dir(const char *path, Error *e)
                 path, why == EEXIST ? "a file is in its place" : strerror(why));
 }
 
+int visit(Visited *v, const char *dir)
+{
+    struct stat st;
+    if (stat(dir, &st) != 0)
+        return -1;
+    for (int i = 0; i < v->n; i++)
+        if (v->seen[i][0] == st.st_dev && v->seen[i][1] == st.st_ino)
+            return 0;
+    v->seen = xgrow(v->seen, v->n, sizeof *v->seen);
+    v->seen[v->n][0] = st.st_dev;
+    v->seen[v->n++][1] = st.st_ino;
+    return 1;
+}
+
 bool make_dirs(const char *path, Error *e)
 {
     if (!*path)

@@ -7,6 +7,14 @@ bool path_exists(const char *path);
 const char *path_trouble(const char *missing); /* why path_exists has just said no; or `missing` */
 bool is_dir(const char *path);
 bool make_dirs(const char *path, Error *e); /* mkdir -p */
+/* Directories that a walk has been to: links may lead in circles. */
+typedef struct {
+    uint64_t (*seen)[2]; /* [n]: device and inode; free() it */
+    int n;
+} Visited;
+/* 1: `dir` comes up for the first time, by whichever path; 0: again; -1 and errno: it cannot be
+ * looked at. */
+int visit(Visited *v, const char *dir);
 /* A whole file, zero-terminated; free() it. NULL and an error if it is longer, or holds zeros. */
 char *read_text(const char *path, size_t max_bytes, Error *e);
 /* Reads n bytes from `at` on, or as many as there are: how many, or -1 and errno. */

@@ -4,9 +4,10 @@
  * "std", "crop_pct", "interpolation", "crop_mode", "input_size": [3, H, W]}, "model_args": {...},
  * "label_names"}. transformers': {"hidden_size", "num_hidden_layers", "num_attention_heads",
  * "intermediate_size", "patch_size", "image_size", "hidden_act", "layer_norm_eps", "id2label",
- * "label2id"}, and its preprocessor_config.json: {"image_mean", "image_std", "size", "crop_size",
- * "do_center_crop", "resample"} (Pillow's number); open_clip's is open_clip_config.json. Files are
- * untrusted: a value of another type or range is unknown.
+ * "label2id"}, and its preprocessor_config.json: {"image_mean", "image_std", "do_normalize",
+ * "rescale_factor", "do_rescale", "size", "crop_size", "do_center_crop", "resample"} (Pillow's
+ * number); open_clip's is open_clip_config.json. Files are untrusted: a value of another type or
+ * range is unknown.
  *
  * Read in this order: values, files, the model, its images, timm's args, labels.
  */
@@ -16,6 +17,7 @@
 #include "util/text.h"
 
 #include <cjson/cJSON.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -51,12 +53,12 @@ static void read_sides(const cJSON *item, int *h, int *w)
     }
 }
 
-/* Three numbers; deviations must not be 0. */
+/* Three numbers, or one for all; deviations must not be 0. */
 static bool read_colour(const cJSON *item, bool deviation, double out[3])
 {
     double read[3];
     for (int i = 0; i < 3; i++) {
-        const cJSON *x = cJSON_GetArraySize(item) == 3 ? cJSON_GetArrayItem(item, i) : NULL;
+        const cJSON *x = cJSON_GetArraySize(item) == 3 ? cJSON_GetArrayItem(item, i) : item;
         if (!cJSON_IsNumber(x) || !(x->valuedouble >= 0 && x->valuedouble <= 1e6) ||
             (deviation && x->valuedouble < 1e-6))
             return false;
@@ -312,6 +314,22 @@ static void read_timm_images(const cJSON *cfg, Hub *h)
         cannot(h, "crop_mode", mode);
 }
 
+/* transformers' pixels are bytes times rescale_factor before the mean is taken, ours are bytes /
+ * 255: (255 f x - mean) / std = (x - mean / 255 f) / (std / 255 f). */
+static void read_rescale(const cJSON *json, Hub *h)
+{
+    const cJSON *factor = get(json, "rescale_factor");
+    double scale = 1;
+    if (cJSON_IsFalse(get(json, "do_rescale")))
+        scale = 255;
+    else if (cJSON_IsNumber(factor) && factor->valuedouble > 0)
+        scale = 255 * factor->valuedouble;
+    for (int i = 0; h->has_mean && fabs(scale - 1) > 1e-6 && i < 3; i++) {
+        h->mean[i] /= scale;
+        h->std[i] /= scale;
+    }
+}
+
 /* Without a crop in the middle, transformers' stretches every picture to `size`. */
 static void read_processor(const cJSON *json, Hub *h)
 {
@@ -322,8 +340,13 @@ static void read_processor(const cJSON *json, Hub *h)
     if (!edge)
         edge = count_of(get(size, "height"));
     read_normalisation(get(json, "image_mean"), get(json, "image_std"), h);
-    if (cJSON_IsFalse(get(json, "do_normalize")))
-        read_normalisation(NULL, NULL, h);
+    if (cJSON_IsFalse(get(json, "do_normalize"))) {
+        static const double none[3] = {0, 0, 0}, one[3] = {1, 1, 1};
+        memcpy(h->mean, none, sizeof none);
+        memcpy(h->std, one, sizeof one);
+        h->has_mean = true;
+    }
+    read_rescale(json, h);
     static const char *const filters[] = {"nearest", "lanczos", "bilinear",
                                           "bicubic", "box",     "hamming"};
     if (cJSON_IsNumber(resample) && resample->valuedouble >= 0 && resample->valuedouble < 6)

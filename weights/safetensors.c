@@ -385,6 +385,14 @@ SafeTensors *st_open(const char *path, Error *e)
     return NULL;
 }
 
+void st_give_back(const SafeTensors *f)
+{
+    if (f->map)
+        madvise((void *)f->map, f->size, MADV_DONTNEED);
+    for (int i = 0; i < f->files; i++)
+        st_give_back(f->file[i]);
+}
+
 void st_close(SafeTensors *f)
 {
     if (!f)

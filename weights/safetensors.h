@@ -84,6 +84,9 @@ const void *st_data(const SafeTensors *f, const StTensor *t);    /* raw bytes, a
 bool st_is_real(const SafeTensors *f, const StTensor *t, Error *e);
 bool st_read_real(const SafeTensors *f, const StTensor *t, long first, long n, real *out, Error *e);
 bool st_read_i64(const SafeTensors *f, const StTensor *t, int64_t *out, Error *e);
+/* What was read of a mapped file counts as this process's memory until this gives it back; it can
+ * be read again. */
+void st_give_back(const SafeTensors *f);
 
 /* Other kinds of files in the same form. st_map opens and maps a file and looks at nothing in it.
  * st_add appends a tensor, whose name is copied; a piece of it is copied too, and lies within the

@@ -355,12 +355,13 @@ static void keep_args(const Reader *r)
 
 static const char pickle_name[] = "/data.pkl";
 
-/* The first member whose name goes on so behind the folder that all are in. */
-static const ZipMember *find_inside(const Zip *z, const char *begin)
+/* The first member of this name, or of this folder ("/code/"), in the folder that all are in. */
+static const ZipMember *find_inside(const Zip *z, const char *name)
 {
+    size_t n = strlen(name);
     for (int i = 0; i < z->count; i++) {
         const char *slash = strchr(z->member[i].name, '/');
-        if (slash && strncmp(slash, begin, strlen(begin)) == 0)
+        if (slash && strncmp(slash, name, n) == 0 && (name[n - 1] == '/' || !slash[n]))
             return &z->member[i];
     }
     return NULL;

@@ -758,6 +758,7 @@ bool weights_read(const SafeTensors *f, const Layout *l, const TensorSet *sets, 
             InFile in = {.f = f, .t = find_in_set(f, &sets[i], p)};
             if (is_within(extent, p->name))
                 ok = copy_tensor(&in, l, &sets[i], p, host, e);
+            st_give_back(f);
         }
     free(host);
     return ok;

@@ -51,7 +51,7 @@ static void memory(void)
     be->copy(pointer(copy), pointer(a), sizeof got);
     be->zero(pointer(zero), sizeof got);
     be->add(pointer(reduced), pointer(a), ELEMENTS); /* of one rank: the sum is its own */
-    Group *alone = be->split(0);
+    Group *alone = be->split(0, "test");
     CHECK(alone == NULL);
     be->join(be->all_reduce(alone, pointer(reduced), F32, ELEMENTS));
     be->join(be->all_reduce(alone, counts_dev, U64, 3));
