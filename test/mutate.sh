@@ -315,8 +315,9 @@ late_tests() {
 cuda_tests() {
     case $1 in
     cuda/*_sm90*.cuh)
-        VIT_STANDIN_SM=90 VIT_GEMM=sm90 build/standin/test_fp8 --backend cuda --type fp8 || return 1
         for way in 0 1; do
+            VIT_STANDIN_SM=90 VIT_GEMM=sm90:$way build/standin/test_fp8 --backend cuda --type fp8 ||
+                return 1
             VIT_STANDIN_SM=90 VIT_GEMM=sm90:$way build/standin/test_ops --backend cuda --type bf16 ||
                 return 1
         done
