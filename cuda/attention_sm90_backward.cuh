@@ -32,8 +32,8 @@
  * cycles until k, v and the rows that delta is made of have arrived; phase 1, 6,700 of products and
  * 5,100 of exponentials and rounding (372 instructions a warp and tile, as compiled), of which the
  * two groups overlap three quarters: 8,000; phase 2, 1,700; results and their column sums, 2,200.
- * That is 13,700 cycles at 1.75 GHz, 182 us. Bytes alone: 620 MB, 144 us. A gradient in 8 bits takes
- * 2,000 cycles more, 25 instructions for two numbers instead of 12, and writes 116 MB less.
+ * That is 13,700 cycles at 1.75 GHz, 182 us. Bytes alone: 620 MB, 144 us. A gradient in 8 bits
+ * takes 2,000 cycles more, 25 instructions for two numbers instead of 12, and writes 116 MB less.
  *
  * Read: shared memory, before the products, phase 1, results, both phases of a group, the kernel,
  * the host's part.

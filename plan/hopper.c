@@ -132,8 +132,8 @@ static const Own own[] = {
     {true, 104, 272, true, 64, 16, 4, 3, 0.85, 2 / 16.0, 0, 4000, false},
 };
 
-/* What rounding a gradient to 8 bits takes more than its column sums alone, 13.5 for two numbers: of
- * one, whose slabs have 64 columns */
+/* What rounding a gradient to 8 bits takes more than its column sums alone, 13.5 for two numbers:
+ * of one, whose slabs have 64 columns */
 static const double eight_instructions = 13.5 / 2;
 
 static const Own *kernel_of(const Attention *a, bool backward)
