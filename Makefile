@@ -229,7 +229,7 @@ CUDA_TESTS := "two at a time" "$(STANDIN)/test_cuda_ranks" $(call LAYOUTS,$(STAN
   $(foreach w,0 1,"as ops fp8 own kernels $w: $(FORCED):$w $(STANDIN)/test_fp8 --backend cuda --type fp8") \
   $(foreach t,fp32 tf32 bf16 fp16 fp8,"as goldens $t: $(STANDIN)/test_golden --backend cuda --type $t $(GOLDEN) $(FIXTURES)") \
   $(call FORCED_OPS,bf16,0) $(call FORCED_OPS,fp16,1) \
-  "as goldens bf16 own products: $(FORCED) $(STANDIN)/test_golden --backend cuda --type bf16 $(GOLDEN) $(FIXTURES)" \
+  $(foreach t,bf16 fp8,"as goldens $t own products: $(FORCED) $(STANDIN)/test_golden --backend cuda --type $t $(GOLDEN) $(FIXTURES)") \
   "$(STANDIN)/test_bf16" "one at a time" \
   "test/test_cuda.sh $(STANDIN)/train_gpu $(PROGRAM) $(SHARED) $(GPUPROGRAM)" \
   "test/test_fp8.sh $(STANDIN)/train_gpu $(PROGRAM) $(SHARED)"

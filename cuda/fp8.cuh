@@ -1,11 +1,11 @@
 /* fp8.cuh - 8-bit copies of a linear layer's operands, and their scales (Fp8 in backend.h).
  *
- * cuBLASLt multiplies 8-bit matrices in one layout alone: sums run along rows of both, in its words
- * A is transposed and B is not. So y = x w^T takes x and w as they are, dx = dy w takes w
- * transposed, and dw = dy^T x takes both transposed. A copy and its transposition are written in
- * one pass, which reads an operand, or makes it: what is rounded there is a Source, a matrix in
- * memory or what an activation makes of one. Rows of a transposed copy are padded with zeros to a
- * multiple of 16, as sums must be.
+ * Tensor cores, and so cuBLASLt, multiply 8-bit matrices in one layout alone: sums run along rows
+ * of both, in its words A is transposed and B is not. So y = x w^T takes x and w as they are,
+ * dx = dy w takes w transposed, and dw = dy^T x takes both transposed. A copy and its transposition
+ * are written in one pass, which reads an operand, or makes it: what is rounded there is a Source,
+ * a matrix in memory or what an activation makes of one. Rows of a transposed copy are padded with
+ * zeros to a multiple of 16, as sums must be.
  *
  * Where nobody reads an operand but 8-bit products, its Tensor is of an 8-bit type, and the copies
  * are all there is of it, in its place. Those of other operands live in the scratch memory, from

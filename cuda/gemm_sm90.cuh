@@ -17,9 +17,9 @@
  * How it works. A block stays on its multiprocessor and takes one unit of work after another. Its
  * three warp groups divide the labour. One thread of the first, the producer, fetches: it asks the
  * copy engine (TMA) for 64 terms of A and B at a time (128 of 8 bits: the same bytes), into a ring
- * of stages in shared memory. The
- * other two groups consume: their products (wgmma) read the stages where they lie and keep the sums
- * in registers, 128 in each thread. Barriers in shared memory are all they say to each other:
+ * of stages in shared memory. The other two groups consume: their products (wgmma) read the stages
+ * where they lie and keep the sums in registers, 128 in each thread. Barriers in shared memory are
+ * all they say to each other:
  *
  *   full    the copy engine has written all bytes of the stage       producer -> consumers
  *   empty   every warp that reads it has done so                     consumers -> producer
@@ -434,20 +434,14 @@ __device__ inline Patch<E> sm90_patch(const Tile &t, const Sm90Args &x, const Sm
                     lane};
 }
 
-/* What sums are to be multiplied by: a power of two, so that no bit is lost */
-template <class Tile> __device__ inline float sm90_scale(const Sm90Args &x)
-{
-    return Tile::NARROW ? *x.scale_a * *x.scale_b : 1;
-}
-
 /* What follows the product of a unit. `next` is the first patch of x.addend, which has arrived
  * during the product. Everything is unrolled: what indexes sums must be known when this is
  * compiled. */
 template <class E, End END, int ACT, class Tile>
 __device__ inline void sm90_end(const float (&sums)[Tile::HALVES][Tile::N / 2], Packs &next,
-                                const Tile &t, const Sm90Args &x, const Sm90Unit &u, int group)
+                                const Tile &t, const Sm90Args &x, const Sm90Unit &u, int group,
+                                float scale)
 {
-    const float scale = sm90_scale<Tile>(x);
     constexpr int PATCHES = Tile::N / 64 * Tile::HALVES;
     const int thread = threadIdx.x % SM90_GROUP, warp = thread / 32, lane = thread % 32;
     auto patch = [&](int p) { return sm90_patch<E>(t, x, u, group, p); };
@@ -524,12 +518,11 @@ __device__ inline void sm90_end(const float (&sums)[Tile::HALVES][Tile::N / 2], 
 /* Sums in float need no patch: a quad writes 32 bytes of a row, which is a whole sector. */
 template <class Tile>
 __device__ inline void sm90_end_sum(const float (&sums)[Tile::HALVES][Tile::N / 2],
-                                    const Sm90Args &x, const Sm90Unit &u, int group)
+                                    const Sm90Args &x, const Sm90Unit &u, int group, float scale)
 {
     const int thread = threadIdx.x % SM90_GROUP, warp = thread / 32, lane = thread % 32;
     const int row = u.m * Tile::M + (Tile::HALVES == 1 ? 64 * group : 0) + 16 * warp + lane / 4;
     const int column = u.n * Tile::N + lane % 4 * 2;
-    const float scale = sm90_scale<Tile>(x);
     float *to = (float *)x.D + (long)u.part * x.M * x.ldd + column;
     each<Tile::HALVES>([&](int h) {
         each<Tile::N / 4>([&](int i) {
@@ -575,6 +568,7 @@ __global__ void __launch_bounds__(HAS_SM90 ? SM90_THREADS : 32, 1)
         } else {
             registers_take<240>();
             const int units = (int)Sm90Unit::count(x, (Tile *)0);
+            const float scale = Tile::NARROW ? *x.scale_a * *x.scale_b : 1; /* a power of two */
             Ring<Tile::STAGES> ring;
             for (int unit = blockIdx.x, n = 0; unit < units; unit += gridDim.x, n++) {
                 const Sm90Unit u(x, unit, (Tile *)0);
@@ -591,9 +585,9 @@ __global__ void __launch_bounds__(HAS_SM90 ? SM90_THREADS : 32, 1)
                 else
                     sm90_consume<O, A_ALONG_K, B_ALONG_K>(sums, t, ring, u.blocks, n, group);
                 if constexpr (END == END_SUM)
-                    sm90_end_sum<Tile>(sums, x, u, group);
+                    sm90_end_sum<Tile>(sums, x, u, group, scale);
                 else
-                    sm90_end<E, END, ACT>(sums, first, t, x, u, group);
+                    sm90_end<E, END, ACT>(sums, first, t, x, u, group, scale);
             }
         }
     }
