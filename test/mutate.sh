@@ -217,6 +217,7 @@ TABLE
 
 hopper_mutants() {
     cat <<'TABLE'
+test/cuda_on_cpu/wgmma.cpp | s/cut \&\& j < n/false \&\& j < n/
 test/cuda_on_cpu/async.cpp | s/(address >> 7)/(address >> 8)/
 test/cuda_on_cpu/async.cpp | s/(bytes \/ 16 - 1)/7/
 test/cuda_on_cpu/async.cpp | s/memcpy(&a.proxy\[i\], b.smem + i, n);/;/

@@ -523,8 +523,10 @@ static void test_types(const char *name, const AnyNarrow &ta, const AnyNarrow &t
                 double off = fabs(got[size_t(i * 128 + t)] - 2 * sum) / (2 * size + 1e-30);
                 worst = off >= 0 ? fmax(worst, off) : INFINITY;
             }
-        CHECK(worst < 1e-6, "%s, A from %s: off by %g", name, which ? "registers" : "shared memory",
-              worst);
+        /* sums of 8-bit numbers have 14 bits, neither more nor less */
+        const bool cut = ta.bytes == 1;
+        CHECK(worst < (cut ? ldexp(1, -13) : 1e-6) && worst >= (cut ? ldexp(1, -17) : 0),
+              "%s, A from %s: off by %g", name, which ? "registers" : "shared memory", worst);
     }
     OK(cudaFree(d_image));
     OK(cudaFree(d_registers));

@@ -145,7 +145,7 @@ good "other data" eval share --data mirrored
 check "is evaluated as a whole" grep -q '^top1 .* images 10$' log
 printf '1\n1\n' >equal.txt && printf 'a 1\nb 3\n' >unequal.txt
 for weights in "" equal.txt unequal.txt; do
-    good "weights ${weights:-of none}" $pics --val-data none --class-weights "$weights" --init torch --steps 1 --batch-size 10 \
+    good "weights ${weights:-of none}" $pics --val-data none ${weights:+--class-weights "$weights"} --init torch --steps 1 --batch-size 10 \
         --out "weights-$weights"
 done
 close "equal weights change nothing" "$(field weights-equal.txt loss)" "$(field weights- loss)"
