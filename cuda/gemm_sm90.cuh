@@ -8,11 +8,11 @@
  *   SLOPE   D = (A B) act'(pre), and the column sums of D, which are a bias gradient
  *   SUM     D = A B in float, with the sum over K cut into parts that are added in order
  *
- * (Of 8-bit numbers PLAIN and SUM alone. GELU's output in 8 bits is written twice, once transposed,
- * by a pass that reads `pre`; its slope wants sums for which there are no registers, see below.)
  * These save passes over memory: on B/16 GELU after the product costs 7.5 us an image and its slope
  * 11 (estimates, as all times here are: NOTHING IN THIS FILE HAS RUN ON A GPU). It is one more
- * candidate in the timing of gemm.cuh, and is used only where it is faster.
+ * candidate in the timing of gemm.cuh, and is used only where it is faster. Of 8-bit numbers there
+ * are PLAIN and SUM alone: GELU's output in 8 bits is written twice, once transposed, by a pass
+ * that reads `pre`; its slope wants sums for which there are no registers, see below.
  *
  * How it works. A block stays on its multiprocessor and takes one unit of work after another. Its
  * three warp groups divide the labour. One thread of the first, the producer, fetches: it asks the
@@ -230,7 +230,7 @@ __device__ inline void sm90_consume(float (&sums)[Tile::HALVES][Tile::N / 2], co
                                     Ring<Tile::STAGES> &ring, int blocks, int n, int group)
 {
     constexpr int STEPS = 4, A_STEP = A_ALONG_K ? SLAB_ROW / STEPS : 16 * SLAB_ROW,
-                  B_STEP = B_ALONG_K ? SLAB_ROW / STEPS : 16 * SLAB_ROW; /* bytes of one's terms */
+                  B_STEP = B_ALONG_K ? SLAB_ROW / STEPS : 16 * SLAB_ROW; /* bytes to the next */
     const int first_slab = Tile::HALVES == 1 ? group : 0;
     const bool reports = threadIdx.x % 32 == 0;
     if (Tile::TURNS && n > 0)
