@@ -40,15 +40,28 @@ static bool is_fp8(int type)
     return type == E4M3 || type == E5M2;
 }
 
-/* What saturation would hide is NaN instead: an overflow must reach the gradient's norm. */
+/* What saturation would hide is NaN instead, as infinity times 0 is: an overflow must reach the
+ * gradient's norm. */
 __device__ inline float fp8_scaled(float x, float scale)
 {
-    return isfinite(x) ? x * scale : NAN;
+    return fmaf(x, scale, x * 0);
 }
 /* Two numbers, the first in the lower byte: one instruction. */
 template <Fp8Kind KIND> __device__ inline uint32_t fp8_pair(float low, float high)
 {
     return __nv_cvt_float2_to_fp8x2(make_float2(low, high), __NV_SATFINITE, KIND);
+}
+/* The number that a byte stands for. In half precision, E5M2 is the upper byte, and E4M3 as bits of
+ * the same place is 2^-8 times itself, but for NaN. */
+__device__ inline float fp8_value(uint8_t byte, Fp8Kind kind)
+{
+    const bool narrow = kind == __NV_E4M3;
+    const uint16_t bits = (uint16_t)(narrow ? (byte & 0x80) << 8 | (byte & 0x7F) << 7 : byte << 8);
+    fp16 half;
+    memcpy(&half, &bits, sizeof half);
+    if (narrow && (byte & 0x7F) == 0x7F)
+        return NAN;
+    return to_float(half) * (narrow ? 256 : 1);
 }
 /* Four words of four bytes each, as a matrix of bytes, become its transposition. */
 __device__ inline void transpose_bytes(uint32_t &a, uint32_t &b, uint32_t &c, uint32_t &d)

@@ -47,6 +47,8 @@ struct Product {
     int in_a, in, out; /* F32, BF16, F16: of A and B; of C, D, bias and aux. A and B may be in
                           8 bits, as numbers to be multiplied by these two (device memory): */
     const dev *scale_a, *scale_b;
+    dev *scale_d = nullptr; /* Fp8Scale of a D in 8 bits, which is both its copies; then bias and
+                               aux are BF16 */
     const void *C = nullptr; /* nullptr: nothing is added */
     long ldc = 0;
     cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
@@ -65,6 +67,13 @@ struct Product {
           in_a(a.type), in(b.type), out(d.type), scale_a(is_fp8(a.type) ? a.scale : nullptr),
           scale_b(is_fp8(b.type) ? b.scale : nullptr)
     {
+    }
+    void leave_in(const Tensor &d)
+    {
+        D = d.p;
+        ldd = d.ld;
+        out = d.type;
+        scale_d = is_fp8(d.type) ? d.scale : nullptr;
     }
     bool library() const /* can it do that? */
     {
@@ -206,6 +215,8 @@ static OwnProduct own_product(const Product &p)
     o.sums = (float *)p.sums;
     o.x.scale_a = (const float *)p.scale_b, o.x.scale_b = (const float *)p.scale_a;
     o.room = workspace, o.room_size = workspace_bytes;
+    if (is_fp8(p.out))
+        o.x.eight = fp8_copies_of({(dev *)p.D, p.ldd, p.out, p.scale_d}, p.n, p.m);
     return o;
 }
 
@@ -214,6 +225,8 @@ static std::vector<int> own_ways(const Product &p)
 {
     const int out = is_fp8(p.in) ? BF16 : p.in; /* where it is no sum */
     bool types = p.out == F32 ? !p.C && !p.bias : p.out == out;
+    if (is_fp8(p.out))
+        types = is_fp8(p.in) && p.act && p.scale_d;
     if (is_fp8(p.in))
         types &= p.in_a == E4M3 && p.scale_a && p.scale_b;
     return types && !forced.library ? sm90_ways(own_product(p)) : std::vector<int>();
@@ -394,15 +407,45 @@ template <class E> __global__ void sketch_kernel(float *sums, E *d, long ld, lon
 }
 using Sketch = std::vector<float>;
 
-static Sketch launch_sketch(const Product &p)
+/* A number in 8 bits */
+template <Fp8Kind KIND> struct Fp8Number {
+    uint8_t bits;
+};
+template <Fp8Kind KIND> __device__ inline float to_float(Fp8Number<KIND> x)
+{
+    return fp8_value(x.bits, KIND);
+}
+template <> __device__ inline Fp8Number<__NV_E4M3> from_float(float x)
+{
+    return {(uint8_t)fp8_pair<__NV_E4M3>(x, 0)};
+}
+template <> __device__ inline Fp8Number<__NV_E5M2> from_float(float x)
+{
+    return {(uint8_t)fp8_pair<__NV_E5M2>(x, 0)};
+}
+
+template <class E> static Sketch launch_sketch_of(const Product &p)
 {
     const int block = 256, grid = (int)std::clamp(p.m * p.n / (256L * block), 1L, 256L);
-    by_type(p.out, [&](auto e) {
-        using E = decltype(e);
-        launch(sketch_kernel<E>, grid, block, 0, cu.stream, (float *)workspace, (E *)p.D, p.ldd,
-               p.m, p.n);
-    });
-    return Sketch((size_t)(grid * block));
+    const size_t n = (size_t)(grid * block);
+    launch(sketch_kernel<E>, grid, block, 0, cu.stream, (float *)workspace, (E *)p.D, p.ldd, p.m,
+           p.n);
+    if (!is_fp8(p.out))
+        return Sketch(n);
+    const Fp8Cast copies = own_product(p).x.eight; /* the other one */
+    launch(sketch_kernel<E>, grid, block, 0, cu.stream, (float *)workspace + n,
+           (E *)copies.across, Fp8Cast::padded(p.n), Fp8Cast::padded(p.n), p.m);
+    return Sketch(2 * n);
+}
+static Sketch launch_sketch(const Product &p)
+{
+    if (p.out == E4M3)
+        return launch_sketch_of<Fp8Number<__NV_E4M3>>(p);
+    if (p.out == E5M2)
+        return launch_sketch_of<Fp8Number<__NV_E5M2>>(p);
+    Sketch s;
+    by_type(p.out, [&](auto e) { s = launch_sketch_of<decltype(e)>(p); });
+    return s;
 }
 
 /* Of the algorithm's result; empty where it does not work. */
@@ -1016,14 +1059,14 @@ static void cuda_linear_forward(const LinearForward *a)
             linear_tail(a, to, rest ? a->bias : NULL);
     };
     const bool alone = whole && a->act && a->act != ACT_SWIGLU && a->drop.p <= 0 && !a->residual.p;
-    if (alone && (a->y.type == BF16 || a->y.type == F16)) {
+    if (alone && a->y.type != F32) {
         Product q = p;
         q.act = a->act;
-        q.D = a->y.p;
-        q.ldd = a->y.ld;
+        q.leave_in(a->y);
         q.aux = keep ? a->pre.p : NULL;
         q.ldaux = a->pre.ld;
         bool fits = bias && a->out % 8 == 0 && wide_rows(a->y) && wide_rows(a->pre);
+        fits &= !is_fp8(a->y.type);
         if (fits && a->act == ACT_GELU_TANH && (a->kept || !keep))
             q.epilogue = keep ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_BIAS;
         if (in_one(q, apart))
@@ -1057,9 +1100,9 @@ static void cuda_linear_backward_input(const LinearBackwardInput *a)
         else if (a->act || a->dbias || a->drop.p > 0)
             input_tail(a);
     };
-    const bool half = a->dx.type == BF16 || a->dx.type == F16;
-    if (a->act && a->act != ACT_SWIGLU && a->drop.p <= 0 && half) {
+    if (a->act && a->act != ACT_SWIGLU && a->drop.p <= 0 && a->dx.type != F32) {
         Product q = p;
+        q.leave_in(a->dx);
         q.act = a->act;
         q.slope = true;
         q.aux = a->pre.p;

@@ -10,9 +10,9 @@
  *
  * These save passes over memory: on B/16 GELU after the product costs 7.5 us an image and its slope
  * 11 (estimates, as all times here are: NOTHING IN THIS FILE HAS RUN ON A GPU). It is one more
- * candidate in the timing of gemm.cuh, and is used only where it is faster. Of 8-bit numbers there
- * are PLAIN and SUM alone: GELU's output in 8 bits is written twice, once transposed, by a pass
- * that reads `pre`; its slope wants sums for which there are no registers, see below.
+ * candidate in the timing of gemm.cuh, and is used only where it is faster. Of 8-bit numbers, ACT
+ * and SLOPE leave D in 8 bits, too: by rows and transposed, as the next product and the weight
+ * gradient read it (fp8.cuh).
  *
  * How it works. A block stays on its multiprocessor and takes one unit of work after another. Its
  * three warp groups divide the labour. One thread of the first, the producer, fetches: it asks the
@@ -68,31 +68,35 @@ struct Sm90Args {
     const void *bias;   /* [N] or NULL */
     const void *addend; /* END_PLAIN: [M,N] or NULL, may be D; END_SLOPE: pre */
     void *pre;          /* END_ACT: [M,N] or NULL */
-    float *sums;        /* END_SLOPE: [tiles of rows][N] column sums of each, or NULL */
+    float *sums;        /* END_SLOPE: [tiles of rows][Tile::OWNERS][N] column sums, or NULL */
     long ldd, ldadd, ldpre;
     const float *scale_a, *scale_b; /* of 8-bit numbers: what A's and B's are to be multiplied by */
+    Fp8Cast eight;                  /* both copies of a D in 8 bits, of which D is the first */
 };
 
 /* What is multiplied: bf16 or fp16, which D has, too; or one of these. */
-struct Fp8Forward;  /* x and w; D is bf16 */
-struct Fp8Backward; /* dy and w or x; D is bf16 or a sum */
+struct Fp8Forward;  /* x and w; D is bf16, or an x */
+struct Fp8Backward; /* dy and w or x; D is bf16, a dy, or a sum */
 template <class O> struct Sm90Types {
     using A = O;
     using B = O;
     using D = O;
     static constexpr bool NARROW = false, PROMOTES = false;
+    static constexpr Fp8Kind KIND = __NV_E4M3;
 };
 template <> struct Sm90Types<Fp8Forward> {
     using A = __nv_fp8_e4m3;
     using B = __nv_fp8_e4m3;
     using D = bf16;
     static constexpr bool NARROW = true, PROMOTES = false;
+    static constexpr Fp8Kind KIND = __NV_E4M3; /* of D, where it has 8 bits */
 };
 template <> struct Sm90Types<Fp8Backward> {
     using A = __nv_fp8_e5m2;
     using B = __nv_fp8_e4m3;
     using D = bf16;
     static constexpr bool NARROW = true, PROMOTES = true; /* to sums in float, see above */
+    static constexpr Fp8Kind KIND = __NV_E5M2;
 };
 
 /* ------------------------------------------------------------------------------------------------
@@ -114,6 +118,7 @@ template <bool PINGPONG, class O = bf16> struct Sm90Tile {
     static constexpr int M = 128, N = PINGPONG ? 128 : PROMOTES ? 192 : 256;
     static constexpr int K = NARROW ? SLAB_ROW : SLAB_ROW / 2; /* terms of a stage */
     static constexpr int HALVES = PINGPONG ? 2 : 1;            /* of 64 rows, that a group owns */
+    static constexpr int OWNERS = M / 64 / HALVES;             /* groups that share a tile */
     static constexpr int READERS = PINGPONG ? 4 : 8;           /* warps that read a stage */
     static constexpr int STAGES = PINGPONG ? 6 : PROMOTES ? 5 : 4;   /* 192 or 200 KiB */
     static constexpr int A = M * SLAB_ROW, STAGE = A + N * SLAB_ROW; /* bytes */
@@ -389,6 +394,76 @@ template <class E> __device__ inline void unpack_pairs(float (&v)[8], const uint
     });
 }
 
+/* A patch in 8 bits is two: 16 rows of 64 bytes, and 64 columns of 16, in the room of one of 16
+ * bits. Quarter q's columns c = 16q + 2t and 16q + 8 + 2t are two words of each thread, bytes
+ *
+ *   (g, c)  (g+8, c)  (g, c+1)  (g+8, c+1)
+ *
+ * so that a word of 16-bit numbers, two rows of a column each, can be stored transposed. Bytes that
+ * belong together then lie in turns, g and g + 8 here, both groups of columns there, and are put in
+ * order on their way to memory. */
+enum { BYTES_STRIDE = 64 + 16 }; /* which puts rows into different banks */
+static_assert(16 * BYTES_STRIDE + 64 * 16 <= PATCH * 2, "both copies fit into a patch");
+
+template <Fp8Kind KIND>
+__device__ inline void round_words(uint32_t (&word)[2], const float (&v)[8], float scale)
+{
+    each<2>([&](int j) {
+        auto pair = [&](int k) { /* rows g and g + 8 */
+            return fp8_pair<KIND>(fp8_scaled(v[4 * j + k], scale),
+                                  fp8_scaled(v[4 * j + k + 2], scale));
+        };
+        word[j] = pair(0) | pair(1) << 16;
+    });
+}
+/* Sixteen bytes, of which `low` takes the first half from two words, and `high` the second */
+__device__ inline uint4 in_order(const uint4 &v, uint32_t low, uint32_t high)
+{
+    return make_uint4(__byte_perm(v.x, v.y, low), __byte_perm(v.z, v.w, low),
+                      __byte_perm(v.x, v.y, high), __byte_perm(v.z, v.w, high));
+}
+template <class E>
+__device__ inline void store_words(const Patch<E> &at, const uint32_t (&word)[4][2],
+                                   const Fp8Cast &to)
+{
+    uint8_t *rows = (uint8_t *)at.room, *columns = rows + 16 * BYTES_STRIDE;
+    const int lane = at.lane;
+    each<2>([&](int i) {
+        uint32_t by_row[4], by_column[4];
+        each<2>([&](int k) {
+            const uint32_t(&w)[2] = word[2 * i + k];
+            by_row[2 * k] = __byte_perm(w[0], w[1], 0x6420);     /* g */
+            by_row[2 * k + 1] = __byte_perm(w[0], w[1], 0x7531); /* g + 8 */
+            by_column[2 * k] = w[0];
+            by_column[2 * k + 1] = w[1];
+        });
+        stmatrix_x4(rows + lane % 16 * BYTES_STRIDE + (2 * i + lane / 16) * 16, by_row);
+        stmatrix_x4_trans(columns + (32 * i + lane) * 16, by_column);
+    });
+    __syncwarp();
+    each<2>([&](int i) {
+        const int r = 8 * i + lane / 4, c = lane % 4 * 16, across = 32 * i + lane;
+        if (at.row + r < at.M && at.column + c < at.N)
+            *(uint4 *)(to.to + (at.row + r) * to.n + at.column + c) =
+                in_order(*(const uint4 *)(rows + r * BYTES_STRIDE + c), 0x5410, 0x7632);
+        if (at.row < at.M && at.column + across < at.N)
+            *(uint4 *)(to.across + (at.column + across) * Fp8Cast::padded(to.rows) + at.row) =
+                in_order(*(const uint4 *)(columns + across * 16), 0x6420, 0x7531);
+    });
+    __syncwarp();
+}
+
+/* What a thread knows of a D in 8 bits: its scale, and the largest |x| so far, as two numbers */
+struct Narrow {
+    float scale;
+    uint32_t most;
+};
+/* The largest of four pairs in each of two rows, g and g + 8; NaN comes last, as in raise_amax. */
+__device__ inline void note_pairs(uint32_t (&most)[2], const uint32_t (&pair)[4])
+{
+    each<4>([&](int j) { most[j % 2] = max_halves(most[j % 2], pair[j] & 0x7FFF7FFFu); });
+}
+
 /* Column sums of a tile's rows that a group owns: a thread has them of its own rows, the patch's 64
  * columns in turn. Eight lanes have the same 16 columns: each time two of them share these, they
  * divide what is left. Then four warps do. Always added in the same order. */
@@ -437,11 +512,13 @@ __device__ inline Patch<E> sm90_patch(const Tile &t, const Sm90Args &x, const Sm
 /* What follows the product of a unit. `next` is the first patch of x.addend, which has arrived
  * during the product. Everything is unrolled: what indexes sums must be known when this is
  * compiled. */
-template <class E, End END, int ACT, class Tile>
+template <class O, End END, int ACT, class Tile>
 __device__ inline void sm90_end(const float (&sums)[Tile::HALVES][Tile::N / 2], Packs &next,
                                 const Tile &t, const Sm90Args &x, const Sm90Unit &u, int group,
-                                float scale)
+                                float scale, Narrow &narrow)
 {
+    using E = typename Sm90Types<O>::D;
+    constexpr bool EIGHT = Tile::NARROW && END != END_PLAIN; /* is D in 8 bits? */
     constexpr int PATCHES = Tile::N / 64 * Tile::HALVES;
     const int thread = threadIdx.x % SM90_GROUP, warp = thread / 32, lane = thread % 32;
     auto patch = [&](int p) { return sm90_patch<E>(t, x, u, group, p); };
@@ -451,7 +528,13 @@ __device__ inline void sm90_end(const float (&sums)[Tile::HALVES][Tile::N / 2], 
     each<PATCHES>([&](int p) {
         const Patch<E> at = patch(p);
         const int c = p / Tile::HALVES, h = p % Tile::HALVES;
-        uint32_t pairs[4][4];
+        uint32_t pairs[4][4], words[4][2], most[2] = {};
+        auto round_eight = [&](int q) {
+            float v[8];
+            note_pairs(most, pairs[q]);
+            unpack_pairs<E>(v, pairs[q]);
+            round_words<Sm90Types<O>::KIND>(words[q], v, narrow.scale);
+        };
         if (adds) {
             at.fill(next);
             if (p + 1 < PATCHES) /* arrives while this one is used */
@@ -460,8 +543,7 @@ __device__ inline void sm90_end(const float (&sums)[Tile::HALVES][Tile::N / 2], 
         if (END != END_SLOPE && x.bias && h == 0)
             each<8>([&](int j) {
                 const int column = at.column + 8 * j + lane % 4 * 2;
-                if (column < x.N)
-                    bias[j] = *(const uint32_t *)((const E *)x.bias + column);
+                bias[j] = column < x.N ? *(const uint32_t *)((const E *)x.bias + column) : 0;
             });
         /* Four pairs, of two rows. END_ACT keeps those of pre until they have left the patch. */
         each<4>([&](int q) {
@@ -477,10 +559,17 @@ __device__ inline void sm90_end(const float (&sums)[Tile::HALVES][Tile::N / 2], 
             }
             if (END == END_PLAIN && adds)
                 each<8>([&](int k) { v[0][k] += w[0][k]; });
+            if constexpr (END == END_SLOPE && EIGHT) { /* as a product in memory is rounded */
+                uint32_t product[4];
+                round_pairs<E>(product, v[0]);
+                unpack_pairs<E>(v[0], product);
+            }
             if constexpr (END == END_SLOPE)
                 act_backward<E>(v, w, ACT);
             round_pairs<E>(pairs[q], v[0]);
-            if (END != END_ACT || x.pre)
+            if constexpr (END == END_SLOPE && EIGHT)
+                round_eight(q);
+            else if (END != END_ACT || x.pre)
                 at.put(pairs[q], q);
             if constexpr (END == END_SLOPE) {
                 unpack_pairs<E>(w[0], pairs[q]);
@@ -499,19 +588,31 @@ __device__ inline void sm90_end(const float (&sums)[Tile::HALVES][Tile::N / 2], 
                 unpack_pairs<E>(v[0], pairs[q]);
                 act_forward<E>(v, ACT);
                 round_pairs<E>(pairs[q], v[0]);
-                at.put(pairs[q], q);
+                if constexpr (EIGHT)
+                    round_eight(q);
+                else
+                    at.put(pairs[q], q);
             });
         }
-        at.flush((E *)x.D, x.ldd);
+        if constexpr (EIGHT) {
+            const bool there[2] = {at.row + lane / 4 < x.M, at.row + lane / 4 + 8 < x.M};
+            const uint32_t mask = (there[0] ? 0x00FF00FFu : 0) | (there[1] ? 0xFF00FF00u : 0);
+            each<8>([&](int i) { words[i / 2][i % 2] &= mask; }); /* GELU of a bias is not 0 */
+            each<2>([&](int r) {
+                narrow.most = there[r] ? max_halves(narrow.most, most[r]) : narrow.most;
+            });
+            store_words(at, words, x.eight);
+        } else {
+            at.flush((E *)x.D, x.ldd);
+        }
         if (END == END_SLOPE && x.sums && h + 1 == Tile::HALVES)
             sum_lanes(t.sums + (4 * group + warp) * Tile::N + 64 * c, column_sums, lane);
     });
     if constexpr (END == END_SLOPE)
         if (x.sums) {
-            static_assert(Tile::HALVES == 2, "a group has all rows of a tile");
-            sum_warps<Tile::N>(t.sums + 4 * group * Tile::N,
-                               x.sums + (long)u.m * x.N + u.n * Tile::N, group, thread,
-                               x.N - u.n * Tile::N);
+            const long owner = Tile::OWNERS == 1 ? u.m : 2L * u.m + group;
+            sum_warps<Tile::N>(t.sums + 4 * group * Tile::N, x.sums + owner * x.N + u.n * Tile::N,
+                               group, thread, x.N - u.n * Tile::N);
         }
 }
 
@@ -569,6 +670,10 @@ __global__ void __launch_bounds__(HAS_SM90 ? SM90_THREADS : 32, 1)
             registers_take<240>();
             const int units = (int)Sm90Unit::count(x, (Tile *)0);
             const float scale = Tile::NARROW ? *x.scale_a * *x.scale_b : 1; /* a power of two */
+            constexpr bool EIGHT = Tile::NARROW && (END == END_ACT || END == END_SLOPE);
+            Narrow narrow = {EIGHT ? delayed_scale(x.eight.scale) : 1, 0};
+            if (EIGHT && blockIdx.x == 0 && threadIdx.x == SM90_GROUP)
+                x.eight.scale->inverse = 1 / narrow.scale;
             Ring<Tile::STAGES> ring;
             for (int unit = blockIdx.x, n = 0; unit < units; unit += gridDim.x, n++) {
                 const Sm90Unit u(x, unit, (Tile *)0);
@@ -587,7 +692,13 @@ __global__ void __launch_bounds__(HAS_SM90 ? SM90_THREADS : 32, 1)
                 if constexpr (END == END_SUM)
                     sm90_end_sum<Tile>(sums, x, u, group, scale);
                 else
-                    sm90_end<E, END, ACT>(sums, first, t, x, u, group, scale);
+                    sm90_end<O, END, ACT>(sums, first, t, x, u, group, scale, narrow);
+            }
+            if (EIGHT && x.eight.how.learns) {
+                const float most = warp_amax(larger_amax(__uint_as_float(narrow.most << 16),
+                                                         __uint_as_float(narrow.most & ~0xFFFFu)));
+                if (threadIdx.x % 32 == 0)
+                    raise_amax(&x.eight.scale->amax, most);
             }
         }
     }
@@ -616,7 +727,7 @@ static __global__ void add_parts_kernel(float4 *to, const float4 *from, int part
  * play ping-pong, and twice the number of parts. */
 struct OwnProduct {
     int type;          /* BF16 or F16, of A, B and what is not a sum; or E4M3 or E5M2, of A */
-    const void *A, *B; /* in 8 bits, B is E4M3 and D BF16 or a sum */
+    const void *A, *B; /* in 8 bits, B is E4M3; D is BF16, a sum, or in 8 bits (x.eight) */
     long lda, ldb;
     bool a_along_k, b_along_k; /* do A's rows, and B's columns, lie in memory in one piece? */
     End end;
@@ -640,11 +751,27 @@ static bool sm90_here()
         const void *kernel = (const void *)gemm_sm90_kernel<bf16, true, true, true, END_PLAIN, 0>;
         return cu.gpu.major == 9 && cu.gpu.minor == 0 && tensor_map_encoder() &&
                (size_t)cu.smem >= Sm90Tile<true>::bytes(END_SLOPE) &&
-               (size_t)cu.smem >= Sm90Tile<false, Fp8Backward>::bytes(END_SUM) &&
+               (size_t)cu.smem >= Sm90Tile<false, Fp8Backward>::bytes(END_SLOPE) &&
                cudaFuncGetAttributes(&a, kernel) == cudaSuccess &&
                a.maxThreadsPerBlock >= SM90_THREADS;
     }();
     return here;
+}
+
+/* Of 8 bits: ends that have 8 bits, and only those, are ACT forward and SLOPE backward. */
+static bool sm90_takes_narrow(const OwnProduct &p)
+{
+    const bool eight = p.x.eight.to && p.x.N % 16 == 0 && p.x.ldd == p.x.N;
+    switch (p.end) {
+    case END_PLAIN:
+        return true;
+    case END_ACT:
+        return eight && p.type == E4M3;
+    case END_SLOPE:
+        return eight && p.type == E5M2;
+    default:
+        return p.type == E5M2;
+    }
 }
 
 static bool sm90_takes(const OwnProduct &p)
@@ -661,8 +788,7 @@ static bool sm90_takes(const OwnProduct &p)
         (uintptr_t)x.bias % 4 != 0)
         return false;
     if (in == 1)
-        return p.a_along_k && p.b_along_k &&
-               (p.end == END_PLAIN || (p.end == END_SUM && p.type == E5M2));
+        return p.a_along_k && p.b_along_k && sm90_takes_narrow(p);
     switch (p.end) {
     case END_PLAIN:
         return p.a_along_k;
@@ -709,12 +835,13 @@ static std::vector<int> sm90_ways(const OwnProduct &p)
         return {};
     if (p.end == END_SUM)
         return is_fp8(p.type) ? sm90_parts<Fp8Backward>(p) : sm90_parts<bf16>(p);
+    const bool together = p.type == E5M2; /* alone, since it promotes */
     if (p.end == END_PLAIN)
-        return p.type == E5M2 ? std::vector<int>{2} : std::vector<int>{2, 3};
-    const size_t sums = (size_t)ceil_div(p.x.M, Sm90Tile<true>::M) * (size_t)p.x.N * sizeof(float);
+        return together ? std::vector<int>{2} : std::vector<int>{2, 3};
+    const size_t sums = 2 * (size_t)ceil_div(p.x.M, 128) * (size_t)p.x.N * sizeof(float);
     if (p.end == END_SLOPE && p.sums && sums > p.room_size)
         return {};
-    return {3};
+    return {together ? 2 : 3};
 }
 
 /* A map of A [rows, K], or of B [K, columns] as [columns, K], in boxes of a stage's terms */
@@ -760,16 +887,26 @@ template <class O> static void sm90_sum(OwnProduct p, int parts)
                cu.stream, (float4 *)D, (const float4 *)p.room, parts, quads);
 }
 
-template <class E> static void sm90_slope(OwnProduct p)
+template <class O> static void sm90_act(const OwnProduct &p)
 {
+    if (p.act == ACT_GELU)
+        sm90_launch<O, true, true, true, END_ACT, ACT_GELU>(p);
+    else
+        sm90_launch<O, true, true, true, END_ACT, ACT_GELU_TANH>(p);
+}
+
+template <class O> static void sm90_slope(OwnProduct p)
+{
+    constexpr bool NARROW = Sm90Types<O>::NARROW;
+    using Tile = Sm90Tile<!NARROW, O>;
     if (p.sums)
         p.x.sums = (float *)p.room;
     if (p.act == ACT_GELU)
-        sm90_launch<E, true, true, false, END_SLOPE, ACT_GELU>(p);
+        sm90_launch<O, !NARROW, true, NARROW, END_SLOPE, ACT_GELU>(p);
     else
-        sm90_launch<E, true, true, false, END_SLOPE, ACT_GELU_TANH>(p);
+        sm90_launch<O, !NARROW, true, NARROW, END_SLOPE, ACT_GELU_TANH>(p);
     if (p.sums)
-        sum_ranges(Sums{{p.sums}}, 1, p.x.sums, ceil_div(p.x.M, Sm90Tile<true>::M), p.x.N);
+        sum_ranges(Sums{{p.sums}}, 1, p.x.sums, ceil_div(p.x.M, Tile::M) * Tile::OWNERS, p.x.N);
 }
 
 template <class E> static void sm90_by_end(const OwnProduct &p, int way)
@@ -779,10 +916,8 @@ template <class E> static void sm90_by_end(const OwnProduct &p, int way)
         sm90_sum<E>(p, way / 2);
     else if (p.end == END_SLOPE)
         sm90_slope<E>(p);
-    else if (p.end == END_ACT && p.act == ACT_GELU)
-        sm90_launch<E, true, true, true, END_ACT, ACT_GELU>(p);
     else if (p.end == END_ACT)
-        sm90_launch<E, true, true, true, END_ACT, ACT_GELU_TANH>(p);
+        sm90_act<E>(p);
     else if (p.b_along_k && pingpong)
         sm90_launch<E, true, true, true, END_PLAIN, 0>(p);
     else if (p.b_along_k)
@@ -796,6 +931,10 @@ static void sm90_narrow(const OwnProduct &p, int way)
 {
     if (p.end == END_SUM)
         sm90_sum<Fp8Backward>(p, way / 2);
+    else if (p.end == END_SLOPE)
+        sm90_slope<Fp8Backward>(p);
+    else if (p.end == END_ACT)
+        sm90_act<Fp8Forward>(p);
     else if (p.type == E5M2)
         sm90_launch<Fp8Backward, false, true, true, END_PLAIN, 0>(p);
     else if (way % 2)

@@ -458,6 +458,15 @@ __device__ __forceinline__ void stmatrix_x4(void *row, const uint32_t (&r)[4] SM
                       : "memory"),
          standin::stmatrix_x4(row, r, line));
 }
+/* The same of transposed matrices: the reverse of ldmatrix_x4_trans. */
+__device__ __forceinline__ void stmatrix_x4_trans(void *row, const uint32_t (&r)[4] SM90_LINE)
+{
+    SM90(asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                          ptx_shared(row)),
+                      "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+                      : "memory"),
+         standin::stmatrix_x4_trans(row, r, line));
+}
 /* A kernel that was launched by launch_dependent() may run while the one before it in the stream
  * still does. It must not read what that one writes, nor write what that one uses, before this. */
 __device__ __forceinline__ void dependent_wait(SM90_LINE1)

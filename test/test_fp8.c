@@ -440,11 +440,13 @@ static const Made made_cases[] = {
     {BY_NORM, 257, 192, 0, 0, 1024, false, 0, 0}, /* beyond: saturated */
     {BY_LINEAR, 130, 80, ACT_GELU, 0, 128, true, 0, 0},
     {BY_LINEAR, 273, 208, ACT_GELU_TANH, 0.3, 0, true, 0, 0},
+    {BY_LINEAR, 273, 208, ACT_GELU_TANH, 0, 0, true, 0, 0},
     {BY_LINEAR, 49, 48, ACT_SWIGLU, 0.1, 64, true, 0, 0},
     {BY_ACTIVATE, 257, 64, ACT_QUICK_GELU, 0, 4096, true, 0, 0},
     {BY_INPUT, 130, 80, ACT_GELU, 0, 8192, true, 0, 0},
     {BY_INPUT, 273, 208, ACT_GELU, 0.3, 65536, true, 0, 0},
     {BY_INPUT, 16, 48, ACT_GELU_TANH, 0, 0, false, 0, 0},
+    {BY_INPUT, 273, 208, ACT_GELU, 0, 65536, true, 0, 0},
     {BY_INPUT, 257, 80, ACT_SWIGLU, 0.2, 1024, true, 0, 0},
     {BY_ATTENTION, 2 * 197, 128, 0, 0, 4096, true, 197, 2},
     {BY_ATTENTION, 3 * 37, 48, 0, 0.2, 0, true, 37, 3},

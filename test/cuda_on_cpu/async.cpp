@@ -512,6 +512,27 @@ void stmatrix_x4(void *row, const uint32_t (&r)[4], int line)
         block_error(self(), "stmatrix to a misaligned address");
     memcpy(row, m.row, sizeof m.row);
 }
+/* Row j of matrix i, which lane 8i+j writes, is its column j: halves of what eight lanes bring. */
+STANDIN_NO_TSAN static void transpose_halves(void *const *warp, unsigned)
+{
+    for (int lane = 0; lane < 32; lane++) {
+        const int j = lane % 8;
+        auto half = [&](int i) {
+            return static_cast<Stmatrix *>(warp[4 * i + j / 2])->from[lane / 8] >> j % 2 * 16 &
+                   0xFFFFu;
+        };
+        for (int c = 0; c < 4; c++)
+            static_cast<Stmatrix *>(warp[lane])->row[c] = half(2 * c) | half(2 * c + 1) << 16;
+    }
+}
+void stmatrix_x4_trans(void *row, const uint32_t (&r)[4], int line)
+{
+    Stmatrix m = {r, {}};
+    meet_warp(0xFFFFFFFFu, "mma's stmatrix_x4_trans", line, &m, transpose_halves, false);
+    if (uintptr_t(row) % 16)
+        block_error(self(), "stmatrix to a misaligned address");
+    memcpy(row, m.row, sizeof m.row);
+}
 
 /* ------------------------------------------------------------------------------------------------
  * For kernel.cpp. */

@@ -93,6 +93,7 @@ bool elect_one(int line);
 void named_barrier(int id, int threads, bool wait, int line);
 void set_registers(int registers, bool more, int line);
 void stmatrix_x4(void *row, const uint32_t (&r)[4], int line);
+void stmatrix_x4_trans(void *row, const uint32_t (&r)[4], int line);
 void dependent_wait(int line); /* kernel.cpp */
 
 } // namespace standin
