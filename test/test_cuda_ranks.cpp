@@ -448,25 +448,56 @@ static void half_weight(void *)
     a.rows = a.in = a.out = N;
     be->linear_backward_weight(&a);
 }
+/* GELU and its slope of 8-bit products, in 8 bits: x as it is cast, or its bytes */
+static dev *scales; /* Fp8Scale[4] */
+static Tensor scaled(const Tensor &t, int i, int type)
+{
+    return {t.p, N, type, (dev *)((Fp8Scale *)scales + i)};
+}
+static void eight_forward(void *)
+{
+    LinearForward a = {};
+    a.y = scaled(y, 0, E4M3), a.x = scaled(x, 1, BF16), a.w = scaled(w, 2, BF16);
+    a.pre = {dev_at(w.p, N * N, BF16), N, BF16, NULL};
+    a.act = ACT_GELU;
+    a.tokens = 1;
+    a.rows = a.in = a.out = N;
+    be->linear_forward(&a);
+}
+static void eight_slope(void *)
+{
+    LinearBackwardInput a = {};
+    a.dx = scaled(y, 0, E5M2), a.dy = scaled(x, 3, E5M2), a.w = scaled(w, 2, BF16);
+    a.pre = half_of(x);
+    a.act = ACT_GELU;
+    a.tokens = 1;
+    a.rows = a.in = a.out = N;
+    a.dbias = dev_at(y.p, N * N, BF16);
+    be->linear_backward_input(&a);
+}
 static char act;
 static const struct {
     const char *name;
     void (*body)(void *);
     void *arg;
-} own_bodies[] = {{"a product", half_forward, NULL},
-                  {"GELU", half_forward, &act},
-                  {"GELU's slope", half_slope, NULL},
-                  {"a weight gradient", half_weight, NULL}};
+    bool ends;  /* what the library does in two passes */
+    bool eight; /* and on no other GPU */
+} own_bodies[] = {{"a product", half_forward, NULL, false, false},
+                  {"GELU", half_forward, &act, true, false},
+                  {"GELU's slope", half_slope, NULL, true, false},
+                  {"a weight gradient", half_weight, NULL, false, false},
+                  {"GELU in 8 bits", eight_forward, NULL, true, true},
+                  {"its slope in 8 bits", eight_slope, NULL, true, true}};
 static int body_now; /* of one of them */
 
-/* Random numbers, the same in every process */
+/* Random numbers, the same in every process; the bytes are numbers of 8 bits, too */
 static void fill_halves()
 {
     static uint16_t a[2 * N * N];
     unsigned state = 1;
     for (uint16_t &v : a) {
         state = state * 1664525u + 1013904223u;
-        v = uint16_t((state >> 31) << 15 | (0x3F00 + (state >> 24 & 0x7F)));
+        v = uint16_t((state >> 31) << 15 | (0x3F00 + (state >> 24 & 0x3F)));
     }
     be->upload(x.p, a, sizeof a);
     for (uint16_t &v : a)
@@ -476,6 +507,11 @@ static void fill_halves()
 static void run_own()
 {
     enum { ROOM = 1 << 20 };
+    const Fp8Scale one = {1, 1, 0, 0}, all[4] = {one, one, one, one};
+    const Fp8 how = {false, true, false, 0};
+    scales = be->alloc(sizeof all);
+    be->upload(scales, all, sizeof all);
+    be->fp8(&how);
     be->bind(be->alloc(sizeof(StepState)), be->alloc(ROOM), ROOM);
     fill_halves();
     be->run(uint64_t(100 + body_now), true, own_bodies[body_now].body, own_bodies[body_now].arg);
@@ -504,7 +540,7 @@ static int own_chosen(bool slow)
     std::string k = kinds();
     printf("%s\n", k.c_str());
     bool own = cuda_own_products > before, written = k.find("own") != std::string::npos;
-    bool ends = body_now == 1 || body_now == 2; /* beside a fast library they may be faster or not */
+    bool ends = own_bodies[body_now].ends; /* beside a fast library they may be faster or not */
     return own == written && (own == slow || (ends && !slow)) ? 0 : 3;
 }
 /* The file is enough: nothing is timed. */
@@ -558,7 +594,7 @@ static int not_forced(const char *value, const char *sm)
 }
 static void test_own()
 {
-    for (body_now = 0; body_now < 4; body_now++) {
+    for (body_now = 0; body_now < int(std::size(own_bodies)); body_now++) {
         const char *name = own_bodies[body_now].name;
         must_end(name, run(1, [] { return own_chosen(false); }), 1, 0);
         must_end(name, run(1, [] { return own_chosen(true); }), 1, 0);
@@ -569,7 +605,7 @@ static void test_own()
                      start(true);
                      run_own();
                      return cuda_own_products ? 3 : 0;
-                 }), 1, 0);
+                 }), 1, own_bodies[body_now].eight);
         must_end(name, run(1, [] {
                      hopper(true);
                      setenv("VIT_GEMM", "cublaslt", 1);
