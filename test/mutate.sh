@@ -148,6 +148,13 @@ cuda/gemm_sm90.cuh | s/wgmma_wait<0>(part);/wgmma_wait<1>(part);/
 cuda/gemm_sm90.cuh | s/\*x.scale_a \* \*x.scale_b : 1;/*x.scale_a : 1;/
 cuda/gemm_sm90.cuh | s/NARROW ? SLAB_ROW : SLAB_ROW \/ 2;/SLAB_ROW \/ 2;/
 cuda/gemm_sm90.cuh | s/^        __syncwarp(); \/\* of one/        ; \/* of one/
+cuda/gemm_sm90.cuh | s/0x5410, 0x7632/0x7632, 0x5410/
+cuda/gemm_sm90.cuh | s/0x6420, 0x7531/0x7531, 0x6420/
+cuda/gemm_sm90.cuh | s/words\[i \/ 2\]\[i % 2\] \&= mask;/;/
+cuda/gemm_sm90.cuh | s/narrow.most = there\[r\] ?/narrow.most = true ?/
+cuda/gemm_sm90.cuh | s/unpack_pairs<E>(v\[0\], product);/;/
+cuda/gemm_sm90.cuh | s/: 2L \* u.m + group;/: u.m;/
+cuda/gemm_sm90.cuh | s/if (at.row < at.M \&\& at.column + across/if (at.row + 16 <= at.M \&\& at.column + across/
 cuda/attention_sm90.cuh | s/column + lane % 4 \* 2 + e % 2 >= a.T/column + lane % 4 * 2 + e % 2 > a.T/
 cuda/attention_sm90.cuh | s/mbarrier_wait(at.there, 0);/;/
 cuda/attention_sm90.cuh | s/mbarrier_wait(at.there + 1, 0);/;/
@@ -235,6 +242,7 @@ test/cuda_on_cpu/async.cpp | s/if (to \&\& memcmp(shared(address, n)/if (to \&\&
 test/cuda_on_cpu/async.cpp | s/        if (!s.read)/        if (false)/
 test/cuda_on_cpu/async.cpp | s/    if (++n.arrived == threads) {/    if (++n.arrived == threads - 1) {/
 test/cuda_on_cpu/async.cpp | s/from\[lane \/ 8\]/from[lane % 4]/
+test/cuda_on_cpu/async.cpp | s/half(2 \* c + 1) << 16/half(2 * c + 2) << 16/
 test/cuda_on_cpu/async.cpp | s/    if (sum > 65536)/    if (sum > 69632)/
 test/cuda_on_cpu/async.cpp | s/    if (!m.fenced)/    if (false)/
 test/cuda_on_cpu/wgmma.cpp | s/mn \* o.stride + k % 8 \* 16 + k \/ 8 \* o.leading/mn * o.leading + k % 8 * 16 + k \/ 8 * o.stride/

@@ -318,6 +318,39 @@ static void test_fragments()
     }
 }
 
+/* Four matrices of 8x8 from a warp's registers: number 2 (32 lane + 8 i) and the next one in
+ * register i. */
+template <bool TRANS> __global__ void stores(uint32_t *out)
+{
+    uint16_t *room = dynamic_smem<uint16_t>();
+    const uint32_t lane = threadIdx.x;
+    uint32_t r[4];
+    for (uint32_t i = 0; i < 4; i++)
+        r[i] = (2 * (32 * lane + 8 * i) + 1) << 16 | 2 * (32 * lane + 8 * i);
+    if (TRANS)
+        stmatrix_x4_trans(room + 8 * lane, r);
+    else
+        stmatrix_x4(room + 8 * lane, r);
+    __syncwarp();
+    for (uint32_t i = 0; i < 8; i++)
+        out[8 * lane + i] = room[8 * lane + i];
+}
+/* 9.7.14.5.16: element (row, column) of a matrix is in lane 4 row + column / 2, lower half first. */
+template <bool TRANS> static void test_stores()
+{
+    uint32_t *out = device(std::vector<uint32_t>(256));
+    launch(stores<TRANS>, 1, 32, 512, nullptr, out);
+    std::vector<uint32_t> got = host(out, 256);
+    for (uint32_t m = 0; m < 4; m++)
+        for (uint32_t row = 0; row < 8; row++)
+            for (uint32_t column = 0; column < 8; column++) {
+                uint32_t lane = 4 * row + column / 2, want = 2 * (32 * lane + 8 * m) + column % 2;
+                uint32_t at = 64 * m + (TRANS ? 8 * column + row : 8 * row + column);
+                CHECK(got[at] == want, "transposed %d: %u at %u, not %u", TRANS, got[at], at, want);
+            }
+    OK(cudaFree(out));
+}
+
 /* A descriptor but for where shared memory begins, as an argument that is not taken for a pointer.
  */
 struct Where {
@@ -944,6 +977,8 @@ int main(int argc, char **argv)
     test_edges(true);
     test_maps();
     test_fragments();
+    test_stores<false>();
+    test_stores<true>();
     test_layouts();
     test_products();
     test_whole_product();
