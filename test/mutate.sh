@@ -242,7 +242,7 @@ test/cuda_on_cpu/async.cpp | s/if (to \&\& memcmp(shared(address, n)/if (to \&\&
 test/cuda_on_cpu/async.cpp | s/        if (!s.read)/        if (false)/
 test/cuda_on_cpu/async.cpp | s/    if (++n.arrived == threads) {/    if (++n.arrived == threads - 1) {/
 test/cuda_on_cpu/async.cpp | s/from\[lane \/ 8\]/from[lane % 4]/
-test/cuda_on_cpu/async.cpp | s/half(2 \* c + 1) << 16/half(2 * c + 2) << 16/
+test/cuda_on_cpu/async.cpp | s/>> j % 2 \* 16 \&/>> 0 \&/
 test/cuda_on_cpu/async.cpp | s/    if (sum > 65536)/    if (sum > 69632)/
 test/cuda_on_cpu/async.cpp | s/    if (!m.fenced)/    if (false)/
 test/cuda_on_cpu/wgmma.cpp | s/mn \* o.stride + k % 8 \* 16 + k \/ 8 \* o.leading/mn * o.leading + k % 8 * 16 + k \/ 8 * o.stride/
