@@ -838,7 +838,8 @@ static std::vector<int> sm90_ways(const OwnProduct &p)
     const bool together = p.type == E5M2; /* alone, since it promotes */
     if (p.end == END_PLAIN)
         return together ? std::vector<int>{2} : std::vector<int>{2, 3};
-    const size_t sums = 2 * (size_t)ceil_div(p.x.M, 128) * (size_t)p.x.N * sizeof(float);
+    const size_t owners = (size_t)ceil_div(p.x.M, 128) * (together ? 2 : 1);
+    const size_t sums = owners * (size_t)p.x.N * sizeof(float);
     if (p.end == END_SLOPE && p.sums && sums > p.room_size)
         return {};
     return {together ? 2 : 3};

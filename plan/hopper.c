@@ -42,57 +42,72 @@ static bool takes(const Gpu *g, int type, const Tensor *const *tensors, int n)
 
 /* ---- products ----
  *
- * Tiles of 128x128 by two groups in turns: one multiplies while the other does what follows, so
- * that a tile takes as long as its product, or as half of both. 64 terms are 512 cycles of products
- * and 32 KiB from the L2, which takes longer. What follows is done by four warps, one on each
- * scheduler, which is assumed to issue every second cycle. */
-enum { TILE = 128, TERMS = 64 };
-static const double gelu_instructions = 17, slope_instructions = 23; /* an element */
+ * Tiles of 128 rows; a stage is 128 bytes of each row and column, which take longer to come from
+ * the L2 than products of them. Two groups in turns have a tile each: one multiplies while the
+ * other does what follows, so that a tile takes as long as its product, or as half of both.
+ * Together they have one, whose bytes arrive while what follows the one before is done. What
+ * follows is done by the four warps of a group, one on each scheduler, which is assumed to issue
+ * one of them every second cycle, or one of two every cycle. */
+typedef struct {
+    int columns; /* of a tile */
+    bool turns, eight;
+    double instructions; /* an element, of what follows */
+} Way;
+static const Way gelu = {128, true, false, 17}, gelu_eight = {128, true, true, 24.5},
+                 slope = {128, true, false, 23}, slope_eight = {192, false, true, 33};
+enum { ROWS = 128, STAGE = 128 };
 static const HopperProduct none = {.seconds = INFINITY};
 
-/* matrices: of [M, N], that are read or written */
-static HopperProduct product(const Gpu *g, double M, double N, double K, double instructions,
+/* matrices: bytes of elements of [M, N], that are read or written */
+static HopperProduct product(const Gpu *g, const Way *w, double M, double N, double K,
                              int matrices)
 {
-    double cycles = 2.0 * TILE * TILE * TERMS / PRODUCT;
-    double fetch = 2.0 * TILE * TERMS * 2 * g->processors / L2;
-    double multiply = tiles(K, TERMS) * fmax(cycles / CLOCK, fetch);
-    double end = TILE * TILE / 128.0 * instructions * 2 / CLOCK;
-    double rounds = tiles(tiles(M, TILE) * tiles(N, TILE), g->processors);
-    double seconds = rounds * fmax(multiply, (multiply + end) / 2) + end + g->launch;
-    double bytes = 2 * (M * K + K * N + matrices * M * N);
+    double size = w->eight ? 1 : 2, elements = (double)ROWS * w->columns;
+    double stages = tiles(K * size, STAGE), speed = PRODUCT * 2 / size;
+    double multiply = stages * 2 * elements * STAGE / size / speed / CLOCK;
+    double fetch = stages * (ROWS + w->columns) * STAGE * g->processors / L2;
+    double end = elements / 128 * w->instructions * (w->turns ? 2 : 1) / CLOCK;
+    double longer = fmax(multiply, fetch);
+    double tile = w->turns ? fmax(longer, (longer + end) / 2) : fmax(fetch, multiply + end);
+    double rounds = tiles(tiles(M, ROWS) * tiles(N, w->columns), g->processors);
+    double seconds = rounds * tile + (w->turns ? end : fetch) + g->launch;
+    double bytes = size * (M * K + K * N) + matrices * M * N;
     return (HopperProduct){fmax(seconds, gpu_pass(g, bytes)), M, N, K, bytes};
 }
 
-/* cuda_linear_forward and cuda_linear_backward_input (gemm.cuh), sm90_takes (gemm_sm90.cuh) */
-static bool takes_end(int act, double drop, int columns)
+/* cuda_linear_forward and cuda_linear_backward_input (gemm.cuh), sm90_takes (gemm_sm90.cuh). Of
+ * operands in 8 bits, what is made has 8 bits as well, in two copies. */
+static bool takes_end(const Gpu *g, int act, double drop, int columns, const Tensor *made,
+                      const Tensor *a, const Tensor *b, const Tensor *pre)
 {
-    return (act == ACT_GELU || act == ACT_GELU_TANH) && drop <= 0 && columns % 8 == 0;
+    const Tensor *tensors[] = {made, pre, a, b};
+    const bool eight = a->scale && b->scale;
+    if ((act != ACT_GELU && act != ACT_GELU_TANH) || drop > 0 || columns % (eight ? 16 : 8) != 0)
+        return false;
+    if (eight)
+        return (made->type == E4M3 || made->type == E5M2) && takes(g, BF16, &pre, 1);
+    return takes(g, made->type, tensors, COUNT(tensors));
 }
 
 HopperProduct hopper_forward(const Gpu *g, const LinearForward *a)
 {
-    const Tensor *tensors[] = {&a->x, &a->w, &a->y, &a->pre};
     bool eight = a->x.scale && a->w.scale;
-    if (eight || a->residual.p || !takes(g, a->y.type, tensors, COUNT(tensors)))
+    if (a->residual.p || !takes_end(g, a->act, a->drop.p, a->out, &a->y, &a->x, &a->w, &a->pre))
         return none;
-    if (!takes_end(a->act, a->drop.p, a->out))
-        return none;
-    return product(g, a->rows, a->out, a->in, gelu_instructions, a->pre.p ? 2 : 1);
+    return product(g, eight ? &gelu_eight : &gelu, a->rows, a->out, a->in, a->pre.p ? 4 : 2);
 }
 
-/* Tiles leave their column sums in the library's workspace, and a pass adds them up. */
+/* Tiles leave their column sums, each group by itself where they share one, in the library's
+ * workspace, and a pass adds them up. */
 HopperProduct hopper_backward_input(const Gpu *g, const LinearBackwardInput *a)
 {
     enum { ROOM = 128 << 20 };
-    const Tensor *tensors[] = {&a->dx, &a->dy, &a->w, &a->pre};
-    bool eight = a->dy.scale && a->w.scale;
-    double sums = a->dbias ? tiles(a->rows, TILE) * a->in * sizeof(float) : 0;
-    if (eight || sums > ROOM || !takes(g, a->dx.type, tensors, COUNT(tensors)))
+    const Way *w = a->dy.scale && a->w.scale ? &slope_eight : &slope;
+    double owners = tiles(a->rows, ROWS) * (w->turns ? 1 : 2);
+    double sums = a->dbias ? owners * a->in * sizeof(float) : 0;
+    if (sums > ROOM || !takes_end(g, a->act, a->drop.p, a->in, &a->dx, &a->dy, &a->w, &a->pre))
         return none;
-    if (!takes_end(a->act, a->drop.p, a->in))
-        return none;
-    HopperProduct p = product(g, a->rows, a->in, a->out, slope_instructions, 2);
+    HopperProduct p = product(g, w, a->rows, a->in, a->out, 4);
     p.seconds += a->dbias ? gpu_pass(g, 2 * sums) : 0;
     return p;
 }
