@@ -428,6 +428,18 @@ static void test_own_products(void)
     b[4].rows = 12000000; /* whose tiles' sums have no room */
     for (int i = 0; i < COUNT(b); i++)
         CHECK(hopper_backward_input(h200, &b[i]).seconds == INFINITY, "backward, case %d", i);
+
+    /* what is made of 8 bits has them, too */
+    LinearForward x = f[4];
+    LinearBackwardInput dy = b[2];
+    x.y.type = E4M3;
+    dy.dx.type = E5M2;
+    CHECK(hopper_forward(h200, &x).seconds < hopper_forward(h200, &fc1).seconds);
+    CHECK(hopper_backward_input(h200, &dy).seconds < hopper_backward_input(h200, &fc2).seconds);
+    x.out = 3080;
+    dy.pre.type = F32;
+    CHECK(hopper_forward(h200, &x).seconds == INFINITY);
+    CHECK(hopper_backward_input(h200, &dy).seconds == INFINITY);
 }
 
 /* The figures that the kernels' own comments come to: 512 TFLOP/s; of attention backward 182 us for
