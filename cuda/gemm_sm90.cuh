@@ -32,14 +32,15 @@
  *   ping-pong   each works on a tile of 128x128 of its own, in turns: while one multiplies, the
  *               other does what follows. It needs a third more bytes (32 KiB for 512 cycles), and
  *               pays where what follows takes long: 17 instructions an element with GELU, 23
- *               with its slope and the sums, 8 without.
+ *               with its slope and the sums, 8 without; GELU in 8 bits takes 25.
  *
  * Sums of 8-bit products are kept to about 14 bits in the tensor cores. That does in the forward
  * pass, as the library is told, too. What comes back is added to sums in ordinary registers after
  * every 128 terms, by which the consumers, together, have two sets of sums. So the tile is one of
  * 128x192, whose sets take 192 registers of a thread (two of 256 columns would take all 255), and
  * 40 KiB for 768 cycles; 128x128 would need as much from the L2 as ping-pong does. While one group
- * adds, 96 instructions, the other multiplies.
+ * adds, 96 instructions, the other multiplies. What follows, 33 instructions an element with GELU's
+ * slope, sums and both copies in 8 bits, has the next tile's bytes beside it alone.
  *
  * Read in this order:
  *   1. Tiles      sizes, shared memory, which unit is whose turn
@@ -428,6 +429,7 @@ __device__ inline void store_words(const Patch<E> &at, const uint32_t (&word)[4]
 {
     uint8_t *rows = (uint8_t *)at.room, *columns = rows + 16 * BYTES_STRIDE;
     const int lane = at.lane;
+    __syncwarp(); /* what was in the patch has been read */
     each<2>([&](int i) {
         uint32_t by_row[4], by_column[4];
         each<2>([&](int k) {
