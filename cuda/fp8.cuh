@@ -339,6 +339,27 @@ static __global__ void __launch_bounds__(CAST_THREADS, TURN_BLOCKS) fp8_turn_ker
     });
 }
 
+/* The same of sixteen rows from r on, by a block that has just written them to shared memory,
+ * [TURN_ROWS][n]. A thread takes four columns of all; it leaves 16 bytes of each. */
+enum { TURN_ROWS = 16 };
+__device__ inline void turn_rows(const Fp8Cast &a, const uint8_t *rows, long r)
+{
+    const long padded = Fp8Cast::padded(a.rows);
+    __syncthreads();
+    for (int c = (int)threadIdx.x * 4; c < a.n; c += (int)blockDim.x * 4) {
+        uint32_t w[TURN_ROWS];
+        each<TURN_ROWS>([&](int i) {
+            w[i] = r + i < a.rows ? *(const uint32_t *)(rows + i * a.n + c) : 0;
+        });
+        each<4>([&](int i) { transpose_bytes(w[4 * i], w[4 * i + 1], w[4 * i + 2], w[4 * i + 3]); });
+        each<4>([&](int k) {
+            *(uint4 *)(a.across + (c + k) * padded + r) =
+                make_uint4(w[k], w[4 + k], w[8 + k], w[12 + k]);
+        });
+    }
+    __syncthreads(); /* they may be written again */
+}
+
 template <Fp8Kind KIND, class Source> static void cast(const Fp8Cast &a, const Source &from)
 {
     launch(fp8_cast_kernel<KIND, Source>, (unsigned)(a.strips() * a.ranges(Source::BLOCKS)),

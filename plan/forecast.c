@@ -226,7 +226,8 @@ static void clock_embed(const Embed *a)
 static void clock_norm_forward(const ResidualNorm *a)
 {
     double matrices = 1 + (a->branch.p != NULL) + (a->x_out.p && a->branch.p) + (a->gamma != NULL);
-    double across = is_eight(&a->y) ? (double)a->rows * a->C : 0; /* which is a pass of its own */
+    bool apart = is_eight(&a->y) && a->C > 7 * 256; /* the transposition: by_row_packs, norms.cuh */
+    double across = apart ? (double)a->rows * a->C : 0;
     pass(NORMS_FORWARD, matrices * a->rows * a->C * size_of(&a->x) - across);
     if (across > 0)
         pass(COPIES, 2 * across);

@@ -438,6 +438,7 @@ static const Made made_cases[] = {
     {BY_NORM, 130, 48, 0, 0, 64, true, 0, 0},
     {BY_NORM, 16, 80, 0, 0, 0, true, 0, 0},
     {BY_NORM, 257, 192, 0, 0, 1024, false, 0, 0}, /* beyond: saturated */
+    {BY_NORM, 33, 1808, 0, 0, 64, true, 0, 0},    /* rows that no warp's registers hold */
     {BY_LINEAR, 130, 80, ACT_GELU, 0, 128, true, 0, 0},
     {BY_LINEAR, 273, 208, ACT_GELU_TANH, 0.3, 0, true, 0, 0},
     {BY_LINEAR, 273, 208, ACT_GELU_TANH, 0, 0, true, 0, 0},
