@@ -237,6 +237,20 @@ test/cuda_on_cpu/async.cpp | s/    if (++n.arrived == threads) {/    if (++n.arr
 test/cuda_on_cpu/async.cpp | s/from\[lane \/ 8\]/from[lane % 4]/
 test/cuda_on_cpu/async.cpp | s/    if (sum > 65536)/    if (sum > 69632)/
 test/cuda_on_cpu/async.cpp | s/    if (!m.fenced)/    if (false)/
+test/cuda_on_cpu/async.cpp | s/if (rank != cluster_rank() \&\& /if (false \&\& /
+test/cuda_on_cpu/async.cpp | s/    if (block_left(rank))/    if (false)/
+test/cuda_on_cpu/async.cpp | s/    if (block_left(rank_of(l.to)))/    if (false)/
+test/cuda_on_cpu/async.cpp | s/size_t i = window(), end/size_t i = 0, end/
+test/cuda_on_cpu/async.cpp | s/if (rank_of(bar.first) == cluster_rank())/if (true)/
+test/cuda_on_cpu/async.cpp | s/if (ranks >> rank \& 1)/if (true)/
+test/cuda_on_cpu/async.cpp | s/rank \* block().stride - window()/rank * block().stride/
+test/cuda_on_cpu/async.cpp | s/16 \* cluster_rank() + unsigned(id)/unsigned(id)/
+test/cuda_on_cpu/async.cpp | s/expected = block().threads \* block().blocks/expected = block().threads/
+test/cuda_on_cpu/wgmma.cpp | s/return {window() + /return {/
+test/cuda_on_cpu/kernel.cpp | s/blockIdx = resident().index/blockIdx = residents[0].index/
+test/cuda_on_cpu/kernel.cpp | s/rank = cluster_rank(), first = rank \* w.block_warps()/rank = cluster_rank(), first = 0 * rank/
+test/cuda_on_cpu/kernel.cpp | s/i < b.blocks ? i \* b.stride : w.smem_bytes/w.smem_bytes/
+test/cuda_on_cpu/stream.cpp | s/ \&\& c.gridDim.x % blocks == 0 ? blocks/ ? blocks/
 test/cuda_on_cpu/wgmma.cpp | s/mn \* o.stride + k % 8 \* 16 + k \/ 8 \* o.leading/mn * o.leading + k % 8 * 16 + k \/ 8 * o.stride/
 test/cuda_on_cpu/wgmma.cpp | s/mn \/ n \* o.leading + k % 8 \* w + k \/ 8 \* o.stride/mn \/ n * o.stride + k % 8 * w + k \/ 8 * o.leading/
 test/cuda_on_cpu/wgmma.cpp | s/mn % 8 \* 16 + mn \/ 8 \* o.stride + k \* o.leading/mn % 8 * 16 + mn \/ 8 * o.leading + k * o.stride/
