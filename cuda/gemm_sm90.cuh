@@ -21,8 +21,8 @@
  * where they lie and keep the sums in registers, 128 in each thread. Barriers in shared memory are
  * all they say to each other:
  *
- *   full    the copy engine has written all bytes of the stage       producer -> consumers
- *   empty   every warp that reads it has done so                     consumers -> producer
+ *   full    the copy engine has written all bytes of the stage       producers -> consumers
+ *   empty   every warp that reads it has done so                     consumers -> producers
  *   turn    the other group has begun its last product (ping-pong)   consumer -> consumer
  *
  * There are two ways to share tiles between the consumers:
@@ -33,6 +33,13 @@
  *               other does what follows. It needs a third more bytes (32 KiB for 512 cycles), and
  *               pays where what follows takes long: 17 instructions an element with GELU, 23
  *               with its slope and the sums, 8 without.
+ *
+ * Both ways can be gone in pairs. Two blocks on neighbouring multiprocessors (a cluster) take tiles
+ * one below the other, which have the columns of B in common: each fetches its own A and half of B,
+ * and the copy engine writes that half to both. A tile then needs 32 KiB from the L2 instead of 48,
+ * or 24 instead of 32. The price is that the two go in step: a stage is empty when the readers of
+ * both blocks have said so to both. Where rows of tiles are odd, one block of the last pair
+ * multiplies zeros.
  *
  * Sums of 8-bit products are kept to about 14 bits in the tensor cores. That does in the forward
  * pass, as the library is told, too. What comes back is added to sums in ordinary registers after
@@ -58,12 +65,14 @@
 #include <vector>
 
 enum End { END_PLAIN, END_ACT, END_SLOPE, END_SUM };
+enum { MOST_PARTS = 32 }; /* of a sum over K */
 
 /* What the kernels are told besides the maps of A and B. Rows may be any number; N, what rows of D
  * and of the operands below are apart, and all addresses allow packs of 16 bytes. */
 struct Sm90Args {
     int M, N, K;
     int parts;          /* that the sum over K is cut into; 1 but for END_SUM */
+    int pair;           /* 1: blocks work in pairs; 0: each for itself */
     void *D;            /* END_SUM: float [parts][M, ldd] */
     const void *bias;   /* [N] or NULL */
     const void *addend; /* END_PLAIN: [M,N] or NULL, may be D; END_SLOPE: pre */
@@ -155,44 +164,60 @@ template <int STAGES> struct Ring {
 
 /* One unit of work: a tile, and which blocks of terms. Tiles that are worked on at the same time
  * shall share what they read while it is in the L2: they lie in bands of 16 rows of tiles, and
- * within a band column after column. 132 of them are about 16 x 8 tiles. */
+ * within a band column after column. 132 of them are about 16 x 8 tiles. A pair's are two of a
+ * column, since bands and what is left of them are even. */
 struct Sm90Unit {
     int m, n, part;    /* tile, and part of the sum */
     int first, blocks; /* the part's, of Tile::K terms */
 
     static constexpr int BAND = 16;
-    template <class Tile> __host__ __device__ static long count(const Sm90Args &x, Tile *)
+    /* Of tiles; in pairs an even number, of which the last one may lie below the matrix. */
+    template <class Tile> __host__ __device__ static int rows(const Sm90Args &x, Tile *)
     {
-        return ((x.M + Tile::M - 1L) / Tile::M) * ((x.N + Tile::N - 1) / Tile::N) * x.parts;
+        const int rows = (x.M + Tile::M - 1) / Tile::M;
+        return rows + (rows & x.pair);
+    }
+    template <class Tile> __host__ __device__ static long count(const Sm90Args &x, Tile *tile)
+    {
+        return (long)rows(x, tile) * ((x.N + Tile::N - 1) / Tile::N) * x.parts;
     }
     template <class Tile> __device__ inline Sm90Unit(const Sm90Args &x, int unit, Tile *)
     {
-        const int rows = (x.M + Tile::M - 1) / Tile::M, columns = (x.N + Tile::N - 1) / Tile::N;
+        const int rows = Sm90Unit::rows(x, (Tile *)0), columns = (x.N + Tile::N - 1) / Tile::N;
         const int tile = unit % (rows * columns), band = tile / (BAND * columns);
         const int height = min(BAND, rows - band * BAND), place = tile % (BAND * columns);
         const int all = (x.K + Tile::K - 1) / Tile::K;
         part = unit / (rows * columns);
         m = band * BAND + place % height;
         n = place / height;
-        first = (int)((long)all * part / x.parts);
-        blocks = (int)((long)all * (part + 1) / x.parts) - first;
+        first = all * part / x.parts; /* below 2^31: K / 64 * MOST_PARTS */
+        blocks = all * (part + 1) / x.parts - first;
     }
 };
 
 /* ------------------------------------------------------------------------------------------------
  * 2. Producer, one thread */
 
-/* A stage's terms from `k` on, of SIZE rows of A or columns of B from `at` on */
+/* A stage's terms from `k` on, of SIZE rows of A or columns of B from `at` on; or this block's half
+ * of them, for both of a pair */
 template <int SIZE, bool ALONG_K>
 __device__ inline void sm90_fetch(unsigned char *to, const CUtensorMap *map, uint64_t *full, int k,
-                                  int at)
+                                  int at, bool half)
 {
+    const int first = half ? (int)cluster_rank() * (SIZE / 2) : 0;
+    const int end = half ? first + SIZE / 2 : SIZE;
+    auto copy = [&](int i, int x, int y) {
+        if (half)
+            tma_multicast_2d(to + i * SLAB_ROW, map, full, 3, x, y);
+        else
+            tma_load_2d(to + i * SLAB_ROW, map, full, x, y);
+    };
     if constexpr (ALONG_K) {
-        tma_load_2d(to, map, full, k, at);
+        copy(first, k, at + first);
     } else {
-#pragma unroll
-        for (int i = 0; i < SIZE; i += 64)
-            tma_load_2d(to + i / 64 * SLAB, map, full, at + i, k);
+#pragma unroll 1
+        for (int i = first; i < end; i += 64)
+            copy(i, at + i, k);
     }
 }
 
@@ -201,19 +226,22 @@ __device__ inline void sm90_produce(const Tile &t, const CUtensorMap *a, const C
                                     const Sm90Args &x)
 {
     const int units = (int)Sm90Unit::count(x, (Tile *)0);
-    Ring<Tile::STAGES> ring;
+    uint32_t stage = 0, parity = 1; /* of `empty`, which is waited for: the first time, at once */
     tma_prefetch(a);
     tma_prefetch(b);
     for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
         const Sm90Unit u(x, unit, (Tile *)0);
-        for (int i = 0; i < u.blocks; i++, ring.at++) {
-            const uint32_t stage = ring.stage();
+#pragma unroll 1 /* there are 24 registers */
+        for (int i = 0; i < u.blocks; i++) {
             unsigned char *to = t.stages + stage * Tile::STAGE;
             const int k = (u.first + i) * Tile::K;
-            mbarrier_wait(t.empty + stage, ring.parity() ^ 1); /* the first time: at once */
+            mbarrier_wait(t.empty + stage, parity);
             mbarrier_arrive_expect(t.full + stage, Tile::STAGE);
-            sm90_fetch<Tile::M, A_ALONG_K>(to, a, t.full + stage, k, u.m * Tile::M);
-            sm90_fetch<Tile::N, B_ALONG_K>(to + Tile::A, b, t.full + stage, k, u.n * Tile::N);
+            sm90_fetch<Tile::M, A_ALONG_K>(to, a, t.full + stage, k, u.m * Tile::M, false);
+            sm90_fetch<Tile::N, B_ALONG_K>(to + Tile::A, b, t.full + stage, k, u.n * Tile::N,
+                                           x.pair);
+            stage = stage + 1 < Tile::STAGES ? stage + 1 : 0;
+            parity ^= stage == 0;
         }
     }
 }
@@ -225,14 +253,23 @@ __device__ inline void sm90_produce(const Tile &t, const CUtensorMap *a, const C
  * could be a whole round of the ring ahead of what is fetched, where a barrier's parity says
  * nothing: that of the phase two before is the same. */
 
+/* This warp has read the stage, and says so to whoever writes there: both blocks of a pair. */
+template <class Tile>
+__device__ inline void sm90_give_back(const Tile &t, uint32_t stage, const Sm90Args &x)
+{
+    const uint32_t lane = threadIdx.x % 32;
+    if (lane <= (uint32_t)x.pair)
+        mbarrier_arrive_at(t.empty + stage, lane);
+}
+
 template <class O, bool A_ALONG_K, bool B_ALONG_K, class Tile>
 __device__ inline void sm90_consume(float (&sums)[Tile::HALVES][Tile::N / 2], const Tile &t,
-                                    Ring<Tile::STAGES> &ring, int blocks, int n, int group)
+                                    const Sm90Args &x, Ring<Tile::STAGES> &ring, int blocks, int n,
+                                    int group)
 {
     constexpr int STEPS = 4, A_STEP = A_ALONG_K ? SLAB_ROW / STEPS : 16 * SLAB_ROW,
                   B_STEP = B_ALONG_K ? SLAB_ROW / STEPS : 16 * SLAB_ROW; /* bytes to the next */
     const int first_slab = Tile::HALVES == 1 ? group : 0;
-    const bool reports = threadIdx.x % 32 == 0;
     if (Tile::TURNS && n > 0)
         mbarrier_wait(t.turn + group, (n - 1) / 2 % 2);
     for (int i = 0; i < blocks; i++, ring.at++) {
@@ -251,23 +288,24 @@ __device__ inline void sm90_consume(float (&sums)[Tile::HALVES][Tile::N / 2], co
         });
         wgmma_commit();
         wgmma_wait<1>(); /* those of the block before have read their stage */
-        if (i > 0 && reports)
-            mbarrier_arrive(t.empty + (ring.at - 1) % Tile::STAGES);
+        if (i > 0)
+            sm90_give_back(t, (ring.at - 1) % Tile::STAGES, x);
     }
     if (Tile::TURNS) {
         __syncwarp(); /* of one block of terms no product was waited for: all have had their turn */
-        if (reports)
+        if (threadIdx.x % 32 == 0)
             mbarrier_arrive(t.turn + (group ^ 1));
     }
     each<Tile::HALVES>([&](int h) { wgmma_wait<0>(sums[h]); });
-    if (blocks > 0 && reports)
-        mbarrier_arrive(t.empty + (ring.at - 1) % Tile::STAGES);
+    if (blocks > 0)
+        sm90_give_back(t, (ring.at - 1) % Tile::STAGES, x);
 }
 
 /* The same of 8-bit numbers, 64 rows of each group, with sums in ordinary registers */
 template <class O, class Tile>
 __device__ inline void sm90_consume_promoting(float (&sums)[1][Tile::N / 2], const Tile &t,
-                                              Ring<Tile::STAGES> &ring, int blocks, int group)
+                                              const Sm90Args &x, Ring<Tile::STAGES> &ring,
+                                              int blocks, int group)
 {
     each<Tile::N / 2>([&](int j) { sums[0][j] = 0; });
     for (int i = 0; i < blocks; i++, ring.at++) {
@@ -284,8 +322,7 @@ __device__ inline void sm90_consume_promoting(float (&sums)[1][Tile::N / 2], con
         });
         wgmma_commit();
         wgmma_wait<0>(part);
-        if (threadIdx.x % 32 == 0)
-            mbarrier_arrive(t.empty + stage);
+        sm90_give_back(t, stage, x);
         each<Tile::N / 2>([&](int j) { sums[0][j] += part[j]; });
     }
 }
@@ -537,9 +574,9 @@ __device__ inline void sm90_end_sum(const float (&sums)[Tile::HALVES][Tile::N / 
 /* ------------------------------------------------------------------------------------------------
  * 5. Kernel
  *
- * Grid: a block for each multiprocessor, or for each unit if there are fewer. A block begins with
- * 168 registers a thread, of which the producers leave most to the consumers. Compiled for another
- * GPU it is empty, and refuses to be launched. */
+ * Grid: a block for each multiprocessor, or for each unit if there are fewer; clusters of two where
+ * they work in pairs. A block begins with 168 registers a thread, of which the producers leave most
+ * to the consumers. Compiled for another GPU it is empty, and refuses to be launched. */
 template <class O, bool PINGPONG, bool A_ALONG_K, bool B_ALONG_K, End END, int ACT>
 __global__ void __launch_bounds__(HAS_SM90 ? SM90_THREADS : 32, 1)
     gemm_sm90_kernel(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b,
@@ -554,13 +591,16 @@ __global__ void __launch_bounds__(HAS_SM90 ? SM90_THREADS : 32, 1)
         if (threadIdx.x == 0) {
             for (int i = 0; i < Tile::STAGES; i++) {
                 mbarrier_init(t.full + i, 1);
-                mbarrier_init(t.empty + i, Tile::READERS);
+                mbarrier_init(t.empty + i, Tile::READERS << x.pair);
             }
             for (int i = 0; i < 2; i++)
                 mbarrier_init(t.turn + i, 4);
             mbarrier_init_fence();
         }
-        __syncthreads();
+        if (x.pair)
+            cluster_sync();
+        else
+            __syncthreads();
         if (group < 0) {
             registers_release<24>();
             if (threadIdx.x == 0)
@@ -581,14 +621,20 @@ __global__ void __launch_bounds__(HAS_SM90 ? SM90_THREADS : 32, 1)
                 if ((END == END_PLAIN || END == END_SLOPE) && x.addend)
                     first = sm90_patch<E>(t, x, u, group, 0).load((const E *)x.addend, x.ldadd);
                 if constexpr (Tile::PROMOTES)
-                    sm90_consume_promoting<O>(sums, t, ring, u.blocks, group);
+                    sm90_consume_promoting<O>(sums, t, x, ring, u.blocks, group);
                 else
-                    sm90_consume<O, A_ALONG_K, B_ALONG_K>(sums, t, ring, u.blocks, n, group);
+                    sm90_consume<O, A_ALONG_K, B_ALONG_K>(sums, t, x, ring, u.blocks, n, group);
+                if (u.m * Tile::M >= x.M)
+                    continue; /* the last of an odd number, whose rows are zeros */
                 if constexpr (END == END_SUM)
                     sm90_end_sum<Tile>(sums, x, u, group, scale);
                 else
                     sm90_end<E, END, ACT>(sums, first, t, x, u, group, scale);
             }
+        }
+        if (x.pair) { /* the other block arrives here until it has read its last stage */
+            __syncwarp();
+            cluster_sync();
         }
     }
 }
@@ -612,8 +658,10 @@ static __global__ void add_parts_kernel(float4 *to, const float4 *from, int part
 /* ------------------------------------------------------------------------------------------------
  * 6. Host */
 
-/* What is asked for. A "way" to do it is a number other than 0, which may be kept: whether groups
- * play ping-pong, and twice the number of parts. */
+/* What is asked for. A "way" to do it is a number other than 0, which may be kept: 1 if groups play
+ * ping-pong, twice the number of parts, WAY_PAIR if blocks work in pairs. Pairs add in the same
+ * order: results have the same bits. */
+enum { WAY_PAIR = 128 };
 struct OwnProduct {
     int type;          /* BF16 or F16, of A, B and what is not a sum; or E4M3 or E5M2, of A */
     const void *A, *B; /* in 8 bits, B is E4M3 and D BF16 or a sum */
@@ -621,7 +669,7 @@ struct OwnProduct {
     bool a_along_k, b_along_k; /* do A's rows, and B's columns, lie in memory in one piece? */
     End end;
     int act;
-    Sm90Args x;       /* parts, and END_SLOPE's sums, are filled in here */
+    Sm90Args x;       /* parts, pair, and END_SLOPE's sums, are filled in here */
     float *sums;      /* END_SLOPE: [N] column sums or NULL */
     void *room;       /* for sums on their way */
     size_t room_size; /* bytes */
@@ -645,6 +693,28 @@ static bool sm90_here()
                a.maxThreadsPerBlock >= SM90_THREADS;
     }();
     return here;
+}
+
+/* How many pairs of blocks run at the same time; 0: none can. */
+static int sm90_pairs()
+{
+    static const int pairs = [] {
+        const auto kernel = gemm_sm90_kernel<bf16, true, true, true, END_PLAIN, 0>;
+        cudaLaunchAttribute cluster = cluster_attribute(2);
+        cudaLaunchConfig_t config = {};
+        int most = 0;
+        config.gridDim = 2;
+        config.blockDim = SM90_THREADS;
+        config.dynamicSmemBytes = Sm90Tile<true>::bytes(END_PLAIN);
+        config.attrs = &cluster;
+        config.numAttrs = 1;
+        launch_allow_smem((const void *)kernel, config.dynamicSmemBytes);
+        if (cudaOccupancyMaxActiveClusters(&most, kernel, &config) == cudaSuccess)
+            return most;
+        (void)cudaGetLastError();
+        return 0;
+    }();
+    return pairs;
 }
 
 static bool sm90_takes(const OwnProduct &p)
@@ -688,7 +758,7 @@ template <class O> static double sm90_cycles(const OwnProduct &p, int parts)
 }
 template <class O> static std::vector<int> sm90_parts(const OwnProduct &p)
 {
-    enum { MOST_PARTS = 32, TRIED = 4 };
+    enum { TRIED = 4 };
     std::vector<int> ways;
     const size_t whole = (size_t)p.x.M * (size_t)p.x.N * sizeof(float);
     const int stages = ceil_div(p.x.K, Sm90Tile<false, O>::K);
@@ -702,11 +772,9 @@ template <class O> static std::vector<int> sm90_parts(const OwnProduct &p)
     return ways;
 }
 
-/* The ways worth trying, the likeliest first; none: the product is not for these kernels. */
-static std::vector<int> sm90_ways(const OwnProduct &p)
+/* The ways for single blocks that are worth trying, the likeliest first */
+static std::vector<int> sm90_single_ways(const OwnProduct &p)
 {
-    if (!sm90_takes(p))
-        return {};
     if (p.end == END_SUM)
         return is_fp8(p.type) ? sm90_parts<Fp8Backward>(p) : sm90_parts<bf16>(p);
     if (p.end == END_PLAIN)
@@ -715,6 +783,18 @@ static std::vector<int> sm90_ways(const OwnProduct &p)
     if (p.end == END_SLOPE && p.sums && sums > p.room_size)
         return {};
     return {3};
+}
+/* All, each alone and in pairs; none: the product is not for these kernels. */
+static std::vector<int> sm90_ways(const OwnProduct &p)
+{
+    std::vector<int> ways;
+    if (sm90_takes(p))
+        for (int way : sm90_single_ways(p)) {
+            ways.push_back(way);
+            if (sm90_pairs() > 0)
+                ways.push_back(way + WAY_PAIR);
+        }
+    return ways;
 }
 
 /* A map of A [rows, K], or of B [K, columns] as [columns, K], in boxes of a stage's terms */
@@ -739,10 +819,11 @@ static void sm90_launch(const OwnProduct &p)
     using A = typename Sm90Types<O>::A;
     using B = typename Sm90Types<O>::B;
     const long units = Sm90Unit::count(p.x, (Tile *)0);
-    const int grid = (int)std::min(units, (long)cu.gpu.multiProcessorCount);
-    launch(gemm_sm90_kernel<O, PINGPONG, A_ALONG_K, B_ALONG_K, END, ACT>, grid, SM90_THREADS,
-           Tile::bytes(END), cu.stream, sm90_map<A>(p.A, p.lda, A_ALONG_K, p.x.M, p.x.K, Tile::M),
-           sm90_map<B>(p.B, p.ldb, B_ALONG_K, p.x.N, p.x.K, Tile::N), p.x);
+    const long most = p.x.pair ? 2 * sm90_pairs() : cu.gpu.multiProcessorCount;
+    const CUtensorMap a = sm90_map<A>(p.A, p.lda, A_ALONG_K, p.x.M, p.x.K, Tile::M);
+    const CUtensorMap b = sm90_map<B>(p.B, p.ldb, B_ALONG_K, p.x.N, p.x.K, Tile::N >> p.x.pair);
+    launch_cluster(1 + p.x.pair, gemm_sm90_kernel<O, PINGPONG, A_ALONG_K, B_ALONG_K, END, ACT>,
+                   (int)std::min(units, most), SM90_THREADS, Tile::bytes(END), cu.stream, a, b, p.x);
 }
 
 /* dw, whose sum over all rows of a batch may be cut into parts */
@@ -804,8 +885,10 @@ static void sm90_narrow(const OwnProduct &p, int way)
         sm90_launch<Fp8Forward, false, true, true, END_PLAIN, 0>(p);
 }
 /* In one of sm90_ways(p) */
-static void sm90_multiply(const OwnProduct &p, int way)
+static void sm90_multiply(OwnProduct p, int way)
 {
+    p.x.pair = way / WAY_PAIR;
+    way %= WAY_PAIR;
     if (is_fp8(p.type))
         sm90_narrow(p, way);
     else if (p.type == BF16)

@@ -63,13 +63,15 @@ __device__ __forceinline__ void mbarrier_arrive(uint64_t *bar SM90_LINE)
                       : "memory"),
          standin::mbarrier_arrive(bar, 0, line));
 }
-/* Arrives at the one in the same place of block `rank` of the cluster, which may be this block. */
+/* Arrives at the one in the same place of block `rank` of the cluster, which may be this block. It
+ * says that products and copies which were waited for have read their operands. For what this thread
+ * has written it would have to be a release of the cluster, which waits for all its writes. */
 __device__ __forceinline__ void mbarrier_arrive_at(uint64_t *bar, uint32_t rank SM90_LINE)
 {
     SM90(asm volatile("{\n"
                       ".reg .b32 there;\n"
                       "mapa.shared::cluster.u32 there, %0, %1;\n"
-                      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+                      "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
                       "}" ::"r"(ptx_shared(bar)),
                       "r"(rank)
                       : "memory"),

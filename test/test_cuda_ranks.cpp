@@ -556,6 +556,94 @@ static int not_forced(const char *value, const char *sm)
     run_own();
     return 3;
 }
+/* Prints a number for the bits of every result of all kinds of products of our own, where rows of
+ * tiles are odd; in 8 bits those that there are. */
+enum { ROWS = 304, IN = 336, OUT = 272, ROOM = 4 << 20 };
+static Tensor matrix(long rows, int columns, unsigned state, dev *scale)
+{
+    std::vector<uint16_t> v(size_t(rows * columns));
+    for (uint16_t &bits : v) { /* 0.5 to 2, of both signs */
+        state = state * 1664525u + 1013904223u;
+        bits = uint16_t((state >> 31) << 15 | (0x3F00 + (state >> 24 & 0x7F)));
+    }
+    Tensor t = {be->alloc(v.size() * 2), columns, BF16, scale};
+    be->upload(t.p, v.data(), v.size() * 2);
+    return t;
+}
+static void print_bits(const char *name, const dev *p, size_t bytes)
+{
+    std::vector<unsigned char> v(bytes);
+    uint64_t h = 1469598103934665603u;
+    be->download(v.data(), p, bytes);
+    for (unsigned char b : v)
+        h = (h ^ b) * 1099511628211u;
+    printf("%s %016llx\n", name, (unsigned long long)h);
+}
+static void products(dev *scales)
+{
+    auto scale = [&](int i) { return scales ? (dev *)((Fp8Scale *)scales + i) : NULL; };
+    Tensor a = matrix(ROWS, IN, 1, scale(0)), b = matrix(OUT, IN, 2, scale(1));
+    Tensor dy = matrix(ROWS, OUT, 3, scale(2)), pre = matrix(ROWS, OUT, 4, NULL);
+    Tensor in = matrix(ROWS, IN, 5, NULL), out = matrix(ROWS, OUT, 6, NULL);
+    dev *sums = be->alloc(OUT * IN * sizeof(float));
+    LinearForward f = {};
+    f.y = out, f.x = a, f.w = b, f.bias = pre.p;
+    f.tokens = 1, f.rows = ROWS, f.in = IN, f.out = OUT;
+    be->linear_forward(&f);
+    print_bits("y", out.p, ROWS * OUT * 2);
+    LinearBackwardWeight w = {};
+    w.dw = sums, w.dy = dy, w.x = a;
+    w.rows = ROWS, w.in = IN, w.out = OUT;
+    be->linear_backward_weight(&w);
+    print_bits("dw", sums, OUT * IN * sizeof(float));
+    LinearBackwardInput i = {};
+    i.dx = in, i.dy = dy, i.w = b;
+    i.tokens = 1, i.rows = ROWS, i.in = IN, i.out = OUT;
+    be->linear_backward_input(&i);
+    print_bits("dx", in.p, ROWS * IN * 2);
+    if (scales)
+        return;
+    i.pre = a, i.act = ACT_GELU, i.dbias = dev_at(sums, OUT, F32);
+    be->linear_backward_input(&i);
+    print_bits("slope", in.p, ROWS * IN * 2);
+    print_bits("dbias", i.dbias, IN * sizeof(float));
+    f.pre = pre, f.act = ACT_GELU;
+    be->linear_forward(&f);
+    print_bits("GELU", out.p, ROWS * OUT * 2);
+    print_bits("pre", pre.p, ROWS * OUT * 2);
+}
+static int all_products(const char *way)
+{
+    const Fp8 how = {true, false, true, 0};
+    const Fp8Scale none[3] = {};
+    setenv("VIT_STANDIN_SM", "90", 1);
+    setenv("VIT_GEMM", way, 1);
+    start(true);
+    be->bind(be->alloc(sizeof(StepState)), be->alloc(ROOM), ROOM);
+    dev *scales = be->alloc(sizeof none);
+    be->upload(scales, none, sizeof none);
+    be->fp8(&how);
+    products(NULL);
+    products(scales);
+    printf("%ld of our own\n", cuda_own_products);
+    return cuda_own_products == 8 ? 0 : 3;
+}
+/* Ways are in twos, each alone and in pairs of blocks, which have the same bits; of the first and the
+ * second two, sums in parts are others. */
+static void test_pairs()
+{
+    End ways[] = {run(1, [] { return all_products("sm90:0"); }),
+                  run(1, [] { return all_products("sm90:1"); }),
+                  run(1, [] { return all_products("sm90:2"); }),
+                  run(1, [] { return all_products("sm90:3"); })};
+    for (const End &way : ways)
+        must_end("own products", way, 1, 0);
+    for (int i = 0; i < 4; i += 2)
+        CHECK(ways[i].said == ways[i + 1].said, "alone:\n%sin pairs:\n%s", ways[i].said.c_str(),
+              ways[i + 1].said.c_str());
+    CHECK(ways[0].said != ways[2].said, "sums in parts have the bits of one sum");
+}
+
 static void test_own()
 {
     for (body_now = 0; body_now < 4; body_now++) {
@@ -579,6 +667,7 @@ static void test_own()
                  }), 1, 0);
     }
     must_end("attention", run(1, attention_chosen), 1, 0);
+    test_pairs();
     body_now = 0;
     must_end("VIT_GEMM=sm90", run(1, [] { return int(not_forced("sm90", "90") + cuda_own_products); }), 1,
              4);

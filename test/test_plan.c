@@ -409,6 +409,9 @@ static void test_own_products(void)
     LinearBackwardInput b[] = {fc2, fc2, fc2, fc2, fc2};
     CHECK(hopper_forward(h200, &fc1).seconds < INFINITY);
     CHECK(hopper_backward_input(h200, &fc2).seconds < INFINITY);
+    /* 24 KiB from the L2, at 8 TB/s, for 128x128x64 terms; 32 KiB without pairs of blocks */
+    double speed = 2.0 * M * F * C / hopper_forward(h200, &fc1).seconds;
+    CHECK(speed > 512e12 && speed < 683e12, "%g FLOP/s", speed);
     CHECK(hopper_forward(a100, &fc1).seconds == INFINITY);
     CHECK(hopper_backward_input(a100, &fc2).seconds == INFINITY);
     f[0].act = ACT_NONE;
