@@ -632,9 +632,9 @@ __global__ void __launch_bounds__(HAS_SM90 ? SM90_THREADS : 32, 1)
                     sm90_end<E, END, ACT>(sums, first, t, x, u, group, scale);
             }
         }
-        if (x.pair) { /* the other block arrives here until it has read its last stage */
-            __syncwarp();
-            cluster_sync();
+        if (x.pair) {
+            __syncwarp();   /* the producer's warp is together again */
+            cluster_sync(); /* the other block arrives here until it has read its last stage */
         }
     }
 }

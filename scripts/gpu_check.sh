@@ -447,7 +447,7 @@ part_correct() {
     done
     if [ "$(smi compute_cap | head -n 1)" = 9.0 ]; then # products of our own, wherever they can be
         for type in bf16 fp16; do
-            for way in 0 1; do
+            for way in 0 1 2 3; do
                 check "ops by own products ($way), $type" 60 env TEST_FULL=1 VIT_GEMM=sm90:$way \
                     build/gpu/test_ops --backend cuda --type $type
             done
@@ -711,7 +711,7 @@ part_fp8() {
     check "ops, fp8" 100 build/gpu/test_fp8 --backend cuda --type fp8 --verbose
     check "goldens, fp8" 60 build/gpu/test_golden --backend cuda --type fp8 "${files[@]}"
     if [ "$(smi compute_cap | head -n 1)" = 9.0 ]; then # products of our own, wherever they can be
-        for way in 0 1; do
+        for way in 0 1 2 3; do
             check "ops by own products ($way), fp8" 60 env VIT_GEMM=sm90:$way \
                 build/gpu/test_fp8 --backend cuda --type fp8
         done

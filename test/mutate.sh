@@ -148,6 +148,14 @@ cuda/gemm_sm90.cuh | s/wgmma_wait<0>(part);/wgmma_wait<1>(part);/
 cuda/gemm_sm90.cuh | s/\*x.scale_a \* \*x.scale_b : 1;/*x.scale_a : 1;/
 cuda/gemm_sm90.cuh | s/NARROW ? SLAB_ROW : SLAB_ROW \/ 2;/SLAB_ROW \/ 2;/
 cuda/gemm_sm90.cuh | s/^        __syncwarp(); \/\* of one/        ; \/* of one/
+cuda/gemm_sm90.cuh | s/Tile::READERS << x.pair/Tile::READERS/
+cuda/gemm_sm90.cuh | s/mbarrier_arrive_at(t.empty + stage, lane);/mbarrier_arrive(t.empty + stage);/
+cuda/gemm_sm90.cuh | s/if (lane <= (uint32_t)x.pair)/if (lane == 0)/
+cuda/gemm_sm90.cuh | s/map, full, 3, x, y)/map, full, 1 << cluster_rank(), x, y)/
+cuda/gemm_sm90.cuh | s/(int)cluster_rank() \* (SIZE \/ 2)/0/
+cuda/gemm_sm90.cuh | s/^            cluster_sync();$/            __syncthreads();/
+cuda/gemm_sm90.cuh | s/cluster_sync(); \/\* the other/; \/* the other/
+cuda/gemm_sm90.cuh | s/return rows + (rows \& x.pair);/return rows;/
 cuda/attention_sm90.cuh | s/column + lane % 4 \* 2 + e % 2 >= a.T/column + lane % 4 * 2 + e % 2 > a.T/
 cuda/attention_sm90.cuh | s/mbarrier_wait(at.there, 0);/;/
 cuda/attention_sm90.cuh | s/mbarrier_wait(at.there + 1, 0);/;/
@@ -330,7 +338,7 @@ late_tests() {
 cuda_tests() {
     case $1 in
     cuda/*_sm90*.cuh)
-        for way in 0 1; do
+        for way in 0 3; do
             VIT_STANDIN_SM=90 VIT_GEMM=sm90:$way build/standin/test_fp8 --backend cuda --type fp8 ||
                 return 1
             VIT_STANDIN_SM=90 VIT_GEMM=sm90:$way build/standin/test_ops --backend cuda --type bf16 ||

@@ -562,9 +562,9 @@ enum { ROWS = 304, IN = 336, OUT = 272, ROOM = 4 << 20 };
 static Tensor matrix(long rows, int columns, unsigned state, dev *scale)
 {
     std::vector<uint16_t> v(size_t(rows * columns));
-    for (uint16_t &bits : v) { /* 0.5 to 2, of both signs */
+    for (uint16_t &bits : v) { /* 2^-7 to 2, of both signs: the bits of sums depend on their order */
         state = state * 1664525u + 1013904223u;
-        bits = uint16_t((state >> 31) << 15 | (0x3F00 + (state >> 24 & 0x7F)));
+        bits = uint16_t((state >> 31) << 15 | (0x3C00 + (state >> 20 & 0x3FF)));
     }
     Tensor t = {be->alloc(v.size() * 2), columns, BF16, scale};
     be->upload(t.p, v.data(), v.size() * 2);
@@ -585,9 +585,10 @@ static void products(dev *scales)
     Tensor a = matrix(ROWS, IN, 1, scale(0)), b = matrix(OUT, IN, 2, scale(1));
     Tensor dy = matrix(ROWS, OUT, 3, scale(2)), pre = matrix(ROWS, OUT, 4, NULL);
     Tensor in = matrix(ROWS, IN, 5, NULL), out = matrix(ROWS, OUT, 6, NULL);
+    Tensor bias = matrix(1, OUT, 7, NULL);
     dev *sums = be->alloc(OUT * IN * sizeof(float));
     LinearForward f = {};
-    f.y = out, f.x = a, f.w = b, f.bias = pre.p;
+    f.y = out, f.x = a, f.w = b, f.bias = bias.p;
     f.tokens = 1, f.rows = ROWS, f.in = IN, f.out = OUT;
     be->linear_forward(&f);
     print_bits("y", out.p, ROWS * OUT * 2);
