@@ -34,7 +34,7 @@
  *               pays where what follows takes long: 17 instructions an element with GELU, 23
  *               with its slope and the sums, 8 without.
  *
- * Both ways can be gone in pairs. Two blocks on neighbouring multiprocessors (a cluster) take tiles
+ * Both ways may be taken in pairs. Two blocks on neighbouring multiprocessors (a cluster) take tiles
  * one below the other, which have the columns of B in common: each fetches its own A and half of B,
  * and the copy engine writes that half to both. A tile then needs 32 KiB from the L2 instead of 48,
  * or 24 instead of 32. The price is that the two go in step: a stage is empty when the readers of
@@ -823,7 +823,8 @@ static void sm90_launch(const OwnProduct &p)
     const CUtensorMap a = sm90_map<A>(p.A, p.lda, A_ALONG_K, p.x.M, p.x.K, Tile::M);
     const CUtensorMap b = sm90_map<B>(p.B, p.ldb, B_ALONG_K, p.x.N, p.x.K, Tile::N >> p.x.pair);
     launch_cluster(1 + p.x.pair, gemm_sm90_kernel<O, PINGPONG, A_ALONG_K, B_ALONG_K, END, ACT>,
-                   (int)std::min(units, most), SM90_THREADS, Tile::bytes(END), cu.stream, a, b, p.x);
+                   (int)std::min(units, most), SM90_THREADS, Tile::bytes(END), cu.stream, a, b,
+                   p.x);
 }
 
 /* dw, whose sum over all rows of a batch may be cut into parts */

@@ -64,8 +64,9 @@ __device__ __forceinline__ void mbarrier_arrive(uint64_t *bar SM90_LINE)
          standin::mbarrier_arrive(bar, 0, line));
 }
 /* Arrives at the one in the same place of block `rank` of the cluster, which may be this block. It
- * says that products and copies which were waited for have read their operands. For what this thread
- * has written it would have to be a release of the cluster, which waits for all its writes. */
+ * says that products and copies which were waited for have read their operands. For what this
+ * thread has written it would have to be a release of the cluster, which waits for all its writes.
+ */
 __device__ __forceinline__ void mbarrier_arrive_at(uint64_t *bar, uint32_t rank SM90_LINE)
 {
     SM90(asm volatile("{\n"
@@ -458,9 +459,7 @@ __device__ __forceinline__ uint32_t cluster_rank()
 __device__ __forceinline__ uint32_t cluster_blocks()
 {
     uint32_t blocks = 1;
-    SM90(asm("mov.u32 %0, %%cluster_nctarank;"
-             : "=r"(blocks)),
-         blocks = standin::cluster_blocks());
+    SM90(asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks)), blocks = standin::cluster_blocks());
     return blocks;
 }
 /* A barrier of all threads of the cluster: before mbarriers of another block are used, and before a

@@ -6,9 +6,9 @@
  * Which operations a kernel takes stands once more here, since no C file can include the kernels':
  * the function that decides is named at each. Addresses are not looked at; the model's are aligned.
  *
- * Products without an end and weights' gradients have candidates too. Single blocks are bound by the
- * L2 at 683 TFLOP/s, pairs of blocks at 1,024, beyond what the chip's power allows: what that is
- * nobody has measured, so they are assumed to be no faster than gpu_product says of the library,
+ * Products without an end and weights' gradients have candidates too. Single blocks are bound by
+ * the L2 at 683 TFLOP/s, pairs of blocks at 1,024, beyond what the chip's power allows: what that
+ * is nobody has measured, so they are assumed to be no faster than gpu_product says of the library,
  * and are left out.
  *
  * Read in this order: shapes, products, attention.
@@ -46,8 +46,9 @@ static bool takes(const Gpu *g, int type, const Tensor *const *tensors, int n)
  *
  * Tiles of 128x128 by two groups in turns: one multiplies while the other does what follows, so
  * that a tile takes as long as its product, or as half of both. 64 terms are 512 cycles of products
- * and 32 KiB from the L2, or 24 where two blocks share half of it: either takes longer. What follows
- * is done by four warps, one on each scheduler, which is assumed to issue every second cycle. */
+ * and 32 KiB from the L2, or 24 where two blocks share half of it: either takes longer. What
+ * follows is done by four warps, one on each scheduler, which is assumed to issue every second
+ * cycle. */
 enum { TILE = 128, TERMS = 64 };
 static const double gelu_instructions = 17, slope_instructions = 23; /* an element */
 static const HopperProduct none = {.seconds = INFINITY};
@@ -67,8 +68,8 @@ static double product_time(const Gpu *g, double M, double N, double K, double in
 static HopperProduct product(const Gpu *g, double M, double N, double K, double instructions,
                              int matrices)
 {
-    double seconds = fmin(product_time(g, M, N, K, instructions, 1),
-                          product_time(g, M, N, K, instructions, 2));
+    double seconds =
+        fmin(product_time(g, M, N, K, instructions, 1), product_time(g, M, N, K, instructions, 2));
     double bytes = 2 * (M * K + K * N + matrices * M * N);
     return (HopperProduct){fmax(seconds, gpu_pass(g, bytes)), M, N, K, bytes};
 }

@@ -562,7 +562,8 @@ enum { ROWS = 304, IN = 336, OUT = 272, ROOM = 4 << 20 };
 static Tensor matrix(long rows, int columns, unsigned state, dev *scale)
 {
     std::vector<uint16_t> v(size_t(rows * columns));
-    for (uint16_t &bits : v) { /* 2^-7 to 2, of both signs: the bits of sums depend on their order */
+    for (uint16_t &bits :
+         v) { /* 2^-7 to 2, of both signs: the bits of sums depend on their order */
         state = state * 1664525u + 1013904223u;
         bits = uint16_t((state >> 31) << 15 | (0x3C00 + (state >> 20 & 0x3FF)));
     }
@@ -629,8 +630,8 @@ static int all_products(const char *way)
     printf("%ld of our own\n", cuda_own_products);
     return cuda_own_products == 8 ? 0 : 3;
 }
-/* Ways are in twos, each alone and in pairs of blocks, which have the same bits; of the first and the
- * second two, sums in parts are others. */
+/* Ways are in twos, each alone and in pairs of blocks, which have the same bits; of the first and
+ * the second two, sums in parts are others. */
 static void test_pairs()
 {
     End ways[] = {run(1, [] { return all_products("sm90:0"); }),

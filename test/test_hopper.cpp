@@ -639,8 +639,7 @@ static void test_clusters()
 }
 
 /* One copy to both blocks. The second must not take for its own that the first one has it. */
-template <bool waits>
-__global__ void one_copy(const __grid_constant__ CUtensorMap x, uint16_t *out)
+template <bool waits> __global__ void one_copy(const __grid_constant__ CUtensorMap x, uint16_t *out)
 {
     uint16_t *s = dynamic_tiles<uint16_t>();
     uint64_t *bar = reinterpret_cast<uint64_t *>(s);
@@ -1037,12 +1036,12 @@ __global__ void initialises(int)
 
 static int scenario(const std::string &name)
 {
-#define X(mistake, words)                                    \
-    if (name == #mistake) {                                  \
-        unsigned blocks = name.find("pair_") == 0 ? 2 : 1;   \
+#define X(mistake, words)                                            \
+    if (name == #mistake) {                                          \
+        unsigned blocks = name.find("pair_") == 0 ? 2 : 1;           \
         bool right = multiplies<mistake>(256, 128, 320, 12, blocks); \
-        puts(right ? "right" : "wrong");                     \
-        return !right;                                       \
+        puts(right ? "right" : "wrong");                             \
+        return !right;                                               \
     }
     MISTAKES(X)
 #undef X

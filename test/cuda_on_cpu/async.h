@@ -8,8 +8,8 @@
  * only by fence.proxy.async. An asynchronous read of bytes that differ in the two is an error: the
  * fence is missing, or somebody wrote while the operation was under way.
  *
- * Blocks of a cluster share it all. Threads have numbers in the cluster, and so have bytes of shared
- * memory addresses: those of block r are r strides behind those that it knows.
+ * Blocks of a cluster share it all. Threads have numbers in the cluster, and so have bytes of
+ * shared memory addresses: those of block r are r strides behind those that it knows.
  */
 #ifndef STANDIN_ASYNC_H
 #define STANDIN_ASYNC_H
