@@ -34,12 +34,12 @@
  *               pays where what follows takes long: 17 instructions an element with GELU, 23
  *               with its slope and the sums, 8 without.
  *
- * Both ways may be taken in pairs. Two blocks on neighbouring multiprocessors (a cluster) have tiles
- * one below the other, and so the columns of B in common: each fetches its own A and half of B, and
- * the copy engine writes that half to both. A tile then needs 32 KiB from the L2 instead of 48, or
- * 24 instead of 32. The price is that the two go in step: a stage is empty when the readers of both
- * blocks have said so to both. Where rows of tiles are odd, one block of the last pair multiplies
- * zeros.
+ * Both ways may be taken in pairs. Two blocks on neighbouring multiprocessors, a cluster, have
+ * tiles one below the other, and so the columns of B in common: each fetches its own A and half of
+ * B, and the copy engine writes that half to both. A tile then needs 32 KiB from the L2 instead of
+ * 48, or 24 instead of 32. The price is that the two go in step: a stage is empty when the readers
+ * of both blocks have said so to both. Where rows of tiles are odd, one block of the last pair
+ * multiplies zeros.
  *
  * Sums of 8-bit products are kept to about 14 bits in the tensor cores. That does in the forward
  * pass, as the library is told, too. What comes back is added to sums in ordinary registers after
