@@ -1,9 +1,10 @@
 #!/bin/bash
 # Mutation check: flip a sign (or drop a factor) in each op, and see the suite fail.
 #
-#   test/mutate.sh [BUILD [cpu|bf16|ranks|cuda|hopper [I/N]]]   BUILD holds the objects of an ordinary
-#                                         build (default: build); cpu, bf16, ranks, cuda or hopper:
-#                                         those mutants alone; I/N: every Nth of them from the Ith
+#   test/mutate.sh [BUILD [cpu|bf16|ranks|cuda|hopper [I/N | TEXT]]]   BUILD holds the objects of an
+#                                         ordinary build (default: build); cpu, bf16, ranks, cuda or
+#                                         hopper: those mutants alone; I/N: every Nth of them from
+#                                         the Ith; TEXT: those whose file or expression has it
 #
 # Each line of a table is `file | sed expression`. Mutants of the model and the CPU backend must fail
 # the finite differences (test_grad), the tests of single operations or the goldens, in double; sums
@@ -277,7 +278,10 @@ each() {
     fi
     while IFS='|' read -r file expression; do
         number=$((number + 1))
-        [ $((number % ${part#*/})) = $((${part%/*} % ${part#*/})) ] || continue
+        case $part in
+        [0-9]*/[0-9]*) [ $((number % ${part#*/})) = $((${part%/*} % ${part#*/})) ] || continue ;;
+        *) [[ "$file|$expression" == *"$part"* ]] || continue ;;
+        esac
         file=${file// /} expression=${expression# }
         sed "$expression" "$file" >"$tree/$file"
         if cmp -s "$file" "$tree/$file"; then
@@ -346,5 +350,9 @@ hopper_tests() {
 [[ $which == *cuda* ]] && each -O1 "build/standin/test_ops build/standin/test_fp8 build/standin/train_gpu" \
     cuda_tests < <(cuda_mutants)
 [[ $which == *hopper* ]] && each -O1 build/standin/test_hopper hopper_tests < <(hopper_mutants)
+if [ $((passed + failed)) = 0 ]; then
+    echo "FAIL there is no mutant of '$part'"
+    failed=1
+fi
 echo "$passed passed, $failed failed, 0 skipped"
 [ $failed = 0 ]
