@@ -272,6 +272,8 @@ template <class F> static bool by_head90(int hs, int T, F f)
         f(Width<96>(), Width<272>());
     else if (hs <= 112 && T <= 272)
         f(Width<112>(), Width<272>());
+    else if (hs <= 128 && T <= 272)
+        f(Width<128>(), Width<272>());
     else
         return false;
     return true;

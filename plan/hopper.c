@@ -101,7 +101,7 @@ HopperProduct hopper_backward_input(const Gpu *g, const LinearBackwardInput *a)
  *
  * A multiprocessor has one head at a time. Its scores take exponentials and what goes with them,
  * beside products: the longer one hides the other but for a share. by_head90 (attention_sm90.cuh),
- * backward90_takes (attention_sm90_backward.cuh) and large90_takes (attention_sm90_large.cuh) say
+ * backward90_takes (attention_sm90_backward.cuh) and by_large90 (attention_sm90_large.cuh) say
  * which heads there are kernels for; the first row that a head fits is its. */
 typedef struct {
     bool backward;
@@ -121,15 +121,18 @@ static const Own own[] = {
     {false, 80, 272, false, 272, 64, 1, 1, 1, 1 / 16.0, 0, 0, true},
     {false, 96, 272, false, 272, 64, 1, 1, 1, 1 / 16.0, 0, 0, true},
     {false, 112, 272, false, 272, 64, 1, 1, 1, 1 / 16.0, 0, 0, true},
+    {false, 128, 272, false, 272, 64, 1, 1, 1, 1 / 16.0, 0, 0, true},
     /* 12.3 instructions an element; two groups overlap three quarters. Begin: 1,800 until the rest
      * of a head has arrived (a guess), 2,200 for results and column sums */
     {true, 64, 208, true, 64, 16, 2, 3, 1, 12.3 / 128, 0.25, 4000, false},
     /* Two kinds of blocks, both of which make exponentials, beside products at 85% (a guess).
      * Begin: in each kind 2,000 where one head follows the other */
-    {true, 64, 640, true, 64, 16, 4, 3, 0.85, 2 / 16.0, 0, 4000, false},
-    {true, 80, 272, true, 64, 16, 4, 3, 0.85, 2 / 16.0, 0, 4000, false},
-    {true, 88, 272, true, 64, 16, 4, 3, 0.85, 2 / 16.0, 0, 4000, false},
-    {true, 104, 272, true, 64, 16, 4, 3, 0.85, 2 / 16.0, 0, 4000, false},
+    {true, 64, 1408, true, 64, 16, 4, 3, 0.85, 2 / 16.0, 0, 4000, false},
+    {true, 80, 1408, true, 64, 16, 4, 3, 0.85, 2 / 16.0, 0, 4000, false},
+    {true, 88, 1408, true, 64, 16, 4, 3, 0.85, 2 / 16.0, 0, 4000, false},
+    {true, 104, 1408, true, 64, 16, 4, 3, 0.85, 2 / 16.0, 0, 4000, false},
+    /* S and dP of 32 queries, two of the four, take half as long again */
+    {true, 128, 1408, true, 64, 16, 5, 3, 0.85, 2 / 16.0, 0, 4000, false},
 };
 
 /* What rounding a gradient to 8 bits takes more than its column sums alone, 13.5 for two numbers:

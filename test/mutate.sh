@@ -172,15 +172,19 @@ cuda/attention_sm90_backward.cuh | s/a->qkv, 3 \* H, Tq, T,/a->qkv, 3 * H, T, T,
 cuda/attention_sm90_backward.cuh | s/EIGHT ? delayed_scale(a.eight.scale) : 1/1/
 cuda/attention_sm90_backward.cuh | s/warp_amax(x));/warp_amax(x) * 2);/
 cuda/attention_sm90_backward.cuh | s/sum.x += x\[0\];/sum.x += EIGHT ? 0 : x[0];/
-cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.full + tile, n % 2);/;/
-cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.empty + i, n % 2 ^ 1);/;/
-cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.empty + i, n % 2 ^ 1);/mbarrier_wait(at.empty + i, n % 2);/
+cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.full + in.slot, in.phase % 2);/;/
+cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.empty + in.slot, in.phase % 2 ^ 1);/;/
+cuda/attention_sm90_large.cuh | s/in.phase % 2 ^ 1);/in.phase % 2);/
 cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.own_there + group, own_parity);/;/
 cuda/attention_sm90_large.cuh | s/own_parity ^= 1;/;/
 cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.forgotten + n % 2, n \/ 2 % 2 ^ 1);/;/
 cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.known + n % 2, n \/ 2 % 2);/;/
 cuda/attention_sm90_large.cuh | s/wgmma_wait<1>(s);/wgmma_wait<2>(s);/
 cuda/attention_sm90_large.cuh | s/wgmma_fence(sums\[0\]);/;/
+cuda/attention_sm90_large.cuh | s/At::STREAMS ? count % At::TILES : tile/tile/
+cuda/attention_sm90_large.cuh | s/count \/ At::TILES : number/count \/ At::TILES + 1 : number/
+cuda/attention_sm90_large.cuh | s/a.sums \&\& pass.tile < tiles/a.sums/
+cuda/attention_sm90_large.cuh | s/tile > 0 \&\& from == 0/tile > 0/
 cuda/attention_sm90_large.cuh | s/my.last \&\& tile > 0/tile > 0/
 cuda/attention_sm90_large.cuh | s/!passed \&\& i </false \&\& i </
 cuda/attention_sm90_large.cuh | s/i % 2 < a.T ? s\[i\] : 0;/i % 2 <= a.T ? s[i] : 0;/
