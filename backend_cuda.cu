@@ -21,6 +21,7 @@
 #include "cuda/attention_sm90.cuh"
 #include "cuda/attention_sm90_backward.cuh"
 #include "cuda/attention_sm90_large.cuh"
+#include "cuda/attention_sm90_long.cuh"
 #include "cuda/optimizer.cuh"
 extern "C" {
 #include "util/calls.h"

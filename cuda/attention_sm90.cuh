@@ -342,13 +342,3 @@ static std::string attention_key(const char *what, const Attention *a, const cha
              a->drop.p > 0 ? " drop" : "");
     return key;
 }
-static void cuda_attention_forward(const Attention *a)
-{
-    const Instead ours = [&] { attention90_forward(a); }, portable = [&] { attention_forward(a); };
-    if (attention90_takes(a) &&
-        own_is_faster(attention_key("attention", a, ""), a->out, (long)a->B * a->Tq,
-                      (long)a->heads * a->hs, ours, portable))
-        ours();
-    else
-        portable();
-}

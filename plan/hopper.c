@@ -15,6 +15,7 @@
 
 #include "model/config.h"
 
+#include <limits.h>
 #include <math.h>
 
 #define CLOCK   1.75e9 /* Hz */
@@ -101,8 +102,9 @@ HopperProduct hopper_backward_input(const Gpu *g, const LinearBackwardInput *a)
  *
  * A multiprocessor has one head at a time. Its scores take exponentials and what goes with them,
  * beside products: the longer one hides the other but for a share. by_head90 (attention_sm90.cuh),
- * backward90_takes (attention_sm90_backward.cuh) and by_large90 (attention_sm90_large.cuh) say
- * which heads there are kernels for; the first row that a head fits is its. */
+ * by_long90 (attention_sm90_long.cuh), backward90_takes (attention_sm90_backward.cuh) and
+ * by_large90 (attention_sm90_large.cuh) say which heads there are kernels for; the first row that a
+ * head fits is its. */
 typedef struct {
     bool backward;
     int columns, tokens; /* of a head, at the most; columns are computed as many */
@@ -122,6 +124,13 @@ static const Own own[] = {
     {false, 96, 272, false, 272, 64, 1, 1, 1, 1 / 16.0, 0, 0, true},
     {false, 112, 272, false, 272, 64, 1, 1, 1, 1 / 16.0, 0, 0, true},
     {false, 128, 272, false, 272, 64, 1, 1, 1, 1 / 16.0, 0, 0, true},
+    /* 9.4 instructions an element; three groups overlap three quarters (a guess). Begin: where one
+     * head follows the other (a guess). A ring's tiles are for 192 queries */
+    {false, 64, 704, true, 16, 64, 1, 1, 1, 9.4 / 128, 0.25, 2000, false},
+    {false, 64, INT_MAX, true, 16, 192, 1, 1, 1, 9.4 / 128, 0.25, 2000, false},
+    {false, 80, INT_MAX, true, 16, 192, 1, 1, 1, 9.4 / 128, 0.25, 2000, false},
+    {false, 104, INT_MAX, true, 16, 192, 1, 1, 1, 9.4 / 128, 0.25, 2000, false},
+    {false, 128, INT_MAX, true, 16, 192, 1, 1, 1, 9.4 / 128, 0.25, 2000, false},
     /* 12.3 instructions an element; two groups overlap three quarters. Begin: 1,800 until the rest
      * of a head has arrived (a guess), 2,200 for results and column sums */
     {true, 64, 208, true, 64, 16, 2, 3, 1, 12.3 / 128, 0.25, 4000, false},
