@@ -20,7 +20,10 @@
  * thread, o of 128 columns and a tile's S and P just fit. No sum crosses a group, and all have one
  * order: the same bits every time.
  *
- * Predicted for 577 tokens of 64 columns (B/16 at 384 pixels), cycles a head: PREDICTION
+ * Predicted for 577 tokens of 64 columns (B/16 at 384 pixels), cycles a head of 640 x 592 scores:
+ * products, 23,700; instructions, 27,800 (300 a warp and tile, as compiled, without dropout); with
+ * three quarters of the shorter one hidden and 2,000 where one head follows the other (guesses),
+ * 35,700. At 1.75 GHz on 132 multiprocessors that is 22 us an image.
  *
  * Read: shared memory, a tile, a pass, the kernel, the host's part.
  */

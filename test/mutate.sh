@@ -191,6 +191,18 @@ cuda/attention_sm90_large.cuh | s/i % 2 < a.T ? s\[i\] : 0;/i % 2 <= a.T ? s[i] 
 cuda/attention_sm90_large.cuh | s/(x - (KEYS ? delta\[e % 2\] : my.delta\[e \/ 2\]))/x/
 cuda/attention_sm90_large.cuh | s/(which \* SLABS + s) % 2/0/
 cuda/attention_sm90_large.cuh | s/((uint32_t)first + (uint32_t)query \* T) % 4 + key/key/
+cuda/attention_sm90_long.cuh | s/mbarrier_wait(at.full + in.slot, in.phase % 2);/;/
+cuda/attention_sm90_long.cuh | s/wgmma_wait<0>(s, my.o);/wgmma_wait<1>(s, my.o);/
+cuda/attention_sm90_long.cuh | s/wgmma_fence(my.o);/;/
+cuda/attention_sm90_long.cuh | s/last \&\& tile > 0/tile > 0/
+cuda/attention_sm90_long.cuh | s/i % 2 < a.T ? s\[i\]/i % 2 <= a.T ? s[i]/
+cuda/attention_sm90_long.cuh | s/top\[r\] = quad_max(top\[r\]);/;/
+cuda/attention_sm90_long.cuh | s/my.sum\[r\] \*= shrink\[r\];/;/
+cuda/attention_sm90_long.cuh | s/my.o\[i\] \*= shrink\[i \/ 2 % 2\];/;/
+cuda/attention_sm90_long.cuh | s/both_halves(kept >> 2 \* i)/both_halves(kept >> i)/
+cuda/attention_sm90_long.cuh | s/= quad_sum(my.sum\[r\]);/= my.sum[r];/
+cuda/attention_sm90_long.cuh | s/a.mask.scale \/ sum/1 \/ sum/
+cuda/attention_sm90_long.cuh | s/wgmma_wait<0>(my.o);/;/
 cuda/gemm.cuh | s/p.C ? 1.0f : 0.0f/p.C ? 0.0f : 1.0f/
 backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(cu.stream, event_of(t), 0));/;/
 backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(copies, event_of(after), 0));/;/
