@@ -10,8 +10,8 @@
  * One kernel, two kinds of blocks: four in seven make dk and dv of one head after another, the
  * others dq, both in the same order, so that what one reads the other finds in the L2. The one side
  * of the head, q and dO or k and v, is in shared memory: whole, up to 640 tokens of 64 columns or
- * 272 of more; beyond, a ring of tiles that are brought again for every 128 rows of the other. Two
- * warp groups go through it for 64 rows of the other side each, a pass:
+ * 272 of up to 104; beyond, a ring of tiles that are brought again for every 128 rows of the other.
+ * Two warp groups go through it for 64 rows of the other side each, a pass:
  *
  *   dk and dv: rows are keys, tiles queries        dq: rows are queries, tiles keys
  *   S^T [64, N] = k q^T    dP^T = v dO^T           S [64, N] = q k^T    dP = dO v^T
@@ -482,8 +482,9 @@ __device__ inline void pass_90(const At &at, const Large90Maps &maps, const Larg
         });
     constexpr int STEP = KEYS ? At::QUERIES : 64;
     for (int i = 0; i < whole; i++)
-        each<64 / STEP>(
-            [&](int k) { tile_90<E, At, KEYS, 64, STEP>(sums, at, a, my, i, k * STEP); });
+#pragma unroll 1
+        for (int from = 0; from < 64; from += STEP)
+            tile_90<E, At, KEYS, 64, STEP>(sums, at, a, my, i, from);
     if (all > whole)
         tile_90<E, At, KEYS, 16, 16>(sums, at, a, my, whole, 0);
 
@@ -631,7 +632,7 @@ template <class F> static bool by_large90(int hs, int T, F f)
     else if (hs <= 104)
         of_width(Width<104>());
     else
-        of_width(Width<128>());
+        f(Kind<Large90<128, true>>()); /* tiles that stay would spill a register */
     return true;
 }
 

@@ -140,8 +140,8 @@ static const Own own[] = {
     {true, 80, 1408, true, 64, 16, 4, 3, 0.85, 2 / 16.0, 0, 4000, false},
     {true, 88, 1408, true, 64, 16, 4, 3, 0.85, 2 / 16.0, 0, 4000, false},
     {true, 104, 1408, true, 64, 16, 4, 3, 0.85, 2 / 16.0, 0, 4000, false},
-    /* S and dP of 32 queries, two of the four, take half as long again */
-    {true, 128, 1408, true, 64, 16, 5, 3, 0.85, 2 / 16.0, 0, 4000, false},
+    /* S and dP of 32 queries, two of the four, take half as long again; 128 keys to a round */
+    {true, 128, 1408, true, 128, 16, 5, 3, 0.85, 2 / 16.0, 0, 4000, false},
 };
 
 /* What rounding a gradient to 8 bits takes more than its column sums alone, 13.5 for two numbers:
