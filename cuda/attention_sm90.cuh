@@ -2,8 +2,9 @@
  *
  * The same as attention_forward_kernel of attention.cuh, of bf16 and fp16, where a head's keys fit
  * a warp group's registers: up to 272, which are the 197 and 257 tokens of pictures of 224 pixels.
- * Then softmax needs one pass: no running maximum, nothing is scaled again. It is a candidate
- * beside the portable kernel and used where it is faster; NOTHING HERE HAS RUN ON A GPU.
+ * Then softmax needs one pass: no running maximum, nothing is scaled again. Longer heads are
+ * attention_sm90_long.cuh's. It is a candidate beside the portable kernel and used where it is
+ * faster; NOTHING HERE HAS RUN ON A GPU.
  *
  * A block is one head. Its thread 0 asks the copy engine for k, q and v, in this order. Two warp
  * groups then take the head's queries in turns, 64 at a time:
