@@ -203,7 +203,6 @@ cuda/attention_sm90_long.cuh | s/both_halves(kept >> 2 \* i)/both_halves(kept >>
 cuda/attention_sm90_long.cuh | s/= quad_sum(my.sum\[r\]);/= my.sum[r];/
 cuda/attention_sm90_long.cuh | s/a.mask.scale \/ sum/1 \/ sum/
 cuda/attention_sm90_long.cuh | s/wgmma_wait<0>(my.o);/;/
-cuda/attention_sm90_long.cuh | s/named_barrier_sync(1 + my_group(), SM90_GROUP);/;/
 cuda/gemm.cuh | s/p.C ? 1.0f : 0.0f/p.C ? 0.0f : 1.0f/
 backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(cu.stream, event_of(t), 0));/;/
 backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(copies, event_of(after), 0));/;/
