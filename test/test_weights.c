@@ -362,7 +362,7 @@ static void test_timm_args(void)
          0.25,
          0.95,
          0,
-         1,
+         2,
          32,
          5},
         {"vit_tiny_patch16_224",
@@ -540,14 +540,23 @@ static void test_export(void)
 static void test_processor(void)
 {
     static const char *const names[] = {"wide", "timm-hub"};
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 6; i++) {
         Error e;
         WeightsInfo w;
+        Hub h;
+        double share = i / 2 == 1 ? 1 : 0.75;
         char *file = file_of(at(here, names[i % 2]));
         SafeTensors *f = weights_open(file, 0, 0, &w, &e);
-        Export x = {.c = &w.config, .f = f, .crop_pct = 0.9, .crop = i / 2};
+        Export x = {.c = &w.config, .f = f, .crop_pct = 0.75, .crop = i / 2};
         CHECK(f && export_hf(&x, at(temporary, "processor"), &e), "%s", e.what);
         CHECK(contains(x.notes, "cannot crop 12 x 24") == (i == 0), "%d: %s", i, x.notes);
+        for (int timm = 0; timm < 2; timm++) {
+            const char *dir = at(temporary, timm ? "timm" : "processor");
+            bool ok = !timm || export_timm(&x, dir, &e);
+            CHECK(ok && hub_read(at(dir, "model.safetensors"), &h, &e), "%s", e.what);
+            CHECK(h.crop == i / 2 && near(h.crop_pct, share), "%d, %s: crop %d of %g", i, dir,
+                  h.crop, h.crop_pct);
+        }
         st_close(f);
         free(file);
     }
@@ -722,6 +731,69 @@ static void test_rescale(void)
               "%d: %s: %g %g", i, e.what, w.config.mean_g, w.config.std_g);
     }
     unlink(at(temporary, "preprocessor_config.json"));
+}
+
+/* What transformers' and timm's files say of a picture's way to the network, and where they are
+ * silent their classes: files of google/vit-base-patch16-224, facebook/deit-base-patch16-224,
+ * openai/clip-vit-base-patch16 and of today's save_pretrained(). test/zoo.py compares pixels. */
+static void test_pictures(void)
+{
+    static const struct {
+        const char *model, *name, *json;
+        int crop;
+        double crop_pct;
+        int interpolation;
+        const char *unknown;
+    } cases[] = {
+        {"vit", "preprocessor_config.json", "{\"size\": 224}", 1, 1, 0, ""},
+        {"deit", "preprocessor_config.json",
+         "{\"size\": 256, \"crop_size\": 224, \"do_center_crop\": true, "
+         "\"feature_extractor_type\": \"DeiTFeatureExtractor\", \"resample\": 3}",
+         2, 0.875, 1, ""},
+        {"clip", "preprocessor_config.json",
+         "{\"size\": 224, \"crop_size\": 224, \"do_center_crop\": true, "
+         "\"feature_extractor_type\": \"CLIPFeatureExtractor\", \"resample\": 3}",
+         0, 1, 1, ""},
+        {"dinov2", "preprocessor_config.json",
+         "{\"size\": {\"shortest_edge\": 256}, \"crop_size\": {\"height\": 224, \"width\": 224}, "
+         "\"image_processor_type\": \"BitImageProcessor\"}",
+         0, 0.875, 1, ""},
+        {"vit", "preprocessor_config.json",
+         "{\"size\": {\"height\": 256, \"width\": 256}, \"crop_size\": {\"height\": 224, "
+         "\"width\": 224}, \"do_center_crop\": false, \"image_processor_type\": "
+         "\"DeiTImageProcessor\"}",
+         1, 1, 1, ""},
+        {"clip", "processor_config.json",
+         "{\"processor_class\": \"CLIPProcessor\", \"image_processor\": {\"size\": "
+         "{\"shortest_edge\": 37}, \"crop_size\": {\"height\": 32, \"width\": 32}, "
+         "\"do_center_crop\": true, \"resample\": 2, \"image_processor_type\": "
+         "\"CLIPImageProcessor\"}}",
+         0, 32.0 / 37, 0, ""},
+        {"clip", "preprocessor_config.json",
+         "{\"size\": {\"shortest_edge\": 24}, \"crop_size\": 32, \"do_center_crop\": true}", -1, 0,
+         1, "crop_size"},
+        {"", "config.json", "{\"pretrained_cfg\": {\"crop_mode\": \"squash\", \"crop_pct\": 0.95}}",
+         2, 0.95, -1, ""},
+        {"", "config.json", "{\"pretrained_cfg\": {\"crop_mode\": \"squash\", \"crop_pct\": 1.0}}",
+         1, 1, -1, ""},
+        {"", "config.json", "{\"pretrained_cfg\": {\"crop_mode\": \"border\", \"crop_pct\": 0.9}}",
+         0, 0.9, -1, "crop_mode = border"}};
+    for (int i = 0; i < COUNT(cases); i++) {
+        Hub h;
+        Error e = {"", ""};
+        char *config = xasprintf("{\"model_type\": \"%s\"}", cases[i].model);
+        write_temporary("config.json", config, strlen(config));
+        const char *path = write_temporary(cases[i].name, cases[i].json, strlen(cases[i].json));
+        CHECK(hub_read(path, &h, &e) && h.crop == cases[i].crop &&
+                  near(h.crop_pct, cases[i].crop_pct) &&
+                  h.interpolation == cases[i].interpolation &&
+                  contains(h.unknown, cases[i].unknown) && !*h.unknown == !*cases[i].unknown,
+              "%d: crop %d of %g, filter %d, %s%s", i, h.crop, h.crop_pct, h.interpolation,
+              h.unknown, e.what);
+        unlink(path);
+        unlink(at(temporary, "config.json"));
+        free(config);
+    }
 }
 
 /* A config.json that asks for another activation, is damaged, or is of another model. */
@@ -931,6 +1003,7 @@ int main(int argc, char **argv)
     test_members();
     test_no_weights();
     test_rescale();
+    test_pictures();
     test_beside();
     test_damage();
     test_fixtures();

@@ -46,9 +46,12 @@ char *find_weights(const char *path)
 /* How evaluation prepares images, where files beside the weights say it and no flag does. */
 static void use_images(Session *s, const Hub *h)
 {
+    static const char *const crops[] = {[CROP_CENTER] = "centre crop of ",
+                                        [CROP_STRETCH] = "stretched",
+                                        [CROP_SQUASH] = "stretched, then a centre crop of "};
     Options *o = &s->o;
     if (h->crop >= 0 && !options_given(o, "crop"))
-        o->crop = h->crop ? CROP_STRETCH : CROP_CENTER;
+        o->crop = h->crop;
     if (h->interpolation >= 0 && !options_given(o, "interpolation"))
         o->interpolation = h->interpolation ? FILTER_BICUBIC : FILTER_BILINEAR;
     if (h->crop_pct > 0 && !options_given(o, "crop-pct"))
@@ -59,10 +62,10 @@ static void use_images(Session *s, const Hub *h)
     if (h->crop < 0 && h->crop_pct == 0)
         return;
     printf("          images by %s: %s, %s", h->from,
-           o->interpolation == FILTER_BICUBIC ? "bicubic" : "bilinear",
-           o->crop == CROP_STRETCH ? "stretched\n" : "centre crop of ");
+           o->interpolation == FILTER_BICUBIC ? "bicubic" : "bilinear", crops[o->crop]);
     if (o->crop != CROP_STRETCH)
-        printf("%g (--crop-pct)\n", o->crop_pct);
+        printf("%g (--crop-pct)", o->crop_pct);
+    printf("\n");
 }
 
 /* The model that weights are of, and what nobody says about it and is assumed. */

@@ -4,10 +4,11 @@
  * "std", "crop_pct", "interpolation", "crop_mode", "input_size": [3, H, W]}, "model_args": {...},
  * "label_names"}. transformers': {"hidden_size", "num_hidden_layers", "num_attention_heads",
  * "intermediate_size", "patch_size", "image_size", "hidden_act", "layer_norm_eps", "id2label",
- * "label2id"}, and its preprocessor_config.json: {"image_mean", "image_std", "do_normalize",
- * "rescale_factor", "do_rescale", "size", "crop_size", "do_center_crop", "resample"} (Pillow's
- * number); open_clip's is open_clip_config.json. Files are untrusted: a value of another type or
- * range is unknown.
+ * "label2id"}, and its preprocessor_config.json: {"image_processor_type", "image_mean",
+ * "image_std", "do_normalize", "rescale_factor", "do_rescale", "size", "crop_size",
+ * "do_center_crop", "resample"} (Pillow's number), which is "image_processor" in
+ * processor_config.json where there is a tokenizer too; open_clip's is open_clip_config.json. Files
+ * are untrusted: a value of another type or range is unknown.
  *
  * Read in this order: values, files, the model, its images, timm's args, labels.
  */
@@ -299,6 +300,13 @@ static bool read_model(const char *path, const char *from, const cJSON *json, Hu
 
 /* ---- its images ---- */
 
+/* Both sides to those of the crop / share, whatever the picture's shape. */
+static void set_square(Hub *h, double share)
+{
+    h->crop = share < 1 ? 2 : 1;
+    h->crop_pct = share;
+}
+
 /* timm's pretrained_cfg, or args of the same names */
 static void read_timm_images(const cJSON *cfg, Hub *h)
 {
@@ -309,7 +317,9 @@ static void read_timm_images(const cJSON *cfg, Hub *h)
     if (cJSON_IsNumber(crop) && crop->valuedouble > 0 && crop->valuedouble <= 1)
         h->crop_pct = crop->valuedouble;
     if (*mode)
-        h->crop = strcmp(mode, "squash") == 0;
+        h->crop = 0;
+    if (strcmp(mode, "squash") == 0)
+        set_square(h, h->crop_pct > 0 ? h->crop_pct : 0.875);
     if (strcmp(mode, "border") == 0)
         cannot(h, "crop_mode", mode);
 }
@@ -330,15 +340,67 @@ static void read_rescale(const cJSON *json, Hub *h)
     }
 }
 
-/* Without a crop in the middle, transformers' stretches every picture to `size`. */
-static void read_processor(const cJSON *json, Hub *h)
+/* What transformers' image processors do where their files are silent, by a part of their names;
+ * files from before 4.0 have no name, and belong to the model_type. Old files have one number for
+ * `size`: both sides of a square, or the shorter one. */
+typedef struct {
+    const char *type, *model;
+    int interpolation; /* -1: unknown */
+    bool crops, shorter;
+} Processor;
+
+static const Processor *processor_of(const cJSON *json, const char *model)
+{
+    static const Processor all[] = {{"CLIP", "clip", 1, true, true},
+                                    {"Bit", "dinov2", 1, true, true},
+                                    {"DeiT", "deit", 1, true, false},
+                                    {"Siglip", "siglip", 1, false, false},
+                                    {"ConvN", "convnext", -1, false, true},
+                                    {"ViT", "vit", 0, false, false},
+                                    {"", "", -1, false, false}};
+    const char *type = get_text(json, "image_processor_type");
+    int i = 0;
+    if (!*type)
+        type = get_text(json, "feature_extractor_type");
+    while (!strstr(*type ? type : model, *type ? all[i].type : all[i].model))
+        i++;
+    return &all[i];
+}
+
+/* To `edge`, and of that the middle of `side` pixels; without a crop everything. Where the picture
+ * becomes a square, its shape is lost. */
+static void read_geometry(const cJSON *json, const Processor *p, Hub *h)
 {
     const cJSON *size = get(json, "size"), *crop = get(json, "crop_size");
-    const cJSON *resample = get(json, "resample");
-    int edge = count_of(cJSON_IsNumber(size) ? size : get(size, "shortest_edge"));
+    const cJSON *middle = get(json, "do_center_crop"), *share = get(json, "crop_pct");
+    bool number = cJSON_IsNumber(size);
+    bool crops = cJSON_IsBool(middle) ? cJSON_IsTrue(middle) : p->crops;
+    int edge = count_of(number ? size : get(size, "shortest_edge"));
     int side = count_of(cJSON_IsNumber(crop) ? crop : get(crop, "height"));
+    bool shorter = number ? p->shorter : edge > 0;
     if (!edge)
         edge = count_of(get(size, "height"));
+    if (!edge)
+        return;
+    if (!crops || !side)
+        side = edge;
+    if (side > edge) { /* with black around it */
+        cannot(h, "crop_size", "more than size");
+        return;
+    }
+    set_square(h, (double)side / edge);
+    if (shorter)
+        h->crop = 0;
+    if (cJSON_IsNumber(share) && share->valuedouble > 0 && share->valuedouble <= 1) {
+        h->crop = 0;
+        h->crop_pct = share->valuedouble;
+    }
+}
+
+static void read_processor(const cJSON *json, const char *model, Hub *h)
+{
+    const Processor *p = processor_of(json, model);
+    const cJSON *resample = get(json, "resample");
     read_normalisation(get(json, "image_mean"), get(json, "image_std"), h);
     if (cJSON_IsFalse(get(json, "do_normalize"))) {
         static const double none[3] = {0, 0, 0}, one[3] = {1, 1, 1};
@@ -351,29 +413,20 @@ static void read_processor(const cJSON *json, Hub *h)
                                           "bicubic", "box",     "hamming"};
     if (cJSON_IsNumber(resample) && resample->valuedouble >= 0 && resample->valuedouble < 6)
         read_filter(filters[(int)resample->valuedouble], h);
-    if (edge && cJSON_IsTrue(get(json, "do_center_crop"))) {
-        h->crop = 0;
-        if (side && side <= edge)
-            h->crop_pct = (double)side / edge;
-    } else if (edge) {
-        h->crop = !get(size, "shortest_edge");
-        if (!h->crop)
-            h->crop_pct = 1;
-    }
-    const cJSON *share = get(json, "crop_pct");
-    if (cJSON_IsNumber(share) && share->valuedouble > 0 && share->valuedouble <= 1) {
-        h->crop = 0;
-        h->crop_pct = share->valuedouble;
-    }
+    else if (!resample && p->interpolation >= 0)
+        h->interpolation = p->interpolation;
+    read_geometry(json, p, h);
 }
 
 bool hub_read(const char *path, Hub *h, Error *e)
 {
     *h = (Hub){.eps = -1, .pool = -1, .interpolation = -1, .crop = -1};
     bool ok, fine = true;
+    char model[32] = "";
     cJSON *json = read_json(path, "config.json", &ok, e);
     if (json) {
         read_from(h, "config.json");
+        snprintf(model, sizeof model, "%s", get_text(json, "model_type"));
         fine = read_model(path, "config.json beside it", json, h, e);
         read_timm_images(get(json, "pretrained_cfg"), h);
     }
@@ -388,12 +441,18 @@ bool hub_read(const char *path, Hub *h, Error *e)
     cJSON_Delete(json);
     if (!ok)
         return false;
-    json = read_json(path, "preprocessor_config.json", &ok, e);
-    if (json) {
-        read_from(h, "preprocessor_config.json");
-        read_processor(json, h);
+    static const char *const files[] = {"preprocessor_config.json", "processor_config.json"};
+    for (int i = 0; ok && i < COUNT(files); i++) {
+        json = read_json(path, files[i], &ok, e);
+        const cJSON *images = i == 0 ? json : get(json, "image_processor");
+        if (images) {
+            read_from(h, files[i]);
+            read_processor(images, model, h);
+        }
+        cJSON_Delete(json);
+        if (images)
+            break;
     }
-    cJSON_Delete(json);
     return ok;
 }
 

@@ -24,7 +24,7 @@ typedef struct {
     double mean[3], std[3];
     double crop_pct;   /* size of the crop / shorter side before it; 0: unknown */
     int interpolation; /* FILTER_* of image/image.h: 0 bilinear, 1 bicubic; -1: unknown */
-    int crop;          /* CROP_* of it: 0 centre, 1 stretch; -1: unknown */
+    int crop;          /* CROP_* of it: 0 centre, 1 stretch, 2 squash; -1: unknown */
     char unknown[128]; /* what of that is said and has no equal here; "" for nothing */
 } Hub;
 
