@@ -782,7 +782,8 @@ static void test_pictures(void)
         Hub h;
         Error e = {"", ""};
         char *config = xasprintf("{\"model_type\": \"%s\"}", cases[i].model);
-        write_temporary("config.json", config, strlen(config));
+        if (*cases[i].model)
+            write_temporary("config.json", config, strlen(config));
         const char *path = write_temporary(cases[i].name, cases[i].json, strlen(cases[i].json));
         CHECK(hub_read(path, &h, &e) && h.crop == cases[i].crop &&
                   near(h.crop_pct, cases[i].crop_pct) &&
@@ -793,6 +794,55 @@ static void test_pictures(void)
         unlink(path);
         unlink(at(temporary, "config.json"));
         free(config);
+    }
+}
+
+/* What open_clip's configurations of ViT-B-32, ViT-B-16-SigLIP, EVA02-E-14 and ViT-L-14-CLIPA say,
+ * as its push_to_hf_hub writes them. */
+static void test_open_clip(void)
+{
+    static const struct {
+        const char *vision, *images;
+        double eps;
+        int act, pool, crop, interpolation;
+        const char *says; /* refused, or not known */
+    } cases[] = {
+        {"\"image_size\": 224, \"layers\": 12, \"width\": 768, \"patch_size\": 32", "", 1e-5,
+         ACT_GELU, -1, 0, 1, ""},
+        {"\"image_size\": 224, \"timm_model_name\": \"vit_base_patch16_siglip_224\", "
+         "\"timm_model_pretrained\": false, \"timm_pool\": \"map\", \"timm_proj\": \"none\"",
+         "\"interpolation\": \"bilinear\", \"resize_mode\": \"squash\"", -1, ACT_GELU, POOL_MAP, 1,
+         0, ""},
+        {"\"image_size\": 256, \"timm_model_name\": \"vit_so400m_patch16_siglip_256\", "
+         "\"timm_pool\": "
+         "\"map\"",
+         "\"resize_mode\": \"longest\"", -1, ACT_GELU_TANH, POOL_MAP, 0, 1, "resize_mode"},
+        {"\"width\": 768, \"norm_kwargs\": {\"eps\": 1e-6}, \"act_kwargs\": {\"approximate\": "
+         "\"tanh\"}, \"pool_type\": \"avg\"",
+         "\"resize_mode\": \"shortest\"", 1e-6, ACT_GELU_TANH, POOL_GAP, 0, 1, ""},
+        {"\"timm_model_name\": \"eva02_enormous_patch14_clip_224\", \"timm_pool\": \"token\"", "",
+         -1, 0, 0, 0, 0, "norms behind"},
+        {"\"width\": 1024, \"no_ln_pre\": true, \"pool_type\": \"avg\", \"final_ln_after_pool\": "
+         "true",
+         "", -1, 0, 0, 0, 0, "final_ln_after_pool"}};
+    for (int i = 0; i < COUNT(cases); i++) {
+        Hub h;
+        Error e = {"", ""};
+        char *json = xasprintf("{\"model_cfg\": {\"vision_cfg\": {%s}}, \"preprocess_cfg\": {%s}}",
+                               cases[i].vision, cases[i].images);
+        const char *path = write_temporary("open_clip_config.json", json, strlen(json));
+        if (hub_read(path, &h, &e))
+            CHECK(near(h.eps, cases[i].eps) && h.act == cases[i].act && h.pool == cases[i].pool &&
+                      h.crop == cases[i].crop && near(h.crop_pct, 1) &&
+                      h.interpolation == cases[i].interpolation && !*h.unknown == !*cases[i].says &&
+                      contains(h.unknown, cases[i].says),
+                  "%d: eps %g act %d pool %d crop %d of %g, filter %d, %s", i, h.eps, h.act, h.pool,
+                  h.crop, h.crop_pct, h.interpolation, h.unknown);
+        else
+            CHECK(*cases[i].says && contains(e.what, cases[i].says), "%d: %s", i, e.what);
+        CHECK(!*e.what == (i < 4), "%d: %s", i, e.what);
+        unlink(path);
+        free(json);
     }
 }
 
@@ -1004,6 +1054,7 @@ int main(int argc, char **argv)
     test_no_weights();
     test_rescale();
     test_pictures();
+    test_open_clip();
     test_beside();
     test_damage();
     test_fixtures();

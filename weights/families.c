@@ -61,6 +61,7 @@ static const Name timm[] = {
     BOTH("fc_norm", "fc_norm"),
     BOTH("pre_logits.fc", "pre_logits.fc"),
     BOTH("head", "head"),
+    BOTH("head", "head.proj"), /* open_clip's, beside a trunk of timm's */
     BOTH(SECOND_HEAD, "head_dist"),
     {0}};
 

@@ -10,7 +10,8 @@
  * processor_config.json where there is a tokenizer too; open_clip's is open_clip_config.json. Files
  * are untrusted: a value of another type or range is unknown.
  *
- * Read in this order: values, files, the model, its images, timm's args, labels.
+ * Read in this order: values, files, the model, its images, open_clip, all files, timm's args,
+ * labels.
  */
 #include "weights/hub.h"
 
@@ -230,22 +231,17 @@ static void read_kind(const char *model_type, Hub *h)
         }
 }
 
-/* open_clip_config.json: {"model_cfg": {"quick_gelu", "vision_cfg": {"image_size", "layers",
- * "width", "head_width", "patch_size"}}, "preprocess_cfg": {"mean", "std", "interpolation"}}. */
-static void read_open_clip(const cJSON *json, Hub *h)
+static bool read_pool(const char *path, const char *from, const char *pool, Hub *h, Error *e)
 {
-    const cJSON *model = get(json, "model_cfg"), *tower = get(model, "vision_cfg");
-    const cJSON *images = get(json, "preprocess_cfg");
-    int width = count_of(get(tower, "width")), head = count_of(get(tower, "head_width"));
-    h->width = width;
-    h->layers = count_of(get(tower, "layers"));
-    h->patch = count_of(get(tower, "patch_size"));
-    h->heads = width / (head ? head : 64);
-    h->eps = 1e-5;
-    h->act = cJSON_IsTrue(get(model, "quick_gelu")) ? ACT_QUICK_GELU : ACT_GELU;
-    read_sides(get(tower, "image_size"), &h->image_h, &h->image_w);
-    read_normalisation(get(images, "mean"), get(images, "std"), h);
-    read_filter(get_text(images, "interpolation"), h);
+    if (strcmp(pool, "avg") == 0)
+        h->pool = POOL_GAP;
+    if (strcmp(pool, "token") == 0 || strcmp(pool, "tok") == 0)
+        h->pool = POOL_CLS;
+    if (strcmp(pool, "map") == 0)
+        h->pool = POOL_MAP;
+    return (strncmp(pool, "avgmax", 6) != 0 && strcmp(pool, "max") != 0) ||
+           fail(e, "take weights of a model that pools by a class token, a mean or attention",
+                "%s: %s: global_pool = %.20s", path, from, pool);
 }
 
 /* transformers' keys, at the top, or those of an image tower in vision_config; timm's model_args
@@ -282,17 +278,9 @@ static bool read_model(const char *path, const char *from, const cJSON *json, Hu
     read_sides(get(args, "img_size"), &h->image_h, &h->image_w);
     if (cJSON_IsNumber(eps) && eps->valuedouble >= 0 && eps->valuedouble <= 1)
         h->eps = eps->valuedouble;
-    if (strcmp(pool, "avg") == 0)
-        h->pool = POOL_GAP;
-    if (strcmp(pool, "token") == 0)
-        h->pool = POOL_CLS;
-    if (strcmp(pool, "map") == 0)
-        h->pool = POOL_MAP;
-    if (strncmp(pool, "avgmax", 6) == 0 || strcmp(pool, "max") == 0)
-        return fail(e, "take weights of a model that pools by a class token, a mean or attention",
-                    "%s: %s: global_pool = %.20s", path, from, pool);
     h->pools_all = cJSON_IsTrue(get(args, "pool_include_prefix"));
-    if (!read_architecture(path, from, get_text(json, "architecture"), h, e) ||
+    if (!read_pool(path, from, pool, h, e) ||
+        !read_architecture(path, from, get_text(json, "architecture"), h, e) ||
         !read_activation(path, from, get_text(args, "act_layer"), h, e))
         return false;
     return read_activation(path, from, get_text(json, "hidden_act"), h, e);
@@ -418,6 +406,56 @@ static void read_processor(const cJSON *json, const char *model, Hub *h)
     read_geometry(json, p, h);
 }
 
+/* ---- open_clip ---- */
+
+/* {"model_cfg": {"quick_gelu", "vision_cfg": {"image_size", "layers", "width", "head_width",
+ * "patch_size", "pool_type", "final_ln_after_pool", "act_kwargs", "norm_kwargs"}}}, or one of
+ * timm's architectures in place of all these: {"timm_model_name", "timm_pool"}. */
+static bool read_tower(const char *path, const cJSON *model, Hub *h, Error *e)
+{
+    static const char from[] = "open_clip_config.json beside it";
+    const cJSON *tower = get(model, "vision_cfg"), *eps = get(get(tower, "norm_kwargs"), "eps");
+    const char *timm = get_text(tower, "timm_model_name"), *pool = get_text(tower, "pool_type");
+    read_sides(get(tower, "image_size"), &h->image_h, &h->image_w);
+    if (*timm)
+        return read_pool(path, from, get_text(tower, "timm_pool"), h, e) &&
+               read_architecture(path, from, timm, h, e);
+    int width = count_of(get(tower, "width")), head = count_of(get(tower, "head_width"));
+    h->width = width;
+    h->layers = count_of(get(tower, "layers"));
+    h->patch = count_of(get(tower, "patch_size"));
+    h->heads = width / (head ? head : 64);
+    h->eps = cJSON_IsNumber(eps) && eps->valuedouble >= 0 && eps->valuedouble <= 1
+                 ? eps->valuedouble
+                 : 1e-5;
+    h->act = ACT_GELU;
+    if (cJSON_IsTrue(get(model, "quick_gelu")))
+        h->act = ACT_QUICK_GELU;
+    else if (strcmp(get_text(get(tower, "act_kwargs"), "approximate"), "tanh") == 0)
+        h->act = ACT_GELU_TANH;
+    if (strcmp(pool, "avg") == 0 && cJSON_IsTrue(get(tower, "final_ln_after_pool")))
+        return fail(e, "take weights of a model whose last norm comes before its pooling",
+                    "%s: %s: final_ln_after_pool", path, from);
+    return read_pool(path, from, pool, h, e);
+}
+
+/* {"mean", "std", "interpolation", "resize_mode"}: the shorter side to the image's size and the
+ * middle of that, unless it says otherwise. */
+static void read_clip_images(const cJSON *json, Hub *h)
+{
+    const char *mode = get_text(json, "resize_mode");
+    read_normalisation(get(json, "mean"), get(json, "std"), h);
+    h->interpolation = 1;
+    read_filter(get_text(json, "interpolation"), h);
+    set_square(h, 1);
+    if (strcmp(mode, "squash") != 0)
+        h->crop = 0;
+    if (strcmp(mode, "longest") == 0)
+        cannot(h, "resize_mode", mode);
+}
+
+/* ---- all files ---- */
+
 bool hub_read(const char *path, Hub *h, Error *e)
 {
     *h = (Hub){.eps = -1, .pool = -1, .interpolation = -1, .crop = -1};
@@ -436,10 +474,11 @@ bool hub_read(const char *path, Hub *h, Error *e)
     json = *h->from ? NULL : read_json(path, "open_clip_config.json", &ok, e);
     if (json) {
         read_from(h, "open_clip_config.json");
-        read_open_clip(json, h);
+        fine = read_tower(path, get(json, "model_cfg"), h, e);
+        read_clip_images(get(json, "preprocess_cfg"), h);
     }
     cJSON_Delete(json);
-    if (!ok)
+    if (!ok || !fine)
         return false;
     static const char *const files[] = {"preprocessor_config.json", "processor_config.json"};
     for (int i = 0; ok && i < COUNT(files); i++) {
