@@ -605,6 +605,9 @@ check "needs no warning" sh -c "! grep -q ^warning log"
 good "a run evaluated on the training images" $folder --val-data folder/train --out onfolder
 good "eval takes --data, not the run's --val-data" eval --weights onfolder --data folder
 check "and says so" grep -q 'data      folder:' log
+mkdir linked && ln -s ../folder/train linked/train && ln -s ../folder/train linked/val
+good "a link to the training images for validation" --data linked $tiny --steps 1 --out onlinked
+check "is said" grep -q '^warning: evaluating on the training images' log
 good "a run without evaluation" $folder --val-data none --out noeval
 good "can be evaluated" eval --weights noeval --data folder
 bad "two sources of weights" 2 'give one' --resume one --weights "$(last one)/model.safetensors"
