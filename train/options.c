@@ -247,18 +247,25 @@ static char *join_numbers(int argc, char **argv, int *i)
     return joined;
 }
 
-/* Settings that name places: a recipe that repeats a run does so from any directory. On the command
- * line an empty one is a mistake: --resume "$RUN" would begin a run, where the shell knows no RUN.
+/* Settings that name places, or a model: a recipe that repeats a run does so from any directory. On
+ * the command line an empty one is a mistake: --resume "$RUN" would begin a run, where the shell
+ * knows no RUN.
  */
 static bool names_place(const Field *p)
 {
     static const char *const places[] = {"data",          "val_data", "classes",       "index_dir",
                                          "val_index_dir", "weights",  "class_weights", "resume",
-                                         "recipe",        "out"};
+                                         "recipe",        "out",      "model"};
     for (int i = 0; i < COUNT(places); i++)
         if (strcmp(p->name, places[i]) == 0)
             return true;
     return false;
+}
+
+/* No value looks like one: text that begins so is --FLAG=--text. */
+static bool is_flag(const char *word)
+{
+    return strncmp(word, "--", 2) == 0 && isalpha((unsigned char)word[2]);
 }
 
 /* One flag at argv[*i]; moves *i past its value. A switch takes the next word only where that is
@@ -269,7 +276,7 @@ static bool read_flag(Settings *s, int argc, char **argv, int *i, Error *e)
     const char *flag = argv[*i] + 2, *equals = strchr(flag, '='), *value = "";
     size_t len = equals ? (size_t)(equals - flag) : strlen(flag);
     snprintf(name, sizeof name, "%.*s", (int)(len < sizeof name ? len : sizeof name - 1), flag);
-    const char *next = *i + 1 < argc ? argv[*i + 1] : NULL;
+    const char *next = *i + 1 < argc && !is_flag(argv[*i + 1]) ? argv[*i + 1] : NULL;
     bool no = strncmp(name, "no-", 3) == 0 || strncmp(name, "no_", 3) == 0;
     const Field *f = find(name), *off = no ? find(name + 3) : NULL;
     if (equals && off) {
@@ -365,6 +372,20 @@ static void take_weights(Options *o, Settings *asked)
     memmove(o->files, o->files + 1, (size_t)o->n_files * sizeof *o->files);
 }
 
+/* With what it may be called here. */
+static bool no_such(const char *name, const char *where, Error *e)
+{
+    const char *theirs = flag_synonym(name), *near = theirs ? theirs : nearest_flag(name);
+    bool dashed = strcmp(where, "--") == 0 && !theirs;
+    char hint[200] = "--help all lists all settings";
+    if (near)
+        snprintf(hint, sizeof hint,
+                 theirs ? "here it is %s%s; --help all lists all settings"
+                        : "did you mean %s%s? --help all lists all settings",
+                 dashed ? where : "", near);
+    return fail(e, hint, "%s%s: no such setting", where, name);
+}
+
 bool options_args(Options *o, Settings *asked, int argc, char **argv, Error *e)
 {
     int i = 1;
@@ -393,6 +414,9 @@ bool options_args(Options *o, Settings *asked, int argc, char **argv, Error *e)
     char hint[sizeof e->hint] = "flags begin with --, as in --data DIR";
     if (o->n_files && path_exists(o->files[0]))
         meant_path(o->files[0], hint, sizeof hint);
+    for (int k = 0; o->n_files && k < asked->n; k++) /* --input-size 3 224 224 */
+        if (!find(asked->list[k].name))
+            return no_such(asked->list[k].name, asked->list[k].where, e);
     if (o->n_files && strcmp(o->command, "predict") != 0)
         return fail(e, hint, "'%s' is no flag", o->files[0]);
     return true;
@@ -480,15 +504,7 @@ bool options_set(Options *o, const char *name, const char *value, const char *wh
             replace_others(o, f);
         return ok;
     }
-    const char *theirs = flag_synonym(name), *near = theirs ? theirs : nearest_flag(name);
-    bool dashed = strcmp(where, "--") == 0 && !theirs;
-    char hint[200] = "--help all lists all settings";
-    if (near)
-        snprintf(hint, sizeof hint,
-                 theirs ? "here it is %s%s; --help all lists all settings"
-                        : "did you mean %s%s? --help all lists all settings",
-                 dashed ? where : "", near);
-    return fail(e, hint, "%s%s: no such setting", where, name);
+    return no_such(name, where, e);
 }
 
 bool options_apply(Options *o, Settings *s, Error *e)
