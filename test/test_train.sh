@@ -102,6 +102,10 @@ check "is named as a shell takes it" sh -c "grep -qF \"eval 'a run'\\\\''s'\" lo
 good "evaluated by its name alone" eval run
 bad "another seed cannot continue" 1 'seed' --resume run --steps 30 --seed 9
 bad "nothing to resume" 1 'nowhere' --resume nowhere
+bad "a file of a run" 1 'run/latest: is a file, not the directory' --resume run/latest
+bad "and to evaluate" 1 'run/latest: is a file of a run' eval run/latest
+bad "a run as a recipe" 2 '--recipe run/config.ini' --recipe run
+bad "a command of the tools" 2 './vit info' info run
 mkdir -p runs/one/sub && cp -r run runs/two
 bad "a folder of runs" 1 'name one of runs/two$' --resume runs
 bad "a folder of runs to evaluate" 1 'name one of runs/two$' eval --weights runs --data fake

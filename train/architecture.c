@@ -26,6 +26,11 @@ char *find_weights(const char *path)
     if (!path_exists(path))
         die("name a file of weights, a folder with one, or a run directory; nothing is downloaded",
             "%s: %s", path, path_trouble("no such file or directory"));
+    const char *name = strrchr(path, '/');
+    name = name ? name + 1 : path;
+    if (!is_dir(path) && find_word("latest|best|config.ini|log.jsonl|classes.txt", name) >= 0)
+        die("name the directory that it is in", "%s: is a file of a run, and holds no weights",
+            path);
     if (!is_dir(path))
         return xstrdup(path);
     Error none;

@@ -207,6 +207,10 @@ bool settings_file(Settings *s, const char *path, Error *e)
 {
     Error why = {"", ""};
     char *lines = read_text(path, 1 << 20, &why);
+    char *ini = xasprintf("%s/config.ini", path);
+    if (!lines && path_exists(ini))
+        snprintf(why.hint, sizeof why.hint, "a run's recipe is --recipe %.100s", ini);
+    free(ini);
     if (!lines)
         return fail(e, *why.hint ? why.hint : "a recipe is a text file of `key = value` lines",
                     "%s", why.what);
@@ -247,15 +251,14 @@ static char *join_numbers(int argc, char **argv, int *i)
     return joined;
 }
 
-/* Settings that name places, or a model: a recipe that repeats a run does so from any directory. On
- * the command line an empty one is a mistake: --resume "$RUN" would begin a run, where the shell
- * knows no RUN.
+/* Settings that name places: a recipe that repeats a run does so from any directory. On the command
+ * line an empty one is a mistake: --resume "$RUN" would begin a run, where the shell knows no RUN.
  */
 static bool names_place(const Field *p)
 {
     static const char *const places[] = {"data",          "val_data", "classes",       "index_dir",
                                          "val_index_dir", "weights",  "class_weights", "resume",
-                                         "recipe",        "out",      "model"};
+                                         "recipe",        "out"};
     for (int i = 0; i < COUNT(places); i++)
         if (strcmp(p->name, places[i]) == 0)
             return true;
@@ -296,7 +299,8 @@ static bool read_flag(Settings *s, int argc, char **argv, int *i, Error *e)
     } else if (f) {
         return fail(e, f->help, "--%s needs a value", name);
     }
-    if (f && !*value && (equals || value == next) && names_place(f)) {
+    if (f && !*value && (equals || value == next) &&
+        (names_place(f) || strcmp(f->name, "model") == 0)) {
         char hint[160];
         snprintf(hint, sizeof hint, "is a variable of the shell empty? --no-%s says none", name);
         return fail(e, hint, "--%s: its value is empty", name);
@@ -341,6 +345,8 @@ static bool read_command(Options *o, const char *word, Error *e)
     char hint[sizeof e->hint] = "train, eval, predict or bench; --help, --version";
     if (path_exists(word))
         meant_path(word, hint, sizeof hint);
+    else if (find_word("info|import|export|index|plan|shard|show|top|report", word) >= 0)
+        snprintf(hint, sizeof hint, "of the tools: ./vit %s", word);
     else if (near)
         snprintf(hint, sizeof hint, "did you mean %s?", near);
     return fail(e, hint, "no command is called '%s'", word);
