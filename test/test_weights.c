@@ -295,6 +295,11 @@ static void test_folders(void)
         CHECK(contains(w.form, "model_ema") && contains(w.notes, "of 2 models") &&
                   !contains(w.notes, "head of another kind"),
               "%s; %s", w.form, w.notes);
+    if (describe("wrapped.pth", &w))
+        CHECK(contains(w.form, "swa_model") && contains(w.notes, "its head is swa_model"), "%s; %s",
+              w.form, w.notes);
+    if (describe("probe.safetensors", &w))
+        CHECK(w.config.classes == 0 && contains(w.notes, "a head of another kind"), "%s", w.notes);
     if (describe("gap.safetensors", &w))
         CHECK(w.config.pool == POOL_GAP && w.config.cls_tokens == 0);
 }
@@ -697,6 +702,25 @@ static void test_no_weights(void)
     }
 }
 
+/* Hugging Face's cache: links into blobs/, in a folder that refs/main names. */
+static void test_cache(void)
+{
+    char *make = xasprintf("cd '%s' && mkdir -p models--a--b/refs models--a--b/snapshots/0f1e/ && "
+                           "printf 0f1e >models--a--b/refs/main && ln -s \"$OLDPWD\"/%s/hf-vit/* "
+                           "models--a--b/snapshots/0f1e/",
+                           temporary, here);
+    WeightsInfo w;
+    Error e = {"", ""};
+    CHECK(system(make) == 0);
+    char *file = weights_in_folder(at(temporary, "models--a--b"), &e);
+    CHECK(file && weights_describe(file, 0, 0, &w, &e) && contains(w.form, "preprocessor"), "%s",
+          e.what);
+    free(file);
+    CHECK(unlink(at(temporary, "models--a--b/refs/main")) == 0);
+    CHECK(!weights_in_folder(at(temporary, "models--a--b"), &e) && *e.hint, "%s", e.what);
+    free(make);
+}
+
 /* What transformers does to a byte x is x * factor, then less the mean, by the deviation: each step
  * may be left out. So many of our pixels' mean and deviation that is. */
 static void test_rescale(void)
@@ -1052,6 +1076,7 @@ int main(int argc, char **argv)
     test_refusals();
     test_members();
     test_no_weights();
+    test_cache();
     test_rescale();
     test_pictures();
     test_open_clip();

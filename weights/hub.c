@@ -244,11 +244,21 @@ static bool read_pool(const char *path, const char *from, const char *pool, Hub 
                 "%s: %s: global_pool = %.20s", path, from, pool);
 }
 
-/* transformers' keys, at the top, or those of an image tower in vision_config; timm's model_args
+/* The image part of a larger model of transformers'. */
+static const cJSON *tower_in(const cJSON *json)
+{
+    static const char *const keys[] = {"vision_config", "encoder", "backbone_config"};
+    const cJSON *tower = NULL;
+    for (int i = 0; i < COUNT(keys) && !cJSON_IsObject(tower); i++)
+        tower = get(json, keys[i]);
+    return cJSON_IsObject(tower) ? tower : NULL;
+}
+
+/* transformers' keys, at the top, or those of an image tower; timm's model_args
  * have some of the same meaning. */
 static bool read_model(const char *path, const char *from, const cJSON *json, Hub *h, Error *e)
 {
-    const cJSON *tower = get(json, "vision_config"), *args = get(json, "model_args");
+    const cJSON *tower = tower_in(json), *args = get(json, "model_args");
     read_kind(get_text(json, "model_type"), h);
     if (tower)
         json = tower;
