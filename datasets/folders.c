@@ -623,6 +623,19 @@ static bool no_classes(const Folders *f, const Divided *d, const Files *files, E
                 "%s has %sno class folders", f->root, n ? "pictures, but " : "");
 }
 
+/* Validation may lack images of some classes, not of all: then what there is instead. */
+static bool has_images(const Folders *f, Error *e)
+{
+    const Names *passed = &f->base.passed;
+    const char *hint = hint_of_any(passed);
+    char others[128];
+    describe_others(passed, others);
+    if (!*hint)
+        hint = "add jpg, png, ppm, pgm, bmp, gif, tif or webp files, or train without validation: "
+               "--val-data none";
+    return f->base.n > 0 || !passed->n || fail(e, hint, "%s has no images%s", f->root, others);
+}
+
 /* Class folders become `folder`, other files `beside`. */
 static bool walk_folders(const Folders *f, const Divided *d, const DataOptions *o, Walk *w,
                          Names *folder, Files *beside, Error *e)
@@ -642,7 +655,7 @@ static bool open_folders(Folders *f, const Divided *d, const DataOptions *o, con
     Walk w = {.root = f->root, .folder = &folder, .listed = has_list(f->root)};
     bool ok =
         w.listed ? walk_list(f, &w, &folder, e) : walk_folders(f, d, o, &w, &folder, &beside, e);
-    ok = ok && add_folders(f, &w, o, train_dir, e);
+    ok = ok && add_folders(f, &w, o, train_dir, e) && has_images(f, e);
     for (int i = 0; i < beside.passed.n; i++)
         names_add(&f->base.passed, beside.passed.at[i]);
     for (int i = 0; i < beside.images.n; i++)

@@ -294,10 +294,7 @@ static void test_split_names(void)
         {{"cat", "dog/big", "dog/small"}, "", "", ""},
         {{"test_tube", "train_station"}, "", "", ""},
         {{"images"}, NULL, NULL, "its folder images/ is called like what is in it"},
-        {{"Images", "masks"},
-         NULL,
-         NULL,
-         "Images/ and others are called like what is in"},
+        {{"Images", "masks"}, NULL, NULL, "Images/ and others are called like what is in"},
     };
     for (int i = 0; i < COUNT(cases); i++) {
         char name[16];
@@ -341,6 +338,12 @@ static void test_split_names(void)
         free(dir);
         free(file);
     }
+    make_set("photos", (const char *[]){"train/a", "val/a", NULL});
+    CHECK(rename(at(temporary, "photos/val/a/0.ppm"), at(temporary, "photos/val/a/0.heic")) == 0);
+    write_text(at(temporary, "photos/val/a/0.heic"), "ftypheic");
+    d = open_dir(at(temporary, "photos"), false, NULL, &e);
+    CHECK(!d && strstr(e.what, "no images, only 1 other file (.heic)") && strstr(e.hint, "convert"),
+          "%s; %s", e.what, e.hint);
     refuse("s3://bucket/set", true, NULL, "is an address");
     d = open_dir(at(temporary, "case0"), false, NULL, &e);
     check_said(d, "case0 has no val/: ");

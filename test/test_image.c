@@ -1426,6 +1426,18 @@ static void test_stb(void)
     CHECK(!image_decode(made, 4000, &im, &e) && strstr(e.what, "truncated"), "a GIF of nothing");
     free(rgb);
     free(flipped);
+    /* Pillow's: Image.new("P", (2, 1)), colours (200, 100, 50) and (10, 20, 30),
+     * save(transparency=0) */
+    static const uint8_t gif[] = {0x47, 0x49, 0x46, 0x38, 0x39, 0x61, 0x02, 0x00, 0x01, 0x00, 0x81,
+                                  0x00, 0x00, 0xc8, 0x64, 0x32, 0x0a, 0x14, 0x1e, 0x00, 0x00, 0x00,
+                                  0x00, 0x00, 0x00, 0x21, 0xf9, 0x04, 0x01, 0x00, 0x00, 0x00, 0x00,
+                                  0x2c, 0x00, 0x00, 0x00, 0x00, 0x02, 0x00, 0x01, 0x00, 0x00, 0x08,
+                                  0x05, 0x00, 0x01, 0x04, 0x08, 0x08, 0x00, 0x3b};
+    static const uint8_t colours[] = {200, 100, 50, 10, 20, 30};
+    if (CHECK(image_decode(gif, sizeof gif, &im, &e) && im.w == 2 && im.h == 1, "%s", e.what))
+        CHECK(memcmp(im.rgb, colours, 6) == 0, "a transparent pixel is %d %d %d", im.rgb[0],
+              im.rgb[1], im.rgb[2]);
+    image_free(&im);
     /* A PNG that says it is small, and unpacks to a megabyte. */
     rgb = xcalloc(3 * 600, 600);
     CHECK(image_write_png(at(temporary, "bomb.png"), rgb, 600, 600, &e), "%s", e.what);

@@ -287,7 +287,7 @@ static const Known refused[] = {
     {"attn_out_proj.", "attention and MLP side by side"},
     {"in_norm.", "attention and MLP side by side"},
     {"attn.lambda_k", "differential attention"},
-    {"lambda_1", "a BEiT or data2vec, with relative positions"},
+    {"lambda_1", "a BEiT, data2vec or InternVL"},
     {"detection_tokens", "a detector (YOLOS)"},
     {".ffns.", "parallel branches"},
     {"blocks_token_only.", "class attention (CaiT)"},
