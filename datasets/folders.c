@@ -488,6 +488,25 @@ static const char *hint_of(const char *name)
     return "";
 }
 
+/* Files of data sets that are named otherwise; "" for none. */
+static const char *hint_of_set(const char *dir)
+{
+    static const char *const sets[][2] = {
+        {"data_batch_1", "CIFAR-10's own files: --data cifar10:DIR"},
+        {"data_batch_1.bin", "CIFAR-10's own files: --data cifar10:DIR"},
+        {"train.bin", "CIFAR-100's own files: --data cifar100:DIR"},
+        {"train-images-idx3-ubyte", "MNIST's own files: --data mnist:DIR"},
+        {"train-images-idx3-ubyte.gz", "MNIST's own files: --data mnist:DIR, unpacked"}};
+    const char *hint = "";
+    for (int i = 0; !*hint && i < COUNT(sets); i++) {
+        char *path = xasprintf("%s/%s", dir, sets[i][0]);
+        if (path_exists(path))
+            hint = sets[i][1];
+        free(path);
+    }
+    return hint;
+}
+
 /* Of the files that are passed over, the first that says what they are. */
 static const char *hint_of_any(const Names *endings)
 {
@@ -535,7 +554,11 @@ static bool add_folder(Folders *f, const char *folder, const Files *files, int l
     }
     for (int i = 0; i < passed->n; i++)
         names_add(&f->base.passed, passed->at[i]);
-    const char *hint = hint_of_any(passed);
+    char *dir = xasprintf("%s/%s", f->root, folder);
+    const char *hint = hint_of_set(dir);
+    free(dir);
+    if (!*hint)
+        hint = hint_of_any(passed);
     if (!*hint)
         hint =
             "add jpg, png, ppm, pgm, bmp, gif, tif or webp files, or remove the folder; lists of "
@@ -613,7 +636,9 @@ static bool no_classes(const Folders *f, const Divided *d, const Files *files, E
                     "%s has %s, but no class folders: they have no labels", f->root,
                     amount(n, "picture").s);
     char others[128];
-    const char *hint = n ? "" : hint_of_any(&files->passed);
+    const char *hint = n ? "" : hint_of_set(f->root);
+    if (!n && !*hint)
+        hint = hint_of_any(&files->passed);
     describe_others(&files->passed, others);
     if (*hint)
         return fail(e, hint, "%s has no class folders%s", f->root, others);

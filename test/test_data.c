@@ -326,6 +326,7 @@ static void test_split_names(void)
     static const char *const endings[][2] = {{"x.parquet", "Hugging Face"},
                                              {"x.ZIP", "unpack"},
                                              {"x.tar", "--data wds:"},
+                                             {"data_batch_1.bin", "--data cifar10:DIR"},
                                              {"labels.csv", "csv, json"}};
     for (int i = 0; i < COUNT(endings); i++) {
         char *dir = xasprintf("%s/ending%d", temporary, i),

@@ -698,6 +698,12 @@ good "on some other classes" --data fewer --weights zoo.run $tuned --out zoo5.ru
 check "says how many" grep -q '^warning: .* as many classes, 2 of them by other names (classes.txt)' log
 good "on some other classes than config.json's" --data fewer --weights turned $tuned --out zoo6.run
 check "says how many" grep -q '^warning: .* as many classes, 2 of them by other names (config.json)' log
+cp -r "$others/hf-vit" many && sed -i '1s/{/{"problem_type": "multi_label_classification",/' many/config.json
+sum() { awk -F, 'NR > 1 { n += $5 } END { print n > 0.999 && n < 1.001 }' out; } # of all probabilities
+"$binary" predict --weights many "$picture" --format csv >out 2>log
+check "weights of several classes at once: no sum of 1" sh -c "[ $(sum) = 0 ] && grep -q '^note: by config.json' log"
+"$binary" predict --weights many "$picture" --format csv --loss softmax >out 2>log
+check "unless asked for" [ "$(sum)" = 1 ]
 good "a file without one" predict --weights "$others/nested.pth" "$picture"
 check "what is assumed is a warning" grep -q '^warning: .*--heads.*--mean' log
 good "its name alone" predict "$others/nested.pth" "$picture"

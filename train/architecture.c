@@ -98,6 +98,13 @@ static void use_weights(Session *s)
         warn_of(s, "neither the file nor a config.json beside it says, and it is assumed: %s",
                 text);
     bool eval = strcmp(s->o.command, "eval") == 0 || strcmp(s->o.command, "predict") == 0;
+    if (eval && w.hub.several && !options_config_given(&s->o, "loss")) {
+        s->config.loss = LOSS_SIGMOID;
+        printf(
+            "note: by %s several classes may be there at once: each has a probability of its own "
+            "(--loss softmax: one of them is)\n",
+            w.hub.from);
+    }
     if (w.config.classes == 0 && strcmp(s->o.command, "bench") == 0)
         s->config.classes = vit_config_default().classes;
     if (w.config.classes == 0 && eval)

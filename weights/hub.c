@@ -258,7 +258,7 @@ static const cJSON *tower_in(const cJSON *json)
  * have some of the same meaning. */
 static bool read_model(const char *path, const char *from, const cJSON *json, Hub *h, Error *e)
 {
-    const cJSON *tower = tower_in(json), *args = get(json, "model_args");
+    const cJSON *whole = json, *tower = tower_in(json), *args = get(json, "model_args");
     read_kind(get_text(json, "model_type"), h);
     if (tower)
         json = tower;
@@ -283,6 +283,7 @@ static bool read_model(const char *path, const char *from, const cJSON *json, Hu
         if (n)
             *counts[i].to = n;
     }
+    h->several = strcmp(get_text(whole, "problem_type"), "multi_label_classification") == 0;
     read_sides(get(json, "image_size"), &h->image_h, &h->image_w);
     read_sides(get(get(json, "pretrained_cfg"), "input_size"), &h->image_h, &h->image_w);
     read_sides(get(args, "img_size"), &h->image_h, &h->image_w);

@@ -20,6 +20,7 @@ typedef struct {
     int act;        /* ACT_*; ACT_NONE: unknown */
     int pool;       /* POOL_*; -1: unknown */
     bool pools_all; /* the pooling sees the tokens before the patches too */
+    bool several;   /* classes may be there at once: each has a probability of its own */
     bool has_mean;  /* both mean and std are known */
     double mean[3], std[3];
     double crop_pct;   /* size of the crop / shorter side before it; 0: unknown */
