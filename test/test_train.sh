@@ -663,6 +663,11 @@ check "are the weights'" grep -q '^top1 100.00 ' log
 printf 'ant\nbee\ncat\ndog\nelk\n' >insects.txt
 good "classes by a list" eval --weights turned --data byname --classes insects.txt
 check "are the list's" grep -q '^top1 0.00 ' log
+printf 'ant\ngreat bee\ncat\ndog\nelk\n' >plain.txt
+good "names alone, some of two words" predict --weights turned "$picture" --classes plain.txt
+check "are shown in full" grep -q '  great bee  class 1$' log
+printf '["ant", "bee", "cat", "dog", "elk"]' >names.json
+bad "names in JSON" 1 'JSON or Python, not a list' predict --weights turned "$picture" --classes names.json
 mv byname/bee byname/wasp
 bad "one of another name" 1 '4 of 5 class folders are among' eval --weights turned --data byname
 mkdir -p others/v others/w others/x others/y others/z && cp "$picture" others/v
@@ -699,7 +704,7 @@ check "says how many" grep -q '^warning: .* as many classes, 2 of them by other 
 good "on some other classes than config.json's" --data fewer --weights turned $tuned --out zoo6.run
 check "says how many" grep -q '^warning: .* as many classes, 2 of them by other names (config.json)' log
 cp -r "$others/hf-vit" many && sed -i '1s/{/{"problem_type": "multi_label_classification",/' many/config.json
-sum() { awk -F, 'NR > 1 { n += $5 } END { print n > 0.999 && n < 1.001 }' out; } # of all probabilities
+sum() { awk -F, 'NR > 1 { n += $5 } END { print (n > 0.999 && n < 1.001) }' out; } # of all probabilities
 "$binary" predict --weights many "$picture" --format csv >out 2>log
 check "weights of several classes at once: no sum of 1" sh -c "[ $(sum) = 0 ] && grep -q '^note: by config.json' log"
 "$binary" predict --weights many "$picture" --format csv --loss softmax >out 2>log
