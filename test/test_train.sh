@@ -711,6 +711,7 @@ check "weights of several classes at once: no sum of 1" sh -c "[ $(sum) = 0 ] &&
 check "unless asked for" [ "$(sum)" = 1 ]
 good "a file without one" predict --weights "$others/nested.pth" "$picture"
 check "what is assumed is a warning" grep -q '^warning: .*--heads.*--mean' log
+check "and how pictures are cropped is said" grep -q 'images as usual, .*: bicubic, centre crop of 0.875 (--crop-pct)' log
 good "its name alone" predict "$others/nested.pth" "$picture"
 good "what is given is not assumed" predict --weights "$others/nested.pth" --heads 2 --mean 0.5 --std 0.5 \
     "$picture"

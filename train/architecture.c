@@ -64,10 +64,12 @@ static void use_images(Session *s, const Hub *h)
     if (*h->unknown)
         warn_of(s, "%s: %s is not known here: see --interpolation, --crop and --crop-pct", h->from,
                 h->unknown);
-    if (h->crop < 0 && h->crop_pct == 0)
+    bool said = h->crop >= 0 || h->crop_pct > 0;
+    if (!said && (s->run_dir || s->checkpoint)) /* its own settings say it */
         return;
-    printf("          images by %s: %s, %s", h->from,
-           o->interpolation == FILTER_BICUBIC ? "bicubic" : "bilinear", crops[o->crop]);
+    printf("          images %s%s: %s, %s", said ? "by " : "as usual, nothing says otherwise",
+           said ? h->from : "", o->interpolation == FILTER_BICUBIC ? "bicubic" : "bilinear",
+           crops[o->crop]);
     if (o->crop != CROP_STRETCH)
         printf("%g (--crop-pct)", o->crop_pct);
     printf("\n");
