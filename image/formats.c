@@ -120,6 +120,11 @@ static bool stb_header(const uint8_t *bytes, size_t n, Header *out, Error *e)
 {
     StbSource s = {.p = bytes, .n = n};
     int channels;
+    if (bytes[0] == 0x89 && n >= 24) { /* stb_image cannot say what is wrong with these */
+        uint64_t w = get_uint(bytes + 16, 4, false), h = get_uint(bytes + 20, 4, false);
+        if ((w > 1 << 24 || h > 1 << 24 || w * h > 1 << 28) && w <= INT_MAX && h <= INT_MAX)
+            return size_is_sane((int)w, (int)h, true, e);
+    }
     if (!stbi_info_from_callbacks(&stb_calls, &s, &out->w, &out->h, &channels))
         return fail(e, hint_damaged, "damaged image: %s", stbi_failure_reason());
     if (bytes[0] == 'B' && out->h > INT_MIN) /* below 0: from top to bottom */

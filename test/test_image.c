@@ -1426,6 +1426,11 @@ static void test_stb(void)
     CHECK(!image_decode(made, 4000, &im, &e) && strstr(e.what, "truncated"), "a GIF of nothing");
     free(rgb);
     free(flipped);
+    static const uint8_t bomb[33] = {0x89, 'P',  'N', 'G', '\r', '\n', 0x1a, '\n', 0,    0,    0,
+                                     13,   'I',  'H', 'D', 'R',  0x00, 0x01, 0x86, 0xA0, 0x00, 0x01,
+                                     0x86, 0xA0, 8,   2,   0,    0,    0,    0,    0,    0,    0};
+    CHECK(!image_decode(bomb, sizeof bomb, &im, &e) && strstr(e.what, "too large: 100000 x 100000"),
+          "%s", e.what);
     /* Pillow's: Image.new("P", (2, 1)), colours (200, 100, 50) and (10, 20, 30),
      * save(transparency=0) */
     static const uint8_t gif[] = {0x47, 0x49, 0x46, 0x38, 0x39, 0x61, 0x02, 0x00, 0x01, 0x00, 0x81,
