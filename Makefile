@@ -227,6 +227,7 @@ CUDA_TESTS := "two at a time" "$(STANDIN)/test_cuda_ranks" $(call LAYOUTS,$(STAN
   $(foreach t,fp32 tf32 bf16 fp16,"as ops $t: $(STANDIN)/test_ops --backend cuda --type $t") \
   "as ops fp8: $(STANDIN)/test_fp8 --backend cuda --type fp8" \
   $(foreach w,0 1,"as ops fp8 own kernels $w: $(FORCED):$w $(STANDIN)/test_fp8 --backend cuda --type fp8") \
+  "as ops fp8 that the library refuses: VIT_STANDIN_SM=90 VIT_STANDIN_LT_FAIL=7 $(STANDIN)/test_fp8 --backend cuda --type fp8" \
   $(foreach t,fp32 tf32 bf16 fp16 fp8,"as goldens $t: $(STANDIN)/test_golden --backend cuda --type $t $(GOLDEN) $(FIXTURES)") \
   $(call FORCED_OPS,bf16,0) $(call FORCED_OPS,fp16,1) \
   $(foreach t,bf16 fp8,"as goldens $t own products: $(FORCED) $(STANDIN)/test_golden --backend cuda --type $t $(GOLDEN) $(FIXTURES)") \

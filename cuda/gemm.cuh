@@ -333,15 +333,14 @@ static void add_split_sums(const Product &p, const Description &x, std::vector<C
         }
 }
 
-/* Those of our own, behind the three that all are compared with. */
-static void add_own(const Product &p, std::vector<Choice> &list)
+/* Those of our own, the likeliest first, behind so many others. */
+static void add_own(const Product &p, std::vector<Choice> &list, size_t front)
 {
-    const size_t front = std::min<size_t>(list.size(), 3);
     for (int way : own_ways(p)) {
         Choice c = {};
         c.own = way;
         c.known = c.final = true;
-        list.insert(list.begin() + (long)front, c);
+        list.insert(list.begin() + (long)std::min(list.size(), front++), c);
     }
 }
 
@@ -381,14 +380,24 @@ static float median(std::vector<float> v)
  * an algorithm that leaves something out leaves those. */
 template <class E> __global__ void sketch_kernel(float *sums, E *d, long ld, long m, long n)
 {
-    const long t = (long)blockIdx.x * blockDim.x + threadIdx.x;
+    enum { AT_ONCE = 8 }; /* on their way: each store would else wait for the load before it */
+    const long t = (long)blockIdx.x * blockDim.x + threadIdx.x, step = (long)gridDim.x * blockDim.x;
     float sum = 0;
-    for (long i = t; i < m * n; i += (long)gridDim.x * blockDim.x) {
-        uint32_t h = (uint32_t)i * 2654435761u;
-        E *x = d + i / m * ld + i % m;
-        h = (h ^ h >> 15) * 2246822519u;
-        sum += h >> 31 ? to_float(*x) : -to_float(*x);
-        *x = from_float<E>(NAN);
+    for (long i = t; i < m * n; i += AT_ONCE * step) {
+        E *x[AT_ONCE], v[AT_ONCE];
+        each<AT_ONCE>([&](int k) {
+            const long at = i + k * step;
+            x[k] = d + at / m * ld + at % m;
+            v[k] = at < m * n ? *x[k] : E();
+        });
+        each<AT_ONCE>([&](int k) {
+            uint32_t h = (uint32_t)(i + k * step) * 2654435761u;
+            h = (h ^ h >> 15) * 2246822519u;
+            if (i + k * step < m * n) {
+                sum += h >> 31 ? to_float(v[k]) : -to_float(v[k]);
+                *x[k] = from_float<E>(NAN);
+            }
+        });
     }
     sums[t] = sum;
 }
@@ -602,7 +611,7 @@ static Choice choose_by_time(const Product &p, const Description &x, const Choic
 {
     std::vector<Choice> list = candidates(p, x, MOST);
     add_split_sums(p, x, list);
-    add_own(p, list);
+    add_own(p, list, 3); /* behind those that all are compared with */
     if (list.empty())
         return Choice();
     timing = true;
@@ -622,10 +631,15 @@ static Choice choose_by_time(const Product &p, const Description &x, const Choic
     return c;
 }
 
-/* Without: the first of the library's guesses that it can launch, which it then has. */
+/* Without: the first of the library's guesses that it can launch, which it then has. A plain product
+ * that the library refuses (of 8 bits, some of its versions want columns in eights) is one of our
+ * own, if those take it. */
 static Choice choose_by_guess(const Product &p, const Description &x, bool *launched)
 {
-    for (const Choice &c : candidates(p, x, FEW)) {
+    std::vector<Choice> list = candidates(p, x, FEW);
+    if (!p.act)
+        add_own(p, list, list.size());
+    for (const Choice &c : list) {
         *launched = multiply(p, x, c) == CUBLAS_STATUS_SUCCESS;
         if (*launched)
             return c;
