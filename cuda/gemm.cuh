@@ -631,9 +631,9 @@ static Choice choose_by_time(const Product &p, const Description &x, const Choic
     return c;
 }
 
-/* Without: the first of the library's guesses that it can launch, which it then has. A plain product
- * that the library refuses (of 8 bits, some of its versions want columns in eights) is one of our
- * own, if those take it. */
+/* Without: the first of the library's guesses that it can launch, which it then has. A plain
+ * product that the library refuses is one of our own, if those take it: which sizes of 8-bit
+ * matrices it multiplies has differed from version to version. */
 static Choice choose_by_guess(const Product &p, const Description &x, bool *launched)
 {
     std::vector<Choice> list = candidates(p, x, FEW);
