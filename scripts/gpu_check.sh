@@ -126,10 +126,19 @@ build() { # targets...
 # separated by tabs. The first says which programs those were.
 done_file=$out/$gpu-$part.done
 goes_on=
+programs() { # what is in them but the names of temporary files, which nvcc leaves there
+    local file
+    for file in ./train_gpu build/gpu/test_* build/gpu/bench_kernels; do
+        if objcopy -S -R .note.gnu.build-id "$file" "$tmp/bare" 2>/dev/null; then
+            cat "$tmp/bare"
+        else
+            cat "$file" 2>/dev/null
+        fi
+    done
+}
 go_on() {
     local stamp
-    stamp="programs $(cat ./train_gpu build/gpu/test_* build/gpu/bench_kernels 2>/dev/null |
-        cksum | tr ' ' -), driver $(smi driver_version | head -n 1)"
+    stamp="programs $(programs | cksum | tr ' ' -), driver $(smi driver_version | head -n 1)"
     if [ -z "${AGAIN-}" ] && [ "$(head -n 1 "$done_file" 2>/dev/null)" = "$stamp" ]; then
         goes_on=1
     else

@@ -30,6 +30,7 @@ esac
 END
 program tree/build/gpu/test_ops <<<'echo "12 passed, 0 failed, 0 skipped"'
 program tree/build/gpu/test_golden <<<'echo "34 passed, 0 failed, 0 skipped"'
+${CC:-cc} -x c -o tree/build/gpu/test_fp8 - <<<'int main(void) { return 0; }'
 program tree/build/gpu/bench_kernels <<<'echo "The sum would be 5000 images/s; the floors alone 7000. No more."'
 program tree/vit <<<'echo "{\"activations\": 1000, \"total\": 2000, \"images_per_s\": 4000, \"mfu\": 1}"'
 program tree/train_gpu <<'END'
@@ -77,6 +78,7 @@ check "ranks" row "2 NCCL ranks, --pp 2" pass
 check "counts" grep -qE '^[0-9]+ passed, 1 failed' log
 check "ops four times" calls test_ops 4
 
+objcopy --add-symbol tmpxft_1=0x1 tree/build/gpu/test_fp8 # nvcc's names: the same program
 go correct
 check "again: status $rc" [ $rc = 0 ]
 check "again: says that it goes on" grep -q 'going on$' log
