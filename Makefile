@@ -226,9 +226,10 @@ CUDA_TESTS := "two at a time" "$(STANDIN)/test_cuda_ranks" $(call LAYOUTS,$(STAN
   "$(STANDIN)/test_cuda_on_cpu" "$(STANDIN)/test_hopper" \
   $(foreach t,fp32 tf32 bf16 fp16,"as ops $t: $(STANDIN)/test_ops --backend cuda --type $t") \
   "as ops fp8: $(STANDIN)/test_fp8 --backend cuda --type fp8" \
-  $(foreach w,0 1,"as ops fp8 own kernels $w: $(FORCED):$w $(STANDIN)/test_fp8 --backend cuda --type fp8") \
+  $(foreach w,0 3,"as ops fp8 own kernels $w: $(FORCED):$w $(STANDIN)/test_fp8 --backend cuda --type fp8") \
+  "as ops fp8 that the library refuses: VIT_STANDIN_SM=90 VIT_STANDIN_LT_FAIL=7 $(STANDIN)/test_fp8 --backend cuda --type fp8" \
   $(foreach t,fp32 tf32 bf16 fp16 fp8,"as goldens $t: $(STANDIN)/test_golden --backend cuda --type $t $(GOLDEN) $(FIXTURES)") \
-  $(call FORCED_OPS,bf16,0) $(call FORCED_OPS,fp16,1) \
+  $(call FORCED_OPS,bf16,0) $(call FORCED_OPS,fp16,3) \
   $(foreach t,bf16 fp8,"as goldens $t own products: $(FORCED) $(STANDIN)/test_golden --backend cuda --type $t $(GOLDEN) $(FIXTURES)") \
   "$(STANDIN)/test_bf16" "one at a time" \
   "test/test_cuda.sh $(STANDIN)/train_gpu $(PROGRAM) $(SHARED) $(GPUPROGRAM)" \
@@ -291,7 +292,7 @@ test-long: report
 	  "as sanitizers: TEST_SMALL=1 $(MAKE) --no-print-directory BUILD=build/asan NVCC= EXTRA='$(SANITIZE)' test" \
 	  "as every layout on 2: build/test_layouts 2 all" \
 	  $(foreach p,1 2 3 4 5 6 7 8,"as every layout on 4 part $p: build/test_layouts 4 all part=$p/8") \
-	  "as every resume: build/test_resume all" $(call FORCED_OPS,bf16,1) $(call FORCED_OPS,fp16,0) \
+	  "as every resume: build/test_resume all" $(foreach w,1 2 3,$(call FORCED_OPS,bf16,$w)) $(foreach w,0 1 2,$(call FORCED_OPS,fp16,$w)) \
 	  "as every plan: TEST_LONG=1 test/test_plan.sh vit train_cpu $(SHARED)" \
 	  "check clang: command -v clang || exit 77; $(MAKE) BUILD=build/clang CC=clang EXTRA=-Werror objects" \
 	  "as cuda by clang: $(MAKE) --no-print-directory BUILD=build/clang CC=clang NVCC= test-cuda" \

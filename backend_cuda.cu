@@ -21,6 +21,7 @@
 #include "cuda/attention_sm90.cuh"
 #include "cuda/attention_sm90_backward.cuh"
 #include "cuda/attention_sm90_large.cuh"
+#include "cuda/attention_sm90_long.cuh"
 #include "cuda/optimizer.cuh"
 extern "C" {
 #include "util/calls.h"
@@ -535,7 +536,7 @@ static void read_join_clock(int kind, bool joined)
 static void make_join_clock()
 {
     CHECK_CUDA(cudaMalloc((void **)&join_clock, sizeof *join_clock));
-    CHECK_CUDA(cudaMemset(join_clock, 0, sizeof *join_clock));
+    CHECK_CUDA(cudaMemsetAsync(join_clock, 0, sizeof *join_clock, cu.stream));
     CHECK_CUDA(cudaMallocHost((void **)&joins, sizeof *joins));
     *joins = {};
     call_look_at(&joins->word);

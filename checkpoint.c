@@ -586,8 +586,11 @@ bool ckpt_find(const char *dir, char *out, size_t size, Error *e)
         return give_path(dir, out, size, e);
     if (newest(dir, &step))
         return give_path(step_dir(dir, step, "").s, out, size, e);
+    const char *what = "no such directory";
+    if (path_exists(dir))
+        what = is_dir(dir) ? "holds no checkpoint" : "is a file, not the directory that it is in";
     return fail(e, "give the directory of a run (its --out) or of a checkpoint", "%s: %s", dir,
-                is_dir(dir) ? "holds no checkpoint" : "no such directory");
+                what);
 }
 
 /* Weights alone do: who looks for the best evaluates it. */

@@ -23,7 +23,7 @@ static const Backend *be;
 static Config c;
 static int B, T, R, C, F, H, K, type; /* R = B*T rows */
 static size_t size;                   /* of an element */
-static dev *x, *y, *z;                /* [R, widest] of the type; z is read alone */
+static dev *x, *y, *z, *pre;          /* [R, widest] of the type; z is read alone, pre written */
 static dev *w, *v;                    /* [widest, widest] weights; [widest] */
 static dev *dw, *sums, *stat, *delta; /* real */
 static dev *images, *targets, *stats, *state, *scratch;
@@ -77,7 +77,7 @@ static void forward(int rows, int in, int out, int act, bool residual)
                          .in = in,
                          .out = out,
                          .act = act,
-                         .pre = act ? mat(x, out) : (Tensor){NULL, 0, F32, NULL},
+                         .pre = act ? mat(pre, out) : (Tensor){NULL, 0, F32, NULL},
                          .residual = residual ? mat(z, out) : (Tensor){NULL, 0, F32, NULL},
                          .tokens = T});
 }
@@ -387,6 +387,7 @@ static void set_up(void)
     x = noise((long)R * widest, type, 1);
     y = noise((long)R * widest, type, 1);
     z = noise((long)R * widest, type, 1);
+    pre = get((double)R * (double)widest * (double)size);
     w = noise(square_of * square_of > (long)T * C ? square_of * square_of : (long)T * C, type,
               0.02);
     v = noise(square_of, type, 1);

@@ -26,8 +26,8 @@
  *
  * Times below are estimates for one layer of B/16 at batch 256 on an H200 (4.3 TB/s; mma.sync at
  * 62% of the 790 TFLOP/s that wgmma reaches, 490). NOTHING HERE HAS BEEN MEASURED YET. With wgmma
- * and TMA, on Hopper: attention_sm90.cuh (up to 272 tokens), attention_sm90_backward.cuh (208) and
- * attention_sm90_large.cuh.
+ * and TMA, on Hopper: forward attention_sm90.cuh (up to 272 tokens) and attention_sm90_long.cuh,
+ * backward attention_sm90_backward.cuh (208) and attention_sm90_large.cuh.
  */
 #pragma once
 

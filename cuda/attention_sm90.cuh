@@ -2,8 +2,9 @@
  *
  * The same as attention_forward_kernel of attention.cuh, of bf16 and fp16, where a head's keys fit
  * a warp group's registers: up to 272, which are the 197 and 257 tokens of pictures of 224 pixels.
- * Then softmax needs one pass: no running maximum, nothing is scaled again. It is a candidate
- * beside the portable kernel and used where it is faster; NOTHING HERE HAS RUN ON A GPU.
+ * Then softmax needs one pass: no running maximum, nothing is scaled again. Longer heads are
+ * attention_sm90_long.cuh's. It is a candidate beside the portable kernel and used where it is
+ * faster; NOTHING HERE HAS RUN ON A GPU.
  *
  * A block is one head. Its thread 0 asks the copy engine for k, q and v, in this order. Two warp
  * groups then take the head's queries in turns, 64 at a time:
@@ -272,6 +273,8 @@ template <class F> static bool by_head90(int hs, int T, F f)
         f(Width<96>(), Width<272>());
     else if (hs <= 112 && T <= 272)
         f(Width<112>(), Width<272>());
+    else if (hs <= 128 && T <= 272)
+        f(Width<128>(), Width<272>());
     else
         return false;
     return true;
@@ -339,14 +342,4 @@ static std::string attention_key(const char *what, const Attention *a, const cha
              a->T, a->heads, a->hs, a->qkv.ld, a->out.ld, more, a->qkv.type,
              a->drop.p > 0 ? " drop" : "");
     return key;
-}
-static void cuda_attention_forward(const Attention *a)
-{
-    const Instead ours = [&] { attention90_forward(a); }, portable = [&] { attention_forward(a); };
-    if (attention90_takes(a) &&
-        own_is_faster(attention_key("attention", a, ""), a->out, (long)a->B * a->Tq,
-                      (long)a->heads * a->hs, ours, portable))
-        ours();
-    else
-        portable();
 }

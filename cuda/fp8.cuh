@@ -40,15 +40,28 @@ static bool is_fp8(int type)
     return type == E4M3 || type == E5M2;
 }
 
-/* What saturation would hide is NaN instead: an overflow must reach the gradient's norm. */
+/* What saturation would hide is NaN instead, as infinity times 0 is: an overflow must reach the
+ * gradient's norm. */
 __device__ inline float fp8_scaled(float x, float scale)
 {
-    return isfinite(x) ? x * scale : NAN;
+    return fmaf(x, scale, x * 0);
 }
 /* Two numbers, the first in the lower byte: one instruction. */
 template <Fp8Kind KIND> __device__ inline uint32_t fp8_pair(float low, float high)
 {
     return __nv_cvt_float2_to_fp8x2(make_float2(low, high), __NV_SATFINITE, KIND);
+}
+/* The number that a byte stands for. In half precision, E5M2 is the upper byte, and E4M3 as bits of
+ * the same place is 2^-8 times itself, but for NaN. */
+__device__ inline float fp8_value(uint8_t byte, Fp8Kind kind)
+{
+    const bool narrow = kind == __NV_E4M3;
+    const uint16_t bits = (uint16_t)(narrow ? (byte & 0x80) << 8 | (byte & 0x7F) << 7 : byte << 8);
+    fp16 half;
+    memcpy(&half, &bits, sizeof half);
+    if (narrow && (byte & 0x7F) == 0x7F)
+        return NAN;
+    return to_float(half) * (narrow ? 256 : 1);
 }
 /* Four words of four bytes each, as a matrix of bytes, become its transposition. */
 __device__ inline void transpose_bytes(uint32_t &a, uint32_t &b, uint32_t &c, uint32_t &d)
@@ -324,6 +337,27 @@ static __global__ void __launch_bounds__(CAST_THREADS, TURN_BLOCKS) fp8_turn_ker
         });
         transpose_words(words);
     });
+}
+
+/* The same of sixteen rows from r on, by a block that has just written them to shared memory,
+ * [TURN_ROWS][n]. A thread takes four columns of all; it leaves 16 bytes of each. */
+enum { TURN_ROWS = 16 };
+__device__ inline void turn_rows(const Fp8Cast &a, const uint8_t *rows, long r)
+{
+    const long padded = Fp8Cast::padded(a.rows);
+    __syncthreads();
+    for (int c = (int)threadIdx.x * 4; c < a.n; c += (int)blockDim.x * 4) {
+        uint32_t w[TURN_ROWS];
+        each<TURN_ROWS>(
+            [&](int i) { w[i] = r + i < a.rows ? *(const uint32_t *)(rows + i * a.n + c) : 0; });
+        each<4>(
+            [&](int i) { transpose_bytes(w[4 * i], w[4 * i + 1], w[4 * i + 2], w[4 * i + 3]); });
+        each<4>([&](int k) {
+            *(uint4 *)(a.across + (c + k) * padded + r) =
+                make_uint4(w[k], w[4 + k], w[8 + k], w[12 + k]);
+        });
+    }
+    __syncthreads(); /* they may be written again */
 }
 
 template <Fp8Kind KIND, class Source> static void cast(const Fp8Cast &a, const Source &from)

@@ -47,6 +47,8 @@ struct Product {
     int in_a, in, out; /* F32, BF16, F16: of A and B; of C, D, bias and aux. A and B may be in
                           8 bits, as numbers to be multiplied by these two (device memory): */
     const dev *scale_a, *scale_b;
+    dev *scale_d = nullptr;  /* Fp8Scale of a D in 8 bits, which is both its copies; then bias and
+                                aux are BF16 */
     const void *C = nullptr; /* nullptr: nothing is added */
     long ldc = 0;
     cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
@@ -65,6 +67,13 @@ struct Product {
           in_a(a.type), in(b.type), out(d.type), scale_a(is_fp8(a.type) ? a.scale : nullptr),
           scale_b(is_fp8(b.type) ? b.scale : nullptr)
     {
+    }
+    void leave_in(const Tensor &d)
+    {
+        D = d.p;
+        ldd = d.ld;
+        out = d.type;
+        scale_d = is_fp8(d.type) ? d.scale : nullptr;
     }
     bool library() const /* can it do that? */
     {
@@ -206,6 +215,8 @@ static OwnProduct own_product(const Product &p)
     o.sums = (float *)p.sums;
     o.x.scale_a = (const float *)p.scale_b, o.x.scale_b = (const float *)p.scale_a;
     o.room = workspace, o.room_size = workspace_bytes;
+    if (is_fp8(p.out))
+        o.x.eight = fp8_copies_of({(dev *)p.D, p.ldd, p.out, p.scale_d}, p.n, p.m);
     return o;
 }
 
@@ -214,6 +225,8 @@ static std::vector<int> own_ways(const Product &p)
 {
     const int out = is_fp8(p.in) ? BF16 : p.in; /* where it is no sum */
     bool types = p.out == F32 ? !p.C && !p.bias : p.out == out;
+    if (is_fp8(p.out))
+        types = is_fp8(p.in) && p.act && p.scale_d;
     if (is_fp8(p.in))
         types &= p.in_a == E4M3 && p.scale_a && p.scale_b;
     return types && !forced.library ? sm90_ways(own_product(p)) : std::vector<int>();
@@ -333,15 +346,14 @@ static void add_split_sums(const Product &p, const Description &x, std::vector<C
         }
 }
 
-/* Those of our own, behind the three that all are compared with. */
-static void add_own(const Product &p, std::vector<Choice> &list)
+/* Those of our own, the likeliest first, behind so many others. */
+static void add_own(const Product &p, std::vector<Choice> &list, size_t front)
 {
-    const size_t front = std::min<size_t>(list.size(), 3);
     for (int way : own_ways(p)) {
         Choice c = {};
         c.own = way;
         c.known = c.final = true;
-        list.insert(list.begin() + (long)front, c);
+        list.insert(list.begin() + (long)std::min(list.size(), front++), c);
     }
 }
 
@@ -381,28 +393,98 @@ static float median(std::vector<float> v)
  * an algorithm that leaves something out leaves those. */
 template <class E> __global__ void sketch_kernel(float *sums, E *d, long ld, long m, long n)
 {
-    const long t = (long)blockIdx.x * blockDim.x + threadIdx.x;
+    enum { AT_ONCE = 8 }; /* on their way: each store would else wait for the load before it */
+    const long t = (long)blockIdx.x * blockDim.x + threadIdx.x, step = (long)gridDim.x * blockDim.x;
     float sum = 0;
-    for (long i = t; i < m * n; i += (long)gridDim.x * blockDim.x) {
-        uint32_t h = (uint32_t)i * 2654435761u;
-        E *x = d + i / m * ld + i % m;
-        h = (h ^ h >> 15) * 2246822519u;
-        sum += h >> 31 ? to_float(*x) : -to_float(*x);
-        *x = from_float<E>(NAN);
+    for (long i = t; i < m * n; i += AT_ONCE * step) {
+        E *x[AT_ONCE], v[AT_ONCE];
+        each<AT_ONCE>([&](int k) {
+            const long at = i + k * step;
+            x[k] = d + at / m * ld + at % m;
+            v[k] = at < m * n ? *x[k] : E();
+        });
+        each<AT_ONCE>([&](int k) {
+            uint32_t h = (uint32_t)(i + k * step) * 2654435761u;
+            h = (h ^ h >> 15) * 2246822519u;
+            if (i + k * step < m * n) {
+                sum += h >> 31 ? to_float(v[k]) : -to_float(v[k]);
+                *x[k] = from_float<E>(NAN);
+            }
+        });
     }
     sums[t] = sum;
 }
 using Sketch = std::vector<float>;
 
-static Sketch launch_sketch(const Product &p)
+/* A number in 8 bits */
+template <Fp8Kind KIND> struct Fp8Number {
+    uint8_t bits;
+};
+template <Fp8Kind KIND> __device__ inline float to_float(Fp8Number<KIND> x)
+{
+    return fp8_value(x.bits, KIND);
+}
+template <> __device__ inline Fp8Number<__NV_E4M3> from_float(float x)
+{
+    return {(uint8_t)fp8_pair<__NV_E4M3>(x, 0)};
+}
+template <> __device__ inline Fp8Number<__NV_E5M2> from_float(float x)
+{
+    return {(uint8_t)fp8_pair<__NV_E5M2>(x, 0)};
+}
+
+template <class E> static Sketch launch_sketch_of(const Product &p)
 {
     const int block = 256, grid = (int)std::clamp(p.m * p.n / (256L * block), 1L, 256L);
-    by_type(p.out, [&](auto e) {
-        using E = decltype(e);
-        launch(sketch_kernel<E>, grid, block, 0, cu.stream, (float *)workspace, (E *)p.D, p.ldd,
-               p.m, p.n);
-    });
-    return Sketch((size_t)(grid * block));
+    const size_t n = (size_t)(grid * block);
+    launch(sketch_kernel<E>, grid, block, 0, cu.stream, (float *)workspace, (E *)p.D, p.ldd, p.m,
+           p.n);
+    if (!is_fp8(p.out))
+        return Sketch(n);
+    const Fp8Cast copies = own_product(p).x.eight; /* the other one */
+    launch(sketch_kernel<E>, grid, block, 0, cu.stream, (float *)workspace + n, (E *)copies.across,
+           Fp8Cast::padded(p.n), Fp8Cast::padded(p.n), p.m);
+    return Sketch(2 * n);
+}
+static Sketch launch_sketch(const Product &p)
+{
+    if (p.out == E4M3)
+        return launch_sketch_of<Fp8Number<__NV_E4M3>>(p);
+    if (p.out == E5M2)
+        return launch_sketch_of<Fp8Number<__NV_E5M2>>(p);
+    Sketch s;
+    by_type(p.out, [&](auto e) { s = launch_sketch_of<decltype(e)>(p); });
+    return s;
+}
+
+/* Seconds after which what is tried counts as a kernel that never ends: nothing else would notice,
+ * or say which. Tests lower it. */
+double cuda_trial_limit = 120;
+
+/* exit() would wait for that kernel. */
+static void (*farewell)();
+static void leave_without_waiting()
+{
+    if (farewell)
+        farewell();
+    fflush(NULL);
+    _exit(1);
+}
+static void wait_for_trial(const Product &p)
+{
+    static cudaEvent_t done;
+    if (!done)
+        CHECK_CUDA(cudaEventCreateWithFlags(&done, cudaEventDisableTiming));
+    CHECK_CUDA(cudaEventRecord(done, cu.stream));
+    for (double since = now(); cudaEventQuery(done) == cudaErrorNotReady; usleep(50))
+        if (now() - since > cuda_trial_limit) {
+            farewell = die_farewell;
+            die_farewell = leave_without_waiting;
+            die("VIT_GEMM=cublaslt does without this program's own kernels for Hopper",
+                "a kernel that was tried for %s has not ended after %g s", product_key(p).c_str(),
+                cuda_trial_limit);
+        }
+    wait_stream(cu.stream);
 }
 
 /* Of the algorithm's result; empty where it does not work. */
@@ -414,7 +496,7 @@ static Sketch try_algorithm(const Product &p, const std::function<cublasStatus_t
         return {};
     }
     Sketch s = launch_sketch(p);
-    wait_stream(cu.stream);
+    wait_for_trial(p);
     CHECK_CUDA(cudaMemcpy(s.data(), workspace, s.size() * sizeof(float), cudaMemcpyDefault));
     return s;
 }
@@ -602,7 +684,7 @@ static Choice choose_by_time(const Product &p, const Description &x, const Choic
 {
     std::vector<Choice> list = candidates(p, x, MOST);
     add_split_sums(p, x, list);
-    add_own(p, list);
+    add_own(p, list, 3); /* behind those that all are compared with */
     if (list.empty())
         return Choice();
     timing = true;
@@ -622,10 +704,15 @@ static Choice choose_by_time(const Product &p, const Description &x, const Choic
     return c;
 }
 
-/* Without: the first of the library's guesses that it can launch, which it then has. */
+/* Without: the first of the library's guesses that it can launch, which it then has. A plain
+ * product that the library refuses is one of our own, if those take it: which sizes of 8-bit
+ * matrices it multiplies has differed from version to version. */
 static Choice choose_by_guess(const Product &p, const Description &x, bool *launched)
 {
-    for (const Choice &c : candidates(p, x, FEW)) {
+    std::vector<Choice> list = candidates(p, x, FEW);
+    if (!p.act)
+        add_own(p, list, list.size());
+    for (const Choice &c : list) {
         *launched = multiply(p, x, c) == CUBLAS_STATUS_SUCCESS;
         if (*launched)
             return c;
@@ -1016,14 +1103,14 @@ static void cuda_linear_forward(const LinearForward *a)
             linear_tail(a, to, rest ? a->bias : NULL);
     };
     const bool alone = whole && a->act && a->act != ACT_SWIGLU && a->drop.p <= 0 && !a->residual.p;
-    if (alone && (a->y.type == BF16 || a->y.type == F16)) {
+    if (alone && a->y.type != F32) {
         Product q = p;
         q.act = a->act;
-        q.D = a->y.p;
-        q.ldd = a->y.ld;
+        q.leave_in(a->y);
         q.aux = keep ? a->pre.p : NULL;
         q.ldaux = a->pre.ld;
         bool fits = bias && a->out % 8 == 0 && wide_rows(a->y) && wide_rows(a->pre);
+        fits &= !is_fp8(a->y.type);
         if (fits && a->act == ACT_GELU_TANH && (a->kept || !keep))
             q.epilogue = keep ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_BIAS;
         if (in_one(q, apart))
@@ -1057,9 +1144,9 @@ static void cuda_linear_backward_input(const LinearBackwardInput *a)
         else if (a->act || a->dbias || a->drop.p > 0)
             input_tail(a);
     };
-    const bool half = a->dx.type == BF16 || a->dx.type == F16;
-    if (a->act && a->act != ACT_SWIGLU && a->drop.p <= 0 && half) {
+    if (a->act && a->act != ACT_SWIGLU && a->drop.p <= 0 && a->dx.type != F32) {
         Product q = p;
+        q.leave_in(a->dx);
         q.act = a->act;
         q.slope = true;
         q.aux = a->pre.p;

@@ -59,6 +59,37 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem_bytes, cuda
     launch_as(config, kernel, std::forward<A>(args)...);
 }
 
+/* The same with an attribute of the launch */
+template <class... P, class... A>
+void launch_with(cudaLaunchAttribute attribute, void (*kernel)(P...), dim3 grid, dim3 block,
+                 size_t smem_bytes, cudaStream_t stream, A &&...args)
+{
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = smem_bytes;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    launch_as(config, kernel, std::forward<A>(args)...);
+}
+
+/* The same in clusters of so many neighbouring blocks, which divide the grid (cuda/sm90.cuh). */
+inline cudaLaunchAttribute cluster_attribute(unsigned blocks)
+{
+    cudaLaunchAttribute cluster = {};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {blocks, 1, 1};
+    return cluster;
+}
+template <class... P, class... A>
+void launch_cluster(unsigned blocks, void (*kernel)(P...), dim3 grid, dim3 block, size_t smem_bytes,
+                    cudaStream_t stream, A &&...args)
+{
+    launch_with(cluster_attribute(blocks), kernel, grid, block, smem_bytes, stream,
+                std::forward<A>(args)...);
+}
+
 /* The same for a kernel that may begin before the one in front of it in the stream has ended: until
  * it calls dependent_wait() (cuda/sm90.cuh), it neither reads nor overwrites what that one uses. */
 template <class... P, class... A>
@@ -68,14 +99,7 @@ void launch_dependent(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem_b
     cudaLaunchAttribute early = {};
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid;
-    config.blockDim = block;
-    config.dynamicSmemBytes = smem_bytes;
-    config.stream = stream;
-    config.attrs = &early;
-    config.numAttrs = 1;
-    launch_as(config, kernel, std::forward<A>(args)...);
+    launch_with(early, kernel, grid, block, smem_bytes, stream, std::forward<A>(args)...);
 }
 
 /* First in a kernel with launch bounds of MOST threads: a GPU refuses a larger block, and the

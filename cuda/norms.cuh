@@ -33,19 +33,23 @@ template <int N, int R> constexpr int NORM_BLOCKS = N *R > 32 ? N / 2 : N *R > 2
  * then the one `warps` further down; its lanes hold the row in R packs of N numbers each (R = 0: in
  * shared memory, for any C and for rows that are not aligned), so that memory is read once, and the
  * norm is that of x_out as stored, which a pass that finds it saved reads again. Norm alone: reads
- * x, writes y, 155 MB, floor 36 us; with a branch twice that. */
+ * x, writes y, 155 MB, floor 36 us; with a branch twice that. A y in 8 bits (`to`: its copies) is
+ * turned here as well where rows are in registers: a block then takes 16 rows at a time. */
+template <class E, int N, int R> constexpr bool NORM_TURNS = std::is_same_v<E, bf16> && N == 8 && R;
+
 template <class E, int N, int R, bool BRANCH>
 __global__ void __launch_bounds__(128, NORM_BLOCKS<N, R>)
     residual_norm_forward_kernel(ResidualNorm a, Mask mask, Mask path, const StepState *state,
-                                 bool learns)
+                                 Fp8Cast to)
 {
     launched_within<128>();
     constexpr bool EIGHT = FP8_HERE && std::is_same_v<E, bf16>; /* may y have 8 bits? */
-    const bool eight = EIGHT && a.y.type == E4M3;
-    Fp8Scale *y_scale = (Fp8Scale *)a.y.scale;
-    const float scale = eight ? delayed_scale(y_scale) : 1;
+    constexpr bool TURNS = EIGHT && NORM_TURNS<E, N, R>;        /* and be turned here? */
+    const bool eight = EIGHT && to.to, turns = TURNS && to.to;
+    const float scale = eight ? delayed_scale(to.scale) : 1;
     float most = 0; /* of y */
     using Slot = float[N];
+    using Bytes = Pack<uint8_t, N>;
     Slot held[R ? R : 1], *row = held;
     const int packs = R ? R : (a.C + 32 * N - 1) / (32 * N), lane = (int)threadIdx.x % 32;
     const int step = R ? 1 : (int)blockDim.x;
@@ -74,8 +78,7 @@ __global__ void __launch_bounds__(128, NORM_BLOCKS<N, R>)
         }
     };
 
-    const int per_block = (int)blockDim.x / 32, warps = (int)gridDim.x * per_block;
-    for (long r = blockIdx.x * per_block + threadIdx.x / 32; r < a.rows; r += warps) {
+    auto row_do = [&](long r, uint8_t *turned) {
         const E *x = row_of<E>(a.x, r);
         if constexpr (BRANCH) {
             const E *ls = (const E *)a.ls;
@@ -96,7 +99,7 @@ __global__ void __launch_bounds__(128, NORM_BLOCKS<N, R>)
             load_packs(x, copy);
         }
         if (!a.gamma)
-            continue;
+            return;
         float sum = 0, squares = 0;
         packs_do([&](float(&v)[N], int) { each<N>([&](int k) { sum += v[k]; }); });
         const float mean = warp_sum(sum) / (float)a.C;
@@ -116,18 +119,37 @@ __global__ void __launch_bounds__(128, NORM_BLOCKS<N, R>)
             if constexpr (EIGHT)
                 if (eight) {
                     unpack(gamma, rounded_pack<E>(gamma));
-                    store_fp8<__NV_E4M3>(row_of<uint8_t>(a.y, r) + col, gamma, scale, &most);
+                    Bytes y;
+                    store_fp8<__NV_E4M3>(y.v, gamma, scale, &most);
+                    *(Bytes *)(to.to + r * to.n + col) = y;
+                    if (turns)
+                        *(Bytes *)(turned + col) = y;
                     return;
                 }
             store(row_of<E>(a.y, r) + col, gamma);
         });
+    };
+    const int per_block = (int)blockDim.x / 32, warp = (int)threadIdx.x / 32;
+    if constexpr (TURNS) {
+        const int rows = turns ? TURN_ROWS : per_block; /* of a block, at a time */
+        for (long r0 = (long)blockIdx.x * rows; r0 < a.rows; r0 += (long)gridDim.x * rows) {
+            uint8_t *room = dynamic_smem<uint8_t>(); /* [TURN_ROWS][C] */
+            for (int i = warp; i < rows && r0 + i < a.rows; i += per_block)
+                row_do(r0 + i, room + i * a.C);
+            if (turns)
+                turn_rows(to, room, r0);
+        }
+    } else {
+        const int warps = (int)gridDim.x * per_block;
+        for (long r = blockIdx.x * per_block + warp; r < a.rows; r += warps)
+            row_do(r, NULL);
     }
     if (!eight)
         return;
     if (blockIdx.x == 0 && threadIdx.x == 0)
-        y_scale->inverse = 1 / scale;
-    if (learns)
-        block_amax(&y_scale->amax, most, dynamic_smem<float>());
+        to.scale->inverse = 1 / scale;
+    if (to.how.learns)
+        block_amax(&to.scale->amax, most, dynamic_smem<float>());
 }
 
 /* f(R) with the least R, of a few, for which 32 lanes hold C numbers in R packs of N; else f(0) */
@@ -149,7 +171,8 @@ template <int N, class F> static void by_row_packs(int C, F f)
         f(Width<7 * unit>());
 }
 
-template <class E, int N, int R> static void residual_norm_forward(const ResidualNorm *a)
+template <class E, int N, int R>
+static void residual_norm_forward(const ResidualNorm *a, const Fp8Cast &to)
 {
     int warps = 4;
     size_t smem = 0;
@@ -160,29 +183,32 @@ template <class E, int N, int R> static void residual_norm_forward(const Residua
         smem = warps * row;
     }
     smem = std::max(smem, warps * sizeof(float));
-    int most = cu.gpu.multiProcessorCount * NORM_BLOCKS<N, R>, blocks = ceil_div(a->rows, warps);
+    const bool turns = NORM_TURNS<E, N, R> && to.to;
+    if (turns)
+        smem = TURN_ROWS * (size_t)a->C;
+    int most = cu.gpu.multiProcessorCount * NORM_BLOCKS<N, R>;
+    int blocks = ceil_div(a->rows, turns ? TURN_ROWS : warps);
     auto kernel = a->branch.p ? residual_norm_forward_kernel<E, N, R, true>
                               : residual_norm_forward_kernel<E, N, R, false>;
     launch(kernel, (unsigned)(blocks < most ? blocks : most), (unsigned)warps * 32, smem, cu.stream,
-           *a, mask_of(a->drop, a->C), mask_of(a->path, a->C), cu.state, fp8_how.learns);
+           *a, mask_of(a->drop, a->C), mask_of(a->path, a->C), cu.state, to);
+    if (to.to && !turns)
+        turn(to);
 }
 static void cuda_residual_norm_forward(const ResidualNorm *a)
 {
     Tensor none = {};
-    const bool eight = a->gamma && is_fp8(a->y.type);
     Fp8Cast to = {};
-    if (eight)
+    if (a->gamma && is_fp8(a->y.type))
         to = fp8_copies_of(a->y, a->rows, a->C);
     bool wide = wide_access(a->C, a->x.type, a->x, a->branch.p ? a->x_out : none, a->branch,
                             a->gamma ? a->y : none, a->gamma, a->beta, a->ls, a->drop);
     by_pack(a->x.type, wide, [&](auto e, auto width) {
         by_row_packs<width>(a->C, [&](auto packs) {
             constexpr int R = packs;
-            residual_norm_forward<decltype(e), width, R>(a);
+            residual_norm_forward<decltype(e), width, R>(a, to);
         });
     });
-    if (eight)
-        turn(to);
 }
 
 /* Whether row r of dx is written, whatever was there */

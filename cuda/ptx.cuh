@@ -303,6 +303,16 @@ __device__ __forceinline__ float min_nan(float x, float y)
 #endif
 }
 
+/* The larger ones of two pairs of 16-bit numbers without a sign: one instruction from sm_90 on */
+__device__ __forceinline__ uint32_t max_halves(uint32_t x, uint32_t y)
+{
+#ifdef CUDA_ON_CPU
+    return max(x & 0xFFFFu, y & 0xFFFFu) | max(x >> 16, y >> 16) << 16;
+#else
+    return __vmaxu2(x, y);
+#endif
+}
+
 /* The device's clock, in nanoseconds since some moment; it may tick once in a microsecond. */
 __device__ __forceinline__ uint64_t clock_ns()
 {

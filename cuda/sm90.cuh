@@ -1,5 +1,6 @@
 /* sm90.cuh - Hopper's asynchronous instructions: tensor copies (TMA), barriers in shared memory
- * (mbarrier), products of warp groups (wgmma), named barriers, dependent launches.
+ * (mbarrier), products of warp groups (wgmma), named barriers, clusters of blocks, dependent
+ * launches.
  *
  * One small function for each PTX instruction, as in cuda/ptx.cuh. On the CPU each calls the
  * stand-in (test/cuda_on_cpu/hopper.h), which is adversarial: what is asynchronous happens as late
@@ -61,6 +62,21 @@ __device__ __forceinline__ void mbarrier_arrive(uint64_t *bar SM90_LINE)
     SM90(asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(ptx_shared(bar))
                       : "memory"),
          standin::mbarrier_arrive(bar, 0, line));
+}
+/* Arrives at the one in the same place of block `rank` of the cluster, which may be this block. It
+ * says that products and copies which were waited for have read their operands. For what this
+ * thread has written it would have to be a release of the cluster, which waits for all its writes.
+ */
+__device__ __forceinline__ void mbarrier_arrive_at(uint64_t *bar, uint32_t rank SM90_LINE)
+{
+    SM90(asm volatile("{\n"
+                      ".reg .b32 there;\n"
+                      "mapa.shared::cluster.u32 there, %0, %1;\n"
+                      "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+                      "}" ::"r"(ptx_shared(bar)),
+                      "r"(rank)
+                      : "memory"),
+         standin::mbarrier_arrive_at(bar, rank, line));
 }
 /* Announces `bytes` more that copies will write, and arrives. */
 __device__ __forceinline__ void mbarrier_arrive_expect(uint64_t *bar, uint32_t bytes SM90_LINE)
@@ -137,6 +153,17 @@ __device__ __forceinline__ void tma_load_4d(void *to, const CUtensorMap *map, ui
                       "l"(map), "r"(ptx_shared(bar)), "r"(x), "r"(y), "r"(z), "r"(w)
                       : "memory"),
          standin::tma_load(to, map, bar, {4, {x, y, z, w}}, line));
+}
+/* The same to several blocks of the cluster, bits of `ranks`: to the same place in each, where the
+ * bytes count for the barrier in the same place. */
+__device__ __forceinline__ void tma_multicast_2d(void *to, const CUtensorMap *map, uint64_t *bar,
+                                                 uint32_t ranks, int x, int y SM90_LINE)
+{
+    SM90(asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                      ".multicast::cluster [%0], [%1, {%4, %5}], [%2], %3;" ::"r"(ptx_shared(to)),
+                      "l"(map), "r"(ptx_shared(bar)), "h"((uint16_t)ranks), "r"(x), "r"(y)
+                      : "memory"),
+         standin::tma_multicast(to, map, bar, ranks, {2, {x, y}}, line));
 }
 /* Starts a copy of one box to global memory. It reads shared memory until tma_store_read_wait() by
  * the same thread; the kernel's end, or tma_store_wait(), is what completes it. */
@@ -421,6 +448,29 @@ __device__ __forceinline__ bool elect_one(SM90_LINE1)
          elected = standin::elect_one(line));
     return elected;
 }
+/* A cluster's blocks run at the same time on neighbouring multiprocessors; launch_cluster()
+ * (cuda/launch.cuh) says how many there are, elsewhere a block is alone in its own. */
+__device__ __forceinline__ uint32_t cluster_rank()
+{
+    uint32_t rank = 0;
+    SM90(asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank)), rank = standin::cluster_rank());
+    return rank;
+}
+__device__ __forceinline__ uint32_t cluster_blocks()
+{
+    uint32_t blocks = 1;
+    SM90(asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks)), blocks = standin::cluster_blocks());
+    return blocks;
+}
+/* A barrier of all threads of the cluster: before mbarriers of another block are used, and before a
+ * block ends that others may still use. */
+__device__ __forceinline__ void cluster_sync(SM90_LINE1)
+{
+    SM90(asm volatile("barrier.cluster.arrive.release.aligned;\n"
+                      "barrier.cluster.wait.acquire.aligned;" ::
+                          : "memory"),
+         standin::cluster_sync(line));
+}
 /* Barrier `id` (1 to 15; 0 is __syncthreads) of `threads`, a multiple of 32, all at once. */
 __device__ __forceinline__ void named_barrier_sync(int id, int threads SM90_LINE)
 {
@@ -457,6 +507,16 @@ __device__ __forceinline__ void stmatrix_x4(void *row, const uint32_t (&r)[4] SM
                       "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
                       : "memory"),
          standin::stmatrix_x4(row, r, line));
+}
+/* The same of transposed matrices: the reverse of ldmatrix_x4_trans. */
+__device__ __forceinline__ void stmatrix_x4_trans(void *row, const uint32_t (&r)[4] SM90_LINE)
+{
+    SM90(
+        asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                         ptx_shared(row)),
+                     "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+                     : "memory"),
+        standin::stmatrix_x4_trans(row, r, line));
 }
 /* A kernel that was launched by launch_dependent() may run while the one before it in the stream
  * still does. It must not read what that one writes, nor write what that one uses, before this. */

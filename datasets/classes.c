@@ -12,6 +12,67 @@
 
 /* ---- class files ---- */
 
+/* The number that a line carries, "3: cat", "3,cat", "cat,3", or "3 cat" (*plain: that may be a
+ * name, as of "3 stars"); -1: none. */
+static long number_in(const char *line, bool *plain)
+{
+    size_t digits = strspn(line, "0123456789"), n = strlen(line), last = n;
+    while (last > 0 && line[last - 1] >= '0' && line[last - 1] <= '9')
+        last--;
+    *plain = digits > 0 && digits < n && strchr(" \t", line[digits]);
+    if (digits > 0 && digits < 9 && digits < n && strchr(" \t:,;", line[digits]))
+        return strtol(line, NULL, 10);
+    if (last > 1 && last < n && n - last < 9 && strchr("\t:,;", line[last - 1]))
+        return strtol(line + last, NULL, 10);
+    return -1;
+}
+
+/* Lines from `first` on that carry all numbers from 0 or 1 on, each once; *moved: the first one
+ * that stands elsewhere than its number says, -1: none. */
+static bool are_numbered(const Names *l, int first, int *moved, bool *plain)
+{
+    int n = l->n - first, from = 1;
+    bool *there = xcalloc((size_t)n + 2, sizeof *there), all = n > 1, blank;
+    *plain = false;
+    *moved = -1;
+    for (int i = first; i < l->n; i++)
+        from = number_in(l->at[i], &blank) == 0 ? 0 : from;
+    for (int i = first; all && i < l->n; i++) {
+        long k = number_in(l->at[i], &blank) - from;
+        all = k >= 0 && k < n && !there[k];
+        if (!all)
+            break;
+        there[k] = true;
+        *plain |= blank;
+        if (k != i - first && *moved < 0)
+            *moved = i;
+    }
+    free(there);
+    return all;
+}
+
+/* A line's place is its label: what says otherwise is no such list. */
+static bool check_numbers(const Names *l, const char *path, Error *e)
+{
+    static bool said;
+    int moved;
+    bool plain, blank;
+    if (l->n > 2 && number_in(l->at[0], &blank) < 0 && are_numbered(l, 1, &moved, &plain))
+        return fail(e, "remove it: line 1 is class 0", "%s: line 1, '%.60s', is a heading", path,
+                    l->at[0]);
+    if (!are_numbered(l, 0, &moved, &plain) || moved < 0)
+        return true;
+    if (!plain)
+        return fail(e, "a line's place is its label: sort the lines by their numbers",
+                    "%s: line %d, '%.60s', carries another number than its place", path, moved + 1,
+                    l->at[moved]);
+    if (!said)
+        warn("%s: line %d is '%.60s': a line's place is its label, not the number in it", path,
+             moved + 1, l->at[moved]);
+    said = true;
+    return true;
+}
+
 bool classes_read(const char *path, Names *out, Error *e)
 {
     static const char one_a_line[] = "name a text file with one class a line: `id` or `id name`";
@@ -22,6 +83,11 @@ bool classes_read(const char *path, Names *out, Error *e)
         return fail(e, one_a_line, "%s", why.what);
     if (strncmp(rest, "\xEF\xBB\xBF", 3) == 0) /* the mark that some editors begin UTF-8 with */
         rest += 3;
+    if (rest[strspn(rest, " \t\r\n")] && strchr("{[", rest[strspn(rest, " \t\r\n")])) {
+        free(text);
+        return fail(e, "write the names one a line, in the order of their labels",
+                    "%s: is JSON or Python, not a list of lines", path);
+    }
     while ((line = strsep(&rest, "\n"))) {
         number++;
         line += strspn(line, " \t\r");
@@ -40,7 +106,21 @@ bool classes_read(const char *path, Names *out, Error *e)
         }
     }
     free(text);
-    return out->n > 0 || fail(e, one_a_line, "%s: no classes", path);
+    if (out->n == 0)
+        return fail(e, one_a_line, "%s: no classes", path);
+    return check_numbers(out, path, e);
+}
+
+bool classes_have_ids(const Names *lines)
+{
+    bool two = true, digits = true;
+    for (int i = 0; i < lines->n; i++) {
+        const char *line = lines->at[i];
+        size_t n = strcspn(line, " \t");
+        two &= line[n] != '\0';
+        digits &= strcspn(line, "0123456789") < n;
+    }
+    return two || digits;
 }
 
 bool classes_number(Names *out, int n, const char *file, const char *list, Error *e)

@@ -7,6 +7,9 @@
 /* The lines of a class file, white space at their ends removed. Line k (from 0) is class k, so only
  * the end of the file may have empty lines. */
 bool classes_read(const char *path, Names *out, Error *e);
+/* Whether lines begin with ids, which names follow ("n01440764 tench"): all have two words, or a
+ * digit in the first. Names alone have some of one word, "goldfish" beside "great white shark". */
+bool classes_have_ids(const Names *lines);
 /* Names for `n` numbered classes: the class file, if not NULL, which must have as many; else the
  * lines of `list`, if it is not NULL and has as many; else their numbers. */
 bool classes_number(Names *out, int n, const char *file, const char *list, Error *e);

@@ -9,8 +9,8 @@
  *
  * Class folders are listed in parallel. All of ImageNet takes less than a second on a local disk,
  * so nothing is remembered from one opening to the next.
- * Order: reading; directories; splits; one class folder; a list of labels; what is no folder of
- * pictures; labels; opening.
+ * Order: reading; directories; splits; one class folder; what these are not; a list of labels; what
+ * is no folder of pictures; labels; opening.
  */
 #include "datasets/source.h"
 #include "datasets/classes.h"
@@ -266,39 +266,100 @@ static bool walk_class(void *ctx, int k, Error *e)
     return ok;
 }
 
-/* Where the class folders hold several folders each and not one picture, the classes are taken to
- * be a level too high. One folder in each (class/images/1.jpg) is none of that, nor are folders
- * that a file lists. */
+/* ---- what class folders are not ---- */
+
+/* A class folder without pictures of its own, whose pictures are in several folders: where these
+ * part, in its first picture's path. One folder in it (class/images/1.jpg) is looked through. 0:
+ * it is none of that. */
+static size_t parting(const Names *images, size_t at)
+{
+    for (;;) {
+        const char *first = images->at[0];
+        size_t to_slash = at + strcspn(first + at, "/") + 1;
+        bool part = false;
+        for (int i = 0; i < images->n; i++) {
+            if (!strchr(images->at[i] + at, '/'))
+                return 0;
+            part |= strncmp(first, images->at[i], to_slash) != 0;
+        }
+        if (part)
+            return at;
+        at = to_slash;
+    }
+}
+
+/* Where class folders hold several folders each and not one picture, the classes are taken to be a
+ * level too high, unless other class folders hold pictures and none is named like a split. A folder
+ * that stands alone need not hold several. */
 static bool right_level(const Walk *w, Error *e)
 {
-    const char *deep = NULL, *below = ""; /* a class folder, and a folder in it */
+    const char *deep = NULL, *folder = ""; /* the first picture's path in a class folder */
+    size_t level = 0;
+    bool pictures = false, split = false;
     for (int k = 0; k < w->folder->n; k++) {
         const Names *images = &w->files[k].images;
-        const char *first = images->n ? images->at[0] : "";
-        size_t n = strlen(w->folder->at[k]) + 1,
-               to_slash = images->n ? n + strcspn(first + n, "/") : 0;
-        for (int i = 0; i < images->n; i++) {
-            if (!strchr(images->at[i] + n, '/'))
-                return true;
-            bool other = w->folder->n == 1 || strncmp(first, images->at[i], to_slash + 1) != 0;
-            bool better = !deep || (split_in(w->folder->at[k]) == SPLIT_TRAIN &&
-                                    split_in(deep) != SPLIT_TRAIN);
-            if (!better || !other)
-                continue;
-            deep = w->folder->at[k];
-            below = images->at[i] + n;
-        }
+        const char *name = w->folder->at[k];
+        size_t n = strlen(name) + 1, at = images->n ? parting(images, n) : 0;
+        if (images->n && w->folder->n == 1 && strchr(images->at[0] + n, '/'))
+            at = n;
+        for (int i = 0; i < images->n; i++)
+            pictures |= !strchr(images->at[i] + n, '/');
+        split |= split_in(name) != SPLIT_NONE;
+        if (!at || (deep && (split_in(name) != SPLIT_TRAIN || split_in(folder) == SPLIT_TRAIN)))
+            continue;
+        deep = images->at[0];
+        folder = name;
+        level = at;
     }
-    if (!deep)
+    if (!deep || (pictures && !split))
         return true;
-    char *hint =
-        xasprintf("name the level with the class folders, such as %.80s/%.40s; if %.40s is "
-                  "a class, list the classes in --classes FILE",
-                  w->root, deep, deep);
-    fail(e, hint, "%s: the folders in it have no pictures, but folders, such as %s/%.*s", w->root,
-         deep, (int)strcspn(below, "/"), below);
+    char *hint = xasprintf("name the level with the class folders, such as %.80s/%.*s; if %.40s is "
+                           "a class, list the classes in --classes FILE",
+                           w->root, (int)(level < 81 ? level - 1 : 80), deep, folder);
+    fail(e, hint, "%s: %s no pictures, but folders, such as %.*s", w->root,
+         pictures ? "a folder in it has" : "the folders in it have",
+         (int)(level + strcspn(deep + level, "/")), deep);
     free(hint);
     return false;
+}
+
+/* Folders that are called like what is in them: pictures beside a list of their labels, or masks.
+ */
+static bool only_parts(const Names *folder)
+{
+    static const char *const parts[] = {
+        "images", "image",      "imgs",  "img",         "jpg",       "jpeg",
+        "jpegs",  "JPEGImages", "png",   "pictures",    "photos",    "masks",
+        "mask",   "labels",     "label", "annotations", "annotation"};
+    int n = 0;
+    for (int k = 0; k < folder->n; k++)
+        for (int i = 0; i < COUNT(parts); i++)
+            n += strcasecmp(folder->at[k], parts[i]) == 0;
+    return n == folder->n;
+}
+
+/* What can be seen of names and levels alone, where nobody has listed the classes. */
+static bool are_classes(const Walk *w, Error *e)
+{
+    const Names *folder = w->folder;
+    for (int i = 0; i < folder->n; i++)
+        for (int k = i + 1; split_in(folder->at[i]) && k < folder->n; k++)
+            if (split_pair(folder->at[i], folder->at[k]))
+                return fail(e,
+                            "name them with --data and --val-data; if these are classes, list all "
+                            "of them in --classes FILE",
+                            "%s: %s/ and %s/ are called like splits, not like classes", w->root,
+                            folder->at[i], folder->at[k]);
+    if (!right_level(w, e))
+        return false;
+    return !only_parts(folder) ||
+           fail(e,
+                "images belong into one folder per class: DIR/train/<class>/*.jpg; labels in a "
+                "list (csv, json) or in masks are not read; if it is a class, list the classes "
+                "in --classes FILE",
+                "%s: its %s %s/ %s called like what is in it, not like a class", w->root,
+                folder->n > 1 ? "folders" : "folder", folder->at[0],
+                folder->n > 1 ? "and others are" : "is");
 }
 
 /* ---- a list of labels ---- */
@@ -427,6 +488,25 @@ static const char *hint_of(const char *name)
     return "";
 }
 
+/* Files of data sets that are named otherwise; "" for none. */
+static const char *hint_of_set(const char *dir)
+{
+    static const char *const sets[][2] = {
+        {"data_batch_1", "CIFAR-10's own files: --data cifar10:DIR"},
+        {"data_batch_1.bin", "CIFAR-10's own files: --data cifar10:DIR"},
+        {"train.bin", "CIFAR-100's own files: --data cifar100:DIR"},
+        {"train-images-idx3-ubyte", "MNIST's own files: --data mnist:DIR"},
+        {"train-images-idx3-ubyte.gz", "MNIST's own files: --data mnist:DIR, unpacked"}};
+    const char *hint = "";
+    for (int i = 0; !*hint && i < COUNT(sets); i++) {
+        char *path = xasprintf("%s/%s", dir, sets[i][0]);
+        if (path_exists(path))
+            hint = sets[i][1];
+        free(path);
+    }
+    return hint;
+}
+
 /* Of the files that are passed over, the first that says what they are. */
 static const char *hint_of_any(const Names *endings)
 {
@@ -474,9 +554,15 @@ static bool add_folder(Folders *f, const char *folder, const Files *files, int l
     }
     for (int i = 0; i < passed->n; i++)
         names_add(&f->base.passed, passed->at[i]);
-    const char *hint = hint_of_any(passed);
+    char *dir = xasprintf("%s/%s", f->root, folder);
+    const char *hint = hint_of_set(dir);
+    free(dir);
     if (!*hint)
-        hint = "add jpg, png, ppm, pgm, bmp, gif, tif or webp files, or remove the folder";
+        hint = hint_of_any(passed);
+    if (!*hint)
+        hint =
+            "add jpg, png, ppm, pgm, bmp, gif, tif or webp files, or remove the folder; lists of "
+            "labels are not read: images belong into one folder per class";
     return files->images.n > 0 || !f->train ||
            fail(e, hint, "the class folder %s/%s has no images%s", f->root, folder, others);
 }
@@ -550,7 +636,9 @@ static bool no_classes(const Folders *f, const Divided *d, const Files *files, E
                     "%s has %s, but no class folders: they have no labels", f->root,
                     amount(n, "picture").s);
     char others[128];
-    const char *hint = n ? "" : hint_of_any(&files->passed);
+    const char *hint = n ? "" : hint_of_set(f->root);
+    if (!n && !*hint)
+        hint = hint_of_any(&files->passed);
     describe_others(&files->passed, others);
     if (*hint)
         return fail(e, hint, "%s has no class folders%s", f->root, others);
@@ -558,6 +646,19 @@ static bool no_classes(const Folders *f, const Divided *d, const Files *files, E
                 "images belong into one folder per class: DIR/train/<class>/*.jpg; labels in a "
                 "list (csv, json) are not read",
                 "%s has %sno class folders", f->root, n ? "pictures, but " : "");
+}
+
+/* Validation may lack images of some classes, not of all: then what there is instead. */
+static bool has_images(const Folders *f, Error *e)
+{
+    const Names *passed = &f->base.passed;
+    const char *hint = hint_of_any(passed);
+    char others[128];
+    describe_others(passed, others);
+    if (!*hint)
+        hint = "add jpg, png, ppm, pgm, bmp, gif, tif or webp files, or train without validation: "
+               "--val-data none";
+    return f->base.n > 0 || !passed->n || fail(e, hint, "%s has no images%s", f->root, others);
 }
 
 /* Class folders become `folder`, other files `beside`. */
@@ -568,7 +669,7 @@ static bool walk_folders(const Folders *f, const Divided *d, const DataOptions *
     w->files = xcalloc((size_t)folder->n + 1, sizeof *w->files);
     ok = ok && (folder->n > 0 || no_classes(f, d, beside, e));
     ok = ok && source_parallel(folder->n, walk_class, w, e);
-    return ok && (o->classes || right_level(w, e));
+    return ok && (o->classes || are_classes(w, e));
 }
 
 static bool open_folders(Folders *f, const Divided *d, const DataOptions *o, const char *train_dir,
@@ -579,7 +680,7 @@ static bool open_folders(Folders *f, const Divided *d, const DataOptions *o, con
     Walk w = {.root = f->root, .folder = &folder, .listed = has_list(f->root)};
     bool ok =
         w.listed ? walk_list(f, &w, &folder, e) : walk_folders(f, d, o, &w, &folder, &beside, e);
-    ok = ok && add_folders(f, &w, o, train_dir, e);
+    ok = ok && add_folders(f, &w, o, train_dir, e) && has_images(f, e);
     for (int i = 0; i < beside.passed.n; i++)
         names_add(&f->base.passed, beside.passed.at[i]);
     for (int i = 0; i < beside.images.n; i++)

@@ -36,13 +36,20 @@ int split_named(const char *name)
     return SPLIT_NONE;
 }
 
+/* Letters at the beginning of a name. */
+static size_t word_length(const char *name)
+{
+    size_t n = 0;
+    while (isalpha((unsigned char)name[n]))
+        n++;
+    return n;
+}
+
 int split_in(const char *name)
 {
     int found = SPLIT_NONE;
     while (*name) {
-        size_t n = 0;
-        while (isalpha((unsigned char)name[n]))
-            n++;
+        size_t n = word_length(name);
         int split = split_word(name, n);
         if (split && found && split != found)
             return SPLIT_NONE;
@@ -50,6 +57,26 @@ int split_in(const char *name)
         name += n + (name[n] != '\0');
     }
     return found;
+}
+
+bool split_pair(const char *a, const char *b)
+{
+    int words = 0;
+    while (*a && *b) {
+        size_t n = word_length(a), m = word_length(b);
+        int of_a = split_word(a, n), of_b = split_word(b, m);
+        bool same = n == m && strncasecmp(a, b, n) == 0;
+        if (!same && !(of_a && of_b && of_a != of_b))
+            return false;
+        words += !same;
+        a += n;
+        b += m;
+        if (*a != *b)
+            return false;
+        a += *a != '\0';
+        b += *b != '\0';
+    }
+    return words == 1 && !*a && !*b;
 }
 
 int split_for(const int count[SPLITS], bool train)

@@ -282,6 +282,21 @@ static void list_endings(const Reader *r, char out[static 128])
     }
 }
 
+/* Where the label may be, by the members of a sample without one; "" where nothing looks like it.
+ */
+static void guess_label(const Reader *r, const char *name, char out[static 128])
+{
+    *out = '\0';
+    for (long i = 0; i < r->parts.n && !*out; i++) {
+        const char *ending = r->parts.at[i].name;
+        bool json = find_word("json", ending) == 0;
+        if (json || find_word("txt|index|label|labels|class|class_id|target|id", ending) >= 0)
+            snprintf(out, 128, "--wds-label %.20s%s reads it there", ending, json ? ":KEY" : "");
+    }
+    if (!*out && strchr(name, '/'))
+        snprintf(out, 128, "--wds-label folder takes the last folder in its name");
+}
+
 static bool whole_sample(Reader *r, const char *name, Error *e)
 {
     const char *path = r->out->path, *dots =
@@ -307,8 +322,10 @@ static bool whole_sample(Reader *r, const char *name, Error *e)
     list_endings(r, has);
     if (!picture)
         return fail(e, NEEDS, "%s: the sample %.150s has no picture, only %s", path, name, has);
-    return fail(e, NEEDS, "%s: the sample %.150s has no %.*s file, only %s", path, name, r->label_n,
-                r->label, has);
+    char guess[128];
+    guess_label(r, name, guess);
+    return fail(e, *guess ? guess : NEEDS, "%s: the sample %.150s has no %.*s file, only %s", path,
+                name, r->label_n, r->label, has);
 }
 
 /* By the folders in a member's name, "set/val/cat/1.jpg"; that of the class is none of them. */

@@ -35,7 +35,9 @@ bool decoder_simple_crop(Decoder *d, const Preprocess *p, RngStream *rng, bool f
                          Error *e);
 /* Evaluation. CROP_CENTER: the shorter side to p->resize (the longer side truncated), then the
  * centre out_h x out_w (offset rounded, a smaller picture padded with zeros), all as in
- * torchvision; CROP_STRETCH: straight to size. */
+ * torchvision; CROP_STRETCH: straight to size; CROP_SQUASH: each side to size / p->crop_pct,
+ * rounded down, then the centre, as timm's squash and transformers' resize to a square before a
+ * crop. */
 bool decoder_eval(Decoder *d, const Preprocess *p, uint8_t *out, Error *e);
 
 /* n bytes for whoever holds the decoder, aligned as malloc does; valid until the next call. */

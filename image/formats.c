@@ -120,6 +120,11 @@ static bool stb_header(const uint8_t *bytes, size_t n, Header *out, Error *e)
 {
     StbSource s = {.p = bytes, .n = n};
     int channels;
+    if (bytes[0] == 0x89 && n >= 24) { /* stb_image cannot say what is wrong with these */
+        uint64_t w = get_uint(bytes + 16, 4, false), h = get_uint(bytes + 20, 4, false);
+        if ((w > 1 << 24 || h > 1 << 24 || w * h > 1 << 28) && w <= INT_MAX && h <= INT_MAX)
+            return size_is_sane((int)w, (int)h, true, e);
+    }
     if (!stbi_info_from_callbacks(&stb_calls, &s, &out->w, &out->h, &channels))
         return fail(e, hint_damaged, "damaged image: %s", stbi_failure_reason());
     if (bytes[0] == 'B' && out->h > INT_MIN) /* below 0: from top to bottom */
@@ -172,9 +177,38 @@ static bool stb_load(const uint8_t *bytes, size_t n, bool wide, Image *im, Error
     return !wide || narrow(im, e);
 }
 
+/* Where the flags of a GIF's first frame are, in the last of the control blocks before it; 0: there
+ * are none. Colours follow the header; each block is a type and runs of bytes up to an empty one.
+ */
+static size_t gif_flags(const uint8_t *bytes, size_t n)
+{
+    size_t at = 13, flags = 0;
+    if (n > 13 && bytes[10] & 0x80)
+        at += (size_t)3 << ((bytes[10] & 7) + 1);
+    while (at + 3 < n && bytes[at] == 0x21) {
+        if (bytes[at + 1] == 0xF9)
+            flags = at + 3;
+        for (at += 2; at < n && bytes[at]; at += bytes[at] + 1u)
+            ;
+        at++;
+    }
+    return flags;
+}
+
+/* Transparent pixels of a GIF have a colour, which stb_image leaves black and Pillow does not. */
 static bool read_gif_or_bmp(const uint8_t *bytes, size_t n, Header *out, Image *im, Error *e)
 {
-    return stb_header(bytes, n, out, e) && (!im || stb_load(bytes, n, false, im, e));
+    size_t flags = im && bytes[0] == 'G' ? gif_flags(bytes, n) : 0;
+    if (!stb_header(bytes, n, out, e))
+        return false;
+    if (!flags || !(bytes[flags] & 1))
+        return !im || stb_load(bytes, n, false, im, e);
+    uint8_t *opaque = xmalloc(n);
+    memcpy(opaque, bytes, n);
+    opaque[flags] &= 0xFE;
+    bool ok = stb_load(opaque, n, false, im, e);
+    free(opaque);
+    return ok;
 }
 
 static bool read_png(const uint8_t *bytes, size_t n, Header *out, Image *im, Error *e)

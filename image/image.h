@@ -19,7 +19,7 @@ typedef struct {
 } Box;
 
 enum { FILTER_BILINEAR, FILTER_BICUBIC, FILTER_NEAREST }; /* nearest: image_op alone */
-enum { CROP_CENTER, CROP_STRETCH };
+enum { CROP_CENTER, CROP_STRETCH, CROP_SQUASH };
 enum { TRAIN_CROP_RESIZED, TRAIN_CROP_SIMPLE };
 /* exact: as Pillow decodes. fast: JPEG at 1/2, 1/4 or 1/8 scale while at least twice the size that
  * is needed remains. */

@@ -249,6 +249,13 @@ Resize resize_of_crop(Box b, const Preprocess *p, bool flip)
     return (Resize){x, y, p, flip};
 }
 
+/* A side of which a crop keeps n, rounded down as timm does. 37 of 32 / 37 is 37, also where that
+ * share was written with six digits. */
+static long enlarged(double n, double crop_pct)
+{
+    return (long)floor(n / crop_pct + 1e-4);
+}
+
 /* What a centre crop of n keeps of `in` pixels resized to `size`: a smaller picture is padded. */
 static Span centre(int in, long size, int n)
 {
@@ -265,10 +272,15 @@ static Span centre(int in, long size, int n)
 Resize resize_of_eval(int w, int h, const Preprocess *p)
 {
     Resize r = resize_of_crop((Box){0, 0, w, h}, p, false);
-    if (p->crop == CROP_CENTER) {
-        long side = p->resize ? p->resize
-                              : image_default_resize(p->out_w, p->out_h, w, h,
-                                                     p->crop_pct ? p->crop_pct : CROP_PCT);
+    double crop_pct = p->crop_pct ? p->crop_pct : CROP_PCT;
+    if (p->crop == CROP_SQUASH) {
+        if (p->resize)
+            crop_pct = (double)lesser(p->out_w, p->out_h) / p->resize;
+        r.x = centre(w, enlarged(p->out_w, crop_pct), p->out_w);
+        r.y = centre(h, enlarged(p->out_h, crop_pct), p->out_h);
+    } else if (p->crop == CROP_CENTER) {
+        long side =
+            p->resize ? p->resize : image_default_resize(p->out_w, p->out_h, w, h, crop_pct);
         r.x = centre(w, w > h ? side * w / h : side, p->out_w);
         r.y = centre(h, w > h ? side : side * h / w, p->out_h);
     }
@@ -351,8 +363,8 @@ int image_default_resize(int out_w, int out_h, int w, int h, double crop_pct)
     bool wide = w > h;
     long shorter = wide ? h : w, longer = wide ? w : h;
     long across = wide ? out_h : out_w, along = wide ? out_w : out_h;
-    long by_shorter = (long)floor((double)across / crop_pct);
-    long by_longer = (long)floor((double)(along * shorter) / (double)longer / crop_pct);
+    long by_shorter = enlarged((double)across, crop_pct);
+    long by_longer = enlarged((double)(along * shorter) / (double)longer, crop_pct);
     long covers = (along * shorter + longer - 1) / longer; /* rounded up */
     long most = by_shorter > by_longer ? by_shorter : by_longer;
     return (int)(most > covers ? most : covers);

@@ -150,13 +150,13 @@ static void copied(const Tensor *x, double n, int copies)
 
 /* Whether a product and a pass over so many bytes behind it are one kernel of our own for Hopper:
  * where that is faster. */
-static bool in_one(int kernel, HopperProduct own, double behind)
+static bool in_one(int kernel, int type, HopperProduct own, double behind)
 {
-    double apart = gpu_product(gpu(), BF16, false, own.M, own.N, own.K, 2);
+    double apart = gpu_product(gpu(), type, false, own.M, own.N, own.K, 2);
     apart += behind > 0 ? gpu_pass(gpu(), behind) : 0;
     if (own.seconds < apart)
         spend(kernel, own.seconds,
-              gpu_floor(gpu(), BF16, false, 2 * own.M * own.N * own.K, own.bytes));
+              gpu_floor(gpu(), type, false, 2 * own.M * own.N * own.K, own.bytes));
     return own.seconds < apart;
 }
 
@@ -166,12 +166,12 @@ static void clock_linear_forward(const LinearForward *a)
     double y = (double)a->rows * columns * size_of(&a->y);
     bool fused = a->act == ACT_NONE || (a->act == ACT_GELU_TANH && a->y.type != F32 && a->kept);
     double behind = !fused || a->drop.p > 0 || is_eight(&a->y) ? 2 * y : 0;
-    if (in_one(PRODUCTS_FORWARD, hopper_forward(gpu(), a), behind))
-        return;
     if (type == E4M3) {
         copied(&a->x, (double)a->rows * a->in, 1);
         copied(&a->w, (double)columns * a->in, 1);
     }
+    if (in_one(PRODUCTS_FORWARD, type, hopper_forward(gpu(), a), behind))
+        return;
     product(PRODUCTS_FORWARD, type, a->rows, columns, a->in, size_of(&a->y));
     if (behind > 0)
         pass(ACT_FORWARD, behind);
@@ -183,10 +183,10 @@ static void clock_linear_backward_input(const LinearBackwardInput *a)
     double dx = (double)a->rows * a->in * size_of(&a->dx);
     double slope = a->act || a->drop.p > 0 ? 3 * dx : 0;
     int type = multiplied(&a->dy, &a->w);
-    if (in_one(PRODUCTS_INPUT, hopper_backward_input(gpu(), a), slope))
-        return;
     if (type == E4M3)
         copied(&a->w, (double)a->in * a->out, 1);
+    if (in_one(PRODUCTS_INPUT, type, hopper_backward_input(gpu(), a), slope))
+        return;
     product(PRODUCTS_INPUT, type, a->rows, a->in, a->out, size_of(&a->dx));
     if (slope > 0)
         pass(ACT_BACKWARD, slope);
@@ -226,7 +226,8 @@ static void clock_embed(const Embed *a)
 static void clock_norm_forward(const ResidualNorm *a)
 {
     double matrices = 1 + (a->branch.p != NULL) + (a->x_out.p && a->branch.p) + (a->gamma != NULL);
-    double across = is_eight(&a->y) ? (double)a->rows * a->C : 0; /* which is a pass of its own */
+    bool apart = is_eight(&a->y) && a->C > 7 * 256; /* the transposition: by_row_packs, norms.cuh */
+    double across = apart ? (double)a->rows * a->C : 0;
     pass(NORMS_FORWARD, matrices * a->rows * a->C * size_of(&a->x) - across);
     if (across > 0)
         pass(COPIES, 2 * across);

@@ -6,8 +6,10 @@
  * Which operations a kernel takes stands once more here, since no C file can include the kernels':
  * the function that decides is named at each. Addresses are not looked at; the model's are aligned.
  *
- * Products without an end and weights' gradients have candidates too. Bound by the L2 at 683
- * TFLOP/s, they are never faster than what gpu_product assumes of the library, and are left out.
+ * Products without an end and weights' gradients have candidates too. Single blocks are bound by
+ * the L2 at 683 TFLOP/s, pairs of blocks at 1,024, beyond what the chip's power allows: what that
+ * is nobody has measured, so they are assumed to be no faster than gpu_product says of the library,
+ * and are left out.
  *
  * Read in this order: shapes, products, attention.
  */
@@ -15,6 +17,7 @@
 
 #include "model/config.h"
 
+#include <limits.h>
 #include <math.h>
 
 #define CLOCK   1.75e9 /* Hz */
@@ -42,57 +45,77 @@ static bool takes(const Gpu *g, int type, const Tensor *const *tensors, int n)
 
 /* ---- products ----
  *
- * Tiles of 128x128 by two groups in turns: one multiplies while the other does what follows, so
- * that a tile takes as long as its product, or as half of both. 64 terms are 512 cycles of products
- * and 32 KiB from the L2, which takes longer. What follows is done by four warps, one on each
- * scheduler, which is assumed to issue every second cycle. */
-enum { TILE = 128, TERMS = 64 };
-static const double gelu_instructions = 17, slope_instructions = 23; /* an element */
+ * Tiles of 128 rows; a stage is 128 bytes of each row and column, which take longer to come from
+ * the L2 than products of them. Two groups in turns have a tile each: one multiplies while the
+ * other does what follows, so that a tile takes as long as its product, or as half of both.
+ * Together they have one, whose bytes arrive while what follows the one before is done. What
+ * follows is done by the four warps of a group, one on each scheduler, which is assumed to issue
+ * one of them every second cycle, or one of two every cycle. */
+typedef struct {
+    int columns; /* of a tile */
+    bool turns, eight;
+    double instructions; /* an element, of what follows */
+} Way;
+static const Way gelu = {128, true, false, 17}, gelu_eight = {128, true, true, 24.5},
+                 slope = {128, true, false, 23}, slope_eight = {192, false, true, 33};
+enum { ROWS = 128, STAGE = 128 };
 static const HopperProduct none = {.seconds = INFINITY};
 
-/* matrices: of [M, N], that are read or written */
-static HopperProduct product(const Gpu *g, double M, double N, double K, double instructions,
+/* By blocks on their own, or in twos with tiles one below the other, which share columns' bytes */
+static double product_time(const Gpu *g, const Way *w, double M, double N, double K, int blocks)
+{
+    double size = w->eight ? 1 : 2, elements = (double)ROWS * w->columns;
+    double stages = tiles(K * size, STAGE), speed = PRODUCT * 2 / size;
+    double multiply = stages * 2 * elements * STAGE / size / speed / CLOCK;
+    double fetch = stages * (ROWS + w->columns / (double)blocks) * STAGE * g->processors / L2;
+    double end = elements / 128 * w->instructions * (w->turns ? 2 : 1) / CLOCK;
+    double longer = fmax(multiply, fetch);
+    double tile = w->turns ? fmax(longer, (longer + end) / 2) : fmax(fetch, multiply + end);
+    double all = blocks * tiles(M, ROWS * blocks) * tiles(N, w->columns);
+    return tiles(all, g->processors) * tile + (w->turns ? end : fetch) + g->launch;
+}
+/* matrices: bytes of elements of [M, N], that are read or written */
+static HopperProduct product(const Gpu *g, const Way *w, double M, double N, double K,
                              int matrices)
 {
-    double cycles = 2.0 * TILE * TILE * TERMS / PRODUCT;
-    double fetch = 2.0 * TILE * TERMS * 2 * g->processors / L2;
-    double multiply = tiles(K, TERMS) * fmax(cycles / CLOCK, fetch);
-    double end = TILE * TILE / 128.0 * instructions * 2 / CLOCK;
-    double rounds = tiles(tiles(M, TILE) * tiles(N, TILE), g->processors);
-    double seconds = rounds * fmax(multiply, (multiply + end) / 2) + end + g->launch;
-    double bytes = 2 * (M * K + K * N + matrices * M * N);
+    double seconds = fmin(product_time(g, w, M, N, K, 1), product_time(g, w, M, N, K, 2));
+    double size = w->eight ? 1 : 2, bytes = size * (M * K + K * N) + matrices * M * N;
     return (HopperProduct){fmax(seconds, gpu_pass(g, bytes)), M, N, K, bytes};
 }
 
-/* cuda_linear_forward and cuda_linear_backward_input (gemm.cuh), sm90_takes (gemm_sm90.cuh) */
-static bool takes_end(int act, double drop, int columns)
+/* cuda_linear_forward and cuda_linear_backward_input (gemm.cuh), sm90_takes (gemm_sm90.cuh). Of
+ * operands in 8 bits, what is made has 8 bits as well, in two copies. */
+static bool takes_end(const Gpu *g, int act, double drop, int columns, const Tensor *made,
+                      const Tensor *a, const Tensor *b, const Tensor *pre)
 {
-    return (act == ACT_GELU || act == ACT_GELU_TANH) && drop <= 0 && columns % 8 == 0;
+    const Tensor *tensors[] = {made, pre, a, b};
+    const bool eight = a->scale && b->scale;
+    if ((act != ACT_GELU && act != ACT_GELU_TANH) || drop > 0 || columns % (eight ? 16 : 8) != 0)
+        return false;
+    if (eight)
+        return (made->type == E4M3 || made->type == E5M2) && takes(g, BF16, &pre, 1);
+    return takes(g, made->type, tensors, COUNT(tensors));
 }
 
 HopperProduct hopper_forward(const Gpu *g, const LinearForward *a)
 {
-    const Tensor *tensors[] = {&a->x, &a->w, &a->y, &a->pre};
     bool eight = a->x.scale && a->w.scale;
-    if (eight || a->residual.p || !takes(g, a->y.type, tensors, COUNT(tensors)))
+    if (a->residual.p || !takes_end(g, a->act, a->drop.p, a->out, &a->y, &a->x, &a->w, &a->pre))
         return none;
-    if (!takes_end(a->act, a->drop.p, a->out))
-        return none;
-    return product(g, a->rows, a->out, a->in, gelu_instructions, a->pre.p ? 2 : 1);
+    return product(g, eight ? &gelu_eight : &gelu, a->rows, a->out, a->in, a->pre.p ? 4 : 2);
 }
 
-/* Tiles leave their column sums in the library's workspace, and a pass adds them up. */
+/* Tiles leave their column sums, each group by itself where they share one, in the library's
+ * workspace, and a pass adds them up. */
 HopperProduct hopper_backward_input(const Gpu *g, const LinearBackwardInput *a)
 {
     enum { ROOM = 128 << 20 };
-    const Tensor *tensors[] = {&a->dx, &a->dy, &a->w, &a->pre};
-    bool eight = a->dy.scale && a->w.scale;
-    double sums = a->dbias ? tiles(a->rows, TILE) * a->in * sizeof(float) : 0;
-    if (eight || sums > ROOM || !takes(g, a->dx.type, tensors, COUNT(tensors)))
+    const Way *w = a->dy.scale && a->w.scale ? &slope_eight : &slope;
+    double owners = tiles(a->rows, ROWS) * (w->turns ? 1 : 2);
+    double sums = a->dbias ? owners * a->in * sizeof(float) : 0;
+    if (sums > ROOM || !takes_end(g, a->act, a->drop.p, a->in, &a->dx, &a->dy, &a->w, &a->pre))
         return none;
-    if (!takes_end(a->act, a->drop.p, a->in))
-        return none;
-    HopperProduct p = product(g, a->rows, a->in, a->out, slope_instructions, 2);
+    HopperProduct p = product(g, w, a->rows, a->in, a->out, 4);
     p.seconds += a->dbias ? gpu_pass(g, 2 * sums) : 0;
     return p;
 }
@@ -101,8 +124,9 @@ HopperProduct hopper_backward_input(const Gpu *g, const LinearBackwardInput *a)
  *
  * A multiprocessor has one head at a time. Its scores take exponentials and what goes with them,
  * beside products: the longer one hides the other but for a share. by_head90 (attention_sm90.cuh),
- * backward90_takes (attention_sm90_backward.cuh) and large90_takes (attention_sm90_large.cuh) say
- * which heads there are kernels for; the first row that a head fits is its. */
+ * by_long90 (attention_sm90_long.cuh), backward90_takes (attention_sm90_backward.cuh) and
+ * by_large90 (attention_sm90_large.cuh) say which heads there are kernels for; the first row that a
+ * head fits is its. */
 typedef struct {
     bool backward;
     int columns, tokens; /* of a head, at the most; columns are computed as many */
@@ -121,15 +145,25 @@ static const Own own[] = {
     {false, 80, 272, false, 272, 64, 1, 1, 1, 1 / 16.0, 0, 0, true},
     {false, 96, 272, false, 272, 64, 1, 1, 1, 1 / 16.0, 0, 0, true},
     {false, 112, 272, false, 272, 64, 1, 1, 1, 1 / 16.0, 0, 0, true},
+    {false, 128, 272, false, 272, 64, 1, 1, 1, 1 / 16.0, 0, 0, true},
+    /* 9.4 instructions an element; three groups overlap three quarters (a guess). Begin: where one
+     * head follows the other (a guess). A ring's tiles are for 192 queries */
+    {false, 64, 704, true, 16, 64, 1, 1, 1, 9.4 / 128, 0.25, 2000, false},
+    {false, 64, INT_MAX, true, 16, 192, 1, 1, 1, 9.4 / 128, 0.25, 2000, false},
+    {false, 80, INT_MAX, true, 16, 192, 1, 1, 1, 9.4 / 128, 0.25, 2000, false},
+    {false, 104, INT_MAX, true, 16, 192, 1, 1, 1, 9.4 / 128, 0.25, 2000, false},
+    {false, 128, INT_MAX, true, 16, 192, 1, 1, 1, 9.4 / 128, 0.25, 2000, false},
     /* 12.3 instructions an element; two groups overlap three quarters. Begin: 1,800 until the rest
      * of a head has arrived (a guess), 2,200 for results and column sums */
     {true, 64, 208, true, 64, 16, 2, 3, 1, 12.3 / 128, 0.25, 4000, false},
     /* Two kinds of blocks, both of which make exponentials, beside products at 85% (a guess).
      * Begin: in each kind 2,000 where one head follows the other */
-    {true, 64, 640, true, 64, 16, 4, 3, 0.85, 2 / 16.0, 0, 4000, false},
-    {true, 80, 272, true, 64, 16, 4, 3, 0.85, 2 / 16.0, 0, 4000, false},
-    {true, 88, 272, true, 64, 16, 4, 3, 0.85, 2 / 16.0, 0, 4000, false},
-    {true, 104, 272, true, 64, 16, 4, 3, 0.85, 2 / 16.0, 0, 4000, false},
+    {true, 64, 1408, true, 64, 16, 4, 3, 0.85, 2 / 16.0, 0, 4000, false},
+    {true, 80, 1408, true, 64, 16, 4, 3, 0.85, 2 / 16.0, 0, 4000, false},
+    {true, 88, 1408, true, 64, 16, 4, 3, 0.85, 2 / 16.0, 0, 4000, false},
+    {true, 104, 1408, true, 64, 16, 4, 3, 0.85, 2 / 16.0, 0, 4000, false},
+    /* S and dP of 32 queries, two of the four, take half as long again; 128 keys to a round */
+    {true, 128, 1408, true, 128, 16, 5, 3, 0.85, 2 / 16.0, 0, 4000, false},
 };
 
 /* What rounding a gradient to 8 bits takes more than its column sums alone, 13.5 for two numbers:

@@ -126,10 +126,19 @@ build() { # targets...
 # separated by tabs. The first says which programs those were.
 done_file=$out/$gpu-$part.done
 goes_on=
+programs() { # what is in them but the names of temporary files, which nvcc leaves there
+    local file
+    for file in ./train_gpu build/gpu/test_* build/gpu/bench_kernels; do
+        if objcopy -S -R .note.gnu.build-id "$file" "$tmp/bare" 2>/dev/null; then
+            cat "$tmp/bare"
+        else
+            cat "$file" 2>/dev/null
+        fi
+    done
+}
 go_on() {
     local stamp
-    stamp="programs $(cat ./train_gpu build/gpu/test_* build/gpu/bench_kernels 2>/dev/null |
-        cksum | tr ' ' -), driver $(smi driver_version | head -n 1)"
+    stamp="programs $(programs | cksum | tr ' ' -), driver $(smi driver_version | head -n 1)"
     if [ -z "${AGAIN-}" ] && [ "$(head -n 1 "$done_file" 2>/dev/null)" = "$stamp" ]; then
         goes_on=1
     else
@@ -447,7 +456,7 @@ part_correct() {
     done
     if [ "$(smi compute_cap | head -n 1)" = 9.0 ]; then # products of our own, wherever they can be
         for type in bf16 fp16; do
-            for way in 0 1; do
+            for way in 0 1 2 3; do
                 check "ops by own products ($way), $type" 60 env TEST_FULL=1 VIT_GEMM=sm90:$way \
                     build/gpu/test_ops --backend cuda --type $type
             done
@@ -482,15 +491,21 @@ part_sanitize() {
     page_head
     put "| tool | result | |"
     put "|---|---|---|"
-    local tool type n=0 share rc found
+    local tool type program own kinds=(bf16 fp32) n=0 share rc found
+    [ "$(smi compute_cap | head -n 1)" = 9.0 ] &&
+        kinds=("bf16, own products" "fp8, own products" bf16 fp32)
     # Each gets an equal share of what is left; a check that is stopped is no pass.
-    for type in bf16 fp32; do
+    for type in "${kinds[@]}"; do
+        program=test_ops own=
+        [[ $type == fp8* ]] && program=test_fp8
+        [[ $type == *own* ]] && own=sm90
         for tool in memcheck racecheck synccheck initcheck; do
-            share=$(($(left) / (8 - n)))
+            share=$(($(left) / (4 * ${#kinds[@]} - n)))
             n=$((n + 1))
             before "$tool, $type" && continue
-            run "$share" env TEST_FULL=0 compute-sanitizer --tool $tool --error-exitcode 9 \
-                --print-limit 20 build/gpu/test_ops --backend cuda --type $type
+            run "$share" env TEST_FULL=0 VIT_GEMM=$own \
+                compute-sanitizer --tool $tool --error-exitcode 9 --print-limit 20 \
+                build/gpu/$program --backend cuda --type "${type%%,*}"
             rc=$?
             found=$(grep -E '(ERROR|RACECHECK) SUMMARY' "$tmp/now" | tail -n 1 | sed 's/=* *//')
             if [ $rc = 0 ]; then
@@ -510,8 +525,9 @@ part_sanitize() {
 
 # ---- speed ----
 
-declare -A usual=([Ti]="1024 2048" [S]="512 1024 2048" [B]="256 512 1024" [L]="128 256 512"
-    [H]="64 128 256" [g]="48 96 192" [G]="32 64 128")
+# Batches, the likeliest first: time may be short for the others.
+declare -A usual=([Ti]="2048 1024" [S]="2048 1024 512" [B]="1024 512 256" [L]="512 256 128"
+    [H]="256 128 64" [g]="192 96 48" [G]="128 64 32")
 
 median() { # of the numbers on stdin; nothing without any
     sort -g | awk '{v[NR] = $1} END {if (NR) print (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2}'
@@ -520,12 +536,21 @@ field() { # JSON line, name: a number or a word
     sed -nE 's/.*"'"$2"'": *"?([^",}]*)"?[,}].*/\1/p' <<<"$1"
 }
 
-# Lines "batch training inference" to $tmp/ours.
+# Lines "batch training inference" to $tmp/ours. A kernel of our own for Hopper that hangs or faults
+# costs one run, and not all the others.
 ours() { # model, batch
-    local train infer
-    if ! run 120 ./train_gpu bench --model "$1" --batch-size "$2" --precision bf16 \
-        --steps "$steps"; then
-        echo "  ours, $1 batch $2: failed: $(grep -m 1 '^error' "$tmp/now" || cat "$tmp/last")" >&2
+    local train infer rc why
+    run 120 ./train_gpu bench --model "$1" --batch-size "$2" --precision bf16 --steps "$steps"
+    rc=$?
+    if [ $rc != 0 ]; then
+        why=$(grep -m 1 '^error' "$tmp/now" || cat "$tmp/last")
+        echo "  ours, $1 batch $2: failed: $why" >&2
+        [[ $rc = 124 || $rc = 137 || $why = "error: CUDA: "* ]] || return
+        [[ $why != *"out of memory"* && -z ${VIT_GEMM-} ]] || return
+        [ "$(smi compute_cap | head -n 1)" = 9.0 ] || return
+        export VIT_GEMM=cublaslt
+        notes+=("From $1 batch $2 on without our own products (VIT_GEMM=cublaslt): with them, status $rc, $why")
+        ours "$1" "$2"
         return
     fi
     train=$(sed -nE 's/^training +([0-9.]+) images.*/\1/p' "$tmp/now")
@@ -711,7 +736,7 @@ part_fp8() {
     check "ops, fp8" 100 build/gpu/test_fp8 --backend cuda --type fp8 --verbose
     check "goldens, fp8" 60 build/gpu/test_golden --backend cuda --type fp8 "${files[@]}"
     if [ "$(smi compute_cap | head -n 1)" = 9.0 ]; then # products of our own, wherever they can be
-        for way in 0 1; do
+        for way in 0 1 2 3; do
             check "ops by own products ($way), fp8" 60 env VIT_GEMM=sm90:$way \
                 build/gpu/test_fp8 --backend cuda --type fp8
         done

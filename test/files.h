@@ -32,7 +32,7 @@ static void files_end(void)
 /* "dir/name"; kept to the end of the program */
 static const char *at(const char *dir, const char *name)
 {
-    static char *kept[1024];
+    static char *kept[2048];
     static int n;
     if (n == COUNT(kept))
         die("raise the number of them", "test/files.h: too many paths");

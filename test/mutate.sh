@@ -1,9 +1,10 @@
 #!/bin/bash
 # Mutation check: flip a sign (or drop a factor) in each op, and see the suite fail.
 #
-#   test/mutate.sh [BUILD [cpu|bf16|ranks|cuda|hopper [I/N]]]   BUILD holds the objects of an ordinary
-#                                         build (default: build); cpu, bf16, ranks, cuda or hopper:
-#                                         those mutants alone; I/N: every Nth of them from the Ith
+#   test/mutate.sh [BUILD [cpu|bf16|ranks|cuda|hopper [I/N | TEXT]]]   BUILD holds the objects of an
+#                                         ordinary build (default: build); cpu, bf16, ranks, cuda or
+#                                         hopper: those mutants alone; I/N: every Nth of them from
+#                                         the Ith; TEXT: those whose file or expression has it
 #
 # Each line of a table is `file | sed expression`. Mutants of the model and the CPU backend must fail
 # the finite differences (test_grad), the tests of single operations or the goldens, in double; sums
@@ -125,8 +126,8 @@ cuda/rows.cuh | s/room\[warp \* 32 + lane\] = sum;/room[warp * 32 + lane] = -sum
 cuda/optimizer.cuh | s/^    if (s->skip)$/    if (!s->skip)/
 cuda/optimizer.cuh | s/(double)c.rate \* (double)ratio/(double)ratio/
 cuda/optimizer.cuh | s/c.n = c.rate > 0 ? c.n : 0;/;/
-cuda/gemm_sm90.cuh | s/mbarrier_wait(t.empty + stage, ring.parity() ^ 1);/;/
-cuda/gemm_sm90.cuh | s/mbarrier_wait(t.empty + stage, ring.parity() ^ 1);/mbarrier_wait(t.empty + stage, ring.parity());/
+cuda/gemm_sm90.cuh | s/mbarrier_wait(t.empty + stage, parity);/;/
+cuda/gemm_sm90.cuh | s/parity = 1; \/\* of `empty`/parity = 0; \/* of `empty`/
 cuda/gemm_sm90.cuh | s/mbarrier_wait(t.full + stage, ring.parity());/;/
 cuda/gemm_sm90.cuh | s/^            mbarrier_init_fence();/            ;/
 cuda/gemm_sm90.cuh | s/wgmma_wait<1>();/wgmma_wait<2>();/
@@ -148,6 +149,21 @@ cuda/gemm_sm90.cuh | s/wgmma_wait<0>(part);/wgmma_wait<1>(part);/
 cuda/gemm_sm90.cuh | s/\*x.scale_a \* \*x.scale_b : 1;/*x.scale_a : 1;/
 cuda/gemm_sm90.cuh | s/NARROW ? SLAB_ROW : SLAB_ROW \/ 2;/SLAB_ROW \/ 2;/
 cuda/gemm_sm90.cuh | s/^        __syncwarp(); \/\* of one/        ; \/* of one/
+cuda/gemm_sm90.cuh | s/0x5410, 0x7632/0x7632, 0x5410/
+cuda/gemm_sm90.cuh | s/0x6420, 0x7531/0x7531, 0x6420/
+cuda/gemm_sm90.cuh | s/words\[i \/ 2\]\[i % 2\] \&= mask;/;/
+cuda/gemm_sm90.cuh | s/narrow.most = there\[r\] ?/narrow.most = true ?/
+cuda/gemm_sm90.cuh | s/unpack_pairs<E>(v\[0\], product);/;/
+cuda/gemm_sm90.cuh | s/: 2L \* u.m + group;/: u.m;/
+cuda/gemm_sm90.cuh | s/if (at.row < at.M \&\& at.column + across/if (at.row + 16 <= at.M \&\& at.column + across/
+cuda/gemm_sm90.cuh | s/Tile::READERS << x.pair/Tile::READERS/
+cuda/gemm_sm90.cuh | s/mbarrier_arrive_at(t.empty + stage, lane);/mbarrier_arrive(t.empty + stage);/
+cuda/gemm_sm90.cuh | s/if (lane <= (uint32_t)x.pair)/if (lane == 0)/
+cuda/gemm_sm90.cuh | s/map, full, 3, x, y)/map, full, 1 << cluster_rank(), x, y)/
+cuda/gemm_sm90.cuh | s/(int)cluster_rank() \* (SIZE \/ 2)/0/
+cuda/gemm_sm90.cuh | s/^            cluster_sync();$/            __syncthreads();/
+cuda/gemm_sm90.cuh | s/cluster_sync(); \/\* the other/; \/* the other/
+cuda/gemm_sm90.cuh | s/return rows + (rows \& x.pair);/return rows;/
 cuda/attention_sm90.cuh | s/column + lane % 4 \* 2 + e % 2 >= a.T/column + lane % 4 * 2 + e % 2 > a.T/
 cuda/attention_sm90.cuh | s/mbarrier_wait(at.there, 0);/;/
 cuda/attention_sm90.cuh | s/mbarrier_wait(at.there + 1, 0);/;/
@@ -171,22 +187,43 @@ cuda/attention_sm90_backward.cuh | s/a->qkv, 3 \* H, Tq, T,/a->qkv, 3 * H, T, T,
 cuda/attention_sm90_backward.cuh | s/EIGHT ? delayed_scale(a.eight.scale) : 1/1/
 cuda/attention_sm90_backward.cuh | s/warp_amax(x));/warp_amax(x) * 2);/
 cuda/attention_sm90_backward.cuh | s/sum.x += x\[0\];/sum.x += EIGHT ? 0 : x[0];/
-cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.full + tile, n % 2);/;/
-cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.empty + i, n % 2 ^ 1);/;/
-cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.empty + i, n % 2 ^ 1);/mbarrier_wait(at.empty + i, n % 2);/
+cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.full + in.slot, in.phase % 2);/;/
+cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.empty + in.slot, in.phase % 2 ^ 1);/;/
+cuda/attention_sm90_large.cuh | s/in.phase % 2 ^ 1);/in.phase % 2);/
 cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.own_there + group, own_parity);/;/
 cuda/attention_sm90_large.cuh | s/own_parity ^= 1;/;/
 cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.forgotten + n % 2, n \/ 2 % 2 ^ 1);/;/
 cuda/attention_sm90_large.cuh | s/mbarrier_wait(at.known + n % 2, n \/ 2 % 2);/;/
 cuda/attention_sm90_large.cuh | s/wgmma_wait<1>(s);/wgmma_wait<2>(s);/
 cuda/attention_sm90_large.cuh | s/wgmma_fence(sums\[0\]);/;/
+cuda/attention_sm90_large.cuh | s/At::STREAMS ? count % At::TILES : tile/tile/
+cuda/attention_sm90_large.cuh | s/count \/ At::TILES : number/count \/ At::TILES + 1 : number/
+cuda/attention_sm90_large.cuh | s/a.sums \&\& pass.tile < tiles/a.sums/
+cuda/attention_sm90_large.cuh | s/tile > 0 \&\& from == 0/tile > 0/
 cuda/attention_sm90_large.cuh | s/my.last \&\& tile > 0/tile > 0/
 cuda/attention_sm90_large.cuh | s/!passed \&\& i </false \&\& i </
 cuda/attention_sm90_large.cuh | s/i % 2 < a.T ? s\[i\] : 0;/i % 2 <= a.T ? s[i] : 0;/
 cuda/attention_sm90_large.cuh | s/(x - (KEYS ? delta\[e % 2\] : my.delta\[e \/ 2\]))/x/
 cuda/attention_sm90_large.cuh | s/(which \* SLABS + s) % 2/0/
 cuda/attention_sm90_large.cuh | s/((uint32_t)first + (uint32_t)query \* T) % 4 + key/key/
+cuda/attention_sm90_long.cuh | s/mbarrier_wait(at.full + in.slot, in.phase % 2);/;/
+cuda/attention_sm90_long.cuh | s/wgmma_wait<0>(s, my.o);/wgmma_wait<1>(s, my.o);/
+cuda/attention_sm90_long.cuh | s/wgmma_fence(my.o);/;/
+cuda/attention_sm90_long.cuh | s/last \&\& tile > 0/tile > 0/
+cuda/attention_sm90_long.cuh | s/i % 2 < a.T ? s\[i\]/i % 2 <= a.T ? s[i]/
+cuda/attention_sm90_long.cuh | s/top\[r\] = quad_max(top\[r\]);/;/
+cuda/attention_sm90_long.cuh | s/my.sum\[r\] \*= shrink\[r\];/;/
+cuda/attention_sm90_long.cuh | s/my.o\[i\] \*= shrink\[i \/ 2 % 2\];/;/
+cuda/attention_sm90_long.cuh | s/both_halves(kept >> 2 \* i)/both_halves(kept >> i)/
+cuda/attention_sm90_long.cuh | s/= quad_sum(my.sum\[r\]);/= my.sum[r];/
+cuda/attention_sm90_long.cuh | s/a.mask.scale \/ sum/1 \/ sum/
+cuda/attention_sm90_long.cuh | s/wgmma_wait<0>(my.o);/;/
 cuda/gemm.cuh | s/p.C ? 1.0f : 0.0f/p.C ? 0.0f : 1.0f/
+cuda/fp8.cuh | s/r + i < a.rows ? \*(const uint32_t/true ? *(const uint32_t/
+cuda/fp8.cuh | s/w\[8 + k\], w\[12 + k\]/w[12 + k], w[8 + k]/
+cuda/fp8.cuh | s/return fmaf(x, scale, x \* 0);/return x * scale;/
+cuda/fp8.cuh | s/exponent - (fraction > 0x600000u)/exponent/
+cuda/fp8.cuh | s/if (!state->skip \&\& amax > 0/if (amax > 0/
 backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(cu.stream, event_of(t), 0));/;/
 backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(copies, event_of(after), 0));/;/
 backend_cuda.cu | s/CHECK_CUDA(cudaStreamWaitEvent(g->stream, fork_event, 0));/;/
@@ -233,10 +270,25 @@ test/cuda_on_cpu/async.cpp | s/std::max(-(x + c), 0l)/0l/
 test/cuda_on_cpu/async.cpp | s/a.timing = .*/a.timing = AT_ONCE;/
 test/cuda_on_cpu/async.cpp | s/if (to \&\& memcmp(shared(address, n)/if (to \&\& false \&\& memcmp(shared(address, n)/
 test/cuda_on_cpu/async.cpp | s/        if (!s.read)/        if (false)/
-test/cuda_on_cpu/async.cpp | s/    if (++n.arrived == threads) {/    if (++n.arrived == threads - 1) {/
+test/cuda_on_cpu/async.cpp | s/++n.arrived == n.expected;/++n.arrived == n.expected - 1;/
 test/cuda_on_cpu/async.cpp | s/from\[lane \/ 8\]/from[lane % 4]/
-test/cuda_on_cpu/async.cpp | s/    if (sum > 65536)/    if (sum > 69632)/
+test/cuda_on_cpu/async.cpp | s/>> j % 2 \* 16 \&/>> 0 \&/
+test/cuda_on_cpu/async.cpp | s/    if (sum > pool)/    if (sum > pool + 4096)/
 test/cuda_on_cpu/async.cpp | s/    if (!m.fenced)/    if (false)/
+test/cuda_on_cpu/async.cpp | s/if (rank != cluster_rank() \&\& /if (false \&\& /
+test/cuda_on_cpu/async.cpp | s/    if (block_left(rank))/    if (false)/
+test/cuda_on_cpu/async.cpp | s/    if (block_left(rank_of(l.to)))/    if (false)/
+test/cuda_on_cpu/async.cpp | s/size_t i = window(), end/size_t i = 0, end/
+test/cuda_on_cpu/async.cpp | s/if (rank_of(bar.first) == cluster_rank())/if (true)/
+test/cuda_on_cpu/async.cpp | s/if (ranks >> rank \& 1)/if (true)/
+test/cuda_on_cpu/async.cpp | s/rank \* block().stride - window()/rank * block().stride/
+test/cuda_on_cpu/async.cpp | s/16 \* cluster_rank() + unsigned(id)/unsigned(id)/
+test/cuda_on_cpu/async.cpp | s/expected = block().threads \* block().blocks/expected = block().threads/
+test/cuda_on_cpu/wgmma.cpp | s/return {window() + /return {/
+test/cuda_on_cpu/kernel.cpp | s/blockIdx = resident().index/blockIdx = residents[0].index/
+test/cuda_on_cpu/kernel.cpp | s/rank = cluster_rank(), first = rank \* w.block_warps()/rank = cluster_rank(), first = 0 * rank/
+test/cuda_on_cpu/kernel.cpp | s/i < b.blocks ? i \* b.stride : w.smem_bytes/w.smem_bytes/
+test/cuda_on_cpu/stream.cpp | s/ \&\& c.gridDim.x % blocks == 0 ? blocks/ ? blocks/
 test/cuda_on_cpu/wgmma.cpp | s/mn \* o.stride + k % 8 \* 16 + k \/ 8 \* o.leading/mn * o.leading + k % 8 * 16 + k \/ 8 * o.stride/
 test/cuda_on_cpu/wgmma.cpp | s/mn \/ n \* o.leading + k % 8 \* w + k \/ 8 \* o.stride/mn \/ n * o.stride + k % 8 * w + k \/ 8 * o.leading/
 test/cuda_on_cpu/wgmma.cpp | s/mn % 8 \* 16 + mn \/ 8 \* o.stride + k \* o.leading/mn % 8 * 16 + mn \/ 8 * o.leading + k * o.stride/
@@ -277,7 +329,10 @@ each() {
     fi
     while IFS='|' read -r file expression; do
         number=$((number + 1))
-        [ $((number % ${part#*/})) = $((${part%/*} % ${part#*/})) ] || continue
+        case $part in
+        [0-9]*/[0-9]*) [ $((number % ${part#*/})) = $((${part%/*} % ${part#*/})) ] || continue ;;
+        *) [[ "$file|$expression" == *"$part"* ]] || continue ;;
+        esac
         file=${file// /} expression=${expression# }
         sed "$expression" "$file" >"$tree/$file"
         if cmp -s "$file" "$tree/$file"; then
@@ -316,12 +371,15 @@ late_tests() {
 cuda_tests() {
     case $1 in
     cuda/*_sm90*.cuh)
-        for way in 0 1; do
+        for way in 0 3; do
             VIT_STANDIN_SM=90 VIT_GEMM=sm90:$way build/standin/test_fp8 --backend cuda --type fp8 ||
                 return 1
             VIT_STANDIN_SM=90 VIT_GEMM=sm90:$way build/standin/test_ops --backend cuda --type bf16 ||
                 return 1
         done
+        ;;
+    cuda/fp8.cuh)
+        VIT_STANDIN_SM=90 build/standin/test_fp8 --backend cuda --type fp8
         ;;
     cuda/*)
         build/standin/test_ops --backend cuda --type bf16 &&
@@ -346,5 +404,9 @@ hopper_tests() {
 [[ $which == *cuda* ]] && each -O1 "build/standin/test_ops build/standin/test_fp8 build/standin/train_gpu" \
     cuda_tests < <(cuda_mutants)
 [[ $which == *hopper* ]] && each -O1 build/standin/test_hopper hopper_tests < <(hopper_mutants)
+if [ $((passed + failed)) = 0 ]; then
+    echo "FAIL there is no mutant of '$part'"
+    failed=1
+fi
 echo "$passed passed, $failed failed, 0 skipped"
 [ $failed = 0 ]

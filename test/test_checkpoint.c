@@ -817,6 +817,9 @@ static const char *write_foreign(const Foreign *v)
         snprintf(name, sizeof name, "blocks.%d.mlp.fc2.weight", i);
         add_zero(w, &n, name, v->width, v->mlp, 0, 0);
     }
+    bool norm = !v->extra || strcmp(v->extra, "norm.weight") != 0;
+    for (int i = 0; norm && i < 2; i++)
+        add_zero(w, &n, i ? "norm.bias" : "norm.weight", v->width, 0, 0, 0);
     if (v->representation)
         add_zero(w, &n, "pre_logits.fc.weight", v->representation, v->width, 0, 0);
     if (v->classes)

@@ -404,6 +404,7 @@ static void test_gelu()
  * has one algorithm, which is slow, or all of its own. */
 
 extern long cuda_own_products;
+extern double cuda_trial_limit;
 
 static int launches()
 {
@@ -448,25 +449,56 @@ static void half_weight(void *)
     a.rows = a.in = a.out = N;
     be->linear_backward_weight(&a);
 }
+/* GELU and its slope of 8-bit products, in 8 bits: x as it is cast, or its bytes */
+static dev *scales; /* Fp8Scale[4] */
+static Tensor scaled(const Tensor &t, int i, int type)
+{
+    return {t.p, N, type, (dev *)((Fp8Scale *)scales + i)};
+}
+static void eight_forward(void *)
+{
+    LinearForward a = {};
+    a.y = scaled(y, 0, E4M3), a.x = scaled(x, 1, BF16), a.w = scaled(w, 2, BF16);
+    a.pre = {dev_at(w.p, N * N, BF16), N, BF16, NULL};
+    a.act = ACT_GELU;
+    a.tokens = 1;
+    a.rows = a.in = a.out = N;
+    be->linear_forward(&a);
+}
+static void eight_slope(void *)
+{
+    LinearBackwardInput a = {};
+    a.dx = scaled(y, 0, E5M2), a.dy = scaled(x, 3, E5M2), a.w = scaled(w, 2, BF16);
+    a.pre = half_of(x);
+    a.act = ACT_GELU;
+    a.tokens = 1;
+    a.rows = a.in = a.out = N;
+    a.dbias = dev_at(y.p, N * N, BF16);
+    be->linear_backward_input(&a);
+}
 static char act;
 static const struct {
     const char *name;
     void (*body)(void *);
     void *arg;
-} own_bodies[] = {{"a product", half_forward, NULL},
-                  {"GELU", half_forward, &act},
-                  {"GELU's slope", half_slope, NULL},
-                  {"a weight gradient", half_weight, NULL}};
+    bool ends;  /* what the library does in two passes */
+    bool eight; /* and on no other GPU */
+} own_bodies[] = {{"a product", half_forward, NULL, false, false},
+                  {"GELU", half_forward, &act, true, false},
+                  {"GELU's slope", half_slope, NULL, true, false},
+                  {"a weight gradient", half_weight, NULL, false, false},
+                  {"GELU in 8 bits", eight_forward, NULL, true, true},
+                  {"its slope in 8 bits", eight_slope, NULL, true, true}};
 static int body_now; /* of one of them */
 
-/* Random numbers, the same in every process */
+/* Random numbers, the same in every process; the bytes are numbers of 8 bits, too */
 static void fill_halves()
 {
     static uint16_t a[2 * N * N];
     unsigned state = 1;
     for (uint16_t &v : a) {
         state = state * 1664525u + 1013904223u;
-        v = uint16_t((state >> 31) << 15 | (0x3F00 + (state >> 24 & 0x7F)));
+        v = uint16_t((state >> 31) << 15 | (0x3F00 + (state >> 24 & 0x3F)));
     }
     be->upload(x.p, a, sizeof a);
     for (uint16_t &v : a)
@@ -476,6 +508,11 @@ static void fill_halves()
 static void run_own()
 {
     enum { ROOM = 1 << 20 };
+    const Fp8Scale one = {1, 1, 0, 0}, all[4] = {one, one, one, one};
+    const Fp8 how = {false, true, false, 0};
+    scales = be->alloc(sizeof all);
+    be->upload(scales, all, sizeof all);
+    be->fp8(&how);
     be->bind(be->alloc(sizeof(StepState)), be->alloc(ROOM), ROOM);
     fill_halves();
     be->run(uint64_t(100 + body_now), true, own_bodies[body_now].body, own_bodies[body_now].arg);
@@ -504,7 +541,7 @@ static int own_chosen(bool slow)
     std::string k = kinds();
     printf("%s\n", k.c_str());
     bool own = cuda_own_products > before, written = k.find("own") != std::string::npos;
-    bool ends = body_now == 1 || body_now == 2; /* beside a fast library they may be faster or not */
+    bool ends = own_bodies[body_now].ends; /* beside a fast library they may be faster or not */
     return own == written && (own == slow || (ends && !slow)) ? 0 : 3;
 }
 /* The file is enough: nothing is timed. */
@@ -556,9 +593,99 @@ static int not_forced(const char *value, const char *sm)
     run_own();
     return 3;
 }
+/* Prints a number for the bits of every result of all kinds of products of our own, where rows of
+ * tiles are odd; in 8 bits those that there are. */
+enum { ROWS = 304, IN = 336, OUT = 272, ROOM = 4 << 20 };
+static Tensor matrix(long rows, int columns, unsigned state, dev *scale)
+{
+    std::vector<uint16_t> v(size_t(rows * columns));
+    for (uint16_t &bits :
+         v) { /* 2^-7 to 2, of both signs: the bits of sums depend on their order */
+        state = state * 1664525u + 1013904223u;
+        bits = uint16_t((state >> 31) << 15 | (0x3C00 + (state >> 20 & 0x3FF)));
+    }
+    Tensor t = {be->alloc(v.size() * 2), columns, BF16, scale};
+    be->upload(t.p, v.data(), v.size() * 2);
+    return t;
+}
+static void print_bits(const char *name, const dev *p, size_t bytes)
+{
+    std::vector<unsigned char> v(bytes);
+    uint64_t h = 1469598103934665603u;
+    be->download(v.data(), p, bytes);
+    for (unsigned char b : v)
+        h = (h ^ b) * 1099511628211u;
+    printf("%s %016llx\n", name, (unsigned long long)h);
+}
+static void products(dev *scales)
+{
+    auto scale = [&](int i) { return scales ? (dev *)((Fp8Scale *)scales + i) : NULL; };
+    Tensor a = matrix(ROWS, IN, 1, scale(0)), b = matrix(OUT, IN, 2, scale(1));
+    Tensor dy = matrix(ROWS, OUT, 3, scale(2)), pre = matrix(ROWS, OUT, 4, NULL);
+    Tensor in = matrix(ROWS, IN, 5, NULL), out = matrix(ROWS, OUT, 6, NULL);
+    Tensor bias = matrix(1, OUT, 7, NULL);
+    dev *sums = be->alloc(OUT * IN * sizeof(float));
+    LinearForward f = {};
+    f.y = out, f.x = a, f.w = b, f.bias = bias.p;
+    f.tokens = 1, f.rows = ROWS, f.in = IN, f.out = OUT;
+    be->linear_forward(&f);
+    print_bits("y", out.p, ROWS * OUT * 2);
+    LinearBackwardWeight w = {};
+    w.dw = sums, w.dy = dy, w.x = a;
+    w.rows = ROWS, w.in = IN, w.out = OUT;
+    be->linear_backward_weight(&w);
+    print_bits("dw", sums, OUT * IN * sizeof(float));
+    LinearBackwardInput i = {};
+    i.dx = in, i.dy = dy, i.w = b;
+    i.tokens = 1, i.rows = ROWS, i.in = IN, i.out = OUT;
+    be->linear_backward_input(&i);
+    print_bits("dx", in.p, ROWS * IN * 2);
+    if (scales)
+        return;
+    i.pre = a, i.act = ACT_GELU, i.dbias = dev_at(sums, OUT, F32);
+    be->linear_backward_input(&i);
+    print_bits("slope", in.p, ROWS * IN * 2);
+    print_bits("dbias", i.dbias, IN * sizeof(float));
+    f.pre = pre, f.act = ACT_GELU;
+    be->linear_forward(&f);
+    print_bits("GELU", out.p, ROWS * OUT * 2);
+    print_bits("pre", pre.p, ROWS * OUT * 2);
+}
+static int all_products(const char *way)
+{
+    const Fp8 how = {true, false, true, 0};
+    const Fp8Scale none[3] = {};
+    setenv("VIT_STANDIN_SM", "90", 1);
+    setenv("VIT_GEMM", way, 1);
+    start(true);
+    be->bind(be->alloc(sizeof(StepState)), be->alloc(ROOM), ROOM);
+    dev *scales = be->alloc(sizeof none);
+    be->upload(scales, none, sizeof none);
+    be->fp8(&how);
+    products(NULL);
+    products(scales);
+    printf("%ld of our own\n", cuda_own_products);
+    return cuda_own_products == 8 ? 0 : 3;
+}
+/* Ways are in twos, each alone and in pairs of blocks, which have the same bits; of the first and
+ * the second two, sums in parts are others. */
+static void test_pairs()
+{
+    End ways[] = {run(1, [] { return all_products("sm90:0"); }),
+                  run(1, [] { return all_products("sm90:1"); }),
+                  run(1, [] { return all_products("sm90:2"); }),
+                  run(1, [] { return all_products("sm90:3"); })};
+    for (const End &way : ways)
+        must_end("own products", way, 1, 0);
+    for (int i = 0; i < 4; i += 2)
+        CHECK(ways[i].said == ways[i + 1].said, "alone:\n%sin pairs:\n%s", ways[i].said.c_str(),
+              ways[i + 1].said.c_str());
+    CHECK(ways[0].said != ways[2].said, "sums in parts have the bits of one sum");
+}
+
 static void test_own()
 {
-    for (body_now = 0; body_now < 4; body_now++) {
+    for (body_now = 0; body_now < int(std::size(own_bodies)); body_now++) {
         const char *name = own_bodies[body_now].name;
         must_end(name, run(1, [] { return own_chosen(false); }), 1, 0);
         must_end(name, run(1, [] { return own_chosen(true); }), 1, 0);
@@ -569,7 +696,7 @@ static void test_own()
                      start(true);
                      run_own();
                      return cuda_own_products ? 3 : 0;
-                 }), 1, 0);
+                 }), 1, own_bodies[body_now].eight);
         must_end(name, run(1, [] {
                      hopper(true);
                      setenv("VIT_GEMM", "cublaslt", 1);
@@ -579,7 +706,14 @@ static void test_own()
                  }), 1, 0);
     }
     must_end("attention", run(1, attention_chosen), 1, 0);
+    test_pairs();
     body_now = 0;
+    End late = run(1, [] {
+        cuda_trial_limit = -1;
+        return own_chosen(true);
+    });
+    must_end("a kernel that does not end", late, 1, 1);
+    CHECK(late.said.find("has not ended") != std::string::npos, "%s", late.said.c_str());
     must_end("VIT_GEMM=sm90", run(1, [] { return int(not_forced("sm90", "90") + cuda_own_products); }), 1,
              4);
     must_end("no Hopper", run(1, [] { return not_forced("sm90", "80"); }), 1, 1);

@@ -426,7 +426,7 @@ static void calibration(Fp8 f)
  * done twice, with the operand in BF16 and in 8 bits: what the layer makes of it has the same bits,
  * and so have the scales. */
 
-enum { BY_NORM, BY_LINEAR, BY_ACTIVATE, BY_INPUT, BY_ATTENTION };
+enum { BY_NORM, BY_LINEAR, BY_BELOW, BY_ACTIVATE, BY_INPUT, BY_ATTENTION };
 enum { INNER = 32, OUTER = 48, TOKENS = 13 };
 typedef struct {
     int by, rows, n, act;
@@ -438,13 +438,17 @@ static const Made made_cases[] = {
     {BY_NORM, 130, 48, 0, 0, 64, true, 0, 0},
     {BY_NORM, 16, 80, 0, 0, 0, true, 0, 0},
     {BY_NORM, 257, 192, 0, 0, 1024, false, 0, 0}, /* beyond: saturated */
+    {BY_NORM, 33, 1808, 0, 0, 64, true, 0, 0},    /* rows that no warp's registers hold */
     {BY_LINEAR, 130, 80, ACT_GELU, 0, 128, true, 0, 0},
     {BY_LINEAR, 273, 208, ACT_GELU_TANH, 0.3, 0, true, 0, 0},
+    {BY_LINEAR, 273, 208, ACT_GELU_TANH, 0, 0, true, 0, 0},
+    {BY_BELOW, 130, 80, ACT_GELU, 0, 128, true, 0, 0}, /* a bias in rows that are not there */
     {BY_LINEAR, 49, 48, ACT_SWIGLU, 0.1, 64, true, 0, 0},
     {BY_ACTIVATE, 257, 64, ACT_QUICK_GELU, 0, 4096, true, 0, 0},
     {BY_INPUT, 130, 80, ACT_GELU, 0, 8192, true, 0, 0},
     {BY_INPUT, 273, 208, ACT_GELU, 0.3, 65536, true, 0, 0},
     {BY_INPUT, 16, 48, ACT_GELU_TANH, 0, 0, false, 0, 0},
+    {BY_INPUT, 273, 208, ACT_GELU, 0, 65536, true, 0, 0},
     {BY_INPUT, 257, 80, ACT_SWIGLU, 0.2, 1024, true, 0, 0},
     {BY_ATTENTION, 2 * 197, 128, 0, 0, 4096, true, 197, 2},
     {BY_ATTENTION, 3 * 37, 48, 0, 0.2, 0, true, 37, 3},
@@ -478,13 +482,20 @@ static Tensor in_eight(Tensor t, long rows, long n, int operand, dev **room)
     return (Tensor){*room, n, operand == DY ? E5M2 : E4M3, t.scale};
 }
 
-/* Nothing was written behind that place. */
+/* Nothing was written behind that place, and zeros behind the rows of the transposition. */
 static void leave_room(dev *room, long rows, long n)
 {
-    unsigned char after[GUARD];
-    be->download(after, (dev *)((char *)room + 2 * rows * n + 15 * n + 255), GUARD);
+    const long end = 2 * rows * n + 15 * n + 255, across = (rows * n + 255) / 256 * 256;
+    const long padded = (rows + 15) / 16 * 16;
+    unsigned char *bytes = xmalloc((size_t)(end + GUARD));
+    be->download(bytes, room, (size_t)(end + GUARD));
     for (int i = 0; i < GUARD; i++)
-        CHECK(after[i] == 0xFF, "%s: byte %d behind the copies was written", title, i);
+        CHECK(bytes[end + i] == 0xFF, "%s: byte %d behind the copies was written", title, i);
+    long wrong = 0;
+    for (long i = 0; i < padded * n; i++)
+        wrong += i % padded >= rows && bytes[across + i] != 0;
+    CHECK(wrong == 0, "%s: %ld numbers in rows that are not there", title, wrong);
+    free(bytes);
     be->release(room);
 }
 
@@ -501,6 +512,10 @@ static void made_forward(const Made *c, bool eight, Outcome *o, dev *table)
     Mat *next = mat("next", IN, OUTER, c->n, 0), *z = mat("z", SCRATCH, c->rows, OUTER, 0);
     Mat *dz = mat("dz", IN, c->rows, OUTER, 0), *dw = mat_of(F32, "dw", SCRATCH, OUTER, c->n, 0);
     dev *room = NULL;
+    if (c->by == BY_BELOW) {
+        rescale(x, 0, 1);
+        rescale(w, 0, -0.0625);
+    }
     Tensor y = slot(m->t, table, OPERANDS + X);
     if (eight)
         y = in_eight(y, c->rows, c->n, X, &room);
@@ -651,8 +666,8 @@ static double *made_backward(const Made *c, bool eight, Outcome *o, dev *table)
 
 static void rounded_where_made(const Made *c)
 {
-    static const char *const makers[] = {"norm", "linear", "activate", "input gradient",
-                                         "attention"};
+    static const char *const makers[] = {"norm",     "linear",         "linear, far below its bias",
+                                         "activate", "input gradient", "attention"};
     bool gradient = c->by == BY_INPUT || c->by == BY_ATTENTION;
     int columns = columns_of(c), first = n_cases;
     Outcome o[2];

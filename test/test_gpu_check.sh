@@ -24,15 +24,18 @@ case "$*" in
 *=name\ --*) echo "NVIDIA H200" ;;
 -L) echo "GPU 0: NVIDIA H200" ;;
 *lms*) echo "1980, 600, 60, 99" && exec sleep 600 ;;
+*compute_cap*) echo "${CAPABILITY:-1}" ;;
 *) echo 1 ;;
 esac
 END
 program tree/build/gpu/test_ops <<<'echo "12 passed, 0 failed, 0 skipped"'
 program tree/build/gpu/test_golden <<<'echo "34 passed, 0 failed, 0 skipped"'
+${CC:-cc} -x c -o tree/build/gpu/test_fp8 - <<<'int main(void) { return 0; }'
 program tree/build/gpu/bench_kernels <<<'echo "The sum would be 5000 images/s; the floors alone 7000. No more."'
 program tree/vit <<<'echo "{\"activations\": 1000, \"total\": 2000, \"images_per_s\": 4000, \"mfu\": 1}"'
 program tree/train_gpu <<'END'
 if [ "$1" = bench ]; then
+    [ -n "${FAULT-}" ] && [ -z "${VIT_GEMM-}" ] && echo "error: CUDA: $FAULT" && exit 1
     printf 'training    5000.0 images/s\ninference   9000.0 images/s\n'
     exit
 fi
@@ -75,6 +78,7 @@ check "ranks" row "2 NCCL ranks, --pp 2" pass
 check "counts" grep -qE '^[0-9]+ passed, 1 failed' log
 check "ops four times" calls test_ops 4
 
+objcopy --add-symbol tmpxft_1=0x1 tree/build/gpu/test_fp8 # nvcc's names: the same program
 go correct
 check "again: status $rc" [ $rc = 0 ]
 check "again: says that it goes on" grep -q 'going on$' log
@@ -99,6 +103,15 @@ check "bench again: one batch is missing" grep -q '^train_gpu bench .*--batch-si
 check "bench again: those of before are there" no grep -q '^train_gpu bench .*--batch-size 256' calls
 check "bench again: operations once" calls bench_kernels 0
 check "bench: in one table" grep -q '^| B/16 | [0-9]* | 4000 | 5000 | 1.25 | 7000 | 0.71 | - |  |$' log
+
+# a kernel of our own that faults: the rest is measured without them; not where memory is short
+CAPABILITY=9.0 FAULT="an illegal address" AGAIN=1 ROUNDS=1 go bench B/16:256,512
+check "bench, a fault: the batches count" grep -q '^| B/16 | 5000 (' log
+check "bench, a fault: once" calls "train_gpu bench" 3
+check "bench, a fault: says so" grep -q '^From B/16 batch 256 on without .* an illegal address' log
+CAPABILITY=9.0 FAULT="out of memory" AGAIN=1 ROUNDS=1 go bench B/16:256,512
+check "bench, no memory: status $rc" [ $rc = 1 ]
+check "bench, no memory: not again" calls "train_gpu bench" 2
 
 go correct B/16
 check "a model where none belongs" grep -q "^error: correct takes no model" log

@@ -4,8 +4,8 @@
  * Where bytes lie is pinned by tables worked out by hand from the PTX ISA (section numbers of
  * version 9.0), since a kernel and the stand-in could misread it alike. What goes wrong on a GPU is
  * a small matrix product in the usual form (one warp copies, two warp groups multiply) with one
- * mistake each: it must compute something wrong or end with a report. It does not test the CUDA
- * backend.
+ * mistake each: it must compute something wrong or end with a report; so it is for two blocks that
+ * share copies. It does not test the CUDA backend.
  */
 #include "on_cpu.h"
 
@@ -318,6 +318,40 @@ static void test_fragments()
     }
 }
 
+/* Four matrices of 8x8 from a warp's registers: number 2 (32 lane + 8 i) and the next one in
+ * register i. */
+template <bool TRANS> __global__ void stores(uint32_t *out)
+{
+    uint16_t *room = dynamic_smem<uint16_t>();
+    const uint32_t lane = threadIdx.x;
+    uint32_t r[4];
+    for (uint32_t i = 0; i < 4; i++)
+        r[i] = (2 * (32 * lane + 8 * i) + 1) << 16 | 2 * (32 * lane + 8 * i);
+    if (TRANS)
+        stmatrix_x4_trans(room + 8 * lane, r);
+    else
+        stmatrix_x4(room + 8 * lane, r);
+    __syncwarp();
+    for (uint32_t i = 0; i < 8; i++)
+        out[8 * lane + i] = room[8 * lane + i];
+}
+/* 9.7.14.5.16: element (row, column) of a matrix is in lane 4 row + column / 2, lower half first.
+ */
+template <bool TRANS> static void test_stores()
+{
+    uint32_t *out = device(std::vector<uint32_t>(256));
+    launch(stores<TRANS>, 1, 32, 512, nullptr, out);
+    std::vector<uint32_t> got = host(out, 256);
+    for (uint32_t m = 0; m < 4; m++)
+        for (uint32_t row = 0; row < 8; row++)
+            for (uint32_t column = 0; column < 8; column++) {
+                uint32_t lane = 4 * row + column / 2, want = 2 * (32 * lane + 8 * m) + column % 2;
+                uint32_t at = 64 * m + (TRANS ? 8 * column + row : 8 * row + column);
+                CHECK(got[at] == want, "transposed %d: %u at %u, not %u", TRANS, got[at], at, want);
+            }
+    OK(cudaFree(out));
+}
+
 /* A descriptor but for where shared memory begins, as an argument that is not taken for a pointer.
  */
 struct Where {
@@ -545,8 +579,151 @@ static void test_products()
 }
 
 /* ------------------------------------------------------------------------------------------------
+ * Clusters: which block is where, and which copies it gets. */
+
+/* Each of four blocks copies 64 numbers of its own to some of them, and arrives at the next one.
+ * 9.7.9, cp.async.bulk.tensor: with .multicast::cluster data go to the same offset, and the signal
+ * to the mbarrier at the same offset, in each block of the mask. */
+/* What a block has seen: its rank, how many there are, its number, its rank again; its places. */
+constexpr int SEEN = 4 + 4 * 64;
+static const uint32_t to_blocks[4] = {0xF, 0x2, 0x9, 0x4}; /* bits */
+/* Whether each block's four places are filled */
+static const int comes_from[4][4] = {{1, 0, 1, 0}, {1, 1, 0, 0}, {1, 0, 0, 1}, {1, 0, 1, 0}};
+
+__global__ void four_blocks(const __grid_constant__ CUtensorMap x, uint32_t ranks, uint32_t copies,
+                            uint16_t *out)
+{
+    uint16_t *s = dynamic_tiles<uint16_t>();
+    uint64_t *bar = reinterpret_cast<uint64_t *>(s), *next = bar + 1;
+    const uint32_t rank = cluster_rank(), mine = ranks >> 8 * rank & 0xFF;
+    uint16_t *to = s + 512;
+    out += blockIdx.x * SEEN;
+    if (threadIdx.x == 0) {
+        mbarrier_init(bar, 1);
+        mbarrier_init(next, 1);
+        mbarrier_init_fence();
+    }
+    cluster_sync();
+    if (threadIdx.x == 0) {
+        tma_multicast_2d(to + 64 * rank, &x, bar, mine, 0, int(blockIdx.x));
+        mbarrier_arrive_expect(bar, 128 * (copies >> 8 * rank & 0xFF));
+        mbarrier_arrive_at(next, (rank + 1) % 4);
+    }
+    if (threadIdx.x == 0) {
+        mbarrier_wait(bar, 0);
+        mbarrier_wait(next, 0);
+    }
+    __syncthreads();
+    if (threadIdx.x == 0)
+        out[0] = uint16_t(rank), out[1] = uint16_t(cluster_blocks());
+    if (threadIdx.x == 95)
+        out[2] = uint16_t(blockIdx.x), out[3] = uint16_t(cluster_rank());
+    for (int i = int(threadIdx.x); i < 256; i += 96)
+        out[4 + i] = to[i];
+    cluster_sync();
+}
+static void test_clusters()
+{
+    const int blocks = 12;
+    std::vector<bf16> x = numbered(blocks * 64);
+    bf16 *dx = device(x);
+    uint16_t *out = device(std::vector<uint16_t>(blocks * SEEN));
+    CUtensorMap map;
+    uint32_t ranks = 0, copies = 0; /* a byte for each block */
+    for (int i = 0; i < 4; i++) {
+        ranks |= to_blocks[i] << 8 * i;
+        for (int from = 0; from < 4; from++)
+            copies += uint32_t(comes_from[i][from]) << 8 * i;
+    }
+    CHECK(tensor_map<bf16>(&map, dx, {64, blocks}, {2, 128}, {64, 1}, SWIZZLE_NONE));
+    for (int trial = 0; trial < 8; trial++) {
+        launch_cluster(4, four_blocks, blocks, 96, 2048, nullptr, map, ranks, copies, out);
+        std::vector<uint16_t> got = host(out, blocks * SEEN);
+        int wrong = 0;
+        for (int b = 0; b < blocks; b++) {
+            const uint16_t *seen = &got[size_t(b * SEEN)];
+            wrong += seen[0] != b % 4 || seen[1] != 4 || seen[2] != b || seen[3] != b % 4;
+            for (int i = 0; i < 256; i++) {
+                const int from = b / 4 * 4 + i / 64;
+                const bool there = comes_from[b % 4][i / 64];
+                wrong += seen[4 + i] != (there ? bits(x[size_t(from * 64 + i % 64)]) : 0xFFFF);
+            }
+        }
+        CHECK(wrong == 0, "%d wrong", wrong);
+    }
+    cudaLaunchAttribute cluster = cluster_attribute(4);
+    cudaLaunchConfig_t c = {};
+    c.gridDim = 10;
+    c.blockDim = 96;
+    c.dynamicSmemBytes = 2048;
+    c.attrs = &cluster;
+    c.numAttrs = 1;
+    CHECK(cudaLaunchKernelEx(&c, four_blocks, map, ranks, copies, out) ==
+          cudaErrorInvalidClusterSize);
+    c.gridDim = 12;
+    int most = 0;
+    OK(cudaOccupancyMaxActiveClusters(&most, four_blocks, &c));
+    CHECK(most == 1, "%d clusters of 4 blocks on 4 multiprocessors", most);
+    cluster.val.clusterDim.x = 12;
+    CHECK(cudaLaunchKernelEx(&c, four_blocks, map, ranks, copies, out) ==
+          cudaErrorInvalidClusterSize);
+    (void)cudaGetLastError();
+    OK(cudaFree(dx));
+    OK(cudaFree(out));
+}
+
+/* One copy to both blocks. The second must not take for its own that the first one has it. */
+template <bool waits> __global__ void one_copy(const __grid_constant__ CUtensorMap x, uint16_t *out)
+{
+    uint16_t *s = dynamic_tiles<uint16_t>();
+    uint64_t *bar = reinterpret_cast<uint64_t *>(s);
+    const uint32_t rank = cluster_rank();
+    if (threadIdx.x == 0) {
+        mbarrier_init(bar, 1);
+        mbarrier_init_fence();
+    }
+    cluster_sync();
+    if (threadIdx.x == 0)
+        mbarrier_arrive_expect(bar, 128);
+    if (threadIdx.x == 0 && rank == 0)
+        tma_multicast_2d(s + 512, &x, bar, 3, 0, 0);
+    if (waits || rank == 0)
+        mbarrier_wait(bar, 0);
+    cluster_sync();
+    out[blockIdx.x * 64 + threadIdx.x] = s[512 + threadIdx.x];
+    mbarrier_wait(bar, 0);
+}
+template <bool waits> static int both_have_it()
+{
+    std::vector<bf16> x = numbered(64);
+    bf16 *dx = device(x);
+    uint16_t *out = device(std::vector<uint16_t>(128));
+    CUtensorMap map;
+    CHECK(tensor_map<bf16>(&map, dx, {64, 1}, {2, 128}, {64, 1}, SWIZZLE_NONE));
+    int right = 0;
+    for (int trial = 0; trial < 24; trial++) {
+        launch_cluster(2, one_copy<waits>, 2, 64, 2048, nullptr, map, out);
+        std::vector<uint16_t> got = host(out, 128);
+        int same = 0;
+        for (size_t i = 0; i < 128; i++)
+            same += got[i] == bits(x[i % 64]);
+        right += same == 128;
+    }
+    OK(cudaFree(dx));
+    OK(cudaFree(out));
+    return right;
+}
+static void test_one_copy()
+{
+    const int right = both_have_it<true>(), early = both_have_it<false>();
+    CHECK(right == 24, "%d of 24", right);
+    CHECK(early < 24, "that the other block has its copy later does not show");
+}
+
+/* ------------------------------------------------------------------------------------------------
  * C [M,N] = A [M,K] B [N,K]^T in the usual form, right or with one mistake: 384 threads, the first
- * warp group copies, the other two multiply 64 rows each; persistent, two stages. */
+ * warp group copies, the other two multiply 64 rows each; persistent, two stages. Of a pair of
+ * blocks each copies its own A, and half of B for both. */
 
 /* clang-format off */
 #define MISTAKES(X) /* name, what it must say; "wrong": its result, "": either */                  \
@@ -578,7 +755,17 @@ static void test_products()
     X(too_few_arrive, "named_barrier_sync")                                                       \
     X(store_not_waited, "")                                                                       \
     X(left_while_storing, "leaves the kernel")                                                    \
-    X(too_many_registers, "registers together")
+    X(too_many_registers, "registers together")                                                   \
+    /* of pairs of blocks */                                                                      \
+    X(pair_own_readers, "")                                                                       \
+    X(pair_own_readers_alone, "")                                                                 \
+    X(pair_no_remote_arrival, "arrivals and 0 bytes missing")                                     \
+    X(pair_to_itself, "bytes missing")                                                            \
+    X(pair_half_expected, "")                                                                     \
+    X(pair_same_half, "")                                                                         \
+    X(pair_one_fence, "fence")                                                                    \
+    X(pair_no_first_sync, "no cluster_sync() since")                                              \
+    X(pair_no_last_sync, "left")
 enum Mistake {
 #define X(name, words) name,
     MISTAKES(X)
@@ -609,30 +796,45 @@ struct Pipe { /* shared memory */
     }
 };
 
+/* Half of B, from `x` and `y` on, for both blocks of a pair */
+template <Mistake M>
+__device__ void copy_half(char *to, const CUtensorMap &b, uint64_t *full, int x, int y)
+{
+    const uint32_t rank = M == pair_same_half ? 0 : cluster_rank();
+    const uint32_t ranks = M == pair_to_itself ? 1u << cluster_rank() : 3;
+    tma_multicast_2d(to + rank * B_BYTES / 2, &b, full, ranks, x, y);
+}
 template <Mistake M, bool mn>
 __device__ void copy_tiles(const Pipe &p, const CUtensorMap &a, const CUtensorMap &b, int tiles,
-                           int across, int steps)
+                           int down, int steps)
 {
     int i = 0;
+    const bool pair = cluster_blocks() > 1;
+    const int half = pair ? int(cluster_rank()) * TN / 2 : 0; /* of n, or of k */
     for (int tile = int(blockIdx.x); tile < tiles; tile += int(gridDim.x))
         for (int k = 0; k < steps; k++, i++) {
             uint64_t *full = p.full + i % STAGES;
             const uint32_t parity = uint32_t(i / STAGES & 1) ^ (M == empty_wrong_parity ? 0 : 1);
             if (M != empty_not_waited)
                 mbarrier_wait(p.empty + i % STAGES, parity);
-            const int bytes = M == bytes_too_few    ? A_BYTES
-                              : M == bytes_too_many ? STAGE + 16
-                                                    : STAGE;
+            const int bytes = M == bytes_too_few        ? A_BYTES
+                              : M == bytes_too_many     ? STAGE + 16
+                              : M == pair_half_expected ? A_BYTES + B_BYTES / 2
+                                                        : STAGE;
             mbarrier_arrive_expect(full, uint32_t(bytes));
-            const int row = tile / across * TM, column = tile % across * TN;
+            const int row = tile % down * TM, column = tile / down * TN;
+            char *to_b = p.stage(i) + A_BYTES;
             if (mn) { /* boxes [k, 64 of m or n] */
                 tma_load_2d(p.stage(i), &a, full, row, k * TK);
                 tma_load_2d(p.stage(i) + A_BYTES / 2, &a, full, row + TM / 2, k * TK);
-                tma_load_2d(p.stage(i) + A_BYTES, &b, full, column, k * TK);
             } else {
                 tma_load_2d(p.stage(i), &a, full, k * TK, row);
-                tma_load_2d(p.stage(i) + A_BYTES, &b, full, k * TK, column);
             }
+            const int x = mn ? column : k * TK, y = (mn ? k * TK : column) + half;
+            if (pair)
+                copy_half<M>(to_b, b, full, x, y);
+            else
+                tma_load_2d(to_b, &b, full, x, y);
         }
 }
 
@@ -665,9 +867,19 @@ __device__ void store_tile(const Pipe &p, const CUtensorMap &c, const float (&d)
     }
 }
 
+/* The step's stage may be written by whoever writes there: every block of the cluster. */
+template <Mistake M> __device__ void give_back(const Pipe &p, int step)
+{
+    const int t = int(threadIdx.x) % 128;
+    const bool own = M == pair_no_remote_arrival || M == pair_own_readers_alone;
+    if (own && t == 0)
+        mbarrier_arrive(p.empty + step % STAGES);
+    if (!own && t < int(cluster_blocks()))
+        mbarrier_arrive_at(p.empty + step % STAGES, uint32_t(t));
+}
+
 template <Mistake M, bool mn>
-__device__ void multiply_tiles(const Pipe &p, const CUtensorMap &c, int tiles, int across,
-                               int steps)
+__device__ void multiply_tiles(const Pipe &p, const CUtensorMap &c, int tiles, int down, int steps)
 {
     const int group = int(threadIdx.x) / 128 - 1, t = int(threadIdx.x) % 128;
     int i = 0;
@@ -698,18 +910,18 @@ __device__ void multiply_tiles(const Pipe &p, const CUtensorMap &c, int tiles, i
                 named_barrier_sync(1 + group, 128);
             if (M == operand_overwritten)
                 *reinterpret_cast<float *>(p.stage(i) + group * A_BYTES / 2 + 4 * t) = 1;
-            if (t == 0 && M == empty_too_early)
-                mbarrier_arrive(p.empty + i % STAGES);
+            if (M == empty_too_early)
+                give_back<M>(p, i);
             wgmma_wait<1>(d); /* the products of the step before have been read, too */
-            if (t == 0 && k > 0 && M != empty_too_early)
-                mbarrier_arrive(p.empty + (i - 1) % STAGES);
+            if (k > 0 && M != empty_too_early)
+                give_back<M>(p, i - 1);
         }
         if (M != no_wgmma_wait)
             M == one_group_less ? wgmma_wait<1>(d) : wgmma_wait<0>(d);
-        if (t == 0 && M != empty_too_early)
-            mbarrier_arrive(p.empty + (i - 1) % STAGES);
+        if (M != empty_too_early)
+            give_back<M>(p, i - 1);
         d[0] += early * 0;
-        store_tile<M>(p, c, d, group, tile / across * TM, tile % across * TN);
+        store_tile<M>(p, c, d, group, tile % down * TM, tile / down * TN);
     }
     if (t == 0 && M != left_while_storing)
         tma_store_wait<0>();
@@ -718,32 +930,44 @@ __device__ void multiply_tiles(const Pipe &p, const CUtensorMap &c, int tiles, i
 template <Mistake M, bool mn>
 __global__ void __launch_bounds__(384, 1)
     whole_product(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b,
-                  const __grid_constant__ CUtensorMap c, int tiles, int across, int steps)
+                  const __grid_constant__ CUtensorMap c, int tiles, int down, int steps)
 {
     const Pipe p;
     if (threadIdx.x == 0) {
+        const bool own = M == pair_own_readers || M == pair_own_readers_alone;
         for (int i = 0; i < STAGES; i++) {
             mbarrier_init(p.full + i, 1);
-            mbarrier_init(p.empty + i, M == empty_count ? 3 : 2);
+            mbarrier_init(p.empty + i, M == empty_count ? 3 : own ? 2 : 2 * cluster_blocks());
         }
-        if (M != no_init_fence)
+        if (M != no_init_fence && M != pair_one_fence)
             mbarrier_init_fence();
     }
-    if (M != no_init_barrier)
+    if (M == pair_one_fence) { /* when all are made, but by one block */
+        cluster_sync();
+        if (threadIdx.x == 0 && cluster_rank() == 0)
+            mbarrier_init_fence();
+    }
+    if (M == pair_no_first_sync)
         __syncthreads();
+    else if (M != no_init_barrier)
+        cluster_sync();
     if (threadIdx.x < 128) {
         registers_release<40>();
         if (threadIdx.x < 32 && elect_one())
-            copy_tiles<M, mn>(p, a, b, tiles, across, steps);
+            copy_tiles<M, mn>(p, a, b, tiles, down, steps);
     } else {
         registers_take<M == too_many_registers ? 240 : 232>();
-        multiply_tiles<M, mn>(p, c, tiles, across, steps);
+        multiply_tiles<M, mn>(p, c, tiles, down, steps);
     }
+    __syncwarp(); /* the lane that copies comes late */
+    if (M != pair_no_last_sync)
+        cluster_sync();
 }
 
 /* Small whole numbers, so that every result is exact; sizes that leave boxes at the edges. mn: A
- * and B lie as [K,M], [K,N]. */
-template <Mistake M, bool mn = false> static bool multiplies(int m, int n, int k, int trials)
+ * and B lie as [K,M], [K,N]. In clusters of so many blocks. */
+template <Mistake M, bool mn = false>
+static bool multiplies(int m, int n, int k, int trials, unsigned blocks = 1)
 {
     std::vector<bf16> a(size_t(m * k)), b(size_t(n * k));
     for (size_t i = 0; i < a.size(); i++)
@@ -753,17 +977,19 @@ template <Mistake M, bool mn = false> static bool multiplies(int m, int n, int k
     bf16 *da = device(a), *db = device(b), *dc = device(std::vector<bf16>(size_t(m * n)));
     CUtensorMap ma, mb, mc;
     const uint64_t um = uint64_t(m), un = uint64_t(n), uk = uint64_t(k);
+    const uint32_t rows_of_b = 64 / blocks;
     bool right =
         (mn ? tensor_map<bf16>(&ma, da, {um, uk}, {2, 2 * um}, {64, TK}, SWIZZLE_128) &&
-                  tensor_map<bf16>(&mb, db, {un, uk}, {2, 2 * un}, {64, TK}, SWIZZLE_128)
+                  tensor_map<bf16>(&mb, db, {un, uk}, {2, 2 * un}, {64, rows_of_b}, SWIZZLE_128)
             : tensor_map<bf16>(&ma, da, {uk, um}, {2, 2 * uk}, {TK, TM}, SWIZZLE_128) &&
-                  tensor_map<bf16>(&mb, db, {uk, un}, {2, 2 * uk}, {TK, TN}, SWIZZLE_128)) &&
+                  tensor_map<bf16>(&mb, db, {uk, un}, {2, 2 * uk}, {TK, rows_of_b}, SWIZZLE_128)) &&
         tensor_map<bf16>(&mc, dc, {un, um}, {2, 2 * un}, {TN, TM / 2}, SWIZZLE_128);
-    const int down = (m + TM - 1) / TM, across = (n + TN - 1) / TN;
+    const int pairs = int(blocks), across = (n + TN - 1) / TN;
+    const int down = ((m + TM - 1) / TM + pairs - 1) / pairs * pairs;
     for (int trial = 0; right && trial < trials; trial++) {
         OK(cudaMemset(dc, 0xFF, size_t(m * n) * 2));
-        launch(whole_product<M, mn>, dim3(unsigned(1 + trial % 3)), 384, SMEM, nullptr, ma, mb, mc,
-               down * across, across, (k + TK - 1) / TK);
+        launch_cluster(blocks, whole_product<M, mn>, dim3(blocks * (1 + unsigned(trial) % 3)), 384,
+                       SMEM, nullptr, ma, mb, mc, down * across, down, (k + TK - 1) / TK);
         std::vector<bf16> c = host(dc, size_t(m * n));
         for (int i = 0; i < m * n; i++) {
             float sum = 0;
@@ -786,6 +1012,10 @@ static void test_whole_product()
     CHECK(multiplies<none>(200, 120, 200, 12)); /* edges: rows, columns, k */
     CHECK((multiplies<none, true>(256, 128, 320, 6)));
     CHECK((multiplies<none, true>(200, 120, 200, 6)));
+    CHECK(multiplies<none>(256, 64, 64, 6, 2));
+    CHECK(multiplies<none>(512, 128, 320, 12, 2));
+    CHECK(multiplies<none>(300, 120, 200, 12, 2)); /* the last pair's second tile is outside */
+    CHECK((multiplies<none, true>(296, 120, 200, 6, 2)));
 }
 /* A in registers is made anew for the second product, and no fence tells it. */
 __global__ void a_written(float *out)
@@ -807,6 +1037,28 @@ __global__ void one_warp_releases(int)
     if (threadIdx.x < 32)
         registers_release<40>();
 }
+/* Block 0 copies to block 1, which does not wait for it, and then to itself. */
+__global__ void copies_to_one_who_leaves(const __grid_constant__ CUtensorMap x)
+{
+    char *s = dynamic_tiles<char>();
+    uint64_t *bar = reinterpret_cast<uint64_t *>(s);
+    mbarrier_init(bar, 1);
+    mbarrier_init_fence();
+    cluster_sync();
+    if (cluster_rank() == 0)
+        tma_multicast_2d(s + 1024, &x, bar, 2, 0, 0);
+    cluster_sync();
+    for (uint32_t i = 0; cluster_rank() == 0 && i < 24; i++) {
+        mbarrier_arrive_expect(bar, 64);
+        tma_load_2d(s + 1024, &x, bar, 0, 0);
+        mbarrier_wait(bar, i % 2);
+    }
+}
+__global__ void writes_beyond(int bytes)
+{
+    if (cluster_rank() == 0)
+        dynamic_tiles<char>()[bytes] = 0;
+}
 __global__ void waits_for_nothing(float *x)
 {
     x[threadIdx.x] = 1;
@@ -818,11 +1070,12 @@ __global__ void initialises(int)
 
 static int scenario(const std::string &name)
 {
-#define X(mistake, words)                                    \
-    if (name == #mistake) {                                  \
-        bool right = multiplies<mistake>(256, 128, 320, 12); \
-        puts(right ? "right" : "wrong");                     \
-        return !right;                                       \
+#define X(mistake, words)                                            \
+    if (name == #mistake) {                                          \
+        unsigned blocks = name.find("pair_") == 0 ? 2 : 1;           \
+        bool right = multiplies<mistake>(256, 128, 320, 12, blocks); \
+        puts(right ? "right" : "wrong");                             \
+        return !right;                                               \
     }
     MISTAKES(X)
 #undef X
@@ -832,6 +1085,13 @@ static int scenario(const std::string &name)
         launch(one_warp_releases, 1, 128, 4096, nullptr, 0);
     else if (name == "map_too_large")
         return tensor_map<float>(&map, x, {16, 9}, {4, 64}, {16, 8}, SWIZZLE_64);
+    else if (name == "copies_to_one_who_leaves") {
+        if (!tensor_map<float>(&map, x, {16, 8}, {4, 64}, {16, 1}, SWIZZLE_NONE))
+            return 0;
+        for (int i = 0; i < 16; i++)
+            launch_cluster(2, copies_to_one_who_leaves, 2, 1, 2048, nullptr, map);
+    } else if (name == "writes_beyond")
+        launch_cluster(2, writes_beyond, 2, 1, 512, nullptr, 512);
     else if (name == "no_dependent_wait")
         for (int i = 0; i < 16; i++) {
             launch(waits_for_nothing, 1, 32, 0, nullptr, x);
@@ -855,6 +1115,8 @@ static void test_mistakes()
 #undef X
     must_die("a_written", "A in registers was written since wgmma_fence()");
     must_die("one_warp_releases", "setmaxnreg by 32 threads");
+    must_die("copies_to_one_who_leaves", "arrives in a block that has left");
+    must_die("writes_beyond", "wrote beyond its dynamic shared memory");
     must_die("map_too_large", "not all in one allocation");
     if (!tsan)
         must_die("no_dependent_wait", "nowhere calls dependent_wait()");
@@ -944,8 +1206,12 @@ int main(int argc, char **argv)
     test_edges(true);
     test_maps();
     test_fragments();
+    test_stores<false>();
+    test_stores<true>();
     test_layouts();
     test_products();
+    test_clusters();
+    test_one_copy();
     test_whole_product();
     test_dependent();
     test_mistakes();

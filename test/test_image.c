@@ -152,6 +152,14 @@ static void test_resize(void)
     for (int i = 0; i < 8 * 8; i++)
         set += padded[3 * i] == 200 && i / 8 >= 3 && i / 8 < 5 && i % 8 >= 2 && i % 8 < 6;
     CHECK(set == 8 && padded[0] == 0, "%d pixels where they belong", set);
+    /* Squashed: all of it to each side / crop_pct, and the middle of that. */
+    enum { BIG_W = 9, BIG_H = 6, OUT_W = 6, OUT_H = 4 };
+    uint8_t whole[3 * BIG_W * BIG_H], middle[3 * OUT_W * OUT_H];
+    image_eval(&im, CROP_STRETCH, 0, FILTER_BICUBIC, BIG_W, BIG_H, whole);
+    image_eval(&im, CROP_SQUASH, 6, FILTER_BICUBIC, OUT_W, OUT_H, middle);
+    for (int y = 0; y < OUT_H; y++) /* (9 - 6) / 2 to the even number */
+        CHECK(memcmp(middle + 3 * y * OUT_W, whole + 3 * ((y + 1) * BIG_W + 2), 3 * OUT_W) == 0,
+              "row %d of the middle", y);
     /* Very long pictures: the shorter side's rule makes the longer one huge. */
     uint8_t *line = xcalloc(3, 100000), tiny[3 * 16 * 16];
     image_eval(&(Image){100000, 1, line}, CROP_CENTER, 256, FILTER_BICUBIC, 16, 16, tiny);
@@ -175,6 +183,7 @@ static void test_default_resize(void)
     CHECK(image_default_resize(224, 224, 500, 375, 0.875) == 256);
     CHECK(image_default_resize(224, 224, 500, 375, 0.9) == 248, "rounded down, as timm does");
     CHECK(image_default_resize(224, 224, 500, 375, 1) == 224);
+    CHECK(image_default_resize(32, 32, 500, 375, 32.0 / 37) == 37, "as it was divided");
     CHECK(image_default_resize(64, 32, 50, 50, 0.875) == 73, "256/224 of the larger side");
     CHECK(image_default_resize(64, 32, 100, 50, 0.875) == 36, "of both sides of the same shape");
 
@@ -478,7 +487,7 @@ static void check_parts(const char *name, const uint8_t *bytes, size_t n, int bo
                         "%s (%d x %d): %d x %d at %d, %d to %d x %d: %s", name, im.w, im.h, b.width,
                         b.height, b.left, b.top, t.out_w, t.out_h, ok ? "other pixels" : e.what);
         if (i % 8 == 0) {
-            t.crop = i / 8 % 2 ? CROP_STRETCH : CROP_CENTER;
+            t.crop = i / 8 % 3;
             t.resize = i % 3 ? 0 : 1 + below(&r, 300);
             ok = decoder_eval(decoder, &t, part, &e);
             image_eval(&im, t.crop, t.resize, t.filter, t.out_w, t.out_h, whole);
@@ -1417,6 +1426,23 @@ static void test_stb(void)
     CHECK(!image_decode(made, 4000, &im, &e) && strstr(e.what, "truncated"), "a GIF of nothing");
     free(rgb);
     free(flipped);
+    static const uint8_t bomb[33] = {0x89, 'P',  'N', 'G', '\r', '\n', 0x1a, '\n', 0,    0,    0,
+                                     13,   'I',  'H', 'D', 'R',  0x00, 0x01, 0x86, 0xA0, 0x00, 0x01,
+                                     0x86, 0xA0, 8,   2,   0,    0,    0,    0,    0,    0,    0};
+    CHECK(!image_decode(bomb, sizeof bomb, &im, &e) && strstr(e.what, "too large: 100000 x 100000"),
+          "%s", e.what);
+    /* Pillow's: Image.new("P", (2, 1)), colours (200, 100, 50) and (10, 20, 30),
+     * save(transparency=0) */
+    static const uint8_t gif[] = {0x47, 0x49, 0x46, 0x38, 0x39, 0x61, 0x02, 0x00, 0x01, 0x00, 0x81,
+                                  0x00, 0x00, 0xc8, 0x64, 0x32, 0x0a, 0x14, 0x1e, 0x00, 0x00, 0x00,
+                                  0x00, 0x00, 0x00, 0x21, 0xf9, 0x04, 0x01, 0x00, 0x00, 0x00, 0x00,
+                                  0x2c, 0x00, 0x00, 0x00, 0x00, 0x02, 0x00, 0x01, 0x00, 0x00, 0x08,
+                                  0x05, 0x00, 0x01, 0x04, 0x08, 0x08, 0x00, 0x3b};
+    static const uint8_t colours[] = {200, 100, 50, 10, 20, 30};
+    if (CHECK(image_decode(gif, sizeof gif, &im, &e) && im.w == 2 && im.h == 1, "%s", e.what))
+        CHECK(memcmp(im.rgb, colours, 6) == 0, "a transparent pixel is %d %d %d", im.rgb[0],
+              im.rgb[1], im.rgb[2]);
+    image_free(&im);
     /* A PNG that says it is small, and unpacks to a megabyte. */
     rgb = xcalloc(3 * 600, 600);
     CHECK(image_write_png(at(temporary, "bomb.png"), rgb, 600, 600, &e), "%s", e.what);

@@ -118,7 +118,7 @@ static void test_means(void)
 static void test_wrong(void)
 {
     static const struct {
-        const char *args[2], *what, *hint;
+        const char *args[4], *what, *hint;
     } cases[] = {
         {{"--widht", "3"}, "widht", "did you mean --width?"},
         {{"--lr", "fast"}, "--lr: 'fast'", ""},
@@ -133,6 +133,12 @@ static void test_wrong(void)
         {{"--opt", "adamx"}, "adamw|adam|sgd|lamb", ""},
         {{"--opt", ""}, "adamw|adam|sgd|lamb", ""},
         {{"--resume", ""}, "--resume: its value is empty", "variable of the shell"},
+        {{"--model", ""}, "--model: its value is empty", "variable of the shell"},
+        {{"--ema", "--out", "x"}, "--ema needs a value", "decay"},
+        {{"--input-size", "3", "32", "32"}, "--input-size: no such setting", "--image-size"},
+        {{"--amp", "--out", "x"}, "--amp: no such setting", "--precision"},
+        {{"--mixup_alpha", "0.8"}, "--mixup_alpha: no such setting", "here it is --mixup;"},
+        {{"--device", "cuda"}, "--device: no such setting", "train_gpu"},
         {{"--weights=", "--lr=1"}, "--weights: its value is empty", "--no-weights"},
         {{"--augment=perhaps", "--lr=1"}, "perhaps", ""},
         {{"--width", "wide"}, "--width: 'wide'", ""},
@@ -156,7 +162,10 @@ static void test_wrong(void)
     for (int i = 0; i < COUNT(cases); i++) {
         Options o;
         Error e = {"", ""};
-        bool ok = parse(&o, &e, 2, (const char **)cases[i].args);
+        int n = 0;
+        while (n < COUNT(cases[i].args) && cases[i].args[n])
+            n++;
+        bool ok = parse(&o, &e, n, (const char **)cases[i].args);
         bool good = !ok && strstr(e.what, cases[i].what) && strstr(e.hint, cases[i].hint);
         CHECK(good, "%s %s gave '%s', hint '%s'", cases[i].args[0], cases[i].args[1], e.what,
               e.hint);

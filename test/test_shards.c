@@ -529,6 +529,10 @@ static void test_labels(void)
         {NULL, "0.ppm 0.in.cls=1", "0 has no label, but 0.in.cls", NULL},
         {NULL, "0.ppm 1.ppm 0.cls=1 1.cls=1", "0 is not in one piece: 0.cls stands apart", NULL},
         {NULL, "0.ppm 0.cls=1 1.ppm", "the sample 1 has no cls file", NULL},
+        {NULL, "0.ppm 0.index=1", "--wds-label index reads it there", NULL},
+        {NULL, "0.json={} 0.ppm", "--wds-label json:KEY reads it there", NULL},
+        {NULL, "a/0.ppm b/1.ppm", "--wds-label folder takes", NULL},
+        {"index", "0.ppm 0.index=1 1.ppm 1.index=0", "1 0", "0 1"},
     };
     const char *path = at(temporary, "labels.tar");
     for (int i = 0; i < COUNT(cases); i++) {
@@ -540,7 +544,9 @@ static void test_labels(void)
         Dataset *d = data_open(&o, &e);
         free((char *)o.spec);
         if (!cases[i].classes) {
-            CHECK(!d && strstr(e.what, cases[i].want) && e.hint[0], "case %d: %s", i, e.what);
+            CHECK(!d && (strstr(e.what, cases[i].want) || strstr(e.hint, cases[i].want)) &&
+                      e.hint[0],
+                  "case %d: %s; %s", i, e.what, e.hint);
             data_close(d);
             continue;
         }

@@ -519,6 +519,9 @@ bad "no file" 2 'no file was given' info --json
 bad "no such file" 1 '/nowhere' info /nowhere
 bad "no such flag" 2 'did you mean --tensors' info trained --tensor
 bad "no OUT" 2 'takes IN and OUT' import trained
+bad "an OUT of another form" 2 'out.pth: what is written is no .pth' import trained out.pth
+bad "a file for a folder" 2 'x.safetensors: what is written is no .safetensors' export --format timm trained x.safetensors
+bad "a command of the other program" 2 './train_cpu predict' predict trained
 bad "heads that do not fit" 2 'do not divide' import "$weights/map.safetensors" x --heads 3
 bad "npz with a normalisation" 2 'for onnx alone' export --format npz --normalise trained x
 

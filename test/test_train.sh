@@ -102,6 +102,10 @@ check "is named as a shell takes it" sh -c "grep -qF \"eval 'a run'\\\\''s'\" lo
 good "evaluated by its name alone" eval run
 bad "another seed cannot continue" 1 'seed' --resume run --steps 30 --seed 9
 bad "nothing to resume" 1 'nowhere' --resume nowhere
+bad "a file of a run" 1 'run/latest: is a file, not the directory' --resume run/latest
+bad "and to evaluate" 1 'run/latest: is a file of a run' eval run/latest
+bad "a run as a recipe" 2 '--recipe run/config.ini' --recipe run
+bad "a command of the tools" 2 './vit info' info run
 mkdir -p runs/one/sub && cp -r run runs/two
 bad "a folder of runs" 1 'name one of runs/two$' --resume runs
 bad "a folder of runs to evaluate" 1 'name one of runs/two$' eval --weights runs --data fake
@@ -605,6 +609,9 @@ check "needs no warning" sh -c "! grep -q ^warning log"
 good "a run evaluated on the training images" $folder --val-data folder/train --out onfolder
 good "eval takes --data, not the run's --val-data" eval --weights onfolder --data folder
 check "and says so" grep -q 'data      folder:' log
+mkdir linked && ln -s ../folder/train linked/train && ln -s ../folder/train linked/val
+good "a link to the training images for validation" --data linked $tiny --steps 1 --out onlinked
+check "is said" grep -q '^warning: evaluating on the training images' log
 good "a run without evaluation" $folder --val-data none --out noeval
 good "can be evaluated" eval --weights noeval --data folder
 bad "two sources of weights" 2 'give one' --resume one --weights "$(last one)/model.safetensors"
@@ -656,6 +663,11 @@ check "are the weights'" grep -q '^top1 100.00 ' log
 printf 'ant\nbee\ncat\ndog\nelk\n' >insects.txt
 good "classes by a list" eval --weights turned --data byname --classes insects.txt
 check "are the list's" grep -q '^top1 0.00 ' log
+printf 'ant\ngreat bee\ncat\ndog\nelk\n' >plain.txt
+good "names alone, some of two words" predict --weights turned "$picture" --classes plain.txt
+check "are shown in full" grep -q '  great bee  class 1$' log
+printf '["ant", "bee", "cat", "dog", "elk"]' >names.json
+bad "names in JSON" 1 'JSON or Python, not a list' predict --weights turned "$picture" --classes names.json
 mv byname/bee byname/wasp
 bad "one of another name" 1 '4 of 5 class folders are among' eval --weights turned --data byname
 mkdir -p others/v others/w others/x others/y others/z && cp "$picture" others/v
@@ -691,8 +703,15 @@ good "on some other classes" --data fewer --weights zoo.run $tuned --out zoo5.ru
 check "says how many" grep -q '^warning: .* as many classes, 2 of them by other names (classes.txt)' log
 good "on some other classes than config.json's" --data fewer --weights turned $tuned --out zoo6.run
 check "says how many" grep -q '^warning: .* as many classes, 2 of them by other names (config.json)' log
+cp -r "$others/hf-vit" many && sed -i '1s/{/{"problem_type": "multi_label_classification",/' many/config.json
+sum() { awk -F, 'NR > 1 { n += $5 } END { print (n > 0.999 && n < 1.001) }' out; } # of all probabilities
+"$binary" predict --weights many "$picture" --format csv >out 2>log
+check "weights of several classes at once: no sum of 1" sh -c "[ $(sum) = 0 ] && grep -q '^note: by config.json' log"
+"$binary" predict --weights many "$picture" --format csv --loss softmax >out 2>log
+check "unless asked for" [ "$(sum)" = 1 ]
 good "a file without one" predict --weights "$others/nested.pth" "$picture"
 check "what is assumed is a warning" grep -q '^warning: .*--heads.*--mean' log
+check "and how pictures are cropped is said" grep -q 'images as usual, .*: bicubic, centre crop of 0.875 (--crop-pct)' log
 good "its name alone" predict "$others/nested.pth" "$picture"
 good "what is given is not assumed" predict --weights "$others/nested.pth" --heads 2 --mean 0.5 --std 0.5 \
     "$picture"

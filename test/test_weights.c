@@ -295,6 +295,11 @@ static void test_folders(void)
         CHECK(contains(w.form, "model_ema") && contains(w.notes, "of 2 models") &&
                   !contains(w.notes, "head of another kind"),
               "%s; %s", w.form, w.notes);
+    if (describe("wrapped.pth", &w))
+        CHECK(contains(w.form, "swa_model") && contains(w.notes, "its head is swa_model"), "%s; %s",
+              w.form, w.notes);
+    if (describe("probe.safetensors", &w))
+        CHECK(w.config.classes == 0 && contains(w.notes, "a head of another kind"), "%s", w.notes);
     if (describe("gap.safetensors", &w))
         CHECK(w.config.pool == POOL_GAP && w.config.cls_tokens == 0);
 }
@@ -362,7 +367,7 @@ static void test_timm_args(void)
          0.25,
          0.95,
          0,
-         1,
+         2,
          32,
          5},
         {"vit_tiny_patch16_224",
@@ -540,14 +545,23 @@ static void test_export(void)
 static void test_processor(void)
 {
     static const char *const names[] = {"wide", "timm-hub"};
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 6; i++) {
         Error e;
         WeightsInfo w;
+        Hub h;
+        double share = i / 2 == 1 ? 1 : 0.75;
         char *file = file_of(at(here, names[i % 2]));
         SafeTensors *f = weights_open(file, 0, 0, &w, &e);
-        Export x = {.c = &w.config, .f = f, .crop_pct = 0.9, .crop = i / 2};
+        Export x = {.c = &w.config, .f = f, .crop_pct = 0.75, .crop = i / 2};
         CHECK(f && export_hf(&x, at(temporary, "processor"), &e), "%s", e.what);
         CHECK(contains(x.notes, "cannot crop 12 x 24") == (i == 0), "%d: %s", i, x.notes);
+        for (int timm = 0; timm < 2; timm++) {
+            const char *dir = at(temporary, timm ? "timm" : "processor");
+            bool ok = !timm || export_timm(&x, dir, &e);
+            CHECK(ok && hub_read(at(dir, "model.safetensors"), &h, &e), "%s", e.what);
+            CHECK(h.crop == i / 2 && near(h.crop_pct, share), "%d, %s: crop %d of %g", i, dir,
+                  h.crop, h.crop_pct);
+        }
         st_close(f);
         free(file);
     }
@@ -688,6 +702,25 @@ static void test_no_weights(void)
     }
 }
 
+/* Hugging Face's cache: links into blobs/, in a folder that refs/main names. */
+static void test_cache(void)
+{
+    char *make = xasprintf("cd '%s' && mkdir -p models--a--b/refs models--a--b/snapshots/0f1e/ && "
+                           "printf 0f1e >models--a--b/refs/main && ln -s \"$OLDPWD\"/%s/hf-vit/* "
+                           "models--a--b/snapshots/0f1e/",
+                           temporary, here);
+    WeightsInfo w;
+    Error e = {"", ""};
+    CHECK(system(make) == 0);
+    char *file = weights_in_folder(at(temporary, "models--a--b"), &e);
+    CHECK(file && weights_describe(file, 0, 0, &w, &e) && contains(w.form, "preprocessor"), "%s",
+          e.what);
+    free(file);
+    CHECK(unlink(at(temporary, "models--a--b/refs/main")) == 0);
+    CHECK(!weights_in_folder(at(temporary, "models--a--b"), &e) && *e.hint, "%s", e.what);
+    free(make);
+}
+
 /* What transformers does to a byte x is x * factor, then less the mean, by the deviation: each step
  * may be left out. So many of our pixels' mean and deviation that is. */
 static void test_rescale(void)
@@ -722,6 +755,119 @@ static void test_rescale(void)
               "%d: %s: %g %g", i, e.what, w.config.mean_g, w.config.std_g);
     }
     unlink(at(temporary, "preprocessor_config.json"));
+}
+
+/* What transformers' and timm's files say of a picture's way to the network, and where they are
+ * silent their classes: files of google/vit-base-patch16-224, facebook/deit-base-patch16-224,
+ * openai/clip-vit-base-patch16 and of today's save_pretrained(). test/zoo.py compares pixels. */
+static void test_pictures(void)
+{
+    static const struct {
+        const char *model, *name, *json;
+        int crop;
+        double crop_pct;
+        int interpolation;
+        const char *unknown;
+    } cases[] = {
+        {"vit", "preprocessor_config.json", "{\"size\": 224}", 1, 1, 0, ""},
+        {"deit", "preprocessor_config.json",
+         "{\"size\": 256, \"crop_size\": 224, \"do_center_crop\": true, "
+         "\"feature_extractor_type\": \"DeiTFeatureExtractor\", \"resample\": 3}",
+         2, 0.875, 1, ""},
+        {"clip", "preprocessor_config.json",
+         "{\"size\": 224, \"crop_size\": 224, \"do_center_crop\": true, "
+         "\"feature_extractor_type\": \"CLIPFeatureExtractor\", \"resample\": 3}",
+         0, 1, 1, ""},
+        {"dinov2", "preprocessor_config.json",
+         "{\"size\": {\"shortest_edge\": 256}, \"crop_size\": {\"height\": 224, \"width\": 224}, "
+         "\"image_processor_type\": \"BitImageProcessor\"}",
+         0, 0.875, 1, ""},
+        {"vit", "preprocessor_config.json",
+         "{\"size\": {\"height\": 256, \"width\": 256}, \"crop_size\": {\"height\": 224, "
+         "\"width\": 224}, \"do_center_crop\": false, \"image_processor_type\": "
+         "\"DeiTImageProcessor\"}",
+         1, 1, 1, ""},
+        {"clip", "processor_config.json",
+         "{\"processor_class\": \"CLIPProcessor\", \"image_processor\": {\"size\": "
+         "{\"shortest_edge\": 37}, \"crop_size\": {\"height\": 32, \"width\": 32}, "
+         "\"do_center_crop\": true, \"resample\": 2, \"image_processor_type\": "
+         "\"CLIPImageProcessor\"}}",
+         0, 32.0 / 37, 0, ""},
+        {"clip", "preprocessor_config.json",
+         "{\"size\": {\"shortest_edge\": 24}, \"crop_size\": 32, \"do_center_crop\": true}", -1, 0,
+         1, "crop_size"},
+        {"", "config.json", "{\"pretrained_cfg\": {\"crop_mode\": \"squash\", \"crop_pct\": 0.95}}",
+         2, 0.95, -1, ""},
+        {"", "config.json", "{\"pretrained_cfg\": {\"crop_mode\": \"squash\", \"crop_pct\": 1.0}}",
+         1, 1, -1, ""},
+        {"", "config.json", "{\"pretrained_cfg\": {\"crop_mode\": \"border\", \"crop_pct\": 0.9}}",
+         0, 0.9, -1, "crop_mode = border"}};
+    for (int i = 0; i < COUNT(cases); i++) {
+        Hub h;
+        Error e = {"", ""};
+        char *config = xasprintf("{\"model_type\": \"%s\"}", cases[i].model);
+        if (*cases[i].model)
+            write_temporary("config.json", config, strlen(config));
+        const char *path = write_temporary(cases[i].name, cases[i].json, strlen(cases[i].json));
+        CHECK(hub_read(path, &h, &e) && h.crop == cases[i].crop &&
+                  near(h.crop_pct, cases[i].crop_pct) &&
+                  h.interpolation == cases[i].interpolation &&
+                  contains(h.unknown, cases[i].unknown) && !*h.unknown == !*cases[i].unknown,
+              "%d: crop %d of %g, filter %d, %s%s", i, h.crop, h.crop_pct, h.interpolation,
+              h.unknown, e.what);
+        unlink(path);
+        unlink(at(temporary, "config.json"));
+        free(config);
+    }
+}
+
+/* What open_clip's configurations of ViT-B-32, ViT-B-16-SigLIP, EVA02-E-14 and ViT-L-14-CLIPA say,
+ * as its push_to_hf_hub writes them. */
+static void test_open_clip(void)
+{
+    static const struct {
+        const char *vision, *images;
+        double eps;
+        int act, pool, crop, interpolation;
+        const char *says; /* refused, or not known */
+    } cases[] = {
+        {"\"image_size\": 224, \"layers\": 12, \"width\": 768, \"patch_size\": 32", "", 1e-5,
+         ACT_GELU, -1, 0, 1, ""},
+        {"\"image_size\": 224, \"timm_model_name\": \"vit_base_patch16_siglip_224\", "
+         "\"timm_model_pretrained\": false, \"timm_pool\": \"map\", \"timm_proj\": \"none\"",
+         "\"interpolation\": \"bilinear\", \"resize_mode\": \"squash\"", -1, ACT_GELU, POOL_MAP, 1,
+         0, ""},
+        {"\"image_size\": 256, \"timm_model_name\": \"vit_so400m_patch16_siglip_256\", "
+         "\"timm_pool\": "
+         "\"map\"",
+         "\"resize_mode\": \"longest\"", -1, ACT_GELU_TANH, POOL_MAP, 0, 1, "resize_mode"},
+        {"\"width\": 768, \"norm_kwargs\": {\"eps\": 1e-6}, \"act_kwargs\": {\"approximate\": "
+         "\"tanh\"}, \"pool_type\": \"avg\"",
+         "\"resize_mode\": \"shortest\"", 1e-6, ACT_GELU_TANH, POOL_GAP, 0, 1, ""},
+        {"\"timm_model_name\": \"eva02_enormous_patch14_clip_224\", \"timm_pool\": \"token\"", "",
+         -1, 0, 0, 0, 0, "norms behind"},
+        {"\"width\": 1024, \"no_ln_pre\": true, \"pool_type\": \"avg\", \"final_ln_after_pool\": "
+         "true",
+         "", -1, 0, 0, 0, 0, "final_ln_after_pool"}};
+    for (int i = 0; i < COUNT(cases); i++) {
+        Hub h;
+        Error e = {"", ""};
+        char *json = xasprintf("{\"model_cfg\": {\"vision_cfg\": {%s}}, \"preprocess_cfg\": {%s}}",
+                               cases[i].vision, cases[i].images);
+        const char *path = write_temporary("open_clip_config.json", json, strlen(json));
+        if (hub_read(path, &h, &e))
+            CHECK(near(h.eps, cases[i].eps) && h.act == cases[i].act && h.pool == cases[i].pool &&
+                      h.crop == cases[i].crop && near(h.crop_pct, 1) &&
+                      h.interpolation == cases[i].interpolation && !*h.unknown == !*cases[i].says &&
+                      contains(h.unknown, cases[i].says),
+                  "%d: eps %g act %d pool %d crop %d of %g, filter %d, %s", i, h.eps, h.act, h.pool,
+                  h.crop, h.crop_pct, h.interpolation, h.unknown);
+        else
+            CHECK(*cases[i].says && contains(e.what, cases[i].says), "%d: %s", i, e.what);
+        CHECK(!*e.what == (i < 4), "%d: %s", i, e.what);
+        unlink(path);
+        free(json);
+    }
 }
 
 /* A config.json that asks for another activation, is damaged, or is of another model. */
@@ -930,7 +1076,10 @@ int main(int argc, char **argv)
     test_refusals();
     test_members();
     test_no_weights();
+    test_cache();
     test_rescale();
+    test_pictures();
+    test_open_clip();
     test_beside();
     test_damage();
     test_fixtures();

@@ -13,6 +13,9 @@ weights, saved as people find it, and computed in float64 there and here (build/
             of Google's files, onnxruntime (float32; two batch sizes), and its logits there; npz, timm and hf
             are read back here as well. A reason in brackets: the form cannot hold this network.
 
+And pictures, as the library prepares them and as this program does by the files beside the weights:
+their mean difference in levels.
+
 The last line is `N passed, N failed, N skipped`; --out writes the table.
 """
 
@@ -37,6 +40,7 @@ try:
     import timm
     import torch
     import transformers as T
+    from PIL import Image
     from timm.models import _hub
     from timm.models.vision_transformer import _load_weights
     from torch import nn
@@ -206,6 +210,64 @@ ZOO = {
 }
 
 
+# ---- pictures ----
+
+# How each prepares them: timm's pretrained_cfg; transformers' processor, or what a file from before 4.26 has.
+colours = dict(image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.25])
+PICTURES = {
+    "timm's center": dict(crop_pct=0.9),
+    "timm's squash": dict(crop_mode="squash", crop_pct=0.9, interpolation="bilinear"),
+    "timm's squash of all": dict(crop_mode="squash", crop_pct=1.0),
+    "ViTImageProcessor": lambda: T.ViTImageProcessor(size={"height": S, "width": S}, **colours),
+    "DeiTImageProcessor": lambda: T.DeiTImageProcessor(size={"height": 40, "width": 40}, crop_size=S, **colours),
+    "BitImageProcessor": lambda: T.BitImageProcessor(size={"shortest_edge": 40}, crop_size=S, **colours),
+    "CLIPImageProcessor": lambda: T.CLIPImageProcessor(size={"shortest_edge": S}, crop_size=S, **colours),
+    "SiglipImageProcessor": lambda: T.SiglipImageProcessor(size={"height": S, "width": S}, **colours),
+    "a file of google/vit": dict(size=S, do_resize=True, do_normalize=True, **colours),
+    "ViTFeatureExtractor": dict(feature_extractor_type="ViTFeatureExtractor", size=S, resample=3, **colours),
+    "DeiTFeatureExtractor": dict(feature_extractor_type="DeiTFeatureExtractor", size=40, crop_size=S,
+                                 do_center_crop=True, resample=3, **colours),
+    "CLIPFeatureExtractor": dict(feature_extractor_type="CLIPFeatureExtractor", size=S, crop_size=S,
+                                 do_center_crop=True, resample=3, **colours),
+}
+
+
+def pixels(o, name, how):
+    """Mean difference, in levels, of five pictures of five shapes as the library and ./vit show prepare them."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as work:
+        os.makedirs(work + "/data/class")
+        opened = []
+        for i, size in enumerate([(300, 200), (200, 301), (64, 64), (97, 50), (40, 33)]):
+            small = Image.fromarray(rng.integers(0, 255, (9, 9, 3), dtype=np.uint8))
+            small.resize(size, Image.BICUBIC).save(f"{work}/data/class/{i}.png")
+            opened.append(Image.open(f"{work}/data/class/{i}.png").convert("RGB"))
+        directory = work + "/model"
+        if name.startswith("timm"):
+            hub(timm.create_model("vit_tiny_patch16_224", **SMALL), directory, SMALL)
+            config = json.load(open(directory + "/config.json"))
+            config["pretrained_cfg"].update(input_size=[3, S, S], **how)
+            json.dump(config, open(directory + "/config.json", "w"))
+            transform = timm.data.create_transform(**timm.data.resolve_data_config({}, pretrained_cfg=config[
+                "pretrained_cfg"]), is_training=False)
+            theirs, mean, std = [transform(x) for x in opened], *(
+                config["pretrained_cfg"][k] for k in ["mean", "std"])
+        else:
+            T.ViTForImageClassification(T.ViTConfig(**sizes)).save_pretrained(directory)
+            if callable(how):
+                how().save_pretrained(directory)
+            else:
+                json.dump(how, open(directory + "/preprocessor_config.json", "w"))
+            prepare = T.AutoImageProcessor.from_pretrained(directory)
+            theirs = [prepare(x, return_tensors="pt")["pixel_values"][0] for x in opened]
+            mean, std = colours["image_mean"], colours["image_std"]
+        run(o.vit, "show", "--data", work + "/data", "--val", "--weights", directory, "--out", work + "/ours.npy")
+        ours = np.load(work + "/ours.npy").astype(float)
+        scale = np.array(std).reshape(3, 1, 1), np.array(mean).reshape(3, 1, 1)
+        theirs = np.stack([255 * (x.numpy() * scale[0] + scale[1]) for x in theirs]).transpose(0, 2, 3, 1)
+        return float(np.abs(ours - theirs).mean())
+
+
 # ---- comparing ----
 
 def run(*command):
@@ -361,7 +423,7 @@ def main():
     columns = ["logits", "sgd", "adamw", "timm", "hf", "npz", "onnx"]
     LIMIT["ours"] = 1e-5
     passed = failed = skipped = 0
-    rows = []
+    rows, pictures = [], []
     for name, make in ZOO.items():
         if o.names and not any(n in name for n in o.names):
             continue
@@ -378,6 +440,19 @@ def main():
         for k, v in bad.items():
             print(f"FAIL {name}: {k} {v:.1e}, allowed {LIMIT[k]:.0e} {row.get(k + ' at', '')}".rstrip())
         print(f"{name:48}" + " ".join(f"{cell(row.get(c))[:8]:8}" for c in columns), flush=True)
+    for name, how in PICTURES.items():
+        if o.names and not any(n in name for n in o.names):
+            continue
+        try:
+            levels = pixels(o, name, how)
+        except Exception as e:
+            failed += 1
+            print(f"FAIL {name}: {type(e).__name__}: {str(e)[:400]}", flush=True)
+            continue
+        pictures.append((name, levels))
+        good = levels < 0.5
+        passed, failed = passed + good, failed + (not good)
+        print(f"{'' if good else 'FAIL '}{name}: pixels differ by {levels:.2f} levels", flush=True)
     if o.out:
         reasons = {}
         with open(o.out, "w") as f:
@@ -399,6 +474,9 @@ def main():
                      for c in columns}
             f.write("| **worst** | " + " | ".join(cell(worst[c]) for c in columns) + " |\n\n")
             f.writelines(f"[{n}] {reason}  \n" for reason, n in reasons.items())
+            f.write("\nFive pictures of five shapes, as the library prepares them and as this program does by the files\n"
+                    "beside the weights: mean difference in levels of 255.\n\n| prepared by | levels |\n|---|---|\n")
+            f.writelines(f"| {name} | {levels:.3f} |\n" for name, levels in pictures)
     print(f"{passed} passed, {failed} failed, {skipped} skipped")
     return failed > 0
 

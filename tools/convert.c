@@ -30,6 +30,17 @@ static const char *take_out(const Command *c, int argc, char **argv)
     return argv[1];
 }
 
+/* OUT where a folder is made, or the file with that ending: no other file that its name promises.
+ */
+static void check_ending(const char *out, const char *ending)
+{
+    static const char others[] = ".safetensors|.pth|.pt|.bin|.ckpt|.tar|.npz|.onnx|.json|.h5|.gguf";
+    const char *dot = strrchr(out, '.');
+    const char *hint = *ending ? xasprintf("name FILE%s", ending) : "name a folder";
+    if (dot && strcmp(dot, ending) != 0 && find_word(others, dot) >= 0)
+        die_usage(hint, "%s: what is written is no %s", out, dot);
+}
+
 /* ---- import ---- */
 
 /* OUT is a file, or a folder for one. */
@@ -40,6 +51,7 @@ static int run_import(const Command *c, int argc, char **argv)
     flags_take(c, &argc, argv);
     tool_model_open(&m, c, &argc, argv);
     const char *out = take_out(c, argc, argv);
+    check_ending(out, ".safetensors");
     const char *dot = strrchr(out, '.');
     bool file = dot && strcmp(dot, ".safetensors") == 0;
     char *path = file ? xstrdup(out) : xasprintf("%s/model.safetensors", out);
@@ -101,9 +113,12 @@ static int run_export(const Command *c, int argc, char **argv)
     Error e;
     ToolModel m;
     flags_take(c, &argc, argv);
+    static const char *const endings[] = {
+        [TO_TIMM] = "", [TO_HF] = "", [TO_NPZ] = ".npz", [TO_ONNX] = ".onnx"};
     int format = format_of();
     tool_model_open(&m, c, &argc, argv);
     const char *out = take_out(c, argc, argv);
+    check_ending(out, endings[format]);
     tool_model_say(&m);
     Export x = tool_model_export(&m);
     int flags = (o.normalise ? ONNX_NORMALISE : 0) | (o.beside ? ONNX_BESIDE : 0);

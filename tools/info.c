@@ -48,8 +48,9 @@ static cJSON *assumed_json(const WeightsInfo *w)
 
 static cJSON *images_json(const ToolModel *m)
 {
+    static const char *const crops[] = {"center", "stretch", "squash"};
     cJSON *json = cJSON_CreateObject();
-    cJSON_AddStringToObject(json, "crop", m->crop ? "stretch" : "center");
+    cJSON_AddStringToObject(json, "crop", crops[m->crop]);
     cJSON_AddNumberToObject(json, "crop_pct", m->crop_pct);
     cJSON_AddStringToObject(json, "interpolation", m->interpolation ? "bicubic" : "bilinear");
     return json;

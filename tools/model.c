@@ -81,7 +81,7 @@ static void read_images(ToolModel *m)
     options_init(&o);
     char *ini = m->run ? xasprintf("%s/config.ini", m->run) : NULL;
     bool run = ini && options_file(&o, ini, &e);
-    m->crop = o.crop == CROP_STRETCH;
+    m->crop = o.crop;
     m->interpolation = o.interpolation == FILTER_BICUBIC;
     m->crop_pct = o.crop_pct > 0 ? o.crop_pct : 0.875;
     if (!run && h->crop >= 0)

@@ -137,5 +137,8 @@ int main(int argc, char **argv)
             return status;
         }
     }
+    if (find_word("train|eval|predict|bench", argv[1]) >= 0)
+        die_usage(xasprintf("of the training program: ./train_cpu %s", argv[1]),
+                  "no command is called '%s'", argv[1]);
     die_usage(did_you_mean("./vit ", argv[1], names, hint), "no command is called '%s'", argv[1]);
 }

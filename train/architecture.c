@@ -26,6 +26,11 @@ char *find_weights(const char *path)
     if (!path_exists(path))
         die("name a file of weights, a folder with one, or a run directory; nothing is downloaded",
             "%s: %s", path, path_trouble("no such file or directory"));
+    const char *name = strrchr(path, '/');
+    name = name ? name + 1 : path;
+    if (!is_dir(path) && find_word("latest|best|config.ini|log.jsonl|classes.txt", name) >= 0)
+        die("name the directory that it is in", "%s: is a file of a run, and holds no weights",
+            path);
     if (!is_dir(path))
         return xstrdup(path);
     Error none;
@@ -46,9 +51,12 @@ char *find_weights(const char *path)
 /* How evaluation prepares images, where files beside the weights say it and no flag does. */
 static void use_images(Session *s, const Hub *h)
 {
+    static const char *const crops[] = {[CROP_CENTER] = "centre crop of ",
+                                        [CROP_STRETCH] = "stretched",
+                                        [CROP_SQUASH] = "stretched, then a centre crop of "};
     Options *o = &s->o;
     if (h->crop >= 0 && !options_given(o, "crop"))
-        o->crop = h->crop ? CROP_STRETCH : CROP_CENTER;
+        o->crop = h->crop;
     if (h->interpolation >= 0 && !options_given(o, "interpolation"))
         o->interpolation = h->interpolation ? FILTER_BICUBIC : FILTER_BILINEAR;
     if (h->crop_pct > 0 && !options_given(o, "crop-pct"))
@@ -56,13 +64,15 @@ static void use_images(Session *s, const Hub *h)
     if (*h->unknown)
         warn_of(s, "%s: %s is not known here: see --interpolation, --crop and --crop-pct", h->from,
                 h->unknown);
-    if (h->crop < 0 && h->crop_pct == 0)
+    bool said = h->crop >= 0 || h->crop_pct > 0;
+    if (!said && (s->run_dir || s->checkpoint)) /* its own settings say it */
         return;
-    printf("          images by %s: %s, %s", h->from,
-           o->interpolation == FILTER_BICUBIC ? "bicubic" : "bilinear",
-           o->crop == CROP_STRETCH ? "stretched\n" : "centre crop of ");
+    printf("          images %s%s: %s, %s", said ? "by " : "as usual, nothing says otherwise",
+           said ? h->from : "", o->interpolation == FILTER_BICUBIC ? "bicubic" : "bilinear",
+           crops[o->crop]);
     if (o->crop != CROP_STRETCH)
-        printf("%g (--crop-pct)\n", o->crop_pct);
+        printf("%g (--crop-pct)", o->crop_pct);
+    printf("\n");
 }
 
 /* The model that weights are of, and what nobody says about it and is assumed. */
@@ -90,6 +100,13 @@ static void use_weights(Session *s)
         warn_of(s, "neither the file nor a config.json beside it says, and it is assumed: %s",
                 text);
     bool eval = strcmp(s->o.command, "eval") == 0 || strcmp(s->o.command, "predict") == 0;
+    if (eval && w.hub.several && !options_config_given(&s->o, "loss")) {
+        s->config.loss = LOSS_SIGMOID;
+        printf(
+            "note: by %s several classes may be there at once: each has a probability of its own "
+            "(--loss softmax: one of them is)\n",
+            w.hub.from);
+    }
     if (w.config.classes == 0 && strcmp(s->o.command, "bench") == 0)
         s->config.classes = vit_config_default().classes;
     if (w.config.classes == 0 && eval)

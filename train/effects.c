@@ -113,7 +113,7 @@ static void each_row(const Session *s, int command, void (*each)(void *arg, cons
         {evaluates, "tta", "with --val-data none"},
         {evaluates || !o->augment, CROP, "with --val-data none"},
         {evaluates || !o->save_every, "eval-every", "with --val-data none and --save-every"},
-        {o->crop == CROP_CENTER, "resize crop-pct", "with --crop stretch"},
+        {o->crop != CROP_STRETCH, "resize crop-pct", "with --crop stretch"},
         {!o->resize, "crop-pct", "with --resize"},
         /* what the model starts from */
         {!(trains && s->checkpoint), "init head-bias layer-scale-init pos-resize", "with --resume"},

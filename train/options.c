@@ -207,6 +207,10 @@ bool settings_file(Settings *s, const char *path, Error *e)
 {
     Error why = {"", ""};
     char *lines = read_text(path, 1 << 20, &why);
+    char *ini = xasprintf("%s/config.ini", path);
+    if (!lines && path_exists(ini))
+        snprintf(why.hint, sizeof why.hint, "a run's recipe is --recipe %.100s", ini);
+    free(ini);
     if (!lines)
         return fail(e, *why.hint ? why.hint : "a recipe is a text file of `key = value` lines",
                     "%s", why.what);
@@ -261,6 +265,12 @@ static bool names_place(const Field *p)
     return false;
 }
 
+/* No value looks like one: text that begins so is --FLAG=--text. */
+static bool is_flag(const char *word)
+{
+    return strncmp(word, "--", 2) == 0 && isalpha((unsigned char)word[2]);
+}
+
 /* One flag at argv[*i]; moves *i past its value. A switch takes the next word only where that is
  * true or false. What is no flag takes one too, and is refused when it is applied. */
 static bool read_flag(Settings *s, int argc, char **argv, int *i, Error *e)
@@ -269,7 +279,7 @@ static bool read_flag(Settings *s, int argc, char **argv, int *i, Error *e)
     const char *flag = argv[*i] + 2, *equals = strchr(flag, '='), *value = "";
     size_t len = equals ? (size_t)(equals - flag) : strlen(flag);
     snprintf(name, sizeof name, "%.*s", (int)(len < sizeof name ? len : sizeof name - 1), flag);
-    const char *next = *i + 1 < argc ? argv[*i + 1] : NULL;
+    const char *next = *i + 1 < argc && !is_flag(argv[*i + 1]) ? argv[*i + 1] : NULL;
     bool no = strncmp(name, "no-", 3) == 0 || strncmp(name, "no_", 3) == 0;
     const Field *f = find(name), *off = no ? find(name + 3) : NULL;
     if (equals && off) {
@@ -289,7 +299,8 @@ static bool read_flag(Settings *s, int argc, char **argv, int *i, Error *e)
     } else if (f) {
         return fail(e, f->help, "--%s needs a value", name);
     }
-    if (f && !*value && (equals || value == next) && names_place(f)) {
+    if (f && !*value && (equals || value == next) &&
+        (names_place(f) || strcmp(f->name, "model") == 0)) {
         char hint[160];
         snprintf(hint, sizeof hint, "is a variable of the shell empty? --no-%s says none", name);
         return fail(e, hint, "--%s: its value is empty", name);
@@ -334,6 +345,8 @@ static bool read_command(Options *o, const char *word, Error *e)
     char hint[sizeof e->hint] = "train, eval, predict or bench; --help, --version";
     if (path_exists(word))
         meant_path(word, hint, sizeof hint);
+    else if (find_word("info|import|export|index|plan|shard|show|top|report", word) >= 0)
+        snprintf(hint, sizeof hint, "of the tools: ./vit %s", word);
     else if (near)
         snprintf(hint, sizeof hint, "did you mean %s?", near);
     return fail(e, hint, "no command is called '%s'", word);
@@ -365,6 +378,20 @@ static void take_weights(Options *o, Settings *asked)
     memmove(o->files, o->files + 1, (size_t)o->n_files * sizeof *o->files);
 }
 
+/* With what it may be called here. */
+static bool no_such(const char *name, const char *where, Error *e)
+{
+    const char *theirs = flag_synonym(name), *near = theirs ? theirs : nearest_flag(name);
+    bool dashed = strcmp(where, "--") == 0 && !theirs;
+    char hint[200] = "--help all lists all settings";
+    if (near)
+        snprintf(hint, sizeof hint,
+                 theirs ? "here it is %s%s; --help all lists all settings"
+                        : "did you mean %s%s? --help all lists all settings",
+                 dashed ? where : "", near);
+    return fail(e, hint, "%s%s: no such setting", where, name);
+}
+
 bool options_args(Options *o, Settings *asked, int argc, char **argv, Error *e)
 {
     int i = 1;
@@ -393,6 +420,9 @@ bool options_args(Options *o, Settings *asked, int argc, char **argv, Error *e)
     char hint[sizeof e->hint] = "flags begin with --, as in --data DIR";
     if (o->n_files && path_exists(o->files[0]))
         meant_path(o->files[0], hint, sizeof hint);
+    for (int k = 0; o->n_files && k < asked->n; k++) /* --input-size 3 224 224 */
+        if (!find(asked->list[k].name))
+            return no_such(asked->list[k].name, asked->list[k].where, e);
     if (o->n_files && strcmp(o->command, "predict") != 0)
         return fail(e, hint, "'%s' is no flag", o->files[0]);
     return true;
@@ -480,15 +510,7 @@ bool options_set(Options *o, const char *name, const char *value, const char *wh
             replace_others(o, f);
         return ok;
     }
-    const char *theirs = flag_synonym(name), *near = theirs ? theirs : nearest_flag(name);
-    bool dashed = strcmp(where, "--") == 0 && !theirs;
-    char hint[200] = "--help all lists all settings";
-    if (near)
-        snprintf(hint, sizeof hint,
-                 theirs ? "here it is %s%s; --help all lists all settings"
-                        : "did you mean %s%s? --help all lists all settings",
-                 dashed ? where : "", near);
-    return fail(e, hint, "%s%s: no such setting", where, name);
+    return no_such(name, where, e);
 }
 
 bool options_apply(Options *o, Settings *s, Error *e)

@@ -154,8 +154,8 @@ enum { LOSS_SCALING_DEFAULT, LOSS_SCALING_NONE, LOSS_SCALING_STATIC, LOSS_SCALIN
     X(text,   auto_augment, "", "",                                                               \
       "imagenet | imagenet-v0 | rand-m9-n2-mstd0.5-inc1 | randaug(2,15), after the colour jitter; "\
       "or 3-augment, before it")                                                                  \
-    X(word,   crop, "center", "center|stretch",                                                   \
-      "evaluation: centre of the resized image, or the whole stretched")                          \
+    X(word,   crop, "center", "center|stretch|squash",                                            \
+      "evaluation: centre of the resized image; the whole, stretched; or the centre of that")     \
     X(long,   resize, "0", "0..65536",                                                            \
       "evaluation: shorter side before the crop; 0: the size / --crop-pct, rounded down")         \
     X(double, crop_pct, "0.875", "0.01..1",                                                       \

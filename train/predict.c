@@ -9,6 +9,7 @@
  */
 #include "train/predict.h"
 
+#include "datasets/classes.h"
 #include "image/draw.h"
 #include "results/attention.h"
 #include "results/metrics.h"
@@ -58,44 +59,47 @@ typedef struct {
 
 /* ---- names of classes ---- */
 
+/* A line of --classes is `id` or `id name`, and then the name is shown. */
+static void show_names(Names *lines)
+{
+    bool ids = classes_have_ids(lines);
+    for (int i = 0; ids && i < lines->n; i++) {
+        char *line = lines->at[i], *name = line + strcspn(line, " \t");
+        name += strspn(name, " \t");
+        if (*name)
+            memmove(line, name, strlen(name) + 1);
+    }
+}
+
 /* --classes, else the classes.txt of the run the weights come from, else what the config.json
- * beside them names, else none. A line is `id` or `id name`: the name is shown where there is one.
- */
+ * beside them names, else none: [K], each may be NULL. */
 static char **class_names(const Session *s, int K)
 {
     Error e = {"", ""};
-    char **names = xcalloc((size_t)K, sizeof *names), *path = NULL;
-    if (*s->o.classes)
-        path = xstrdup(s->o.classes);
-    else if (s->run_dir)
-        path = xasprintf("%s/classes.txt", s->run_dir);
-    if (!path || (!*s->o.classes && !path_exists(path))) {
-        Names labels = {0};
+    Names names = {0};
+    char *path = s->run_dir ? xasprintf("%s/classes.txt", s->run_dir) : NULL;
+    if (*s->o.classes) {
         free(path);
-        if (s->run_dir || !hub_labels(s->weights, K, &labels, NULL))
-            return names;
-        free(names);
-        return labels.at;
+        path = xstrdup(s->o.classes);
+        setup_check(classes_read(path, &names, &e), &e);
+        show_names(&names);
+    } else if (path && path_exists(path)) { /* names of folders, whatever they look like */
+        char *text = read_text(path, 64 << 20, &e), *rest = text, *line;
+        setup_check(text != NULL, &e);
+        while ((line = strsep(&rest, "\n")))
+            if (*line)
+                names_add(&names, line);
+        free(text);
+    } else {
+        bool named = !s->run_dir && hub_labels(s->weights, K, &names, NULL);
+        free(path);
+        return named ? names.at : xcalloc((size_t)K, sizeof *names.at);
     }
-    char *lines = read_text(path, 16 << 20, &e), *rest = lines, *line;
-    setup_check(lines != NULL, &e);
-    int n = 0;
-    while ((line = strsep(&rest, "\n"))) {
-        line[strcspn(line, "\r")] = 0;
-        if (!*line)
-            continue;
-        if (n < K) {
-            char *space = strchr(line, ' ');
-            names[n] = xstrdup(*s->o.classes && space && space[1] ? space + 1 : line);
-        }
-        n++;
-    }
-    if (n != K)
+    if (names.n != K)
         die("give --classes the file with the model's classes, in order",
-            "%s names %s, the model has %d", path, amount(n, "class").s, K);
-    free(lines);
+            "%s names %s, the model has %d", path, amount(names.n, "class").s, K);
     free(path);
-    return names;
+    return names.at;
 }
 
 /* ---- formats ---- */

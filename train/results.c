@@ -4,6 +4,7 @@
  */
 #include "train/results.h"
 
+#include "datasets/classes.h"
 #include "util/files.h"
 #include "util/text.h"
 
@@ -14,8 +15,13 @@
 
 const char *class_title(const Session *s, const Dataset *d, int k)
 {
+    static const Dataset *of; /* the last one asked about */
+    static bool ids;
     const char *name = data_class_name(d, k), *blank = strpbrk(name, " \t");
-    return *s->o.classes && blank && blank[1] ? blank + 1 : name;
+    if (of != d)
+        ids = classes_have_ids(data_class_names(d));
+    of = d;
+    return *s->o.classes && ids && blank ? blank + strspn(blank, " \t") : name;
 }
 
 /* What files are made of. */

@@ -16,6 +16,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { SHAPES_TRAIN = 500, SHAPES_VAL = 100 }; /* images per class */
@@ -238,6 +239,16 @@ Dataset *setup_split(Session *s, const char *spec, bool train)
 
 /* ---- what must hold ---- */
 
+/* Two names of a file, or two paths to it; samples without a file have names alone. */
+static bool same_file(const char *a, const char *b)
+{
+    struct stat x, y;
+    if (strcmp(a, b) == 0)
+        return true;
+    bool there = stat(a, &x) == 0 && stat(b, &y) == 0;
+    return there && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
 /* Both splits must number their classes alike: labels come from sorted folder names. */
 static void check_splits(const Session *s)
 {
@@ -251,7 +262,7 @@ static void check_splits(const Session *s)
             die(hint, "class %d is '%s' in the training images and '%s' in the validation images",
                 k, data_class_name(a, k), data_class_name(b, k));
     char *first = data_sample_path(a, 0), *second = data_sample_path(b, 0);
-    if (data_count(a) == data_count(b) && strcmp(first, second) == 0 &&
+    if (data_count(a) == data_count(b) && same_file(first, second) &&
         strcmp(s->o.data, "fake") != 0)
         warn_of(s, "evaluating on the training images: the data has no split of its own, see "
                    "--val-data and --val-fraction 0.1");

@@ -135,8 +135,8 @@ static cJSON *timm_config(const Export *x, const char *architecture)
                           cJSON_CreateIntArray((const int[]){3, c->image_h, c->image_w}, 3));
     cJSON_AddBoolToObject(cfg, "fixed_input_size", true);
     cJSON_AddStringToObject(cfg, "interpolation", interpolation);
-    cJSON_AddNumberToObject(cfg, "crop_pct", x->crop_pct);
-    cJSON_AddStringToObject(cfg, "crop_mode", x->crop == 1 ? "squash" : "center");
+    cJSON_AddNumberToObject(cfg, "crop_pct", x->crop == 1 ? 1 : x->crop_pct);
+    cJSON_AddStringToObject(cfg, "crop_mode", x->crop ? "squash" : "center");
     cJSON_AddItemToObject(cfg, "mean", export_mean(c));
     cJSON_AddItemToObject(cfg, "std", export_std(c));
     cJSON_AddNumberToObject(cfg, "num_classes", c->classes);

@@ -174,10 +174,11 @@ static cJSON *hf_processor(const Export *x)
 {
     const Config *c = x->c;
     cJSON *json = cJSON_CreateObject(), *whole = cJSON_CreateObject();
+    static const char *const types[] = {"CLIPImageProcessor", "ViTImageProcessor",
+                                        "DeiTImageProcessor"};
     bool stretch = x->crop == 1;
     int side = c->image_h < c->image_w ? c->image_h : c->image_w;
-    cJSON_AddStringToObject(json, "image_processor_type",
-                            stretch ? "ViTImageProcessor" : "CLIPImageProcessor");
+    cJSON_AddStringToObject(json, "image_processor_type", types[x->crop]);
     cJSON_AddNumberToObject(whole, "height", c->image_h);
     cJSON_AddNumberToObject(whole, "width", c->image_w);
     cJSON_AddBoolToObject(json, "do_resize", true);
@@ -186,7 +187,13 @@ static cJSON *hf_processor(const Export *x)
         cJSON_AddItemToObject(json, "size", whole);
     } else {
         cJSON *size = cJSON_AddObjectToObject(json, "size");
-        cJSON_AddNumberToObject(size, "shortest_edge", floor(side / x->crop_pct + 1e-9));
+        const struct {
+            const char *key;
+            int side;
+        } keys[] = {{x->crop ? "height" : "shortest_edge", x->crop ? c->image_h : side},
+                    {"width", c->image_w}};
+        for (int i = 0; i < (x->crop ? 2 : 1); i++)
+            cJSON_AddNumberToObject(size, keys[i].key, floor(keys[i].side / x->crop_pct + 1e-4));
         cJSON_AddItemToObject(json, "crop_size", whole);
     }
     cJSON_AddBoolToObject(json, "do_center_crop", !stretch);
@@ -339,7 +346,7 @@ bool export_hf(Export *x, const char *dir, Error *e)
               export_json(hf_config(x, kind), dir, "config.json", e) &&
               export_json(hf_processor(x), dir, "preprocessor_config.json", e);
     export_note(x, "it is a %s", x->c->classes ? kinds[kind].with_head : kinds[kind].without);
-    if (x->crop != 1 && x->c->image_h != x->c->image_w)
+    if (x->crop == 0 && x->c->image_h != x->c->image_w)
         export_note(x,
                     "its processor cannot crop %d x %d pixels as here (it looks at the shorter "
                     "side alone): resize pictures before, or train with --crop stretch",

@@ -61,6 +61,7 @@ static const Name timm[] = {
     BOTH("fc_norm", "fc_norm"),
     BOTH("pre_logits.fc", "pre_logits.fc"),
     BOTH("head", "head"),
+    BOTH("head", "head.proj"), /* open_clip's, beside a trunk of timm's */
     BOTH(SECOND_HEAD, "head_dist"),
     {0}};
 
@@ -283,6 +284,11 @@ static const Known refused[] = {
     {"mlp.ffn_ln.", "norms inside the MLP"},
     {"ffn_layernorm", "norms inside the MLP"},
     {".attns.", "parallel branches"},
+    {"attn_out_proj.", "attention and MLP side by side"},
+    {"in_norm.", "attention and MLP side by side"},
+    {"attn.lambda_k", "differential attention"},
+    {"lambda_1", "a BEiT, data2vec or InternVL"},
+    {"detection_tokens", "a detector (YOLOS)"},
     {".ffns.", "parallel branches"},
     {"blocks_token_only.", "class attention (CaiT)"},
     {"layers.0.blocks.", "a hierarchy of resolutions (as Swin)"},
@@ -307,6 +313,9 @@ static const Known left_out[] = {
 
 /* What else a file of tensors may be: a part of a name that no other kind of model has. */
 static const Known others[] = {
+    {"convnext", "a ConvNeXt"},
+    {"local_mp.", "an XCiT"},
+    {"_flat_param", "flat parameters of FSDP (save a FULL_STATE_DICT)"},
     {"layers.0.blocks.0.attn.", "a Swin Transformer"},
     {"transformer.resblocks.", "a text tower, or one of CLIP's without a norm before its blocks"},
     {"text_model.", "the text tower of a CLIP or SigLIP model"},

@@ -4,12 +4,14 @@
  * "std", "crop_pct", "interpolation", "crop_mode", "input_size": [3, H, W]}, "model_args": {...},
  * "label_names"}. transformers': {"hidden_size", "num_hidden_layers", "num_attention_heads",
  * "intermediate_size", "patch_size", "image_size", "hidden_act", "layer_norm_eps", "id2label",
- * "label2id"}, and its preprocessor_config.json: {"image_mean", "image_std", "do_normalize",
- * "rescale_factor", "do_rescale", "size", "crop_size", "do_center_crop", "resample"} (Pillow's
- * number); open_clip's is open_clip_config.json. Files are untrusted: a value of another type or
- * range is unknown.
+ * "label2id"}, and its preprocessor_config.json: {"image_processor_type", "image_mean",
+ * "image_std", "do_normalize", "rescale_factor", "do_rescale", "size", "crop_size",
+ * "do_center_crop", "resample"} (Pillow's number), which is "image_processor" in
+ * processor_config.json where there is a tokenizer too; open_clip's is open_clip_config.json. Files
+ * are untrusted: a value of another type or range is unknown.
  *
- * Read in this order: values, files, the model, its images, timm's args, labels.
+ * Read in this order: values, files, the model, its images, open_clip, all files, timm's args,
+ * labels.
  */
 #include "weights/hub.h"
 
@@ -229,29 +231,34 @@ static void read_kind(const char *model_type, Hub *h)
         }
 }
 
-/* open_clip_config.json: {"model_cfg": {"quick_gelu", "vision_cfg": {"image_size", "layers",
- * "width", "head_width", "patch_size"}}, "preprocess_cfg": {"mean", "std", "interpolation"}}. */
-static void read_open_clip(const cJSON *json, Hub *h)
+static bool read_pool(const char *path, const char *from, const char *pool, Hub *h, Error *e)
 {
-    const cJSON *model = get(json, "model_cfg"), *tower = get(model, "vision_cfg");
-    const cJSON *images = get(json, "preprocess_cfg");
-    int width = count_of(get(tower, "width")), head = count_of(get(tower, "head_width"));
-    h->width = width;
-    h->layers = count_of(get(tower, "layers"));
-    h->patch = count_of(get(tower, "patch_size"));
-    h->heads = width / (head ? head : 64);
-    h->eps = 1e-5;
-    h->act = cJSON_IsTrue(get(model, "quick_gelu")) ? ACT_QUICK_GELU : ACT_GELU;
-    read_sides(get(tower, "image_size"), &h->image_h, &h->image_w);
-    read_normalisation(get(images, "mean"), get(images, "std"), h);
-    read_filter(get_text(images, "interpolation"), h);
+    if (strcmp(pool, "avg") == 0)
+        h->pool = POOL_GAP;
+    if (strcmp(pool, "token") == 0 || strcmp(pool, "tok") == 0)
+        h->pool = POOL_CLS;
+    if (strcmp(pool, "map") == 0)
+        h->pool = POOL_MAP;
+    return (strncmp(pool, "avgmax", 6) != 0 && strcmp(pool, "max") != 0) ||
+           fail(e, "take weights of a model that pools by a class token, a mean or attention",
+                "%s: %s: global_pool = %.20s", path, from, pool);
 }
 
-/* transformers' keys, at the top, or those of an image tower in vision_config; timm's model_args
+/* The image part of a larger model of transformers'. */
+static const cJSON *tower_in(const cJSON *json)
+{
+    static const char *const keys[] = {"vision_config", "encoder", "backbone_config"};
+    const cJSON *tower = NULL;
+    for (int i = 0; i < COUNT(keys) && !cJSON_IsObject(tower); i++)
+        tower = get(json, keys[i]);
+    return cJSON_IsObject(tower) ? tower : NULL;
+}
+
+/* transformers' keys, at the top, or those of an image tower; timm's model_args
  * have some of the same meaning. */
 static bool read_model(const char *path, const char *from, const cJSON *json, Hub *h, Error *e)
 {
-    const cJSON *tower = get(json, "vision_config"), *args = get(json, "model_args");
+    const cJSON *whole = json, *tower = tower_in(json), *args = get(json, "model_args");
     read_kind(get_text(json, "model_type"), h);
     if (tower)
         json = tower;
@@ -276,28 +283,28 @@ static bool read_model(const char *path, const char *from, const cJSON *json, Hu
         if (n)
             *counts[i].to = n;
     }
+    h->several = strcmp(get_text(whole, "problem_type"), "multi_label_classification") == 0;
     read_sides(get(json, "image_size"), &h->image_h, &h->image_w);
     read_sides(get(get(json, "pretrained_cfg"), "input_size"), &h->image_h, &h->image_w);
     read_sides(get(args, "img_size"), &h->image_h, &h->image_w);
     if (cJSON_IsNumber(eps) && eps->valuedouble >= 0 && eps->valuedouble <= 1)
         h->eps = eps->valuedouble;
-    if (strcmp(pool, "avg") == 0)
-        h->pool = POOL_GAP;
-    if (strcmp(pool, "token") == 0)
-        h->pool = POOL_CLS;
-    if (strcmp(pool, "map") == 0)
-        h->pool = POOL_MAP;
-    if (strncmp(pool, "avgmax", 6) == 0 || strcmp(pool, "max") == 0)
-        return fail(e, "take weights of a model that pools by a class token, a mean or attention",
-                    "%s: %s: global_pool = %.20s", path, from, pool);
     h->pools_all = cJSON_IsTrue(get(args, "pool_include_prefix"));
-    if (!read_architecture(path, from, get_text(json, "architecture"), h, e) ||
+    if (!read_pool(path, from, pool, h, e) ||
+        !read_architecture(path, from, get_text(json, "architecture"), h, e) ||
         !read_activation(path, from, get_text(args, "act_layer"), h, e))
         return false;
     return read_activation(path, from, get_text(json, "hidden_act"), h, e);
 }
 
 /* ---- its images ---- */
+
+/* Both sides to those of the crop / share, whatever the picture's shape. */
+static void set_square(Hub *h, double share)
+{
+    h->crop = share < 1 ? 2 : 1;
+    h->crop_pct = share;
+}
 
 /* timm's pretrained_cfg, or args of the same names */
 static void read_timm_images(const cJSON *cfg, Hub *h)
@@ -309,7 +316,9 @@ static void read_timm_images(const cJSON *cfg, Hub *h)
     if (cJSON_IsNumber(crop) && crop->valuedouble > 0 && crop->valuedouble <= 1)
         h->crop_pct = crop->valuedouble;
     if (*mode)
-        h->crop = strcmp(mode, "squash") == 0;
+        h->crop = 0;
+    if (strcmp(mode, "squash") == 0)
+        set_square(h, h->crop_pct > 0 ? h->crop_pct : 0.875);
     if (strcmp(mode, "border") == 0)
         cannot(h, "crop_mode", mode);
 }
@@ -330,15 +339,67 @@ static void read_rescale(const cJSON *json, Hub *h)
     }
 }
 
-/* Without a crop in the middle, transformers' stretches every picture to `size`. */
-static void read_processor(const cJSON *json, Hub *h)
+/* What transformers' image processors do where their files are silent, by a part of their names;
+ * files from before 4.0 have no name, and belong to the model_type. Old files have one number for
+ * `size`: both sides of a square, or the shorter one. */
+typedef struct {
+    const char *type, *model;
+    int interpolation; /* -1: unknown */
+    bool crops, shorter;
+} Processor;
+
+static const Processor *processor_of(const cJSON *json, const char *model)
+{
+    static const Processor all[] = {{"CLIP", "clip", 1, true, true},
+                                    {"Bit", "dinov2", 1, true, true},
+                                    {"DeiT", "deit", 1, true, false},
+                                    {"Siglip", "siglip", 1, false, false},
+                                    {"ConvN", "convnext", -1, false, true},
+                                    {"ViT", "vit", 0, false, false},
+                                    {"", "", -1, false, false}};
+    const char *type = get_text(json, "image_processor_type");
+    int i = 0;
+    if (!*type)
+        type = get_text(json, "feature_extractor_type");
+    while (!strstr(*type ? type : model, *type ? all[i].type : all[i].model))
+        i++;
+    return &all[i];
+}
+
+/* To `edge`, and of that the middle of `side` pixels; without a crop everything. Where the picture
+ * becomes a square, its shape is lost. */
+static void read_geometry(const cJSON *json, const Processor *p, Hub *h)
 {
     const cJSON *size = get(json, "size"), *crop = get(json, "crop_size");
-    const cJSON *resample = get(json, "resample");
-    int edge = count_of(cJSON_IsNumber(size) ? size : get(size, "shortest_edge"));
+    const cJSON *middle = get(json, "do_center_crop"), *share = get(json, "crop_pct");
+    bool number = cJSON_IsNumber(size);
+    bool crops = cJSON_IsBool(middle) ? cJSON_IsTrue(middle) : p->crops;
+    int edge = count_of(number ? size : get(size, "shortest_edge"));
     int side = count_of(cJSON_IsNumber(crop) ? crop : get(crop, "height"));
+    bool shorter = number ? p->shorter : edge > 0;
     if (!edge)
         edge = count_of(get(size, "height"));
+    if (!edge)
+        return;
+    if (!crops || !side)
+        side = edge;
+    if (side > edge) { /* with black around it */
+        cannot(h, "crop_size", "more than size");
+        return;
+    }
+    set_square(h, (double)side / edge);
+    if (shorter)
+        h->crop = 0;
+    if (cJSON_IsNumber(share) && share->valuedouble > 0 && share->valuedouble <= 1) {
+        h->crop = 0;
+        h->crop_pct = share->valuedouble;
+    }
+}
+
+static void read_processor(const cJSON *json, const char *model, Hub *h)
+{
+    const Processor *p = processor_of(json, model);
+    const cJSON *resample = get(json, "resample");
     read_normalisation(get(json, "image_mean"), get(json, "image_std"), h);
     if (cJSON_IsFalse(get(json, "do_normalize"))) {
         static const double none[3] = {0, 0, 0}, one[3] = {1, 1, 1};
@@ -351,29 +412,70 @@ static void read_processor(const cJSON *json, Hub *h)
                                           "bicubic", "box",     "hamming"};
     if (cJSON_IsNumber(resample) && resample->valuedouble >= 0 && resample->valuedouble < 6)
         read_filter(filters[(int)resample->valuedouble], h);
-    if (edge && cJSON_IsTrue(get(json, "do_center_crop"))) {
-        h->crop = 0;
-        if (side && side <= edge)
-            h->crop_pct = (double)side / edge;
-    } else if (edge) {
-        h->crop = !get(size, "shortest_edge");
-        if (!h->crop)
-            h->crop_pct = 1;
-    }
-    const cJSON *share = get(json, "crop_pct");
-    if (cJSON_IsNumber(share) && share->valuedouble > 0 && share->valuedouble <= 1) {
-        h->crop = 0;
-        h->crop_pct = share->valuedouble;
-    }
+    else if (!resample && p->interpolation >= 0)
+        h->interpolation = p->interpolation;
+    read_geometry(json, p, h);
 }
+
+/* ---- open_clip ---- */
+
+/* {"model_cfg": {"quick_gelu", "vision_cfg": {"image_size", "layers", "width", "head_width",
+ * "patch_size", "pool_type", "final_ln_after_pool", "act_kwargs", "norm_kwargs"}}}, or one of
+ * timm's architectures in place of all these: {"timm_model_name", "timm_pool"}. */
+static bool read_tower(const char *path, const cJSON *model, Hub *h, Error *e)
+{
+    static const char from[] = "open_clip_config.json beside it";
+    const cJSON *tower = get(model, "vision_cfg"), *eps = get(get(tower, "norm_kwargs"), "eps");
+    const char *timm = get_text(tower, "timm_model_name"), *pool = get_text(tower, "pool_type");
+    read_sides(get(tower, "image_size"), &h->image_h, &h->image_w);
+    if (*timm)
+        return read_pool(path, from, get_text(tower, "timm_pool"), h, e) &&
+               read_architecture(path, from, timm, h, e);
+    int width = count_of(get(tower, "width")), head = count_of(get(tower, "head_width"));
+    h->width = width;
+    h->layers = count_of(get(tower, "layers"));
+    h->patch = count_of(get(tower, "patch_size"));
+    h->heads = width / (head ? head : 64);
+    h->eps = cJSON_IsNumber(eps) && eps->valuedouble >= 0 && eps->valuedouble <= 1
+                 ? eps->valuedouble
+                 : 1e-5;
+    h->act = ACT_GELU;
+    if (cJSON_IsTrue(get(model, "quick_gelu")))
+        h->act = ACT_QUICK_GELU;
+    else if (strcmp(get_text(get(tower, "act_kwargs"), "approximate"), "tanh") == 0)
+        h->act = ACT_GELU_TANH;
+    if (strcmp(pool, "avg") == 0 && cJSON_IsTrue(get(tower, "final_ln_after_pool")))
+        return fail(e, "take weights of a model whose last norm comes before its pooling",
+                    "%s: %s: final_ln_after_pool", path, from);
+    return read_pool(path, from, pool, h, e);
+}
+
+/* {"mean", "std", "interpolation", "resize_mode"}: the shorter side to the image's size and the
+ * middle of that, unless it says otherwise. */
+static void read_clip_images(const cJSON *json, Hub *h)
+{
+    const char *mode = get_text(json, "resize_mode");
+    read_normalisation(get(json, "mean"), get(json, "std"), h);
+    h->interpolation = 1;
+    read_filter(get_text(json, "interpolation"), h);
+    set_square(h, 1);
+    if (strcmp(mode, "squash") != 0)
+        h->crop = 0;
+    if (strcmp(mode, "longest") == 0)
+        cannot(h, "resize_mode", mode);
+}
+
+/* ---- all files ---- */
 
 bool hub_read(const char *path, Hub *h, Error *e)
 {
     *h = (Hub){.eps = -1, .pool = -1, .interpolation = -1, .crop = -1};
     bool ok, fine = true;
+    char model[32] = "";
     cJSON *json = read_json(path, "config.json", &ok, e);
     if (json) {
         read_from(h, "config.json");
+        snprintf(model, sizeof model, "%s", get_text(json, "model_type"));
         fine = read_model(path, "config.json beside it", json, h, e);
         read_timm_images(get(json, "pretrained_cfg"), h);
     }
@@ -383,17 +485,24 @@ bool hub_read(const char *path, Hub *h, Error *e)
     json = *h->from ? NULL : read_json(path, "open_clip_config.json", &ok, e);
     if (json) {
         read_from(h, "open_clip_config.json");
-        read_open_clip(json, h);
+        fine = read_tower(path, get(json, "model_cfg"), h, e);
+        read_clip_images(get(json, "preprocess_cfg"), h);
     }
     cJSON_Delete(json);
-    if (!ok)
+    if (!ok || !fine)
         return false;
-    json = read_json(path, "preprocessor_config.json", &ok, e);
-    if (json) {
-        read_from(h, "preprocessor_config.json");
-        read_processor(json, h);
+    static const char *const files[] = {"preprocessor_config.json", "processor_config.json"};
+    for (int i = 0; ok && i < COUNT(files); i++) {
+        json = read_json(path, files[i], &ok, e);
+        const cJSON *images = i == 0 ? json : get(json, "image_processor");
+        if (images) {
+            read_from(h, files[i]);
+            read_processor(images, model, h);
+        }
+        cJSON_Delete(json);
+        if (images)
+            break;
     }
-    cJSON_Delete(json);
     return ok;
 }
 

@@ -20,11 +20,12 @@ typedef struct {
     int act;        /* ACT_*; ACT_NONE: unknown */
     int pool;       /* POOL_*; -1: unknown */
     bool pools_all; /* the pooling sees the tokens before the patches too */
+    bool several;   /* classes may be there at once: each has a probability of its own */
     bool has_mean;  /* both mean and std are known */
     double mean[3], std[3];
     double crop_pct;   /* size of the crop / shorter side before it; 0: unknown */
     int interpolation; /* FILTER_* of image/image.h: 0 bilinear, 1 bicubic; -1: unknown */
-    int crop;          /* CROP_* of it: 0 centre, 1 stretch; -1: unknown */
+    int crop;          /* CROP_* of it: 0 centre, 1 stretch, 2 squash; -1: unknown */
     char unknown[128]; /* what of that is said and has no equal here; "" for nothing */
 } Hub;
 

@@ -11,6 +11,7 @@
 #include "weights/names.h"
 
 #include "model/params.h"
+#include "util/text.h"
 #include "weights/families.h"
 
 #include <math.h>
@@ -179,7 +180,7 @@ static size_t shorter(const char *prefix, size_t n)
  * -1: not a model's weights, but an optimiser's moments. */
 static int preference(const char *prefix)
 {
-    static const char *const best[] = {"ema", "teacher", "target", NULL};
+    static const char *const best[] = {"ema", "swa_", "averaged", "teacher", "target", NULL};
     static const char *const worst[] = {"student", "momentum", NULL};
     static const char *const never[] = {"exp_avg", "momentum_buffer", "optimizer", NULL};
     for (int i = 0; never[i]; i++)
@@ -203,6 +204,20 @@ PRINTF_LIKE(2, 3) static void note(NamesReport *report, const char *fmt, ...)
         at += (size_t)snprintf(report->notes + at, sizeof report->notes - at, "; ");
     vsnprintf(report->notes + at, sizeof report->notes - at, fmt, args);
     va_end(args);
+}
+
+/* Wrappers of PyTorch's around a part of a model stand in the names of all that is in it. */
+static void unwrap(SafeTensors *raw)
+{
+    static const char *const wrappers[] = {"_orig_mod.", "_fsdp_wrapped_module.",
+                                           "_checkpoint_wrapped_module."};
+    for (int i = 0; i < raw->count; i++)
+        for (int k = 0; k < COUNT(wrappers); k++) {
+            const char *name = raw->tensor[i].name, *at = strstr(name, wrappers[k]);
+            for (; at; name = raw->tensor[i].name, at = strstr(name, wrappers[k]))
+                raw->tensor[i].name = st_own(
+                    raw, xasprintf("%.*s%s", (int)(at - name), name, at + strlen(wrappers[k])));
+        }
 }
 
 /* Which family's names, under which prefix. */
@@ -300,6 +315,82 @@ static bool has_blocks_within(const Reader *r)
     return false;
 }
 
+/* Whether a name of what is no ViT's is a last layer's, as people write it: "head.1.weight",
+ * "fc.weight", "1.weight" behind Sequential(vit, Linear); *stem is its length without the kind. */
+static bool is_last_layer(const char *name, size_t *stem)
+{
+    static const char words[] = "head|heads|fc|classifier|cls_head|linear|last_layer";
+    const char *kind = strrchr(name, '.');
+    if (!kind || find_word("weight|bias", kind + 1) < 0)
+        return false;
+    *stem = (size_t)(kind - name);
+    for (const char *part = name; part < kind;) {
+        char word[16];
+        int n = (int)strcspn(part, ".");
+        snprintf(word, sizeof word, "%.*s", n, part);
+        bool number = strspn(word, "0123456789") == (size_t)n;
+        if (n >= (int)sizeof word || (!number && find_word(words, word) < 0))
+            return false;
+        part += n + 1;
+    }
+    return true;
+}
+
+static bool is_taken(const Reader *r, const StTensor *t)
+{
+    for (int i = r->matches - 1; i >= 0; i--)
+        if (r->match[i].t == t)
+            return true;
+    return false;
+}
+
+/* A head under another name than the library's: where one layer alone, of as many columns as the
+ * model is wide, is called like a last one. A dropout before it leaves no trace; a norm or another
+ * layer would. */
+static void match_head(Reader *r)
+{
+    static const Name names[] = {{"head.weight", "", 0, 0}, {"head.bias", "", 0, 0}};
+    const StTensor *found[2] = {NULL};
+    size_t length = strlen(r->prefix), shared = shorter(r->prefix, length), stem;
+    long width = 0;
+    for (int i = 0; i < r->matches; i++) {
+        if (names_is_head(r->match[i].ours))
+            return;
+        if (strcmp(r->match[i].ours, "patch_embed.proj.bias") == 0)
+            width = r->match[i].t->n;
+    }
+    for (int i = 0, all = 0; i < r->raw->count; i++) {
+        const StTensor *t = &r->raw->tensor[i];
+        const char *name = t->name, *within = NULL;
+        if (strncmp(name, r->prefix, length) == 0)
+            within = name + length;
+        else if (strncmp(name, r->prefix, shared) == 0)
+            within = name + shared;
+        if (!within || !is_last_layer(within, &stem))
+            continue;
+        int k = strcmp(within + stem, ".weight") != 0;
+        if (++all > 2 || found[k])
+            return;
+        found[k] = t;
+    }
+    const StTensor *w = found[0], *b = found[1];
+    size_t n = w ? strlen(w->name) - strlen("weight") : 0;
+    if (!w || !b || strncmp(w->name, b->name, n) != 0 || w->ndim != 2 || b->ndim != 1 ||
+        w->shape[1] != width || w->shape[0] != b->shape[0])
+        return;
+    size_t parent = n - 1;
+    while (parent > 0 && w->name[parent - 1] != '.')
+        parent--;
+    for (int i = 0; i < r->raw->count; i++) { /* MAE's linear probe has a norm there */
+        const StTensor *t = &r->raw->tensor[i];
+        if (t != w && t != b && strncmp(t->name, w->name, parent) == 0 && !is_taken(r, t))
+            return;
+    }
+    for (int k = 0; k < 2; k++)
+        add_match(r, &names[k], 0, -1, found[k]);
+    note(r->report, "its head is %.*s", (int)n - 1, w->name);
+}
+
 /* Every tensor of theirs: where it belongs, or that it may be left out. */
 static bool match_all(Reader *r)
 {
@@ -307,9 +398,12 @@ static bool match_all(Reader *r)
     int outside = 0;
     const char *first = NULL;
     r->loose = !has_blocks_within(r);
+    for (int i = 0; i < r->raw->count; i++)
+        match_tensor(r, &r->raw->tensor[i]);
+    match_head(r);
     for (int i = 0; i < r->raw->count; i++) {
         const StTensor *t = &r->raw->tensor[i];
-        if (match_tensor(r, t))
+        if (is_taken(r, t))
             continue;
         bool ours = strncmp(t->name, r->prefix, length) == 0;
         const char *why = family_left_out(t->name);
@@ -721,6 +815,14 @@ static bool has_positions(const Reader *r)
                 r->raw->path);
 }
 
+static bool has_norm(const Reader *r)
+{
+    return find_made(r, "norm.weight") || find_made(r, "fc_norm.weight") ||
+           fail(r->e, variant_hint,
+                "%s: there is no tensor norm.weight: no norm behind the last block (as RADIO's)",
+                r->raw->path);
+}
+
 /* Keys without a bias and a gated MLP are EVA-02's, whose rotary positions leave no trace. */
 static bool check_gate(const Reader *r)
 {
@@ -757,7 +859,7 @@ static bool build(Reader *r)
              *r->prefix ? " under " : "", r->prefix);
     if (!match_all(r) || !has_blocks(r) || !make_tensors(r) || !has_positions(r))
         return false;
-    if (!check_gate(r) || !settle_classifier(r))
+    if (!has_norm(r) || !check_gate(r) || !settle_classifier(r))
         return false;
     add_biases(r);
     settle_heads(r);
@@ -772,6 +874,7 @@ SafeTensors *names_view(SafeTensors *raw, const NamesKnown *known, NamesReport *
     Reader r = {.raw = raw, .view = st_view(raw->path), .known = *known, .report = report, .e = e};
     *report = (NamesReport){.pool = -1, .by_openai = st_find(raw, "context_length") != NULL};
     st_take(r.view, raw);
+    unwrap(raw);
     bool ok = build(&r);
     free(r.match);
     if (ok)

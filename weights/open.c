@@ -356,6 +356,23 @@ static bool no_weights(const char *dir, const Inside *in, Error *e)
                 "%s: holds no weights", dir);
 }
 
+/* A model as Hugging Face's cache has it, models--ORG--NAME: refs/main names the folder that is
+ * meant, of those in snapshots/. NULL: it is none. */
+static char *snapshot_in(const char *dir)
+{
+    char *ref = xasprintf("%s/refs/main", dir), *snapshot = NULL;
+    char *name = path_exists(ref) ? read_text(ref, 4096, &(Error){0}) : NULL;
+    if (name && name[strspn(name, "0123456789abcdef")] == '\0')
+        snapshot = xasprintf("%s/snapshots/%s", dir, name);
+    if (snapshot && !is_dir(snapshot)) {
+        free(snapshot);
+        snapshot = NULL;
+    }
+    free(name);
+    free(ref);
+    return snapshot;
+}
+
 char *weights_in_folder(const char *dir, Error *e)
 {
     static const char *const names[] = {
@@ -367,6 +384,12 @@ char *weights_in_folder(const char *dir, Error *e)
         if (path_exists(path))
             return path;
         free(path);
+    }
+    char *snapshot = snapshot_in(dir);
+    if (snapshot) {
+        char *file = weights_in_folder(snapshot, e);
+        free(snapshot);
+        return file;
     }
     Inside in = {0};
     look_inside(dir, true, &in);

@@ -16,7 +16,7 @@ namespace standin
 {
 
 /* ------------------------------------------------------------------------------------------------
- * A block's state, and its shared memory. Addresses begin at 1024, as on the device, and have the
+ * A cluster's state, and its shared memory. Addresses begin at 1024, as on the device, and have the
  * low bits of pointers. */
 
 constexpr uint32_t FIRST = 1024;
@@ -35,28 +35,42 @@ Async &async()
                     "VIT_STANDIN_SM=90",
                     capability() / 10, capability() % 10);
     a.active = true;
-    a.proxy.assign(b.bytes, char(0xFF));
+    a.proxy.assign(size_t(b.blocks - 1) * b.stride + b.bytes, char(0xFF));
     a.timing = b.random->below(2) ? LATE : Timing(1 + b.random->below(2));
     a.bars.clear();
     a.loads.clear();
-    for (NamedBarrier &n : a.named)
-        n = {};
-    a.threads.assign(size_t(b.threads), {});
-    a.groups.assign(size_t(b.threads + 127) / 128, {});
-    a.registers.assign(size_t(b.threads + 127) / 128, 0);
-    a.register_calls.assign(size_t(b.threads + 127) / 128, 0);
+    const size_t threads = size_t(b.blocks * b.room);
+    a.named.assign(16 * size_t(b.blocks), {});
+    a.threads.assign(threads, {});
+    a.groups.assign(threads / 128, {});
+    a.registers.assign(threads / 128, 0);
+    a.register_calls.assign(threads / 128, 0);
     a.elected = int(b.random->below(32));
     return a;
 }
 
-uint32_t shared_address(const void *p)
+static uint32_t address_of(const void *p)
 {
     return FIRST + uint32_t(static_cast<const char *>(p) - block().smem);
+}
+uint32_t window()
+{
+    return uint32_t(cluster_rank() * block().stride);
+}
+uint32_t shared_address(const void *p)
+{
+    return address_of(p) - window();
+}
+static unsigned rank_of(uint32_t address)
+{
+    return block().blocks > 1 ? unsigned((address - FIRST) / block().stride) : 0;
 }
 char *shared(uint32_t address, size_t bytes)
 {
     Block &b = block();
-    bool inside = address >= FIRST && address - FIRST + bytes <= b.bytes;
+    const unsigned rank = address < FIRST ? 0 : rank_of(address);
+    const size_t at = address - FIRST - rank * b.stride;
+    bool inside = address >= FIRST && rank < unsigned(b.blocks) && at + bytes <= b.bytes;
     return inside ? b.smem + (address - FIRST) : nullptr;
 }
 char *proxy(uint32_t address)
@@ -75,8 +89,8 @@ void fence_proxy_async()
     Async &a = async();
     Block &b = block();
     constexpr size_t step = 1024;
-    for (size_t i = 0; i < b.bytes; i += step) {
-        size_t n = std::min(step, b.bytes - i);
+    for (size_t i = window(), end = i + b.bytes; i < end; i += step) {
+        size_t n = std::min(step, end - i);
         if (memcmp(&a.proxy[i], b.smem + i, n))
             memcpy(&a.proxy[i], b.smem + i, n);
     }
@@ -91,7 +105,7 @@ constexpr uint64_t MARK = 0xB7B7B7B7B7B7B7B7u;
 static uint32_t mark_of(const uint64_t *bar, const char *what, int line)
 {
     says(what, line);
-    uint32_t address = shared_address(bar);
+    uint32_t address = address_of(bar);
     if (!shared(address, 8) || address % 8)
         block_error(self(), "an mbarrier outside of dynamic shared memory, or misaligned");
     return address;
@@ -99,11 +113,21 @@ static uint32_t mark_of(const uint64_t *bar, const char *what, int line)
 static Mbarrier &mbarrier_at(const uint64_t *bar, const char *what, int line)
 {
     uint32_t address = mark_of(bar, what, line);
+    const unsigned rank = rank_of(address);
     auto found = async().bars.find(address);
-    if (found == async().bars.end())
+    const bool there = found != async().bars.end();
+    if (rank != cluster_rank() && !(there && found->second.known))
+        block_error(self(),
+                    "an mbarrier of block %u of the cluster: no cluster_sync() since it was "
+                    "initialised and fenced",
+                    rank);
+    if (!there)
         block_error(self(), "the mbarrier at %u is not initialised", address);
     if (*bar != MARK)
         block_error(self(), "the mbarrier at %u was overwritten", address);
+    if (block_left(rank))
+        block_error(self(), "an mbarrier of block %u of the cluster, which has left the kernel",
+                    rank);
     return found->second;
 }
 
@@ -113,7 +137,7 @@ void mbarrier_init(uint64_t *bar, uint32_t count, int line)
     uint32_t address = mark_of(bar, "mbarrier_init", line);
     if (!count || count >= 1u << 20)
         block_error(self(), "an mbarrier for %u threads", count);
-    if (!async().bars.insert({address, {count, count, 0, 0, false, {}}}).second)
+    if (!async().bars.insert({address, {count, count, 0, 0, false, false, {}}}).second)
         block_error(self(), "the mbarrier at %u is initialised twice", address);
     *bar = MARK;
     memcpy(proxy(address), bar, 8);
@@ -122,7 +146,8 @@ void mbarrier_init_fence()
 {
     const Unseen unseen;
     for (auto &bar : async().bars)
-        bar.second.fenced = true;
+        if (rank_of(bar.first) == cluster_rank())
+            bar.second.fenced = true;
 }
 
 /* The next phase begins where nothing is missing from this one. */
@@ -157,6 +182,19 @@ void mbarrier_arrive(uint64_t *bar, uint32_t bytes, int line)
     if (!m.pending--)
         block_error(self(), "more than %u threads arrive in one phase of an mbarrier", m.count);
     check_phase(m);
+}
+/* What is at this place in another block of the cluster */
+template <class T> static T *in_block(T *p, unsigned rank)
+{
+    if (rank >= cluster_blocks())
+        block_error(self(), "there is no block %u in a cluster of %u", rank, cluster_blocks());
+    auto *own = reinterpret_cast<char *>(p);
+    return reinterpret_cast<T *>(own + rank * block().stride - window());
+}
+void mbarrier_arrive_at(uint64_t *bar, uint32_t rank, int line)
+{
+    says("mbarrier_arrive_at", line);
+    mbarrier_arrive(in_block(bar, rank), 0, line);
 }
 void mbarrier_wait(uint64_t *bar, uint32_t parity, int line)
 {
@@ -316,6 +354,9 @@ static bool untouched(const char *p, uint32_t n)
 }
 static void happen(Load l)
 {
+    if (block_left(rank_of(l.to)))
+        block_error(l.thread, "the tensor copy of line %d arrives in a block that has left",
+                    l.line);
     each_piece(l.map, l.place, [&](uint32_t offset, const char *from, uint32_t n) {
         uint32_t address = chunk_address(l.map, l.to, offset / 16 * 16) + offset % 16;
         for (char *to : {shared(address, n), proxy(address)}) {
@@ -343,14 +384,13 @@ static void one_happens(Async &a)
     happen(l);
 }
 
-void tma_load(void *to, const CUtensorMap *map, uint64_t *bar, Place place, int line)
+static void load(void *to, const CUtensorMap *map, uint64_t *bar, Place place, int line)
 {
-    const Unseen unseen;
     Async &a = async();
     Mbarrier &m = mbarrier_at(bar, "tma_load", line);
     if (!m.fenced)
         block_error(self(), "an mbarrier without mbarrier_init_fence()");
-    Load l = {read_map(map, place), place, shared_address(to), shared_address(bar), self(), line};
+    Load l = {read_map(map, place), place, address_of(to), address_of(bar), self(), line};
     uint32_t n = box_bytes(l.map);
     if (!shared(l.to, n) || l.to % 128)
         block_error(self(), "a tensor copy to outside of shared memory, or not aligned to 128");
@@ -359,6 +399,23 @@ void tma_load(void *to, const CUtensorMap *map, uint64_t *bar, Place place, int 
     a.loads.push_back(l);
     if (a.timing == AT_ONCE)
         one_happens(a);
+}
+void tma_load(void *to, const CUtensorMap *map, uint64_t *bar, Place place, int line)
+{
+    const Unseen unseen;
+    load(to, map, bar, place, line);
+}
+/* To the same place in several blocks, each of which has it in its own time. */
+void tma_multicast(void *to, const CUtensorMap *map, uint64_t *bar, unsigned ranks, Place place,
+                   int line)
+{
+    const Unseen unseen;
+    says("tma_multicast", line);
+    if (!ranks || ranks >> cluster_blocks())
+        block_error(self(), "a copy to blocks %#x of a cluster of %u", ranks, cluster_blocks());
+    for (unsigned rank = 0; rank < cluster_blocks(); rank++)
+        if (ranks >> rank & 1)
+            load(in_block(static_cast<char *>(to), rank), map, in_block(bar, rank), place, line);
 }
 
 /* A store's two halves. */
@@ -392,7 +449,7 @@ void tma_store(const CUtensorMap *map, const void *from, Place place, int line)
     const Unseen unseen;
     says("tma_store", line);
     AsyncThread &t = async().threads[size_t(self())];
-    Store s = {read_map(map, place), place, shared_address(from), line, t.store_groups, false, {}};
+    Store s = {read_map(map, place), place, address_of(from), line, t.store_groups, false, {}};
     if (!shared(s.from, box_bytes(s.map)) || s.from % 128)
         block_error(self(), "a tensor copy from outside of shared memory, or not aligned to 128");
     t.stores.push_back(s);
@@ -424,34 +481,52 @@ void tma_store_wait(unsigned groups_left, bool only_read)
 /* ------------------------------------------------------------------------------------------------
  * Named barriers, registers, lanes. */
 
-void named_barrier(int id, int threads, bool wait, int line)
+/* Whether this thread is the last to arrive; else, told to wait, it goes on behind that. */
+static bool meet(NamedBarrier &n, int id, bool wait)
 {
-    const Unseen unseen;
-    says(wait ? "named_barrier_sync" : "named_barrier_arrive", line);
-    if (id < 1 || id > 15)
-        block_error(self(), "there are named barriers 1 to 15, not %d", id);
-    NamedBarrier &n = async().named[id];
-    if (threads % 32 || threads < 32 || threads > block().threads)
-        block_error(self(), "barrier %d of %d threads", id, threads);
-    if (n.arrived && n.expected != threads)
-        block_error(self(), "barrier %d of %d threads is one of %d for others", id, threads,
-                    n.expected);
-    n.expected = threads;
     order_release(&n);
-    if (++n.arrived == threads) {
+    const bool last = ++n.arrived == n.expected;
+    if (last) {
         n.arrived = 0;
         for (int other : n.waiting)
             may_go(other);
         n.waiting.clear();
     } else if (wait) {
         AsyncThread &t = async().threads[size_t(self())];
-        snprintf(t.detail, sizeof t.detail, "barrier %d of %d threads", id, threads);
+        snprintf(t.detail, sizeof t.detail, "barrier %d of %d threads", id, n.expected);
         n.waiting.push_back(self());
         stop();
         t.detail[0] = 0;
     }
     if (wait)
         order_acquire(&n);
+    return last;
+}
+void named_barrier(int id, int threads, bool wait, int line)
+{
+    const Unseen unseen;
+    says(wait ? "named_barrier_sync" : "named_barrier_arrive", line);
+    if (id < 1 || id > 15)
+        block_error(self(), "there are named barriers 1 to 15, not %d", id);
+    NamedBarrier &n = async().named[16 * cluster_rank() + unsigned(id)];
+    if (threads % 32 || threads < 32 || threads > block().threads)
+        block_error(self(), "barrier %d of %d threads", id, threads);
+    if (n.arrived && n.expected != threads)
+        block_error(self(), "barrier %d of %d threads is one of %d for others", id, threads,
+                    n.expected);
+    n.expected = threads;
+    meet(n, id, wait);
+}
+/* Behind it all blocks may use mbarriers that were made before. */
+void cluster_sync(int line)
+{
+    const Unseen unseen;
+    says("cluster_sync", line);
+    Async &a = async();
+    a.named[0].expected = block().threads * block().blocks;
+    if (meet(a.named[0], 0, true))
+        for (auto &bar : a.bars)
+            bar.second.known = bar.second.fenced;
 }
 
 /* A multiprocessor has 65536 registers; a block begins with as many a thread as fit. */
@@ -473,11 +548,16 @@ void set_registers(int registers, bool more, int line)
 }
 static void check_registers(Async &a)
 {
-    int sum = 0;
-    for (int r : a.registers)
-        sum += 128 * (r ? r : registers_at_start());
-    if (sum > 65536)
-        block_error(self(), "its warp groups take %d registers together, there are 65536", sum);
+    const size_t groups = size_t(block().room) / 128;
+    const int pool = int(groups) * 128 * registers_at_start(); /* what a block was launched with */
+    for (size_t first = 0; first < a.registers.size(); first += groups) {
+        int sum = 0;
+        for (size_t i = first; i < first + groups; i++)
+            sum += 128 * (a.registers[i] ? a.registers[i] : registers_at_start());
+        if (sum > pool)
+            block_error(self(), "its warp groups take %d registers together, there are %d", sum,
+                        pool);
+    }
     for (int calls : a.register_calls)
         if (calls % 128)
             block_error(self(), "setmaxnreg by %d threads of a warp group", calls % 128);
@@ -508,6 +588,27 @@ void stmatrix_x4(void *row, const uint32_t (&r)[4], int line)
 {
     Stmatrix m = {r, {}};
     meet_warp(0xFFFFFFFFu, "mma's stmatrix_x4", line, &m, transpose, false);
+    if (uintptr_t(row) % 16)
+        block_error(self(), "stmatrix to a misaligned address");
+    memcpy(row, m.row, sizeof m.row);
+}
+/* Row j of matrix i, which lane 8i+j writes, is its column j: halves of what eight lanes bring. */
+STANDIN_NO_TSAN static void transpose_halves(void *const *warp, unsigned)
+{
+    for (int lane = 0; lane < 32; lane++) {
+        const int j = lane % 8;
+        auto half = [&](int i) {
+            return static_cast<Stmatrix *>(warp[4 * i + j / 2])->from[lane / 8] >> j % 2 * 16 &
+                   0xFFFFu;
+        };
+        for (int c = 0; c < 4; c++)
+            static_cast<Stmatrix *>(warp[lane])->row[c] = half(2 * c) | half(2 * c + 1) << 16;
+    }
+}
+void stmatrix_x4_trans(void *row, const uint32_t (&r)[4], int line)
+{
+    Stmatrix m = {r, {}};
+    meet_warp(0xFFFFFFFFu, "mma's stmatrix_x4_trans", line, &m, transpose_halves, false);
     if (uintptr_t(row) % 16)
         block_error(self(), "stmatrix to a misaligned address");
     memcpy(row, m.row, sizeof m.row);

@@ -1,4 +1,4 @@
-/* async.h - what happens in a block beside its threads: mbarriers, tensor copies, warp groups.
+/* async.h - what happens in a cluster beside its threads: mbarriers, tensor copies, warp groups.
  *
  * Not for users of the stand-in. kernel.cpp runs the threads and asks here when none can go on;
  * async.cpp has barriers and copies, wgmma.cpp products.
@@ -7,6 +7,9 @@
  * stores: `proxy` is a second image of it. Copies write both; what threads have written gets there
  * only by fence.proxy.async. An asynchronous read of bytes that differ in the two is an error: the
  * fence is missing, or somebody wrote while the operation was under way.
+ *
+ * Blocks of a cluster share it all. Threads have numbers in the cluster, and so have bytes of
+ * shared memory addresses: those of block r are r strides behind those that it knows.
  */
 #ifndef STANDIN_ASYNC_H
 #define STANDIN_ASYNC_H
@@ -20,17 +23,21 @@
 namespace standin
 {
 
-/* ---- the block that runs on this OS thread (kernel.cpp) ---- */
+/* ---- the cluster that runs on this OS thread (kernel.cpp) ---- */
 
 struct Async;
 struct Block {
-    int threads; /* how many */
-    char *smem;
-    size_t bytes;
+    int threads;   /* of one block */
+    int room;      /* numbers that each block's threads have: whole warp groups */
+    int blocks;    /* of the cluster */
+    char *smem;    /* the first one's */
+    size_t bytes;  /* of one block */
+    size_t stride; /* bytes from one block's to the next's */
     Random *random;
     Async *async; /* null: nothing asynchronous yet */
 };
 Block &block();
+bool block_left(unsigned rank);        /* all of its threads have left the kernel */
 int self();                            /* the running thread's number */
 void says(const char *what, int line); /* where it is, for messages */
 void stop();                           /* it goes on after go_on() */
@@ -66,6 +73,7 @@ struct Mbarrier {
     long bytes; /* announced and not yet written */
     unsigned phase;
     bool fenced;                                   /* copies may use it */
+    bool known;                                    /* other blocks may */
     std::vector<std::pair<int, unsigned>> waiting; /* threads, their parity */
 };
 
@@ -137,7 +145,7 @@ struct Async {
     Timing timing; /* of copies */
     std::map<uint32_t, Mbarrier> bars;
     std::vector<Load> loads;
-    NamedBarrier named[16];
+    std::vector<NamedBarrier> named; /* 16 of each block; the first one is the cluster's */
     std::vector<AsyncThread> threads;
     std::vector<WarpGroup> groups;
     std::vector<int> registers;      /* of each warp group's threads; 0: as launched */
@@ -146,17 +154,18 @@ struct Async {
 };
 
 Async &async();                               /* of the block; the first call begins it */
-char *shared(uint32_t address, size_t bytes); /* null: not in the block's shared memory */
+char *shared(uint32_t address, size_t bytes); /* null: not in one block's shared memory */
+uint32_t window();                            /* what lies before the running thread's block */
 char *proxy(uint32_t address);
 uint32_t swizzled(uint32_t address, unsigned bytes);
 
 /* ---- for kernel.cpp ---- */
 
-void async_begin(Async *a);   /* a block begins */
+void async_begin(Async *a);   /* a cluster begins */
 bool async_advance(Async *a); /* nobody can go on: let something happen; false: nothing is left */
 void async_chance(Async *a);  /* threads change */
 void async_leave(Async *a);   /* a thread leaves the kernel */
-void async_end(Async *a);     /* the block ends */
+void async_end(Async *a);     /* the cluster ends */
 const char *async_detail(Async *a, int thread); /* what it waits for */
 /* wgmma.cpp */
 void products_leave(AsyncThread &t);

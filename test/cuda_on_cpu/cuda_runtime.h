@@ -354,6 +354,7 @@ inline double max(double a, double b) { return fmax(a, b); }
       "operation not permitted on an event last recorded in a capturing stream")                  \
     X(cudaErrorStreamCaptureWrongThread, 908,                                                     \
       "attempt to terminate a thread-local capture sequence from another thread")                 \
+    X(cudaErrorInvalidClusterSize, 912, "cluster size is invalid")                                \
     X(cudaErrorUnknown, 999, "unknown error")
 enum cudaError {
 #define X(name, number, text) name = number,
@@ -505,9 +506,15 @@ struct cudaFuncAttributes {
     int maxThreadsPerBlock, numRegs, ptxVersion, binaryVersion;
     int maxDynamicSharedSizeBytes, preferredShmemCarveout;
 };
-enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
+enum cudaLaunchAttributeID {
+    cudaLaunchAttributeClusterDimension = 4,
+    cudaLaunchAttributeProgrammaticStreamSerialization = 6
+};
 union cudaLaunchAttributeValue {
     char pad[64];
+    struct {
+        unsigned x, y, z;
+    } clusterDim;
     int programmaticStreamSerializationAllowed;
 };
 struct cudaLaunchAttribute {
@@ -546,6 +553,7 @@ template <class T> void check_argument(const void *kernel, T argument)
 cudaError_t launch(const cudaLaunchConfig_t &c, const void *kernel, std::function<void()> thread);
 void launched_within(int most); /* dies in a block that is larger */
 cudaError_t occupancy(int *blocks, const void *kernel, int threads, size_t smem);
+cudaError_t clusters(int *most, const cudaLaunchConfig_t &c);
 } // namespace standin
 template <class T> cudaError_t cudaFuncSetAttribute(T *kernel, cudaFuncAttribute what, int value)
 {
@@ -560,6 +568,11 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, T kernel,
                                                           size_t smem)
 {
     return standin::occupancy(blocks, (const void *)kernel, threads, smem);
+}
+template <class T>
+cudaError_t cudaOccupancyMaxActiveClusters(int *clusters, T *, const cudaLaunchConfig_t *c)
+{
+    return standin::clusters(clusters, *c);
 }
 /* clang-format on */
 

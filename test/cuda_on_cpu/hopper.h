@@ -15,13 +15,14 @@ struct __nv_fp8_e5m2;
 namespace standin
 {
 
-/* An address as shared memory knows it; its low ten bits are the pointer's. */
+/* An address as the block's shared memory knows it; its low ten bits are the pointer's. */
 uint32_t shared_address(const void *p);
 
 /* mbarrier */
 void mbarrier_init(uint64_t *bar, uint32_t count, int line);
 void mbarrier_init_fence();
 void mbarrier_arrive(uint64_t *bar, uint32_t bytes, int line); /* bytes: announced before */
+void mbarrier_arrive_at(uint64_t *bar, uint32_t rank, int line);
 void mbarrier_wait(uint64_t *bar, uint32_t parity, int line);
 void fence_proxy_async();
 
@@ -30,6 +31,8 @@ struct Place {
     int dimensions, at[4];
 };
 void tma_load(void *to, const CUtensorMap *map, uint64_t *bar, Place place, int line);
+void tma_multicast(void *to, const CUtensorMap *map, uint64_t *bar, unsigned ranks, Place place,
+                   int line);
 void tma_store(const CUtensorMap *map, const void *from, Place place, int line);
 void tma_store_commit();
 void tma_store_wait(unsigned groups_left, bool only_read);
@@ -93,7 +96,12 @@ bool elect_one(int line);
 void named_barrier(int id, int threads, bool wait, int line);
 void set_registers(int registers, bool more, int line);
 void stmatrix_x4(void *row, const uint32_t (&r)[4], int line);
-void dependent_wait(int line); /* kernel.cpp */
+void stmatrix_x4_trans(void *row, const uint32_t (&r)[4], int line);
+void cluster_sync(int line);
+/* kernel.cpp */
+unsigned cluster_rank();
+unsigned cluster_blocks();
+void dependent_wait(int line);
 
 } // namespace standin
 

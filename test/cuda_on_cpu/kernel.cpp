@@ -1,18 +1,21 @@
-/* kernel.cpp - runs one kernel: blocks on OpenMP threads, a block's threads as fibers.
+/* kernel.cpp - runs one kernel: clusters of blocks on OpenMP threads, their threads as fibers.
  *
  * A thread runs until it meets others (barrier, shuffle, mma) or ends; then another thread of its
- * block goes on, chosen in one of several orders that the seed decides per block. Data that one
+ * cluster goes on, chosen in one of several orders that the seed decides per cluster. Data that one
  * thread leaves for another without a barrier is therefore missing in some of these orders. Fibers
- * are reused: a thread gets one only when it starts, and threads that never meet share one.
+ * are reused: a thread gets one only when it starts, and threads that never meet share one. A
+ * cluster is one block, unless the launch says otherwise; of several, warps have numbers one after
+ * the other, and shared memory lies in one piece.
  *
  * Under ThreadSanitizer every thread has a fiber of its own and blocks run on one OS thread; only
  * barriers order memory there, so a race is reported even where no order shows it. This file itself
  * is then compiled without the sanitizer (-fno-sanitize=thread -DSTANDIN_TSAN).
  *
- * Read: Worker, then meet_warp and meet_block, go_on (who runs next), run_block, run_kernel.
+ * Read: Worker, then meet_warp and meet_block, go_on (who runs next), run_cluster, run_kernel.
  */
 #include "async.h"
 
+#include <algorithm>
 #include <boost/context/detail/fcontext.hpp>
 #include <condition_variable>
 #include <mutex>
@@ -100,22 +103,29 @@ struct Early {
     std::function<void()> the_rest; /* returns when it has ended; empty: it has */
 };
 
-/* What one OS thread needs to run blocks. */
-struct Worker {
-    Warp warps[32];
-    unsigned ready;      /* warps with ready lanes */
-    unsigned warp, lane; /* running */
-    int threads, exited, arrived, votes[2], generation;
+/* One block of the cluster. */
+struct Resident {
+    uint3 index;
+    int exited, arrived, votes[2], generation;
     int barrier_line;
     const char *barrier;
+};
+
+/* What one OS thread needs to run clusters. */
+struct Worker {
+    Warp warps[32];      /* every block's begin with a multiple of four */
+    unsigned ready;      /* warps with ready lanes */
+    unsigned warp, lane; /* running */
+    int threads;         /* of a block */
+    Resident residents[MAX_CLUSTER];
     const Kernel *kernel;
     Order warp_order, lane_order;
     bool interleave; /* warps change at every meeting, not only at barriers */
     Random random;
     unsigned turn; /* TSan: thread i has fiber i + turn, turn < TURNS */
     char *smem;
-    size_t smem_bytes;
-    char *sync; /* TSan: one address per warp, then the block's */
+    size_t smem_bytes; /* as allocated */
+    char *sync;        /* TSan: one address per warp, then each block's */
     Fiber main;
     std::vector<Fiber *> idle, all;
     Block block; /* what async.cpp knows of it */
@@ -124,6 +134,19 @@ struct Worker {
     Thread &running()
     {
         return warps[warp].threads[lane];
+    }
+    unsigned block_warps() const
+    {
+        return unsigned(block.room) / 32;
+    }
+    Resident &resident() /* the running thread's block */
+    {
+        return residents[warp / block_warps()];
+    }
+    void show() /* the running thread */
+    {
+        threadIdx = running().index;
+        blockIdx = resident().index;
     }
 };
 static thread_local Worker *worker;
@@ -136,18 +159,21 @@ static thread_local Worker *worker;
 static void describe_waiting(Worker &w)
 {
     std::string last;
-    int lines = 0, first = 0;
-    for (int i = 0; i <= w.threads && lines < 24; i++) {
+    int lines = 0, first = 0, left = 0;
+    const int all = w.block.blocks * w.block.room;
+    for (int i = 0; i <= all && lines < 24; i++) {
         std::string here;
         Warp &p = w.warps[i / 32 % 32];
         Thread &t = p.threads[i % 32];
         unsigned bit = 1u << i % 32;
-        if (i < w.threads && (p.met | p.at_barrier | p.stopped) & bit & ~p.exited) {
-            char text[256], mask[32] = "";
+        if (i < all && (p.met | p.at_barrier | p.stopped) & bit & p.exists & ~p.exited) {
+            char text[256], mask[32] = "", of[48] = "";
             if (p.met & bit)
                 snprintf(mask, sizeof mask, ", mask %08x", t.mask);
+            if (w.block.blocks > 1)
+                snprintf(of, sizeof of, "in block %d of the cluster, ", i / w.block.room);
             const char *detail = async_detail(w.block.async, i);
-            snprintf(text, sizeof text, "in %s, line %d%s%s%s", t.what, t.line, mask,
+            snprintf(text, sizeof text, "%sin %s, line %d%s%s%s", of, t.what, t.line, mask,
                      *detail ? ": " : "", detail);
             here = text;
         }
@@ -164,7 +190,10 @@ static void describe_waiting(Worker &w)
         last = here;
         first = i;
     }
-    fprintf(stderr, "    %d of %d threads have left the kernel\n", w.exited, w.threads);
+    for (int i = 0; i < w.block.blocks; i++)
+        left += w.residents[i].exited;
+    fprintf(stderr, "    %d of %d threads have left the kernel\n", left,
+            w.threads * w.block.blocks);
 }
 
 [[noreturn]] static void kernel_error(Worker &w, const char *what)
@@ -284,12 +313,15 @@ static bool others_end(Worker &w)
     return true;
 }
 
-/* Chooses the next thread and makes it the running one; false: the block has ended. */
+/* Chooses the next thread and makes it the running one; false: the cluster has ended. */
 static bool choose(Worker &w)
 {
     async_chance(w.block.async);
     while (!w.ready) {
-        if (w.exited == w.threads)
+        int left = 0;
+        for (int i = 0; i < w.block.blocks; i++)
+            left += w.residents[i].exited;
+        if (left == w.threads * w.block.blocks)
             return false;
         if (!async_advance(w.block.async) && !others_end(w))
             kernel_error(w, "deadlock: every thread waits");
@@ -297,7 +329,7 @@ static bool choose(Worker &w)
     if (w.interleave || !(w.ready >> w.warp & 1))
         w.warp = pick(w.ready, w.warp_order, w.random);
     w.lane = pick(w.warps[w.warp].ready, w.lane_order, w.random);
-    threadIdx = w.running().index;
+    w.show();
     return true;
 }
 
@@ -339,7 +371,7 @@ static void run_thread(Worker &w)
     w.kernel->thread();
     Warp &p = w.warps[w.warp];
     unsigned bit = 1u << w.lane;
-    if (w.arrived)
+    if (w.resident().arrived)
         kernel_error(w, "leaves the kernel while others wait at a barrier of the block");
     for (unsigned left = p.met; left; left &= left - 1)
         if (p.threads[__builtin_ctz(left)].mask & bit)
@@ -350,7 +382,7 @@ static void run_thread(Worker &w)
     p.exited |= bit;
     if (!p.ready)
         w.ready &= ~(1u << w.warp);
-    w.exited++;
+    w.resident().exited++;
 }
 
 static void fiber_main(transfer_t from)
@@ -405,7 +437,7 @@ unsigned live_lanes()
 }
 void *shared_memory()
 {
-    return worker->smem;
+    return worker->smem + size_t(cluster_rank()) * worker->block.stride;
 }
 
 void memory_fence()
@@ -471,39 +503,40 @@ int meet_block_count(bool vote, const char *what, int line)
     Worker &w = *worker;
     Warp &p = w.warps[w.warp];
     Thread &me = w.running();
+    Resident &b = w.resident();
     unsigned bit = 1u << w.lane;
     me.line = line, me.what = what;
-    if (w.exited)
+    if (b.exited)
         kernel_error(w, "waits at a barrier of the block that other threads have left");
-    int generation = w.generation;
-    if (!w.arrived++) {
-        w.barrier = what;
-        w.barrier_line = line;
-        w.votes[generation & 1] = 0;
-    } else if (line != w.barrier_line || strcmp(what, w.barrier)) {
+    int generation = b.generation;
+    if (!b.arrived++) {
+        b.barrier = what;
+        b.barrier_line = line;
+        b.votes[generation & 1] = 0;
+    } else if (line != b.barrier_line || strcmp(what, b.barrier)) {
         p.at_barrier |= bit;
         kernel_error(w, "is at another barrier than the rest of the block");
     }
-    w.votes[generation & 1] += vote;
+    b.votes[generation & 1] += vote;
     p.ready &= ~bit;
     p.at_barrier |= bit;
     if (!p.ready)
         w.ready &= ~(1u << w.warp);
-    if (w.arrived == w.threads) {
-        unsigned warps = unsigned(w.threads + 31) / 32;
+    if (b.arrived == w.threads) {
+        const unsigned rank = cluster_rank(), first = rank * w.block_warps();
         if (tsan)
-            order_memory(w, 0, warps - 1, 0xFFFFFFFFu, &w.sync[32]);
-        for (unsigned i = 0; i < warps; i++) {
+            order_memory(w, first, first + w.block_warps() - 1, 0xFFFFFFFFu, &w.sync[32 + rank]);
+        for (unsigned i = first; i < first + w.block_warps(); i++) {
             w.warps[i].at_barrier = 0;
             w.warps[i].ready = w.warps[i].exists;
+            w.ready |= unsigned(w.warps[i].exists != 0) << i;
         }
-        w.ready = 0xFFFFFFFFu >> (32 - warps);
-        w.arrived = 0;
-        w.generation++;
+        b.arrived = 0;
+        b.generation++;
         w.warp = pick(w.ready, w.warp_order, w.random); /* else the last warp would go on */
     }
     go_on(w, me);
-    return w.votes[generation & 1];
+    return b.votes[generation & 1];
 }
 void meet_block(const char *what, int line)
 {
@@ -573,6 +606,18 @@ void order_acquire([[maybe_unused]] void *address)
     __tsan_acquire(address);
 #endif
 }
+bool block_left(unsigned rank)
+{
+    return worker->residents[rank].exited == worker->threads;
+}
+unsigned cluster_rank()
+{
+    return worker->warp / worker->block_warps();
+}
+unsigned cluster_blocks()
+{
+    return unsigned(worker->block.blocks);
+}
 void block_error(int thread, const char *fmt, ...)
 {
     char text[256];
@@ -581,6 +626,7 @@ void block_error(int thread, const char *fmt, ...)
     vsnprintf(text, sizeof text, fmt, args);
     va_end(args);
     worker->warp = unsigned(thread) / 32, worker->lane = unsigned(thread) % 32;
+    worker->show();
     kernel_error(*worker, text);
 }
 
@@ -621,7 +667,8 @@ void copy_issue(void *to, const void *from, unsigned bytes, unsigned from_bytes)
         kernel_error(w, "cp.async with a misaligned address");
     if (from_bytes > bytes)
         kernel_error(w, "cp.async reads more than it writes");
-    if (static_cast<char *>(to) < w.smem || static_cast<char *>(to) + bytes > w.smem + w.smem_bytes)
+    char *smem = static_cast<char *>(shared_memory());
+    if (static_cast<char *>(to) < smem || static_cast<char *>(to) + bytes > smem + w.block.bytes)
         kernel_error(w, "cp.async writes outside of the block's shared memory");
     touch(to, bytes, true);
     memset(to, 0xFF, bytes);
@@ -653,7 +700,8 @@ void copy_wait(unsigned groups_left, bool uncommitted_too)
 /* ------------------------------------------------------------------------------------------------
  * Blocks. */
 
-/* Exactly as large as asked for under a sanitizer; else a guard behind shows overruns. */
+/* The last one's shared memory is exactly as large as asked for under a sanitizer; else, and behind
+ * that of others, a guard shows overruns. */
 #if defined(STANDIN_ASAN) || defined(STANDIN_TSAN)
 constexpr size_t GUARD = 0;
 #else
@@ -662,52 +710,73 @@ constexpr size_t GUARD = 128;
 static void *fresh_memory(size_t bytes)
 {
     void *p;
-    if (posix_memalign(&p, 1024, bytes + GUARD ? bytes + GUARD : 1))
+    if (posix_memalign(&p, 1024, bytes ? bytes : 1))
         die("no memory for a block");
     return p;
 }
 static void check_guard(Worker &w)
 {
-    for (size_t i = 0; i < GUARD; i++)
-        if (w.smem[w.smem_bytes + i] != char(0xFF))
-            kernel_error(w, "the block wrote beyond its dynamic shared memory");
+    const Block &b = w.block;
+    for (int i = 1; i <= b.blocks; i++)
+        for (size_t at = (i - 1) * b.stride + b.bytes,
+                    end = i < b.blocks ? i * b.stride : w.smem_bytes;
+             at < end; at++)
+            if (w.smem[at] != char(0xFF))
+                kernel_error(w, "the block wrote beyond its dynamic shared memory");
+}
+/* Bytes from one block's shared memory to the next one's, and of all. */
+static size_t smem_stride(const Kernel &k)
+{
+    return k.cluster > 1 ? (k.smem + 128 + 1023) / 1024 * 1024 : k.smem;
+}
+static size_t smem_total(const Kernel &k)
+{
+    return (k.cluster - 1) * smem_stride(k) + k.smem + GUARD;
 }
 
-static void run_block(Worker &w, const Kernel &k, unsigned long long number)
+static void begin_warps(Worker &w)
 {
-    blockIdx = {unsigned(number % k.grid.x), unsigned(number / k.grid.x % k.grid.y),
-                unsigned(number / k.grid.x / k.grid.y)};
+    w.ready = 0;
+    for (int i = 0; i < w.block.blocks * w.block.room / 32; i++) {
+        Warp &p = w.warps[i];
+        int lanes = std::clamp(w.threads - 32 * i % w.block.room, 0, 32);
+        p.exists = p.ready = lanes == 32 ? 0xFFFFFFFFu : (1u << lanes) - 1;
+        p.met = p.at_barrier = p.stopped = p.exited = 0;
+        w.ready |= unsigned(lanes > 0) << i;
+        for (int j = 0; j < lanes; j++) {
+            p.threads[j].fiber = nullptr;
+            p.threads[j].committed = 0;
+            p.threads[j].line = 0;
+        }
+    }
+}
+
+static void run_cluster(Worker &w, const Kernel &k, unsigned long long number)
+{
+    for (unsigned i = 0; i < k.cluster; i++) {
+        unsigned long long at = number * k.cluster + i;
+        w.residents[i] = {};
+        w.residents[i].index = {unsigned(at % k.grid.x), unsigned(at / k.grid.x % k.grid.y),
+                                unsigned(at / k.grid.x / k.grid.y)};
+    }
     w.random.state = k.seed + number * 0xD1B54A32D192ED03u;
     w.random.next();
     w.warp_order = Order(w.random.below(3));
     w.lane_order = Order(w.random.below(3));
     w.interleave = w.random.below(4) == 0;
     w.turn = w.random.below(TURNS);
-    w.exited = w.arrived = w.generation = 0;
     tsan_ignore(true);
     if (tsan) {
         free(w.smem);
         free(w.sync);
-        w.smem = static_cast<char *>(fresh_memory(k.smem));
-        w.sync = static_cast<char *>(fresh_memory(33));
+        w.smem = static_cast<char *>(fresh_memory(w.smem_bytes));
+        w.sync = static_cast<char *>(fresh_memory(32 + MAX_CLUSTER));
     }
-    memset(w.smem, 0xFF, k.smem + GUARD);
+    memset(w.smem, 0xFF, w.smem_bytes);
     tsan_ignore(false);
-    int warps = (w.threads + 31) / 32;
-    for (int i = 0; i < warps; i++) {
-        Warp &p = w.warps[i];
-        int lanes = w.threads - 32 * i;
-        p.exists = p.ready = lanes >= 32 ? 0xFFFFFFFFu : (1u << lanes) - 1;
-        p.met = p.at_barrier = p.stopped = p.exited = 0;
-        for (int j = 0; j < lanes && j < 32; j++) {
-            p.threads[j].fiber = nullptr;
-            p.threads[j].committed = 0;
-            p.threads[j].line = 0;
-        }
-    }
-    w.block = {w.threads, w.smem, w.smem_bytes, &w.random, w.block.async};
+    w.block.smem = w.smem;
+    begin_warps(w);
     async_begin(w.block.async);
-    w.ready = 0xFFFFFFFFu >> (32 - warps);
     w.warp = pick(w.ready, w.warp_order, w.random);
     choose(w);
     jump(&w.main, fiber_of(w));
@@ -722,17 +791,21 @@ static void prepare(Worker &w, const Kernel &k)
     gridDim = k.grid;
     w.threads = int(k.block.x * k.block.y * k.block.z);
     w.main.stack = nullptr; /* asked again: the same Worker may serve from another depth */
-    for (int i = 0; i < w.threads; i++) {
-        unsigned x = unsigned(i) % k.block.x, yz = unsigned(i) / k.block.x;
+    const int blocks = int(k.cluster), room = (w.threads + 127) / 128 * 128;
+    if (blocks * room > 1024)
+        die("a cluster of %d blocks of %d threads: 1024 are modelled", blocks, w.threads);
+    w.block = {w.threads, room, blocks, w.smem, k.smem, smem_stride(k), &w.random, w.block.async};
+    for (int i = 0; i < blocks * room; i++) {
+        unsigned n = unsigned(i % room), x = n % k.block.x, yz = n / k.block.x;
         w.warps[i / 32].threads[i % 32].index = {x, yz % k.block.y, yz / k.block.y};
     }
     /* Creating a fiber orders what its creator did before it: no thread of a block may do that. */
-    while (tsan && w.all.size() < size_t(w.threads) + TURNS)
+    while (tsan && w.all.size() < size_t(blocks * room) + TURNS)
         new_fiber(w);
-    if (!w.smem || w.smem_bytes != k.smem) {
+    if (!w.smem || w.smem_bytes != smem_total(k)) {
         free(w.smem);
-        w.smem = static_cast<char *>(fresh_memory(k.smem));
-        w.smem_bytes = k.smem;
+        w.smem_bytes = smem_total(k);
+        w.smem = static_cast<char *>(fresh_memory(w.smem_bytes));
     }
 }
 
@@ -769,7 +842,7 @@ static void run_blocks(const Kernel &k, const BlockOrder &order, unsigned long l
         if (i >= order.n)
             break;
         if ((long long)order(i) != k.done)
-            run_block(w, k, order(i));
+            run_cluster(w, k, order(i));
     }
     w.kernel = nullptr;
 }
@@ -796,7 +869,7 @@ static void order_launch(bool end)
 
 void run_kernel(const Kernel &k)
 {
-    BlockOrder order((unsigned long long)k.grid.x * k.grid.y * k.grid.z, {k.seed});
+    BlockOrder order((unsigned long long)k.grid.x * k.grid.y * k.grid.z / k.cluster, {k.seed});
     unsigned long long next = 0;
     bool parallel = !tsan && order.n > 1 && order.n * k.block.x > 512 && !omp_in_parallel();
     order_launch(false);
@@ -810,7 +883,7 @@ void run_kernel(const Kernel &k)
 }
 
 /* ------------------------------------------------------------------------------------------------
- * A block of the next kernel, which begins early: on an OS thread of its own, since the kernel in
+ * A cluster of the next kernel, which begins early: on an OS thread of its own, since the kernel in
  * front of it runs in the middle. */
 
 struct Helper {
@@ -845,7 +918,7 @@ long long run_early(const Kernel &k, const std::function<void()> &others)
     if (!helper || helper->process != getpid()) /* threads are not copied by fork() */
         helper = new Helper;
     Helper &h = *helper;
-    unsigned long long n = (unsigned long long)k.grid.x * k.grid.y * k.grid.z;
+    unsigned long long n = (unsigned long long)k.grid.x * k.grid.y * k.grid.z / k.cluster;
     unsigned long long number = Random{k.seed}.next() % n;
     bool reached = false, ended = false; /* dependent_wait(), the other kernel */
     std::unique_lock<std::mutex> hold(h.lock);
@@ -860,7 +933,7 @@ long long run_early(const Kernel &k, const std::function<void()> &others)
             h.change.wait(hold, [&] { return ended; });
         };
         prepare(w, k);
-        run_block(w, k, number);
+        run_cluster(w, k, number);
         if (w.early.the_rest)
             kernel_error(w, "a dependent kernel that nowhere calls dependent_wait()");
         w.kernel = nullptr;

@@ -58,11 +58,13 @@ struct Kernel {
     dim3 grid, block;
     size_t smem;
     uint64_t seed;
-    long long done = -1; /* a block that has run already */
+    unsigned cluster = 1; /* blocks, neighbours in x */
+    long long done = -1;  /* a cluster that has run already */
 };
+enum { MAX_CLUSTER = 8 }; /* what every GPU that has clusters can */
 void run_kernel(const Kernel &k);
-/* Lets one block of `k` begin before `others`, which it waits for in dependent_wait(); both have run
- * when this returns. Returns the block's number. */
+/* Lets one cluster of `k` begin before `others`, which it waits for in dependent_wait(); both have
+ * run when this returns. Returns the cluster's number. */
 long long run_early(const Kernel &k, const std::function<void()> &others);
 const char *function_name(const void *function);
 

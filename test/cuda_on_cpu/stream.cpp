@@ -87,6 +87,7 @@ struct CUgraphExec_st {
 namespace standin
 {
 
+constexpr int PROCESSORS = 4;
 constexpr size_t LARGE_PAGE = 2 << 20;
 constexpr size_t GUARD = 256; /* at least this between allocations, filled with 0xFF */
 
@@ -1156,6 +1157,30 @@ static bool begins_early(const cudaLaunchConfig_t &c)
             return true;
     return false;
 }
+/* Blocks of a cluster; 0: they do not divide the grid, or are more than GPUs have. */
+static unsigned cluster_of(const cudaLaunchConfig_t &c)
+{
+    unsigned blocks = 1;
+    for (unsigned i = 0; i < c.numAttrs; i++) {
+        const auto &cluster = c.attrs[i].val.clusterDim;
+        if (c.attrs[i].id != cudaLaunchAttributeClusterDimension)
+            continue;
+        if (cluster.y != 1 || cluster.z != 1)
+            die("clusters are modelled along x alone");
+        blocks = cluster.x;
+    }
+    return blocks && blocks <= MAX_CLUSTER && c.gridDim.x % blocks == 0 ? blocks : 0;
+}
+/* One block on each multiprocessor */
+cudaError_t standin::clusters(int *most, const cudaLaunchConfig_t &c)
+{
+    API;
+    const unsigned blocks = cluster_of(c);
+    if (!blocks)
+        return result(cudaErrorInvalidClusterSize);
+    *most = blocks > 1 && g().sm < 90 ? 0 : PROCESSORS / int(blocks);
+    return cudaSuccess;
+}
 static bool nothing_since_kernel(const CUstream_st &s)
 {
     if (!s.kernel)
@@ -1192,10 +1217,13 @@ cudaError_t standin::launch(const cudaLaunchConfig_t &c, const void *kernel,
     if (c.dynamicSmemBytes > size_t(smem_of(kernel)))
         return result(cudaErrorInvalidValue);
     const bool dependent = begins_early(c);
-    if (dependent && g().sm < 90)
+    const unsigned cluster = cluster_of(c);
+    if (!cluster)
+        return result(cudaErrorInvalidClusterSize);
+    if ((dependent || cluster > 1) && g().sm < 90)
         return result(cudaErrorNotSupported);
     auto l = std::make_shared<Launched>(
-        Launched{{std::move(thread), kernel, n, b, c.dynamicSmemBytes, 0}, nullptr});
+        Launched{{std::move(thread), kernel, n, b, c.dynamicSmemBytes, 0, cluster}, nullptr});
     CUstream_st *s = resolve(c.stream);
     if (dependent && nothing_since_kernel(*s))
         s->kernel->dependent = l;
@@ -1249,7 +1277,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device)
     p->maxThreadsPerBlock = 1024;
     p->major = g().sm / 10;
     p->minor = g().sm % 10;
-    p->multiProcessorCount = 4;
+    p->multiProcessorCount = PROCESSORS;
     p->memoryBusWidth = 64;
     p->l2CacheSize = 1 << 20;
     p->maxThreadsPerMultiProcessor = 2048;

@@ -28,7 +28,7 @@ struct Operand {
 static Operand decode(uint64_t d, bool mn_major)
 {
     static const uint32_t widths[] = {16, 128, 64, 32};
-    return {uint32_t(d & 0x3FFF) << 4, uint32_t(d >> 16 & 0x3FFF) << 4,
+    return {window() + (uint32_t(d & 0x3FFF) << 4), uint32_t(d >> 16 & 0x3FFF) << 4,
             uint32_t(d >> 32 & 0x3FFF) << 4, widths[d >> 62], mn_major};
 }
 /* The address of a 16-byte chunk. K-major: of row `mn`, the chunk `k`th along k. MN-major: of `k`,
@@ -278,7 +278,7 @@ void wgmma_issue(float *d, const Product &p, int line)
     Async &a = async();
     const int group = self() / 128;
     AsyncThread &t = a.threads[size_t(self())];
-    if (group * 128 + 128 > block().threads)
+    if (self() % block().room / 128 * 128 + 128 > block().threads)
         block_error(self(), "a product of a warp group that is not whole");
     if (!p.a_in_registers)
         check_operand(p.a, decode(p.a, p.mn_a));

@@ -41,7 +41,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n)
         compare_with_fresh(bytes, n, &t, all, ok, out);
         decoder_crop(d, &t, part, true, out, &e);
         decoder_crop(d, &t, one, false, out, &e);
-        t.crop = (int)(n % 2) ? CROP_STRETCH : CROP_CENTER;
+        t.crop = (int)(n % 3);
         decoder_eval(d, &t, out, &e);
     }
     return 0;

@@ -34,6 +34,12 @@ static const AttentionCase attention_cases[] = {
     {4, 66, 66, 3, 80, 8, 0, 0, 0, 0},      {1, 257, 257, 3, 80, 0, 0, 0, 0, 0},
     {3, 130, 1, 3, 88, 0, 0.2, 0, 0, 0},    {1, 209, 150, 1, 104, 0, 0.1, 0, 0, 0},
     {1, 70, 70, 1, 72, 0, 0, -12, 0, 1},    {1, 272, 272, 1, 104, 0, 0, 0, 1, 0},
+    {2, 273, 273, 2, 72, 0, 0, 0, 0, 0},    {1, 321, 321, 5, 88, 0, 0.1, 0, 0, 0},
+    {3, 290, 1, 3, 104, 0, 0.2, 0, 0, 0},   {1, 390, 129, 1, 80, 8, 0, 0, 0, 1},
+    {1, 641, 641, 1, 64, 0, 0.1, 0, 0, 0},  {1, 1408, 20, 1, 16, 0, 0, 0, 0, 0},
+    {1, 97, 97, 2, 112, 0, 0.1, 0, 0, 0},   {1, 280, 200, 1, 128, 0, 0.2, 0, 0, 0},
+    {3, 290, 65, 3, 40, 8, 0, 0, 0, 0},     {2, 704, 16, 1, 64, 0, 0, 9, 0, 1},
+    {1, 274, 200, 5, 16, 0, 0, 0, 0, 0},
 };
 
 /* One query row's place: image b, head h, row i; its q, k and v start at these offsets in qkv. */
@@ -128,6 +134,8 @@ static void attention(const AttentionCase *c, bool backward)
     long few = (long)c->B * c->Tq;
     if (c->hs < 8) /* with few channels rounding averages out less: 2.4e-2 in 20 draws of hs 1 */
         gate_half *= 6;
+    if (c->drop >= 0.9) /* three of 33 keys are left: fp16 5.4e-4 in 584 draws, mostly 3.7e-4 */
+        gate_half *= 1.25;
     int kind = backward ? INOUT : OUT;
     Mat *qkv = mat("qkv", IN, (long)c->B * c->T, 3 * C, c->pad);
     Mat *lse = real_vec("lse", kind, queries), *delta = real_vec("delta", OUT, backward * queries);

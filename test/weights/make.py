@@ -388,5 +388,24 @@ for part, shape in {"A": (2, C), "B": (C, 2)}.items():  # PEFT's names
 save_file({"base_model.model." + k: v for k, v in adapted.items()}, here("refused-lora.safetensors"))
 T.OwlViTVisionModel(T.OwlViTVisionConfig(**sizes)).save_pretrained(folder("refused-owlvit"))
 os.remove(here("refused-owlvit/config.json"))
+# ---- parts that were wrapped, heads that were replaced ----
+
+model = vit()
+model.head = nn.Sequential(nn.Dropout(0.1), nn.Linear(C, K))
+random_weights(model)
+keep("wrapped.pth", model)  # each block compiled, and an average of it beside another model
+for i in range(L):
+    model.blocks[i] = torch.compile(model.blocks[i])
+averaged = torch.optim.swa_utils.AveragedModel(model).state_dict()
+torch.save({"model": state(vit()), "swa_model": averaged}, here("wrapped.pth"))
+model = nn.Sequential(vit(), nn.Linear(C, K))
+model[0].head = nn.Identity()
+random_weights(model)
+keep("behind.safetensors", model)
+save_file(state(model), here("behind.safetensors"))
+model = vit()  # MAE's linear probe: the norm is part of what is learned
+model.head = nn.Sequential(nn.BatchNorm1d(C, affine=False), nn.Linear(C, K))
+save_file(state(random_weights(model)), here("probe.safetensors"))
+
 save_file({"image": image.float(), **{k: v.float() for k, v in logits.items()}}, here("logits.safetensors"))
 print(len(logits), "models;", sum(os.path.getsize(os.path.join(d, f)) for d, _, fs in os.walk(HERE) for f in fs), "bytes")
