@@ -4,7 +4,8 @@
  * of both, in its words A is transposed and B is not. So y = x w^T takes x and w as they are,
  * dx = dy w takes w transposed, and dw = dy^T x takes both transposed. A copy and its transposition
  * are written in one pass, which reads an operand, or makes it: what is rounded there is a Source,
- * a matrix in memory or what an activation makes of one. Rows of a transposed copy are padded with
+ * a matrix in memory or what an activation makes of one. Norms (norms.cuh) and the ends of products
+ * of our own (gemm_sm90.cuh) write both by themselves. Rows of a transposed copy are padded with
  * zeros to a multiple of 16, as sums must be.
  *
  * Where nobody reads an operand but 8-bit products, its Tensor is of an 8-bit type, and the copies

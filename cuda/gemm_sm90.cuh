@@ -92,7 +92,7 @@ template <class O> struct Sm90Types {
     using B = O;
     using D = O;
     static constexpr bool NARROW = false, PROMOTES = false;
-    static constexpr Fp8Kind KIND = __NV_E4M3;
+    static constexpr Fp8Kind KIND = __NV_E4M3; /* D never has 8 bits */
 };
 template <> struct Sm90Types<Fp8Forward> {
     using A = __nv_fp8_e4m3;
@@ -446,7 +446,8 @@ static_assert(16 * BYTES_STRIDE + 64 * 16 <= PATCH * 2, "both copies fit into a 
 template <Fp8Kind KIND>
 __device__ inline void round_words(uint32_t (&word)[2], const float (&v)[8], float scale)
 {
-    auto rows = [&](int k) { /* g and g + 8 */
+    /* of rows g and g + 8 */
+    auto rows = [&](int k) {
         return fp8_pair<KIND>(fp8_scaled(v[k], scale), fp8_scaled(v[k + 2], scale));
     };
     each<2>([&](int j) { word[j] = rows(4 * j) | rows(4 * j + 1) << 16; });
@@ -490,7 +491,7 @@ __device__ inline void store_words(const Patch<E> &at, const uint32_t (&word)[4]
 }
 
 /* What a thread knows of a D in 8 bits: its scale, and the largest |x| so far, as two numbers */
-struct Narrow {
+struct Eight {
     float scale;
     uint32_t most;
 };
@@ -551,7 +552,7 @@ __device__ inline Patch<E> sm90_patch(const Tile &t, const Sm90Args &x, const Sm
 template <class O, End END, int ACT, class Tile>
 __device__ inline void sm90_end(const float (&sums)[Tile::HALVES][Tile::N / 2], Packs &next,
                                 const Tile &t, const Sm90Args &x, const Sm90Unit &u, int group,
-                                float scale, Narrow &narrow)
+                                float scale, Eight &eight)
 {
     using E = typename Sm90Types<O>::D;
     constexpr bool EIGHT = Tile::NARROW && END != END_PLAIN; /* is D in 8 bits? */
@@ -575,7 +576,7 @@ __device__ inline void sm90_end(const float (&sums)[Tile::HALVES][Tile::N / 2], 
             float v[8];
             note_pairs(most, pairs[q]);
             unpack_pairs<E>(v, pairs[q]);
-            round_words<Sm90Types<O>::KIND>(words[q], v, narrow.scale);
+            round_words<Sm90Types<O>::KIND>(words[q], v, eight.scale);
         };
         if (adds) {
             at.fill(next);
@@ -644,7 +645,7 @@ __device__ inline void sm90_end(const float (&sums)[Tile::HALVES][Tile::N / 2], 
             const uint32_t mask = (there[0] ? 0x00FF00FFu : 0) | (there[1] ? 0xFF00FF00u : 0);
             each<8>([&](int i) { words[i / 2][i % 2] &= mask; }); /* GELU of a bias is not 0 */
             each<2>([&](int r) {
-                narrow.most = there[r] ? max_halves(narrow.most, most[r]) : narrow.most;
+                eight.most = there[r] ? max_halves(eight.most, most[r]) : eight.most;
             });
             store_words(at, words, x.eight);
         } else {
@@ -719,9 +720,9 @@ __global__ void __launch_bounds__(HAS_SM90 ? SM90_THREADS : 32, 1)
             const int units = (int)Sm90Unit::count(x, (Tile *)0);
             const float scale = Tile::NARROW ? *x.scale_a * *x.scale_b : 1; /* a power of two */
             constexpr bool EIGHT = Tile::NARROW && (END == END_ACT || END == END_SLOPE);
-            Narrow narrow = {EIGHT ? delayed_scale(x.eight.scale) : 1, 0};
+            Eight eight = {EIGHT ? delayed_scale(x.eight.scale) : 1, 0};
             if (EIGHT && blockIdx.x == 0 && threadIdx.x == SM90_GROUP)
-                x.eight.scale->inverse = 1 / narrow.scale;
+                x.eight.scale->inverse = 1 / eight.scale;
             Ring<Tile::STAGES> ring;
             for (int unit = blockIdx.x, n = 0; unit < units; unit += gridDim.x, n++) {
                 const Sm90Unit u(x, unit, (Tile *)0);
@@ -742,11 +743,11 @@ __global__ void __launch_bounds__(HAS_SM90 ? SM90_THREADS : 32, 1)
                 if constexpr (END == END_SUM)
                     sm90_end_sum<Tile>(sums, x, u, group, scale);
                 else
-                    sm90_end<O, END, ACT>(sums, first, t, x, u, group, scale, narrow);
+                    sm90_end<O, END, ACT>(sums, first, t, x, u, group, scale, eight);
             }
             if (EIGHT && x.eight.how.learns) {
-                const float most = warp_amax(larger_amax(__uint_as_float(narrow.most << 16),
-                                                         __uint_as_float(narrow.most & ~0xFFFFu)));
+                const float most = warp_amax(larger_amax(__uint_as_float(eight.most << 16),
+                                                         __uint_as_float(eight.most & ~0xFFFFu)));
                 if (threadIdx.x % 32 == 0)
                     raise_amax(&x.eight.scale->amax, most);
             }

@@ -29,14 +29,15 @@ __device__ inline void branch_scale(float (&scale)[N], const ResidualNorm &a, co
 /* Blocks of 128 threads that run at once on a multiprocessor, for as many numbers in registers */
 template <int N, int R> constexpr int NORM_BLOCKS = N *R > 32 ? N / 2 : N *R > 24 ? 5 : 6;
 
+/* Whether a y in 8 bits is turned in the norm's own kernel, where rows are in registers */
+template <class E, int N, int R> constexpr bool NORM_TURNS = std::is_same_v<E, bf16> && N == 8 && R;
+
 /* x_out = x + s * ls * drop(branch), y = LayerNorm(x_out); shapes [rows, C]. A warp takes a row,
  * then the one `warps` further down; its lanes hold the row in R packs of N numbers each (R = 0: in
  * shared memory, for any C and for rows that are not aligned), so that memory is read once, and the
  * norm is that of x_out as stored, which a pass that finds it saved reads again. Norm alone: reads
- * x, writes y, 155 MB, floor 36 us; with a branch twice that. A y in 8 bits (`to`: its copies) is
- * turned here as well where rows are in registers: a block then takes 16 rows at a time. */
-template <class E, int N, int R> constexpr bool NORM_TURNS = std::is_same_v<E, bf16> && N == 8 && R;
-
+ * x, writes y, 155 MB, floor 36 us; with a branch twice that. Of a y in 8 bits
+ * (`to`: its copies) that is turned here a block takes 16 rows at a time. */
 template <class E, int N, int R, bool BRANCH>
 __global__ void __launch_bounds__(128, NORM_BLOCKS<N, R>)
     residual_norm_forward_kernel(ResidualNorm a, Mask mask, Mask path, const StepState *state,

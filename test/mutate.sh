@@ -152,7 +152,7 @@ cuda/gemm_sm90.cuh | s/^        __syncwarp(); \/\* of one/        ; \/* of one/
 cuda/gemm_sm90.cuh | s/0x5410, 0x7632/0x7632, 0x5410/
 cuda/gemm_sm90.cuh | s/0x6420, 0x7531/0x7531, 0x6420/
 cuda/gemm_sm90.cuh | s/words\[i \/ 2\]\[i % 2\] \&= mask;/;/
-cuda/gemm_sm90.cuh | s/narrow.most = there\[r\] ?/narrow.most = true ?/
+cuda/gemm_sm90.cuh | s/eight.most = there\[r\] ?/eight.most = true ?/
 cuda/gemm_sm90.cuh | s/unpack_pairs<E>(v\[0\], product);/;/
 cuda/gemm_sm90.cuh | s/: 2L \* u.m + group;/: u.m;/
 cuda/gemm_sm90.cuh | s/if (at.row < at.M \&\& at.column + across/if (at.row + 16 <= at.M \&\& at.column + across/

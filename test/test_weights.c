@@ -584,6 +584,17 @@ static const char *write_temporary(const char *name, const void *bytes, size_t n
     CHECK(save_file(path, bytes, n, false, &e), "%s", e.what);
     return path;
 }
+/* Of one of the files here, to put others beside it; NULL: there is none */
+static const char *a_copy_of(const char *name)
+{
+    Error e;
+    SafeTensors *f = st_map(at(here, name), &e);
+    if (!CHECK(f != NULL, "%s", e.what))
+        return NULL;
+    const char *path = write_temporary("model.safetensors", f->map, f->size);
+    st_close(f);
+    return path;
+}
 
 static void test_refusals(void)
 {
@@ -742,11 +753,9 @@ static void test_rescale(void)
          0.5, 0.5},
         {"{\"do_normalize\": false, \"do_rescale\": false}", 0, 1 / 255.0}};
     Error e;
-    SafeTensors *f = st_map(at(here, "hf-vit/model.safetensors"), &e);
-    if (!CHECK(f != NULL, "%s", e.what))
+    const char *path = a_copy_of("hf-vit/model.safetensors");
+    if (!path)
         return;
-    const char *path = write_temporary("model.safetensors", f->map, f->size);
-    st_close(f);
     for (int i = 0; i < COUNT(cases); i++) {
         WeightsInfo w;
         write_temporary("preprocessor_config.json", cases[i].json, strlen(cases[i].json));
@@ -892,11 +901,9 @@ static void test_beside(void)
                  {"{\"pretrained_cfg\": {\"mean\": [0, 0, 0], \"std\": [0, 0, 0]}}", NULL, ""},
                  {"{\"layer_norm_eps\": \"small\", \"id2label\": 7}", NULL, ""}};
     Error e;
-    SafeTensors *f = st_map(at(here, "timm-hub/model.safetensors"), &e);
-    if (!CHECK(f != NULL, "%s", e.what))
+    const char *path = a_copy_of("timm-hub/model.safetensors");
+    if (!path)
         return;
-    const char *path = write_temporary("model.safetensors", f->map, f->size);
-    st_close(f);
     for (int i = 0; i < COUNT(cases); i++) {
         WeightsInfo w;
         write_temporary("config.json", cases[i].json, strlen(cases[i].json));
